@@ -1,0 +1,37 @@
+"""One experiment: compose the config, skip it if it is done, run the page, keep the record.
+
+python run.py                                    a small real model, on a CPU, in minutes
+python run.py model=llama2_70b prune.frac=0.5    the paper's run
+python run.py -m prune.frac=0,0.25,0.5           several points of one study
+python run.py --help                             every choice and every knob
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from depthcut import complaints, config, lab, record, runlog
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Run one point, or say that it is done."""
+    x = config.read(cfg)
+    here = lab.enter(x)
+    with here.alone():
+        kept = record.finished(here)
+        if kept is None:
+            from depthcut import algorithm
+
+            with runlog.to(here):
+                algorithm.run(x, here)
+                kept = record.write(here)
+                x.log.finish(here, kept)
+        else:
+            runlog.say("done already: this config's record is on file, nothing was computed")
+    runlog.show(kept, here.folder)
+
+
+if __name__ == "__main__":
+    sys.exit(complaints.guard(main))

@@ -1,0 +1,27 @@
+"""The page: cut layers out of a language model, heal it, measure it at each stage (Gromov et al., arXiv:2403.17887)."""
+
+from functools import cache
+
+from depthcut import export
+from depthcut.config import Experiment
+from depthcut.lab import Lab
+
+
+def run(x: Experiment, lab: Lab) -> None:
+    """One point of a study. What is on file is neither loaded nor computed again; ``lab`` fills with the numbers."""
+    dense = cache(lab.load)
+
+    # How many layers go, and which: the metric prices them, the pruner spends the budget.
+    plan = lab.decide(x.prune(lambda: lab.scores(lambda: x.metric(dense(), lab.calibration())), lab.checkpoint.depth))
+
+    lab.measure("dense", dense)
+    dense.cache_clear()
+
+    # Only what the plan keeps is read, quantised as it arrives, with the replacement where the cut was.
+    pruned = cache(lambda: x.replace(lab.load(plan), plan, lab))
+    lab.measure("pruned", pruned)
+
+    healed = cache(lambda: x.heal(pruned(), plan, lab))
+    lab.measure("healed", healed)
+
+    export.export(x.export, plan, lab, healed)

@@ -1,0 +1,210 @@
+"""A model on the disk, opened lazily: its config, its tokenizer, its tensors layer by layer."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from depthcut import shards, store
+from depthcut.files import Files
+from depthcut.plan import Plan
+from depthcut.shards import Shards, Slice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from depthcut.loading import Dtype, Quantise
+
+FORMAT = 1
+# What config.json says of who wrote it, not of the model.
+AUTHORSHIP = frozenset({"transformers_version", "_name_or_path"})
+# The names that a config gives to the number of layers.
+DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+# What tokenizers are read from.
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+
+
+class Checkpoint:
+    """A model in safetensors. Opening reads a few kilobytes; the digest, the depth and the checks need no torch.
+
+    Attributes:
+        files: where the bytes come from.
+        separator: the token between documents; None: the tokenizer's own end of text.
+
+    Raises:
+        ValueError: if a file of the model is missing, damaged or of a kind that is never opened.
+    """
+
+    def __init__(self, files: Files, *, separator: str | None) -> None:
+        self.files = files
+        self.separator = separator
+        if "quantization_config" in self._described:
+            method = self._described["quantization_config"].get("quant_method", "")
+            raise ValueError(f"{files.title} is quantised already ({method}); give the model that it was made from")
+        if "auto_map" in self._described:
+            assert self.config  # it comes with code: transformers has the model too, or it is refused here
+        for name in shards.weights(files):
+            if here := files.here(name):
+                shards.header(files, name, here)
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
+        return self.files.json("config.json")
+
+    @cached_property
+    def _shards(self) -> Shards:
+        return Shards(self.files)
+
+    @cached_property
+    def digest(self) -> str:
+        """Name of the model by its content: weights, config and tokenizer, wherever they lie."""
+        return store.digest(
+            {
+                "format": FORMAT,
+                "weights": sorted(self.files.sha256(name) for name in shards.weights(self.files)),
+                "config": {key: value for key, value in self._described.items() if key not in AUTHORSHIP},
+                "tokenizer": {name: self.files.sha256(name) for name in TOKENIZER if name in self.files.names},
+            }
+        )
+
+    @cached_property
+    def depth(self) -> int:
+        """Number of layers, L."""
+        text = self._described.get("text_config", self._described)
+        found = next((text[key] for key in DEPTH if key in text), None)
+        if isinstance(found, int):
+            return found
+        from depthcut import depth
+
+        return int(depth.text_config(self.config).num_hidden_layers)
+
+    @cached_property
+    def config(self) -> "PreTrainedConfig":
+        """The model's config.
+
+        Raises:
+            ValueError: if transformers has no such model of its own; code that comes with a model is never run.
+        """
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.files.folder, trust_remote_code=False, local_files_only=True)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            kind = self._described.get("model_type")
+            if "auto_map" in self._described:
+                why = "it comes as code of its own, which is never run"
+            else:
+                why = " ".join(str(error).split())[:200]
+            raise ValueError(f"{self.files.title}: transformers has no model like its {kind} ({why})") from None
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The model's tokenizer.
+
+        Raises:
+            ValueError: if there is none that transformers can read.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.files.folder, trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # a tokenizer's reader, in Rust, raises plain Exception
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(f"{self.files.title} has no tokenizer that transformers can read ({why})") from None
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of all the tensors read so far."""
+        return self._shards.bytes_read
+
+    @cached_property
+    def prefix(self) -> str:
+        """The dotted name of the layer list in the files, which may lack the start that it has in the model.
+
+        Raises:
+            ValueError: if no list of layers in the files is as long as the config says.
+        """
+        numbers: defaultdict[str, set[int]] = defaultdict(set)
+        for name in self._shards.homes:
+            if found := re.match(r"(.+?)\.(\d+)\.", name):
+                numbers[found[1]].add(int(found[2]))
+        fits = [prefix for prefix, found in numbers.items() if found >= set(range(self.depth))]
+        if not fits:
+            raise ValueError(
+                f"{self.files.title}: its files do not hold all of the {self.depth} layers that its config has"
+            )
+        if len(fits) > 1:  # e.g. a picture encoder of the same depth
+            from depthcut import depth
+
+            model = set(depth.prefix(depth.skeleton(self.config)).split("."))
+            fits.sort(key=lambda prefix: -len(model & set(prefix.split("."))))
+        return fits[0]
+
+    def tensors(self, layer: int | None) -> dict[str, Slice]:
+        """The tensors of one layer, or with None those outside the layer list; unread, and named as in the files."""
+        from depthcut import depth
+
+        parts = {name: depth.split(name, self.prefix) for name in self._shards.homes}
+        return self._shards.slices([name for name, part in parts.items() if (part[0] if part else None) == layer])
+
+    def load(self, plan: Plan | None, *, quantise: "Quantise", dtype: "Dtype", device: str) -> "PreTrainedModel":
+        """Read the layers that ``plan`` keeps, and no others, into an ordinary model; quantise each as it arrives.
+
+        Args:
+            plan: None keeps all.
+            quantise: ``nf4`` (with double quantisation) or ``int8`` of bitsandbytes for the linear layers.
+            dtype: of all that is not quantised, and of the computation.
+            device: where the model goes, e.g. ``cpu`` or ``cuda``.
+
+        Returns:
+            The model in eval mode; new layer i is old layer ``plan.keep[i]``.
+
+        Raises:
+            ValueError: if the plan is for another model, a file is damaged, or a tensor is missing.
+        """
+        import torch
+
+        from depthcut import depth, loading
+
+        self._check(plan)
+        config = depth.trimmed(self.config, plan.drop) if plan and plan.drop else self.config
+        tensors = self._renumbered(plan.keep if plan else range(self.depth))
+        try:
+            model = loading.build(config, tensors, quantise, getattr(torch, dtype), device)
+        except ValueError as error:
+            raise ValueError(f"{self.files.title}: {error}; fetch the whole model again") from None
+        if "generation_config.json" in self.files.names:
+            model.generation_config = loading.generation(self.files.folder)
+        return model
+
+    def _check(self, plan: Plan | None) -> None:
+        """Refuse a plan that was made for another model."""
+        if plan and plan.depth != self.depth:
+            raise ValueError(f"the plan is for a model of {plan.depth} layers; {self.files.title} has {self.depth}")
+        if plan and plan.model and plan.model != self.digest:
+            raise ValueError(f"the plan was made for model {plan.model}; {self.files.title} is {self.digest}")
+
+    def _renumbered(self, keep: Iterable[int]) -> dict[str, Slice]:
+        """The tensors outside the layer list and of the layers to keep, those under consecutive numbers."""
+        from depthcut import depth
+
+        new = {old: number for number, old in enumerate(keep)}
+        names: dict[str, str] = {}
+        for name in self._shards.homes:
+            layer, rest = depth.split(name, self.prefix) or (None, "")
+            if layer is None:
+                names[name] = name
+            elif layer in new:
+                names[f"{self.prefix}.{new[layer]}.{rest}"] = name
+        slices = self._shards.slices(names.values())
+        return {name: slices[old] for name, old in names.items()}

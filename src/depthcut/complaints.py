@@ -1,0 +1,176 @@
+"""Other libraries' complaints about a config, in one line each: what was wanted, what was got, the choices."""
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+NUMBERS = {
+    **dict.fromkeys(("greater_than", "greater_than_equal"), "a number"),
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+}
+WORDS = {**NUMBERS, "string_type": "text", "bool_type": "true or false", "list_type": "a list"}
+RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+
+
+def of_pydantic(path: str, cls: type[Any], error: ValidationError) -> str:
+    """The first complaint of a method's constructor, e.g. ``prune.frac must be in [0, 1), got 1.5``."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    key = ".".join(part for part in (path, *(str(part) for part in first["loc"])) if part)
+    fields = cls.__pydantic_fields__  # pyright: ignore[reportAttributeAccessIssue]
+    kind = first["type"]
+    if kind == "value_error":
+        reason = first["msg"].removeprefix("Value error, ")
+        return f"{key} {reason}" if first["loc"] else reason
+    if kind == "unexpected_keyword_argument":
+        return f"{key}: no such key. {choices(name, fields)}"
+    if kind == "missing":
+        return f"{key} must be given"
+    if kind in RANGES or kind in NUMBERS:
+        wanted = f"{NUMBERS.get(kind, '')}{interval(fields[name].metadata)}".strip()
+        return f"{key} must be {wanted}, got {first['input']!r}"
+    if kind == "string_pattern_mismatch":
+        return f"{key} must be letters, digits, '.', '_' and '-', at most 80, got {first['input']!r}"
+    if kind == "literal_error":
+        return f"{key} must be one of {first.get('ctx', {})['expected'].replace(chr(39), '')}, got {first['input']!r}"
+    if kind in WORDS:
+        return f"{key} must be {WORDS[kind]}, got {first['input']!r}"
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+
+
+def interval(metadata: Iterable[Any]) -> str:
+    """`` in [0, 1)``, `` above 0`` or the like out of a field's bounds; empty where there is none."""
+    bounds: dict[str, Any] = {}
+    for each in metadata:
+        bounds |= {
+            name: getattr(each, name) for name in ("ge", "gt", "le", "lt") if getattr(each, name, None) is not None
+        }
+    low = f"[{bounds['ge']}" if "ge" in bounds else f"({bounds.get('gt')}"
+    high = f"{bounds['le']}]" if "le" in bounds else f"{bounds.get('lt')})"
+    match len(bounds), "ge" in bounds:
+        case 0, _:
+            return ""
+        case 1, True:
+            return f" of at least {bounds['ge']}"
+        case 1, _:
+            return f" above {bounds['gt']}"
+        case _:
+            return f" in {low}, {high}"
+
+
+def choices(wrong: str, right: Iterable[str]) -> str:
+    """``Did you mean x? There are: x, y, z``."""
+    names = sorted(str(name) for name in right if name != "_target_")
+    close = get_close_matches(wrong, names, n=1)
+    return (f"Did you mean {close[0]}? " if close else "") + f"There are: {', '.join(names) or 'none'}"
+
+
+def of_omegaconf(error: OmegaConfBaseException) -> str:
+    """A value that is missing, or an interpolation that leads nowhere."""
+    key = error.full_key or "config"
+    missing = re.search(
+        r"Missing mandatory value: ([\w.]+)|value '([\w.]+)' is missing|'([\w.]+)' is missing", str(error)
+    )
+    if missing:
+        key = max(key, *(name for name in missing.groups() if name), key=len)
+        return f"{key} must be given: {key}=..."
+    return f"{key}: {str(error).splitlines()[0]}"
+
+
+def of_hydra(error: Exception) -> str:
+    """A complaint of Hydra's composition or of its override grammar."""
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {text.splitlines()[0]}. Write key=value; a list is [a,b], words are 'quoted'"
+    missing = re.search(r"Could not (?:find|load) '([\w./-]+)/([^'/]+)'", text)
+    if missing:
+        return missing_option(missing[1], missing[2], text)
+    unknown = re.search(r"Could not override '([^'@]+)'", text)
+    if unknown:
+        return missing_key(unknown[1], error.__cause__)
+    ambiguous = re.search(r"Ambiguous value for argument '([^']+)'", text)
+    if ambiguous:
+        return f"{ambiguous[1]}: several values make a sweep, which needs -m (a list is written [a,b])"
+    return " ".join(line.strip() for line in text.splitlines()[:2])
+
+
+def missing_option(group: str, word: str, text: str) -> str:
+    """``model=lama2_7b: no such model. Did you mean llama2_7b? There are: ...``."""
+    conf = re.search(r"provider=main, path=file://(\S+)", text)
+    options = [path.stem for path in (Path(conf[1]) / group).glob("*.yaml")] if conf else []
+    return f"{group}={word}: no such {group.rpartition('/')[2]}. {choices(word, options)}"
+
+
+def missing_key(path: str, cause: BaseException | None) -> str:
+    """``prune.fraq: no such key. Did you mean frac? There are: ...``."""
+    parent = getattr(cause, "parent_node", None)
+    keys = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
+    return f"{path}: no such key. {choices(path.rpartition('.')[2], keys)}" if keys else f"{path}: no such key"
+
+
+def guard(main: Callable[[], Any]) -> int:
+    """Run ``main``; a user's mistake becomes one line and status 2, anything else keeps its traceback and status 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed in several lines
+    try:
+        refuse_launcher_without_multirun(sys.argv[1:])
+        main()
+    except KeyboardInterrupt:
+        return tell("stopped; the same command goes on from here", 130)
+    except (HydraException, OmegaConfBaseException) as error:
+        return tell(of_hydra(error))
+    except ValueError as error:
+        return tell(str(error))
+    except Exception as error:
+        line = of_disk(error)
+        if line is None:
+            raise
+        return tell(line)
+    return 0
+
+
+def tell(line: str, status: int = 2) -> int:
+    """Print a complaint as one line on stderr."""
+    print("error: " + " ".join(line.split()), file=sys.stderr)
+    return status
+
+
+def of_disk(error: Exception) -> str | None:
+    """A full, read-only or forbidden disk in one line; None for any other fault.
+
+    Libraries that write files in C++ or Rust lose the errno, but the words of the system are in their message.
+    """
+    text = f"{error}"
+    number = getattr(error, "errno", None)
+    name = getattr(error, "filename", None)
+    where = f" ({name})" if name else ""
+    if number in (errno.ENOSPC, errno.EDQUOT) or re.search(
+        r"No space left|StorageFull|PytorchStreamWriter failed", text
+    ):
+        return f"the disk is full{where}: free some space and give the same command again; what was finished is kept"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"cannot write{where}: {os.strerror(number)}. Choose another folder with outputs=..."
+    return None
+
+
+def refuse_launcher_without_multirun(arguments: list[str]) -> None:
+    """Hydra ignores a launcher without -m, silently.
+
+    Raises:
+        ValueError: in that case.
+    """
+    launcher = [each for each in arguments if each.startswith("hydra/launcher=")]
+    if launcher and not {"-m", "--multirun"} & set(arguments):
+        raise ValueError(f"{launcher[0]} has an effect with -m only")

@@ -1,0 +1,133 @@
+"""From the composed config to one frozen Experiment: every mistake is found here, before anything heavy is loaded."""
+
+from typing import Annotated, Any, Literal, get_type_hints
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, StringConstraints, ValidationError
+
+from depthcut import complaints
+from depthcut.data import Source
+from depthcut.eval import Eval
+from depthcut.heal import Heal
+from depthcut.log import Log
+from depthcut.metric import Metric
+from depthcut.model import Model
+from depthcut.prune import Prune
+from depthcut.replace import Replace
+from depthcut.strict import strict
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$")]
+
+
+@strict
+class Data:
+    """The three texts of an experiment; no document is in two of them.
+
+    Attributes:
+        calibration: what metrics read.
+        train: what healing reads.
+        validation: what the loss is measured on.
+    """
+
+    calibration: Source
+    train: Source
+    validation: Source
+
+
+@strict
+class Experiment:
+    """A composed config, checked. Its methods are ready to be called; ``composed`` is the plain config they came from.
+
+    Attributes:
+        name: the study.
+        outputs: folder of all studies.
+        seed: of the healing (adapters, batch order, dropout).
+        device: ``auto`` takes the GPU where there is one.
+        stages: at which of the three stages ``eval`` measures.
+        export: what is left on the disk of the healed model.
+    """
+
+    name: Name
+    outputs: Annotated[str, Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)]
+    device: Literal["auto", "cpu", "cuda"]
+    stages: list[Literal["dense", "pruned", "healed"]]
+    export: Literal["merged", "adapter", "none"]
+    model: Model
+    data: Data
+    metric: Metric
+    prune: Prune
+    replace: Replace
+    heal: Heal
+    eval: dict[str, Eval]
+    log: Log
+    composed: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.model.quantise not in self.heal.bases:
+            word = type(self.heal).__module__.rsplit(".", 1)[-1]
+            wanted = " or ".join(self.heal.bases)
+            raise ValueError(f"heal={word} needs model.quantise={wanted}, got {self.model.quantise}")
+        if self.heal.trains and "healed" not in self.stages and self.export == "none":
+            raise ValueError(
+                "nothing would be left of the healing: add healed to stages, or set export, or take heal=none"
+            )
+        if self.export == "adapter" and not self.heal.trains:
+            raise ValueError("export=adapter needs a heal that trains adapters; heal=none leaves none")
+
+
+def read(cfg: DictConfig) -> Experiment:
+    """Check a composed config and build its methods.
+
+    Raises:
+        ValueError: one line that names the key, what was wanted and what was got.
+    """
+    try:
+        composed: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(complaints.of_omegaconf(error)) from error
+    values = {key: composed[key] for key in composed if key != "experiment"}
+    for group in get_type_hints(Experiment).keys() & {"model", "metric", "prune", "replace", "heal", "log"}:
+        values[group] = build(group, composed[group])
+    parts = {part: build(f"data.{part}", value) for part, value in composed["data"].items()}
+    values["data"] = checked("data", Data, parts)
+    evaluations = {
+        key: value for key, value in composed["eval"].items() if isinstance(value, dict) and "_target_" in value
+    }
+    values["eval"] = {key: build(f"eval.{key}", value) for key, value in evaluations.items()}
+    return checked("", Experiment, {**values, "composed": composed})
+
+
+def build(path: str, node: Any) -> Any:
+    """Build the method at ``path``. ``_target_`` may name only a class of its group in depthcut: it is code otherwise.
+
+    Raises:
+        ValueError: for a foreign target, an unknown key, a wrong type, word or range.
+    """
+    group = path.partition(".")[0]
+    target = node.get("_target_") if isinstance(node, dict) else None
+    if not isinstance(target, str) or not target.startswith(f"depthcut.{group}."):
+        raise ValueError(f"{path}._target_ must name a class of depthcut.{group}, got {target}")
+    refuse_nested_targets(path, node)
+    try:
+        cls = instantiate({"_target_": "hydra.utils.get_class", "path": target})
+    except Exception as error:
+        raise ValueError(f"{path}._target_: there is no {target}") from error
+    return checked(path, cls, {key: value for key, value in node.items() if key != "_target_"})
+
+
+def refuse_nested_targets(path: str, node: dict[str, Any]) -> None:
+    """A method's knobs are plain values."""
+    for key, value in node.items():
+        if isinstance(value, dict) and "_target_" in value:
+            raise ValueError(f"{path}.{key}._target_ is not allowed: a knob is a plain value")
+
+
+def checked(path: str, cls: type[Any], values: dict[str, Any]) -> Any:
+    """Construct ``cls``, with pydantic's complaint in one line that names the key as it is written in the config."""
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        raise ValueError(complaints.of_pydantic(path, cls, error)) from error

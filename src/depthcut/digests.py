@@ -1,0 +1,77 @@
+"""Names by content: a stage's digest holds just what that stage reads, so nothing is computed twice.
+
+Paths, the study's name, the logger and the launcher are in none. A format version is; the package's is only recorded.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from depthcut import store
+from depthcut.plan import Plan
+
+if TYPE_CHECKING:
+    from depthcut.eval import Eval
+    from depthcut.lab import Lab
+
+FORMAT = 1
+
+
+def fields(method: Any) -> dict[str, Any]:
+    """A method by its class and its knobs, save those that change speed and memory only (``incidental``)."""
+    incidental: set[str] = set().union(*(vars(cls).get("incidental", ()) for cls in type(method).__mro__))
+    knobs = {
+        each.name: getattr(method, each.name) for each in dataclasses.fields(method) if each.name not in incidental
+    }
+    return {"class": f"{type(method).__module__}.{type(method).__name__}", **knobs}
+
+
+def base(lab: "Lab") -> str:
+    """The dense model as it is measured: its content, quantisation and dtype."""
+    model = lab.experiment.model
+    return store.digest(
+        {
+            "format": FORMAT,
+            "content": lab.checkpoint.digest,
+            "quantise": model.quantise,
+            "dtype": model.dtype,
+            "separator": model.separator,
+        }
+    )
+
+
+def scores(lab: "Lab") -> str:
+    """The metric's scores: the base, the metric, the calibration text."""
+    metric = fields(lab.experiment.metric)
+    return store.digest({"base": base(lab), "metric": metric, "calibration": lab.text_identity("calibration")})
+
+
+def point(lab: "Lab") -> str:
+    """The point of a study: the base, what the plan reads, the replacement, the recipe with its text and seed.
+
+    A pruner that reads no scores has no metric in it, and no healing no text and no seed.
+    """
+    x = lab.experiment
+    parts: dict[str, Any] = {
+        "base": base(lab),
+        "prune": fields(x.prune),
+        "replace": fields(x.replace),
+        "heal": fields(x.heal),
+    }
+    if x.prune.reads_scores:
+        parts["scores"] = scores(lab)
+    if x.heal.trains:
+        parts |= {"train": lab.text_identity("train"), "seed": x.seed}
+    return store.digest(parts)
+
+
+def pruned(lab: "Lab", plan: Plan) -> str:
+    """The pruned model: the base and the layers that go, however chosen. A cut of nothing is the base itself."""
+    replace = fields(lab.experiment.replace)
+    if not plan.drop:
+        return base(lab)
+    return store.digest({"base": base(lab), "drop": plan.drop, "replace": replace})
+
+
+def evaluation(part: "Eval", lab: "Lab") -> str:
+    """An evaluation, whatever the model: its knobs and what it reads."""
+    return store.digest({"evaluation": fields(part), "reads": part.reads(lab)})

@@ -1,0 +1,28 @@
+"""Evaluations: a model in, named numbers out."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.lab import Lab
+
+
+@strict
+class Eval(ABC):
+    """Measures a model. A number that could not be measured has no key."""
+
+    @abstractmethod
+    def __call__(self, model: "nn.Module", lab: "Lab") -> dict[str, float]:
+        """Flat names such as ``arc_easy/acc``, each with its ``_stderr`` where there is one."""
+
+    @abstractmethod
+    def reads(self, lab: "Lab") -> Any:
+        """What it reads beside the model, by content, as JSON: a part of the name its numbers are kept under."""
+
+    def parts(self) -> "tuple[Eval, ...]":
+        """The pieces that are measured and kept one by one, so that one more task repeats none of the others."""
+        return (self,)

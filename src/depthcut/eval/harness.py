@@ -1,0 +1,76 @@
+"""Tasks through lm-eval's own evaluator: local question sets, or any of its tasks by name (Gao et al.)."""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from depthcut import questions
+from depthcut.eval import Eval
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.lab import Lab
+
+Count = Annotated[int, Field(gt=0)]
+
+
+@strict
+class Harness(Eval):
+    """Multiple choice by log-likelihood, and whatever else lm-eval measures.
+
+    Attributes:
+        tasks: names; ``mmlu@5`` means five shots. ``capitals``, ``topics`` and what ends with ``_local`` need no hub.
+        limit: items a task at most; null takes all.
+        batch: requests a forward pass.
+    """
+
+    tasks: list[str]
+    limit: Count | None
+    batch: Count
+    incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            name, _, shots = task.partition("@")
+            if not name or ("@" in task and not shots.isdigit()):
+                raise ValueError(f"eval.tasks: {task!r} is no task; write a name, or name@shots such as mmlu@5")
+            if name in questions.NAMES and shots:
+                raise ValueError(f"eval.tasks: {name} has no examples to show as shots; write {name}")
+
+    def parts(self) -> tuple[Eval, ...]:
+        """One part a task."""
+        return tuple(dataclasses.replace(self, tasks=[task]) for task in self.tasks)
+
+    def reads(self, lab: "Lab") -> Any:
+        """The questions of the local sets, and lm-eval's version for the others."""
+        from importlib.metadata import version
+
+        names = [task.partition("@")[0] for task in self.tasks]
+        items = {name: questions.identity(name) for name in names if name in questions.NAMES}
+        return {"lm_eval": version("lm_eval"), "questions": items, "separator": lab.checkpoint.separator}
+
+    def __call__(self, model: "nn.Module", lab: "Lab") -> dict[str, float]:
+        """Measure each task: ``arc_easy/acc``, ``arc_easy/acc_stderr``, ...
+
+        Raises:
+            ValueError: if a task does not exist, or the hub that holds it is not reached.
+        """
+        from depthcut.harness import evaluate
+
+        return evaluate(model, lab, self.tasks, self.limit, self.batch)
+
+
+def numbers(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """lm-eval's ``{task: {"acc,none": x, "acc_stderr,none": y, ...}}`` as flat names; only finite numbers get a key."""
+    flat: dict[str, float] = {}
+    for task, values in results.items():
+        for key, value in values.items():
+            name, _, variant = key.partition(",")
+            if isinstance(value, int | float) and math.isfinite(value) and variant and not name.startswith("sample"):
+                suffix = "" if variant == "none" else f"@{variant}"
+                flat[f"{task}/{name}{suffix}"] = float(value)
+    return flat

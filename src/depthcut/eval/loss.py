@@ -1,0 +1,90 @@
+"""Loss and perplexity on held-out text, also over log V to compare vocabularies (Gromov et al., appendix A.2)."""
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from depthcut.eval import Eval
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from depthcut.lab import Lab
+
+
+@strict
+class Loss(Eval):
+    """Mean negative log-likelihood of a token of ``data.validation``, in nats.
+
+    Attributes:
+        batch: sequences a forward pass.
+    """
+
+    batch: Annotated[int, Field(gt=0)]
+    incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+
+    def reads(self, lab: "Lab") -> Any:
+        """The validation text, tokenised."""
+        return lab.text_identity("validation")
+
+    def __call__(self, model: "nn.Module", lab: "Lab") -> dict[str, float]:
+        """Measure ``validation/loss`` with its standard error, ``loss_over_log_vocab`` and ``perplexity``.
+
+        A model whose loss is not finite gets no key.
+        """
+        import torch
+
+        from depthcut.progress import track
+
+        text = lab.validation()
+        rows: list[Tensor] = []
+        with torch.inference_mode():
+            for ids_BT, mask_BT in track(
+                text.batches(self.batch), "validation loss", math.ceil(len(text) / self.batch)
+            ):
+                rows.append(sequence_losses(model, ids_BT, mask_BT))
+        sums_N, counts_N = torch.cat(rows, dim=1).double().cpu()
+        loss = (sums_N.sum() / counts_N.sum()).item()
+        if not math.isfinite(loss):
+            return {}
+        return summary(loss, sums_N / counts_N, vocabulary(model))
+
+
+def sequence_losses(model: "nn.Module", ids_BT: "Tensor", mask_BT: "Tensor") -> "Tensor":
+    """For each sequence the sum of its tokens' losses and their number, 2 x B; padding counts for nothing."""
+    import torch
+    import torch.nn.functional as F
+
+    device = next(model.parameters()).device
+    ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
+    logits_BTV = model(input_ids=ids_BT, attention_mask=None if mask_BT.all() else mask_BT, use_cache=False).logits
+    targets_BT = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, -100)
+    sums = [
+        F.cross_entropy(logits_TV.float(), targets_T, reduction="sum")
+        for logits_TV, targets_T in zip(logits_BTV[:, :-1], targets_BT, strict=True)
+    ]
+    return torch.stack([torch.stack(sums), (targets_BT != -100).sum(1)])
+
+
+def summary(loss: float, means_N: "Tensor", vocabulary: int) -> dict[str, float]:
+    """The figures of one loss; the standard error is taken over the sequences' means."""
+    stderr = (means_N.std() / math.sqrt(len(means_N))).item() if len(means_N) > 1 else 0.0
+    numbers = {
+        "validation/loss": loss,
+        "validation/loss_stderr": stderr,
+        "validation/loss_over_log_vocab": loss / math.log(vocabulary),
+    }
+    if loss < 700:  # beyond it exp overflows
+        numbers["validation/perplexity"] = math.exp(loss)
+    return numbers
+
+
+def vocabulary(model: "nn.Module") -> int:
+    """V, the number of rows of the embedding."""
+    from transformers import PreTrainedModel
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
+    assert isinstance(base, PreTrainedModel)
+    return base.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportReturnType, reportAttributeAccessIssue, reportIndexIssue]

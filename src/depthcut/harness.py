@@ -1,0 +1,91 @@
+"""lm-eval on a model in memory, offline for local question sets (lm-evaluation-harness 0.4)."""
+
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.evaluator import evaluate as lm_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from torch import nn
+
+from depthcut import questions
+from depthcut.eval.harness import numbers
+
+if TYPE_CHECKING:
+    from depthcut.lab import Lab
+
+BOOTSTRAP = 1000  # lm-eval gives no standard error at all where this is 0, though that of a mean needs no bootstrap
+
+
+def evaluate(model: nn.Module, lab: "Lab", tasks: list[str], limit: int | None, batch: int) -> dict[str, float]:
+    """Run ``tasks`` (``name`` or ``name@shots``) and return their numbers by flat names.
+
+    Raises:
+        ValueError: if a task does not exist, or its data is not reached.
+    """
+    flat: dict[str, float] = {}
+    with quiet():
+        lm = wrap(model, lab, batch)
+        for task in tasks:
+            loaded = load(task, lab)
+            results: Any = lm_evaluate(
+                lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False
+            )
+            flat |= numbers(results["results"])
+    return flat
+
+
+def wrap(model: nn.Module, lab: "Lab", batch: int) -> HFLM:
+    """lm-eval's view of ``model``; an empty context begins with the model's separator, where it has one of its own."""
+    tokenizer = lab.checkpoint.tokenizer
+    separator = lab.checkpoint.separator
+    prefix = None if separator is None else tokenizer.convert_tokens_to_ids(separator)
+    settings: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch, "device": lab.device}
+    return HFLM(**settings, pretrained=model, prefix_token_id=prefix, softmax_dtype="float32")  # pyright: ignore
+
+
+def load(task: str, lab: "Lab") -> Any:
+    """The task as lm-eval wants it.
+
+    Raises:
+        ValueError: as :func:`evaluate`.
+    """
+    name, _, shots = task.partition("@")
+    if name in questions.NAMES:
+        loaded: Any = TaskManager(include_defaults=False).load([questions.task(name, lab.cache)])
+    else:
+        loaded = load_by_name(name)
+    for each in loaded["tasks"].values():
+        if shots:
+            each.set_config(key="num_fewshot", value=int(shots))
+        each.set_fewshot_seed(seed=1234)
+    return loaded
+
+
+def load_by_name(name: str) -> Any:
+    """One of lm-eval's own tasks; its data comes from the hub."""
+    manager = TaskManager()
+    if name not in manager.all_tasks:
+        local = ", ".join(questions.NAMES)
+        raise ValueError(f"eval.tasks: no task {name!r}. Local: {local}; `lm-eval ls tasks` lists lm-eval's own")
+    try:
+        return manager.load([name])
+    except (ConnectionError, OSError) as error:
+        raise ValueError(
+            f"eval.tasks: the data of {name!r} is on the hub, which was not reached ({type(error).__name__}). "
+            f"Connect once, or take a local set: {', '.join(questions.NAMES)}"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """lm-eval reports each step at INFO and WARNING; only its errors are of use to a reader here."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

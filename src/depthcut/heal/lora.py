@@ -1,0 +1,27 @@
+"""LoRA healing on a 16- or 32-bit base (Hu et al., arXiv:2106.09685; Shortened LLaMA, arXiv:2402.02834)."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from depthcut.heal import Heal
+from depthcut.plan import Plan
+from depthcut.strict import strict
+from depthcut.training.recipe import Adapter, Training
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.lab import Lab
+
+
+@strict
+class Lora(Training, Adapter, Heal):
+    """Low-rank adapters on frozen weights that are not quantised."""
+
+    trains: ClassVar[bool] = True
+    bases: ClassVar[tuple[str, ...]] = ("none",)
+
+    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+        """Train the adapters, or attach the trained ones."""
+        from depthcut.training import adapters
+
+        return adapters.healed(model, plan, lab, self)

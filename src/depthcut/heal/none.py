@@ -1,0 +1,25 @@
+"""No healing: the cut as it is (Gromov et al. 2024, arXiv:2403.17887, the unhealed curves)."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from depthcut.heal import Heal
+from depthcut.plan import Plan
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.lab import Lab
+
+
+@strict
+class NoHealing(Heal):
+    """Leaves the model as it is."""
+
+    trains: ClassVar[bool] = False
+    bases: ClassVar[tuple[str, ...]] = ("none", "nf4", "int8")
+
+    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+        """Return ``model`` as it is."""
+        del plan, lab
+        return model

@@ -1,0 +1,27 @@
+"""QLoRA healing on a quantised base (Dettmers et al., arXiv:2305.14314), as Gromov et al. did (arXiv:2403.17887)."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from depthcut.heal import Heal
+from depthcut.plan import Plan
+from depthcut.strict import strict
+from depthcut.training.recipe import Adapter, Training
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.lab import Lab
+
+
+@strict
+class QLora(Training, Adapter, Heal):
+    """Low-rank adapters on frozen 4-bit (or 8-bit) weights. The adapters are never merged into quantised weights."""
+
+    trains: ClassVar[bool] = True
+    bases: ClassVar[tuple[str, ...]] = ("nf4", "int8")
+
+    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+        """Train the adapters, or attach the trained ones."""
+        from depthcut.training import adapters
+
+        return adapters.healed(model, plan, lab, self)

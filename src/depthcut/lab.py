@@ -1,0 +1,209 @@
+"""What the stages of one run share: the model on the disk, the texts, the caches, and the record that fills up."""
+
+import json
+import logging
+import resource
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock
+
+from depthcut import digests, store
+from depthcut.plan import Plan
+from depthcut.scores import Scores
+from depthcut.text import Tokens, disjoint, tokens
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.checkpoint import Checkpoint
+    from depthcut.config import Experiment
+
+Part = Literal["calibration", "train", "validation"]
+Stage = Literal["dense", "pruned", "healed"]
+log = logging.getLogger("depthcut")
+
+
+@dataclass
+class Lab:
+    """One run at work.
+
+    Attributes:
+        experiment: the composed config, checked.
+        checkpoint: the dense model, on the disk.
+        cache: what does not depend on the point, by content; shared by all runs.
+        study: the folder of the study; the point's folder is in it.
+        numbers: the flat record: ``dense/...``, ``pruned/...``, ``healed/...``, ``seconds/...``, ``bytes/...``.
+        evaluated: for each stage the digests of the evaluations whose numbers are in.
+    """
+
+    experiment: "Experiment"
+    checkpoint: "Checkpoint"
+    cache: Path
+    study: Path
+    numbers: dict[str, float] = field(default_factory=dict[str, float])
+    evaluated: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    plan: Plan | None = None
+    texts: dict[tuple[Part, int | None], Tokens] = field(default_factory=dict[tuple[Part, int | None], Tokens])
+
+    @cached_property
+    def digest(self) -> str:
+        """Name of the point."""
+        return digests.point(self)
+
+    @property
+    def folder(self) -> Path:
+        """The point's own folder."""
+        return self.study / self.digest
+
+    @property
+    def seed(self) -> int:
+        """The experiment's seed."""
+        return self.experiment.seed
+
+    @cached_property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``; ``auto`` takes the accelerator where there is one.
+
+        Raises:
+            ValueError: if a GPU is asked for and there is none.
+        """
+        import torch
+
+        there = torch.cuda.is_available()
+        if self.experiment.device == "cuda" and not there:
+            raise ValueError(
+                "device=cuda: torch sees no GPU here. Use device=cpu, or a machine and a torch build with CUDA"
+            )
+        return "cuda" if there and self.experiment.device != "cpu" else "cpu"
+
+    def load(self, plan: Plan | None = None) -> "nn.Module":
+        """Load the dense model, or only what ``plan`` keeps, as ``model.quantise`` and ``model.dtype`` say."""
+        model = self.experiment.model
+        before = self.checkpoint.bytes_read
+        with self.timed("load_pruned" if plan else "load_dense"):
+            loaded = self.checkpoint.load(plan, quantise=model.quantise, dtype=model.dtype, device=self.device)
+        if plan:
+            self.numbers["bytes/read"] = self.checkpoint.bytes_read - before
+            self.numbers["bytes/weights"] = sum(p.numel() * p.element_size() for p in loaded.parameters())
+        return loaded
+
+    def text_identity(self, part: Part) -> Any:
+        """What a part of the data will hold, by content, without reading it."""
+        source = getattr(self.experiment.data, part)
+        shape = [source.sequences, source.length, source.pack]
+        return {"text": source.identity(self.cache), "shape": shape, "separator": self.checkpoint.separator}
+
+    def calibration(self) -> Tokens:
+        """The text that metrics read."""
+        return self.text("calibration")
+
+    def validation(self) -> Tokens:
+        """The text that the loss is measured on."""
+        return self.text("validation")
+
+    def train(self, sequences: int) -> Tokens:
+        """The text that healing reads: up to ``sequences`` rows.
+
+        Raises:
+            ValueError: if it shares a document with the calibration or the validation text.
+        """
+        train = self.text("train", sequences)
+        disjoint({"calibration": self.calibration(), "train": train, "validation": self.validation()})
+        return train
+
+    def text(self, part: Part, sequences: int | None = None) -> Tokens:
+        """A part of the data, tokenised and packed once, kept by content."""
+        if (part, sequences) not in self.texts:
+            source = getattr(self.experiment.data, part)
+            tokenizer, separator = self.checkpoint.tokenizer, self.checkpoint.separator
+            self.texts[part, sequences] = tokens(source, tokenizer, separator, self.cache, sequences, part)
+        return self.texts[part, sequences]
+
+    def scores(self, score: Callable[[], Scores]) -> Scores:
+        """The metric's scores, computed once for this base, metric and text."""
+
+        def make() -> dict[str, Any]:
+            disjoint({"calibration": self.calibration(), "validation": self.validation()})
+            with self.timed("scores"):
+                return score().to_dict()
+
+        return Scores.from_dict(self.kept("scores", digests.scores(self), make))
+
+    def decide(self, plan: Plan) -> Plan:
+        """Keep the plan, as one of this model: what goes is said in words before anything is loaded for it."""
+        self.plan = replace(plan, model=self.checkpoint.digest)
+        log.info("plan: %s", self.plan.words)
+        self.plan.write(self.folder / "plan.json")
+        return self.plan
+
+    def measure(self, stage: Stage, model: "Callable[[], nn.Module]") -> None:
+        """Evaluate a stage, save what is on file already; ``model`` is called only where something is missing."""
+        if stage not in self.experiment.stages or (stage == "healed" and not self.experiment.heal.trains):
+            return
+        for evaluation in self.experiment.eval.values():
+            for part in evaluation.parts():
+                name = digests.evaluation(part, self)
+                key = store.digest({"subject": self.subject(stage), "evaluation": name})
+
+                def make(part: Any = part) -> dict[str, float]:
+                    subject = model()
+                    with self.timed(f"{stage}_eval"):
+                        return part(subject, self)
+
+                values = self.kept("evaluations", key, make)
+                self.numbers |= {f"{stage}/{metric}": value for metric, value in values.items()}
+                self.evaluated.setdefault(stage, []).append(name)
+
+    def subject(self, stage: Stage) -> str:
+        """Digest of the model that a stage measures."""
+        if stage == "dense":
+            return digests.base(self)
+        assert self.plan is not None
+        return digests.pruned(self, self.plan) if stage == "pruned" else self.digest
+
+    def kept(self, kind: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A JSON value of the cache, made once."""
+
+        def fill(folder: Path) -> None:
+            store.write_json(folder / "value.json", make())
+
+        folder = store.kept(self.cache / kind / key, fill)
+        return json.loads((folder / "value.json").read_text(encoding="utf-8"))
+
+    @contextmanager
+    def timed(self, what: str) -> Generator[None]:
+        """Add the seconds of a piece of work to the record."""
+        start = time.monotonic()
+        yield
+        key = f"seconds/{what}"
+        self.numbers[key] = self.numbers.get(key, 0.0) + time.monotonic() - start
+
+    def peak(self) -> None:
+        """Note the peak memory of this process, on the host and on the accelerator, in bytes."""
+        import torch
+
+        self.numbers["bytes/peak_host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if torch.cuda.is_available():
+            self.numbers["bytes/peak_device"] = torch.cuda.max_memory_allocated()
+
+    def loggers(self) -> list[Any]:
+        """Loggers of the healing run; the curve itself is always written to ``heal.csv``."""
+        return self.experiment.log.loggers(self)
+
+    def alone(self) -> FileLock:
+        """Held while the point is worked on: another process that wants it waits, and then finds it done."""
+        self.study.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.study / f".{self.digest}.lock")
+
+
+def enter(x: "Experiment") -> Lab:
+    """Open the model on the disk and set up the lab for one run; neither torch nor a weight is loaded."""
+    outputs = Path(x.outputs)
+    cache = outputs / "cache"
+    return Lab(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=outputs / x.name)

@@ -1,0 +1,112 @@
+"""An ordinary transformers model out of tensors that are read, and quantised, one at a time as they go in.
+
+``from_pretrained(None, config=..., state_dict=...)`` takes any dictionary of things that can be indexed. Its
+``key_mapping``, which seems made for renumbering layers, loads the wrong ones without a word: where a new name is not
+wanted it falls back on the old one.
+"""
+
+import logging
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from depthcut import depth
+from depthcut.shards import Slice
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+Quantise = Literal["none", "nf4", "int8"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+log = logging.getLogger("depthcut")
+
+
+def build(
+    config: "PreTrainedConfig", tensors: Mapping[str, Slice], quantise: Quantise, dtype: "torch.dtype", device: str
+) -> "PreTrainedModel":
+    """Build the model of ``config`` on ``device`` and fill it, in eval mode.
+
+    Raises:
+        ValueError: if a tensor that the model needs is missing, of another shape, or cannot be converted.
+    """
+    kind: Any = type(depth.skeleton(config))
+    with quiet():
+        try:
+            model, found = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(tensors),
+                dtype=dtype,
+                quantization_config=quantiser(quantise, dtype),
+                device_map={"": device},
+                ignore_mismatched_sizes=True,  # so that they are reported below rather than in a table
+                output_loading_info=True,
+            )
+        except RuntimeError as error:
+            if "conversion of the weights" not in str(error):
+                raise
+            raise ValueError("its tensors do not fit together as its config wants them") from None
+    if found["missing_keys"]:
+        raise ValueError(f"its files hold no {min(found['missing_keys'])}")
+    if found["mismatched_keys"]:
+        name, there, wanted = min(found["mismatched_keys"])
+        raise ValueError(f"its config wants {name} of shape {list(wanted)}, its files have {list(there)}")
+    if found["unexpected_keys"]:
+        strangers = found["unexpected_keys"]
+        log.warning("%d tensors of the files have no place in the model, e.g. %s", len(strangers), min(strangers))
+    keep_differentiable(model)
+    return cast("PreTrainedModel", model).eval()
+
+
+def keep_differentiable(model: "PreTrainedModel") -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for inference on a CPU with AVX512-BF16.
+
+    It does so at the first forward pass without gradients, and the packed weights have no backward pass: healing after
+    an evaluation would then train on wrong gradients, with no more than a warning.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            vars(module)["support_avx512bf16_for_cpu"] = False
+
+
+def quantiser(quantise: Quantise, dtype: "torch.dtype") -> "BitsAndBytesConfig | None":
+    """What bitsandbytes is to do with the linear layers."""
+    from transformers import BitsAndBytesConfig
+
+    if quantise == "none":
+        return None
+    # On a CPU it says once that an optional kernel is absent, and with int8 at every product that it casts.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if quantise == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def generation(folder: Path) -> "GenerationConfig":
+    """How the model's makers had it write, as its folder says."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig.from_pretrained(folder, local_files_only=True)
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Keep transformers' bars and tables off the screen for a while; its errors are raised all the same."""
+    from transformers.utils import logging as said
+
+    level, bars = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
+    try:
+        yield
+    finally:
+        said.set_verbosity(level)
+        if bars:
+            said.enable_progress_bar()

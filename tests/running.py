@@ -1,0 +1,52 @@
+"""Run depthcut's commands in the tests as a user does: a process of its own, its output and its exit status."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "CUDA_VISIBLE_DEVICES": ""}
+
+# A whole run in seconds: a random model of 8 layers, text of the test's own.
+PICO = ("model=pico", "heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "eval=[loss]", "data=files")
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start ``python run.py arguments``."""
+    call = [sys.executable, str(ROOT / "run.py"), *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(call, cwd=ROOT, env={**ENVIRONMENT, **environment}, **pipes)
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    process = start(*arguments, **environment)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def succeed(*arguments: str) -> dict[str, Any]:
+    """Run it, see it end well, and return the one record of its study."""
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    outputs = next(each.partition("=")[2] for each in arguments if each.startswith("outputs="))
+    records = sorted(Path(outputs).glob("main/*/record.json"), key=lambda path: path.stat().st_mtime)
+    return {**json.loads(records[-1].read_text()), "folder": records[-1].parent}
+
+
+def text_files(folder: Path) -> tuple[str, ...]:
+    """A corpus for the three parts of the data: sentences out of a small grammar, so that there is something to learn."""
+    import random
+
+    chance = random.Random(0)
+    nouns, verbs = "cat dog bird fish horse child river".split(), "sees likes follows hears finds".split()
+
+    def sentence() -> str:
+        return f"The {chance.choice(nouns)} {chance.choice(verbs)} the {chance.choice(nouns)}."
+
+    lines = [json.dumps({"text": " ".join(sentence() for _ in range(12))}) for _ in range(1000)]
+    (folder / "corpus.jsonl").write_text("\n".join(lines))
+    return tuple(f"data.{part}.paths=[{folder}/corpus.jsonl]" for part in ("calibration", "train", "validation"))

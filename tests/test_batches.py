@@ -1,0 +1,46 @@
+import numpy as np
+import torch
+
+from depthcut.text import Tokens
+from depthcut.training.batches import Batches
+
+
+def tokens(rows: int = 10) -> Tokens:
+    ids = np.arange(rows * 4, dtype=np.int32).reshape(rows, 4)
+    return Tokens(ids=ids, lengths=np.full(rows, 4, np.int32), documents=np.array([], np.uint64), digest="x")
+
+
+def rows(batches: Batches) -> list[int]:
+    return [int(row[0]) // 4 for batch in batches for row in batch]
+
+
+def test_the_micro_batch_does_not_change_the_order():
+    whole = rows(Batches(tokens(), micro_batch=4, total=6, seed=1))
+    assert whole == rows(Batches(tokens(), micro_batch=1, total=24, seed=1))
+    assert whole == rows(Batches(tokens(), micro_batch=2, total=12, seed=1))
+
+
+def test_each_epoch_has_every_row_once_in_an_order_of_its_own():
+    given = rows(Batches(tokens(), micro_batch=5, total=4, seed=0))
+    assert sorted(given[:10]) == sorted(given[10:]) == list(range(10))
+    assert given[:10] != given[10:]
+
+
+def test_the_seed_decides_the_order():
+    assert rows(Batches(tokens(), 2, 5, seed=0)) == rows(Batches(tokens(), 2, 5, seed=0))
+    assert rows(Batches(tokens(), 2, 5, seed=0)) != rows(Batches(tokens(), 2, 5, seed=1))
+
+
+def test_a_resumed_stream_goes_on_in_the_middle_of_an_epoch():
+    undisturbed = rows(Batches(tokens(), 2, 12, seed=3))
+    first = Batches(tokens(), 2, 12, seed=3)
+    stream = iter(first)
+    before = [int(row[0]) // 4 for _ in range(7) for row in next(stream)]
+    second = Batches(tokens(), 2, 12, seed=3)
+    second.load_state_dict(first.state_dict())
+    assert before + rows(second) == undisturbed
+
+
+def test_batches_are_int64_tensors():
+    batch = next(iter(Batches(tokens(), 3, 1, seed=0)))
+    assert batch.dtype == torch.int64 and batch.shape == (3, 4)

@@ -1,0 +1,224 @@
+"""Data: the demo corpus, files, hub sets; what they give, always the same; and their errors."""
+
+import importlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from depthcut.data import fingerprint
+from depthcut.data.demo import Demo, articles, sections, speeches
+from depthcut.data.files import Files
+from depthcut.data.hub import Hub
+
+ROOT = Path(__file__).parents[1]
+CACHE = ROOT / "outputs/cache"
+TEXTS = [f"Document number {i} is about the number {i * i}.\n\nIt has two paragraphs." for i in range(40)]
+PARTS = {"calibration": (0.9, 0.95), "train": (0.0, 0.9), "validation": (0.95, 1.0)}
+
+
+def demo(part, **changed):
+    return Demo(**({"span": PARTS[part], "sequences": 16, "length": 64, "pack": True} | changed))
+
+
+def files(paths, **changed):
+    knobs = {"span": [0.0, 1.0], "sequences": None, "length": 16, "pack": True, "field": "text", "divider": None}
+    return Files(paths=[str(path) for path in paths], **(knobs | changed))
+
+
+def hub(dataset, **changed):
+    knobs = {"span": [0.0, 1.0], "sequences": None, "length": 16, "pack": True, "field": "text"}
+    return Hub(dataset=str(dataset), **(knobs | {"config": None, "split": "train", "revision": None} | changed))
+
+
+def write_jsonl(path, texts=TEXTS):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+    return path
+
+
+def test_the_parts_of_the_demo_make_up_the_whole():
+    whole = list(demo("train", span=[0.0, 1.0]).documents(CACHE))
+    parts = {part: list(demo(part).documents(CACHE)) for part in PARTS}
+    assert sorted(whole) == sorted(itertools.chain(*parts.values()))
+    assert 16.5e6 < sum(map(len, whole)) < 17.5e6
+    assert 0.04 < len(parts["validation"]) / len(whole) < 0.06
+    for one, other in (("train", "validation"), ("train", "calibration"), ("calibration", "validation")):
+        assert not {*map(fingerprint, parts[one])} & {*map(fingerprint, parts[other])}
+
+
+def test_a_speech_is_in_one_part():
+    validation = set(demo("validation").documents(CACHE))
+    inside = [[section in validation for section in sections(speech)] for speech in speeches(CACHE)]
+    assert all(all(flags) or not any(flags) for flags in inside)
+    assert 5 < sum(all(flags) for flags in inside) < 25
+
+
+def test_a_few_documents_mix_both_corpora():
+    summaries = {article["extract"] for article in articles(CACHE)}
+    for part in PARTS:
+        documents = list(demo(part).documents(CACHE))[:60]
+        assert 15 < sum(text in summaries for text in documents) < 55
+        assert documents == list(demo(part).documents(CACHE))[:60]
+
+
+def test_stage_directions_and_stubs_are_gone():
+    assert not any("[laughter]" in text.lower() or "[applause]" in text.lower() for text in speeches(CACHE))
+    assert all(len(article["extract"]) >= 100 for article in articles(CACHE))
+    assert "".join("\n\n".join(sections("a\n\nb " + "x" * 1600 + "\n\nc")).split()) == "ab" + "x" * 1600 + "c"
+
+
+def test_span_is_checked():
+    for span in ([0.5, 0.5], [-0.1, 1.0], [0.0, 1.1], [0.0], [False, 1.0], ["0", 1.0]):
+        with pytest.raises(ValidationError):
+            demo("train", span=span)
+
+
+def test_white_space_makes_no_other_document():
+    assert fingerprint("One  text.\n") == fingerprint("One text.") != fingerprint("Another text.")
+
+
+def test_three_formats_give_the_same_documents(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    lines = write_jsonl(tmp_path / "a.jsonl")
+    parquet.write_table(pyarrow.table({"text": TEXTS}), tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_bytes("\ufeff".encode() + "\n====\n".join(TEXTS).replace("\n", "\r\n").encode())
+    assert list(files([lines]).documents(tmp_path)) == TEXTS
+    assert list(files([tmp_path / "a.parquet"]).documents(tmp_path)) == TEXTS
+    assert list(files([tmp_path / "a.txt"], divider="\n====\n").documents(tmp_path)) == TEXTS
+    assert len(list(files([tmp_path / "a.txt"]).documents(tmp_path))) == 1
+    assert len(list(files([tmp_path / "a.txt"], divider="\n\n").documents(tmp_path))) == 41
+
+
+def test_patterns_and_spans(tmp_path):
+    write_jsonl(tmp_path / "x/1.jsonl", TEXTS[:20])
+    write_jsonl(tmp_path / "x/2.jsonl", TEXTS[20:])
+    assert list(files([tmp_path / "**/*.jsonl", tmp_path / "x/1.jsonl"]).documents(tmp_path)) == TEXTS
+    halves = [list(files([tmp_path / "x/*"], span=span).documents(tmp_path)) for span in ([0, 0.5], [0.5, 1])]
+    assert sorted(halves[0] + halves[1]) == sorted(TEXTS)
+    assert min(map(len, halves)) > 8
+
+
+def test_identity_is_by_content(tmp_path):
+    one, same = write_jsonl(tmp_path / "one.jsonl"), write_jsonl(tmp_path / "elsewhere/same.jsonl")
+    other = write_jsonl(tmp_path / "other.jsonl", TEXTS[1:])
+    assert files([one]).identity(tmp_path) == files([same]).identity(tmp_path)
+    changed = [files([other]), files([one], span=[0, 0.5]), files([one], field="id"), files([one], divider="x")]
+    assert len({source.identity(tmp_path) for source in [files([one]), *changed]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"caf\xc3\xa9 caf\xe9", r"a\.txt is not UTF-8: byte 9 is 0xe9"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', r"a\.jsonl is not UTF-8: byte 24 is 0xff"),
+        ("a.txt", b"\n\n", r"a\.txt holds no text"),
+        ("a.jsonl", b"", r"a\.jsonl holds no text"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', r"a\.jsonl, line 3 is no JSON: Expecting value"),
+        ("a.jsonl", b'["x"]\n', r"a\.jsonl, line 1 is no JSON object"),
+        ("a.jsonl", b'{"body": "x", "id": 1}\n', r"line 1 has no text in a field `text`; there are: body, id"),
+        ("a.jsonl", b'{"text": null}\n', r"line 1 has no text in a field `text`; there are: text"),
+        ("a.parquet", b"no parquet", r"a\.parquet is no parquet file"),
+        ("a.csv", b"text\nx", r"a\.csv: no way to read \.csv; \.txt, \.jsonl or \.parquet"),
+        ("a", b"x", r"no way to read a file without suffix"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        list(files([tmp_path / name]).documents(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_columns_and_folders(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"body": ["x"], "text": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"has no column `words`; there are: body, text"):
+        list(files([tmp_path / "a.parquet"], field="words").documents(tmp_path))
+    with pytest.raises(ValueError, match="column `text` holds int64, not text"):
+        list(files([tmp_path / "a.parquet"]).documents(tmp_path))
+    with pytest.raises(ValueError, match=r"no file at .*\*\.jsonl"):
+        files([tmp_path / "*.jsonl"]).identity(tmp_path)
+    with pytest.raises(ValueError, match=r"is a folder; name its files"):
+        files([tmp_path]).identity(tmp_path)
+    with pytest.raises(ValueError, match=r"data\.train\.paths"):
+        files([]).identity(tmp_path)
+
+
+def test_hub_reads_a_data_set_in_a_folder(tmp_path):
+    folder = tmp_path / "set"
+    write_jsonl(folder / "train.jsonl", TEXTS[:30])
+    write_jsonl(folder / "validation.jsonl", TEXTS[30:])
+    source = hub(folder)
+    assert list(source.documents(tmp_path)) == TEXTS[:30]
+    assert list(hub(folder, split="validation").documents(tmp_path)) == TEXTS[30:]
+    assert 0 < len(list(hub(folder, span=[0, 0.5]).documents(tmp_path))) < 30
+    before = source.identity(tmp_path)
+    shutil.copytree(folder, tmp_path / "copy")
+    assert hub(tmp_path / "copy").identity(tmp_path) == before
+    write_jsonl(folder / "train.jsonl", TEXTS[:29])
+    assert source.identity(tmp_path) != before
+    with pytest.raises(ValueError, match=r"could not read .*set tset \(.*tset.*\)"):
+        list(hub(folder, split="tset").documents(tmp_path))
+    with pytest.raises(ValueError, match=r"train has no text in a field `words`; there are: id, text"):
+        list(hub(folder, field="words").documents(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("method", "variable"), [("documents", "HF_HUB_OFFLINE=1"), ("identity", "HF_ENDPOINT=http://127.0.0.1:9")]
+)
+def test_no_hub_is_one_line(tmp_path, variable, method):
+    script = f"""
+from pathlib import Path
+from depthcut.data.hub import Hub
+source = Hub(dataset="allenai/c4", config="en", split="train", field="text", revision=None,
+             span=[0.0, 1.0], sequences=None, length=16, pack=True)
+try:
+    list(source.{method}(Path()))
+except ValueError as error:
+    print(error)
+"""
+    environment = os.environ | dict([variable.split("=")]) | {"HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("could not read allenai/c4 en train ("), done
+    assert done.stdout.count("\n") == 1
+    assert "data=demo" in done.stdout
+
+
+def test_a_pinned_hub_set_is_named_without_the_hub(tmp_path):
+    pinned = hub("nobody/nothing", revision="0" * 40)
+    assert pinned.identity(tmp_path) == hub("nobody/nothing", revision="0" * 40).identity(tmp_path)
+    assert pinned.identity(tmp_path) != hub("nobody/nothing", revision="1" * 40).identity(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "conf/data").glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}-{file.stem}"
+)
+def test_every_knob_stands_in_its_yaml(file):
+    keys = yaml.safe_load(file.read_text())
+    module, _, name = keys.pop("_target_").rpartition(".")
+    source = getattr(importlib.import_module(module), name)
+    assert set(keys) == {field.name for field in fields(source)}
+    sample = {"length": 16, "paths": ["x"], "dataset": "x"}
+    source(
+        **{key: sample[key] if isinstance(value, str) and value[0] in "$?" else value for key, value in keys.items()}
+    )
+
+
+@pytest.mark.parametrize("choice", ["demo", "files", "c4", "hub"])
+def test_the_spans_of_a_choice_do_not_meet(choice):
+    spans = [yaml.safe_load((ROOT / f"conf/data/{part}/{choice}.yaml").read_text())["span"] for part in PARTS]
+    spans.sort()
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))

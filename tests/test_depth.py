@@ -1,0 +1,181 @@
+"""Cut = bypassed = built separately, for every family; what is watched is the true residual stream."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
+
+from depthcut import depth
+from pico import FAMILIES, logits, pico, texts, written
+
+DEPTH = 6
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2_unwindowed": ("qwen2", {"use_sliding_window": False}),
+    "opt_post_norm": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
+    "gpt2": ("gpt2", {}),
+}
+CASES = (*FAMILIES, *MORE)
+DROPS = [(0,), (5,), (1, 2), (4, 0, 3)]
+
+
+@pytest.fixture(params=CASES)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    family, changes = MORE.get(request.param, (request.param, {}))
+    return pico(family, DEPTH, **changes)
+
+
+def kept(drop: tuple[int, ...]) -> list[int]:
+    return [i for i in range(DEPTH) if i not in drop]
+
+
+def built(dense: nn.Module, drop: tuple[int, ...]) -> nn.Module:
+    """A new model of the trimmed config, with the kept layers' tensors copied in by their names."""
+    fresh = AutoModelForCausalLM.from_config(depth.trimmed(dense.config, drop)).eval()
+    stem, tensors = depth.prefix(dense), {}
+    for name, tensor in dense.state_dict().items():
+        layer, rest = depth.split(name, stem) or (None, name)
+        if layer is None:
+            tensors[name] = tensor
+        elif layer not in drop:
+            tensors[f"{stem}.{kept(drop).index(layer)}.{rest}"] = tensor
+    fresh.load_state_dict(tensors)
+    return fresh
+
+
+@pytest.mark.parametrize("drop", DROPS)
+def test_cut_is_bypassed_is_built_separately(model: PreTrainedModel, drop: tuple[int, ...]) -> None:
+    dense = logits(model)
+    with depth.bypass(model, drop):
+        bypassed = logits(model)
+    separate = logits(built(model, drop))
+    cut = logits(depth.cut(model, drop))
+    assert torch.equal(cut, bypassed)
+    assert torch.equal(cut, separate)
+    assert not torch.allclose(cut, dense, atol=0.1)
+    assert len(depth.layers(model)) == model.config.num_hidden_layers == DEPTH - len(drop)
+
+
+def test_dropping_nothing_changes_nothing(model: PreTrainedModel) -> None:
+    dense, config, names = logits(model), model.config.to_dict(), list(model.state_dict())
+    with depth.bypass(model, ()):
+        assert torch.equal(logits(model), dense)
+    assert depth.trimmed(model.config, ()).to_dict() == config
+    assert depth.cut(model, ()) is model
+    assert torch.equal(logits(model), dense)
+    assert model.config.to_dict() == config
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("drop", [(), (0, 3), (1, 2, 5)])
+def test_generate_with_a_cache_is_without(model: PreTrainedModel, drop: tuple[int, ...]) -> None:
+    with depth.bypass(model, drop):
+        bypassed = written(model, use_cache=True)
+    depth.cut(model, drop)
+    assert torch.equal(written(model, use_cache=True), written(model, use_cache=False))
+    assert torch.equal(written(model, use_cache=True), bypassed)
+
+
+def test_saved_and_reloaded_has_the_same_logits(model: PreTrainedModel, tmp_path: Path) -> None:
+    before, drop = model.config.to_dict(), (0, 4)
+    expected = logits(depth.cut(model, drop))
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(again), expected)
+    assert again.config.num_hidden_layers == 4
+    if "layer_types" in before:
+        saved = json.loads((tmp_path / "config.json").read_text())["layer_types"]
+        assert saved == [before["layer_types"][i] for i in kept(drop)]
+
+
+def test_bypass_leaves_the_model_as_it_was_even_after_an_error(model: PreTrainedModel) -> None:
+    dense, config, stack, names = logits(model), model.config.to_dict(), depth.layers(model), list(model.state_dict())
+    with pytest.raises(RuntimeError, match="stop"), depth.bypass(model, (0, 5)):
+        assert len(depth.layers(model)) == 4
+        assert list(model.state_dict()) == names  # bypassed, not gone
+        raise RuntimeError("stop")
+    assert depth.layers(model) is stack
+    assert model.config.to_dict() == config
+    assert torch.equal(logits(model), dense)
+    assert torch.equal(written(model, use_cache=True), written(model, use_cache=False))
+
+
+def test_a_bypass_in_a_bypass_counts_what_is_left(model: PreTrainedModel) -> None:
+    with depth.bypass(model, (0, 3)), depth.bypass(model, (1,)):
+        both = logits(model)
+    with depth.bypass(model, (0, 2, 3)):
+        assert torch.equal(logits(model), both)
+
+
+def test_hidden_states_first_asked_for_in_a_bypass_are_whole_after_it(model: PreTrainedModel) -> None:
+    with depth.bypass(model, (2,)):
+        assert len(model(texts(), output_hidden_states=True).hidden_states) == DEPTH
+    assert len(model(texts(), output_hidden_states=True).hidden_states) == DEPTH + 1
+
+
+@torch.no_grad()
+def test_watch_sees_the_residual_stream_before_the_final_norm(model: PreTrainedModel) -> None:
+    seen: dict[int, torch.Tensor] = {}
+    calls: list[tuple[Any, Any]] = []
+    last = depth.layers(model)[-1]
+    hook = last.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    with depth.watch(model, lambda edge, h_BTD: seen.update({edge: h_BTD.clone()})):
+        states = model(texts(), output_hidden_states=True, use_cache=False).hidden_states
+    hook.remove()
+    assert list(seen) == list(range(DEPTH + 1))
+    for edge in range(DEPTH):
+        assert torch.equal(seen[edge], states[edge])
+    (args, kwargs), *_ = calls
+    by_hand = last(*args, **kwargs)
+    assert torch.equal(seen[DEPTH], by_hand[0] if isinstance(by_hand, tuple) else by_hand)
+
+
+def test_watch_sees_the_decoder_alone_and_the_layers_a_bypass_leaves(model: PreTrainedModel) -> None:
+    edges: list[int] = []
+    with depth.bypass(model, (0, 2)), depth.watch(model, lambda edge, _: edges.append(edge)):
+        depth.decoder(model)(texts())
+    assert edges == [0, 1, 2, 3, 4]
+
+
+def test_watch_ends_with_its_block_even_after_an_error(model: PreTrainedModel) -> None:
+    edges: list[int] = []
+    with pytest.raises(RuntimeError, match="stop"), depth.watch(model, lambda edge, _: edges.append(edge)):
+        raise RuntimeError("stop")
+    logits(model)
+    assert edges == []
+
+
+def test_watch_takes_the_stream_as_a_keyword_and_out_of_a_tuple() -> None:
+    class Layer(nn.Module):
+        def forward(self, *, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return self.inner(hidden_states), None
+
+    model = pico("llama", 2)
+    seen: dict[int, torch.Tensor] = {}
+    for layer in (stack := depth.layers(model)):
+        layer.__class__ = type("Odd", (Layer,), {"inner": lambda _, h: h + 1})
+    with depth.watch(model, lambda edge, h_BTD: seen.update({edge: h_BTD})):
+        out = stack[1](hidden_states=stack[0](hidden_states=torch.zeros(1, 1, 64))[0])[0]
+    assert [float(seen[edge].mean()) for edge in range(3)] == [0, 1, 2]
+    assert seen[2] is out
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "qwen2"])
+@pytest.mark.parametrize("kind", ["sliding_attention", "full_attention"])
+def test_a_kept_layer_attends_as_before_also_when_all_others_of_a_kind_go(family: str, kind: str) -> None:
+    model = pico(family)
+    types = model.config.layer_types
+    drop = tuple(i for i, each in enumerate(types) if each != kind)
+    assert drop
+    assert len(drop) < DEPTH
+    separate = built(model, drop)
+    depth.cut(model, drop)
+    assert model.config.layer_types == [kind] * (DEPTH - len(drop))
+    assert torch.equal(logits(model), logits(separate))
+    assert torch.equal(written(model, use_cache=True), written(model, use_cache=False))

@@ -1,0 +1,183 @@
+"""Models that are more than a family's plain one: multimodal, wrapped, in 4 bits, without memory, or out of reach."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+)
+
+from depthcut import depth
+from pico import SIZES, logits, pico, written
+
+DEPTH = 6
+
+
+def test_a_config_loses_what_its_layers_took_with_them_and_nothing_else(tmp_path: Path) -> None:
+    qwen2 = depth.trimmed(pico("qwen2").config, (0, 1, 5))
+    assert (qwen2.max_window_layers, qwen2.layer_types) == (1, ["full_attention"] + ["sliding_attention"] * 2)
+    smol = depth.trimmed(pico("smollm3", no_rope_layers=[1, 1, 0, 1, 0, 1]).config, (0, 4))
+    assert smol.no_rope_layers == [1, 0, 1, 1]
+    smol.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).no_rope_layers == [1, 0, 1, 1]
+    llama = LlamaConfig(**SIZES | {"num_hidden_layers": 3, "eos_token_id": [2, 3, 4]})
+    assert depth.trimmed(llama, (1,)).eos_token_id == [2, 3, 4]
+    assert llama.num_hidden_layers == 3
+
+
+def test_the_text_part_of_a_multimodal_model_is_cut_and_its_eyes_are_not(tmp_path: Path) -> None:
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 2}
+    eyes = tower | {"image_size": 28, "patch_size": 14}
+    text = pico("gemma3").config.to_dict()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("gemma3", text_config=text, vision_config=eyes, mm_tokens_per_image=4)
+    ).eval()
+    assert depth.prefix(model) == "model.language_model.layers"
+    with depth.bypass(model, (0, 2)):
+        expected = logits(model)
+    depth.cut(model, (0, 2)).save_pretrained(tmp_path)
+    assert torch.equal(logits(model), expected)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected)
+    assert (model.config.text_config.num_hidden_layers, model.config.vision_config.num_hidden_layers) == (4, DEPTH)
+
+
+def test_a_model_that_adapters_wrap_is_bypassed_and_cut_as_well() -> None:
+    model = pico("llama")
+    with depth.bypass(model, (1, 3)):
+        expected = logits(model)
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    assert depth.prefix(wrapped) == "base_model.model.model.layers"
+    assert depth.decoder(wrapped) is model.model
+    with depth.bypass(wrapped, (1, 3)):
+        assert torch.equal(logits(wrapped), expected)
+    assert torch.equal(logits(depth.cut(wrapped, (1, 3))), expected)
+
+
+def test_a_4_bit_model_is_cut_as_well(tmp_path: Path) -> None:
+    pico("llama").save_pretrained(tmp_path / "dense")
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+
+    def load(name: str, **more: Any) -> nn.Module:
+        return AutoModelForCausalLM.from_pretrained(tmp_path / name, device_map={"": "cpu"}, **more)
+
+    # Saved before it is run: bitsandbytes 0.50 packs its weights anew in a CPU forward, and saving spoils them then.
+    depth.cut(load("dense", quantization_config=nf4), (0, 4)).save_pretrained(tmp_path / "cut")  # pyright: ignore
+    model = load("dense", quantization_config=nf4)
+    with depth.bypass(model, (0, 4)):
+        bypassed = logits(model)
+    assert torch.equal(logits(depth.cut(model, (0, 4))), bypassed)
+    assert torch.equal(logits(load("cut")), bypassed)
+    assert torch.equal(written(model, use_cache=True), written(model, use_cache=False))
+
+
+def test_the_skeleton_of_a_7b_model_takes_no_time_and_no_memory() -> None:
+    before, start = psutil.Process().memory_info().rss, time.perf_counter()
+    model = depth.skeleton(LlamaConfig())
+    assert time.perf_counter() - start < 3
+    assert psutil.Process().memory_info().rss - before < 100e6
+    assert sum(parameter.numel() for parameter in model.parameters()) > 6.7e9
+    assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"meta"}
+
+
+def test_a_list_inside_a_layer_is_not_taken_for_the_layers() -> None:
+    model = pico("llama")
+    depth.layers(model)[2].experts = nn.ModuleList(nn.Identity() for _ in range(DEPTH))
+    assert depth.prefix(model) == "model.layers"
+
+
+def test_a_tensor_name_is_split_at_the_layer_list() -> None:
+    assert depth.split("model.layers.17.mlp.up_proj.weight", "model.layers") == (17, "mlp.up_proj.weight")
+    assert depth.split("model.norm.weight", "model.layers") is None
+    assert depth.split("vision.model.layers.3.bias", "model.layers") is None
+    assert depth.split("modelXlayers.3.bias", "model.layers") is None
+
+
+class Qwen1(PreTrainedModel):
+    """A model that brings its own code, as Qwen-1 does."""
+
+    config_class = PreTrainedConfig
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.h = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+
+QWEN1 = {"model_type": "qwen", "num_hidden_layers": 3, "auto_map": {"AutoConfig": "configuration_qwen.QWenConfig"}}
+T5 = {"vocab_size": 128, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_heads": 4, "num_layers": 3}
+
+
+def listless() -> nn.Module:
+    model = pico("llama", 3)
+    model.model.layers = nn.Sequential(*depth.layers(model))
+    return model
+
+
+def twofold() -> nn.Module:
+    model = pico("llama", 3)
+    model.model.norms = nn.ModuleList(nn.Identity() for _ in range(3))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: depth.layers(T5ForConditionalGeneration(T5Config(**T5))), "t5 is an encoder-decoder"),
+        (lambda: depth.skeleton(T5Config(**T5)), "t5 is an encoder-decoder"),
+        (lambda: depth.skeleton(PreTrainedConfig.from_dict(QWEN1)), "qwen is no .*Qwen-1"),
+        (lambda: depth.layers(Qwen1(PreTrainedConfig.from_dict(QWEN1))), "qwen is no .*Qwen-1"),
+        (lambda: depth.trimmed(ViTConfig(), (1,)), "vit is no language model"),
+        (lambda: depth.layers(nn.Linear(2, 2)), "Linear is no model of transformers"),
+        (lambda: depth.layers(listless()), "no list of 3 layers"),
+        (lambda: depth.layers(twofold()), r"several lists of 3 layers \(model.layers, model.norms\)"),
+    ],
+)
+def test_a_model_it_cannot_handle_gets_one_line_that_names_those_it_can(make: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=f"{words}.*; depthcut cuts Llama, Mistral") as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def bart() -> nn.Module:
+    sizes = {"d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 128}
+    return BartForCausalLM(BartConfig(**sizes, encoder_layers=3, decoder_layers=3))
+
+
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "mlp_only_layers": [1]}
+
+
+@pytest.mark.parametrize(
+    ("make", "drop", "words"),
+    [
+        (lambda: pico("qwen3_moe", **MOE), (0,), r"drops layer 0 of 0-5, keeps 5 \(mlp"),
+        (bart, (1,), "drops layer 1 of 0-2, keeps 2 .*no list of 2 layers"),
+        (lambda: pico("llama", 3), (3,), "drops layer 3, but this model has layers 0-2"),
+        (lambda: pico("llama", 3), (0, 1, 2), "keeps 0 of 3 layers"),
+    ],
+)
+def test_a_cut_that_no_config_describes_is_refused_before_anything_changes(make: Any, drop: Any, words: str) -> None:
+    model = make()
+    stack, config = list(depth.layers(model)), model.config.to_dict()
+    with pytest.raises(ValueError, match=words) as error:
+        depth.cut(model, drop)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=words), depth.bypass(model, drop):
+        pass
+    assert list(depth.layers(model)) == stack
+    assert model.config.to_dict() == config

@@ -1,0 +1,174 @@
+"""Tokens: packed or one document a sequence, kept by content; parts that overlap are refused."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from depthcut import text
+from depthcut.data import fingerprint
+from depthcut.data.demo import Demo
+from depthcut.data.files import Files
+
+CACHE = Path(__file__).parents[1] / "outputs/cache"
+TEXTS = [f"Document number {i} is about the number {i * i}.\n\nIt has two paragraphs." for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A byte-level tokenizer that adds a BOS by default, as Llama's does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "</s>", "<|endoftext|>"]
+    inner.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>", model_max_length=16
+    )
+
+
+def files(paths, **changed):
+    knobs = {"span": [0.0, 1.0], "sequences": None, "length": 16, "pack": True, "field": "text", "divider": None}
+    return Files(paths=[str(path) for path in paths], **(knobs | changed))
+
+
+def write_jsonl(path, texts=TEXTS):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+    return path
+
+
+def test_packed_by_hand(tmp_path, tokenizer):
+    source = files([write_jsonl(tmp_path / "a.jsonl")], length=16)
+    found = text.tokens(source, tokenizer, "<|endoftext|>", tmp_path, sequences=5)
+    stream = [token for document in TEXTS for token in [*tokenizer(document, verbose=False)["input_ids"], 2]]
+    assert found.ids.tolist() == np.reshape(stream[:80], (5, 16)).tolist()
+    assert found.ids.dtype == np.int32
+    assert found.lengths.tolist() == [16] * 5
+    used = len(found.documents)
+    ends = np.cumsum([len(tokenizer(document, verbose=False)["input_ids"]) + 1 for document in TEXTS])
+    assert ends[used - 2] < 80 <= ends[used - 1]
+    assert found.documents.tolist() == [fingerprint(document) for document in TEXTS[:used]]
+
+
+def test_one_document_a_sequence(tmp_path, tokenizer):
+    source = files([write_jsonl(tmp_path / "a.jsonl", ["a", *TEXTS])], length=10, pack=False, sequences=3)
+    found = text.tokens(source, tokenizer, None, tmp_path)
+    first, second = tokenizer(["a", TEXTS[0]], verbose=False)["input_ids"]
+    assert found.ids[0].tolist() == first + [1] * (10 - len(first))
+    assert found.ids[1].tolist() == second[:10]
+    assert found.lengths.tolist() == [len(first), 10, 10]
+    assert len(found) == len(found.documents) == 3
+
+
+def test_batches(tmp_path, tokenizer):
+    source = files([write_jsonl(tmp_path / "a.jsonl", ["a", "b", *TEXTS])], length=10, pack=False)
+    found = text.tokens(source, tokenizer, None, tmp_path, sequences=5)
+    batches = list(found.batches(2))
+    assert [tuple(ids_BT.shape) for ids_BT, _ in batches] == [(2, 2), (2, 10), (1, 10)]
+    assert all(ids_BT.shape == mask_BT.shape for ids_BT, mask_BT in batches)
+    assert sum(int(mask_BT.sum()) for _, mask_BT in batches) == found.lengths.sum()
+
+
+def test_the_tokenizers_own_end_is_not_doubled(tmp_path, tokenizer):
+    from tokenizers import Tokenizer, processors
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    ending = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+    source = files([write_jsonl(tmp_path / "a.jsonl")])
+    one, other = (text.tokens(source, each, None, tmp_path, sequences=20) for each in (tokenizer, ending))
+    assert one.ids.tolist() == other.ids.tolist()
+    assert one.digest != other.digest
+
+
+def test_kept_once_and_checked(tmp_path, tokenizer):
+    source = files([write_jsonl(tmp_path / "a.jsonl")])
+    one = text.tokens(source, tokenizer, None, tmp_path, sequences=5)
+    made = tmp_path / "tokens" / one.digest / "ids.bin"
+    before = made.stat().st_mtime_ns
+    again = text.tokens(source, tokenizer, "</s>", tmp_path, sequences=5)
+    assert (again.digest, made.stat().st_mtime_ns) == (one.digest, before)
+    content = made.read_bytes()
+    made.write_bytes(b"\0" * len(content))
+    assert text.tokens(source, tokenizer, None, tmp_path, sequences=5).ids.tobytes() == content
+    other = [
+        text.tokens(source, tokenizer, "<|endoftext|>", tmp_path, 5),
+        text.tokens(source, tokenizer, None, tmp_path, 6),
+    ]
+    assert len({one.digest, *(tokens.digest for tokens in other)}) == 3
+
+
+def test_using_a_tokenizer_does_not_change_its_name(tokenizer):
+    before = text.tokenizer_digest(tokenizer)
+    tokenizer(TEXTS, padding=True, truncation=True, max_length=4)
+    assert text.tokenizer_digest(tokenizer) == before
+
+
+def test_how_many(tmp_path, tokenizer, caplog):
+    path = write_jsonl(tmp_path / "a.jsonl")
+    whole = text.tokens(files([path]), tokenizer, None, tmp_path, sequences=10**6)
+    assert 40 < len(whole) < 10**6
+    assert len(whole.documents) == len(TEXTS)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        short = text.tokens(files([path], sequences=10**6), tokenizer, None, tmp_path, part="validation")
+    assert caplog.messages == [f"data.validation: the text gives {len(whole)} sequences, 1000000 were asked for"]
+    assert short.ids.tolist() == whole.ids.tolist()
+    assert len(text.tokens(files([path], sequences=9), tokenizer, None, tmp_path, sequences=4)) == 4
+    assert len(text.tokens(files([path], sequences=4), tokenizer, None, tmp_path, sequences=9)) == 4
+    with pytest.raises(ValueError, match=r"data\.calibration\.sequences: a number is needed here"):
+        text.tokens(files([path]), tokenizer, None, tmp_path, part="calibration")
+
+
+def test_too_little_text_is_one_line(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl", ["Very short."])
+    with pytest.raises(
+        ValueError, match=r"^data\.calibration: text too short: .* gives \d+ tokens, at least 512 are needed$"
+    ):
+        text.tokens(files([path], length=512), tokenizer, None, tmp_path, 1, part="calibration")
+    assert [entry.name for entry in (tmp_path / "tokens").iterdir() if not entry.name.startswith(".")] == []
+    with pytest.raises(ValueError, match=r"^data\.train: no file at gone\.txt"):
+        text.tokens(files(["gone.txt"]), tokenizer, None, tmp_path, 1, part="train")
+
+
+def test_separator_must_be_a_token(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match=r"model\.separator: '<eot>' is no token of this tokenizer"):
+        text.tokens(files(["x.txt"]), tokenizer, "<eot>", tmp_path, 1)
+
+
+def test_long_documents_raise_no_warning(tmp_path, tokenizer, caplog, capfd):
+    (tmp_path / "a.txt").write_text(" ".join(TEXTS))
+    text.tokens(files([tmp_path / "a.txt"]), tokenizer, None, tmp_path, 10)
+    assert not caplog.records
+    assert "longer" not in "".join(capfd.readouterr())
+
+
+def test_parts_that_overlap_are_refused(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl")
+    other = write_jsonl(tmp_path / "b.jsonl", [TEXTS[3] + " ", "Something else."])
+    train = text.tokens(files([path]), tokenizer, None, tmp_path, 10**6)
+    validation = text.tokens(files([other]), tokenizer, None, tmp_path, 10**6)
+    with pytest.raises(ValueError, match=r"data\.train and data\.validation share 1 document; .*span"):
+        text.disjoint({"train": train, "validation": validation})
+    halves = {"train": files([path], span=[0, 0.5]), "validation": files([path, other], span=[0.5, 1])}
+    text.disjoint({part: text.tokens(half, tokenizer, None, tmp_path, 10**6) for part, half in halves.items()})
+
+
+def test_the_demo_parts_never_overlap(tokenizer):
+    spans = {"calibration": (0.9, 0.95), "train": (0.0, 0.9), "validation": (0.95, 1.0)}
+    sources = {part: Demo(span=span, sequences=300, length=64, pack=True) for part, span in spans.items()}
+    parts = {part: text.tokens(source, tokenizer, None, CACHE, part=part) for part, source in sources.items()}
+    text.disjoint(parts)
+    assert all(len(tokens) == 300 for tokens in parts.values())
