@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "CUDA_VISIBLE_DEVICES": ""}
 
 # A whole run in seconds: a random model of 8 layers, text of the test's own.
-PICO = ("model=pico", "heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "eval=[loss]", "data=files")
+UNHEALED = ("model=pico", "eval=[loss]", "data=files")
+PICO = (*UNHEALED, "heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2")
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:

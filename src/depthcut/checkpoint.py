@@ -97,8 +97,9 @@ class Checkpoint:
         """
         from transformers import AutoConfig
 
+        folder = self.files.folder
         try:
-            return AutoConfig.from_pretrained(self.files.folder, trust_remote_code=False, local_files_only=True)
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except (ValueError, KeyError, TypeError, OSError) as error:
             kind = self._described.get("model_type")
             if "auto_map" in self._described:
@@ -116,8 +117,9 @@ class Checkpoint:
         """
         from transformers import AutoTokenizer
 
+        folder = self.files.folder
         try:
-            return AutoTokenizer.from_pretrained(self.files.folder, trust_remote_code=False, local_files_only=True)
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except Exception as error:  # a tokenizer's reader, in Rust, raises plain Exception
             why = " ".join(str(error).split())[:200]
             raise ValueError(f"{self.files.title} has no tokenizer that transformers can read ({why})") from None

@@ -160,7 +160,7 @@ def of_disk(error: Exception) -> str | None:
         r"No space left|StorageFull|PytorchStreamWriter failed", text
     ):
         return f"the disk is full{where}: free some space and give the same command again; what was finished is kept"
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
         return f"cannot write{where}: {os.strerror(number)}. Choose another folder with outputs=..."
     return None
 

@@ -9,6 +9,7 @@ from lm_eval.evaluator import evaluate as lm_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from torch import nn
+from tqdm import tqdm
 
 from depthcut import questions
 from depthcut.eval.harness import numbers
@@ -81,11 +82,17 @@ def load_by_name(name: str) -> Any:
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """lm-eval reports each step at INFO and WARNING; only its errors are of use to a reader here."""
+    """Only lm-eval's errors are of use to a reader here, and its bars only while they move, in a terminal."""
     logger = logging.getLogger("lm_eval")
-    level = logger.level
+    level, plain = logger.level, tqdm.__init__
+
+    def modest(bar: Any, *args: Any, **settings: Any) -> None:
+        plain(bar, *args, **{**settings, "leave": False, "disable": settings.get("disable") or None})
+
     logger.setLevel(logging.ERROR)
+    tqdm.__init__ = modest  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
         logger.setLevel(level)
+        tqdm.__init__ = plain

@@ -32,7 +32,7 @@ class Repo(Files):
         self.repo = repo
         self.title = repo
         self.hashes = hashes
-        self.listing = listed(repo, revision or "main", cache)
+        self.listing, self.unreached = listed(repo, revision or "main", cache)
         self.names = frozenset(self.listing.files)
 
     @property
@@ -48,7 +48,11 @@ class Repo(Files):
         from huggingface_hub import hf_hub_download
 
         self.require(name)
+        if here := self.here(name):
+            return here
         try:
+            if self.unreached:  # the client would try again and again
+                raise self.unreached
             with explained(self.repo, name):
                 return Path(hf_hub_download(self.repo, name, revision=self.listing.commit))
         except HubUnreachedError as why:
@@ -79,8 +83,11 @@ class Listing:
     files: dict[str, str | None]
 
 
-def listed(repo: str, revision: str, cache: Path) -> Listing:
+def listed(repo: str, revision: str, cache: Path) -> "tuple[Listing, HubUnreachedError | None]":
     """List a repository: from memory if ``revision`` is a commit, else from the hub, else from this machine.
+
+    Returns:
+        The listing, and why the hub could not be asked, if it could not.
 
     Raises:
         ValueError: if none of them knows it.
@@ -90,7 +97,7 @@ def listed(repo: str, revision: str, cache: Path) -> Listing:
     memory = cache / "hub" / f"{store.digest([constants.ENDPOINT, repo, revision])}.json"
     known = remembered(memory)
     if known and known.commit == revision:
-        return known
+        return known, None
     try:
         with explained(repo, revision):
             found = asked(repo, revision)
@@ -98,10 +105,10 @@ def listed(repo: str, revision: str, cache: Path) -> Listing:
         found = known or downloaded(repo, revision)
         if not found:
             raise ValueError(f"{repo} is not on this machine and {why}; connect, or name a local folder") from None
-        return found
+        return found, why
     if found != known:
         store.write_json(memory, {"commit": found.commit, "files": found.files})
-    return found
+    return found, None
 
 
 def remembered(memory: Path) -> Listing | None:
@@ -158,7 +165,7 @@ def explained(repo: str, wanted: str) -> Generator[None]:
         cause = error.__cause__ or error
         offline = isinstance(cause, errors.OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else " ".join(str(cause).split())[:200]
-        raise HubUnreachedError(f"{constants.ENDPOINT} cannot be reached ({why})") from None
+        raise HubUnreachedError(f"{constants.ENDPOINT} did not deliver ({why})") from None
 
 
 def refusal(error: Exception, repo: str, wanted: str) -> str | None:

@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 from rich.logging import RichHandler
 
-from depthcut import loading, store
+from depthcut import store
 from depthcut.lab import Lab
 from depthcut.progress import console
 from depthcut.report import table
@@ -60,6 +60,7 @@ def to(lab: Lab) -> Generator[None]:
         log.addHandler(handler)
     try:
         with quiet():
+            log.info("point %s on %s", lab.digest, lab.device)
             yield
     except BaseException:
         log.removeHandler(terminal)
@@ -74,6 +75,8 @@ def to(lab: Lab) -> Generator[None]:
 @contextmanager
 def quiet() -> Generator[None]:
     """Keep other libraries' notices out of the terminal; their errors still show."""
+    from depthcut import loading  # which imports torch
+
     levels = {name: logging.getLogger(name).level for name in CHATTY}
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,9 +1,11 @@
 """The safetensors files of a model: which tensor is where, read one at a time, every byte counted."""
 
+import json
 import re
 import struct
 import threading
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,28 +18,63 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # The format allows 100 MB; no real model's header comes near this.
 HEADER_LIMIT = 16 << 20
+# The names of types, in the format and in torch.
+TYPES = {
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 
 
 class Slice:
     """A tensor on the disk: indexing reads it. This is what transformers takes in place of a tensor."""
 
-    def __init__(self, lazy: Any, count: Callable[[int], None]) -> None:
-        self._lazy = lazy
+    def __init__(self, path: Path, entry: "Entry", count: Callable[[int], None]) -> None:
+        self._path = path
+        self._entry = entry
         self._count = count
+
+    @property
+    def nbytes(self) -> int:
+        """The tensor's size in the file."""
+        return self._entry.nbytes
 
     def get_shape(self) -> list[int]:
         """The tensor's shape."""
-        return self._lazy.get_shape()
+        return list(self._entry.shape)
 
     def get_dtype(self) -> str:
         """The tensor's type as the file has it, e.g. ``BF16``."""
-        return self._lazy.get_dtype()
+        return self._entry.dtype
 
     def __getitem__(self, index: Any) -> "torch.Tensor":
-        """Read it, or a part of it."""
-        tensor: torch.Tensor = self._lazy[index]
-        self._count(tensor.nbytes)
-        return tensor
+        """Read it, straight into its own memory: safetensors would hold it twice, or map the file and keep its pages.
+
+        Raises:
+            ValueError: if the file has been cut short since it was opened.
+        """
+        import torch
+
+        bytes_N = torch.empty(self.nbytes, dtype=torch.uint8)
+        self._count(self.nbytes)
+        rest = bytes_N.numpy().data
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(self._entry.start)
+            while rest:
+                got = file.readinto(rest)
+                if not got:
+                    raise ValueError(f"{self._path} has been cut short while it was read")
+                rest = rest[got:]
+        return bytes_N.view(getattr(torch, TYPES[self._entry.dtype])).reshape(self._entry.shape)[index]
 
 
 class Shards:
@@ -52,7 +89,7 @@ class Shards:
         self.files = files
         self.homes = homes(files)
         self.bytes_read = 0
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, tuple[Path, dict[str, Entry]]] = {}
         self._lock = threading.Lock()  # transformers reads from several threads
 
     def slices(self, names: Collection[str]) -> dict[str, Slice]:
@@ -61,29 +98,21 @@ class Shards:
         Raises:
             ValueError: if one of the files cannot be had or is damaged.
         """
-        return {name: Slice(self._file(self.homes[name]).get_slice(name), self._count) for name in names}
+        return {name: self._slice(name) for name in names}
 
-    def _file(self, name: str) -> Any:
-        from safetensors import SafetensorError, safe_open
-
-        if name not in self._open:
-            path = self.files.whole(name)
-            self.examine(name, path)
-            try:  # not mapped into memory: a mapped page stays counted as ours, and a shrinking file would kill us
-                self._open[name] = safe_open(path, framework="pt", device="cpu", backend="pread")
-            except (OSError, SafetensorError) as error:
-                raise self.files.damaged(name, str(error)) from None
-        return self._open[name]
-
-    def examine(self, name: str, path: Path) -> None:
-        """Check that a file holds the tensors that the index places there.
-
-        Raises:
-            ValueError: if it does not, or is damaged.
-        """
-        lost = {tensor for tensor, home in self.homes.items() if home == name} - header(self.files, name, path)
-        if lost:
-            raise self.files.damaged(name, f"{INDEX} promises {min(lost)}, which it does not hold")
+    def _slice(self, name: str) -> Slice:
+        home = self.homes[name]
+        if home not in self._open:
+            path = self.files.whole(home)
+            self._open[home] = path, header(self.files, home, path)
+        path, entries = self._open[home]
+        if name not in entries:
+            raise self.files.damaged(home, f"{INDEX} promises {name}, which it does not hold")
+        if entries[name].dtype not in TYPES:
+            raise ValueError(
+                f"{self.files.title}: {name} is of type {entries[name].dtype}; read are {', '.join(TYPES)}"
+            )
+        return Slice(path, entries[name], self._count)
 
     def _count(self, size: int) -> None:
         with self._lock:
@@ -133,8 +162,18 @@ def unreadable(files: Files) -> str:
     return f"{files.title} has no weights: wanted {SINGLE}, or {INDEX} and its shards"
 
 
-def header(files: Files, name: str, path: Path) -> set[str]:
-    """The names of the tensors in a file, whose header must fit its length. Needs no torch.
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies in its file, in bytes from the file's start, and what it is."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+def header(files: Files, name: str, path: Path) -> dict[str, Entry]:
+    """The tensors in a file, by name. Needs no torch; that the header fits the file is for safetensors to check.
 
     Raises:
         ValueError: if the file is cut short, too long or none of this format.
@@ -144,9 +183,17 @@ def header(files: Files, name: str, path: Path) -> set[str]:
     try:
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
-        if size > HEADER_LIMIT:
-            raise files.damaged(name, f"its header claims {size} bytes; at most {HEADER_LIMIT} are read")
-        with safe_open(path, framework="numpy") as file:
-            return set(file.keys())
+            if size > HEADER_LIMIT:
+                raise files.damaged(name, f"its header claims {size} bytes; at most {HEADER_LIMIT} are read")
+            with safe_open(path, framework="numpy"):
+                described: dict[str, Any] = json.loads(file.read(size))
     except (OSError, struct.error, SafetensorError) as error:
         raise files.damaged(name, str(error)) from None
+    described.pop("__metadata__", None)
+    return {tensor: entry(8 + size, **fields) for tensor, fields in described.items()}
+
+
+def entry(origin: int, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> Entry:
+    """An entry of a header whose file's tensors begin at ``origin``."""
+    start, stop = data_offsets
+    return Entry(dtype, tuple(shape), origin + start, stop - start)

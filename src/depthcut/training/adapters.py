@@ -30,7 +30,8 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Lora | QLora") -> 
     adapted = adapt(model, recipe)
 
     def train(folder: Path) -> None:
-        fit(adapted, recipe, lab)
+        with lab.timed("heal"):
+            fit(adapted, recipe, lab)
         adapted.save_pretrained(str(folder))
         plan.write(folder / "plan.json")
 

@@ -63,7 +63,7 @@ class Curve(L.Callback):
             return
         self.add_row(trainer)
         if trainer.global_step % self.save_every == 0 and trainer.global_step < trainer.max_steps:
-            trainer.save_checkpoint(self.folder / "last.ckpt")
+            trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
             self.write()
 
     def add_row(self, trainer: L.Trainer) -> None:

@@ -1,0 +1,142 @@
+"""The main job as a user gives it: ends, is not repeated, survives a kill, leaves a model that loads anywhere."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from running import ENVIRONMENT, PICO, ROOT, UNHEALED, run, start, succeed, text_files
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tuple[str, ...]:
+    return text_files(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, corpus):
+    outputs = tmp_path_factory.mktemp("outputs")
+    return succeed(f"outputs={outputs}", *PICO, *corpus)
+
+
+def test_the_record_holds_what_was_done(finished):
+    assert finished["plan"]["depth"] == 8 and finished["fraction"] == 0.25
+    assert finished["healed/validation/loss"] < finished["pruned/validation/loss"]
+    for stage in ("dense", "pruned", "healed"):
+        assert finished[f"{stage}/validation/loss_stderr"] > 0
+    assert finished["config"]["model"]["layers"] == 8
+    assert finished["versions"]["torch"] and finished["device"]
+    assert finished["bytes/read"] > 0 and finished["seconds/heal"] > 0
+    names = {path.name for path in finished["folder"].iterdir() if path.suffix != ".lock"}
+    assert names == {"config.yaml", "run.log", "plan.json", "heal.csv", "record.json", "model", "adapter"}
+
+
+def test_the_curve_has_one_row_a_step(finished):
+    rows = (finished["folder"] / "heal.csv").read_text().splitlines()
+    assert rows[0].startswith("step,tokens,seconds,loss,lr")
+    assert [int(row.split(",")[0]) for row in rows[1:]] == [1, 2, 3, 4, 5, 6]
+    assert [int(row.split(",")[1]) for row in rows[1:]] == [256 * step for step in range(1, 7)]
+
+
+def test_a_second_run_says_that_it_is_done(finished, corpus):
+    outputs = finished["folder"].parents[1]
+    before = time.monotonic()
+    again = run(f"outputs={outputs}", *PICO, *corpus)
+    assert time.monotonic() - before < 3
+    assert again.returncode == 0 and "done already" in again.stderr
+    assert "validation/loss" in again.stdout
+
+
+def test_another_name_finds_what_is_shared_and_another_export_keeps_the_adapter(finished, corpus):
+    outputs = finished["folder"].parents[1]
+    adapter = finished["folder"] / "adapter" / "adapter_model.safetensors"
+    stamp = adapter.stat().st_mtime_ns
+    again = run(f"outputs={outputs}", *PICO, *corpus, "export=adapter", "eval=[loss]", "eval.loss.batch=2")
+    assert again.returncode == 0, again.stderr
+    assert "healing" not in again.stderr and adapter.stat().st_mtime_ns == stamp
+    other = run(f"outputs={outputs}", *UNHEALED, *corpus, "name=other", "heal=none", "stages=[dense,pruned]", "export=none")
+    assert other.returncode == 0 and "validation loss:" not in other.stderr
+    record = json.loads(next(Path(outputs).glob("other/*/record.json")).read_text())
+    assert record["pruned/validation/loss"] == finished["pruned/validation/loss"]
+    assert not any(key.startswith("healed/") for key in record)
+
+
+LOADS = """
+import sys
+sys.modules["depthcut"] = None                                     # as where it is not installed
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model, found = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, output_loading_info=True)
+assert not found["missing_keys"] and not found["unexpected_keys"], found
+assert len(model.model.layers) == model.config.num_hidden_layers == 6
+ids = tokenizer("The cat sees the dog.", return_tensors="pt").input_ids
+with torch.no_grad():
+    print(model(ids, labels=ids).loss.item())
+    greedy = [model.generate(ids, max_new_tokens=8, min_new_tokens=8, do_sample=False, use_cache=c).tolist() for c in (True, False)]
+assert greedy[0] == greedy[1]
+"""
+
+
+def test_the_exported_model_loads_where_depthcut_is_not(finished):
+    folder = finished["folder"] / "model"
+    call = [sys.executable, "-W", "ignore", "-c", LOADS, str(folder)]
+    done = subprocess.run(call, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 0 < float(done.stdout) < finished["pruned/validation/loss"]
+    card = (folder / "README.md").read_text()
+    assert finished["plan"]["words"] in card and "healed/validation/loss" in card
+
+
+def test_the_report_prints_the_study_and_writes_its_csv(finished):
+    study = finished["folder"].parent
+    call = [sys.executable, "-m", "depthcut.report", str(study)]
+    done = subprocess.run(call, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 finished" in done.stdout
+    rows = (study / "table.csv").read_text().splitlines()
+    assert len(rows) == 2 and "healed/validation/loss" in rows[0]
+    missing = subprocess.run([*call[:-1], "outputs/no-such"], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, check=False)
+    assert missing.returncode == 2 and missing.stderr.startswith("error: no study at outputs/no-such")
+
+
+def test_a_sweep_is_one_study(tmp_path, corpus):
+    done = run("-m", f"outputs={tmp_path}", *UNHEALED, *corpus, "heal=none", "export=none", "prune=block,deepest", "prune.frac=0,0.5")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("main/*/record.json")]
+    assert len(records) == 4
+    assert len({record["dense/validation/loss"] for record in records}) == 1
+    whole = [record for record in records if record["fraction"] == 0]
+    assert len(whole) == 2 and all(each["pruned/validation/loss"] == each["dense/validation/loss"] for each in whole)
+
+
+HEAL = ("heal.steps=12", "heal.save_every=2", "heal.dropout=0.2", "heal.batch=4", "heal.micro_batch=2", "export=none")
+
+
+def adapter_of(outputs: Path) -> bytes:
+    return next(outputs.glob("main/*/adapter/adapter_model.safetensors")).read_bytes()
+
+
+@pytest.mark.parametrize("base", [(), ("heal=qlora", "model.quantise=nf4", "model.hidden=64", "heal.length=64", "heal.warmup=1")], ids=["lora", "qlora"])
+def test_killed_in_the_middle_of_healing_it_ends_with_the_same_weights(tmp_path, corpus, base):
+    arguments = (*PICO, *corpus, *base, *HEAL)
+    undisturbed = succeed(f"outputs={tmp_path / 'a'}", *arguments)
+    process = start(f"outputs={tmp_path / 'b'}", *arguments)
+    while not list(tmp_path.glob("b/main/*/heal/last.ckpt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not list(tmp_path.glob("b/main/*/record.json")) and not list(tmp_path.glob("b/main/*/adapter"))
+    resumed = succeed(f"outputs={tmp_path / 'b'}", *arguments)
+    log = (resumed["folder"] / "run.log").read_text()
+    assert "healing goes on from" in log
+    assert adapter_of(tmp_path / "a") == adapter_of(tmp_path / "b")
+    assert resumed["healed/validation/loss"] == undisturbed["healed/validation/loss"]
+    curves = [[row.split(",")[:4:3] for row in (each["folder"] / "heal.csv").read_text().splitlines()] for each in (undisturbed, resumed)]
+    assert curves[0] == curves[1]
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
