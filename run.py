@@ -16,7 +16,13 @@ from depthcut import complaints, config, lab, record, runlog
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
-    """Run one point, or say that it is done."""
+    """Run one point of a study; what goes wrong is told at the end."""
+    with complaints.noted():
+        point(cfg)
+
+
+def point(cfg: DictConfig) -> None:
+    """Run the point, or say that it is done."""
     x = config.read(cfg)
     here = lab.enter(x)
     with here.alone():

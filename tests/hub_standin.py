@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on this machine's loopback: model folders served as the hub would, every request kept."""
+"""A stand-in for the Hugging Face hub on the loopback: folders served as the hub serves them, every request kept."""
 
 import hashlib
 import json
@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not file.is_file():
             return self.send(404, error="EntryNotFound")
         tag = etag(file) if file.suffix == ".safetensors" else etag(file)[:40]
-        return self.send(200, file.read_bytes(), **{"ETag": f'"{tag}"'})
+        return self.send(200, file.read_bytes(), ETag=f'"{tag}"')
 
     def send(self, status: int, body: bytes = b"", error: str = "", **headers: str) -> None:
         self.send_response(status)

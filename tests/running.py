@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "COLUMNS": "200",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 # A whole run in seconds: a random model of 8 layers, text of the test's own.
 UNHEALED = ("model=pico", "eval=[loss]", "data=files")
@@ -39,11 +45,12 @@ def succeed(*arguments: str) -> dict[str, Any]:
 
 
 def text_files(folder: Path) -> tuple[str, ...]:
-    """A corpus for the three parts of the data: sentences out of a small grammar, so that there is something to learn."""
+    """A corpus for the three parts of the data: sentences of a small grammar, so that there is something to learn."""
     import random
 
     chance = random.Random(0)
-    nouns, verbs = "cat dog bird fish horse child river".split(), "sees likes follows hears finds".split()
+    nouns = ["cat", "dog", "bird", "fish", "horse", "child", "river"]
+    verbs = ["sees", "likes", "follows", "hears", "finds"]
 
     def sentence() -> str:
         return f"The {chance.choice(nouns)} {chance.choice(verbs)} the {chance.choice(nouns)}."

@@ -3,17 +3,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from pico import pico
 
 from depthcut import depth
 from depthcut.metric.angular import Angular, distances, last_token_states
 from depthcut.prune.block import Block
 from depthcut.text import Tokens
+from pico import pico
 
 
 def tokens(lengths=(9, 12, 5, 12, 7), width=12) -> Tokens:
     ids = np.random.default_rng(0).integers(3, 100, (len(lengths), width), dtype=np.int32)
-    return Tokens(ids=ids, lengths=np.array(lengths, dtype=np.int32), documents=np.array([], dtype=np.uint64), digest="x")
+    return Tokens(
+        ids=ids, lengths=np.array(lengths, dtype=np.int32), documents=np.array([], dtype=np.uint64), digest="x"
+    )
 
 
 def make_identity(model, layer: int) -> None:
@@ -29,7 +31,9 @@ def by_hand(model, text: Tokens) -> np.ndarray:
     rows = []
     for ids, length in zip(text.ids, text.lengths, strict=True):
         with torch.no_grad():
-            states = model(torch.from_numpy(ids[None, :length].astype(np.int64)), output_hidden_states=True).hidden_states
+            states = model(
+                torch.from_numpy(ids[None, :length].astype(np.int64)), output_hidden_states=True
+            ).hidden_states
         x = [state[0, -1].double().numpy() for state in states[:-1]]  # the last one is behind the final norm
         row = np.zeros((len(x), len(x)))
         for i in range(len(x)):

@@ -1,8 +1,8 @@
 """Every stored config composes to the values that it promises, and to an Experiment."""
 
 import pytest
-from composing import ROOT, composed
 
+from composing import ROOT, composed
 from depthcut import config
 
 PAPER = {  # Gromov et al. 2024, appendix A.1: repo, rank, peak learning rate, tokens a sequence
@@ -41,7 +41,11 @@ def test_a_model_alone_means_the_papers_run(model):
     assert (heal.rank, heal.alpha, heal.lr, heal.length) == (rank, rank, lr, length)
     assert (heal.steps, heal.batch, heal.warmup, heal.dropout, heal.modules) == (5000, 16, 100, 0.05, "ffn")
     assert x.data.train.dataset == x.data.validation.dataset == x.data.calibration.dataset == "allenai/c4"
-    assert (x.data.train.split, x.data.validation.split, x.data.calibration.split) == ("train", "validation", "validation")
+    assert (x.data.train.split, x.data.validation.split, x.data.calibration.split) == (
+        "train",
+        "validation",
+        "validation",
+    )
     assert (x.data.train.length, x.data.calibration.sequences) == (length, 10000)
     assert list(x.eval.harness.tasks) == ["mmlu@5", "boolq"] and x.eval.harness.limit is None
     assert x.eval.loss._target_ == "depthcut.eval.loss.Loss"
@@ -68,7 +72,9 @@ def test_local_takes_a_path_and_the_default_recipe():
 
 
 def test_the_command_line_wins_over_the_models_file():
-    x = composed("model=llama2_70b", "heal=lora", "data=demo", "eval=[loss]", "model.quantise=none", "model.heal.rank=3")
+    x = composed(
+        "model=llama2_70b", "heal=lora", "data=demo", "eval=[loss]", "model.quantise=none", "model.heal.rank=3"
+    )
     assert x.heal._target_.endswith("lora.Lora") and x.heal.rank == 3
     assert x.data.train._target_.endswith("demo.Demo")
     assert "harness" not in x.eval

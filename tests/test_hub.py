@@ -4,14 +4,14 @@ import json
 import re
 from pathlib import Path
 
-import hub_standin
 import pytest
-from hub_standin import COMMIT, UNREACHABLE, Hub
-from pico import pico
 
+import hub_standin
 from depthcut.checkpoint import Checkpoint
 from depthcut.files import Folder, Hashes
 from depthcut.model.pico import byte_tokenizer
+from hub_standin import COMMIT, UNREACHABLE, Hub
+from pico import pico
 
 REPO = "someone/pico"
 OPEN = """
@@ -72,11 +72,13 @@ def test_a_plan_fetches_only_the_shards_that_it_keeps(folder: Path, tmp_path: Pa
         said = machine.run(
             "model = open().load(Plan(6, (2, 3, 4)), quantise='none', dtype='float32', device='cpu')\n"
             "state = model.state_dict()\n"
-            "print(float(state['model.layers.2.mlp.up_proj.weight'].double().sum()), 'model.layers.3.mlp.up_proj.weight' in state)"
+            "print(float(state['model.layers.2.mlp.up_proj.weight'].double().sum()))\n"
+            "print('model.layers.3.mlp.up_proj.weight' in state)"
         )
     assert {name for name in hub.fetched() if name.endswith(".safetensors")} == kept
     assert len(kept) < len(set(homes.values()))
-    assert said == [f"{float(pico('llama').state_dict()['model.layers.5.mlp.up_proj.weight'].double().sum())} False"]
+    last = pico("llama").state_dict()["model.layers.5.mlp.up_proj.weight"]
+    assert said == [str(float(last.double().sum())), "False"]
 
 
 def test_what_was_opened_once_opens_without_a_network(folder: Path, tmp_path: Path) -> None:

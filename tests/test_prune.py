@@ -42,14 +42,20 @@ def test_nothing_to_drop_asks_no_metric(prune):
     assert prune(frac=0.0, keep_first=0, keep_last=1)(never, 30).drop == ()
 
 
-@pytest.mark.parametrize(("frac", "depth", "layers"), [(0.27, 30, 8), (0.2, 32, 6), (0.27, 32, 9), (0.35, 32, 11), (0.5, 80, 40), (0.29, 40, 12)])
+@pytest.mark.parametrize(
+    ("frac", "depth", "layers"),
+    [(0.27, 30, 8), (0.2, 32, 6), (0.27, 32, 9), (0.35, 32, 11), (0.5, 80, 40), (0.29, 40, 12)],
+)
 def test_the_fraction_is_rounded_to_the_nearest_layer(frac, depth, layers):
     """The published pairs of fraction and layers: Gromov et al., Shortened LLaMA."""
     assert Deepest(frac=frac, keep_first=0, keep_last=1).layers(depth) == layers
 
 
 def test_a_plan_that_keeps_too_little_is_refused():
-    with pytest.raises(ValueError, match=r"keeps 0 of 30 layers; the last layer must stay. Lower prune.frac \(now 0.99; at most 0.98 here\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"keeps 0 of 30 layers; the last layer must stay. Lower prune.frac \(now 0.99; at most 0.98 here\)",
+    ):
         Deepest(frac=0.99, keep_first=0, keep_last=1)(never, 30)
     assert len(Deepest(frac=0.98, keep_first=0, keep_last=1)(never, 30).drop) == 29
     with pytest.raises(ValueError, match="the first 4 and the last 2 layers must stay"):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from running import ENVIRONMENT, PICO, ROOT, UNHEALED, run, start, succeed, text_files
 
 
@@ -58,7 +59,9 @@ def test_another_name_finds_what_is_shared_and_another_export_keeps_the_adapter(
     again = run(f"outputs={outputs}", *PICO, *corpus, "export=adapter", "eval=[loss]", "eval.loss.batch=2")
     assert again.returncode == 0, again.stderr
     assert "healing" not in again.stderr and adapter.stat().st_mtime_ns == stamp
-    other = run(f"outputs={outputs}", *UNHEALED, *corpus, "name=other", "heal=none", "stages=[dense,pruned]", "export=none")
+    other = run(
+        f"outputs={outputs}", *UNHEALED, *corpus, "name=other", "heal=none", "stages=[dense,pruned]", "export=none"
+    )
     assert other.returncode == 0 and "validation loss:" not in other.stderr
     record = json.loads(next(Path(outputs).glob("other/*/record.json")).read_text())
     assert record["pruned/validation/loss"] == finished["pruned/validation/loss"]
@@ -77,7 +80,8 @@ assert len(model.model.layers) == model.config.num_hidden_layers == 6
 ids = tokenizer("The cat sees the dog.", return_tensors="pt").input_ids
 with torch.no_grad():
     print(model(ids, labels=ids).loss.item())
-    greedy = [model.generate(ids, max_new_tokens=8, min_new_tokens=8, do_sample=False, use_cache=c).tolist() for c in (True, False)]
+    settings = dict(max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    greedy = [model.generate(ids, **settings, use_cache=cache).tolist() for cache in (True, False)]
 assert greedy[0] == greedy[1]
 """
 
@@ -100,12 +104,23 @@ def test_the_report_prints_the_study_and_writes_its_csv(finished):
     assert "1 finished" in done.stdout
     rows = (study / "table.csv").read_text().splitlines()
     assert len(rows) == 2 and "healed/validation/loss" in rows[0]
-    missing = subprocess.run([*call[:-1], "outputs/no-such"], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, check=False)
+    missing = subprocess.run(
+        [*call[:-1], "outputs/no-such"], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, check=False
+    )
     assert missing.returncode == 2 and missing.stderr.startswith("error: no study at outputs/no-such")
 
 
 def test_a_sweep_is_one_study(tmp_path, corpus):
-    done = run("-m", f"outputs={tmp_path}", *UNHEALED, *corpus, "heal=none", "export=none", "prune=block,deepest", "prune.frac=0,0.5")
+    done = run(
+        "-m",
+        f"outputs={tmp_path}",
+        *UNHEALED,
+        *corpus,
+        "heal=none",
+        "export=none",
+        "prune=block,deepest",
+        "prune.frac=0,0.5",
+    )
     assert done.returncode == 0, done.stderr
     records = [json.loads(path.read_text()) for path in tmp_path.glob("main/*/record.json")]
     assert len(records) == 4
@@ -121,7 +136,11 @@ def adapter_of(outputs: Path) -> bytes:
     return next(outputs.glob("main/*/adapter/adapter_model.safetensors")).read_bytes()
 
 
-@pytest.mark.parametrize("base", [(), ("heal=qlora", "model.quantise=nf4", "model.hidden=64", "heal.length=64", "heal.warmup=1")], ids=["lora", "qlora"])
+@pytest.mark.parametrize(
+    "base",
+    [(), ("heal=qlora", "model.quantise=nf4", "model.hidden=64", "heal.length=64", "heal.warmup=1")],
+    ids=["lora", "qlora"],
+)
 def test_killed_in_the_middle_of_healing_it_ends_with_the_same_weights(tmp_path, corpus, base):
     arguments = (*PICO, *corpus, *base, *HEAL)
     undisturbed = succeed(f"outputs={tmp_path / 'a'}", *arguments)
@@ -137,6 +156,9 @@ def test_killed_in_the_middle_of_healing_it_ends_with_the_same_weights(tmp_path,
     assert "healing goes on from" in log
     assert adapter_of(tmp_path / "a") == adapter_of(tmp_path / "b")
     assert resumed["healed/validation/loss"] == undisturbed["healed/validation/loss"]
-    curves = [[row.split(",")[:4:3] for row in (each["folder"] / "heal.csv").read_text().splitlines()] for each in (undisturbed, resumed)]
+    curves = [
+        [row.split(",")[:4:3] for row in (each["folder"] / "heal.csv").read_text().splitlines()]
+        for each in (undisturbed, resumed)
+    ]
     assert curves[0] == curves[1]
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]

@@ -4,7 +4,9 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 NUMBERS = {
-    **dict.fromkeys(("greater_than", "greater_than_equal"), "a number"),
+    **dict.fromkeys(("greater_than", "greater_than_equal", "less_than", "less_than_equal"), ""),
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
 }
 WORDS = {**NUMBERS, "string_type": "text", "bool_type": "true or false", "list_type": "a list"}
-RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 def of_pydantic(path: str, cls: type[Any], error: ValidationError) -> str:
@@ -39,8 +40,8 @@ def of_pydantic(path: str, cls: type[Any], error: ValidationError) -> str:
         return f"{key}: no such key. {choices(name, fields)}"
     if kind == "missing":
         return f"{key} must be given"
-    if kind in RANGES or kind in NUMBERS:
-        wanted = f"{NUMBERS.get(kind, '')}{interval(fields[name].metadata)}".strip()
+    if kind in NUMBERS:
+        wanted = f"{NUMBERS[kind]}{interval(fields[name].metadata)}".strip()
         return f"{key} must be {wanted}, got {first['input']!r}"
     if kind == "string_pattern_mismatch":
         return f"{key} must be letters, digits, '.', '_' and '-', at most 80, got {first['input']!r}"
@@ -64,7 +65,7 @@ def interval(metadata: Iterable[Any]) -> str:
         case 0, _:
             return ""
         case 1, True:
-            return f" of at least {bounds['ge']}"
+            return f" at least {bounds['ge']}"
         case 1, _:
             return f" above {bounds['gt']}"
         case _:
@@ -121,24 +122,39 @@ def missing_key(path: str, cause: BaseException | None) -> str:
     return f"{path}: no such key. {choices(path.rpartition('.')[2], keys)}" if keys else f"{path}: no such key"
 
 
+faults: list[Exception] = []
+
+
+@contextmanager
+def noted() -> Generator[None]:
+    """Put an exception aside for :func:`guard`: the other points of a sweep go on, and Hydra adds no words."""
+    try:
+        yield
+    except Exception as error:
+        faults.append(error)
+
+
 def guard(main: Callable[[], Any]) -> int:
     """Run ``main``; a user's mistake becomes one line and status 2, anything else keeps its traceback and status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed in several lines
     try:
-        refuse_launcher_without_multirun(sys.argv[1:])
-        main()
+        with noted():
+            refuse_launcher_without_multirun(sys.argv[1:])
+            main()
     except KeyboardInterrupt:
         return tell("stopped; the same command goes on from here", 130)
-    except (HydraException, OmegaConfBaseException) as error:
+    return max((of(error) for error in faults), default=0)
+
+
+def of(error: Exception) -> int:
+    """Tell of one fault; its exit status."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
         return tell(of_hydra(error))
-    except ValueError as error:
-        return tell(str(error))
-    except Exception as error:
-        line = of_disk(error)
-        if line is None:
-            raise
+    line = str(error) if isinstance(error, ValueError) else of_disk(error)
+    if line is not None:
         return tell(line)
-    return 0
+    traceback.print_exception(error)
+    return 1
 
 
 def tell(line: str, status: int = 2) -> int:

@@ -99,8 +99,7 @@ def listed(repo: str, revision: str, cache: Path) -> "tuple[Listing, HubUnreache
     if known and known.commit == revision:
         return known, None
     try:
-        with explained(repo, revision):
-            found = asked(repo, revision)
+        found = asked(repo, revision)
     except HubUnreachedError as why:
         found = known or downloaded(repo, revision)
         if not found:
@@ -120,12 +119,19 @@ def remembered(memory: Path) -> Listing | None:
 
 
 def asked(repo: str, revision: str) -> Listing:
-    """What the hub says. Its client then knows the commit behind ``revision`` too, and finds it without a network."""
+    """What the hub says. Its client then knows the commit behind ``revision`` too, and finds it without a network.
+
+    Raises:
+        HubUnreachedError: if it says nothing.
+        ValueError: if it says no.
+    """
     from huggingface_hub import HfApi, hf_hub_download
 
-    info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    with explained(repo, revision):
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     assert info.sha and info.siblings is not None
-    hf_hub_download(repo, "config.json", revision=revision)
+    with explained(repo, "config.json"):
+        hf_hub_download(repo, "config.json", revision=revision)
     return Listing(info.sha, {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings})
 
 

@@ -107,15 +107,22 @@ class Lab:
         """The text that the loss is measured on."""
         return self.text("validation")
 
-    def train(self, sequences: int) -> Tokens:
-        """The text that healing reads: up to ``sequences`` rows.
+    def train(self) -> Tokens:
+        """The text that healing reads."""
+        return self.text("train", self.experiment.heal.sequences)
+
+    def read_texts(self) -> None:
+        """Tokenise what this point reads, before a weight is loaded.
 
         Raises:
-            ValueError: if it shares a document with the calibration or the validation text.
+            ValueError: if a text is missing, unreadable or too short, or a document is in two parts.
         """
-        train = self.text("train", sequences)
-        disjoint({"calibration": self.calibration(), "train": train, "validation": self.validation()})
-        return train
+        parts = {"validation": self.validation()}
+        if self.experiment.prune.reads_scores:
+            parts["calibration"] = self.calibration()
+        if self.experiment.heal.trains:
+            parts["train"] = self.train()
+        disjoint(parts)
 
     def text(self, part: Part, sequences: int | None = None) -> Tokens:
         """A part of the data, tokenised and packed once, kept by content."""
@@ -129,7 +136,6 @@ class Lab:
         """The metric's scores, computed once for this base, metric and text."""
 
         def make() -> dict[str, Any]:
-            disjoint({"calibration": self.calibration(), "validation": self.validation()})
             with self.timed("scores"):
                 return score().to_dict()
 
@@ -206,4 +212,6 @@ def enter(x: "Experiment") -> Lab:
     """Open the model on the disk and set up the lab for one run; neither torch nor a weight is loaded."""
     outputs = Path(x.outputs)
     cache = outputs / "cache"
-    return Lab(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=outputs / x.name)
+    checkpoint = x.model.open(cache)
+    x.prune.layers(checkpoint.depth)  # refuses a cut that would keep too little
+    return Lab(experiment=x, checkpoint=checkpoint, cache=cache, study=outputs / x.name)

@@ -36,6 +36,8 @@ def show(record: dict[str, Any], folder: Path) -> None:
     """Print a record as a table, and where it is."""
     out = Console()
     out.print(table.of_record(record))
+    for line in table.findings(record):
+        out.print(line, highlight=False, soft_wrap=True)
     out.print(f"record: {folder / 'record.json'}", highlight=False, soft_wrap=True)
 
 

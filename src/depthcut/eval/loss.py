@@ -30,7 +30,7 @@ class Loss(Eval):
         return lab.text_identity("validation")
 
     def __call__(self, model: "nn.Module", lab: "Lab") -> dict[str, float]:
-        """Measure ``validation/loss`` with its standard error, ``loss_over_log_vocab`` and ``perplexity``.
+        """Measure ``validation/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``.
 
         A model whose loss is not finite gets no key.
         """
@@ -74,7 +74,7 @@ def summary(loss: float, means_N: "Tensor", vocabulary: int) -> dict[str, float]
     numbers = {
         "validation/loss": loss,
         "validation/loss_stderr": stderr,
-        "validation/loss_over_log_vocab": loss / math.log(vocabulary),
+        "validation/loss_over_log_v": loss / math.log(vocabulary),
     }
     if loss < 700:  # beyond it exp overflows
         numbers["validation/perplexity"] = math.exp(loss)

@@ -24,6 +24,11 @@ class Heal(ABC):
     trains: ClassVar[bool]
     bases: ClassVar[tuple[str, ...]]
 
+    @property
+    @abstractmethod
+    def sequences(self) -> int:
+        """How many sequences of ``data.train`` it reads."""
+
     @abstractmethod
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Heal ``model``, or attach what an earlier run healed; goes on from its own checkpoint where one is left."""

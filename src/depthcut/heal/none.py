@@ -19,6 +19,11 @@ class NoHealing(Heal):
     trains: ClassVar[bool] = False
     bases: ClassVar[tuple[str, ...]] = ("none", "nf4", "int8")
 
+    @property
+    def sequences(self) -> int:
+        """None."""
+        return 0
+
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Return ``model`` as it is."""
         del plan, lab

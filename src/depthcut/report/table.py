@@ -1,6 +1,7 @@
 """Records as tables: one record for the terminal, a study as CSV."""
 
 import csv
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def of_record(record: dict[str, Any]) -> Table:
     """One record: a row a number, a column a stage, standard errors beside the numbers."""
     plan = record["plan"]
     table = Table(title=f"{model_name(record)}: {plan['words']} ({record['fraction']:.0%})", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     stages = [stage for stage in STAGES if any(key.startswith(f"{stage}/") for key in record)]
     for stage in stages:
         table.add_column(stage, justify="right")
@@ -31,7 +32,7 @@ def of_study(rows: Iterable[dict[str, Any]], title: str) -> Table:
     """A study: a row a point, a column a number at the last stage that has it."""
     rows = list(rows)
     names = [
-        name for name in dict.fromkeys(name for row in rows for name in metrics(row)) if not name.endswith("vocab")
+        name for name in dict.fromkeys(name for row in rows for name in metrics(row)) if not name.endswith("log_v")
     ]
     table = Table(title=title, title_justify="left")
     for head in ("model", "frac", "layers", *METHODS, "stage"):
@@ -51,6 +52,27 @@ def described(record: dict[str, Any]) -> list[str]:
     dropped = sum(stop - start for start, stop in plan["drop"])
     words = [method_name(record, group) for group in METHODS]
     return [model_name(record), f"{record['fraction']:.3f}", f"{plan['depth'] - dropped} of {plan['depth']}", *words]
+
+
+def findings(record: dict[str, Any]) -> list[str]:
+    """What healing did, in sentences; a gain is claimed only beyond two standard errors of the difference."""
+    said: list[str] = []
+    loss = [record.get(f"{stage}/validation/loss") for stage in STAGES]
+    if all(value is not None for value in loss):
+        dense, pruned, healed = (float(value or 0) for value in loss)
+        if pruned > dense:
+            share = (pruned - healed) / (pruned - dense)
+            said.append(
+                f"healing closed {share:.0%} of the loss that the cut had opened ({pruned:.3f} to {healed:.3f})"
+            )
+    for name in metrics(record):
+        keys = [f"{stage}/{name}" for stage in ("pruned", "healed")]
+        if name.endswith("/acc") and all(f"{key}_stderr" in record for key in keys):
+            gain = record[keys[1]] - record[keys[0]]
+            stderr = math.hypot(*(record[f"{key}_stderr"] for key in keys))
+            verdict = "" if abs(gain) > 2 * stderr else ": no difference beyond two standard errors"
+            said.append(f"{name}: healed minus pruned {gain:+.3f} ± {stderr:.3f}{verdict}")
+    return said
 
 
 def metrics(record: dict[str, Any]) -> list[str]:

@@ -28,9 +28,8 @@ def fit(model: nn.Module, recipe: Training, lab: "Lab") -> None:
     """
     folder = lab.folder / "heal"
     folder.mkdir(parents=True, exist_ok=True)
-    tokens = lab.train(recipe.steps * recipe.batch)
     accumulate = recipe.batch // recipe.micro_batch
-    batches = Batches(tokens, recipe.micro_batch, recipe.steps * accumulate, lab.seed)
+    batches = Batches(lab.train(), recipe.micro_batch, recipe.steps * accumulate, lab.seed)
     prepare(model, recipe)
     curve = Curve(folder, recipe.save_every, recipe.batch * recipe.length)
     trainer = L.Trainer(

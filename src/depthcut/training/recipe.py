@@ -40,6 +40,11 @@ class Training:
     save_every: Positive
     incidental: ClassVar[frozenset[str]] = frozenset({"micro_batch", "recompute", "save_every"})
 
+    @property
+    def sequences(self) -> int:
+        """Sequences in all."""
+        return self.steps * self.batch
+
     def __post_init__(self) -> None:
         if self.batch % self.micro_batch:
             raise ValueError(f"heal.micro_batch must divide heal.batch ({self.batch}), got {self.micro_batch}")

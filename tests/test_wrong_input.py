@@ -1,0 +1,191 @@
+"""A user's mistake is one clear line and exit status 2, soon, with every finished file left as it was."""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from running import PICO, run, succeed, text_files
+
+UNWRITABLE = "cannot write"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A finished study whose files must survive every mistake below."""
+    folder = tmp_path_factory.mktemp("study")
+    corpus = text_files(folder)
+    record = succeed(f"outputs={folder}/outputs", *PICO, *corpus)
+    return folder, corpus, record["folder"]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in {"run.log", "hashes.json"}]
+    return {str(path): path.read_bytes() for path in files if path.suffix != ".lock"}
+
+
+def complain(*arguments: str, **environment: str) -> str:
+    """The one line that a command complains with."""
+    done = run(*arguments, **environment)
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and done.stderr.splitlines()[-1] == lines[0], done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0].removeprefix("error: ")
+
+
+CONFIG = [
+    ("model=lama2_7b", "model=lama2_7b: no such model. Did you mean llama2_7b? There are: gemma3_270m, "),
+    ("metric=angle", "metric=angle: no such metric. Did you mean angular? There are: angular"),
+    ("eval=[loss,los]", "eval=los: no such eval. Did you mean loss? There are: harness, loss"),
+    ("prune.fraq=0.3", "prune.fraq: no such key. Did you mean frac? There are: frac, keep_first, keep_last"),
+    ("+prune.extra=1", "prune.extra: no such key. There are: frac, keep_first, keep_last"),
+    ("prune.frac=1.5", "prune.frac must be in [0, 1), got 1.5"),
+    ("prune.frac=-0.1", "prune.frac must be in [0, 1), got -0.1"),
+    ("prune.frac=half", "prune.frac must be a number in [0, 1), got 'half'"),
+    ("prune.frac=nan", "prune.frac must be a finite number in [0, 1), got nan"),
+    ("prune.frac=50%", "prune.frac must be a number in [0, 1), got '50%'"),
+    ("prune.frac=0,0.1", "prune.frac=0,0.1: several values make a sweep, which needs -m"),
+    ("prune.frac=[1", "prune.frac=[1: no viable alternative"),
+    ("seed=-1", "seed must be at least 0, got -1"),
+    ("name=../../etc", "name must be letters, digits, '.', '_' and '-', at most 80, got '../../etc'"),
+    ("metric._target_=os.system", "metric._target_ must name a class of depthcut.metric, got os.system"),
+    ("heal=qlora", "heal=qlora needs model.quantise=nf4 or int8, got none"),
+    ("heal.micro_batch=3", "heal.micro_batch must divide heal.batch (4), got 3"),
+    ("data=files", "data.calibration.paths must be given: data.calibration.paths=..."),
+    ("model=local", "model.path must be given: model.path=..."),
+    ("hydra/launcher=basic", "hydra/launcher=basic has an effect with -m only"),
+    ("eval.tasks=[capitals@5]", "eval.tasks: capitals has no examples to show as shots; write capitals"),
+]
+
+
+@pytest.mark.parametrize(("override", "says"), CONFIG, ids=[override for override, _ in CONFIG])
+def test_a_mistake_in_the_config_is_told_within_two_seconds(override, says, tmp_path):
+    start = time.monotonic()
+    line = complain(f"outputs={tmp_path}", override)
+    assert time.monotonic() - start < 2
+    assert line.startswith(says)
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_answers_within_two_seconds():
+    start = time.monotonic()
+    done = run("--help")
+    assert time.monotonic() - start < 2
+    assert done.returncode == 0 and "llama2_70b" in done.stdout and "prune: block, deepest" in done.stdout
+
+
+def test_a_plan_that_keeps_no_layer(study):
+    folder, corpus, _ = study
+    line = complain(f"outputs={folder}/outputs", *PICO, *corpus, "prune=deepest", "prune.frac=0.99")
+    assert line.startswith("plan keeps 0 of 8 layers; the last layer must stay. Lower prune.frac (now 0.99; at most ")
+
+
+TEXTS = {
+    "missing.txt": (None, "no file at "),
+    "empty.txt": (b"", "holds no text"),
+    "latin.txt": ("caf\xe9".encode("latin-1"), "is not UTF-8: byte 3 is 0xe9"),
+    "short.txt": (b"Hello.", "too short"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_that_cannot_be_used(study, tmp_path, name):
+    folder, corpus, _ = study
+    content, says = TEXTS[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    line = complain(
+        f"outputs={folder}/outputs",
+        *PICO,
+        *corpus,
+        f"data.train.paths=[{tmp_path / name}]",
+        "data.train.span=[0.0,1.0]",
+    )
+    assert says in line, line
+
+
+def test_the_same_text_in_two_parts(study):
+    folder, corpus, _ = study
+    line = complain(f"outputs={folder}/outputs", *PICO, *corpus, "data.train.span=[0.0,1.0]", "heal.steps=300")
+    assert "train" in line and "share" in line
+
+
+def test_a_shard_that_is_cut_short(study, tmp_path):
+    folder, corpus, point = study
+    subprocess.run(["cp", "-r", str(point / "model"), str(tmp_path / "model")], check=True)
+    shard = tmp_path / "model" / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    line = complain(
+        f"outputs={tmp_path}/outputs", *PICO[1:], *corpus, "model=local", f"model.path={tmp_path / 'model'}"
+    )
+    assert "model.safetensors" in line
+
+
+def test_a_gpu_where_there_is_none(study):
+    folder, corpus, _ = study
+    line = complain(f"outputs={folder}/outputs", *PICO, *corpus, "device=cuda", "prune.frac=0.5")
+    assert line.startswith("device=cuda: torch sees no GPU here")
+
+
+def test_no_network(tmp_path):
+    line = complain(
+        f"outputs={tmp_path}",
+        "model=llama2_7b",
+        HF_ENDPOINT="http://127.0.0.1:9",
+        HF_HUB_OFFLINE="0",
+        HF_HOME=str(tmp_path),
+    )
+    assert "meta-llama/Llama-2-7b-hf" in line
+
+
+def test_outputs_where_nothing_can_be_written(study):
+    _, corpus, _ = study
+    assert complain("outputs=/dev/null/outputs", *PICO, *corpus).startswith(UNWRITABLE)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], check=False).returncode
+    ):
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_read_only_disk(study, disk):
+    _, corpus, _ = study
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    assert complain(f"outputs={disk}/outputs", *PICO, *corpus).startswith(UNWRITABLE)
+
+
+@pytest.mark.parametrize("kilobytes", [8, 40, 300])
+def test_a_full_disk(study, disk, kilobytes):
+    """It fills up while a model, an adapter or a record is written; what was finished before is left whole."""
+    folder, corpus, point = study
+    (disk / "outputs" / "main").mkdir(parents=True)
+    for name in ("cache", f"main/{point.name}"):
+        subprocess.run(["cp", "-r", f"{folder}/outputs/{name}", str((disk / "outputs" / name).parent)], check=True)
+    before = snapshot(disk / "outputs" / "main")
+    room = shutil.disk_usage(disk).free - kilobytes * 1024
+    (disk / "ballast").write_bytes(b"\0" * room)
+    line = complain(f"outputs={disk}/outputs", *PICO, *corpus, "seed=1", "model.heal.rank=32")
+    assert line.startswith("the disk is full"), line
+    assert before.items() <= snapshot(disk / "outputs" / "main").items()
+
+
+def test_every_finished_file_is_intact(study):
+    """Runs last in this file: the study above is as it was, and its record is still found."""
+    folder, corpus, point = study
+    before = snapshot(point)
+    again = run(f"outputs={folder}/outputs", *PICO, *corpus)
+    assert again.returncode == 0 and "done already" in again.stderr
+    assert snapshot(point) == before
