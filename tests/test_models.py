@@ -139,7 +139,7 @@ GGUF_NAMES = {
 
 def write_gguf(path: Path) -> PreTrainedModel:
     """A tiny Llama as llama.cpp writes it: its own names, and the two halves of each rotary head interleaved."""
-    model = pico("llama", layers=3, vocab_size=259)
+    model = pico("llama", layers=3, vocab_size=260)
     config = model.config
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(3)
@@ -168,11 +168,11 @@ def write_gguf(path: Path) -> PreTrainedModel:
 
 
 def write_tokenizer(writer: GGUFWriter) -> None:
-    """The 256 bytes, two specials and one merge."""
+    """The 256 bytes, two specials and two merges."""
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([*byte_tokenizer().convert_ids_to_tokens(range(258)), "he"])
-    writer.add_token_types([1] * 256 + [3, 3, 1])
-    writer.add_token_merges(["h e"])
+    writer.add_token_list([*byte_tokenizer().convert_ids_to_tokens(range(258)), "he", "ll"])
+    writer.add_token_types([1] * 256 + [3, 3, 1, 1])
+    writer.add_token_merges(["h e", "l l"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(256)
     writer.add_pad_token_id(257)

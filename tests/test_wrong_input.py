@@ -115,7 +115,7 @@ def test_the_same_text_in_two_parts(study):
 
 
 def test_a_shard_that_is_cut_short(study, tmp_path):
-    folder, corpus, point = study
+    _, corpus, point = study
     subprocess.run(["cp", "-r", str(point / "model"), str(tmp_path / "model")], check=True)
     shard = tmp_path / "model" / "model.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1000])

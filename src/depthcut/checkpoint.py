@@ -48,8 +48,8 @@ class Checkpoint:
     def __init__(self, files: Files, *, separator: str | None) -> None:
         self.files = files
         self.separator = separator
-        if "quantization_config" in self._described:
-            method = self._described["quantization_config"].get("quant_method", "")
+        if quantised := self._described.get("quantization_config"):
+            method = quantised.get("quant_method", "")
             raise ValueError(f"{files.title} is quantised already ({method}); give the model that it was made from")
         if "auto_map" in self._described:
             assert self.config  # it comes with code: transformers has the model too, or it is refused here
@@ -80,7 +80,7 @@ class Checkpoint:
     @cached_property
     def depth(self) -> int:
         """Number of layers, L."""
-        text = self._described.get("text_config", self._described)
+        text = self._described.get("text_config") or self._described
         found = next((text[key] for key in DEPTH if key in text), None)
         if isinstance(found, int):
             return found
@@ -93,13 +93,15 @@ class Checkpoint:
         """The model's config.
 
         Raises:
-            ValueError: if transformers has no such model of its own; code that comes with a model is never run.
+            ValueError: if it cannot be cut, or transformers has no such model of its own; a model's own code is never run.
         """
         from transformers import AutoConfig
 
+        from depthcut import depth
+
         folder = self.files.folder
         try:
-            return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except (ValueError, KeyError, TypeError, OSError) as error:
             kind = self._described.get("model_type")
             if "auto_map" in self._described:
@@ -107,6 +109,8 @@ class Checkpoint:
             else:
                 why = " ".join(str(error).split())[:200]
             raise ValueError(f"{self.files.title}: transformers has no model like its {kind} ({why})") from None
+        depth.text_config(config)
+        return config
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -181,10 +185,7 @@ class Checkpoint:
         self._check(plan)
         config = depth.trimmed(self.config, plan.drop) if plan and plan.drop else self.config
         tensors = self._renumbered(plan.keep if plan else range(self.depth))
-        try:
-            model = loading.build(config, tensors, quantise, getattr(torch, dtype), device)
-        except ValueError as error:
-            raise ValueError(f"{self.files.title}: {error}; fetch the whole model again") from None
+        model = loading.build(self.files.title, config, tensors, quantise, getattr(torch, dtype), device)
         if "generation_config.json" in self.files.names:
             model.generation_config = loading.generation(self.files.folder)
         return model

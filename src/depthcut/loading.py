@@ -20,13 +20,19 @@ if TYPE_CHECKING:
 
 Quantise = Literal["none", "nf4", "int8"]
 Dtype = Literal["bfloat16", "float16", "float32"]
+MEND = "fetch the whole model again"
 log = logging.getLogger("depthcut")
 
 
 def build(
-    config: "PreTrainedConfig", tensors: Mapping[str, Slice], quantise: Quantise, dtype: "torch.dtype", device: str
+    title: str,
+    config: "PreTrainedConfig",
+    tensors: Mapping[str, Slice],
+    quantise: Quantise,
+    dtype: "torch.dtype",
+    device: str,
 ) -> "PreTrainedModel":
-    """Build the model of ``config`` on ``device`` and fill it, in eval mode.
+    """Build the model of ``config`` on ``device`` and fill it, in eval mode; messages call it ``title``.
 
     Raises:
         ValueError: if a tensor that the model needs is missing, of another shape, or cannot be converted.
@@ -47,15 +53,16 @@ def build(
         except RuntimeError as error:
             if "conversion of the weights" not in str(error):
                 raise
-            raise ValueError("its tensors do not fit together as its config wants them") from None
+            raise ValueError(f"{title}: its tensors do not fit together as its config wants them; {MEND}") from None
     if found["missing_keys"]:
-        raise ValueError(f"its files hold no {min(found['missing_keys'])}")
+        raise ValueError(f"{title}: its files hold no {min(found['missing_keys'])}; {MEND}")
     if found["mismatched_keys"]:
         name, there, wanted = min(found["mismatched_keys"])
-        raise ValueError(f"its config wants {name} of shape {list(wanted)}, its files have {list(there)}")
+        shapes = f"of shape {list(wanted)}, its files have {list(there)}"
+        raise ValueError(f"{title}: its config wants {name} {shapes}; {MEND}")
     if found["unexpected_keys"]:
         strangers = found["unexpected_keys"]
-        log.warning("%d tensors of the files have no place in the model, e.g. %s", len(strangers), min(strangers))
+        log.warning("%s: %d tensors have no place in the model, e.g. %s", title, len(strangers), min(strangers))
     keep_differentiable(model)
     return cast("PreTrainedModel", model).eval()
 

@@ -32,7 +32,9 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Lora | QLora") -> 
     def train(folder: Path) -> None:
         with lab.timed("heal"):
             fit(adapted, recipe, lab)
-        adapted.save_pretrained(str(folder))
+        # Asked to look after embeddings, peft would look for the base on the hub; it names no base, because the whole
+        # model under these adapters would be the wrong one.
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
         plan.write(folder / "plan.json")
 
     folder = store.kept(lab.folder / "adapter", train)

@@ -1,0 +1,101 @@
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pico import pico
+
+from depthcut.eval.harness import Harness, numbers
+from depthcut.eval.loss import Loss
+from depthcut.text import Tokens
+
+
+def text(lengths: tuple[int, ...]) -> Any:
+    ids = np.random.default_rng(0).integers(3, 100, (len(lengths), max(lengths)), dtype=np.int32)
+    tokens = Tokens(ids=ids, lengths=np.array(lengths, dtype=np.int32), documents=np.array([], np.uint64), digest="x")
+    return SimpleNamespace(validation=lambda: tokens), tokens
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_loss_is_the_mean_over_all_tokens_without_padding(batch):
+    model = pico("llama")
+    lab, tokens = text((12, 7, 12, 4))
+    got = Loss(batch=batch)(model, lab)
+    sums, counts = [], []
+    for ids, length in zip(tokens.ids, tokens.lengths, strict=True):
+        row = torch.from_numpy(ids[None, :length].astype(np.int64))
+        with torch.no_grad():
+            log_p = model(row).logits.log_softmax(-1)[0]
+        sums.append(-sum(log_p[t, row[0, t + 1]].item() for t in range(length - 1)))
+        counts.append(int(length) - 1)
+    loss = sum(sums) / sum(counts)
+    assert got["validation/loss"] == pytest.approx(loss, abs=1e-5)
+    assert got["validation/perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+    assert got["validation/loss_over_log_v"] == pytest.approx(loss / math.log(128), abs=1e-5)
+    means = np.array(sums) / np.array(counts)
+    assert got["validation/loss_stderr"] == pytest.approx(means.std(ddof=1) / 2, abs=1e-5)
+
+
+def test_a_model_that_knows_nothing_is_at_log_v():
+    model = pico("llama")
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    assert Loss(batch=2)(model, text((9, 9))[0])["validation/loss_over_log_v"] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_loss_that_is_not_finite_has_no_key():
+    model = pico("llama")
+    with torch.no_grad():
+        model.lm_head.weight[7] = float("nan")
+    assert Loss(batch=2)(model, text((9, 9))[0]) == {}
+
+
+def test_lm_evals_results_as_flat_names():
+    results = {
+        "arc": {"alias": "arc", "acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 4, "f1,strict": float("nan")},
+        "gsm": {"exact_match,flexible": 0.25, "exact_match_stderr,flexible": "N/A"},
+    }
+    assert numbers(results) == {"arc/acc": 0.5, "arc/acc_stderr": 0.1, "gsm/exact_match@flexible": 0.25}
+
+
+def test_each_task_is_a_part_of_its_own():
+    harness = Harness(tasks=["capitals", "mmlu@5"], limit=3, batch=4)
+    assert [part.tasks for part in harness.parts()] == [["capitals"], ["mmlu@5"]]
+    assert all(part.limit == 3 for part in harness.parts())
+
+
+@pytest.mark.parametrize("task", ["", "@5", "mmlu@five", "capitals@1"])
+def test_a_task_that_is_none_is_refused(task):
+    with pytest.raises(ValueError, match=r"eval\.tasks"):
+        Harness(tasks=[task], limit=None, batch=1)
+
+
+CACHE = Path(__file__).parents[1] / "outputs" / "cache"
+
+
+def test_the_harness_agrees_with_log_likelihoods_computed_by_hand():
+    """Through lm-eval's own evaluator, on real questions, against sums over the model's own log-softmax."""
+    from depthcut import questions
+    from depthcut.model.pico import byte_tokenizer
+
+    tokenizer = byte_tokenizer()
+    model = pico("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
+    checkpoint = SimpleNamespace(tokenizer=tokenizer, separator="<|endoftext|>")
+    lab: Any = SimpleNamespace(checkpoint=checkpoint, device="cpu", cache=CACHE)
+    got = Harness(tasks=["capitals"], limit=12, batch=5)(model, lab)
+    right = 0
+    for item in questions.items("capitals", CACHE)[:12]:
+        scores = [log_likelihood(model, tokenizer, item["prompt"], " " + choice.strip()) for choice in item["choices"]]
+        right += int(np.argmax(scores) == item["answer"])
+    assert got["capitals/acc"] == pytest.approx(right / 12)
+    assert got["capitals/acc_stderr"] > 0
+
+
+def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:
+    before, whole = tokenizer(context).input_ids, tokenizer(context + continuation).input_ids
+    with torch.no_grad():
+        log_p = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+    return sum(log_p[t - 1, whole[t]].item() for t in range(len(before), len(whole)))
