@@ -24,7 +24,6 @@ lint: .venv/.ready
 
 bench: .venv/.ready
 	@$(BIN)/python bench/scores.py
-	@$(BIN)/python bench/loading.py
 
 .venv/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pico import pico
 
 from depthcut.eval.harness import Harness, numbers
 from depthcut.eval.loss import Loss
 from depthcut.text import Tokens
+from pico import pico
 
 
 def text(lengths: tuple[int, ...]) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,13 +53,17 @@ def test_a_second_run_says_that_it_is_done(finished, corpus):
     assert "validation/loss" in again.stdout
 
 
-def test_another_name_finds_what_is_shared_and_another_export_keeps_the_adapter(finished, corpus):
+def test_one_more_task_or_export_keeps_the_adapter_and_another_study_finds_what_is_shared(finished, corpus):
     outputs = finished["folder"].parents[1]
     adapter = finished["folder"] / "adapter" / "adapter_model.safetensors"
     stamp = adapter.stat().st_mtime_ns
-    again = run(f"outputs={outputs}", *PICO, *corpus, "export=adapter", "eval=[loss]", "eval.loss.batch=2")
+    more = ("export=adapter", "eval=[loss,harness]", "eval.tasks=[capitals]", "eval.limit=4")
+    again = run(f"outputs={outputs}", *PICO, *corpus, *more)
     assert again.returncode == 0, again.stderr
     assert "healing" not in again.stderr and adapter.stat().st_mtime_ns == stamp
+    record = json.loads((finished["folder"] / "record.json").read_text())
+    assert record["exported"] == ["adapter", "merged"] and 0 <= record["healed/capitals/acc"] <= 1
+    assert record["healed/validation/loss"] == finished["healed/validation/loss"]
     other = run(
         f"outputs={outputs}", *UNHEALED, *corpus, "name=other", "heal=none", "stages=[dense,pruned]", "export=none"
     )
@@ -127,6 +132,35 @@ def test_a_sweep_is_one_study(tmp_path, corpus):
     assert len({record["dense/validation/loss"] for record in records}) == 1
     whole = [record for record in records if record["fraction"] == 0]
     assert len(whole) == 2 and all(each["pruned/validation/loss"] == each["dense/validation/loss"] for each in whole)
+
+
+def test_deepest_never_opens_the_layers_that_it_drops(tmp_path, finished, corpus):
+    """They are poisoned in the file: whoever reads one of them ends at a loss that is no number."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(finished["folder"] / "model", tmp_path / "model")
+    (tmp_path / "model" / "manifest.json").unlink()
+    weights = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    dropped = ("model.layers.3.", "model.layers.4.")
+    save_file(
+        {n: t.fill_(float("nan")) if n.startswith(dropped) else t for n, t in tensors.items()},
+        weights,
+        {"format": "pt"},
+    )
+    arguments = (
+        "model=local",
+        f"model.path={tmp_path}/model",
+        "heal=none",
+        "prune=deepest",
+        "prune.frac=0.33",
+        "stages=[pruned]",
+    )
+    record = succeed(f"outputs={tmp_path}/out", *UNHEALED[1:], *corpus, *arguments, "export=none")
+    assert record["plan"]["drop"] == [[3, 5]]
+    assert 0 < record["pruned/validation/loss"] < 20
+    kept = sum(tensor.nbytes for name, tensor in tensors.items() if not name.startswith(dropped))
+    assert record["bytes/read"] == kept
 
 
 HEAL = ("heal.steps=12", "heal.save_every=2", "heal.dropout=0.2", "heal.batch=4", "heal.micro_batch=2", "export=none")

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from pico import FAMILIES, pico
 from transformers.utils import logging as transformers_logging
 
 from depthcut import export
@@ -14,6 +13,7 @@ from depthcut.model.pico import Pico
 from depthcut.plan import Plan
 from depthcut.training import adapters
 from depthcut.training.module import Healing, next_token_loss
+from pico import FAMILIES, pico
 
 RECIPE = Lora(
     steps=4,

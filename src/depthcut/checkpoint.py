@@ -93,7 +93,7 @@ class Checkpoint:
         """The model's config.
 
         Raises:
-            ValueError: if it cannot be cut, or transformers has no such model of its own; a model's own code is never run.
+            ValueError: if it cannot be cut, or transformers has no such model; code that a model brings is never run.
         """
         from transformers import AutoConfig
 

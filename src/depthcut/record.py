@@ -22,6 +22,7 @@ def write(lab: "Lab") -> dict[str, Any]:
     """Gather the record of a finished run and write it, durably."""
     x = lab.experiment
     assert lab.plan is not None
+    lab.peak()
     before = read(lab.folder) or {}
     exported = sorted({*before.get("exported", []), x.export})
     record = {

@@ -33,7 +33,7 @@ class Wandb(Log):
         """Put the flat record into the run's summary."""
         run = self.start(lab)
         run.summary.update({key: value for key, value in record.items() if "/" in key})
-        run.summary.update({"plan": record["plan"]["words"], "layers_dropped": record["plan"]["depth"]})
+        run.summary.update({"plan": record["plan"]["words"], "fraction": record["fraction"]})
         run.finish()
 
     def start(self, lab: "Lab") -> Any:

@@ -1,0 +1,40 @@
+"""The same job on a GPU. Skipped where there is none."""
+
+import pytest
+import torch
+from running import PICO, UNHEALED, succeed, text_files
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+NF4 = ("heal=qlora", "model.quantise=nf4", "model.hidden=64", "heal.length=64")
+
+
+@pytest.fixture(autouse=True)
+def see_the_gpu(monkeypatch):
+    import running
+
+    monkeypatch.delitem(running.ENVIRONMENT, "CUDA_VISIBLE_DEVICES")
+
+
+@pytest.mark.parametrize("base", [(), NF4], ids=["lora", "qlora"])
+def test_the_main_job_heals_and_exports(tmp_path, base):
+    record = succeed(f"outputs={tmp_path}/outputs", *PICO, *text_files(tmp_path), *base, "device=cuda")
+    assert record["healed/validation/loss"] < record["pruned/validation/loss"]
+    assert record["bytes/peak_device"] > 0
+    assert "H100" in record["device"] or "NVIDIA" in record["device"]
+    assert (record["folder"] / "model" / "model.safetensors").exists()
+
+
+def test_the_numbers_are_those_of_the_cpu(tmp_path):
+    corpus = text_files(tmp_path)
+    records = [
+        succeed(f"outputs={tmp_path}/{device}", *UNHEALED, *corpus, "heal=none", "export=none", f"device={device}")
+        for device in ("cpu", "cuda")
+    ]
+    assert records[0]["plan"]["drop"] == records[1]["plan"]["drop"]
+    assert records[0]["digest"] == records[1]["digest"]
+    for stage in ("dense", "pruned"):
+        key = f"{stage}/validation/loss"
+        assert records[0][key] == pytest.approx(records[1][key], abs=1e-4)
