@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from depthcut.eval.harness import Harness, numbers
+from depthcut.eval.harness import Harness
 from depthcut.eval.loss import Loss
+from depthcut.harness import numbers
 from depthcut.text import Tokens
 from pico import pico
 

@@ -1,6 +1,7 @@
 """lm-eval on a model in memory, offline for local question sets (lm-evaluation-harness 0.4)."""
 
 import logging
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,6 @@ from torch import nn
 from tqdm import tqdm
 
 from depthcut import questions
-from depthcut.eval.harness import numbers
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
@@ -35,6 +35,18 @@ def evaluate(model: nn.Module, lab: "Lab", tasks: list[str], limit: int | None, 
                 lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False
             )
             flat |= numbers(results["results"])
+    return flat
+
+
+def numbers(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """lm-eval's ``{task: {"acc,none": x, "acc_stderr,none": y, ...}}`` as flat names; only finite numbers get a key."""
+    flat: dict[str, float] = {}
+    for task, values in results.items():
+        for key, value in values.items():
+            name, _, variant = key.partition(",")
+            if isinstance(value, int | float) and math.isfinite(value) and variant and not name.startswith("sample"):
+                suffix = "" if variant == "none" else f"@{variant}"
+                flat[f"{task}/{name}{suffix}"] = float(value)
     return flat
 
 

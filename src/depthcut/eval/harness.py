@@ -1,7 +1,6 @@
 """Tasks through lm-eval's own evaluator: local question sets, or any of its tasks by name (Gao et al.)."""
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -62,15 +61,3 @@ class Harness(Eval):
         from depthcut.harness import evaluate
 
         return evaluate(model, lab, self.tasks, self.limit, self.batch)
-
-
-def numbers(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """lm-eval's ``{task: {"acc,none": x, "acc_stderr,none": y, ...}}`` as flat names; only finite numbers get a key."""
-    flat: dict[str, float] = {}
-    for task, values in results.items():
-        for key, value in values.items():
-            name, _, variant = key.partition(",")
-            if isinstance(value, int | float) and math.isfinite(value) and variant and not name.startswith("sample"):
-                suffix = "" if variant == "none" else f"@{variant}"
-                flat[f"{task}/{name}{suffix}"] = float(value)
-    return flat

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 from depthcut.heal import Heal
 from depthcut.plan import Plan
 from depthcut.strict import strict
-from depthcut.training.recipe import Adapter, Training
+from depthcut.training.recipe import LowRank
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @strict
-class Lora(Training, Adapter, Heal):
+class Lora(LowRank, Heal):
     """Low-rank adapters on frozen weights that are not quantised."""
 
     trains: ClassVar[bool] = True

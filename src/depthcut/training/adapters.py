@@ -12,16 +12,15 @@ from transformers import PreTrainedModel
 from depthcut import depth, store
 from depthcut.plan import Plan
 from depthcut.training.fit import fit
+from depthcut.training.recipe import LowRank
 
 if TYPE_CHECKING:
-    from depthcut.heal.lora import Lora
-    from depthcut.heal.qlora import QLora
     from depthcut.lab import Lab
 
 WEIGHTS = "adapter_model.safetensors"
 
 
-def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Lora | QLora") -> PeftModel:
+def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LowRank) -> PeftModel:
     """Train adapters on ``model``, unless this point's are trained already; return the model with them attached.
 
     What is returned always holds the weights that were read back from the disk, so what is measured is what is kept.
@@ -42,7 +41,7 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Lora | QLora") -> 
     return adapted
 
 
-def adapt(model: nn.Module, recipe: "Lora | QLora") -> PeftModel:
+def adapt(model: nn.Module, recipe: LowRank) -> PeftModel:
     """Freeze ``model`` and put fresh adapters (B = 0) on the linear layers that the recipe names."""
     assert isinstance(model, PreTrainedModel)
     config = LoraConfig(

@@ -51,8 +51,8 @@ class Training:
 
 
 @strict
-class Adapter:
-    """Where low-rank adapters sit, and how large they are.
+class LowRank(Training):
+    """Training low-rank adapters on frozen weights: where they sit, and how large they are.
 
     Attributes:
         rank: r.
