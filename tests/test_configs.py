@@ -4,6 +4,7 @@ import pytest
 
 from composing import ROOT, composed
 from depthcut import config
+from depthcut.report import methods
 
 PAPER = {  # Gromov et al. 2024, appendix A.1: repo, rank, peak learning rate, tokens a sequence
     "llama2_7b": ("meta-llama/Llama-2-7b-hf", 2, 3e-4, 2048),
@@ -80,6 +81,11 @@ def test_the_command_line_wins_over_the_models_file():
     assert "harness" not in x.eval
     x = composed("model=pico", "data/train=files", "data.train.paths=[a.txt]")
     assert x.data.train._target_.endswith("files.Files") and x.data.validation._target_.endswith("demo.Demo")
+
+
+def test_the_readmes_table_of_methods_is_that_of_the_files():
+    readme = (ROOT / "README.md").read_text()
+    assert methods.renewed(readme) == readme, "python -m depthcut.report.methods"
 
 
 GROUPS = ["metric", "prune", "replace", "heal", "log", "experiment"]

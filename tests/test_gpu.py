@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from running import PICO, UNHEALED, succeed, text_files
 
 pytestmark = [
