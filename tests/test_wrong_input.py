@@ -142,6 +142,15 @@ def test_no_network(tmp_path):
     assert "meta-llama/Llama-2-7b-hf" in line
 
 
+@pytest.mark.parametrize(
+    ("task", "says"), [("arc_easi", "no task 'arc_easi'"), ("arc_easy", "could not get the data of")]
+)
+def test_a_task_that_is_not_to_be_had(study, task, says):
+    folder, corpus, _ = study
+    line = complain(f"outputs={folder}/outputs", *PICO, *corpus, "eval=[harness]", f"eval.tasks=[{task}]")
+    assert line.startswith("eval.tasks: ") and says in line and "capitals" in line
+
+
 def test_outputs_where_nothing_can_be_written(study):
     _, corpus, _ = study
     assert complain("outputs=/dev/null/outputs", *PICO, *corpus).startswith(UNWRITABLE)

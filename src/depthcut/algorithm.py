@@ -9,7 +9,7 @@ from depthcut.lab import Lab
 
 def run(x: Experiment, lab: Lab) -> None:
     """One point of a study. What is on file is neither loaded nor computed again; ``lab`` fills with the numbers."""
-    lab.read_texts()
+    lab.prepare()
     dense = cache(lab.load)
 
     # How many layers go, and which: the metric prices them, the pruner spends the budget.

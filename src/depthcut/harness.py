@@ -4,6 +4,8 @@ import logging
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.evaluator import evaluate as lm_evaluate
@@ -30,7 +32,7 @@ def evaluate(model: nn.Module, lab: "Lab", tasks: list[str], limit: int | None, 
     with quiet():
         lm = wrap(model, lab, batch)
         for task in tasks:
-            loaded = load(task, lab)
+            loaded = load(task, lab.cache)
             results: Any = lm_evaluate(
                 lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False
             )
@@ -59,15 +61,16 @@ def wrap(model: nn.Module, lab: "Lab", batch: int) -> HFLM:
     return HFLM(**settings, pretrained=model, prefix_token_id=prefix, softmax_dtype="float32")  # pyright: ignore
 
 
-def load(task: str, lab: "Lab") -> Any:
-    """The task as lm-eval wants it.
+@cache
+def load(task: str, folder: Path) -> Any:
+    """The task as lm-eval wants it; ``folder`` keeps the local sets.
 
     Raises:
         ValueError: as :func:`evaluate`.
     """
     name, _, shots = task.partition("@")
     if name in questions.NAMES:
-        loaded: Any = TaskManager(include_defaults=False).load([questions.task(name, lab.cache)])
+        loaded: Any = TaskManager(include_defaults=False).load([questions.task(name, folder)])
     else:
         loaded = load_by_name(name)
     for each in loaded["tasks"].values():
@@ -85,9 +88,9 @@ def load_by_name(name: str) -> Any:
         raise ValueError(f"eval.tasks: no task {name!r}. Local: {local}; `lm-eval ls tasks` lists lm-eval's own")
     try:
         return manager.load([name])
-    except (ConnectionError, OSError) as error:
+    except Exception as error:  # what stands for a dead network depends on the versions of three libraries
         raise ValueError(
-            f"eval.tasks: the data of {name!r} is on the hub, which was not reached ({type(error).__name__}). "
+            f"eval.tasks: could not get the data of {name!r} from the hub ({type(error).__name__}). "
             f"Connect once, or take a local set: {', '.join(questions.NAMES)}"
         ) from error
 

@@ -111,12 +111,14 @@ class Lab:
         """The text that healing reads."""
         return self.text("train", self.experiment.heal.sequences)
 
-    def read_texts(self) -> None:
-        """Tokenise what this point reads, before a weight is loaded.
+    def prepare(self) -> None:
+        """Fetch, tokenise and check all that this point reads, before a weight is loaded.
 
         Raises:
-            ValueError: if a text is missing, unreadable or too short, or a document is in two parts.
+            ValueError: if a text or a task cannot be had, a text is too short, or a document is in two parts.
         """
+        for evaluation in self.experiment.eval.values():
+            evaluation.prepare(self)
         parts = {"validation": self.validation()}
         if self.experiment.prune.reads_scores:
             parts["calibration"] = self.calibration()

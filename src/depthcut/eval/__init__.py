@@ -23,6 +23,14 @@ class Eval(ABC):
     def reads(self, lab: "Lab") -> Any:
         """What it reads beside the model, by content, as JSON: a part of the name its numbers are kept under."""
 
+    @abstractmethod
+    def prepare(self, lab: "Lab") -> None:
+        """Fetch and check what it needs beside the texts, before a weight is loaded.
+
+        Raises:
+            ValueError: if something cannot be had.
+        """
+
     def parts(self) -> "tuple[Eval, ...]":
         """The pieces that are measured and kept one by one, so that one more task repeats none of the others."""
         return (self,)

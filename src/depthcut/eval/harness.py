@@ -52,12 +52,19 @@ class Harness(Eval):
         items = {name: questions.identity(name) for name in names if name in questions.NAMES}
         return {"lm_eval": version("lm_eval"), "questions": items, "separator": lab.checkpoint.separator}
 
+    def prepare(self, lab: "Lab") -> None:
+        """Load the tasks: a name that lm-eval does not know, or a hub that is not reached, is found out now."""
+        from depthcut import harness
+
+        for task in self.tasks:
+            harness.load(task, lab.cache)
+
     def __call__(self, model: "nn.Module", lab: "Lab") -> dict[str, float]:
         """Measure each task: ``arc_easy/acc``, ``arc_easy/acc_stderr``, ...
 
         Raises:
-            ValueError: if a task does not exist, or the hub that holds it is not reached.
+            ValueError: as :meth:`prepare`.
         """
-        from depthcut.harness import evaluate
+        from depthcut import harness
 
-        return evaluate(model, lab, self.tasks, self.limit, self.batch)
+        return harness.evaluate(model, lab, self.tasks, self.limit, self.batch)

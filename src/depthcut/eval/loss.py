@@ -29,6 +29,10 @@ class Loss(Eval):
         """The validation text, tokenised."""
         return lab.text_identity("validation")
 
+    def prepare(self, lab: "Lab") -> None:
+        """Nothing: the text is checked with the others."""
+        del lab
+
     def __call__(self, model: "nn.Module", lab: "Lab") -> dict[str, float]:
         """Measure ``validation/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``.
 
