@@ -2,7 +2,7 @@
 
 python run.py -m name=curve heal=none export=none prune=block,deepest prune.frac=0,0.1,0.2,0.27,0.33,0.4,0.5
 python run.py -m name=curve export=none prune.frac=0.1,0.2,0.27,0.4,0.5          # the healed points, minutes each
-python bench/curve.py outputs/curve docs/smollm2.png
+python bench/curve.py docs/smollm2.png outputs/curve
 """
 
 import sys
@@ -16,19 +16,19 @@ from depthcut.report import table
 LINES = (
     ("block", "pruned", "lowest angular distance", "#0072B2", "o--"),
     ("deepest", "pruned", "deepest", "#999999", "s--"),
+    ("block", "healed", "lowest angular distance, healed", "#D55E00", "o-"),
 )
-HEALED = ("block", "healed", "lowest angular distance, healed", "#D55E00", "o-")
 PANELS = (("validation/loss", "held-out loss, nats a token", None), ("capitals/acc", "capitals, accuracy", 0.25))
 
 
-def main(study: Path, picture: Path) -> None:
+def main(picture: Path, studies: list[Path]) -> None:
     """Draw one panel a number, one line a method."""
-    rows, _ = table.of_folder(study)
+    rows = [row for study in studies for row in table.of_folder(study)[0]]
     figure, panels = plt.subplots(1, len(PANELS), figsize=(9, 3.4), layout="constrained")
     for axes, (name, title, chance) in zip(panels, PANELS, strict=True):
         for prune, stage, label, colour, style in LINES:
             draw(axes, points(rows, prune, stage, name), label, colour, style)
-        axes.axhline(next(row[f"dense/{name}"] for row in rows), color="black", linewidth=0.8, label="dense")
+        axes.axhline(rows[0][f"dense/{name}"], color="black", linewidth=0.8, label="dense")
         if chance:
             axes.axhline(chance, color="black", linewidth=0.8, linestyle=":", label="chance")
         axes.set(xlabel="share of the layers cut", title=title)
@@ -52,4 +52,4 @@ def draw(axes: Any, line: list[tuple[float, float, float]], label: str, colour: 
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), [Path(study) for study in sys.argv[2:]])

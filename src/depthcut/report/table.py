@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from depthcut import record as records
@@ -13,6 +14,8 @@ from depthcut import store
 
 STAGES = ("dense", "pruned", "healed")
 METHODS = ("metric", "prune", "replace", "heal")
+CUT = ("model", "frac", "keeps", "metric", "prune", "replace")
+OF_STAGE = {"dense": ("model",), "pruned": CUT, "healed": (*CUT, "heal", "seed")}
 
 
 def of_record(record: dict[str, Any]) -> Table:
@@ -29,29 +32,44 @@ def of_record(record: dict[str, Any]) -> Table:
 
 
 def of_study(rows: Iterable[dict[str, Any]], title: str) -> Table:
-    """A study: a row a point, a column a number at the last stage that has it."""
-    rows = list(rows)
+    """A study: a row for each dense model, then one a point and stage. What is the same everywhere stands in the title.
+
+    Only losses and accuracies are shown; the CSV has all numbers.
+    """
+    rows = sorted(rows, key=lambda row: (model_name(row), row["fraction"], method_name(row, "prune")))
     names = [
-        name for name in dict.fromkeys(name for row in rows for name in metrics(row)) if not name.endswith("log_v")
+        name for name in dict.fromkeys(n for row in rows for n in metrics(row)) if name.endswith(("/loss", "/acc"))
     ]
-    table = Table(title=title, title_justify="left")
-    for head in ("model", "frac", "layers", *METHODS, "stage"):
-        table.add_column(head)
+    heads = ("model", "frac", "keeps", *METHODS, "seed")
+    words = [described(row) for row in rows]
+    varying = [at for at in range(len(heads)) if len({word[at] for word in words if word[at]}) > 1]
+    same = [f"{heads[at]} {words[0][at]}" for at in range(len(heads)) if at not in varying and words[0][at]]
+    table = Table(title=f"{title}\n{', '.join(same)}", title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    for head in (*(heads[at] for at in varying), "stage"):
+        table.add_column(head, no_wrap=True)
     for name in names:
-        table.add_column(name, justify="right")
-    for row in sorted(rows, key=lambda row: (model_name(row), row["fraction"])):
-        for stage in STAGES:
-            if any(key.startswith(f"{stage}/") for key in row):
-                table.add_row(*described(row), stage, *(cell(row, f"{stage}/{name}") for name in names))
+        table.add_column(name, justify="right", no_wrap=True)
+    lines = [
+        (*(word[at] if heads[at] in OF_STAGE[stage] else "" for at in varying), stage, *cells)
+        for row, word in zip(rows, words, strict=True)
+        for stage in STAGES
+        if any(cells := [cell(row, f"{stage}/{name}") for name in names])
+    ]
+    for line in dict.fromkeys(lines):
+        table.add_row(*line)
     return table
 
 
 def described(record: dict[str, Any]) -> list[str]:
-    """Which point a record is of."""
+    """Which point a record is of: model, fraction, layers kept, methods, seed."""
     plan = record["plan"]
     dropped = sum(stop - start for start, stop in plan["drop"])
-    words = [method_name(record, group) for group in METHODS]
-    return [model_name(record), f"{record['fraction']:.3f}", f"{plan['depth'] - dropped} of {plan['depth']}", *words]
+    words = {group: method_name(record, group) for group in METHODS}
+    if "score" not in plan["notes"]:
+        words["metric"] = ""  # the plan read none
+    seed = "" if words["heal"] == "none" else str(record["config"]["seed"])
+    kept = f"{plan['depth'] - dropped}/{plan['depth']}"
+    return [model_name(record), f"{record['fraction']:.3f}", kept, *words.values(), seed]
 
 
 def findings(record: dict[str, Any]) -> list[str]:
@@ -104,7 +122,7 @@ def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
     """A study as CSV: a line a point, all flat numbers as columns; a number that is missing is an empty cell."""
     rows = list(rows)
     numbers = sorted({key for row in rows for key in row if "/" in key})
-    heads = ["digest", "model", "fraction", "layers", *METHODS, "seed"]
+    heads = ["digest", "model", "fraction", "keeps", *METHODS, "seed"]
     with store.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*heads, *numbers])
