@@ -18,11 +18,11 @@ MADE = ("capitals", "topics")
 SIZES = {
     "capitals": 197,
     "topics": 507,
-    "boolq": 3270,
-    "openbookqa": 500,
-    "piqa": 1500,
-    "commonsenseqa": 1220,
-    "mmlu": 14042,
+    "boolq_local": 3270,
+    "openbookqa_local": 500,
+    "piqa_local": 1500,
+    "commonsenseqa_local": 1220,
+    "mmlu_local": 14042,
 }
 
 
@@ -51,7 +51,7 @@ def test_each_place_is_right_about_equally_often(name):
 
 
 def test_the_head_of_a_set_is_mixed():
-    subjects = {item["prompt"].splitlines()[0] for item in questions.items("mmlu", CACHE)[:200]}
+    subjects = {item["prompt"].splitlines()[0] for item in questions.items("mmlu_local", CACHE)[:200]}
     assert len(subjects) > 40
 
 

@@ -56,8 +56,9 @@ class Harness(Eval):
         """Load the tasks: a name that lm-eval does not know, or a hub that is not reached, is found out now."""
         from depthcut import harness
 
-        for task in self.tasks:
-            harness.load(task, lab.cache)
+        with harness.quiet():
+            for task in self.tasks:
+                harness.load(task, lab.cache)
 
     def __call__(self, model: "nn.Module", lab: "Lab") -> dict[str, float]:
         """Measure each task: ``arc_easy/acc``, ``arc_easy/acc_stderr``, ...
