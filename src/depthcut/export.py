@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from depthcut import store
 from depthcut.plan import Plan
+from depthcut.report import table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,10 +78,11 @@ def card(lab: "Lab", plan: Plan) -> str:
     x = lab.experiment
     name = x.composed["model"].get("repo") or type(x.model).__name__
     heal = type(x.heal).__module__.rpartition(".")[2]
+    stages = [stage for stage in table.STAGES if any(key.startswith(f"{stage}/") for key in lab.numbers)]
+    heads = " | ".join(("measured", *stages))
     rows = [
-        f"| {key} | {value:.4f} |"
-        for key, value in sorted(lab.numbers.items())
-        if key.startswith(("dense/", "pruned/", "healed/"))
+        " | ".join((name, *(table.cell(lab.numbers, f"{stage}/{name}") for stage in stages)))
+        for name in table.metrics(lab.numbers)
     ]
     lines = [
         "---",
@@ -92,9 +94,9 @@ def card(lab: "Lab", plan: Plan) -> str:
         f"Made by depthcut from `{name}` ({plan.fraction:.0%} of the layers cut; `plan.json` has the list).",
         f"Healing: `{heal}` on a base with quantise={x.model.quantise}; the weights here are plain {x.model.dtype}.",
         "",
-        "| measured | |",
-        "|---|---|",
-        *rows,
+        f"| {heads} |",
+        "|---" * (len(stages) + 1) + "|",
+        *(f"| {row} |" for row in rows),
         "",
     ]
     return "\n".join(lines)
