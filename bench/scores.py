@@ -26,9 +26,9 @@ def main() -> int:
     """Time both ways in turn and print the ratio of their medians."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         here = lab.enter(config.read(compose("config", overrides=[f"outputs={ROOT / 'outputs'}"])))
-    model, text = here.load(), here.calibration()
+    model, text = here.dense(), here.calibration()
     batch = 8
-    metric = Angular(batch=batch)
+    metric = Angular(token="last", batch=batch)
 
     def bare() -> None:
         with torch.inference_mode():
@@ -36,7 +36,7 @@ def main() -> int:
                 depth.decoder(model)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
 
     def scored() -> None:
-        metric(model, text)
+        metric(here)
 
     bare()
     times = [(seconds(bare), seconds(scored)) for _ in range(ROUNDS)]

@@ -97,7 +97,7 @@ def options() -> list[str]:
 
 @pytest.mark.parametrize("choice", options())
 def test_every_stored_choice_makes_an_experiment(choice):
-    extra = ["model.quantise=nf4"] if choice == "heal=qlora" else []
+    extra = {"heal=qlora": ["model.quantise=nf4"], "prune=plan": ["prune.path=plan.json"]}.get(choice, [])
     assert isinstance(config.read(composed("model=pico", choice, *extra)), config.Experiment)
 
 

@@ -71,7 +71,7 @@ def test_a_mistake_in_the_config_is_told_within_two_seconds(override, says, tmp_
 def test_help_answers_within_two_seconds():
     done, seconds = fastest("--help")
     assert seconds < 2
-    assert done.returncode == 0 and "llama2_70b" in done.stdout and "prune: block, deepest" in done.stdout
+    assert done.returncode == 0 and "llama2_70b" in done.stdout and "metric: angular, block_influence" in done.stdout
 
 
 def test_a_plan_that_keeps_no_layer(study):

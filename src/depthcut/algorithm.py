@@ -10,13 +10,12 @@ from depthcut.lab import Lab
 def run(x: Experiment, lab: Lab) -> None:
     """One point of a study. What is on file is neither loaded nor computed again; ``lab`` fills with the numbers."""
     lab.prepare()
-    dense = cache(lab.load)
 
     # How many layers go, and which: the metric prices them, the pruner spends the budget.
-    plan = lab.decide(x.prune(lambda: lab.scores(lambda: x.metric(dense(), lab.calibration())), lab.checkpoint.depth))
+    plan = lab.decide(x.prune(lab.scores, lab.checkpoint.depth))
 
-    lab.measure("dense", dense)
-    dense.cache_clear()
+    lab.measure("dense", lab.dense)
+    lab.release()
 
     # Only what the plan keeps is read, quantised as it arrives, with the replacement where the cut was.
     pruned = cache(lambda: x.replace(lab.load(plan), plan, lab))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from depthcut.eval import Eval
     from depthcut.lab import Lab
 
-FORMAT = 1
+FORMAT = 2
 
 
 def fields(method: Any) -> dict[str, Any]:
@@ -40,9 +40,10 @@ def base(lab: "Lab") -> str:
 
 
 def scores(lab: "Lab") -> str:
-    """The metric's scores: the base, the metric, the calibration text."""
-    metric = fields(lab.experiment.metric)
-    return store.digest({"base": base(lab), "metric": metric, "calibration": lab.text_identity("calibration")})
+    """The metric's scores: the base, the metric, the calibration text where it reads one."""
+    metric = lab.experiment.metric
+    text = lab.text_identity("calibration") if metric.reads_text else None
+    return store.digest({"base": base(lab), "metric": fields(metric), "calibration": text})
 
 
 def point(lab: "Lab") -> str:
@@ -57,6 +58,8 @@ def point(lab: "Lab") -> str:
         "replace": fields(x.replace),
         "heal": fields(x.heal),
     }
+    if x.prune.content() is not None:
+        parts["content"] = x.prune.content()
     if x.prune.reads_scores:
         parts["scores"] = scores(lab)
     if x.heal.trains:

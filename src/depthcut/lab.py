@@ -49,6 +49,7 @@ class Lab:
     numbers: dict[str, float] = field(default_factory=dict[str, float])
     evaluated: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     plan: Plan | None = None
+    loaded: "nn.Module | None" = None
     texts: dict[tuple[Part, int | None], Tokens] = field(default_factory=dict[tuple[Part, int | None], Tokens])
 
     @cached_property
@@ -120,7 +121,7 @@ class Lab:
         for evaluation in self.experiment.eval.values():
             evaluation.prepare(self)
         parts = {"validation": self.validation()}
-        if self.experiment.prune.reads_scores:
+        if self.experiment.prune.reads_scores and self.experiment.metric.reads_text:
             parts["calibration"] = self.calibration()
         if self.experiment.heal.trains:
             parts["train"] = self.train()
@@ -134,12 +135,22 @@ class Lab:
             self.texts[part, sequences] = tokens(source, tokenizer, separator, self.cache, sequences, part)
         return self.texts[part, sequences]
 
-    def scores(self, score: Callable[[], Scores]) -> Scores:
+    def dense(self) -> "nn.Module":
+        """The dense model, loaded once for the metric and the evaluation."""
+        if self.loaded is None:
+            self.loaded = self.load()
+        return self.loaded
+
+    def release(self) -> None:
+        """Give the dense model's memory back."""
+        self.loaded = None
+
+    def scores(self) -> Scores:
         """The metric's scores, computed once for this base, metric and text."""
 
         def make() -> dict[str, Any]:
             with self.timed("scores"):
-                return score().to_dict()
+                return self.experiment.metric(self).to_dict()
 
         return Scores.from_dict(self.kept("scores", digests.scores(self), make))
 

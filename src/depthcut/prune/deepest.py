@@ -3,12 +3,12 @@
 from typing import ClassVar
 
 from depthcut.plan import Plan
-from depthcut.prune import Prune, Score
+from depthcut.prune import Prune, Score, Share
 from depthcut.strict import strict
 
 
 @strict
-class Deepest(Prune):
+class Deepest(Share, Prune):
     """Drops layers L-k-n .. L-k-1, k = ``keep_last`` (1 in the paper); opens neither metric nor these layers."""
 
     reads_scores: ClassVar[bool] = False

@@ -1,0 +1,35 @@
+"""The magnitude of a layer's weights, without any text (Shortened LLaMA, arXiv:2402.02834, section 3.1: Mag)."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from depthcut.metric import Metric
+from depthcut.progress import track
+from depthcut.scores import Scores
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from depthcut.lab import Lab
+
+
+@strict
+class Magnitude(Metric):
+    """``sum |W_ij|^p`` over all weights of a layer. Each tensor is read once, off the disk; no model is loaded.
+
+    Attributes:
+        power: p.
+    """
+
+    power: Literal[1, 2]
+    reads_text: ClassVar[bool] = False
+
+    def __call__(self, lab: "Lab") -> Scores:
+        """Score the single layers."""
+        depth = lab.checkpoint.depth
+        return Scores.of_layers(
+            [self.layer(lab, index) for index in track(range(depth), "magnitude", depth)], [0.0] * depth
+        )
+
+    def layer(self, lab: "Lab", index: int) -> float:
+        """One layer's score, summed in float64."""
+        tensors = lab.checkpoint.tensors(index).values()
+        return sum(tensor[...].double().abs().pow(self.power).sum().item() for tensor in tensors)

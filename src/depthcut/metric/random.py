@@ -1,0 +1,31 @@
+"""Random scores: the control that every other metric must beat."""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from depthcut.metric import Metric
+from depthcut.scores import Scores
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from depthcut.lab import Lab
+
+
+@strict
+class Random(Metric):
+    """Uniform in [0, 1), a layer at a time.
+
+    Attributes:
+        seed: other seeds, other scores.
+    """
+
+    seed: Annotated[int, Field(ge=0)]
+    reads_text: ClassVar[bool] = False
+
+    def __call__(self, lab: "Lab") -> Scores:
+        """Score the single layers."""
+        import numpy as np
+
+        depth = lab.checkpoint.depth
+        return Scores.of_layers(np.random.default_rng(self.seed).random(depth).tolist(), [0.0] * depth)

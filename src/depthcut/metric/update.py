@@ -1,0 +1,43 @@
+"""The size of a block's update, in L1 or L2, absolute or relative (Deeper look at depth pruning, arXiv:2407.16286)."""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from depthcut.metric import Metric
+from depthcut.scores import Scores
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from depthcut.lab import Lab
+
+
+@strict
+class Update(Metric):
+    """``E ||x_{l+n} - x_l||_p`` over all tokens, or each divided by ``||x_l||_p``.
+
+    Attributes:
+        norm: p.
+        relative: divide by the norm of the block's input.
+        batch: sequences a forward pass.
+    """
+
+    norm: Literal[1, 2]
+    relative: bool
+    batch: Annotated[int, Field(gt=0)]
+    incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+
+    def __call__(self, lab: "Lab") -> Scores:
+        """Score all blocks in one pass."""
+        from depthcut import edges
+
+        return edges.compared(lab.dense(), lab.calibration(), self.batch, "all", self.size, "update")
+
+    def size(self, states_NED: "Tensor") -> "Tensor":
+        """The norm of the difference between each pair of edges; entry (i, j) is relative to edge i."""
+        import torch
+
+        size_NEE = torch.cdist(states_NED, states_NED, p=self.norm, compute_mode="donot_use_mm_for_euclid_dist")
+        return size_NEE / states_NED.norm(p=self.norm, dim=-1)[:, :, None] if self.relative else size_NEE

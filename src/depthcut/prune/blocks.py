@@ -1,0 +1,53 @@
+"""K blocks that do not overlap, of n layers in all, with the lowest sum of scores (ReplaceMe, arXiv:2505.02819)."""
+
+from functools import cache
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from depthcut.plan import Plan
+from depthcut.prune import Prune, Score, Share
+from depthcut.scores import Scores
+from depthcut.strict import strict
+
+Choice = tuple[float, tuple[tuple[int, int], ...]]
+
+
+@strict
+class Blocks(Share, Prune):
+    """The best of all ways to cut at most K blocks, by dynamic programming: exact, in O(K n^2 L) steps.
+
+    Attributes:
+        blocks: K. A kept layer stands between two blocks; where fewer blocks score lower, fewer are cut.
+    """
+
+    blocks: Annotated[int, Field(gt=0)]
+    reads_scores: ClassVar[bool] = True
+
+    def __call__(self, score: Score, depth: int) -> Plan:
+        """Choose the blocks."""
+        n = self.layers(depth)
+        if n == 0:
+            return Plan(depth, ())
+        total, chosen = best(score(), self.free(depth), n, self.blocks)
+        drop = tuple(layer for start, size in chosen for layer in range(start, start + size))
+        return Plan(depth, drop, notes={"score": total, "blocks": [list(block) for block in chosen]})
+
+
+def best(scores: Scores, free: range, n: int, most: int) -> Choice:
+    """The lowest sum over at most ``most`` blocks, ``n`` layers in all, within ``free``; and the (start, size)s."""
+
+    @cache
+    def from_layer(layer: int, left: int, blocks: int) -> Choice:
+        """The best way to cut ``left`` more layers at ``layer`` or deeper, in at most ``blocks`` blocks."""
+        if left == 0:
+            return 0.0, ()
+        if blocks == 0 or free.stop - layer < left:
+            return float("inf"), ()
+        ways = [from_layer(layer + 1, left, blocks)]
+        for size in range(1, left + 1):
+            rest, others = from_layer(layer + size + 1, left - size, blocks - 1)
+            ways.append((scores.block(layer, size) + rest, ((layer, size), *others)))
+        return min(ways)
+
+    return from_layer(free.start, n, most)

@@ -1,0 +1,20 @@
+"""Every k-th layer: n layers at even distances (Fan et al., LayerDrop, arXiv:1909.11556), as a control."""
+
+from typing import ClassVar
+
+from depthcut.plan import Plan
+from depthcut.prune import Prune, Score, Share
+from depthcut.strict import strict
+
+
+@strict
+class Every(Share, Prune):
+    """Drops the layers in the middle of n equal stretches of those that may go."""
+
+    reads_scores: ClassVar[bool] = False
+
+    def __call__(self, score: Score, depth: int) -> Plan:
+        """Choose the layers by their places alone."""
+        del score
+        n, free = self.layers(depth), self.free(depth)
+        return Plan(depth, tuple(free[(2 * i + 1) * len(free) // (2 * n)] for i in range(n)))

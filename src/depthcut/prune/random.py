@@ -1,0 +1,29 @@
+"""Random layers: the control that every other choice must beat."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from depthcut.plan import Plan
+from depthcut.prune import Prune, Score, Share
+from depthcut.strict import strict
+
+
+@strict
+class Random(Share, Prune):
+    """Drops n of the layers that may go, each set as likely as the other.
+
+    Attributes:
+        seed: other seeds, other layers.
+    """
+
+    seed: Annotated[int, Field(ge=0)]
+    reads_scores: ClassVar[bool] = False
+
+    def __call__(self, score: Score, depth: int) -> Plan:
+        """Choose the layers by lot."""
+        import numpy as np
+
+        del score
+        drawn = np.random.default_rng(self.seed).permutation(self.free(depth))[: self.layers(depth)]
+        return Plan(depth, tuple(sorted(drawn.tolist())))

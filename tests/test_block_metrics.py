@@ -1,0 +1,177 @@
+import dataclasses
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from depthcut import depth
+from depthcut.edges import cosines, sample_states, usable
+from depthcut.metric.angular import Angular
+from depthcut.metric.block_influence import BlockInfluence
+from depthcut.metric.update import Update
+from depthcut.prune.block import Block
+from depthcut.text import Tokens
+from pico import pico
+
+
+def tokens(lengths=(9, 12, 5, 12, 7), width=12) -> Tokens:
+    ids = np.random.default_rng(0).integers(3, 100, (len(lengths), width), dtype=np.int32)
+    return Tokens(
+        ids=ids, lengths=np.array(lengths, dtype=np.int32), documents=np.array([], dtype=np.uint64), digest="x"
+    )
+
+
+LAST = Angular(token="last", batch=2)
+METRICS = {
+    "angular_last": LAST,
+    "angular_all": Angular(token="all", batch=2),
+    "block_influence": BlockInfluence(batch=2),
+    "update_1": Update(norm=1, relative=False, batch=2),
+    "update_2": Update(norm=2, relative=False, batch=2),
+    "update_2_relative": Update(norm=2, relative=True, batch=2),
+}
+
+
+def score(metric, model, text: Tokens, batch: int = 2):
+    lab: Any = SimpleNamespace(dense=lambda: model, calibration=lambda: text)
+    return dataclasses.replace(metric, batch=batch)(lab)
+
+
+def make_identity(model, layer: int) -> None:
+    """A layer that adds nothing to the residual stream."""
+    block = depth.layers(model)[layer]
+    with torch.no_grad():
+        block.self_attn.o_proj.weight.zero_()
+        block.mlp.down_proj.weight.zero_()
+
+
+def pair(name: str, x: np.ndarray, y: np.ndarray) -> float:
+    """The formulas, once more, for two vectors."""
+    cosine = min(1.0, max(-1.0, x @ y / math.sqrt((x @ x) * (y @ y))))
+    match name:
+        case "angular_last" | "angular_all":
+            return math.acos(cosine) / math.pi
+        case "block_influence":
+            return 1 - cosine
+        case "update_1":
+            return np.abs(y - x).sum()
+        case "update_2":
+            return math.sqrt(((y - x) ** 2).sum())
+        case _:
+            return math.sqrt(((y - x) ** 2).sum() / (x**2).sum())
+
+
+def by_hand(name: str, model, text: Tokens) -> np.ndarray:
+    """One sequence and one token at a time, without padding, hooks or batches, in numpy."""
+    rows = []
+    for ids, length in zip(text.ids, text.lengths, strict=True):
+        with torch.no_grad():
+            out = model(torch.from_numpy(ids[None, :length].astype(np.int64)), output_hidden_states=True)
+        x = [state[0].double().numpy() for state in out.hidden_states[:-1]]  # the last one is behind the final norm
+        tokens = [length - 1] if name == "angular_last" else range(length)
+        row = np.zeros((len(x), len(x)))
+        for i in range(len(x)):
+            for j in range(i + 1, len(x)):
+                row[i, j] = np.mean([pair(name, x[i][t], x[j][t]) for t in tokens])
+        rows.append(row)
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_equals_the_formula_computed_by_hand(name, batch):
+    model, text = pico("llama"), tokens()
+    scores = score(METRICS[name], model, text, batch)
+    rows = by_hand(name, model, text)
+    edges = len(rows[0])
+    got = np.array(scores.between)[:edges, :edges]
+    np.testing.assert_allclose(got, rows.mean(0), rtol=1e-5, atol=1e-6)
+    stderr = rows.std(0, ddof=1) / math.sqrt(len(rows))
+    np.testing.assert_allclose(np.array(scores.between_stderr)[:edges, :edges], stderr, rtol=1e-4, atol=1e-6)
+    assert (scores.samples, scores.left_out, scores.depth) == (5, 0, 6)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_an_identity_layer_scores_zero_and_goes_first(name):
+    model = pico("llama")
+    make_identity(model, 3)
+    scores = score(METRICS[name], model, tokens())
+    assert scores.block(3, 1) < 1e-6
+    assert min(scores.block(start, 1) for start in (0, 1, 2, 4)) > 0.001
+    plan = Block(frac=1 / 6, keep_first=0, keep_last=1)(lambda: scores, 6)
+    assert plan.drop == (3,)
+    assert plan.notes["score_is"] == "of the block"
+
+
+def test_a_layer_that_doubles_its_input_is_known_to_each_metric():
+    """It turns nothing, so the angle is 0; its update is as large as its input."""
+    x = torch.randn(7, 1, 16, dtype=torch.float64)
+    states_NED = torch.cat([x, 2 * x], dim=1)
+    assert cosines(states_NED)[:, 0, 1].allclose(torch.ones(7, dtype=torch.float64))
+    assert Update(norm=2, relative=True, batch=1).size(states_NED)[:, 0, 1].allclose(torch.ones(7, dtype=torch.float64))
+    wanted = x[:, 0].abs().sum(-1)
+    assert Update(norm=1, relative=False, batch=1).size(states_NED)[:, 0, 1].allclose(wanted)
+
+
+def test_the_last_edge_is_before_the_final_norm():
+    """An identity last layer scores 0; behind the final norm (weights that are not all equal) it would not."""
+    model = pico("llama")
+    make_identity(model, 5)
+    with torch.no_grad():
+        model.model.norm.weight.copy_(torch.linspace(-2, 2, len(model.model.norm.weight)))
+    assert score(LAST, model, tokens()).block(5, 1) < 1e-6
+
+
+def test_padding_on_either_side_gives_the_same():
+    model, text = pico("llama"), tokens((7, 12, 4))
+    ids, mask = next(text.batches(3))
+    left_ids, left_mask = ids.clone(), mask.clone()
+    for row, length in enumerate(text.lengths):
+        left_ids[row], left_mask[row] = ids[row].roll(12 - int(length)), mask[row].roll(12 - int(length))
+
+    def angles(ids, mask):
+        with torch.no_grad():
+            return torch.cat([cosines(rows) for rows in sample_states(model, ids, mask, "last", 7)]).arccos() / math.pi
+
+    torch.testing.assert_close(angles(left_ids, left_mask), angles(ids, mask), atol=1e-5, rtol=0)
+
+
+def test_small_angles_survive_bfloat16_states():
+    """cos rounds to 1 in bfloat16 long before the angle is 0: the states may be rounded, the cosine may not."""
+    u = torch.randn(1, 4096, dtype=torch.float64)
+    v = torch.randn(1, 4096, dtype=torch.float64)
+    v -= (v @ u.T) / (u @ u.T) * u
+    true = 0.02
+    w = math.cos(math.pi * true) * u / u.norm() + math.sin(math.pi * true) * v / v.norm()
+    states_NED = torch.stack([u / u.norm(), w], dim=1).to(torch.bfloat16).double()
+    assert (cosines(states_NED).arccos() / math.pi)[0, 0, 1].item() == pytest.approx(true, abs=5e-4)
+
+
+def test_samples_that_are_not_finite_or_zero_are_left_out_and_counted():
+    states_NED = torch.randn(4, 3, 8)
+    states_NED[0, 1, 3] = float("nan")
+    states_NED[1, 2, 0] = float("inf")
+    states_NED[2, 0] = 0
+    assert usable(states_NED).tolist() == [False, False, False, True]
+    model = pico("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] = float("nan")
+    text = tokens()
+    text.ids[0, 0] = 5
+    text.ids[1:][text.ids[1:] == 5] = 6
+    scores = score(LAST, model, text)
+    assert (scores.samples, scores.left_out) == (4, 1)
+    text.ids[:, 0] = 5
+    with pytest.raises(ValueError, match="none of the 5 calibration samples"):
+        score(LAST, model, text)
+
+
+def test_the_model_is_left_as_it_was():
+    model = pico("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    score(LAST, model, tokens())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
