@@ -134,7 +134,7 @@ def test_padding_on_either_side_gives_the_same():
 
     def angles(ids, mask):
         with torch.no_grad():
-            return torch.cat([cosines(rows) for rows in sample_states(model, ids, mask, "last", 7)]).arccos() / math.pi
+            return torch.cat([cosines(rows) for rows in sample_states(model, ids, mask, "last")]).arccos() / math.pi
 
     torch.testing.assert_close(angles(left_ids, left_mask), angles(ids, mask), atol=1e-5, rtol=0)
 

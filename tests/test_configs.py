@@ -97,7 +97,11 @@ def options() -> list[str]:
 
 @pytest.mark.parametrize("choice", options())
 def test_every_stored_choice_makes_an_experiment(choice):
-    extra = {"heal=qlora": ["model.quantise=nf4"], "prune=plan": ["prune.path=plan.json"]}.get(choice, [])
+    extra = {
+        "heal=qlora": ["model.quantise=nf4"],
+        "prune=plan": ["prune.path=plan.json"],
+        "prune=greedy": ["metric=kl"],
+    }.get(choice, [])
     assert isinstance(config.read(composed("model=pico", choice, *extra)), config.Experiment)
 
 

@@ -8,6 +8,7 @@ from depthcut.prune.block import Block
 from depthcut.prune.blocks import Blocks
 from depthcut.prune.deepest import Deepest
 from depthcut.prune.every import Every
+from depthcut.prune.greedy import Greedy
 from depthcut.prune.lowest import Lowest
 from depthcut.prune.plan import Given
 from depthcut.prune.random import Random
@@ -22,7 +23,7 @@ def scores(depth: int, values: dict[tuple[int, int], float]) -> Scores:
     return Scores.of_blocks(between, [[0.0] * (depth + 1)] * (depth + 1), samples=1, left_out=0)
 
 
-def never():
+def never(*_):
     raise AssertionError("the metric was asked")
 
 
@@ -142,3 +143,27 @@ def test_a_plan_out_of_a_file(tmp_path):
         given.layers(9)
     with pytest.raises(ValueError, match="no plan at"):
         Given(path=str(tmp_path / "none.json")).content()
+
+
+def test_greedy_scores_again_what_is_left():
+    """Two layers that do the same: each is cheap while the other is there, and dear once it is gone."""
+    alone = {0: 9.0, 1: 1.0, 2: 1.5, 3: 2.0, 4: 9.0}
+
+    def score(removed=()):
+        left = [layer for layer in range(5) if layer not in removed]
+        return of_layers(*(8.0 if layer == 2 and 1 in removed else alone[layer] for layer in left))
+
+    plan = Greedy(frac=0.4, keep_first=1, keep_last=1)(score, 5)
+    assert plan.notes["order"] == [1, 3] and plan.notes["scores"] == [1.0, 2.0]
+    assert Lowest(frac=0.4, keep_first=1, keep_last=1)(score, 5).drop == (1, 2)
+
+
+def test_a_greedy_round_costs_no_round_twice():
+    asked = []
+
+    def score(removed=()):
+        asked.append(removed)
+        return of_layers(*[float(i) for i in range(6 - len(removed))])
+
+    assert Greedy(frac=0.5, keep_first=0, keep_last=1)(score, 6).drop == (0, 1, 2)
+    assert asked == [(), (0,), (0, 1)]

@@ -70,6 +70,9 @@ class Experiment:
             word = type(self.heal).__module__.rsplit(".", 1)[-1]
             wanted = " or ".join(self.heal.bases)
             raise ValueError(f"heal={word} needs model.quantise={wanted}, got {self.model.quantise}")
+        if self.prune.rescores and not self.metric.rescores:
+            prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
+            raise ValueError(f"prune={prune} scores again what is left, which metric={metric} cannot: it runs no model")
         if self.heal.trains and "healed" not in self.stages and self.export == "none":
             raise ValueError(
                 "nothing would be left of the healing: add healed to stages, or set export, or take heal=none"

@@ -5,7 +5,8 @@ Legend: N tokens of one sample, E edges (layers + 1), D width, B batch, T tokens
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,42 @@ from torch import Tensor, nn
 from depthcut import depth
 from depthcut.progress import track
 from depthcut.scores import Scores
-from depthcut.text import Tokens
+
+if TYPE_CHECKING:
+    from depthcut.lab import Lab
 
 Token = Literal["last", "all"]
 Compare = Callable[[Tensor], Tensor]
 """From the states of some tokens at all edges, float64 N x E x D, to a value for each pair of edges, N x E x E."""
 
 
-def compared(model: nn.Module, text: Tokens, batch: int, token: Token, compare: Compare, name: str) -> Scores:
+@dataclass(frozen=True)
+class Pass:
+    """One pass over the calibration text.
+
+    Attributes:
+        lab: holds the model and the text.
+        removed: layers that are bypassed.
+        batch: sequences a forward pass.
+        token: compare the states of each sample's last token, or of all.
+        name: of the metric, for messages.
+    """
+
+    lab: "Lab"
+    removed: tuple[int, ...]
+    batch: int
+    token: Token
+    name: str
+
+    def samples(self) -> Iterator[Tensor]:
+        """The states of each sample, float64 N x E x D."""
+        model, text = self.lab.dense(), self.lab.calibration()
+        with torch.inference_mode(), depth.bypass(model, self.removed):
+            for ids_BT, mask_BT in track(text.batches(self.batch), self.name, math.ceil(len(text) / self.batch)):
+                yield from sample_states(model, ids_BT, mask_BT, self.token)
+
+
+def compared(over: Pass, compare: Compare) -> Scores:
     """Score all blocks: ``compare`` each pair of edges at each token, average over a sample, then over the samples.
 
     The decoder stack runs once, without the head. A token whose state is zero or not finite at some edge is left out;
@@ -29,27 +58,22 @@ def compared(model: nn.Module, text: Tokens, batch: int, token: Token, compare: 
     Raises:
         ValueError: if no sample is left.
     """
-    edges = len(depth.layers(model)) + 1
-    total = torch.zeros(edges, edges, dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    samples = left_out = 0
-    with torch.inference_mode():
-        for ids_BT, mask_BT in track(text.batches(batch), name, math.ceil(len(text) / batch)):
-            for states_NED in sample_states(model, ids_BT, mask_BT, token, edges):
-                good_NED = states_NED[usable(states_NED)]
-                if not len(good_NED):
-                    left_out += 1
-                    continue
-                mean_EE = compare(good_NED).mean(0).cpu()
-                total += mean_EE
-                squares += mean_EE.square()
-                samples += 1
-    if not samples:
-        raise ValueError(f"metric={name}: none of the {left_out} calibration samples gave finite hidden states")
-    return summary(total, squares, samples, left_out)
+    means: list[Tensor] = []
+    left_out = 0
+    for states_NED in over.samples():
+        good_NED = states_NED[usable(states_NED)]
+        if len(good_NED):
+            means.append(compare(good_NED).mean(0).triu(1).cpu())
+        else:
+            left_out += 1
+    if not means:
+        raise ValueError(f"metric={over.name}: none of the {left_out} calibration samples gave finite hidden states")
+    mean_SEE = torch.stack(means)
+    stderr_EE = mean_SEE.std(0, correction=min(1, len(means) - 1)) / math.sqrt(len(means))
+    return Scores.of_blocks(mean_SEE.mean(0).tolist(), stderr_EE.tolist(), len(means), left_out)
 
 
-def sample_states(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, token: Token, edges: int) -> Iterator[Tensor]:
+def sample_states(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, token: Token) -> Iterator[Tensor]:
     """For each sequence of a batch its states at all edges, float64 N x E x D: of its last token or of all."""
     device = next(model.parameters()).device
     ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
@@ -62,9 +86,8 @@ def sample_states(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, token: Toke
 
     with depth.watch(model, see):
         depth.decoder(model)(input_ids=ids_BT, attention_mask=None if mask_BT.all() else mask_BT, use_cache=False)
-    assert len(seen) == edges
     for row in range(len(ids_BT)):
-        states_NED = torch.stack([seen[edge][row].to(seen[0].device) for edge in range(edges)], dim=1)
+        states_NED = torch.stack([h_BTD[row].to(seen[0].device) for _, h_BTD in sorted(seen.items())], dim=1)
         yield (states_NED if token == "last" else states_NED[mask_BT[row].bool()]).double()
 
 
@@ -81,11 +104,3 @@ def cosines(states_NED: Tensor) -> Tensor:
     """
     unit_NED = states_NED / states_NED.norm(dim=-1, keepdim=True)
     return (unit_NED @ unit_NED.transpose(1, 2)).clamp(-1, 1)
-
-
-def summary(total_EE: Tensor, squares_EE: Tensor, samples: int, left_out: int) -> Scores:
-    """Means and standard errors out of sums and sums of squares, above the diagonal."""
-    mean_EE = (total_EE / samples).triu(1)
-    spread_EE = (squares_EE / samples - (total_EE / samples).square()).clamp(min=0).triu(1)
-    stderr_EE = (spread_EE / max(samples - 1, 1)).sqrt()
-    return Scores.of_blocks(mean_EE.tolist(), stderr_EE.tolist(), samples, left_out)

@@ -145,14 +145,15 @@ class Lab:
         """Give the dense model's memory back."""
         self.loaded = None
 
-    def scores(self) -> Scores:
-        """The metric's scores, computed once for this base, metric and text."""
+    def scores(self, removed: tuple[int, ...] = ()) -> Scores:
+        """The metric's scores without some layers, computed once for this base, metric and text."""
 
         def make() -> dict[str, Any]:
             with self.timed("scores"):
-                return self.experiment.metric(self).to_dict()
+                return self.experiment.metric(self, removed).to_dict()
 
-        return Scores.from_dict(self.kept("scores", digests.scores(self), make))
+        key = digests.scores(self)
+        return Scores.from_dict(self.kept("scores", store.digest([key, removed]) if removed else key, make))
 
     def decide(self, plan: Plan) -> Plan:
         """Keep the plan, as one of this model: what goes is said in words before anything is loaded for it."""

@@ -16,10 +16,17 @@ class Metric(ABC):
 
     Attributes:
         reads_text: whether the calibration text is read at all.
+        rescores: whether it runs the model, so that what is left after a removal can be scored again.
     """
 
     reads_text: ClassVar[bool] = True
+    rescores: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(self, lab: "Lab") -> Scores:
-        """Score the layers of ``lab.dense()`` on ``lab.calibration()``; the model is left as it was found."""
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
+        """Score the layers of ``lab.dense()`` on ``lab.calibration()``; the model is left as it was found.
+
+        Args:
+            lab: what a run shares.
+            removed: layers that are gone already; what is left is numbered from 0. Empty unless ``rescores``.
+        """

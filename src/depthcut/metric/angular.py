@@ -24,17 +24,14 @@ class Angular(Metric):
 
     token: Literal["last", "all"]
     batch: Annotated[int, Field(gt=0)]
+    rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def __call__(self, lab: "Lab") -> Scores:
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
         """Score all blocks in one pass."""
         from depthcut import edges
 
         return edges.compared(
-            lab.dense(),
-            lab.calibration(),
-            self.batch,
-            self.token,
+            edges.Pass(lab, removed, self.batch, self.token, "angular"),
             lambda states_NED: edges.cosines(states_NED).arccos() / math.pi,
-            "angular",
         )

@@ -21,13 +21,14 @@ class BlockInfluence(Metric):
     """
 
     batch: Annotated[int, Field(gt=0)]
+    rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def __call__(self, lab: "Lab") -> Scores:
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
         """Score all blocks in one pass."""
         from depthcut import edges
 
         def influence(states_NED: "edges.Tensor") -> "edges.Tensor":
             return 1 - edges.cosines(states_NED)
 
-        return edges.compared(lab.dense(), lab.calibration(), self.batch, "all", influence, "block influence")
+        return edges.compared(edges.Pass(lab, removed, self.batch, "all", "block_influence"), influence)

@@ -22,8 +22,9 @@ class Magnitude(Metric):
     power: Literal[1, 2]
     reads_text: ClassVar[bool] = False
 
-    def __call__(self, lab: "Lab") -> Scores:
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
         """Score the single layers."""
+        assert not removed
         depth = lab.checkpoint.depth
         return Scores.of_layers(
             [self.layer(lab, index) for index in track(range(depth), "magnitude", depth)], [0.0] * depth

@@ -23,8 +23,9 @@ class Random(Metric):
     seed: Annotated[int, Field(ge=0)]
     reads_text: ClassVar[bool] = False
 
-    def __call__(self, lab: "Lab") -> Scores:
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
         """Score the single layers."""
+        assert not removed
         import numpy as np
 
         depth = lab.checkpoint.depth

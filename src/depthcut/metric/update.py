@@ -27,13 +27,14 @@ class Update(Metric):
     norm: Literal[1, 2]
     relative: bool
     batch: Annotated[int, Field(gt=0)]
+    rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def __call__(self, lab: "Lab") -> Scores:
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
         """Score all blocks in one pass."""
         from depthcut import edges
 
-        return edges.compared(lab.dense(), lab.calibration(), self.batch, "all", self.size, "update")
+        return edges.compared(edges.Pass(lab, removed, self.batch, "all", "update"), self.size)
 
     def size(self, states_NED: "Tensor") -> "Tensor":
         """The norm of the difference between each pair of edges; entry (i, j) is relative to edge i."""

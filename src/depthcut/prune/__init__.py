@@ -2,8 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import Field
 
@@ -11,7 +10,13 @@ from depthcut.plan import Plan
 from depthcut.scores import Scores
 from depthcut.strict import strict
 
-Score = Callable[[], Scores]
+
+class Score(Protocol):
+    """Runs the metric, at a price, on the model without the layers ``removed``, and numbers what is left from 0."""
+
+    def __call__(self, removed: tuple[int, ...] = ()) -> Scores:
+        """The scores."""
+        ...
 
 
 @strict
@@ -20,9 +25,11 @@ class Prune(ABC):
 
     Attributes:
         reads_scores: whether the plan depends on the metric at all.
+        rescores: whether it asks the metric again about what is left after a removal.
     """
 
     reads_scores: ClassVar[bool]
+    rescores: ClassVar[bool] = False
 
     @abstractmethod
     def layers(self, depth: int) -> int:
@@ -34,7 +41,7 @@ class Prune(ABC):
 
     @abstractmethod
     def __call__(self, score: Score, depth: int) -> Plan:
-        """Choose the layers of a model of ``depth`` layers that go; ``score`` runs the metric, at a price."""
+        """Choose the layers of a model of ``depth`` layers that go."""
 
     def content(self) -> Any:
         """What it reads beside its knobs, by content, as JSON."""
