@@ -53,6 +53,7 @@ CONFIG = [
     ("name=../../etc", "name must be letters, digits, '.', '_' and '-', at most 80, got '../../etc'"),
     ("metric._target_=os.system", "metric._target_ must name a class of depthcut.metric, got os.system"),
     ("heal=qlora", "heal=qlora needs model.quantise=nf4 or int8, got none"),
+    ("+prune.layers=3", "prune.layers: no such key"),
     ("heal.micro_batch=3", "heal.micro_batch must divide heal.batch (4), got 3"),
     ("data=files", "data.calibration.paths must be given: data.calibration.paths=..."),
     ("model=local", "model.path must be given: model.path=..."),
@@ -66,6 +67,21 @@ def test_a_mistake_in_the_config_is_told_within_two_seconds(override, says, tmp_
     assert complain(f"outputs={tmp_path}", override).startswith(says)
     assert fastest(f"outputs={tmp_path}", override)[1] < 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ("metric=taylor", "model.quantise=nf4", "heal=none"),
+            "metric=taylor needs gradients, which model.quantise=nf4",
+        ),
+        (("metric=magnitude", "prune=greedy"), "prune=greedy scores again what is left, which metric=magnitude cannot"),
+        (("prune=plan", "prune.path=no/plan.json"), "no plan at no/plan.json"),
+    ],
+)
+def test_choices_that_do_not_go_together(overrides, says, tmp_path):
+    assert complain(f"outputs={tmp_path}", "model=pico", *overrides).startswith(says)
 
 
 def test_help_answers_within_two_seconds():

@@ -70,6 +70,11 @@ class Experiment:
             word = type(self.heal).__module__.rsplit(".", 1)[-1]
             wanted = " or ".join(self.heal.bases)
             raise ValueError(f"heal={word} needs model.quantise={wanted}, got {self.model.quantise}")
+        if self.prune.reads_scores and self.model.quantise not in self.metric.bases:
+            word = type(self.metric).__module__.rsplit(".", 1)[-1]
+            raise ValueError(
+                f"metric={word} needs gradients, which model.quantise={self.model.quantise} cannot give; none can"
+            )
         if self.prune.rescores and not self.metric.rescores:
             prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
             raise ValueError(f"prune={prune} scores again what is left, which metric={metric} cannot: it runs no model")

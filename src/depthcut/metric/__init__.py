@@ -16,10 +16,12 @@ class Metric(ABC):
 
     Attributes:
         reads_text: whether the calibration text is read at all.
+        bases: the values of ``model.quantise`` that it can score.
         rescores: whether it runs the model, so that what is left after a removal can be scored again.
     """
 
     reads_text: ClassVar[bool] = True
+    bases: ClassVar[tuple[str, ...]] = ("none", "nf4", "int8")
     rescores: ClassVar[bool] = False
 
     @abstractmethod

@@ -1,0 +1,93 @@
+"""First-order Taylor importance of a layer's weights (Shortened LLaMA, arXiv:2402.02834, section 3.1: Taylor)."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from depthcut.metric import Metric
+from depthcut.scores import Scores
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from depthcut.lab import Lab
+
+
+@strict
+class Taylor(Metric):
+    """``sum_ij |W_ij dL/dW_ij|`` over all weights of a layer, its norms included; L is the mean loss over all tokens.
+
+    The gradient is summed over the whole text before the absolute value is taken, as in the paper's code. A weight's
+    gradient is used and freed as soon as it is there; the sums need one float32 a weight.
+
+    Attributes:
+        batch: sequences a backward pass.
+    """
+
+    batch: Annotated[int, Field(gt=0)]
+    bases: ClassVar[tuple[str, ...]] = ("none",)
+    incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
+        """Score the single layers."""
+        from depthcut import depth
+        from depthcut.progress import track
+
+        assert not removed
+        model, text = lab.dense(), lab.calibration()
+        layers = [list(layer.parameters()) for layer in depth.layers(model)]
+        tokens = int((text.lengths - 1).sum())
+        batches = math.ceil(len(text) / self.batch)
+        with Products(model, layers) as products:
+            for ids_BT, mask_BT in track(text.batches(self.batch), "taylor", batches):
+                (summed_loss(model, ids_BT, mask_BT) / tokens).backward()
+            scores = [sum(products.size(weight) for weight in layer) for layer in layers]
+        return Scores.of_layers(scores, [0.0] * len(layers), len(text))
+
+
+class Products:
+    """Inside the ``with``, adds up W * dL/dW of the decoder layers' weights; no other weight gets a gradient."""
+
+    def __init__(self, model: "nn.Module", layers: "Sequence[list[nn.Parameter]]") -> None:
+        self.before = {weight: weight.requires_grad for weight in model.parameters()}
+        self.weights = [weight for layer in layers for weight in layer]
+        self.sums: dict[nn.Parameter, Tensor] = {}
+
+    def __enter__(self) -> "Products":
+        for weight in self.before:
+            weight.requires_grad_(False)
+        for weight in self.weights:
+            weight.requires_grad_(True)
+        self.hooks = [weight.register_post_accumulate_grad_hook(self.add) for weight in self.weights]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        for weight, needed in self.before.items():
+            weight.requires_grad_(needed)
+
+    def add(self, weight: "nn.Parameter") -> None:
+        """Take a weight's gradient and free it."""
+        assert weight.grad is not None
+        product = weight.detach().float() * weight.grad.float()
+        weight.grad = None
+        self.sums[weight] = self.sums[weight].add_(product) if weight in self.sums else product
+
+    def size(self, weight: "nn.Parameter") -> float:
+        """The sum of the absolute values."""
+        return self.sums[weight].abs().double().sum().item()
+
+
+def summed_loss(model: "nn.Module", ids_BT: "Tensor", mask_BT: "Tensor") -> "Tensor":
+    """The sum over a batch's tokens of their negative log-likelihoods; padding counts for nothing."""
+    from torch.nn.functional import cross_entropy
+
+    device = next(model.parameters()).device
+    ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
+    logits_BTV = model(input_ids=ids_BT, attention_mask=None if mask_BT.all() else mask_BT, use_cache=False).logits
+    targets_BT = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, -100)
+    return cross_entropy(logits_BTV[:, :-1].transpose(1, 2).float(), targets_BT, reduction="sum")
