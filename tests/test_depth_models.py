@@ -88,9 +88,9 @@ def test_a_4_bit_model_is_cut_as_well(tmp_path: Path) -> None:
 
 
 def test_the_skeleton_of_a_7b_model_takes_no_time_and_no_memory() -> None:
-    before, start = psutil.Process().memory_info().rss, time.perf_counter()
+    before, start = psutil.Process().memory_info().rss, time.process_time()
     model = depth.skeleton(LlamaConfig())
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
     assert psutil.Process().memory_info().rss - before < 100e6
     assert sum(parameter.numel() for parameter in model.parameters()) > 6.7e9
     assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"meta"}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from depthcut import depth
+from depthcut import depth, forward
 from depthcut.progress import track
 from depthcut.scores import Scores
 
@@ -75,8 +75,9 @@ def compared(over: Pass, compare: Compare) -> Scores:
 
 def sample_states(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, token: Token) -> Iterator[Tensor]:
     """For each sequence of a batch its states at all edges, float64 N x E x D: of its last token or of all."""
-    device = next(model.parameters()).device
-    ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
+    given = forward.inputs(model, ids_BT, mask_BT)
+    device = given["input_ids"].device
+    mask_BT = mask_BT.to(device)
     rows_B = torch.arange(len(ids_BT), device=device)
     last_B = (mask_BT * torch.arange(ids_BT.shape[1], device=device)).argmax(1)
     seen: dict[int, Tensor] = {}
@@ -85,7 +86,7 @@ def sample_states(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, token: Toke
         seen[edge] = h_BTD[rows_B, last_B][:, None] if token == "last" else h_BTD
 
     with depth.watch(model, see):
-        depth.decoder(model)(input_ids=ids_BT, attention_mask=None if mask_BT.all() else mask_BT, use_cache=False)
+        depth.decoder(model)(**given)
     for row in range(len(ids_BT)):
         states_NED = torch.stack([h_BTD[row].to(seen[0].device) for _, h_BTD in sorted(seen.items())], dim=1)
         yield (states_NED if token == "last" else states_NED[mask_BT[row].bool()]).double()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from depthcut import depth
+from depthcut import depth, forward
 from depthcut.progress import track
 
 if TYPE_CHECKING:
@@ -34,12 +34,11 @@ def without_each(
         error over the sequences.
     """
     model, text = lab.dense(), lab.calibration()
-    device = next(model.parameters()).device
     sums: list[Tensor] = []
     counts: list[Tensor] = []
     with torch.inference_mode():
         for ids_BT, mask_BT in track(text.batches(batch), name, math.ceil(len(text) / batch)):
-            values_LB, count_B = measured(model, ids_BT.to(device), mask_BT.to(device), removed, measure)
+            values_LB, count_B = measured(model, ids_BT, mask_BT, removed, measure)
             sums.append(values_LB.cpu())
             counts.append(count_B.cpu())
     sums_LN, counts_N = torch.cat(sums, dim=1), torch.cat(counts)
@@ -54,8 +53,8 @@ def measured(
     model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, removed: tuple[int, ...], measure: Measure
 ) -> tuple[Tensor, Tensor]:
     """One batch: for each layer left and each sequence the sum of ``measure`` over its tokens, and their number."""
-    inputs = {"input_ids": ids_BT, "attention_mask": None if mask_BT.all() else mask_BT, "use_cache": False}
-    targets_BT = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, -100)
+    inputs = forward.inputs(model, ids_BT, mask_BT)
+    targets_BT = forward.targets(inputs)
     dense_BTV = model(**inputs).logits[:, :-1].float() if removed else None
     with depth.bypass(model, removed) if removed else nullcontext():
         output, without_LBTD = streams(model, inputs)
@@ -63,7 +62,7 @@ def measured(
             if dense_BTV is None:
                 dense_BTV = logits_of(plain(output))[:, :-1].float()
             sums = [measure(logits_of(h)[:, :-1].float(), dense_BTV, targets_BT).double().sum(1) for h in without_LBTD]
-    return torch.stack(sums), (targets_BT != -100).sum(1)
+    return torch.stack(sums), (targets_BT != forward.NO_TARGET).sum(1)
 
 
 def streams(model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, list[Tensor]]:

@@ -59,17 +59,13 @@ class Loss(Eval):
 def sequence_losses(model: "nn.Module", ids_BT: "Tensor", mask_BT: "Tensor") -> "Tensor":
     """For each sequence the sum of its tokens' losses and their number, 2 x B; padding counts for nothing."""
     import torch
-    import torch.nn.functional as F
 
-    device = next(model.parameters()).device
-    ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
-    logits_BTV = model(input_ids=ids_BT, attention_mask=None if mask_BT.all() else mask_BT, use_cache=False).logits
-    targets_BT = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, -100)
-    sums = [
-        F.cross_entropy(logits_TV.float(), targets_T, reduction="sum")
-        for logits_TV, targets_T in zip(logits_BTV[:, :-1], targets_BT, strict=True)
-    ]
-    return torch.stack([torch.stack(sums), (targets_BT != -100).sum(1)])
+    from depthcut import forward
+
+    given = forward.inputs(model, ids_BT, mask_BT)
+    targets_BT = forward.targets(given)
+    losses_BT = forward.token_losses(model(**given).logits[:, :-1], targets_BT)
+    return torch.stack([losses_BT.sum(1), (targets_BT != forward.NO_TARGET).sum(1)])
 
 
 def summary(loss: float, means_N: "Tensor", vocabulary: int) -> dict[str, float]:

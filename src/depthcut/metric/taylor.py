@@ -33,7 +33,7 @@ class Taylor(Metric):
 
     def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
         """Score the single layers."""
-        from depthcut import depth
+        from depthcut import depth, forward
         from depthcut.progress import track
 
         assert not removed
@@ -43,7 +43,9 @@ class Taylor(Metric):
         batches = math.ceil(len(text) / self.batch)
         with Products(model, layers) as products:
             for ids_BT, mask_BT in track(text.batches(self.batch), "taylor", batches):
-                (summed_loss(model, ids_BT, mask_BT) / tokens).backward()
+                given = forward.inputs(model, ids_BT, mask_BT)
+                losses_BT = forward.token_losses(model(**given).logits[:, :-1], forward.targets(given))
+                (losses_BT.sum() / tokens).backward()
             scores = [sum(products.size(weight) for weight in layer) for layer in layers]
         return Scores.of_layers(scores, [0.0] * len(layers), len(text))
 
@@ -80,14 +82,3 @@ class Products:
     def size(self, weight: "nn.Parameter") -> float:
         """The sum of the absolute values."""
         return self.sums[weight].abs().double().sum().item()
-
-
-def summed_loss(model: "nn.Module", ids_BT: "Tensor", mask_BT: "Tensor") -> "Tensor":
-    """The sum over a batch's tokens of their negative log-likelihoods; padding counts for nothing."""
-    from torch.nn.functional import cross_entropy
-
-    device = next(model.parameters()).device
-    ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
-    logits_BTV = model(input_ids=ids_BT, attention_mask=None if mask_BT.all() else mask_BT, use_cache=False).logits
-    targets_BT = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, -100)
-    return cross_entropy(logits_BTV[:, :-1].transpose(1, 2).float(), targets_BT, reduction="sum")
