@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from depthcut import config, depth, lab
+from depthcut import config, depth, forward, lab
 from depthcut.metric.angular import Angular
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ def main() -> int:
     def bare() -> None:
         with torch.inference_mode():
             for ids_BT, mask_BT in text.batches(batch):
-                depth.decoder(model)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+                depth.decoder(model)(**forward.inputs(model, ids_BT, mask_BT))
 
     def scored() -> None:
         metric(here)
