@@ -30,6 +30,7 @@ def point(cfg: DictConfig) -> None:
         if kept is None:
             from depthcut import algorithm
 
+            here.tidy()
             with runlog.to(here):
                 algorithm.run(x, here)
                 kept = record.write(here)

@@ -185,6 +185,8 @@ def test_killed_in_the_middle_of_healing_it_ends_with_the_same_weights(tmp_path,
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not list(tmp_path.glob("b/main/*/record.json")) and not list(tmp_path.glob("b/main/*/adapter"))
+    (point,) = (path for path in tmp_path.glob("b/main/*") if path.is_dir())
+    (point / ".heal.csv.1.tmp").write_text("what a kill in the middle of a write leaves")
     resumed = succeed(f"outputs={tmp_path / 'b'}", *arguments)
     log = (resumed["folder"] / "run.log").read_text()
     assert "healing goes on from" in log
@@ -196,3 +198,20 @@ def test_killed_in_the_middle_of_healing_it_ends_with_the_same_weights(tmp_path,
     ]
     assert curves[0] == curves[1]
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_hand_it_keeps_its_checkpoint_and_takes_nothing_for_finished(tmp_path, corpus, signalled):
+    process = start(f"outputs={tmp_path}", *PICO, *corpus, *HEAL[1:], "heal.steps=2000")
+    while not list(tmp_path.glob("main/*/heal/last.ckpt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signalled)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    if signalled == signal.SIGINT:
+        assert (
+            process.returncode == 130 and err.splitlines()[-1] == "error: stopped; the same command goes on from here"
+        )
+    assert list(tmp_path.glob("main/*/heal/last.ckpt"))
+    assert not list(tmp_path.glob("main/*/adapter")) and not list(tmp_path.glob("main/*/record.json"))

@@ -3,6 +3,7 @@
 import json
 import logging
 import resource
+import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -215,6 +216,11 @@ class Lab:
     def loggers(self) -> list[Any]:
         """Loggers of the healing run; the curve itself is always written to ``heal.csv``."""
         return self.experiment.log.loggers(self)
+
+    def tidy(self) -> None:
+        """Remove what a killed process left half-written in the point's folder; only while the lock is held."""
+        for stale in self.folder.glob(".*.tmp"):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
     def alone(self) -> FileLock:
         """Held while the point is worked on: another process that wants it waits, and then finds it done."""

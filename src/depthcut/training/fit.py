@@ -49,9 +49,12 @@ def fit(model: nn.Module, recipe: Training, lab: "Lab") -> None:
     last = folder / "last.ckpt"
     if last.exists():
         log.info("healing goes on from %s", last)
-    trainer.fit(
-        Healing(model, recipe), HealingData(batches), ckpt_path=last if last.exists() else None, weights_only=True
-    )
+    start = last if last.exists() else None
+    try:
+        trainer.fit(Healing(model, recipe), HealingData(batches), ckpt_path=start, weights_only=True)
+    except SystemExit as stop:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from stop
+    assert trainer.global_step == recipe.steps, "half-trained adapters must never be taken for healed ones"
     shutil.rmtree(folder)
 
 
