@@ -1,43 +1,32 @@
 import dataclasses
 import math
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from depthcut import depth
-from depthcut.edges import cosines, sample_states, usable
+from depthcut.edges import Pass, cosines, usable
 from depthcut.metric.angular import Angular
 from depthcut.metric.block_influence import BlockInfluence
 from depthcut.metric.update import Update
-from depthcut.prune.block import Block
 from depthcut.text import Tokens
+from labs import lab, tokens
 from pico import pico
 
-
-def tokens(lengths=(9, 12, 5, 12, 7), width=12) -> Tokens:
-    ids = np.random.default_rng(0).integers(3, 100, (len(lengths), width), dtype=np.int32)
-    return Tokens(
-        ids=ids, lengths=np.array(lengths, dtype=np.int32), documents=np.array([], dtype=np.uint64), digest="x"
-    )
-
-
-LAST = Angular(token="last", batch=2)
+LAST = Angular(token="last", batch=2, until=None)
 METRICS = {
     "angular_last": LAST,
-    "angular_all": Angular(token="all", batch=2),
-    "block_influence": BlockInfluence(batch=2),
-    "update_1": Update(norm=1, relative=False, batch=2),
-    "update_2": Update(norm=2, relative=False, batch=2),
-    "update_2_relative": Update(norm=2, relative=True, batch=2),
+    "angular_all": Angular(token="all", batch=2, until=None),
+    "block_influence": BlockInfluence(batch=2, until=None),
+    "update_1": Update(norm=1, relative=False, batch=2, until=None),
+    "update_2": Update(norm=2, relative=False, batch=2, until=None),
+    "update_2_relative": Update(norm=2, relative=True, batch=2, until=None),
 }
 
 
 def score(metric, model, text: Tokens, batch: int = 2):
-    lab: Any = SimpleNamespace(dense=lambda: model, calibration=lambda: text)
-    return dataclasses.replace(metric, batch=batch)(lab)
+    return dataclasses.replace(metric, batch=batch)(lab(model, text))
 
 
 def make_identity(model, layer: int) -> None:
@@ -101,9 +90,7 @@ def test_an_identity_layer_scores_zero_and_goes_first(name):
     scores = score(METRICS[name], model, tokens())
     assert scores.block(3, 1) < 1e-6
     assert min(scores.block(start, 1) for start in (0, 1, 2, 4)) > 0.001
-    plan = Block(frac=1 / 6, keep_first=0, keep_last=1)(lambda: scores, 6)
-    assert plan.drop == (3,)
-    assert plan.notes["score_is"] == "of the block"
+    assert min(range(5), key=lambda start: scores.block(start, 1)) == 3
 
 
 def test_a_layer_that_doubles_its_input_is_known_to_each_metric():
@@ -111,9 +98,13 @@ def test_a_layer_that_doubles_its_input_is_known_to_each_metric():
     x = torch.randn(7, 1, 16, dtype=torch.float64)
     states_NED = torch.cat([x, 2 * x], dim=1)
     assert cosines(states_NED)[:, 0, 1].allclose(torch.ones(7, dtype=torch.float64))
-    assert Update(norm=2, relative=True, batch=1).size(states_NED)[:, 0, 1].allclose(torch.ones(7, dtype=torch.float64))
+    assert (
+        Update(norm=2, relative=True, batch=1, until=None)
+        .size(states_NED)[:, 0, 1]
+        .allclose(torch.ones(7, dtype=torch.float64))
+    )
     wanted = x[:, 0].abs().sum(-1)
-    assert Update(norm=1, relative=False, batch=1).size(states_NED)[:, 0, 1].allclose(wanted)
+    assert Update(norm=1, relative=False, batch=1, until=None).size(states_NED)[:, 0, 1].allclose(wanted)
 
 
 def test_the_last_edge_is_before_the_final_norm():
@@ -132,11 +123,16 @@ def test_padding_on_either_side_gives_the_same():
     for row, length in enumerate(text.lengths):
         left_ids[row], left_mask[row] = ids[row].roll(12 - int(length)), mask[row].roll(12 - int(length))
 
-    def angles(ids, mask):
-        with torch.no_grad():
-            return torch.cat([cosines(rows) for rows in sample_states(model, ids, mask, "last")]).arccos() / math.pi
+    class Given(Tokens):
+        def batches(self, size):
+            yield (left_ids, left_mask) if size == 3 else (ids, mask)
 
-    torch.testing.assert_close(angles(left_ids, left_mask), angles(ids, mask), atol=1e-5, rtol=0)
+    def angles(size):
+        given = Given(text.ids, text.lengths, text.documents, "x")
+        states = Pass(lab=lab(model, given), name="x", batch=size, token="last").samples()
+        return torch.cat([cosines(rows) for rows in states]).arccos() / math.pi
+
+    torch.testing.assert_close(angles(3), angles(4), atol=1e-5, rtol=0)
 
 
 def test_small_angles_survive_bfloat16_states():

@@ -5,6 +5,7 @@ import pytest
 from composing import ROOT, composed
 from depthcut import config
 from depthcut.report import methods
+from depthcut.shape import Shape
 
 PAPER = {  # Gromov et al. 2024, appendix A.1: repo, rank, peak learning rate, tokens a sequence
     "llama2_7b": ("meta-llama/Llama-2-7b-hf", 2, 3e-4, 2048),
@@ -63,7 +64,7 @@ def test_healing_tokens_are_the_papers(model):
 def test_the_default_is_the_demo():
     x = config.read(composed())
     assert type(x.model).__name__ == "SmolLM2" and x.model.separator == "<|endoftext|>"
-    assert x.prune.layers(30) == 8
+    assert x.prune.count(Shape(30)) == 8
     assert (x.stages, x.export) == (["dense", "pruned", "healed"], "merged")
 
 
@@ -101,6 +102,7 @@ def test_every_stored_choice_makes_an_experiment(choice):
         "heal=qlora": ["model.quantise=nf4"],
         "prune=plan": ["prune.path=plan.json"],
         "prune=greedy": ["metric=kl"],
+        "prune=evolution": ["metric=kl"],
     }.get(choice, [])
     assert isinstance(config.read(composed("model=pico", choice, *extra)), config.Experiment)
 

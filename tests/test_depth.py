@@ -1,4 +1,4 @@
-"""Cut = bypassed = built separately, for every family; what is watched is the true residual stream."""
+"""Cut = bypassed = built separately, for every family."""
 
 import json
 from pathlib import Path
@@ -117,53 +117,6 @@ def test_hidden_states_first_asked_for_in_a_bypass_are_whole_after_it(model: Pre
     with depth.bypass(model, (2,)):
         assert len(model(texts(), output_hidden_states=True).hidden_states) == DEPTH
     assert len(model(texts(), output_hidden_states=True).hidden_states) == DEPTH + 1
-
-
-@torch.no_grad()
-def test_watch_sees_the_residual_stream_before_the_final_norm(model: PreTrainedModel) -> None:
-    seen: dict[int, torch.Tensor] = {}
-    calls: list[tuple[Any, Any]] = []
-    last = depth.layers(model)[-1]
-    hook = last.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
-    with depth.watch(model, lambda edge, h_BTD: seen.update({edge: h_BTD.clone()})):
-        states = model(texts(), output_hidden_states=True, use_cache=False).hidden_states
-    hook.remove()
-    assert list(seen) == list(range(DEPTH + 1))
-    for edge in range(DEPTH):
-        assert torch.equal(seen[edge], states[edge])
-    (args, kwargs), *_ = calls
-    by_hand = last(*args, **kwargs)
-    assert torch.equal(seen[DEPTH], by_hand[0] if isinstance(by_hand, tuple) else by_hand)
-
-
-def test_watch_sees_the_decoder_alone_and_the_layers_a_bypass_leaves(model: PreTrainedModel) -> None:
-    edges: list[int] = []
-    with depth.bypass(model, (0, 2)), depth.watch(model, lambda edge, _: edges.append(edge)):
-        depth.decoder(model)(texts())
-    assert edges == [0, 1, 2, 3, 4]
-
-
-def test_watch_ends_with_its_block_even_after_an_error(model: PreTrainedModel) -> None:
-    edges: list[int] = []
-    with pytest.raises(RuntimeError, match="stop"), depth.watch(model, lambda edge, _: edges.append(edge)):
-        raise RuntimeError("stop")
-    logits(model)
-    assert edges == []
-
-
-def test_watch_takes_the_stream_as_a_keyword_and_out_of_a_tuple() -> None:
-    class Layer(nn.Module):
-        def forward(self, *, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
-            return self.inner(hidden_states), None
-
-    model = pico("llama", 2)
-    seen: dict[int, torch.Tensor] = {}
-    for layer in (stack := depth.layers(model)):
-        layer.__class__ = type("Odd", (Layer,), {"inner": lambda _, h: h + 1})
-    with depth.watch(model, lambda edge, h_BTD: seen.update({edge: h_BTD})):
-        out = stack[1](hidden_states=stack[0](hidden_states=torch.zeros(1, 1, 64))[0])[0]
-    assert [float(seen[edge].mean()) for edge in range(3)] == [0, 1, 2]
-    assert seen[2] is out
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "qwen2"])

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 
+import labs
 from depthcut import depth
 from depthcut.metric.magnitude import Magnitude
 from depthcut.metric.random import Random
 from depthcut.metric.taylor import Taylor
 from depthcut.model.pico import Pico
-from depthcut.text import Tokens
+from labs import tokens
 from pico import pico
 
 
@@ -43,22 +44,13 @@ def test_random_scores_depend_on_the_seed_alone(lab):
     assert torch.tensor(Random(seed=1)(lab).layers).unique().numel() == 4
 
 
-def tokens(lengths=(9, 12, 5, 12, 7), width=12) -> Tokens:
-    ids = np.random.default_rng(0).integers(3, 100, (len(lengths), width), dtype=np.int32)
-    return Tokens(ids, np.array(lengths, dtype=np.int32), np.array([], dtype=np.uint64), "x")
-
-
-def with_text(model) -> Any:
-    return SimpleNamespace(dense=lambda: model, calibration=tokens)
-
-
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("family", ["llama", "opt", "gemma2"])
 def test_taylor_is_the_formula_with_plain_autograd(family, batch):
     model, text = pico(family), tokens()
     model.lm_head.weight.requires_grad_(False)
     before = [parameter.requires_grad for parameter in model.parameters()]
-    got = Taylor(batch=batch)(with_text(model)).layers
+    got = Taylor(batch=batch)(labs.lab(model)).layers
     assert [parameter.requires_grad for parameter in model.parameters()] == before
     assert not any(parameter.grad is not None for parameter in model.parameters())
     losses = []
@@ -76,5 +68,5 @@ def test_taylor_of_an_identity_layer_is_zero():
     with torch.no_grad():
         depth.layers(model)[2].self_attn.o_proj.weight.zero_()
         depth.layers(model)[2].mlp.down_proj.weight.zero_()
-    scores = Taylor(batch=2)(with_text(model)).layers
+    scores = Taylor(batch=2)(labs.lab(model)).layers
     assert scores[2] == 0 and min(score for i, score in enumerate(scores) if i != 2) > 0

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -50,3 +51,83 @@ def test_a_file_that_is_no_plan_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(ValueError, match="plan") as caught:
         Plan.read(tmp_path / "plan.json")
     assert "\n" not in str(caught.value)
+
+
+def written(tmp_path, **changes):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"format": 2, "depth": 32, "drop": [[2, 5]]} | changes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("drop", "says"),
+    [
+        ([[2, 5], [4, 6]], "spans [2, 5) and [4, 6) overlap"),
+        ([[8, 9], [2, 5], [2, 5]], "spans [2, 5) and [2, 5) overlap"),
+        ([[9, 12], [0, 20]], "spans [0, 20) and [9, 12) overlap"),
+        ([[5, 3]], "span [5, 3) is reversed; the model has layers 0-31, and stop itself stays"),
+        ([[3, 3]], "span [3, 3) is empty; the model has layers 0-31"),
+        ([[30, 33]], "span [30, 33) leaves the model, which has layers 0-31"),
+        ([[0, 10**15]], "span [0, 1000000000000000) leaves the model, which has layers 0-31"),
+        ([[-1, 2]], "span [-1, 2) leaves the model"),
+        ([[1.0, 2]], "span [1.0, 2] must be [start, stop), two whole numbers"),
+        ([[True, 2]], "span [true, 2] must be [start, stop)"),
+        ([["1", "2"]], 'span ["1", "2"] must be'),
+        ([[1, 2, 3]], "span [1, 2, 3] must be"),
+        ([21, 22], "span 21 must be [start, stop)"),
+        ([None], "span null must be"),
+        ({"21": 22}, "drop must be a list of spans [start, stop), got {'21': 22}"),
+        (21, "drop must be a list of spans [start, stop), got 21"),
+        ([[0, 32]], "plan keeps 0 of 32 layers"),
+    ],
+)
+def test_spans_written_by_hand_that_are_no_cut_are_refused(tmp_path, drop, says):
+    path = written(tmp_path, drop=drop)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {says}")) as caught:
+        Plan.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_spans_may_touch_and_come_in_any_order(tmp_path):
+    assert Plan.read(written(tmp_path, drop=[[9, 10], [4, 6], [2, 4]])).drop == (2, 3, 4, 5, 9)
+
+
+@pytest.mark.parametrize("depth", ["32", 32.0, None, True, 0, -1, [32]])
+def test_a_depth_that_is_no_number_of_layers_is_refused(tmp_path, depth):
+    says = f"depth must be the model's number of layers, a whole number from 1, got {depth!r}"
+    with pytest.raises(ValueError, match=re.escape(says)):
+        Plan.read(written(tmp_path, depth=depth))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"unit": "half"}, "drops units called 'half'; there are: layer, attention, mlp"),
+        ({"unit": ["mlp"]}, "drops units called ['mlp']"),
+        ({"model": 7}, "model must be a digest, or empty for any model of this depth, got 7"),
+        ({"format": "2"}, "this plan has format '2'; this version reads format 2"),
+    ],
+)
+def test_other_fields_of_another_kind_are_refused(tmp_path, changes, says):
+    path = written(tmp_path, **changes)
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        Plan.read(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_folder_is_no_plan(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot read a plan at .*: Is a directory"):
+        Plan.read(tmp_path)
+
+
+def test_a_plan_of_halves_keeps_all_layers_and_comes_back(tmp_path):
+    plan = Plan(8, (2, 3, 6), "attention")
+    plan.write(tmp_path / "plan.json")
+    assert Plan.read(tmp_path / "plan.json") == plan
+    assert plan.keep == tuple(range(8)) and plan.fraction == 3 / 8
+    assert plan.words == "drops the attention of layers 2-3, 6 of 0-7, keeps 5"
+    assert Plan(8, (1,), "mlp").words == "drops the MLP of layer 1 of 0-7, keeps 7"
+
+
+def test_a_plan_of_an_older_version_is_one_of_whole_layers(tmp_path):
+    assert Plan.read(written(tmp_path, format=1)) == Plan(32, (2, 3, 4))

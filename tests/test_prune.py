@@ -1,18 +1,26 @@
+import re
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 
+from composing import ROOT
+from depthcut import config, digests
 from depthcut.plan import Plan
 from depthcut.prune.block import Block
 from depthcut.prune.blocks import Blocks
 from depthcut.prune.deepest import Deepest
 from depthcut.prune.every import Every
+from depthcut.prune.evolution import Evolution
 from depthcut.prune.greedy import Greedy
 from depthcut.prune.lowest import Lowest
 from depthcut.prune.plan import Given
 from depthcut.prune.random import Random
 from depthcut.scores import Scores
+from depthcut.shape import Shape
+from labs import KNOBS, sized
+from pico import pico
 
 
 def scores(depth: int, values: dict[tuple[int, int], float]) -> Scores:
@@ -30,26 +38,26 @@ def never(*_):
 def test_the_block_with_the_lowest_score_of_that_size_goes():
     """Two public tools answer for n + 1 when they are asked for n: the lowest block of another size must not win."""
     table = scores(8, {(2, 5): 0.1, (4, 6): 0.2, (1, 5): 0.01, (3, 4): 0.001})
-    assert Block(frac=3 / 8, keep_first=0, keep_last=1)(lambda: table, 8).drop == (2, 3, 4)
-    assert Block(frac=2 / 8, keep_first=0, keep_last=1)(lambda: table, 8).drop == (4, 5)
-    assert Block(frac=4 / 8, keep_first=0, keep_last=1)(lambda: table, 8).drop == (1, 2, 3, 4)
+    assert sized(Block, frac=3 / 8)(lambda: table, Shape(8)).drop == (2, 3, 4)
+    assert sized(Block, frac=2 / 8)(lambda: table, Shape(8)).drop == (4, 5)
+    assert sized(Block, frac=4 / 8)(lambda: table, Shape(8)).drop == (1, 2, 3, 4)
 
 
 def test_the_first_and_last_layers_stay():
     table = scores(6, {(0, 2): 0.1, (4, 6): 0.1, (3, 5): 0.5})
-    assert Block(frac=2 / 6, keep_first=1, keep_last=1)(lambda: table, 6).drop == (3, 4)
-    assert Block(frac=2 / 6, keep_first=0, keep_last=0)(lambda: table, 6).drop == (0, 1)
+    assert sized(Block, frac=2 / 6, keep_first=1, keep_last=1)(lambda: table, Shape(6)).drop == (3, 4)
+    assert sized(Block, frac=2 / 6, keep_first=0, keep_last=0)(lambda: table, Shape(6)).drop == (0, 1)
 
 
 def test_the_deepest_block_before_the_last_layer():
     """Gromov et al.: 0-based, drop [L-1-n, L-2], keep L-1."""
-    assert Deepest(frac=0.25, keep_first=0, keep_last=1)(never, 32).drop == tuple(range(23, 31))
-    assert Deepest(frac=0.5, keep_first=0, keep_last=4)(never, 8).drop == (0, 1, 2, 3)
+    assert sized(Deepest, frac=0.25)(never, Shape(32)).drop == tuple(range(23, 31))
+    assert sized(Deepest, frac=0.5, keep_first=0, keep_last=4)(never, Shape(8)).drop == (0, 1, 2, 3)
 
 
 @pytest.mark.parametrize("prune", [Block, Deepest])
 def test_nothing_to_drop_asks_no_metric(prune):
-    assert prune(frac=0.0, keep_first=0, keep_last=1)(never, 30).drop == ()
+    assert sized(prune, frac=0.0)(never, Shape(30)).drop == ()
 
 
 @pytest.mark.parametrize(
@@ -58,7 +66,7 @@ def test_nothing_to_drop_asks_no_metric(prune):
 )
 def test_the_fraction_is_rounded_to_the_nearest_layer(frac, depth, layers):
     """The published pairs of fraction and layers: Gromov et al., Shortened LLaMA."""
-    assert Deepest(frac=frac, keep_first=0, keep_last=1).layers(depth) == layers
+    assert sized(Deepest, frac=frac).count(Shape(depth)) == layers
 
 
 def test_a_plan_that_keeps_too_little_is_refused():
@@ -66,10 +74,10 @@ def test_a_plan_that_keeps_too_little_is_refused():
         ValueError,
         match=r"keeps 0 of 30 layers; the last layer must stay. Lower prune.frac \(now 0.99; at most 0.98 here\)",
     ):
-        Deepest(frac=0.99, keep_first=0, keep_last=1)(never, 30)
-    assert len(Deepest(frac=0.98, keep_first=0, keep_last=1)(never, 30).drop) == 29
+        sized(Deepest, frac=0.99)(never, Shape(30))
+    assert len(sized(Deepest, frac=0.98)(never, Shape(30)).drop) == 29
     with pytest.raises(ValueError, match="the first 4 and the last 2 layers must stay"):
-        Deepest(frac=0.9, keep_first=4, keep_last=2)(never, 30)
+        sized(Deepest, frac=0.9, keep_first=4, keep_last=2)(never, Shape(30))
 
 
 def of_layers(*values: float) -> Scores:
@@ -77,16 +85,16 @@ def of_layers(*values: float) -> Scores:
 
 
 def test_a_block_out_of_layer_scores_is_their_sum_and_says_so():
-    plan = Block(frac=2 / 5, keep_first=0, keep_last=1)(lambda: of_layers(3, 1, 2, 5, 0), 5)
+    plan = sized(Block, frac=2 / 5)(lambda: of_layers(3, 1, 2, 5, 0), Shape(5))
     assert plan.drop == (1, 2)
     assert plan.notes["score"] == 3 and plan.notes["score_is"] == "sum of the layers' scores"
 
 
 def test_the_lowest_layers_go_wherever_they_are():
     table = of_layers(0.1, 5, 0.2, 4, 0.3, 0.0)
-    assert Lowest(frac=0.5, keep_first=0, keep_last=0)(lambda: table, 6).drop == (0, 2, 5)
-    assert Lowest(frac=0.5, keep_first=1, keep_last=1)(lambda: table, 6).drop == (2, 3, 4)
-    assert Lowest(frac=0.0, keep_first=1, keep_last=1)(never, 6).drop == ()
+    assert sized(Lowest, frac=0.5, keep_first=0, keep_last=0)(lambda: table, Shape(6)).drop == (0, 2, 5)
+    assert sized(Lowest, frac=0.5, keep_first=1, keep_last=1)(lambda: table, Shape(6)).drop == (2, 3, 4)
+    assert sized(Lowest, frac=0.0, keep_first=1, keep_last=1)(never, Shape(6)).drop == ()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -102,7 +110,7 @@ def test_blocks_are_the_best_of_all_ways(seed, most):
         return sum(table.block(a, b - a) for a, b in runs) if len(runs) <= most else float("inf")
 
     wanted = min(price(layers) for layers in combinations(range(1, depth - 1), n))
-    plan = Blocks(frac=n / depth, keep_first=1, keep_last=1, blocks=most)(lambda: table, depth)
+    plan = sized(Blocks, frac=n / depth, keep_first=1, keep_last=1, blocks=most)(lambda: table, Shape(depth))
     assert plan.notes["score"] == pytest.approx(wanted) == pytest.approx(price(plan.drop))
     assert len(plan.drop) == n
 
@@ -110,22 +118,22 @@ def test_blocks_are_the_best_of_all_ways(seed, most):
 def test_one_block_of_blocks_is_block():
     values = np.triu(np.random.default_rng(0).random((13, 13)), 1)
     table = Scores.of_blocks(values.tolist(), np.zeros_like(values).tolist(), 1, 0)
-    one = Blocks(frac=0.4, keep_first=0, keep_last=1, blocks=1)(lambda: table, 12)
-    assert one.drop == Block(frac=0.4, keep_first=0, keep_last=1)(lambda: table, 12).drop
+    one = sized(Blocks, frac=0.4, blocks=1)(lambda: table, Shape(12))
+    assert one.drop == sized(Block, frac=0.4)(lambda: table, Shape(12)).drop
 
 
 def test_every_spreads_the_gaps_evenly():
-    assert Every(frac=0.25, keep_first=0, keep_last=0)(never, 12).drop == (2, 6, 10)
-    assert Every(frac=0.5, keep_first=1, keep_last=1)(never, 8).drop == (1, 3, 4, 6)
-    assert Every(frac=0.0, keep_first=0, keep_last=1)(never, 8).drop == ()
+    assert sized(Every, frac=0.25, keep_first=0, keep_last=0)(never, Shape(12)).drop == (2, 6, 10)
+    assert sized(Every, frac=0.5, keep_first=1, keep_last=1)(never, Shape(8)).drop == (1, 3, 4, 6)
+    assert sized(Every, frac=0.0)(never, Shape(8)).drop == ()
     for depth in range(2, 40):
-        plan = Every(frac=0.4, keep_first=0, keep_last=1)(never, depth)
-        assert len(plan.drop) == Every(frac=0.4, keep_first=0, keep_last=1).layers(depth)
+        plan = sized(Every, frac=0.4)(never, Shape(depth))
+        assert len(plan.drop) == sized(Every, frac=0.4).count(Shape(depth))
 
 
 def test_random_layers_depend_on_the_seed_alone_and_are_fair():
     def draw(seed):
-        return Random(frac=0.3, keep_first=1, keep_last=1, seed=seed)(never, 10).drop
+        return sized(Random, frac=0.3, keep_first=1, keep_last=1, seed=seed)(never, Shape(10)).drop
 
     assert draw(0) == draw(0)
     drawn = [draw(seed) for seed in range(800)]
@@ -137,10 +145,10 @@ def test_a_plan_out_of_a_file(tmp_path):
     path = tmp_path / "plan.json"
     Plan(8, (2, 5), model="abc").write(path)
     given = Given(path=str(path))
-    assert given(never, 8) == Plan(8, (2, 5), model="abc")
-    assert given.layers(8) == 2 and given.content() == (2, 5)
+    assert given(never, Shape(8)) == Plan(8, (2, 5), model="abc")
+    assert given.count(Shape(8)) == 2 and given.content() == {"unit": "layer", "drop": (2, 5)}
     with pytest.raises(ValueError, match="is a plan for 8 layers; this model has 9"):
-        given.layers(9)
+        given.count(Shape(9))
     with pytest.raises(ValueError, match="no plan at"):
         Given(path=str(tmp_path / "none.json")).content()
 
@@ -153,9 +161,9 @@ def test_greedy_scores_again_what_is_left():
         left = [layer for layer in range(5) if layer not in removed]
         return of_layers(*(8.0 if layer == 2 and 1 in removed else alone[layer] for layer in left))
 
-    plan = Greedy(frac=0.4, keep_first=1, keep_last=1)(score, 5)
+    plan = sized(Greedy, frac=0.4, keep_first=1, keep_last=1)(score, Shape(5))
     assert plan.notes["order"] == [1, 3] and plan.notes["scores"] == [1.0, 2.0]
-    assert Lowest(frac=0.4, keep_first=1, keep_last=1)(score, 5).drop == (1, 2)
+    assert sized(Lowest, frac=0.4, keep_first=1, keep_last=1)(score, Shape(5)).drop == (1, 2)
 
 
 def test_a_greedy_round_costs_no_round_twice():
@@ -165,5 +173,152 @@ def test_a_greedy_round_costs_no_round_twice():
         asked.append(removed)
         return of_layers(*[float(i) for i in range(6 - len(removed))])
 
-    assert Greedy(frac=0.5, keep_first=0, keep_last=1)(score, 6).drop == (0, 1, 2)
+    assert sized(Greedy, frac=0.5)(score, Shape(6)).drop == (0, 1, 2)
     assert asked == [(), (0,), (0, 1)]
+
+
+def weighing(*units: int, outside: int = 0, quantity: Any = "parameters") -> Shape:
+    """A model whose units weigh so much, and what is outside of them."""
+    return Shape(len(units), **{quantity: units}, whole={quantity: sum(units) + outside})
+
+
+def test_a_number_of_layers_wins_over_the_fraction():
+    assert sized(Deepest, frac=0.9, layers=2)(never, Shape(8)).drop == (5, 6)
+    assert sized(Deepest, layers=0)(never, Shape(8)).drop == ()
+    with pytest.raises(ValueError, match=r"keeps 0 of 8 layers; .* must stay. Lower prune.layers \(now 20; at most 7"):
+        sized(Deepest, layers=20).count(Shape(8))
+
+
+@pytest.mark.parametrize("quantity", ["parameters", "weight_bytes", "cache_bytes"])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_budget_is_met_by_any_cut_of_that_size_and_not_by_all_smaller_ones(seed, quantity):
+    """Against every set of layers that may go."""
+    random = np.random.default_rng(seed)
+    units = random.integers(1, 20, 8).tolist()
+    shape = weighing(*units, outside=7, quantity=quantity)
+    free = range(1, 7)
+    for budget in range(7 + sum(units) - sum(units[1:7]), 7 + sum(units) + 3):
+
+        def left(cut):
+            return 7 + sum(units) - sum(units[layer] for layer in cut)
+
+        prune = sized(Deepest, keep_first=1, keep_last=1, **{quantity: float(budget)})
+        wanted = next(n for n in range(7) if all(left(cut) <= budget for cut in combinations(free, n)))
+        assert prune.needs_weights and prune.count(shape) == wanted
+        assert left(prune(never, shape).drop) <= budget
+
+
+def test_a_budget_that_is_met_already_drops_nothing():
+    assert sized(Deepest, parameters=100.0)(never, weighing(*[10] * 8, outside=20)).drop == ()
+    assert sized(Deepest, parameters=99.0)(never, weighing(*[10] * 8, outside=20)).drop == (6,)
+
+
+def test_a_budget_that_cannot_be_met_says_what_can_be():
+    shape = weighing(10, 20, 10, 30, outside=5)
+    says = (
+        r"^prune.parameters=12 cannot be met: 75 in all, and 45 still without 2 of 4 layers; "
+        r"the first and the last layer must stay. "
+        r"Set at least 45, or let more layers go \(prune.keep_first, prune.keep_last\)$"
+    )
+    with pytest.raises(ValueError, match=says):
+        sized(Lowest, parameters=12.0, keep_first=1).count(shape)
+    with pytest.raises(
+        ValueError, match=r"=12 .* 35 still without 3 of 4 layers; at least one must stay. Set at least 35$"
+    ):
+        sized(Lowest, parameters=12.0, keep_last=0).count(shape)
+    assert sized(Lowest, parameters=45.0, keep_first=1).count(shape) == 2
+    with pytest.raises(ValueError, match="8 in all, and 8 still without 3 of 4 MLPs"):
+        mlps = Shape(4, cache_bytes=(0, 0, 0, 0), whole={"cache_bytes": 8})
+        sized(Lowest, cache_bytes=7.0, unit="mlp").count(mlps)
+
+
+def test_a_budget_on_a_real_model_is_that_of_the_model_that_is_left():
+    shape = Shape.of(pico("llama", layers=8).config, "layer", "none", "float32")
+    for n in range(8):
+        left = pico("llama", layers=8 - n).num_parameters()
+        assert sized(Deepest, parameters=float(left)).count(shape) == n
+        assert sized(Deepest, weight_bytes=4.0 * left).count(shape) == n
+        assert n == 7 or sized(Deepest, parameters=left - 0.5).count(shape) == n + 1
+
+
+def test_weights_are_needed_for_a_budget_only(tmp_path):
+    assert not any(sized(Block, **each).needs_weights for each in ({}, {"layers": 3}))
+    assert all(sized(Block, **{each: 1e9}).needs_weights for each in ("parameters", "weight_bytes", "cache_bytes"))
+    assert not Given(path=str(tmp_path)).needs_weights
+
+
+@pytest.mark.parametrize(
+    ("knobs", "says"),
+    [
+        ({"layers": 3, "parameters": 1e9}, "prune.layers and prune.parameters are both set; give one size of the cut"),
+        ({"cache_bytes": 9, "weight_bytes": 1e9}, "prune.weight_bytes and prune.cache_bytes are both set"),
+        ({"layers": -1}, "prune.layers must be at least 0, got -1"),
+        ({"layers": 2.5}, "prune.layers must be a whole number at least 0, got 2.5"),
+        ({"parameters": 0}, "prune.parameters must be above 0, got 0"),
+        ({"parameters": "1B"}, "prune.parameters must be a number above 0, got '1B'"),
+        ({"unit": "head"}, "prune.unit must be one of layer, attention or mlp, got 'head'"),
+    ],
+)
+def test_a_size_that_is_none_is_refused_in_one_line(knobs, says):
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}"):
+        config.build("prune", {"_target_": "depthcut.prune.block.Block", **KNOBS, **knobs})
+
+
+MORE: dict[Any, dict[str, Any]] = {
+    Block: {},
+    Blocks: {"blocks": 2},
+    Deepest: {},
+    Every: {},
+    Greedy: {},
+    Lowest: {},
+    Random: {"seed": 0},
+    Evolution: {"generations": 2, "offspring": 3, "survivors": [1], "samples": [4], "seed": 0},
+}
+
+
+class Priced:
+    """Units of which each has its price, whatever else is gone."""
+
+    def __init__(self, *prices: float) -> None:
+        self.prices = prices
+
+    def __call__(self, removed: tuple[int, ...] = ()) -> Scores:
+        return of_layers(*[price for unit, price in enumerate(self.prices) if unit not in removed])
+
+    def without(self, drops: Any, samples: int | None = None) -> list[float]:
+        del samples
+        return [sum(self.prices[unit] for unit in drop) for drop in drops]
+
+
+@pytest.mark.parametrize("unit", ["layer", "attention", "mlp"])
+@pytest.mark.parametrize("prune", MORE)
+def test_every_pruner_says_what_goes(prune, unit, tmp_path):
+    chosen = sized(prune, unit=unit, layers=2, **MORE[prune])
+    plan = chosen(Priced(5, 1, 4, 2, 3, 6), Shape(6))
+    assert (chosen.unit, plan.unit, plan.depth, len(plan.drop)) == (unit, unit, 6, 2)
+    nothing = sized(prune, unit=unit, layers=0, **MORE[prune])(never, Shape(6))
+    assert (nothing.unit, nothing.drop) == (unit, ())
+    assert prune not in (Lowest, Greedy, Evolution) or plan.drop == (1, 3)
+    plan.write(tmp_path / "plan.json")
+    given = Given(path=str(tmp_path / "plan.json"))
+    assert (given.unit, given(never, Shape(6)), given.count(Shape(6))) == (unit, plan, 2)
+    assert given.content() == {"unit": unit, "drop": plan.drop}
+
+
+def test_every_pruner_is_in_these_tests():
+    files = {path.stem for path in (ROOT / "src/depthcut/prune").glob("*.py")} - {"__init__", "plan"}
+    assert files == {prune.__module__.rpartition(".")[2] for prune in MORE}
+
+
+def test_a_block_of_halves_is_one_of_neighbours_and_the_sum_of_their_scores():
+    plan = sized(Block, unit="attention", layers=2)(Priced(5, 1, 4, 2, 3, 6), Shape(6))
+    assert plan.drop == (1, 2) or plan.drop == (3, 4)
+    assert plan.notes["score"] == 5 and plan.notes["score_is"] == "sum of the attentions' scores"
+    assert plan.words == "drops the attention of layers 1-2 of 0-5, keeps 4"
+
+
+def test_how_the_size_was_given_is_in_no_digest():
+    same = [sized(Block, frac=0.5), sized(Block, layers=3), sized(Block, frac=0.1, parameters=1e9)]
+    assert len({str(digests.fields(each)) for each in same}) == 1
+    assert digests.fields(same[0]) != digests.fields(sized(Block, frac=0.5, unit="mlp"))
+    assert digests.fields(same[0]) != digests.fields(sized(Block, frac=0.5, keep_first=1))

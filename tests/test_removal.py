@@ -1,6 +1,4 @@
 import math
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,19 +7,11 @@ import torch
 from depthcut import depth, removal
 from depthcut.metric.kl import Kl
 from depthcut.metric.perplexity import Perplexity
+from depthcut.prune.greedy import Greedy
+from depthcut.shape import Shape
 from depthcut.text import Tokens
+from labs import lab, sized, tokens
 from pico import FAMILIES, pico
-
-
-def tokens(lengths=(9, 12, 5, 12, 7), width=12) -> Tokens:
-    ids = np.random.default_rng(0).integers(3, 100, (len(lengths), width), dtype=np.int32)
-    return Tokens(
-        ids=ids, lengths=np.array(lengths, dtype=np.int32), documents=np.array([], dtype=np.uint64), digest="x"
-    )
-
-
-def lab(model, text: Tokens) -> Any:
-    return SimpleNamespace(dense=lambda: model, calibration=lambda: text)
 
 
 def log_p(model, ids: np.ndarray) -> torch.Tensor:
@@ -53,19 +43,6 @@ def test_all_candidates_in_one_pass_equal_each_on_its_own(family):
     for batch in (1, 3):
         assert Perplexity(batch=batch)(lab(model, text)).layers == pytest.approx(perplexities, rel=1e-5)
         assert Kl(batch=batch)(lab(model, text)).layers == pytest.approx(divergences, rel=1e-4, abs=1e-6)
-
-
-def test_the_logits_are_those_of_the_model_without_the_layer_to_the_bit():
-    model = pico("llama")
-    ids = torch.from_numpy(tokens((12, 12)).ids.astype(np.int64))
-    inputs = {"input_ids": ids, "attention_mask": None, "use_cache": False}
-    with torch.inference_mode():
-        output, without = removal.streams(model, inputs)
-        with removal.tail(model, inputs, output) as logits_of:
-            branched = [logits_of(h) for h in without]
-        for layer, got in enumerate(branched):
-            with depth.bypass(model, [layer]):
-                assert torch.equal(got, model(**inputs).logits)
 
 
 @pytest.mark.parametrize("metric", [Perplexity(batch=3), Kl(batch=3)])
@@ -119,24 +96,25 @@ def test_half_of_the_naive_layer_passes_are_made_and_the_model_is_left_as_it_was
 def test_the_standard_error_is_that_of_a_ratio_over_the_sequences():
     """With sequences of equal length it is the plain standard error of their means."""
     model, text = pico("llama"), tokens((12, 12, 12, 12))
-    _, stderr = removal.without_each(lab(model, text), (), 2, Perplexity(batch=1).loss, "x")
+    metric = Perplexity(batch=2)
+    here = lab(model, text)
+    sums, counts = removal.summed(here, [(1,)], "layer", metric.reading(here, None))
+    _, stderr = removal.mean(sums, counts, torch.ones(4))
     rows = []
     for ids in text.ids:
         with depth.bypass(model, [1]):
             found = log_p(model, ids)
         rows.append(-found[range(11), ids[1:]].mean().item())
-    assert stderr[1].item() == pytest.approx(np.std(rows, ddof=1) / 2, rel=1e-4)
+    assert stderr[0].item() == pytest.approx(np.std(rows, ddof=1) / 2, rel=1e-4)
 
 
 def test_greedy_on_a_real_model_is_what_bypassing_in_turn_gives():
-    from depthcut.prune.greedy import Greedy
-
     model, text = pico("llama"), tokens()
 
     def score(removed=()):
         return Kl(batch=3)(lab(model, text), removed)
 
-    plan = Greedy(frac=0.5, keep_first=0, keep_last=1)(score, 6)
+    plan = sized(Greedy, frac=0.5)(score, Shape(6))
     removed: list[int] = []
     for _ in range(3):
         left = [layer for layer in range(5) if layer not in removed]
@@ -153,3 +131,57 @@ def divergence_without(model, text: Tokens, removed: list[int], layer: int) -> f
         with depth.bypass(model, [*removed, layer]):
             found += (dense.exp() * (dense - log_p(model, ids))).sum(-1).tolist()
     return float(np.mean(found))
+
+
+def test_beginnings_that_are_met_again_are_not_computed_again():
+    """Greedy's second round after layer 8 of 12 went: the candidates before it go on from where they met it."""
+    model, text, fresh = pico("llama", layers=12), tokens((12, 12)), []
+    for held in (lab(model, text), lab(model, text)):
+        Kl(batch=2)(held)
+        first = held.streams.passes
+        assert first == 12 + 12 * 11 // 2
+        if fresh:
+            held.streams.limit, held.streams.kept = 0, {}
+        scores = Kl(batch=2)(held, (8,))
+        fresh.append((held.streams.passes - first, scores))
+    (kept, scores), (again, wanted) = fresh
+    assert scores.layers == wanted.layers
+    # without 8 and i: layers 9-11 for each i < 8, what is behind i for the others; of the dense model the last layer
+    assert kept == 8 * 3 + (2 + 1 + 0) + 1
+    # all of the dense model, layers 9 and 10 without 8, all behind i but layer 8
+    assert again == 12 + 2 + sum(11 - i - 1 for i in range(8)) + (2 + 1 + 0)
+
+
+def test_streams_are_held_as_far_as_they_fit():
+    model, text = pico("llama"), tokens((12, 12, 12))
+    here = lab(model, text)
+    one = 12 * 64 * 4  # a sequence's stream
+    here.streams.limit = 10 * one + 1
+    Kl(batch=1)(here)
+    assert here.streams.held == 10 * one == sum(h.nbytes for h in here.streams.kept.values())
+    assert Kl(batch=1)(here, (2,)).layers == Kl(batch=1)(lab(model, text), (2,)).layers
+    assert here.streams.held <= here.streams.limit
+
+
+def test_any_sub_networks_at_once_equal_each_on_its_own():
+    model, text = pico("qwen2"), tokens()
+    drops = [(0, 4), (1,), (), (0, 1, 2), (0, 4, 5)]
+    here, metric = lab(model, text), Perplexity(batch=3)
+    sums, counts = removal.summed(here, drops, "layer", metric.reading(here, 4))
+    values = metric.without(here, drops, "layer", samples=4)
+    assert values == pytest.approx((sums.sum(1) / counts.sum()).exp().tolist())
+    assert sums.shape == (5, 4) and counts.tolist() == [8, 11, 4, 11]
+    for place, drop in enumerate(drops):
+        with depth.bypass(model, drop):
+            for row in range(4):
+                ids = text.ids[row][: text.lengths[row]]
+                loss = -log_p(model, ids)[range(len(ids) - 1), ids[1:]].sum().item()
+                assert sums[place, row].item() == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_bootstrap_agrees_with_the_standard_error():
+    model, text = pico("llama"), tokens((12,) * 40)
+    scores = Perplexity(batch=8)(lab(model, text))
+    assert scores.draws.std(0) == pytest.approx(scores.layers_stderr, rel=0.3)
+    shares = scores.wins(range(6), 1)
+    assert sum(shares.values()) == pytest.approx(1) and list(shares.values()) == sorted(shares.values(), reverse=True)

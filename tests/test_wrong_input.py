@@ -1,5 +1,6 @@
 """A user's mistake is one clear line and exit status 2, soon, with every finished file left as it was."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -43,8 +44,16 @@ CONFIG = [
     ("model=lama2_7b", "model=lama2_7b: no such model. Did you mean llama2_7b? There are: gemma3_270m, "),
     ("metric=angle", "metric=angle: no such metric. Did you mean angular? There are: angular"),
     ("eval=[loss,los]", "eval=los: no such eval. Did you mean loss? There are: harness, loss"),
-    ("prune.fraq=0.3", "prune.fraq: no such key. Did you mean frac? There are: frac, keep_first, keep_last"),
-    ("+prune.extra=1", "prune.extra: no such key. There are: frac, keep_first, keep_last"),
+    (
+        "prune.fraq=0.3",
+        "prune.fraq: no such key. Did you mean frac? There are: "
+        "cache_bytes, frac, keep_first, keep_last, layers, parameters, unit, weight_bytes",
+    ),
+    (
+        "+prune.extra=1",
+        "prune.extra: no such key. There are: "
+        "cache_bytes, frac, keep_first, keep_last, layers, parameters, unit, weight_bytes",
+    ),
     ("prune.frac=1.5", "prune.frac must be in [0, 1), got 1.5"),
     ("prune.frac=-0.1", "prune.frac must be in [0, 1), got -0.1"),
     ("prune.frac=half", "prune.frac must be a number in [0, 1), got 'half'"),
@@ -56,7 +65,11 @@ CONFIG = [
     ("name=../../etc", "name must be letters, digits, '.', '_' and '-', at most 80, got '../../etc'"),
     ("metric._target_=os.system", "metric._target_ must name a class of depthcut.metric, got os.system"),
     ("heal=qlora", "heal=qlora needs model.quantise=nf4 or int8, got none"),
-    ("+prune.layers=3", "prune.layers: no such key"),
+    ("prune.layers=2.5", "prune.layers must be a whole number at least 0, got 2.5"),
+    ("prune.unit=half", "prune.unit must be one of layer, attention or mlp, got 'half'"),
+    ("stream=often", "stream must be one of auto, always or never, got 'often'"),
+    ("eval.limit=0", "eval.harness.limit must be above 0, got 0"),
+    ("metric.until=0.2", "metric.until must be in (0.5, 1), got 0.2"),
     ("heal.micro_batch=3", "heal.micro_batch must divide heal.batch (4), got 3"),
     ("data=files", "data.calibration.paths must be given: data.calibration.paths=..."),
     ("model=local", "model.path must be given: model.path=..."),
@@ -82,10 +95,43 @@ def test_a_mistake_in_the_config_is_told_within_two_seconds(override, says, tmp_
         ),
         (("metric=magnitude", "prune=greedy"), "prune=greedy scores again what is left, which metric=magnitude cannot"),
         (("prune=plan", "prune.path=no/plan.json"), "no plan at no/plan.json"),
+        (
+            ("prune=evolution",),
+            "prune=evolution needs a metric that values any cut, such as kl; metric=angular",
+        ),
+        (("metric=linearity", "prune.unit=mlp"), "metric=linearity scores no prune.unit=mlp; it scores: layer"),
+        (("metric=taylor", "stream=always"), "stream=always: metric=taylor needs the whole model in memory"),
+        (
+            ("metric.until=0.9", "prune=lowest"),
+            "metric.until stops when one block is sure; that needs prune=block",
+        ),
+        (("prune.layers=2", "prune.parameters=1e6"), "prune.layers and prune.parameters are both set; give one size"),
+        (
+            ("prune.layers=8",),
+            "plan keeps 0 of 8 layers; the last layer must stay. Lower prune.layers (now 8; at",
+        ),
+        (("prune.parameters=10",), "prune.parameters=10 cannot be met: "),
+        (("prune.cache_bytes=1",), "prune.cache_bytes=1 cannot be met: "),
+        (("metric=task", "metric.tasks=[mmlu]"), "metric.tasks: no local set 'mmlu'; there are: capitals, topics"),
     ],
 )
 def test_choices_that_do_not_go_together(overrides, says, tmp_path):
     assert complain(f"outputs={tmp_path}", "model=pico", *overrides).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("drop", "says"),
+    [
+        ([[2, 5], [4, 6]], "spans [2, 5) and [4, 6) overlap"),
+        ([[6, 9]], "span [6, 9)"),
+        ([[5, 3]], "span [5, 3)"),
+    ],
+)
+def test_spans_that_make_no_cut(drop, says, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"format": 2, "depth": 8, "unit": "layer", "drop": drop, "model": "", "notes": {}}))
+    line = complain(f"outputs={tmp_path}/outputs", "model=pico", "prune=plan", f"prune.path={path}")
+    assert line.startswith(f"{path}: {says}")
 
 
 def test_help_answers_within_two_seconds():

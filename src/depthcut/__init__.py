@@ -2,6 +2,10 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from depthcut.saved import load
+
+__all__ = ["load"]
+
 try:
     __version__ = version("depthcut")
 except PackageNotFoundError:  # a checkout that is on sys.path, but not installed

@@ -5,6 +5,7 @@ from functools import cache
 from depthcut import export
 from depthcut.config import Experiment
 from depthcut.lab import Lab
+from depthcut.pricing import Pricing
 
 
 def run(x: Experiment, lab: Lab) -> None:
@@ -12,7 +13,7 @@ def run(x: Experiment, lab: Lab) -> None:
     lab.prepare()
 
     # How many layers go, and which: the metric prices them, the pruner spends the budget.
-    plan = lab.decide(x.prune(lab.scores, lab.checkpoint.depth))
+    plan = lab.decide(x.prune(Pricing(lab), lab.shape))
 
     lab.measure("dense", lab.dense)
     lab.release()

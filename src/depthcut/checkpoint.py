@@ -2,16 +2,16 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from depthcut import shards, store
+from depthcut import saved, shards, store
 from depthcut.files import Files
-from depthcut.plan import Plan
+from depthcut.plan import Plan, Unit
 from depthcut.shards import Shards, Slice
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from depthcut.loading import Dtype, Quantise
@@ -51,6 +51,8 @@ class Checkpoint:
         if quantised := self._described.get("quantization_config"):
             method = quantised.get("quant_method", "")
             raise ValueError(f"{files.title} is quantised already ({method}); give the model that it was made from")
+        if self._described.get("model_type") == saved.KIND:
+            raise ValueError(f"{files.title} has lost halves of its layers; cut the model that it was made from")
         if "auto_map" in self._described:
             assert self.config  # it comes with code: transformers has the model too, or it is refused here
         for name in shards.weights(files):
@@ -156,12 +158,39 @@ class Checkpoint:
             fits.sort(key=lambda prefix: -len(model & set(prefix.split("."))))
         return fits[0]
 
-    def tensors(self, layer: int | None) -> dict[str, Slice]:
-        """The tensors of one layer, or with None those outside the layer list; unread, and named as in the files."""
+    def tensors(self, layer: int | None, unit: Unit = "layer") -> dict[str, Slice]:
+        """The tensors of one layer, or with None those outside the layer list; unread, and named as in the files.
+
+        Args:
+            layer: its number.
+            unit: only those of its attention or its MLP.
+        """
         from depthcut import depth
 
-        parts = {name: depth.split(name, self.prefix) for name in self._shards.homes}
-        return self._shards.slices([name for name, part in parts.items() if (part[0] if part else None) == layer])
+        parts = {name: depth.split(name, self.prefix) or (None, "") for name in self._shards.homes}
+        inside = self.unit_prefix(unit)
+        return self._shards.slices(
+            [name for name, (at, rest) in parts.items() if at == layer and rest.startswith(inside)]
+        )
+
+    def unit_prefix(self, unit: Unit) -> str:
+        """What the names of a unit's tensors begin with inside a layer, e.g. ``mlp.``; empty for whole layers.
+
+        Raises:
+            ValueError: if the model's layers have no such part.
+        """
+        from depthcut import depth
+
+        if unit == "layer":
+            return ""
+        return depth.unit_name(self._first_layer, unit) + "."
+
+    @cached_property
+    def _first_layer(self) -> "nn.Module":
+        """The first layer, without its weights."""
+        from depthcut import depth
+
+        return depth.layers(depth.skeleton(self.config))[0]
 
     def load(self, plan: Plan | None, *, quantise: "Quantise", dtype: "Dtype", device: str) -> "PreTrainedModel":
         """Read the layers that ``plan`` keeps, and no others, into an ordinary model; quantise each as it arrives.
@@ -173,7 +202,7 @@ class Checkpoint:
             device: where the model goes, e.g. ``cpu`` or ``cuda``.
 
         Returns:
-            The model in eval mode; new layer i is old layer ``plan.keep[i]``.
+            The model in eval mode; new layer i is old layer ``plan.keep[i]``, or what the plan leaves of it.
 
         Raises:
             ValueError: if the plan is for another model, a file is damaged, or a tensor is missing.
@@ -183,9 +212,11 @@ class Checkpoint:
         from depthcut import depth, loading
 
         self._check(plan)
-        config = depth.trimmed(self.config, plan.drop) if plan and plan.drop else self.config
-        tensors = self._renumbered(plan.keep if plan else range(self.depth))
-        model = loading.build(self.files.title, config, tensors, quantise, getattr(torch, dtype), device)
+        plan = plan or Plan(self.depth, ())
+        whole = plan.unit != "layer" or not plan.drop
+        config = self.config if whole else depth.trimmed(self.config, plan.drop)
+        form = loading.Form(quantise, getattr(torch, dtype), device)
+        model = loading.build(self.files.title, config, self._renumbered(plan), plan, form)
         if "generation_config.json" in self.files.names:
             model.generation_config = loading.generation(self.files.folder)
         return model
@@ -197,17 +228,18 @@ class Checkpoint:
         if plan and plan.model and plan.model != self.digest:
             raise ValueError(f"the plan was made for model {plan.model}; {self.files.title} is {self.digest}")
 
-    def _renumbered(self, keep: Iterable[int]) -> dict[str, Slice]:
-        """The tensors outside the layer list and of the layers to keep, those under consecutive numbers."""
+    def _renumbered(self, plan: Plan) -> dict[str, Slice]:
+        """The tensors outside the layer list and what is kept of the layers, under consecutive numbers."""
         from depthcut import depth
 
-        new = {old: number for number, old in enumerate(keep)}
+        new = {old: number for number, old in enumerate(plan.keep)}
+        gone = self.unit_prefix(plan.unit)
         names: dict[str, str] = {}
         for name in self._shards.homes:
             layer, rest = depth.split(name, self.prefix) or (None, "")
             if layer is None:
                 names[name] = name
-            elif layer in new:
+            elif layer in new and not (layer in plan.drop and rest.startswith(gone)):
                 names[f"{self.prefix}.{new[layer]}.{rest}"] = name
         slices = self._shards.slices(names.values())
         return {name: slices[old] for name, old in names.items()}

@@ -45,6 +45,7 @@ class Experiment:
         outputs: folder of all studies.
         seed: of the healing (adapters, batch order, dropout).
         device: ``auto`` takes the GPU where there is one.
+        stream: whether the metric goes through the model layer by layer, off the disk; ``auto``: where it does not fit.
         stages: at which of the three stages ``eval`` measures.
         export: what is left on the disk of the healed model.
     """
@@ -53,6 +54,7 @@ class Experiment:
     outputs: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda"]
+    stream: Literal["auto", "always", "never"]
     stages: list[Literal["dense", "pruned", "healed"]]
     export: Literal["merged", "adapter", "none"]
     model: Model
@@ -78,12 +80,28 @@ class Experiment:
         if self.prune.rescores and not self.metric.rescores:
             prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
             raise ValueError(f"prune={prune} scores again what is left, which metric={metric} cannot: it runs no model")
+        self._check_scores()
         if self.heal.trains and "healed" not in self.stages and self.export == "none":
             raise ValueError(
                 "nothing would be left of the healing: add healed to stages, or set export, or take heal=none"
             )
         if self.export == "adapter" and not self.heal.trains:
             raise ValueError("export=adapter needs a heal that trains adapters; heal=none leaves none")
+
+    def _check_scores(self) -> None:
+        """Refuse what the metric and the pruner cannot do together."""
+        if not self.prune.reads_scores:
+            return
+        prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
+        if self.prune.searches and not self.metric.searches:
+            raise ValueError(f"prune={prune} needs a metric that values any cut, such as kl; metric={metric} does not")
+        if self.prune.unit not in self.metric.units:
+            there = ", ".join(self.metric.units)
+            raise ValueError(f"metric={metric} scores no prune.unit={self.prune.unit}; it scores: {there}")
+        if self.stream == "always" and not self.metric.streams:
+            raise ValueError(f"stream=always: metric={metric} needs the whole model in memory; take stream=never")
+        if getattr(self.metric, "until", None) is not None and prune != "block":
+            raise ValueError(f"metric.until stops when one block is sure; that needs prune=block, got {prune}")
 
 
 def read(cfg: DictConfig) -> Experiment:

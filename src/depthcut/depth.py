@@ -1,16 +1,14 @@
-"""Where a model keeps its layers: list, watch, cut, bypass, renumber. The only file that knows.
+"""Where a model keeps its layers: list, cut, bypass, renumber. The only file that knows.
 
 The layer list is found by structure, not by name: the ``ModuleList`` that is as long as the text config says, in the
 module that this config built. A cut is checked by building it anew, without memory, from its trimmed config.
-
-Legend: B batch, T tokens, D width. Of the L + 1 edges, edge l is what layer l reads, edge L what the last one writes.
 """
 
 import copy
 import json
 import re
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,11 +16,13 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from depthcut.plan import Plan
+from depthcut.plan import Plan, Unit
 
 SUPPORTED = "depthcut cuts Llama, Mistral, Qwen2, Qwen3, Phi, Phi-3, Gemma2, Gemma3, OPT, GPT-NeoX and their like"
 # What transformers calls a layer's own number, which addresses the KV cache.
 NUMBER = ("layer_idx", "layer_id", "layer_num", "layer_number")
+# What the classes of a layer's two halves are called.
+HALVES = {"attention": re.compile("attention", re.I), "mlp": re.compile("mlp|feed_?forward|ffn|moe|mixture", re.I)}
 # Config keys that mean "the first k layers": a cut among those makes them fewer.
 FIRST = ("max_window_layers", "first_k_dense_replace")
 
@@ -90,33 +90,25 @@ def _home(model: nn.Module, name: str) -> PreTrainedModel | None:
     return None
 
 
+def unit_name(layer: nn.Module, unit: Unit) -> str:
+    """The name in ``layer`` of what ``unit`` means there, e.g. ``self_attn`` or ``mlp``; empty for the layer itself.
+
+    Raises:
+        ValueError: if the layer has no such part as a module of its own (OPT has no MLP).
+    """
+    if unit == "layer":
+        return ""
+    names = [name for name, part in layer.named_children() if HALVES[unit].search(type(part).__name__)]
+    if len(names) != 1:
+        there = ", ".join(name for name, _ in layer.named_children())
+        raise ValueError(f"{type(layer).__name__} keeps no {unit} of its own ({there}); take prune.unit=layer")
+    return names[0]
+
+
 def split(name: str, prefix: str) -> tuple[int, str] | None:
     """Split a tensor's name: ``model.layers.7.mlp.bias`` is (7, ``mlp.bias``); None for one outside the layer list."""
     found = re.fullmatch(rf"{re.escape(prefix)}\.(\d+)\.(.+)", name)
     return (int(found[1]), found[2]) if found else None
-
-
-@contextmanager
-def watch(model: nn.Module, see: Callable[[int, torch.Tensor], None]) -> Generator[None]:
-    """Show the true residual stream of every forward pass run inside the ``with``: raw, before the final norm.
-
-    Args:
-        model: any that :func:`layers` takes.
-        see: called as ``see(edge, h_BTD)`` for edges 0..L in order, with the stream's own tensor.
-    """
-    stack = layers(model)
-
-    def reads(edge: int) -> Callable[..., None]:
-        return lambda _, args, kwargs: see(edge, args[0] if args else kwargs["hidden_states"])
-
-    def wrote(_: nn.Module, __: Any, output: Any) -> None:
-        see(len(stack), output[0] if isinstance(output, tuple) else output)
-
-    with ExitStack() as hooks:
-        for edge, layer in enumerate(stack):
-            hooks.enter_context(layer.register_forward_pre_hook(reads(edge), with_kwargs=True))
-        hooks.enter_context(stack[-1].register_forward_hook(wrote))
-        yield
 
 
 def cut(model: nn.Module, drop: Collection[int]) -> nn.Module:
@@ -126,7 +118,7 @@ def cut(model: nn.Module, drop: Collection[int]) -> nn.Module:
         ValueError: as :func:`prefix` and :func:`trimmed`.
     """
     stack, config = layers(model), trimmed(_config(model), drop)
-    _install(model, nn.ModuleList(stack[i] for i in Plan(len(stack), tuple(drop)).keep), config)
+    install(model, nn.ModuleList(stack[i] for i in Plan(len(stack), tuple(drop)).keep), config)
     return model
 
 
@@ -141,11 +133,11 @@ def bypass(model: nn.Module, drop: Collection[int]) -> Generator[None]:
     """
     stack, config = layers(model), trimmed(_config(model), drop)
     before = copy.copy(text_config(_config(model)))
-    _install(model, _Passing(stack, Plan(len(stack), tuple(drop)).keep), config)
+    install(model, _Passing(stack, Plan(len(stack), tuple(drop)).keep), config)
     try:
         yield
     finally:
-        _install(model, stack, before)
+        install(model, stack, before)
 
 
 class _Passing(nn.ModuleList):
@@ -167,7 +159,7 @@ class _Passing(nn.ModuleList):
         return self.kept[idx]
 
 
-def _install(model: nn.Module, stack: nn.ModuleList, config: PreTrainedConfig) -> None:
+def install(model: nn.Module, stack: nn.ModuleList, config: PreTrainedConfig) -> None:
     """Make ``stack`` the layer list, numbered from 0, and change the text config, which all parts share, in place."""
     owner, _, name = prefix(model).rpartition(".")
     setattr(model.get_submodule(owner), name, stack)

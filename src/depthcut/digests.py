@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from depthcut.eval import Eval
     from depthcut.lab import Lab
 
-FORMAT = 2
+FORMAT = 3
 
 
 def fields(method: Any) -> dict[str, Any]:
@@ -40,10 +40,13 @@ def base(lab: "Lab") -> str:
 
 
 def scores(lab: "Lab") -> str:
-    """The metric's scores: the base, the metric, the calibration text where it reads one."""
+    """The metric's scores: the base, the metric, what it reads, the unit; the block that a pass stops early for."""
     metric = lab.experiment.metric
-    text = lab.text_identity("calibration") if metric.reads_text else None
-    return store.digest({"base": base(lab), "metric": fields(metric), "calibration": text})
+    asked = {"base": base(lab), "metric": fields(metric), "reads": metric.reads(lab), "unit": lab.experiment.prune.unit}
+    if getattr(metric, "until", None) is not None:
+        starts, n = lab.wanted()
+        asked["wanted"] = [starts.start, starts.stop, n]
+    return store.digest(asked)
 
 
 def point(lab: "Lab") -> str:
@@ -55,6 +58,7 @@ def point(lab: "Lab") -> str:
     parts: dict[str, Any] = {
         "base": base(lab),
         "prune": fields(x.prune),
+        "count": x.prune.count(lab.shape),
         "replace": fields(x.replace),
         "heal": fields(x.heal),
     }
@@ -72,7 +76,7 @@ def pruned(lab: "Lab", plan: Plan) -> str:
     replace = fields(lab.experiment.replace)
     if not plan.drop:
         return base(lab)
-    return store.digest({"base": base(lab), "drop": plan.drop, "replace": replace})
+    return store.digest({"base": base(lab), "drop": plan.drop, "unit": plan.unit, "replace": replace})
 
 
 def evaluation(part: "Eval", lab: "Lab") -> str:

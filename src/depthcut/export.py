@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from depthcut import store
+from depthcut import saved, store
 from depthcut.plan import Plan
 from depthcut.report import table
 
@@ -22,7 +22,8 @@ log = logging.getLogger("depthcut")
 def export(what: What, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]") -> None:
     """Leave ``model/`` (``merged``), or see to it that ``adapter/`` is there (``adapter``).
 
-    ``AutoModelForCausalLM.from_pretrained`` loads ``model/`` where depthcut is not installed.
+    ``AutoModelForCausalLM.from_pretrained`` loads ``model/`` where depthcut is not installed; a model whose layers lost
+    halves is loaded by ``depthcut.load``.
     """
     if what == "none":
         return
@@ -34,7 +35,7 @@ def export(what: What, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]"
 
     def make(folder: Path) -> None:
         model = merged(lab, plan, healed)
-        model.save_pretrained(str(folder))
+        saved.write(model, plan, folder)
         lab.checkpoint.tokenizer.save_pretrained(str(folder))
         plan.write(folder / "plan.json")
 
@@ -76,6 +77,7 @@ def plain(model: "nn.Module") -> "PreTrainedModel":
 def card(lab: "Lab", plan: Plan) -> str:
     """The model card: what was done and what was measured."""
     x = lab.experiment
+    units = {"layer": "layers", "attention": "attentions", "mlp": "MLPs"}[plan.unit]
     name = x.composed["model"].get("repo") or type(x.model).__name__
     heal = type(x.heal).__module__.rpartition(".")[2]
     stages = [stage for stage in table.STAGES if any(key.startswith(f"{stage}/") for key in lab.numbers)]
@@ -91,7 +93,7 @@ def card(lab: "Lab", plan: Plan) -> str:
         "---",
         f"# {name}, {plan.words}",
         "",
-        f"Made by depthcut from `{name}` ({plan.fraction:.0%} of the layers cut; `plan.json` has the list).",
+        f"Made by depthcut from `{name}` ({plan.fraction:.0%} of the {units} cut; `plan.json` has the list).",
         f"Healing: `{heal}` on a base with quantise={x.model.quantise}; the weights here are plain {x.model.dtype}.",
         "",
         f"| {heads} |",

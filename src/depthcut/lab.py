@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
-from depthcut import digests, store
-from depthcut.plan import Plan
-from depthcut.scores import Scores
+from depthcut import digests, memory, store
+from depthcut.plan import Plan, Unit
+from depthcut.prune.block import Block
+from depthcut.shape import Shape
 from depthcut.text import Tokens, disjoint, tokens
 
 if TYPE_CHECKING:
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
 
     from depthcut.checkpoint import Checkpoint
     from depthcut.config import Experiment
+    from depthcut.removal import Streams
+    from depthcut.stream import Streamed
 
 Part = Literal["calibration", "train", "validation"]
 Stage = Literal["dense", "pruned", "healed"]
+GIB = 2**30
 log = logging.getLogger("depthcut")
 
 
@@ -51,6 +55,7 @@ class Lab:
     evaluated: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     plan: Plan | None = None
     loaded: "nn.Module | None" = None
+    opened: "Streamed | None" = None
     texts: dict[tuple[Part, int | None], Tokens] = field(default_factory=dict[tuple[Part, int | None], Tokens])
 
     @cached_property
@@ -122,6 +127,8 @@ class Lab:
         for evaluation in self.experiment.eval.values():
             evaluation.prepare(self)
         parts = {"validation": self.validation()}
+        if self.experiment.prune.reads_scores:
+            self.experiment.metric.prepare(self)
         if self.experiment.prune.reads_scores and self.experiment.metric.reads_text:
             parts["calibration"] = self.calibration()
         if self.experiment.heal.trains:
@@ -144,22 +151,59 @@ class Lab:
 
     def release(self) -> None:
         """Give the dense model's memory back."""
-        self.loaded = None
+        self.loaded = self.opened = None
+        vars(self).pop("streams", None)
 
-    def scores(self, removed: tuple[int, ...] = ()) -> Scores:
-        """The metric's scores without some layers, computed once for this base, metric and text."""
+    @cached_property
+    def streaming(self) -> bool:
+        """Whether the metric goes through the model layer by layer, because it does not fit or was asked to."""
+        asked = self.experiment.stream
+        if asked != "auto" or not self.experiment.metric.streams:
+            return asked == "always"
+        wanted, there = self.weigh("layer").whole["weight_bytes"], memory.free(self.device)
+        if wanted > 0.9 * there:
+            log.info("the model has %.1f GiB, %.1f are free: it is scored layer by layer", wanted / GIB, there / GIB)
+        return wanted > 0.9 * there
 
-        def make() -> dict[str, Any]:
-            with self.timed("scores"):
-                return self.experiment.metric(self, removed).to_dict()
+    def streamed(self) -> "Streamed":
+        """The dense model, of which one layer is there at a time."""
+        if self.opened is None:
+            from depthcut.stream import Streamed
 
-        key = digests.scores(self)
-        return Scores.from_dict(self.kept("scores", store.digest([key, removed]) if removed else key, make))
+            self.opened = Streamed(self)
+        return self.opened
+
+    @cached_property
+    def streams(self) -> "Streams":
+        """What searches keep of earlier passes."""
+        from depthcut.removal import Streams
+
+        return Streams()
+
+    def weigh(self, unit: Unit) -> Shape:
+        """What the dense model and its units weigh."""
+        model = self.experiment.model
+        return Shape.of(self.checkpoint.config, unit, model.quantise, model.dtype)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The model as the pruner sees it, weighed only if that matters."""
+        prune = self.experiment.prune
+        return self.weigh(prune.unit) if prune.needs_weights else Shape(self.checkpoint.depth)
+
+    def wanted(self) -> tuple[range, int]:
+        """Where the block that is looked for may start, and its size."""
+        assert isinstance(self.experiment.prune, Block)
+        n = self.experiment.prune.count(self.shape)
+        return self.experiment.prune.starts(self.shape, n), n
 
     def decide(self, plan: Plan) -> Plan:
         """Keep the plan, as one of this model: what goes is said in words before anything is loaded for it."""
         self.plan = replace(plan, model=self.checkpoint.digest)
         log.info("plan: %s", self.plan.words)
+        if wins := self.plan.notes.get("wins"):
+            shares = ", ".join(f"{start} in {share:.0%}" for start, share in list(wins.items())[:3])
+            log.info("which start wins in a bootstrap over the samples: %s", shares)
         self.plan.write(self.folder / "plan.json")
         return self.plan
 
@@ -233,5 +277,6 @@ def enter(x: "Experiment") -> Lab:
     outputs = Path(x.outputs)
     cache = outputs / "cache"
     checkpoint = x.model.open(cache)
-    x.prune.layers(checkpoint.depth)  # refuses a cut that would keep too little
-    return Lab(experiment=x, checkpoint=checkpoint, cache=cache, study=outputs / x.name)
+    lab = Lab(experiment=x, checkpoint=checkpoint, cache=cache, study=outputs / x.name)
+    x.prune.count(lab.shape)  # refuses a cut that would keep too little
+    return lab

@@ -9,13 +9,15 @@ import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from depthcut import depth
+from depthcut.plan import Plan
 from depthcut.shards import Slice
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 Quantise = Literal["none", "nf4", "int8"]
@@ -24,29 +26,39 @@ MEND = "fetch the whole model again"
 log = logging.getLogger("depthcut")
 
 
+class Form(NamedTuple):
+    """How a model lies in memory: its linear layers' quantisation, the type of the rest, the device."""
+
+    quantise: Quantise
+    dtype: "torch.dtype"
+    device: str
+
+
 def build(
     title: str,
     config: "PreTrainedConfig",
     tensors: Mapping[str, Slice],
-    quantise: Quantise,
-    dtype: "torch.dtype",
-    device: str,
+    plan: Plan,
+    form: Form,
 ) -> "PreTrainedModel":
-    """Build the model of ``config`` on ``device`` and fill it, in eval mode; messages call it ``title``.
+    """Build the model of ``config`` and fill it, in eval mode; messages call it ``title``.
+
+    Halves that ``plan`` drops are not there, and their tensors not wanted.
 
     Raises:
         ValueError: if a tensor that the model needs is missing, of another shape, or cannot be converted.
     """
     kind: Any = type(depth.skeleton(config))
+    halved = plan.unit != "layer" and plan.drop
     with quiet():
         try:
-            model, found = kind.from_pretrained(
+            model, found = (without_halves(kind, plan) if halved else kind).from_pretrained(
                 None,
                 config=config,
                 state_dict=dict(tensors),
-                dtype=dtype,
-                quantization_config=quantiser(quantise, dtype),
-                device_map={"": device},
+                dtype=form.dtype,
+                quantization_config=quantiser(form.quantise, form.dtype),
+                device_map={"": form.device},
                 ignore_mismatched_sizes=True,  # so that they are reported below rather than in a table
                 output_loading_info=True,
             )
@@ -63,11 +75,25 @@ def build(
     if found["unexpected_keys"]:
         strangers = found["unexpected_keys"]
         log.warning("%s: %d tensors have no place in the model, e.g. %s", title, len(strangers), min(strangers))
+    model.__class__ = kind
     keep_differentiable(model)
     return cast("PreTrainedModel", model).eval()
 
 
-def keep_differentiable(model: "PreTrainedModel") -> None:
+def without_halves(kind: Any, plan: Plan) -> Any:
+    """A model class whose models are made without the halves that ``plan`` drops."""
+    from depthcut import halves
+
+    class Halved(kind):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            halves.remove(self, plan)
+
+    Halved.__name__ = kind.__name__
+    return Halved
+
+
+def keep_differentiable(model: "nn.Module") -> None:
     """Keep bitsandbytes from repacking 4-bit weights for inference on a CPU with AVX512-BF16.
 
     It does so at the first forward pass without gradients, and the packed weights have no backward pass: healing after
@@ -94,6 +120,24 @@ def quantiser(quantise: Quantise, dtype: "torch.dtype") -> "BitsAndBytesConfig |
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def quantisable(layer: "nn.Module", quantise: Quantise, dtype: "torch.dtype") -> None:
+    """Put bitsandbytes' modules in place of the linear ones of a decoder layer on the meta device."""
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+    replace_with_bnb_linear(layer, quantization_config=quantiser(quantise, dtype))
+    keep_differentiable(layer)
+
+
+def parameter(old: Any, tensor: "torch.Tensor", dtype: "torch.dtype", device: str) -> "nn.Parameter":
+    """What takes the place of ``old``, a parameter on the meta device: ``tensor``, quantised if ``old`` is to be."""
+    from torch import nn
+
+    if type(old) is nn.Parameter:
+        return nn.Parameter(tensor.to(device, dtype), requires_grad=False)
+    settings = {key: value for key, value in vars(old).items() if key != "SCB"}
+    return type(old)(tensor.to(dtype), requires_grad=False, **settings).to(device)
 
 
 def generation(folder: Path) -> "GenerationConfig":

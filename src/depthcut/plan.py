@@ -3,12 +3,17 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from depthcut import store
 
-FORMAT = 1
+FORMAT = 2
+OLDER = 1  # without a unit: whole layers
+
+Unit = Literal["layer", "attention", "mlp"]
+NOUNS: dict[Unit, str] = {"layer": "layers", "attention": "attentions", "mlp": "MLPs"}
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,7 @@ class Plan:
     Attributes:
         depth: layers of the whole model, L.
         drop: the layers that go, sorted, each in [0, L).
+        unit: what of these layers goes: all, or their attention or MLP alone, and then the layers stay.
         model: digest of the checkpoint that the plan was made for; empty when it fits any model of this depth.
         notes: how it was chosen (pruner, metric, score of the cut): recorded, never read.
 
@@ -27,6 +33,7 @@ class Plan:
 
     depth: int
     drop: tuple[int, ...]
+    unit: Unit = "layer"
     model: str = ""
     notes: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -42,13 +49,13 @@ class Plan:
 
     @property
     def keep(self) -> tuple[int, ...]:
-        """The layers that stay, in order: new layer i is old layer ``keep[i]``."""
-        gone = set(self.drop)
+        """The layers that stay, whole or halved, in order: new layer i is old layer ``keep[i]``."""
+        gone = set(self.drop if self.unit == "layer" else ())
         return tuple(i for i in range(self.depth) if i not in gone)
 
     @property
     def fraction(self) -> float:
-        """Share of the layers that go, n / L."""
+        """Share of the layers, or of their attentions or MLPs, that go: n / L."""
         return len(self.drop) / self.depth
 
     @property
@@ -58,18 +65,20 @@ class Plan:
             return f"drops nothing, keeps all {self.depth} layers"
         gone = ", ".join(str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in spans(self.drop))
         noun = "layer" if len(self.drop) == 1 else "layers"
-        return f"drops {noun} {gone} of 0-{self.depth - 1}, keeps {len(self.keep)}"
+        half = "" if self.unit == "layer" else f"the {'MLP' if self.unit == 'mlp' else self.unit} of "
+        return f"drops {half}{noun} {gone} of 0-{self.depth - 1}, keeps {self.depth - len(self.drop)}"
 
     def write(self, path: Path) -> None:
         """Write the plan as JSON; ``drop`` holds half-open spans."""
         store.write_json(path, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form: ``{"format", "depth", "drop": [[start, stop), ...], "model", "notes", "words"}``."""
+        """The JSON form: ``{"format", "depth", "unit", "drop": [[start, stop), ...], "model", "notes", "words"}``."""
         drop = [list(span) for span in spans(self.drop)]
         return {
             "format": FORMAT,
             "depth": self.depth,
+            "unit": self.unit,
             "drop": drop,
             "words": self.words,
             "model": self.model,
@@ -81,22 +90,68 @@ class Plan:
         """Read a plan back.
 
         Raises:
-            ValueError: if the file is missing, no plan of this format, or not a possible cut.
+            ValueError: if the file is missing, no plan of this format, or not a possible cut; it names the file.
         """
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise ValueError(f"no plan at {path}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise ValueError(f"cannot read a plan at {path}: {error.strerror}") from None
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
             raise ValueError(f"{path} is no depthcut plan ({error!r})") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Plan":
-        """The inverse of :meth:`to_dict`."""
-        if data["format"] != FORMAT:
-            raise ValueError(f"this plan has format {data['format']}; this version reads format {FORMAT}")
-        drop = tuple(i for start, stop in data["drop"] for i in range(start, stop))
-        return cls(depth=data["depth"], drop=drop, model=data.get("model", ""), notes=data.get("notes", {}))
+    def from_dict(cls, data: Any) -> "Plan":
+        """The inverse of :meth:`to_dict`; what a person wrote by hand is checked.
+
+        Raises:
+            ValueError: for a field of another kind, spans that are no cut of such a model, or a cut of all layers.
+            KeyError: for a missing field.
+        """
+        if not isinstance(data, dict):
+            raise ValueError(f"a depthcut plan is a JSON object, got {json.dumps(data)[:40]}")
+        fields: dict[str, Any] = data
+        if fields["format"] not in (OLDER, FORMAT):
+            raise ValueError(f"this plan has format {fields['format']!r}; this version reads format {FORMAT}")
+        unit, depth, model = fields.get("unit", "layer"), fields["depth"], fields.get("model", "")
+        if unit not in get_args(Unit):
+            raise ValueError(f"this plan drops units called {unit!r}; there are: {', '.join(get_args(Unit))}")
+        if type(depth) is not int or depth < 1:
+            raise ValueError(f"depth must be the model's number of layers, a whole number from 1, got {depth!r}")
+        if not isinstance(model, str):
+            raise ValueError(f"model must be a digest, or empty for any model of this depth, got {model!r}")
+        return cls(depth, spanned(fields["drop"], depth), unit, model, fields.get("notes", {}))
+
+
+def spanned(drop: Any, depth: int) -> tuple[int, ...]:
+    """The layers in half-open spans, which may come in any order.
+
+    Raises:
+        ValueError: for a span that is none, is reversed or empty, leaves a model of ``depth`` layers, or meets another.
+    """
+    if not isinstance(drop, list):
+        raise ValueError(f"drop must be a list of spans [start, stop), got {drop!r}")
+    checked = sorted(_span(each, depth) for each in drop)
+    for (a, b), (c, d) in pairwise(checked):
+        if c < b:
+            raise ValueError(f"spans [{a}, {b}) and [{c}, {d}) overlap")
+    return tuple(layer for start, stop in checked for layer in range(start, stop))
+
+
+def _span(span: Any, depth: int) -> tuple[int, int]:
+    """Check one span by itself."""
+    if not isinstance(span, list) or [type(end) for end in span] != [int, int]:
+        raise ValueError(f"span {json.dumps(span)} must be [start, stop), two whole numbers")
+    start, stop = span
+    if start >= stop:
+        kind = "empty" if start == stop else "reversed"
+        raise ValueError(f"span [{start}, {stop}) is {kind}; the model has layers 0-{depth - 1}, and stop itself stays")
+    if start < 0 or stop > depth:
+        raise ValueError(f"span [{start}, {stop}) leaves the model, which has layers 0-{depth - 1}")
+    return start, stop
 
 
 def spans(layers: Iterable[int]) -> list[tuple[int, int]]:

@@ -1,114 +1,231 @@
-"""All models without one layer, from one pass: without layer i a model is the dense one up to i, and branches there.
+"""Many sub-networks in one pass: models without some layers, or halves of layers, share all that they have in common.
 
-Layer j is applied to the dense stream and to those of all candidates i < j before layer j + 1 is touched: L + L(L-1)/2
-layer passes instead of L(L-1), and each layer's weights are read once a batch. The head is extra, once a candidate.
+Two sub-networks are the same up to the first layer at which they differ, so each common beginning is computed once. For
+all models without one layer that makes L + L(L-1)/2 layer passes instead of L(L-1), and each layer's weights are read
+once a batch. The head is extra, once a sub-network.
 
-Legend: B batch, T tokens, D width, V vocabulary, L layers.
+Legend: B batch, T tokens, D width, V vocabulary, K sub-networks, N sequences.
 """
 
-import math
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from depthcut import depth, forward
+from depthcut import forward, memory, walk
+from depthcut.plan import Unit
 from depthcut.progress import track
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
+    from depthcut.text import Tokens
 
-Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From a candidate's logits (B x T x V), the dense ones and the targets (-100 where none) to a value a token, B x T."""
+Drop = tuple[int, ...]
+"""The units that a sub-network lacks, sorted. Of a beginning: those among the layers that were passed."""
+
+Measure = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+"""From a sub-network's logits (B x T x V, float32), the dense model's and the targets (-100 where none) to a value a
+token, B x T."""
 
 
-def without_each(
-    lab: "Lab", removed: tuple[int, ...], batch: int, measure: Measure, name: str
-) -> tuple[Tensor, Tensor]:
-    """Measure the model without the layers ``removed`` and without each of the others in turn.
+@dataclass(frozen=True)
+class Rows:
+    """Some sequences, from number ``first`` on, with a mask of what is no padding, and targets."""
+
+    first: int
+    ids_BT: Tensor
+    mask_BT: Tensor
+    targets_BT: Tensor
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The numbers of the sequences, half-open."""
+        return self.first, self.first + len(self.ids_BT)
+
+    @classmethod
+    def of(cls, text: "Tokens", size: int) -> "Iterator[Rows]":
+        """All of a text, ``size`` sequences at a time; each token but the first is a target."""
+        for place, (ids_BT, mask_BT) in enumerate(text.batches(size)):
+            targets_BT = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, forward.NO_TARGET)
+            yield cls(place * size, ids_BT, mask_BT, targets_BT)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a metric reads, and what it makes of it.
+
+    Attributes:
+        name: of the metric, for messages.
+        measure: a value a token.
+        dense: whether the measure looks at the dense model's logits too.
+        batches: the sequences.
+        value: from the sums over each sequence's tokens (K x N), the number of these tokens (N) and the weights of the
+            sequences (N) to the value of each sub-network and its standard error (K each). Lower is better.
+    """
+
+    name: str
+    measure: Measure
+    dense: bool
+    batches: Sequence[Rows]
+    value: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Streams:
+    """Residual streams of beginnings that are met again: in greedy's next round, in evolution's next generation.
+
+    Attributes:
+        limit: bytes that may be held; None: a quarter of what is free on the device of the first stream that comes.
+        passes: how many layer passes were made so far.
+        metric: the name of the metric, and the unit, that the streams are of.
+    """
+
+    limit: int | None = None
+    held: int = 0
+    kept: dict[tuple[tuple[int, int], int, Drop], Tensor] = field(default_factory=dict[Any, Tensor])
+    passes: int = 0
+    metric: tuple[str, Unit] | None = None
+
+    def only(self, drops: Iterable[Drop], depth_L: int, metric: tuple[str, Unit]) -> None:
+        """Let go of what no sub-network in ``drops`` begins with, and of what another metric or unit left."""
+        starts = drops if metric == self.metric else ()
+        useful = {(edge, beginning(drop, edge)) for drop in starts for edge in range(depth_L)}
+        self.metric = metric
+        self.kept = {key: h_BTD for key, h_BTD in self.kept.items() if key[1:] in useful}
+        self.held = sum(h_BTD.nbytes for h_BTD in self.kept.values())
+
+    def of(self, span: tuple[int, int]) -> dict[tuple[int, Drop], Tensor]:
+        """What is kept of these sequences, by edge and beginning."""
+        return {key[1:]: h_BTD for key, h_BTD in self.kept.items() if key[0] == span}
+
+    def keep(self, span: tuple[int, int], edge: int, drop: Drop, h_BTD: Tensor) -> None:
+        """Keep the stream of these sequences at ``edge`` behind the beginning without ``drop``, if it fits."""
+        if self.limit is None:
+            self.limit = memory.free(h_BTD.device.type) // 4
+        if self.held + h_BTD.nbytes <= self.limit:
+            self.kept[span, edge, drop] = h_BTD
+            self.held += h_BTD.nbytes
+
+
+def beginning(drop: Drop, edge: int) -> Drop:
+    """What of ``drop`` is gone in the layers before ``edge``."""
+    return tuple(layer for layer in drop if layer < edge)
+
+
+def summed(lab: "Lab", drops: Sequence[Drop], unit: Unit, reading: Reading) -> tuple[Tensor, Tensor]:
+    """Measure the model without each of ``drops``.
+
+    Args:
+        lab: holds the model.
+        drops: for each sub-network the units that go.
+        unit: layers, or their attentions or MLPs.
+        reading: what is measured, on what.
 
     Returns:
-        For each layer that is left the mean of ``measure`` over all tokens of the calibration text, and its standard
-        error over the sequences.
+        For each sub-network and sequence the sum of the measure over its tokens (float64 K x N), and the number of
+        these tokens (N), both on the host.
     """
-    model, text = lab.dense(), lab.calibration()
-    sums: list[Tensor] = []
+    drops = [tuple(sorted(drop)) for drop in drops]
+    ends: list[Drop] = [*drops, ()] if reading.dense and () not in drops else drops
+    ask = _layer_by_layer if lab.streaming else _batch_by_batch
+    values: list[Tensor] = []
     counts: list[Tensor] = []
     with torch.inference_mode():
-        for ids_BT, mask_BT in track(text.batches(batch), name, math.ceil(len(text) / batch)):
-            values_LB, count_B = measured(model, ids_BT, mask_BT, removed, measure)
-            sums.append(values_LB.cpu())
-            counts.append(count_B.cpu())
-    sums_LN, counts_N = torch.cat(sums, dim=1), torch.cat(counts)
-    mean_L = sums_LN.sum(1) / counts_N.sum()
-    off_LN = sums_LN - mean_L[:, None] * counts_N
-    samples = len(counts_N)
-    stderr_L = (off_LN.square().sum(1) * samples / max(samples - 1, 1)).sqrt() / counts_N.sum()
-    return mean_L, stderr_L
+        for way, found, rows in ask(lab, ends, unit, reading.name, reading.batches):
+            values.append(answers(way, found, drops, reading, rows.targets_BT))
+            counts.append((rows.targets_BT != forward.NO_TARGET).sum(1))
+    return torch.cat(values, dim=1), torch.cat(counts)
 
 
-def measured(
-    model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, removed: tuple[int, ...], measure: Measure
-) -> tuple[Tensor, Tensor]:
-    """One batch: for each layer left and each sequence the sum of ``measure`` over its tokens, and their number."""
-    inputs = forward.inputs(model, ids_BT, mask_BT)
-    targets_BT = forward.targets(inputs)
-    dense_BTV = model(**inputs).logits[:, :-1].float() if removed else None
-    with depth.bypass(model, removed) if removed else nullcontext():
-        output, without_LBTD = streams(model, inputs)
-        with tail(model, inputs, output) as logits_of:
-            if dense_BTV is None:
-                dense_BTV = logits_of(plain(output))[:, :-1].float()
-            sums = [measure(logits_of(h)[:, :-1].float(), dense_BTV, targets_BT).double().sum(1) for h in without_LBTD]
-    return torch.stack(sums), (targets_BT != forward.NO_TARGET).sum(1)
+Ends = Iterator[tuple[walk.Walk, dict[Drop, Tensor], Rows]]
+"""A batch's walk, the streams behind the last layer of each sub-network, the batch."""
 
 
-def streams(model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, list[Tensor]]:
-    """The last layer's output as it gives it, and the stream in its place (B x T x D) without each of the layers."""
-    branched: list[Tensor] = []
-    entered: dict[str, Any] = {}
-
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entered.update(args=args[1:], kwargs={key: value for key, value in kwargs.items() if key != "hidden_states"})
-        entered["h_BTD"] = args[0] if args else kwargs["hidden_states"]
-
-    def leave(layer: nn.Module, _: Any, output: Any) -> None:
-        for candidate, h_BTD in enumerate(branched):
-            branched[candidate] = plain(layer.forward(h_BTD, *entered["args"], **entered["kwargs"]))
-        branched.append(entered["h_BTD"])
-        entered["output"] = output
-
-    with ExitStack() as hooks:
-        for layer in depth.layers(model):
-            hooks.enter_context(layer.register_forward_pre_hook(enter, with_kwargs=True))
-            hooks.enter_context(layer.register_forward_hook(leave))
-        depth.decoder(model)(**inputs)
-    return entered["output"], branched
+def _batch_by_batch(lab: "Lab", ends: list[Drop], unit: Unit, name: str, batches: Sequence[Rows]) -> Ends:
+    """Each batch through all layers before the next one comes."""
+    model, held = lab.dense(), lab.streams
+    held.only(ends, lab.checkpoint.depth, (name, unit))
+    for rows in track(batches, name, len(batches)):
+        way = walk.enter(model, forward.inputs(model, rows.ids_BT, rows.mask_BT))
+        ready = held.of(rows.span)
+        wanted = beginnings(ends, len(way.stack), ready)
+        found: dict[Drop, Tensor] = {(): way.h_BTD}
+        for edge, drops in enumerate(wanted[1:], 1):
+            new = [drop for drop in drops if (edge, drop) not in ready]
+            before, found = found, {drop: ready[edge, drop] for drop in drops if (edge, drop) in ready}
+            for drop in new:
+                found[drop] = stepped(way, edge - 1, drop, unit, before)
+                held.passes += found[drop] is not before.get(drop[:-1])
+                held.keep(rows.span, edge, drop, found[drop])
+        yield way, found, rows
 
 
-def plain(output: Any) -> Tensor:
-    """A layer's output without what some architectures return beside it."""
-    return output[0] if isinstance(output, tuple) else output
+def _layer_by_layer(lab: "Lab", ends: list[Drop], unit: Unit, name: str, batches: Sequence[Rows]) -> Ends:
+    """All batches through a layer before the next layer is read; their streams wait in the host's memory."""
+    source = lab.streamed()
+    wanted = beginnings(ends, len(source.stack), ())
+    calls = [forward.inputs(source.model, rows.ids_BT, rows.mask_BT) for rows in batches]
+    found: list[dict[Drop, Tensor]] = [{(): walk.enter(source.model, call).h_BTD.cpu()} for call in calls]
+    tupled = False
+    for index in source.layers(name):
+        for place, call in enumerate(calls):
+            way = walk.enter(source.model, call)
+            before = {drop: h_BTD.to(way.h_BTD.device) for drop, h_BTD in found[place].items()}
+            found[place] = {drop: stepped(way, index, drop, unit, before).cpu() for drop in wanted[index + 1]}
+            tupled = way.tupled
+    for rows, call, streams in zip(batches, calls, found, strict=True):
+        way = walk.enter(source.model, call)
+        way.tupled = tupled
+        yield way, {drop: h_BTD.to(way.h_BTD.device) for drop, h_BTD in streams.items()}, rows
 
 
-@contextmanager
-def tail(model: nn.Module, inputs: dict[str, Any], output: Any) -> Generator[Callable[[Tensor], Tensor]]:
-    """Inside the ``with``, a function from the stream behind the last layer to logits: the final norm and the head.
+def beginnings(ends: Iterable[Drop], depth_L: int, ready: Collection[tuple[int, Drop]]) -> list[list[Drop]]:
+    """For each edge, which beginnings must be there so that each of ``ends`` is there at the last.
 
-    The model runs with its last layer only, and that one hands out the stream, in the form of ``output``, uncomputed.
+    Args:
+        ends: the sub-networks.
+        depth_L: L.
+        ready: the edges and beginnings whose streams are kept; nothing before them is wanted for their sake.
     """
-    stack = depth.layers(model)
-    last = vars(stack[-1])
-    with depth.bypass(model, range(len(stack) - 1)):
+    wanted: list[dict[Drop, None]] = [{} for _ in range(depth_L + 1)]
+    wanted[-1] = dict.fromkeys(ends)
+    for edge in range(depth_L, 0, -1):
+        for drop in wanted[edge]:
+            if (edge, drop) not in ready:
+                wanted[edge - 1][beginning(drop, edge - 1)] = None
+    return [list(each) for each in wanted]
 
-        def logits_of(h_BTD: Tensor) -> Tensor:
-            given = (h_BTD, *output[1:]) if isinstance(output, tuple) else h_BTD
-            last["forward"] = lambda *_, **__: given
-            return model(**inputs).logits
 
-        try:
-            yield logits_of
-        finally:
-            last.pop("forward", None)
+def stepped(way: walk.Walk, index: int, drop: Drop, unit: Unit, before: dict[Drop, Tensor]) -> Tensor:
+    """The stream behind layer ``index`` of the beginning without ``drop``, out of the streams in front of it."""
+    if drop[-1:] != (index,):
+        return way.step(index, before[drop])
+    h_BTD = before[drop[:-1]]
+    return h_BTD if unit == "layer" else way.step(index, h_BTD, unit)
+
+
+def answers(
+    way: walk.Walk, ends: dict[Drop, Tensor], drops: Iterable[Drop], reading: Reading, targets_BT: Tensor
+) -> Tensor:
+    """For each of ``drops`` the sums of the measure over the tokens of each sequence: float64 K x B, on the host."""
+    targets_BT = targets_BT.to(way.h_BTD.device)
+    dense_BTV = way.logits(ends[()])[:, :-1].float() if reading.dense else None
+    logits = (way.logits(ends[drop])[:, :-1].float() for drop in drops)
+    return torch.stack([reading.measure(each, dense_BTV, targets_BT).double().sum(1) for each in logits]).cpu()
+
+
+def losses(logits_BTV: Tensor, dense_BTV: Tensor | None, targets_BT: Tensor) -> Tensor:
+    """The measure of most metrics: each token's negative log-likelihood, 0 where there is no target."""
+    del dense_BTV
+    return forward.token_losses(logits_BTV, targets_BT)
+
+
+def mean(sums_KN: Tensor, count_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over all tokens, and its standard error over the sequences (that of a ratio of sums), both K."""
+    total = (weight_N * count_N).sum()
+    mean_K = (weight_N * sums_KN).sum(1) / total
+    off_KN = weight_N * (sums_KN - mean_K[:, None] * count_N)
+    samples = len(count_N)
+    return mean_K, (off_KN.square().sum(1) * samples / max(samples - 1, 1)).sqrt() / total

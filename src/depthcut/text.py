@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,10 @@ class Tokens:
     def __len__(self) -> int:
         """The number of sequences, N."""
         return len(self.ids)
+
+    def first(self, sequences: int | None) -> "Tokens":
+        """The first ``sequences`` of them; all with None."""
+        return replace(self, ids=self.ids[:sequences], lengths=self.lengths[:sequences])
 
     def batches(self, size: int) -> "Iterator[tuple[Tensor, Tensor]]":
         """Go through the sequences in order, ``size`` at a time: ids and attention mask, both int64 [B, T].

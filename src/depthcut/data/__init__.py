@@ -25,7 +25,7 @@ class Source(ABC):
     """
 
     span: Annotated[tuple[float, float], Strict(False)]  # YAML has no tuples
-    sequences: Annotated[int, Field(gt=0)] | None
+    sequences: Annotated[int | None, Field(gt=0)]
     length: Annotated[int, Field(gt=0)]
     pack: bool
 

@@ -28,7 +28,7 @@ class Harness(Eval):
     """
 
     tasks: list[str]
-    limit: Count | None
+    limit: Annotated[int | None, Field(gt=0)]
     batch: Count
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 

@@ -1,13 +1,21 @@
 """Metrics: what a layer, or a block of layers, is worth. Lower scores go first."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from pydantic import Field
+
+from depthcut.plan import Unit
 from depthcut.scores import Scores
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
+    from depthcut.removal import Reading
+
+Drops = Sequence[tuple[int, ...]]
+Until = Annotated[float | None, Field(gt=0.5, lt=1)]
 
 
 @strict
@@ -17,18 +25,75 @@ class Metric(ABC):
     Attributes:
         reads_text: whether the calibration text is read at all.
         bases: the values of ``model.quantise`` that it can score.
+        units: the values of ``prune.unit`` that it can score.
         rescores: whether it runs the model, so that what is left after a removal can be scored again.
+        searches: whether it values any sub-network, so that a search can go by it: :class:`Removal`.
+        streams: whether it can go through a model that is not in memory, layer by layer.
     """
 
     reads_text: ClassVar[bool] = True
     bases: ClassVar[tuple[str, ...]] = ("none", "nf4", "int8")
+    units: ClassVar[tuple[Unit, ...]] = ("layer", "attention", "mlp")
     rescores: ClassVar[bool] = False
+    searches: ClassVar[bool] = False
+    streams: ClassVar[bool] = True
+
+    def reads(self, lab: "Lab") -> Any:
+        """What it reads beside the model, by content, as JSON."""
+        return lab.text_identity("calibration") if self.reads_text else None
+
+    def prepare(self, lab: "Lab") -> None:
+        """Fetch and check what it reads beside the calibration text, before a weight is loaded."""
+        del lab
 
     @abstractmethod
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the layers of ``lab.dense()`` on ``lab.calibration()``; the model is left as it was found.
 
         Args:
             lab: what a run shares.
-            removed: layers that are gone already; what is left is numbered from 0. Empty unless ``rescores``.
+            removed: units that are gone already; what is left is numbered from 0. Empty unless ``rescores``.
+            unit: what is scored: whole layers, or their attentions or MLPs alone.
         """
+
+
+@strict
+class Removal(Metric):
+    """A metric that runs the model without a layer, or without any set of them.
+
+    Attributes:
+        batch: sequences a forward pass.
+    """
+
+    batch: Annotated[int, Field(gt=0)]
+    rescores: ClassVar[bool] = True
+    searches: ClassVar[bool] = True
+    incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+
+    @abstractmethod
+    def reading(self, lab: "Lab", samples: int | None) -> "Reading":
+        """What is measured, on the first ``samples`` of what there is to read, or on all of it."""
+
+    def without(self, lab: "Lab", drops: Drops, unit: Unit, samples: int | None = None) -> list[float]:
+        """The value of the model without each set of units; lower is better."""
+        import torch
+
+        from depthcut import removal
+
+        reading = self.reading(lab, samples)
+        sums_KN, count_N = removal.summed(lab, drops, unit, reading)
+        return reading.value(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()
+
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+        """Score the single units, all candidates in one pass."""
+        import torch
+
+        from depthcut import removal, scores
+
+        left = [layer for layer in range(lab.checkpoint.depth) if layer not in removed]
+        reading = self.reading(lab, None)
+        sums_LN, count_N = removal.summed(lab, [(*removed, layer) for layer in left], unit, reading)
+        value_L, stderr_L = reading.value(sums_LN, count_N, torch.ones(len(count_N)))
+        draws = [reading.value(sums_LN, count_N, torch.from_numpy(w))[0] for w in scores.weights(len(count_N))]
+        draws_RL = torch.stack(draws).double().numpy()
+        return Scores.of_layers(value_L.tolist(), stderr_L.tolist(), len(count_N), draws=draws_RL)

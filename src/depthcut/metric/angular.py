@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from depthcut.metric import Metric
+from depthcut.metric import Metric, Until
+from depthcut.plan import Unit
 from depthcut.scores import Scores
 from depthcut.strict import strict
 
@@ -20,18 +21,28 @@ class Angular(Metric):
     Attributes:
         token: at the last token of each sample that is no padding, as in the paper, or averaged over all of them.
         batch: sequences a forward pass.
+        until: read no more text than it takes for ``prune=block``'s block to win in this share of a bootstrap's draws.
     """
 
     token: Literal["last", "all"]
     batch: Annotated[int, Field(gt=0)]
+    until: Until
     rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score all blocks in one pass."""
         from depthcut import edges
 
         return edges.compared(
-            edges.Pass(lab, removed, self.batch, self.token, "angular"),
+            edges.Pass(
+                lab=lab,
+                name="angular",
+                batch=self.batch,
+                token=self.token,
+                removed=removed,
+                unit=unit,
+                until=self.until,
+            ),
             lambda states_NED: edges.cosines(states_NED).arccos() / math.pi,
         )

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from depthcut.metric import Metric
+from depthcut.metric import Metric, Until
+from depthcut.plan import Unit
 from depthcut.scores import Scores
 from depthcut.strict import strict
 
@@ -18,17 +19,28 @@ class BlockInfluence(Metric):
 
     Attributes:
         batch: sequences a forward pass.
+        until: read no more text than it takes for ``prune=block``'s block to win in this share of a bootstrap's draws.
     """
 
     batch: Annotated[int, Field(gt=0)]
+    until: Until
     rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score all blocks in one pass."""
         from depthcut import edges
 
         def influence(states_NED: "edges.Tensor") -> "edges.Tensor":
             return 1 - edges.cosines(states_NED)
 
-        return edges.compared(edges.Pass(lab, removed, self.batch, "all", "block_influence"), influence)
+        over = edges.Pass(
+            lab=lab,
+            name="block_influence",
+            batch=self.batch,
+            token="all",
+            removed=removed,
+            unit=unit,
+            until=self.until,
+        )
+        return edges.compared(over, influence)

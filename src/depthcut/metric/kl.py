@@ -1,39 +1,30 @@
 """Kullback-Leibler divergence of the model without a layer from the dense model (EvoPress, arXiv:2410.14649)."""
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from depthcut.metric import Metric
-from depthcut.scores import Scores
+from depthcut.metric import Removal
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from depthcut.lab import Lab
+    from depthcut.removal import Reading
 
 
 @strict
-class Kl(Metric):
-    """``E_t KL(p_dense || p_without)`` of the next token, in nats, over all tokens of the calibration text.
+class Kl(Removal):
+    """``E_t KL(p_dense || p_without)`` of the next token, in nats, over all tokens of the calibration text."""
 
-    Attributes:
-        batch: sequences a forward pass.
-    """
-
-    batch: Annotated[int, Field(gt=0)]
-    rescores: ClassVar[bool] = True
-    incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
-
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
-        """Score the single layers, all candidates in one pass."""
+    def reading(self, lab: "Lab", samples: int | None) -> "Reading":
+        """The calibration text, all of its tokens."""
         from depthcut import removal
 
-        mean_L, stderr_L = removal.without_each(lab, removed, self.batch, self.divergence, "kl")
-        return Scores.of_layers(mean_L.tolist(), stderr_L.tolist(), len(lab.calibration()))
+        batches = list(removal.Rows.of(lab.calibration().first(samples), self.batch))
+        return removal.Reading("kl", self.divergence, True, batches, removal.mean)
 
-    def divergence(self, logits_BTV: "Tensor", dense_BTV: "Tensor", targets_BT: "Tensor") -> "Tensor":
+    def divergence(self, logits_BTV: "Tensor", dense_BTV: "Tensor | None", targets_BT: "Tensor") -> "Tensor":
         """Each position's divergence; 0 where there is no target."""
+        assert dense_BTV is not None
         dense_log_BTV, log_BTV = dense_BTV.log_softmax(-1), logits_BTV.log_softmax(-1)
         return (dense_log_BTV.exp() * (dense_log_BTV - log_BTV)).sum(-1).where(targets_BT != -100, 0)

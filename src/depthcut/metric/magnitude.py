@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from depthcut.metric import Metric
+from depthcut.plan import Unit
 from depthcut.progress import track
 from depthcut.scores import Scores
 from depthcut.strict import strict
@@ -22,15 +23,15 @@ class Magnitude(Metric):
     power: Literal[1, 2]
     reads_text: ClassVar[bool] = False
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the single layers."""
         assert not removed
         depth = lab.checkpoint.depth
         return Scores.of_layers(
-            [self.layer(lab, index) for index in track(range(depth), "magnitude", depth)], [0.0] * depth
+            [self.layer(lab, index, unit) for index in track(range(depth), "magnitude", depth)], [0.0] * depth
         )
 
-    def layer(self, lab: "Lab", index: int) -> float:
-        """One layer's score, summed in float64."""
-        tensors = lab.checkpoint.tensors(index).values()
+    def layer(self, lab: "Lab", index: int, unit: Unit) -> float:
+        """One unit's score, summed in float64."""
+        tensors = lab.checkpoint.tensors(index, unit).values()
         return sum(tensor[...].double().abs().pow(self.power).sum().item() for tensor in tensors)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from depthcut.metric import Metric
+from depthcut.plan import Unit
 from depthcut.scores import Scores
 from depthcut.strict import strict
 
@@ -23,9 +24,10 @@ class Random(Metric):
     seed: Annotated[int, Field(ge=0)]
     reads_text: ClassVar[bool] = False
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the single layers."""
         assert not removed
+        del unit
         import numpy as np
 
         depth = lab.checkpoint.depth

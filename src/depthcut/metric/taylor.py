@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from depthcut.metric import Metric
+from depthcut.plan import Unit
 from depthcut.scores import Scores
 from depthcut.strict import strict
 
@@ -29,16 +30,18 @@ class Taylor(Metric):
 
     batch: Annotated[int, Field(gt=0)]
     bases: ClassVar[tuple[str, ...]] = ("none",)
+    streams: ClassVar[bool] = False
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the single layers."""
         from depthcut import depth, forward
         from depthcut.progress import track
 
         assert not removed
         model, text = lab.dense(), lab.calibration()
-        layers = [list(layer.parameters()) for layer in depth.layers(model)]
+        parts = [layer.get_submodule(depth.unit_name(layer, unit)) for layer in depth.layers(model)]
+        layers = [list(part.parameters()) for part in parts]
         tokens = int((text.lengths - 1).sum())
         batches = math.ceil(len(text) / self.batch)
         with Products(model, layers) as products:

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from depthcut.metric import Metric
+from depthcut.metric import Metric, Until
+from depthcut.plan import Unit
 from depthcut.scores import Scores
 from depthcut.strict import strict
 
@@ -22,19 +23,24 @@ class Update(Metric):
         norm: p.
         relative: divide by the norm of the block's input.
         batch: sequences a forward pass.
+        until: read no more text than it takes for ``prune=block``'s block to win in this share of a bootstrap's draws.
     """
 
     norm: Literal[1, 2]
     relative: bool
     batch: Annotated[int, Field(gt=0)]
+    until: Until
     rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = ()) -> Scores:
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score all blocks in one pass."""
         from depthcut import edges
 
-        return edges.compared(edges.Pass(lab, removed, self.batch, "all", "update"), self.size)
+        over = edges.Pass(
+            lab=lab, name="update", batch=self.batch, token="all", removed=removed, unit=unit, until=self.until
+        )
+        return edges.compared(over, self.size)
 
     def size(self, states_NED: "Tensor") -> "Tensor":
         """The norm of the difference between each pair of edges; entry (i, j) is relative to edge i."""

@@ -2,28 +2,36 @@
 
 from typing import ClassVar
 
-from depthcut.plan import Plan
-from depthcut.prune import Prune, Score, Share
+from depthcut.plan import NOUNS, Plan
+from depthcut.prune import Score, Size
+from depthcut.shape import Shape
 from depthcut.strict import strict
 
 
 @strict
-class Block(Share, Prune):
-    """Drops layers l* .. l*+n-1 with l* = arg min over l of the block's score; the first of equals."""
+class Block(Size):
+    """Drops layers l* .. l*+n-1 with l* = arg min over l of the block's score; the first of equals.
+
+    The plan notes in which share of a bootstrap over the samples each start wins.
+    """
 
     reads_scores: ClassVar[bool] = True
 
-    def __call__(self, score: Score, depth: int) -> Plan:
+    def starts(self, shape: Shape, n: int) -> range:
+        """Where a block of n units may start."""
+        return range(self.keep_first, shape.depth - self.keep_last - n + 1)
+
+    def __call__(self, score: Score, shape: Shape) -> Plan:
         """Choose the block."""
-        n = self.layers(depth)
+        n = self.count(shape)
         if n == 0:
-            return Plan(depth, ())
+            return Plan(shape.depth, (), self.unit)
         scores = score()
-        starts = range(self.keep_first, depth - self.keep_last - n + 1)
-        start = min(starts, key=lambda start: scores.block(start, n))
+        start = min(self.starts(shape, n), key=lambda start: scores.block(start, n))
         notes = {
             "score": scores.block(start, n),
             "score_stderr": scores.block_stderr(start, n),
-            "score_is": "sum of the layers' scores" if scores.summed else "of the block",
+            "wins": {str(start): share for start, share in scores.wins(self.starts(shape, n), n).items()},
+            "score_is": f"sum of the {NOUNS[self.unit]}' scores" if scores.summed else "of the block",
         }
-        return Plan(depth, tuple(range(start, start + n)), notes=notes)
+        return Plan(shape.depth, tuple(range(start, start + n)), self.unit, notes=notes)

@@ -6,15 +6,16 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from depthcut.plan import Plan
-from depthcut.prune import Prune, Score, Share
+from depthcut.prune import Score, Size
 from depthcut.scores import Scores
+from depthcut.shape import Shape
 from depthcut.strict import strict
 
 Choice = tuple[float, tuple[tuple[int, int], ...]]
 
 
 @strict
-class Blocks(Share, Prune):
+class Blocks(Size):
     """The best of all ways to cut at most K blocks, by dynamic programming: exact, in O(K n^2 L) steps.
 
     Attributes:
@@ -24,14 +25,14 @@ class Blocks(Share, Prune):
     blocks: Annotated[int, Field(gt=0)]
     reads_scores: ClassVar[bool] = True
 
-    def __call__(self, score: Score, depth: int) -> Plan:
+    def __call__(self, score: Score, shape: Shape) -> Plan:
         """Choose the blocks."""
-        n = self.layers(depth)
+        n = self.count(shape)
         if n == 0:
-            return Plan(depth, ())
-        total, chosen = best(score(), self.free(depth), n, self.blocks)
+            return Plan(shape.depth, (), self.unit)
+        total, chosen = best(score(), self.free(shape.depth), n, self.blocks)
         drop = tuple(layer for start, size in chosen for layer in range(start, start + size))
-        return Plan(depth, drop, notes={"score": total, "blocks": [list(block) for block in chosen]})
+        return Plan(shape.depth, drop, self.unit, notes={"score": total, "blocks": [list(block) for block in chosen]})
 
 
 def best(scores: Scores, free: range, n: int, most: int) -> Choice:

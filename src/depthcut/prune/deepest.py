@@ -3,18 +3,19 @@
 from typing import ClassVar
 
 from depthcut.plan import Plan
-from depthcut.prune import Prune, Score, Share
+from depthcut.prune import Score, Size
+from depthcut.shape import Shape
 from depthcut.strict import strict
 
 
 @strict
-class Deepest(Share, Prune):
+class Deepest(Size):
     """Drops layers L-k-n .. L-k-1, k = ``keep_last`` (1 in the paper); opens neither metric nor these layers."""
 
     reads_scores: ClassVar[bool] = False
 
-    def __call__(self, score: Score, depth: int) -> Plan:
+    def __call__(self, score: Score, shape: Shape) -> Plan:
         """Choose the block by its place alone."""
         del score
-        stop = depth - self.keep_last
-        return Plan(depth, tuple(range(stop - self.layers(depth), stop)))
+        stop = shape.depth - self.keep_last
+        return Plan(shape.depth, tuple(range(stop - self.count(shape), stop)), self.unit)

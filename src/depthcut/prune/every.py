@@ -3,18 +3,19 @@
 from typing import ClassVar
 
 from depthcut.plan import Plan
-from depthcut.prune import Prune, Score, Share
+from depthcut.prune import Score, Size
+from depthcut.shape import Shape
 from depthcut.strict import strict
 
 
 @strict
-class Every(Share, Prune):
+class Every(Size):
     """Drops the layers in the middle of n equal stretches of those that may go."""
 
     reads_scores: ClassVar[bool] = False
 
-    def __call__(self, score: Score, depth: int) -> Plan:
+    def __call__(self, score: Score, shape: Shape) -> Plan:
         """Choose the layers by their places alone."""
         del score
-        n, free = self.layers(depth), self.free(depth)
-        return Plan(depth, tuple(free[(2 * i + 1) * len(free) // (2 * n)] for i in range(n)))
+        n, free = self.count(shape), self.free(shape.depth)
+        return Plan(shape.depth, tuple(free[(2 * i + 1) * len(free) // (2 * n)] for i in range(n)), self.unit)

@@ -3,22 +3,23 @@
 from typing import ClassVar
 
 from depthcut.plan import Plan
-from depthcut.prune import Prune, Score, Share
+from depthcut.prune import Score, Size
+from depthcut.shape import Shape
 from depthcut.strict import strict
 
 
 @strict
-class Lowest(Share, Prune):
+class Lowest(Size):
     """One shot: the layers are ranked once. With ``keep_first=4 keep_last=2``, Shortened LLaMA's Taylor+ and PPL+."""
 
     reads_scores: ClassVar[bool] = True
 
-    def __call__(self, score: Score, depth: int) -> Plan:
+    def __call__(self, score: Score, shape: Shape) -> Plan:
         """Choose the layers."""
-        n = self.layers(depth)
+        n = self.count(shape)
         if n == 0:
-            return Plan(depth, ())
+            return Plan(shape.depth, (), self.unit)
         scores = score()
-        ranked = sorted(self.free(depth), key=lambda layer: (scores.layer(layer), layer))
+        ranked = sorted(self.free(shape.depth), key=lambda layer: (scores.layer(layer), layer))
         notes = {"score": sum(scores.layer(layer) for layer in ranked[:n]), "order": ranked}
-        return Plan(depth, tuple(sorted(ranked[:n])), notes=notes)
+        return Plan(shape.depth, tuple(sorted(ranked[:n])), self.unit, notes=notes)

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-from depthcut.plan import Plan
+from depthcut.plan import Plan, Unit
 from depthcut.prune import Prune, Score
+from depthcut.shape import Shape
 from depthcut.strict import strict
 
 
@@ -20,22 +21,32 @@ class Given(Prune):
     reads_scores: ClassVar[bool] = False
     incidental: ClassVar[frozenset[str]] = frozenset({"path"})
 
-    def content(self) -> Any:
-        """The layers that go."""
-        return Plan.read(Path(self.path)).drop
+    @property
+    def unit(self) -> Unit:
+        """What goes, as the file says.
 
-    def layers(self, depth: int) -> int:
-        """How many layers go.
+        Raises:
+            ValueError: if there is no such plan.
+        """
+        return Plan.read(Path(self.path)).unit
+
+    def content(self) -> Any:
+        """The units that go."""
+        plan = Plan.read(Path(self.path))
+        return {"unit": plan.unit, "drop": plan.drop}
+
+    def count(self, shape: Shape) -> int:
+        """How many units go.
 
         Raises:
             ValueError: if there is no such plan, or it is for a model of another depth.
         """
         plan = Plan.read(Path(self.path))
-        if plan.depth != depth:
-            raise ValueError(f"{self.path} is a plan for {plan.depth} layers; this model has {depth}")
+        if plan.depth != shape.depth:
+            raise ValueError(f"{self.path} is a plan for {plan.depth} layers; this model has {shape.depth}")
         return len(plan.drop)
 
-    def __call__(self, score: Score, depth: int) -> Plan:
+    def __call__(self, score: Score, shape: Shape) -> Plan:
         """Read the plan."""
-        del score, depth  # layers() has compared the depth
+        del score, shape  # count() has compared the depth
         return Plan.read(Path(self.path))

@@ -5,12 +5,13 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from depthcut.plan import Plan
-from depthcut.prune import Prune, Score, Share
+from depthcut.prune import Score, Size
+from depthcut.shape import Shape
 from depthcut.strict import strict
 
 
 @strict
-class Random(Share, Prune):
+class Random(Size):
     """Drops n of the layers that may go, each set as likely as the other.
 
     Attributes:
@@ -20,10 +21,10 @@ class Random(Share, Prune):
     seed: Annotated[int, Field(ge=0)]
     reads_scores: ClassVar[bool] = False
 
-    def __call__(self, score: Score, depth: int) -> Plan:
+    def __call__(self, score: Score, shape: Shape) -> Plan:
         """Choose the layers by lot."""
         import numpy as np
 
         del score
-        drawn = np.random.default_rng(self.seed).permutation(self.free(depth))[: self.layers(depth)]
-        return Plan(depth, tuple(sorted(drawn.tolist())))
+        drawn = np.random.default_rng(self.seed).permutation(self.free(shape.depth))[: self.count(shape)]
+        return Plan(shape.depth, tuple(sorted(drawn.tolist())), self.unit)

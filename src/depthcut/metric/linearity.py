@@ -1,0 +1,165 @@
+"""How much of a block no linear map explains (Your Transformer is Secretly Linear, arXiv:2405.12250, section 3)."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from depthcut.metric import Metric
+from depthcut.plan import Unit
+from depthcut.progress import track
+from depthcut.scores import DRAWS, Array, Matrix, Scores, weights
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from depthcut.edges import Pass
+    from depthcut.lab import Lab
+
+Kind = Literal["least_squares", "procrustes"]
+Fit = Callable[["Tensor"], "Tensor"]
+"""From the states Y behind a block, N x D, to what the map of the states X before it makes of them."""
+
+# A column of X that the others give but for this share of its length adds no rank: states are float32 at best.
+DEPENDENT = 1e-6
+# Nor does one this much shorter than the longest: it does not move, and what is left of it is rounding.
+STILL = 1e-12
+
+
+@strict
+class Linearity(Metric):
+    """``min ||f(X) - Y||^2 / ||Y||^2`` over the maps f: X and Y are x_l and x_{l+n} over the tokens, each centred.
+
+    One pass; the states of the tokens at all edges are held in float32, 4 (L + 1) D bytes each. The standard error is
+    that of the residuals over the samples, and so is the bootstrap, with the map taken as it is.
+
+    Attributes:
+        map: ``least_squares``: any matrix, as in the paper; N tokens make it look better than it is, which is mended by
+            ``(N - 1) / (N - rank - 1)``. ``procrustes``: a rotation and a scale; takes an SVD of D x D for each block.
+        tokens: at most so many are compared, at even distances over all samples.
+        batch: sequences a forward pass.
+    """
+
+    map: Kind
+    tokens: Annotated[int, Field(ge=2)]
+    batch: Annotated[int, Field(gt=0)]
+    rescores: ClassVar[bool] = True
+    units: ClassVar[tuple[Unit, ...]] = ("layer",)
+    incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+        """Score all blocks in one pass.
+
+        Raises:
+            ValueError: if the calibration text has too few tokens for the map.
+        """
+        from depthcut import depth, edges
+
+        assert unit == "layer"
+        there = int(lab.calibration().lengths.sum())
+        wanted = min(self.tokens, there)
+        self.check(wanted, depth.text_config(lab.checkpoint.config).hidden_size, there)
+        over = edges.Pass(lab=lab, removed=removed, batch=self.batch, token="all", name="linearity")
+        states_END, sample_N, left_out = collected(over, wanted)
+        self.check(len(sample_N), states_END.shape[2], there)
+        shares, stderrs, draws = compared(states_END, sample_N, self.map, lab.device)
+        return Scores.of_blocks(shares, stderrs, int(sample_N[-1]) + 1, left_out, draws)
+
+    def check(self, tokens: int, width: int, there: int) -> None:
+        """Refuse fewer tokens than the map needs: it takes any two points, and any ``width + 1``, to any others."""
+        needed = width + 2 if self.map == "least_squares" else 3
+        if tokens < needed:
+            raise ValueError(
+                f"metric=linearity: metric.map={self.map} needs {needed} usable tokens or more, got {tokens}: raise "
+                f"data.calibration.sequences (they hold {there} tokens) or metric.tokens (now {self.tokens})"
+            )
+
+
+def collected(over: "Pass", wanted: int) -> tuple["Tensor", "Tensor", int]:
+    """The states of ``wanted`` tokens at even distances, less those that are zero or not finite at some edge.
+
+    Returns:
+        The states, float32 E x N x D; for each token the number of its sample, of those that gave any, from 0; how many
+        samples gave none although some were wanted.
+    """
+    import torch
+
+    from depthcut import edges
+
+    lengths = over.lab.calibration().lengths.tolist()
+    chosen_N = torch.arange(wanted) * sum(lengths) // wanted
+    states_END, counts, left_out, start = torch.empty(0), list[int](), 0, 0
+    for length, sample_TED in zip(lengths, over.samples(), strict=True):
+        mine_N = chosen_N[(chosen_N >= start) & (chosen_N < start + length)] - start
+        good_NED = sample_TED[mine_N.to(sample_TED.device)]
+        good_NED = good_NED[edges.usable(good_NED)].float()
+        if start == 0:
+            states_END = good_NED.new_empty(good_NED.shape[1], wanted, good_NED.shape[2])
+        states_END[:, sum(counts) : sum(counts) + len(good_NED)] = good_NED.transpose(0, 1)
+        counts += [len(good_NED)] if len(good_NED) else []
+        left_out += len(mine_N) > len(good_NED) == 0
+        start += length
+    samples_N = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
+    return states_END[:, : sum(counts)], samples_N, left_out
+
+
+def compared(states_END: "Tensor", sample_N: "Tensor", kind: Kind, device: str) -> tuple[Matrix, Matrix, Array]:
+    """The unexplained share of each block, its standard error and its bootstrap draws, computed on ``device``."""
+    import torch
+
+    edges, samples, sample_N = len(states_END), int(sample_N[-1]) + 1, sample_N.to(device)
+    shares, stderrs = ([[0.0] * edges for _ in range(edges)] for _ in range(2))
+    draws_RS, draws_REE = torch.from_numpy(weights(samples)).to(device), np.zeros((DRAWS, edges, edges))
+    fitted = {"least_squares": least_squares, "procrustes": procrustes}[kind]
+    for start in track(range(edges - 1), "linearity: maps", edges - 1):
+        fit, rank = fitted(centred(states_END[start].to(device)))
+        for stop in range(start + 1, edges):
+            y_ND = centred(states_END[stop].to(device))
+            mend = (len(y_ND) - 1) / (len(y_ND) - 1 - rank)
+            off_N, size_N = (fit(y_ND) - y_ND).square().sum(1) * mend, y_ND.square().sum(1)
+            off_S, size_S = (size_N.new_zeros(samples).index_add_(0, sample_N, each_N) for each_N in (off_N, size_N))
+            shares[start][stop], stderrs[start][stop] = ratio(off_S, size_S)
+            draws_REE[:, start, stop] = ((draws_RS @ off_S) / (draws_RS @ size_S)).cpu().numpy()
+    return shares, stderrs, draws_REE
+
+
+def centred(states_ND: "Tensor") -> "Tensor":
+    """The states less their mean, in float64."""
+    states_ND = states_ND.double()
+    return states_ND - states_ND.mean(0)
+
+
+def least_squares(x_ND: "Tensor") -> tuple[Fit, int]:
+    """Fit by any matrix: project on the columns of X. The number is their rank."""
+    import torch
+
+    length_D = x_ND.norm(dim=0)
+    moves_D = length_D > STILL * length_D.max()
+    unit_ND = x_ND[:, moves_D] / length_D[moves_D]
+    basis_NR, r_RR = torch.linalg.qr(unit_ND)
+    own_R = r_RR.diagonal().abs() > DEPENDENT
+    if not own_R.all():
+        basis_NR, _ = torch.linalg.qr(unit_ND[:, own_R])
+    # What is left over is seen as a difference, so that float32 costs it nothing, and takes half the time.
+    basis_NR = basis_NR.float()
+    return lambda y_ND: basis_NR @ (basis_NR.T @ y_ND.float()), basis_NR.shape[1]
+
+
+def procrustes(x_ND: "Tensor") -> tuple[Fit, int]:
+    """Fit by a rotation (or reflection) and a scale: ``s X U V^T`` of ``X^T Y = U S V^T``, ``s = tr S / ||X||^2``."""
+    import torch
+
+    def fit(y_ND: "Tensor") -> "Tensor":
+        u_DD, s_D, vh_DD = torch.linalg.svd(x_ND.T @ y_ND)
+        return x_ND @ (u_DD @ vh_DD) * (s_D.sum() / x_ND.square().sum())
+
+    return fit, 0
+
+
+def ratio(off_S: "Tensor", size_S: "Tensor") -> tuple[float, float]:
+    """``sum off / sum size`` and its standard error, each entry being a sample's."""
+    share, samples = off_S.sum() / size_S.sum(), len(off_S)
+    spread = (off_S - share * size_S).square().sum() * samples / max(samples - 1, 1)
+    return share.item(), (spread.sqrt() / size_S.sum()).item()

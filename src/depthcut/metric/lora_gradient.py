@@ -1,0 +1,129 @@
+"""Importance of a layer's weights, by the gradients of LoRA adapters alone (LoRAPrune, arXiv:2305.18403, eq. 10)."""
+
+import math
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from depthcut.metric import Metric
+from depthcut.plan import Unit
+from depthcut.progress import track
+from depthcut.scores import Scores
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from depthcut.lab import Lab
+
+NAME = "depthcut"  # of the adapters
+
+
+@strict
+class LoraGradient(Metric):
+    """``sum_ij [dL/d(BA)_ij (W + BA)_ij]^2`` over the weights of linear layers; L is the mean loss over all tokens.
+
+    To first order, to drop a weight is to set ``(BA)_ij = -W_ij``. The adapters stand as LoRA begins, A random and B
+    zero: the gradient is seen through A alone, as ``dL/dW A^T A``. The base is frozen and may be quantised. Gradients
+    are summed over the whole text, then squared as in the paper; its code takes absolute values instead.
+
+    Attributes:
+        rank: of the adapters: the higher, the nearer to the gradient of the weights themselves.
+        seed: of A.
+        batch: sequences a backward pass.
+    """
+
+    rank: Annotated[int, Field(ge=1)]
+    seed: Annotated[int, Field(ge=0)]
+    batch: Annotated[int, Field(gt=0)]
+    streams: ClassVar[bool] = False
+    incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+        """Score the single units; the adapters are taken off again.
+
+        Raises:
+            ValueError: if a unit has no linear layer.
+        """
+        from depthcut import depth, forward
+
+        assert not removed
+        model, text = lab.dense(), lab.calibration()
+        units = [layer.get_submodule(depth.unit_name(layer, unit)) for layer in depth.layers(model)]
+        if bare := [index for index, part in enumerate(units) if not linear_names(part)]:
+            raise ValueError(f"metric=lora_gradient needs linear layers; {unit} {bare[0]} of this model has none")
+        tokens = int((text.lengths - 1).sum())
+        batches = math.ceil(len(text) / self.batch)
+        with adapted(model, self.rank, self.seed):
+            for ids_BT, mask_BT in track(text.batches(self.batch), "lora_gradient", batches):
+                given = forward.inputs(model, ids_BT, mask_BT)
+                # The sum, because float16 could not hold the gradients of the mean.
+                forward.token_losses(model(**given).logits[:, :-1], forward.targets(given)).sum().backward()
+            scores = [score(part, tokens) for part in units]
+        return Scores.of_layers(scores, [0.0] * len(scores), len(text))
+
+
+@contextmanager
+def adapted(model: "nn.Module", rank: int, seed: int) -> Generator[None]:
+    """Inside the ``with``, fresh adapters on all linear layers of the decoder's layers, and nothing else to train."""
+    import torch
+    from peft import LoraConfig, LoraModel
+
+    from depthcut import depth
+
+    trained = {weight: weight.requires_grad for weight in model.parameters()}
+    stem, layers = depth.prefix(model), depth.layers(model)
+    names = [f"{stem}.{index}.{name}" for index, layer in enumerate(layers) for name in linear_names(layer)]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tuner = LoraModel(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=names), NAME)
+    for half in model.parameters():
+        if half.requires_grad:
+            half.data = half.data.float()  # their gradients add up over the batches
+    try:
+        yield
+    finally:
+        tuner.unload()
+        for weight, needed in trained.items():
+            weight.requires_grad_(needed)
+
+
+def linear_names(part: "nn.Module") -> list[str]:
+    """Where the linear layers in ``part`` are; bitsandbytes' quantised ones are such too."""
+    from torch import nn
+
+    return [name for name, module in part.named_modules() if isinstance(module, nn.Linear)]
+
+
+def score(part: "nn.Module", tokens: int) -> float:
+    """The importance of all weights in ``part`` that have adapters, which hold gradients summed over ``tokens``."""
+    from peft.tuners.lora import LoraLayer
+
+    pairs: list[Any] = [module for module in part.modules() if isinstance(module, LoraLayer)]
+    total = 0.0
+    for pair in pairs:
+        a_RI, b_OR = pair.lora_A[NAME].weight, pair.lora_B[NAME].weight
+        if b_OR.grad is not None:  # else no token comes by here
+            grads = a_RI.grad / tokens, b_OR.grad / tokens
+            total += importance(dense(pair.get_base_layer()), a_RI.detach(), b_OR.detach(), *grads)
+    return total
+
+
+def dense(linear: Any) -> "Tensor":
+    """The weight of a linear layer in float32, whatever it is quantised to."""
+    from peft.utils.integrations import dequantize_bnb_weight, get_bnb_param_type
+
+    held = linear.weight
+    if get_bnb_param_type(held):
+        held = dequantize_bnb_weight(held, getattr(linear, "state", None))
+    return held.detach().float()
+
+
+def importance(w_OI: "Tensor", a_RI: "Tensor", b_OR: "Tensor", grad_a_RI: "Tensor", grad_b_OR: "Tensor") -> float:
+    """Equation 10, summed: ``[(dL/dB A + B dL/dA - dL/dB dL/dA)_ij (W + BA)_ij]^2``."""
+    import torch
+
+    grad_OI = torch.addmm(grad_b_OR @ (a_RI - grad_a_RI), b_OR, grad_a_RI)
+    return grad_OI.mul_(torch.addmm(w_OI, b_OR, a_RI)).square_().sum(dtype=torch.float64).item()

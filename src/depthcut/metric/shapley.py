@@ -1,0 +1,77 @@
+"""Sampled Shapley values: what a layer takes off the loss, over sub-networks (arXiv:2407.16286; Castro et al. 2009)."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from depthcut.metric import Metric
+from depthcut.plan import Unit
+from depthcut.scores import Scores
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from depthcut.lab import Lab
+
+
+@strict
+class Shapley(Metric):
+    """``E_order loss(without i and all before i) - loss(without all before i)``: the mean rise when layer i goes too.
+
+    Every second order is the reverse of the one before, which halves the variance and has every layer drawn. With
+    ``reach=1`` orders are followed to their ends: the Shapley value. With less, only to cuts as deep as are asked for
+    in practice; what a model of three layers says of a fourth is of no interest to who cuts a third.
+
+    Attributes:
+        orders: how many, an even number.
+        reach: share of the layers that are taken away in an order.
+        seed: other seeds, other orders.
+        batch: sequences a forward pass.
+    """
+
+    orders: Annotated[int, Field(ge=2, multiple_of=2)]
+    reach: Annotated[float, Field(ge=0.5, le=1)]
+    seed: Annotated[int, Field(ge=0)]
+    batch: Annotated[int, Field(gt=0)]
+    rescores: ClassVar[bool] = True
+    incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+        """Score the single units; the sub-networks of an order travel together."""
+        import numpy as np
+
+        left = [layer for layer in range(lab.checkpoint.depth) if layer not in removed]
+        chance = np.random.default_rng(self.seed)
+        orders: list[list[int]] = []
+        for _ in range(self.orders // 2):
+            order = [int(layer) for layer in chance.permutation(left)]
+            orders += [order, order[::-1]]
+        steps = math.ceil(self.reach * len(left))
+        return self.scored(lab, removed, unit, left, [order[:steps] for order in orders])
+
+    def scored(
+        self, lab: "Lab", removed: tuple[int, ...], unit: Unit, left: list[int], orders: Sequence[Sequence[int]]
+    ) -> Scores:
+        """The mean rise for each unit of ``left``, over the orders that come to it; its error is over the orders."""
+        import numpy as np
+
+        rises: dict[int, list[float]] = {layer: [] for layer in left}
+        for order in orders:
+            losses = self.losses(lab, [(*removed, *order[:step]) for step in range(len(order) + 1)], unit)
+            for layer, rise in zip(order, np.diff(losses), strict=True):
+                rises[layer].append(float(rise))
+        errors = [np.std(each, ddof=min(1, len(each) - 1)) / math.sqrt(len(each)) for each in rises.values()]
+        means = [float(np.mean(each)) for each in rises.values()]
+        return Scores.of_layers(means, [float(error) for error in errors], len(lab.calibration()))
+
+    def losses(self, lab: "Lab", drops: list[tuple[int, ...]], unit: Unit) -> list[float]:
+        """The mean loss of a token without each of ``drops``."""
+        import torch
+
+        from depthcut import removal
+
+        batches = list(removal.Rows.of(lab.calibration(), self.batch))
+        reading = removal.Reading("shapley", removal.losses, False, batches, removal.mean)
+        sums_KN, count_N = removal.summed(lab, drops, unit, reading)
+        return removal.mean(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()

@@ -1,0 +1,122 @@
+"""What questions tell: the drop of accuracy, or of the answers' log-likelihood, without a layer (arXiv:2407.16286)."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from depthcut import questions
+from depthcut.metric import Removal
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from depthcut.lab import Lab
+    from depthcut.removal import Reading, Rows
+
+
+@strict
+class Task(Removal):
+    """The value of a model is the share of wrong answers, or the mean negative log-likelihood of the right one in nats.
+
+    An answer's log-likelihood is the sum over its tokens behind the question, as lm-eval's ``acc`` has it. The
+    questions are the last of each set; those that ``eval`` measures are the first, and no question may be both.
+
+    Attributes:
+        tasks: local question sets.
+        items: questions of each.
+        by: what counts.
+    """
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    items: Annotated[int, Field(gt=0)]
+    by: Literal["accuracy", "likelihood"]
+    reads_text: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if strangers := [task for task in self.tasks if task not in questions.NAMES]:
+            raise ValueError(f"metric.tasks: no local set {strangers[0]!r}; there are: {', '.join(questions.NAMES)}")
+
+    def reads(self, lab: "Lab") -> Any:
+        """The questions."""
+        del lab
+        return {task: questions.identity(task) for task in self.tasks}
+
+    def prepare(self, lab: "Lab") -> None:
+        """Fetch the questions.
+
+        Raises:
+            ValueError: if a set is too small, or ``eval`` would measure a question that chooses the layers.
+        """
+        from depthcut.eval.harness import Harness
+
+        for task in self.tasks:
+            there = len(questions.items(task, lab.cache))
+            if there < self.items:
+                raise ValueError(f"metric.items: wanted {self.items} of {task}, which has {there}")
+            for each in lab.experiment.eval.values():
+                if not isinstance(each, Harness) or task not in each.tasks:
+                    continue
+                if min(each.limit or there, there) > there - self.items:
+                    both = f"eval would measure questions of {task} that metric=task chooses the layers by"
+                    raise ValueError(f"{both}: set eval.harness.limit to {there - self.items} or less, or metric.tasks")
+
+    def reading(self, lab: "Lab", samples: int | None) -> "Reading":
+        """Each choice of each question as a sequence; the targets are the tokens of the choice."""
+        from depthcut import removal
+
+        asked = [item for task in self.tasks for item in questions.items(task, lab.cache)[-self.items :]][:samples]
+        pairs = [(item["prompt"], f" {choice}") for item in asked for choice in item["choices"]]
+        sizes_Q = [len(item["choices"]) for item in asked]
+        right_Q = [item["answer"] for item in asked]
+
+        def value(sums_KN: "Tensor", count_N: "Tensor", weight_N: "Tensor") -> "tuple[Tensor, Tensor]":
+            del count_N
+            return self.value(sums_KN, weight_N, sizes_Q, right_Q)
+
+        rows = list(sequences(lab.checkpoint.tokenizer, pairs, self.batch))
+        return removal.Reading("task", removal.losses, False, rows, value)
+
+    def value(
+        self, sums_KN: "Tensor", weight_N: "Tensor", sizes_Q: list[int], right_Q: list[int]
+    ) -> "tuple[Tensor, Tensor]":
+        """The value of each sub-network and its standard error over the questions, K each.
+
+        Args:
+            sums_KN: each choice's negative log-likelihood; the choices of a question follow each other.
+            weight_N: a question has that of its first choice.
+            sizes_Q: how many choices a question has.
+            right_Q: which of them is right.
+        """
+        import torch
+
+        of_questions = sums_KN.split(sizes_Q, dim=1)
+        if self.by == "accuracy":
+            values = [(sums_KC.argmin(1) != right) for sums_KC, right in zip(of_questions, right_Q, strict=True)]
+        else:
+            values = [sums_KC[:, right] for sums_KC, right in zip(of_questions, right_Q, strict=True)]
+        values_KQ = torch.stack(values, dim=1).double()
+        weight_Q = torch.stack([weight_C[0] for weight_C in weight_N.split(sizes_Q)])
+        mean_K = (values_KQ * weight_Q).sum(1) / weight_Q.sum()
+        return mean_K, values_KQ.std(1, correction=min(1, len(sizes_Q) - 1)) / math.sqrt(len(sizes_Q))
+
+
+def sequences(tokenizer: Any, pairs: list[tuple[str, str]], size: int) -> "Iterator[Rows]":
+    """Question and choice, ``size`` pairs at a time, padded on the right; targets are the choice's tokens alone."""
+    import torch
+
+    from depthcut import forward, removal
+
+    for first in range(0, len(pairs), size):
+        some = pairs[first : first + size]
+        ids = [torch.tensor(tokenizer(prompt + choice)["input_ids"]) for prompt, choice in some]
+        begins = torch.tensor([len(tokenizer(prompt)["input_ids"]) for prompt, _ in some])
+        ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        places_T = torch.arange(ids_BT.shape[1])
+        lengths_B = torch.tensor([len(row) for row in ids])
+        mask_BT = (places_T < lengths_B[:, None]).long()
+        answer_BT = (places_T >= begins[:, None]) & mask_BT.bool()
+        targets_BT = ids_BT[:, 1:].masked_fill(~answer_BT[:, 1:], forward.NO_TARGET)
+        yield removal.Rows(first, ids_BT, mask_BT, targets_BT)

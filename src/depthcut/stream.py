@@ -1,0 +1,127 @@
+"""The dense model, one layer at a time off the disk, each tensor read once a pass.
+
+A streamed model is a frame (embeddings, first layer, final norm, head) around layers on the meta device. While one
+layer computes, threads bring in the next one, so that the device holds two.
+"""
+
+import copy
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from depthcut import depth, loading
+from depthcut.plan import Plan
+from depthcut.progress import Meter
+from depthcut.shards import Slice
+
+if TYPE_CHECKING:
+    from depthcut.lab import Lab
+
+READERS = 8  # one reader does not fill a fast disk
+META = torch.device("meta")
+
+
+class Streamed:
+    """A model of which one layer is there.
+
+    Args:
+        lab: the checkpoint, and how it is to be loaded.
+
+    Raises:
+        ValueError: if the layers' tensors in the files are not named, or not laid out, as those in the model.
+    """
+
+    def __init__(self, lab: "Lab") -> None:
+        self.lab = lab
+        firsts = first_of_each_kind(lab.checkpoint.config)
+        others = (index for index in range(lab.checkpoint.depth) if index not in firsts)
+        model, plan = lab.experiment.model, Plan(lab.checkpoint.depth, tuple(others))
+        self.model = lab.checkpoint.load(plan, quantise=model.quantise, dtype=model.dtype, device=lab.device)
+        there = dict(zip(firsts, depth.layers(self.model), strict=True))
+        self.first = there[0]
+        self.side = torch.cuda.Stream() if lab.device == "cuda" else None
+        whole = depth.skeleton(lab.checkpoint.config)
+        self.bare = list(depth.layers(whole))
+        self.stack = nn.ModuleList(there.get(index, layer) for index, layer in enumerate(self.bare))
+        depth.install(self.model, self.stack, whole.config)
+
+    def layers(self, name: str) -> Iterator[int]:
+        """Bring in each layer in turn and give its number; it is gone when the next one is asked for."""
+        started, read = time.monotonic(), 0
+        with Meter(f"{name}: layers", len(self.stack)) as meter, ThreadPoolExecutor(READERS) as readers:
+            coming = self.fetch(0, readers)
+            for number in range(len(self.stack)):
+                arrived = {rest: tensor.result() for rest, tensor in coming.items()}
+                read += sum(tensor.nbytes for tensor in arrived.values())
+                coming = self.fetch(number + 1, readers)
+                self.fill(number, arrived)
+                yield number
+                self.empty(number)
+                meter.step(f"{read / 1e9 / (time.monotonic() - started):.2f} GB/s")
+
+    def fetch(self, number: int, readers: ThreadPoolExecutor) -> dict[str, Future[Tensor]]:
+        """Begin to read a layer; nothing for the first one when it is still there, and behind the last one."""
+        if number == len(self.stack) or self.stack[number] is not self.bare[number]:
+            return {}
+        return {rest: readers.submit(self.read, one) for rest, one in self.tensors(number).items()}
+
+    def tensors(self, number: int) -> dict[str, Slice]:
+        """A layer's tensors by their names in the layer, unread."""
+        prefix = f"{self.lab.checkpoint.prefix}.{number}."
+        there = {name.removeprefix(prefix): one for name, one in self.lab.checkpoint.tensors(number).items()}
+        wanted = dict(self.bare[number].named_parameters()).keys()
+        if missing := sorted(wanted - there.keys()):
+            title = self.lab.checkpoint.files.title
+            raise ValueError(f"{title} cannot be streamed: its files do not hold layer {number}'s {missing[0]} as such")
+        return {name: there[name] for name in sorted(wanted)}
+
+    def fill(self, number: int, tensors: dict[str, Tensor]) -> None:
+        """Put the tensors into their layer, on the device, quantised where the first layer is."""
+        if not tensors:
+            return
+        layer = copy.deepcopy(self.bare[number])
+        dtype, device = getattr(torch, self.lab.experiment.model.dtype), self.lab.device
+        if self.lab.experiment.model.quantise != "none":
+            loading.quantisable(layer, self.lab.experiment.model.quantise, dtype)
+        for name, tensor in tensors.items():
+            owner, _, leaf = name.rpartition(".")
+            module = layer.get_submodule(owner)
+            module.register_parameter(leaf, loading.parameter(module.get_parameter(leaf), tensor, dtype, device))
+        for name, buffer in layer.named_buffers():
+            if buffer.device == META:
+                owner, _, leaf = name.rpartition(".")
+                layer.get_submodule(owner).register_buffer(leaf, self.first_buffer(name, buffer), persistent=False)
+        self.stack[number] = layer.eval()
+
+    def read(self, one: Slice) -> Tensor:
+        """A tensor, off the disk and on the device; the copy runs beside what the device computes."""
+        if self.side is None:
+            return one[...]
+        with torch.cuda.stream(self.side):
+            tensor = one[...].to(self.lab.device)
+        self.side.synchronize()
+        return tensor
+
+    def empty(self, number: int) -> None:
+        """Give a layer's memory back, once the device has done with it."""
+        if self.side is not None:
+            torch.cuda.synchronize()
+        self.stack[number] = self.bare[number]
+
+    def first_buffer(self, name: str, like: Tensor) -> Tensor:
+        """A buffer that no file holds, from the first layer, where it is the same."""
+        found: Any = dict(self.first.named_buffers()).get(name)
+        if found is None or found.shape != like.shape or found.device == META:
+            raise ValueError(f"{self.lab.checkpoint.files.title} cannot be streamed: no file holds its layers' {name}")
+        return found
+
+
+def first_of_each_kind(config: PreTrainedConfig) -> list[int]:
+    """The first layer, and in a model whose layers attend in several ways the first of each: the frame knows them."""
+    kinds: list[str] = getattr(depth.text_config(config), "layer_types", None) or ["all alike"]
+    return sorted(kinds.index(kind) for kind in set(kinds))

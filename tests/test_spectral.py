@@ -1,0 +1,132 @@
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from depthcut import depth, loading
+from depthcut.checkpoint import Checkpoint
+from depthcut.files import Folder, Hashes
+from depthcut.metric.spectral import Spectral, eigenvalues, exponent
+from depthcut.model.pico import Pico
+from pico import pico
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Any:
+    heal: Any = {"rank": 4, "lr": 1e-2, "length": 8}
+    model = Pico(layers=4, hidden=32, heads=2, seed=0, quantise="none", dtype="float32", separator=None, heal=heal)
+    return SimpleNamespace(checkpoint=model.open(tmp_path_factory.mktemp("cache")), device="cpu")
+
+
+def saved(model, folder) -> Any:
+    """A lab whose checkpoint holds ``model``."""
+    with loading.quiet():
+        model.save_pretrained(folder)
+    files = Folder(folder, Hashes(folder.parent / "hashes.json"))
+    return SimpleNamespace(checkpoint=Checkpoint(files, separator=None), device="cpu")
+
+
+def by_hand(weight: torch.Tensor) -> float:
+    """The definition with 1-based numbers, out of numpy's singular values."""
+    matrix = weight.detach().double().numpy()
+    lambdas = sorted(np.linalg.svd(matrix, compute_uv=False) ** 2)
+    n = np.linalg.matrix_rank(matrix)
+    lambdas = [0.0, *lambdas[-n:]]
+    k = n // 2
+    return 1 + k / sum(math.log(lambdas[n - i + 1] / lambdas[n - k]) for i in range(1, k + 1))
+
+
+def power_law(alpha: float, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    """A matrix whose eigenvalues are the quantiles of a density that falls as ``lambda ** -alpha``."""
+    chance = np.random.default_rng(seed)
+    n = min(rows, columns)
+    lambdas = ((np.arange(n) + 0.5) / n) ** (-1 / (alpha - 1))
+    u, v = (np.linalg.qr(chance.standard_normal((size, n)))[0] for size in (rows, columns))
+    return torch.from_numpy(u * np.sqrt(lambdas) @ v.T).float()
+
+
+@pytest.mark.parametrize("unit", ["layer", "attention", "mlp"])
+def test_the_score_is_minus_the_mean_exponent_of_a_units_matrices(lab, unit):
+    model = lab.checkpoint.load(None, quantise="none", dtype="float32", device="cpu")
+    parts = [layer.get_submodule(depth.unit_name(layer, unit)) for layer in model.model.layers]
+    wanted = [-np.mean([by_hand(p) for p in part.parameters() if p.ndim == 2]) for part in parts]
+    scores = Spectral()(lab, unit=unit)
+    assert scores.layers == pytest.approx(wanted, rel=1e-6)
+    assert (scores.depth, scores.samples, scores.summed) == (4, 0, True)
+
+
+def test_each_matrix_is_read_once_and_nothing_else(lab):
+    before = lab.checkpoint.bytes_read
+    Spectral()(lab)
+    tensors = [tensor for index in range(4) for tensor in lab.checkpoint.tensors(index).values()]
+    assert lab.checkpoint.bytes_read - before == sum(t.nbytes for t in tensors if len(t.get_shape()) == 2)
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 3.5, 6.0])
+@pytest.mark.parametrize("shape", [(400, 400), (400, 900), (900, 400)])
+def test_a_matrix_with_a_power_law_spectrum_has_the_exponent_it_was_built_with(alpha, shape):
+    """To 1 % of alpha - 1: the quantiles of n eigenvalues stand for the density, off by about 1 / n."""
+    weight = power_law(alpha, *shape)
+    assert exponent(eigenvalues(weight)) == pytest.approx(alpha, abs=0.01 * (alpha - 1))
+    assert exponent(eigenvalues(1e-3 * weight)) == pytest.approx(exponent(eigenvalues(weight)), rel=1e-4)
+
+
+def test_the_least_trained_layer_goes_first(tmp_path):
+    """All of its matrices fall off more steeply, so its score is the lowest; and it is minus the exponent."""
+    alphas = [2.0, 4.0, 2.5, 3.0]
+    model = pico("llama", layers=4)
+    with torch.no_grad():
+        for alpha, layer in zip(alphas, depth.layers(model), strict=True):
+            for weight in layer.parameters():
+                if weight.ndim == 2:
+                    weight.copy_(power_law(alpha, *weight.shape))
+    scores = Spectral()(saved(model, tmp_path / "model")).layers
+    assert scores is not None
+    assert np.argsort(scores).tolist() == [1, 3, 2, 0]
+    assert scores == pytest.approx([-alpha for alpha in alphas], rel=0.05)  # matrices of 32 and 64 eigenvalues
+
+
+def test_zero_eigenvalues_are_left_out():
+    """Those that float32 rounding left of a product as well, not only exact ones."""
+    factor = power_law(3.0, 400, 100)
+    for low in (factor @ torch.eye(100, 300), factor @ power_law(2.0, 100, 300)):
+        assert low.shape == (400, 300)
+        kept = eigenvalues(low)
+        assert len(kept) == 100 and kept.min() > 0
+        wanted = np.linalg.eigvalsh(low.T.double().numpy() @ low.double().numpy())[-100:]
+        np.testing.assert_allclose(kept.numpy(), wanted, rtol=1e-6)
+        assert exponent(kept) == pytest.approx(1 + 50 / np.log(wanted[50:] / wanted[49]).sum(), rel=1e-6)
+
+
+def test_spectra_without_a_tail_stay_finite():
+    orthogonal = torch.from_numpy(np.linalg.qr(np.random.default_rng(0).standard_normal((64, 64)))[0])
+    flat = exponent(eigenvalues(orthogonal))
+    assert flat is not None and 1e5 < flat < 1e7
+    assert exponent(eigenvalues(torch.ones(8, 5))) is None  # of rank 1
+    assert exponent(eigenvalues(torch.zeros(8, 5))) is None
+
+
+def test_an_identity_layer_is_scored_by_the_matrices_that_are_left(tmp_path):
+    model = pico("llama", layers=3)
+    layer = depth.layers(model)[1]
+    with torch.no_grad():
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    scores = Spectral()(saved(model, tmp_path / "model")).layers
+    assert scores is not None
+    left = [p for name, p in layer.named_parameters() if p.ndim == 2 and "o_proj" not in name and "down" not in name]
+    assert scores[1] == pytest.approx(-np.mean([by_hand(p) for p in left]), rel=1e-6)
+
+
+def test_a_unit_without_a_matrix_is_told(tmp_path):
+    model = pico("llama", layers=3)
+    with torch.no_grad():
+        for weight in depth.layers(model)[1].mlp.parameters():
+            weight.zero_()
+    lab = saved(model, tmp_path / "model")
+    with pytest.raises(ValueError, match=r"metric=spectral .* the mlp of layer 1 has none"):
+        Spectral()(lab, unit="mlp")
+    assert len(Spectral()(lab).layers or []) == 3

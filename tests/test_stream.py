@@ -1,0 +1,126 @@
+"""Layer by layer off the disk: the same numbers as whole, to the bit; each tensor read once; two layers at a time."""
+
+import gc
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from depthcut import depth
+from depthcut.checkpoint import Checkpoint
+from depthcut.edges import Pass
+from depthcut.files import Folder, Hashes
+from depthcut.metric.angular import Angular
+from depthcut.metric.block_influence import BlockInfluence
+from depthcut.metric.kl import Kl
+from depthcut.metric.perplexity import Perplexity
+from depthcut.model.pico import Pico
+from depthcut.removal import Streams
+from depthcut.scores import Scores
+from depthcut.stream import Streamed
+from labs import tokens
+from pico import FAMILIES, pico
+
+METRICS = [
+    Angular(token="last", batch=2, until=None),
+    BlockInfluence(batch=2, until=None),
+    Kl(batch=2),
+    Perplexity(batch=3),
+]
+
+
+def opened(checkpoint: Checkpoint, streaming: bool, quantise: Any = "none", dtype: Any = "float32") -> Any:
+    def load(plan=None):
+        return checkpoint.load(plan, quantise=quantise, dtype=dtype, device="cpu")
+
+    model = None if streaming else load()
+    here = SimpleNamespace(
+        checkpoint=checkpoint,
+        load=load,
+        dense=lambda: model,
+        calibration=tokens,
+        streaming=streaming,
+        streams=Streams(),
+        device="cpu",
+        experiment=SimpleNamespace(model=SimpleNamespace(quantise=quantise, dtype=dtype)),
+    )
+    source = Streamed(here) if streaming else None
+    here.streamed = lambda: source
+    return here
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+def on_disk(folder, family: str) -> Checkpoint:
+    pico(family).save_pretrained(folder / family)
+    return Checkpoint(Folder(folder / family, Hashes(folder / "hashes.json")), separator=None)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_numbers_are_those_of_the_whole_model_to_the_bit(folder, family):
+    checkpoint = on_disk(folder, family)
+    whole, streamed = opened(checkpoint, streaming=False), opened(checkpoint, streaming=True)
+    for metric in METRICS:
+        for removed, unit in (((), "layer"), ((1, 3), "layer"), ((2,), "attention")):
+            if (family, unit) == ("opt", "attention"):
+                continue  # nothing can be seen between the halves of its layers
+            assert same(metric(streamed, removed, unit), metric(whole, removed, unit))
+
+
+def same(a: Scores, b: Scores) -> bool:
+    return all(vars(a)[key] == vars(b)[key] for key in vars(a).keys() - {"draws"}) and np.array_equal(a.draws, b.draws)
+
+
+@pytest.fixture(scope="module")
+def quantisable(tmp_path_factory) -> Checkpoint:
+    heal = {"rank": 4, "lr": 1e-2, "length": 8}
+    model = Pico(layers=5, hidden=64, heads=2, seed=0, quantise="none", dtype="float32", separator=None, heal=heal)
+    return model.open(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize("quantise", ["nf4", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_quantised_base_is_streamed_quantised(quantisable, quantise, dtype):
+    whole = opened(quantisable, False, quantise, dtype)
+    streamed = opened(quantisable, True, quantise, dtype)
+    for metric in METRICS:
+        assert same(metric(streamed), metric(whole))
+
+
+def test_each_tensor_is_read_once_in_a_pass(quantisable):
+    before = quantisable.bytes_read
+    here = opened(quantisable, streaming=True)
+    METRICS[0](here)
+    every = [quantisable.tensors(index) for index in (None, *range(5))]
+    assert quantisable.bytes_read - before == sum(t.nbytes for part in every for t in part.values())
+    METRICS[0](here)  # the next pass reads the layers again, and they alone
+    assert quantisable.bytes_read - before == sum(t.nbytes for part in every for t in part.values()) + sum(
+        t.nbytes for part in every[1:] for t in part.values()
+    )
+
+
+def test_two_layers_at_most_are_in_memory(quantisable):
+    here = opened(quantisable, streaming=True)
+    source = here.streamed()
+    sizes = []
+    for _ in source.layers("x"):
+        gc.collect()
+        real = [p for layer in source.stack for p in layer.parameters() if p.device.type != "meta"]
+        sizes.append(sum(p.nbytes for p in real))
+    one = sum(tensor.nbytes for tensor in quantisable.tensors(2).values())
+    assert sizes == [one] * 5
+    assert all(p.device.type == "meta" for layer in source.stack for p in layer.parameters())
+
+
+def test_a_model_that_computes_between_its_layers_is_refused():
+    model = pico("llama")
+
+    for layer in depth.layers(model):
+        layer.register_forward_pre_hook(lambda _, args: (args[0] * 1.0, *args[1:]))
+    here = SimpleNamespace(dense=lambda: model, calibration=tokens, streaming=False)
+    with pytest.raises(ValueError, match="LlamaForCausalLM computes between its layers"):
+        list(Pass(lab=here, name="x", batch=2, token="last").samples())

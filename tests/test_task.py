@@ -1,0 +1,93 @@
+"""What questions tell of a layer, against lm-eval's own scores of the same questions."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from depthcut import depth, harness, questions
+from depthcut.eval.harness import Harness
+from depthcut.metric.task import Task
+from depthcut.model.pico import Pico
+from labs import lab
+
+SIZE: Any = {"tasks": ["capitals"], "items": 12, "batch": 5}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Any:
+    heal: Any = {"rank": 4, "lr": 1e-2, "length": 8}
+    model = Pico(layers=4, hidden=64, heads=2, seed=0, quantise="none", dtype="float32", separator=None, heal=heal)
+    checkpoint = model.open(tmp_path_factory.mktemp("cache"))
+    found = lab(checkpoint.load(None, quantise="none", dtype="float32", device="cpu"))
+    found.checkpoint = checkpoint
+    found.cache = Path(__file__).parents[1] / "outputs/cache"
+    found.experiment = SimpleNamespace(eval={})
+    return found
+
+
+def by_lm_eval(here: Any, items: list[dict[str, Any]]) -> tuple[list[list[float]], list[int]]:
+    """The log-likelihood of every choice, from the evaluator."""
+    from lm_eval.api.instance import Instance
+
+    lm = harness.wrap(here.dense(), here, 1)
+    requests = [
+        Instance("loglikelihood", {}, (item["prompt"], f" {choice}"), 0) for item in items for choice in item["choices"]
+    ]
+    values = iter(lm.loglikelihood(requests, disable_tqdm=True))
+    return [[next(values)[0] for _ in item["choices"]] for item in items], [item["answer"] for item in items]
+
+
+@pytest.mark.parametrize("by", ["accuracy", "likelihood"])
+def test_it_is_what_lm_eval_says_of_the_model_without_each_layer(here, by):
+    items = questions.items("capitals", here.cache)[-12:]
+    got = Task(**SIZE, by=by)(here)
+    for layer in range(4):
+        with depth.bypass(here.dense(), [layer]):
+            likelihoods, right = by_lm_eval(here, items)
+        if by == "accuracy":
+            wanted = [float(np.argmax(row) != answer) for row, answer in zip(likelihoods, right, strict=True)]
+        else:
+            wanted = [-row[answer] for row, answer in zip(likelihoods, right, strict=True)]
+        assert got.layers[layer] == pytest.approx(np.mean(wanted), rel=1e-4)
+        assert got.layers_stderr[layer] == pytest.approx(np.std(wanted, ddof=1) / 12**0.5, rel=1e-3)
+
+
+def test_a_search_reads_the_first_questions(here):
+    metric = Task(**SIZE, by="likelihood")
+    few = metric.without(here, [(1,), ()], "layer", samples=3)
+    items = questions.items("capitals", here.cache)[-12:-9]
+    likelihoods, right = by_lm_eval(here, items)
+    assert few[1] == pytest.approx(np.mean([-row[a] for row, a in zip(likelihoods, right, strict=True)]), rel=1e-4)
+    assert few[0] != few[1]
+
+
+def test_questions_of_several_sizes_are_told_apart():
+    """Two questions, of 2 and 3 choices; the second sub-network gets the second one wrong."""
+    sums_KN = torch.tensor([[1.0, 2.0, 5.0, 3.0, 4.0], [1.0, 2.0, 2.0, 3.0, 4.0]])
+    metric = Task(**SIZE, by="accuracy")
+    value_K, stderr_K = metric.value(sums_KN, torch.ones(5), [2, 3], [0, 1])
+    assert value_K.tolist() == [0, 0.5] and stderr_K.tolist() == pytest.approx([0, 0.5])
+    value_K, _ = metric.value(sums_KN, torch.tensor([1.0, 1, 3, 3, 3]), [2, 3], [0, 1])
+    assert value_K.tolist() == [0, 0.75]
+
+
+def test_no_question_both_chooses_and_measures(here):
+    there = len(questions.items("capitals", here.cache))
+    metric = Task(tasks=["capitals"], items=48, by="accuracy", batch=5)
+    here.experiment.eval = {"harness": Harness(tasks=["topics", "capitals"], limit=there - 48, batch=1)}
+    metric.prepare(here)
+    for limit in (there - 47, None):
+        here.experiment.eval = {"harness": Harness(tasks=["capitals"], limit=limit, batch=1)}
+        with pytest.raises(ValueError, match=f"set eval.harness.limit to {there - 48} or less, or metric.tasks"):
+            metric.prepare(here)
+
+
+def test_bad_questions(here):
+    with pytest.raises(ValueError, match=r"metric\.tasks: no local set 'mmlu'; there are: capitals, topics"):
+        Task(tasks=["mmlu"], items=4, by="accuracy", batch=5)
+    with pytest.raises(ValueError, match=r"metric\.items: wanted 999 of capitals, which has 197"):
+        Task(tasks=["capitals"], items=999, by="accuracy", batch=5).prepare(here)

@@ -1,0 +1,90 @@
+"""A walk is the model: the same residual stream and the same logits, to the bit, for every family."""
+
+import pytest
+import torch
+from torch import nn
+
+from depthcut import depth, walk
+from pico import FAMILIES, logits, pico, texts
+
+MASK = torch.ones(2, 20, dtype=torch.long)
+MASK[1, 12:] = 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
+def test_every_edge_and_the_logits(family, mask):
+    model = pico(family)
+    inputs = {"input_ids": texts(), "attention_mask": mask, "use_cache": False}
+    wanted = model(**inputs, output_hidden_states=True)
+    way = walk.enter(model, inputs)
+    h = way.h_BTD
+    for index in range(6):
+        assert torch.equal(h, wanted.hidden_states[index])
+        h = way.step(index, h)
+    assert torch.equal(way.logits(h), wanted.logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_past_some_layers_it_is_the_model_without_them(family):
+    model = pico(family)
+    way = walk.enter(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
+    h = way.h_BTD
+    for index in (0, 2, 3):
+        h = way.step(index, h)
+    with depth.bypass(model, (1, 4, 5)):
+        assert torch.equal(way.logits(h), logits(model))
+
+
+class Tupled(nn.Module):
+    """A layer in the manner of older models: the stream is the first of a tuple."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden_states, **more):
+        return (self.layer(hidden_states, **more), None)
+
+
+class Untupled(nn.ModuleList):
+    """Makes the loop of a newer model take the first of each tuple, as older ones do."""
+
+    def __iter__(self):
+        return iter([_First(layer) for layer in super().__iter__()])
+
+
+class _First:
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(self, *args, **kwargs):
+        return self.layer(*args, **kwargs)[0]
+
+
+@torch.no_grad()
+def test_layers_that_give_tuples(monkeypatch):
+    model = pico("llama")
+    wanted = logits(model)
+    stack = Untupled(Tupled(layer) for layer in depth.layers(model))
+    model.model.layers = stack
+    monkeypatch.setattr(walk, "stubbed", _through(walk.stubbed))
+    way = walk.enter(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
+    h = way.h_BTD
+    for index in range(6):
+        h = way.step(index, h)
+    assert way.tupled
+    assert torch.equal(way.logits(h), wanted)
+
+
+def _through(stubbed):
+    return lambda stack, forward: stubbed([each.layer for each in stack], forward)
+
+
+def test_the_model_is_left_as_it_was_even_after_an_error():
+    model = pico("llama")
+    with pytest.raises(RuntimeError, match="stop"), walk.stubbed(depth.layers(model), lambda _: lambda *_: None):
+        raise RuntimeError("stop")
+    assert not any("forward" in vars(layer) for layer in depth.layers(model))
