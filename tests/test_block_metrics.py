@@ -171,3 +171,35 @@ def test_the_model_is_left_as_it_was():
     score(LAST, model, tokens())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_reading_stops_when_one_start_is_sure():
+    """Of 128 samples 16 or 32 settle which single layer is an identity; the scores are those of the samples read."""
+    model, text = pico("llama"), tokens((12,) * 128)
+    make_identity(model, 3)
+    here = lab(model, text)
+    here.wanted = lambda: (range(5), 1)
+    scores = dataclasses.replace(LAST, until=0.95)(here)
+    assert scores.samples == 16
+    assert scores.wins(range(5), 1) == {3: 1.0}
+    assert scores.between == score(LAST, model, text.first(16)).between
+
+
+def test_reading_goes_on_while_no_start_is_sure():
+    model, text = pico("llama"), tokens((12,) * 40)
+    looks = [score(LAST, model, text.first(samples)) for samples in (16, 32)]
+
+    def surest(n: int) -> float:
+        return max(max(look.wins(range(6 - n), n).values()) for look in looks)
+
+    n = min(range(1, 5), key=surest)
+    assert surest(n) < 0.99
+    here = lab(model, text)
+    here.wanted = lambda: (range(6 - n), n)
+    assert dataclasses.replace(LAST, until=(surest(n) + 1) / 2)(here).samples == 40
+
+
+def test_the_bootstrap_of_blocks_agrees_with_the_standard_error():
+    scores = score(LAST, pico("llama"), tokens((12,) * 60))
+    spread = scores.draws.std(0)[0, 1:]
+    assert spread == pytest.approx(scores.between_stderr[0][1:], rel=0.25)

@@ -215,3 +215,36 @@ def test_stopped_by_hand_it_keeps_its_checkpoint_and_takes_nothing_for_finished(
         )
     assert list(tmp_path.glob("main/*/heal/last.ckpt"))
     assert not list(tmp_path.glob("main/*/adapter")) and not list(tmp_path.glob("main/*/record.json"))
+
+
+def test_what_a_pass_read_until_it_was_sure_is_kept_for_that_block_alone(tmp_path):
+    """Another size of block is another question; another export is not."""
+    corpus = text_files(tmp_path)
+    base = (f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "heal=none", "metric.until=0.6")
+    one = succeed(*base, "prune.layers=2")
+    scores = tmp_path / "outputs/cache/scores"
+    assert len(list(scores.glob("*/scores.json"))) == 1
+    assert sum(one["plan"]["notes"]["wins"].values()) == pytest.approx(1)
+    succeed(*base, "prune.layers=3")
+    assert len(list(scores.glob("*/scores.json"))) == 2
+
+
+def test_a_streamed_run_is_the_same_point_with_the_same_plan(tmp_path):
+    corpus = text_files(tmp_path)
+    base = (*UNHEALED, *corpus, "heal=none", "metric=kl", "prune=greedy", "export=none")
+    whole, streamed = (succeed(f"outputs={tmp_path}/{way}", *base, f"stream={way}") for way in ("never", "always"))
+    assert whole["digest"] == streamed["digest"]
+    assert whole["plan"] == streamed["plan"]
+
+
+def test_a_run_without_some_mlps_is_healed_exported_and_loaded(tmp_path):
+    import depthcut
+
+    corpus = text_files(tmp_path)
+    record = succeed(f"outputs={tmp_path}/outputs", *PICO, *corpus, "prune.unit=mlp", "metric=kl", "prune=lowest")
+    assert record["plan"]["unit"] == "mlp" and "the MLP of layer" in record["plan"]["words"]
+    assert record["healed/validation/loss"] < record["pruned/validation/loss"]
+    model = depthcut.load(record["folder"] / "model", dtype="float32")
+    there = [index for index, layer in enumerate(model.model.layers) if list(layer.mlp.parameters())]
+    dropped = [index for start, stop in record["plan"]["drop"] for index in range(start, stop)]
+    assert sorted({*there, *dropped}) == list(range(8)) and not {*there} & {*dropped}

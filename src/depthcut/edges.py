@@ -66,19 +66,21 @@ class Pass:
             yield from self.divided(states, h_BTD, mask_BT)
 
     def _layer_by_layer(self) -> Iterator[Tensor]:
-        """The states that are compared, and each batch's stream, wait in the host's memory."""
+        """All batches through a layer before the next layer is read; the states that are compared wait on the host."""
         source, batches = self.lab.streamed(), list(self.lab.calibration().batches(self.batch))
         calls = [forward.inputs(source.model, *batch) for batch in batches]
-        streams = [walk.enter(source.model, call).h_BTD.cpu() for call in calls]
+        tokens = sum(mask_BT.numel() for _, mask_BT in batches)
+        place = source.parking(walk.enter(source.model, calls[0]).h_BTD, tokens)
+        streams = [walk.enter(source.model, call).h_BTD.to(place) for call in calls]
         states: list[list[Tensor]] = [[] for _ in batches]
         for index in source.layers(self.name):
-            for place, (call, (_, mask_BT)) in enumerate(zip(calls, batches, strict=True)):
+            for batch, (call, (_, mask_BT)) in enumerate(zip(calls, batches, strict=True)):
                 way = walk.enter(source.model, call)
-                seen, h_BTD = self.passed(way, index, streams[place].to(way.h_BTD.device))
-                states[place] += [self.picked(state_BTD, mask_BT).cpu() for state_BTD in seen]
-                streams[place] = h_BTD.cpu()
-        for place, (_, mask_BT) in enumerate(batches):
-            yield from self.divided(states[place], streams[place], mask_BT)
+                seen, h_BTD = self.passed(way, index, streams[batch].to(way.h_BTD.device))
+                states[batch] += [self.picked(state_BTD, mask_BT).cpu() for state_BTD in seen]
+                streams[batch] = h_BTD.to(place)
+        for batch, (_, mask_BT) in enumerate(batches):
+            yield from self.divided(states[batch], streams[batch].cpu(), mask_BT)
 
     def passed(self, way: walk.Walk, index: int, h_BTD: Tensor) -> tuple[list[Tensor], Tensor]:
         """What is to be seen on the way through a layer, and the stream behind it."""

@@ -163,17 +163,19 @@ def _batch_by_batch(lab: "Lab", ends: list[Drop], unit: Unit, name: str, batches
 
 
 def _layer_by_layer(lab: "Lab", ends: list[Drop], unit: Unit, name: str, batches: Sequence[Rows]) -> Ends:
-    """All batches through a layer before the next layer is read; their streams wait in the host's memory."""
+    """All batches through a layer before the next layer is read."""
     source = lab.streamed()
     wanted = beginnings(ends, len(source.stack), ())
     calls = [forward.inputs(source.model, rows.ids_BT, rows.mask_BT) for rows in batches]
-    found: list[dict[Drop, Tensor]] = [{(): walk.enter(source.model, call).h_BTD.cpu()} for call in calls]
+    tokens = sum(rows.ids_BT.numel() for rows in batches)
+    place = source.parking(walk.enter(source.model, calls[0]).h_BTD, tokens, max(map(len, wanted)))
+    found: list[dict[Drop, Tensor]] = [{(): walk.enter(source.model, call).h_BTD.to(place)} for call in calls]
     tupled = False
     for index in source.layers(name):
-        for place, call in enumerate(calls):
+        for batch, call in enumerate(calls):
             way = walk.enter(source.model, call)
-            before = {drop: h_BTD.to(way.h_BTD.device) for drop, h_BTD in found[place].items()}
-            found[place] = {drop: stepped(way, index, drop, unit, before).cpu() for drop in wanted[index + 1]}
+            before = {drop: h_BTD.to(way.h_BTD.device) for drop, h_BTD in found[batch].items()}
+            found[batch] = {drop: stepped(way, index, drop, unit, before).to(place) for drop in wanted[index + 1]}
             tupled = way.tupled
     for rows, call, streams in zip(batches, calls, found, strict=True):
         way = walk.enter(source.model, call)

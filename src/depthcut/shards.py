@@ -4,7 +4,7 @@ import json
 import re
 import struct
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,16 +65,34 @@ class Slice:
         import torch
 
         bytes_N = torch.empty(self.nbytes, dtype=torch.uint8)
+        for _ in self.pieces(bytes_N):
+            pass
+        return self.shaped(bytes_N)[index]
+
+    def pieces(self, buffer_N: "torch.Tensor") -> "Iterator[tuple[int, int]]":
+        """Read it into ``buffer_N`` (uint8), as much as fits at a time; give where in the tensor's bytes each piece is.
+
+        Raises:
+            ValueError: if the file has been cut short since it was opened.
+        """
         self._count(self.nbytes)
-        rest = bytes_N.numpy().data
         with self._path.open("rb", buffering=0) as file:
             file.seek(self._entry.start)
-            while rest:
-                got = file.readinto(rest)
-                if not got:
-                    raise ValueError(f"{self._path} has been cut short while it was read")
-                rest = rest[got:]
-        return bytes_N.view(getattr(torch, TYPES[self._entry.dtype])).reshape(self._entry.shape)[index]
+            for start in range(0, self.nbytes, max(len(buffer_N), 1)):
+                stop = min(start + len(buffer_N), self.nbytes)
+                rest = buffer_N[: stop - start].numpy().data
+                while rest:
+                    got = file.readinto(rest)
+                    if not got:
+                        raise ValueError(f"{self._path} has been cut short while it was read")
+                    rest = rest[got:]
+                yield start, stop
+
+    def shaped(self, bytes_N: "torch.Tensor") -> "torch.Tensor":
+        """The tensor that these bytes are."""
+        import torch
+
+        return bytes_N.view(getattr(torch, TYPES[self._entry.dtype])).reshape(self._entry.shape)
 
 
 class Shards:

@@ -5,6 +5,7 @@ layer computes, threads bring in the next one, so that the device holds two.
 """
 
 import copy
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from depthcut import depth, loading
+from depthcut import depth, loading, memory
 from depthcut.plan import Plan
 from depthcut.progress import Meter
 from depthcut.shards import Slice
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from depthcut.lab import Lab
 
 READERS = 8  # one reader does not fill a fast disk
+PIECE = 32 << 20  # bytes that a reader takes at a time
 META = torch.device("meta")
 
 
@@ -38,37 +40,51 @@ class Streamed:
 
     def __init__(self, lab: "Lab") -> None:
         self.lab = lab
+        self.side = torch.cuda.Stream() if lab.device == "cuda" else None
+        self.readers = ThreadPoolExecutor(READERS, initializer=self._give_buffer)
+        self.own = threading.local()
+        self.coming: dict[int, dict[str, Future[Tensor]]] = {}
+        whole = depth.skeleton(lab.checkpoint.config)
+        self.bare = list(depth.layers(whole))
         firsts = first_of_each_kind(lab.checkpoint.config)
         others = (index for index in range(lab.checkpoint.depth) if index not in firsts)
+        self.fetch(next((index for index in range(len(self.bare)) if index not in firsts), len(self.bare)))
         model, plan = lab.experiment.model, Plan(lab.checkpoint.depth, tuple(others))
         self.model = lab.checkpoint.load(plan, quantise=model.quantise, dtype=model.dtype, device=lab.device)
         there = dict(zip(firsts, depth.layers(self.model), strict=True))
         self.first = there[0]
-        self.side = torch.cuda.Stream() if lab.device == "cuda" else None
-        whole = depth.skeleton(lab.checkpoint.config)
-        self.bare = list(depth.layers(whole))
         self.stack = nn.ModuleList(there.get(index, layer) for index, layer in enumerate(self.bare))
         depth.install(self.model, self.stack, whole.config)
 
     def layers(self, name: str) -> Iterator[int]:
         """Bring in each layer in turn and give its number; it is gone when the next one is asked for."""
         started, read = time.monotonic(), 0
-        with Meter(f"{name}: layers", len(self.stack)) as meter, ThreadPoolExecutor(READERS) as readers:
-            coming = self.fetch(0, readers)
+        with Meter(f"{name}: layers", len(self.stack)) as meter:
             for number in range(len(self.stack)):
-                arrived = {rest: tensor.result() for rest, tensor in coming.items()}
+                if self.stack[number] is self.bare[number]:
+                    self.fetch(number)
+                arrived = {rest: tensor.result() for rest, tensor in self.coming.pop(number, {}).items()}
                 read += sum(tensor.nbytes for tensor in arrived.values())
-                coming = self.fetch(number + 1, readers)
+                if number + 1 < len(self.stack) and self.stack[number + 1] is self.bare[number + 1]:
+                    self.fetch(number + 1)
                 self.fill(number, arrived)
                 yield number
                 self.empty(number)
                 meter.step(f"{read / 1e9 / (time.monotonic() - started):.2f} GB/s")
 
-    def fetch(self, number: int, readers: ThreadPoolExecutor) -> dict[str, Future[Tensor]]:
-        """Begin to read a layer; nothing for the first one when it is still there, and behind the last one."""
-        if number == len(self.stack) or self.stack[number] is not self.bare[number]:
-            return {}
-        return {rest: readers.submit(self.read, one) for rest, one in self.tensors(number).items()}
+    def parking(self, h_BTD: Tensor, tokens: int, streams: int = 1) -> torch.device:
+        """Where streams like ``h_BTD``, of so many tokens, wait for the next layer: on the device if there is room.
+
+        Half of what is free is left to two layers and to what a layer computes.
+        """
+        wanted = tokens * streams * h_BTD.shape[-1] * h_BTD.element_size()
+        return h_BTD.device if 2 * wanted < memory.free(h_BTD.device.type) else torch.device("cpu")
+
+    def fetch(self, number: int) -> None:
+        """Begin to read a layer, if that has not begun."""
+        if number < len(self.bare) and number not in self.coming:
+            tensors = self.tensors(number)
+            self.coming[number] = {rest: self.readers.submit(self.read, one) for rest, one in tensors.items()}
 
     def tensors(self, number: int) -> dict[str, Slice]:
         """A layer's tensors by their names in the layer, unread."""
@@ -103,9 +119,16 @@ class Streamed:
         if self.side is None:
             return one[...]
         with torch.cuda.stream(self.side):
-            tensor = one[...].to(self.lab.device)
-        self.side.synchronize()
-        return tensor
+            bytes_N = torch.empty(one.nbytes, dtype=torch.uint8, device=self.lab.device)
+            for start, stop in one.pieces(self.own.buffer):
+                bytes_N[start:stop].copy_(self.own.buffer[: stop - start], non_blocking=True)
+                self.side.synchronize()
+        return one.shaped(bytes_N)
+
+    def _give_buffer(self) -> None:
+        """Give a reader's thread pinned memory, to be used again and again: fresh memory costs as much as the disk."""
+        if self.side is not None:
+            self.own.buffer = torch.empty(PIECE, dtype=torch.uint8, pin_memory=True)
 
     def empty(self, number: int) -> None:
         """Give a layer's memory back, once the device has done with it."""

@@ -1,0 +1,239 @@
+"""Which layers each method picks on a small model with real text, and what each cut costs: docs/choosing.md.
+
+python bench/choosing.py                     under an hour on two cores from nothing, half a minute once all is on file
+python bench/choosing.py --metrics kl --fractions 0.25 --to kl.md model=gemma3_270m
+
+Every point is one of run.py's, kept by content: a killed command goes on. What stands above the tables is left alone.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from depthcut import config, digests, lab, record, runlog, store
+from depthcut.plan import Plan
+from depthcut.pricing import Pricing
+
+ROOT = Path(__file__).parents[1]
+START, END = "<!-- made by `python bench/choosing.py` -->\n", "<!-- /choosing -->\n"
+FRACTIONS = "0.1,0.2,0.3,0.4,0.5"
+COMMON = ("name=choosing", "heal=none", "eval=[loss]", "stages=[dense,pruned]", "export=none")
+PLUS = "prune.keep_first=4 prune.keep_last=2"  # Shortened LLaMA's own
+# A method that runs a model without layers again and again reads less.
+LESS, LEAST = "data.calibration.sequences=32", "data.calibration.sequences=16"
+ROWS = (
+    "prune=deepest",
+    "prune=every",
+    "prune=random",
+    "metric=random prune=block",
+    "metric=angular prune=block",
+    "metric=angular prune=blocks",
+    "metric=angular prune=lowest",
+    "metric=angular metric.token=all prune=block",
+    "metric=block_influence prune=block",
+    "metric=block_influence prune=lowest",
+    "metric=update prune=block",
+    "metric=update prune=lowest",
+    "metric=linearity prune=block",
+    "metric=linearity prune=lowest",
+    f"metric=perplexity prune=lowest {LESS}",
+    f"metric=perplexity prune=lowest {PLUS} {LESS}",
+    f"metric=kl prune=block {LESS}",
+    f"metric=kl prune=lowest {LESS}",
+    f"metric=kl prune=greedy {LEAST}",
+    f"metric=kl prune=evolution prune.generations=15 prune.samples=[2,8] {LEAST}",
+    "metric=task prune=lowest",
+    f"metric=shapley prune=lowest {LEAST}",
+    "metric=taylor prune=lowest",
+    f"metric=taylor prune=lowest {PLUS}",
+    "metric=lora_gradient prune=lowest",
+    "metric=magnitude prune=lowest",
+    f"metric=magnitude prune=lowest {PLUS}",
+    "metric=spectral prune=lowest",
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One cut: its config, checked."""
+
+    composed: DictConfig
+    here: lab.Lab
+
+    def record(self) -> dict[str, Any]:
+        """What run.py left of it; it is run if that is missing."""
+        sys.path.insert(0, str(ROOT))
+        import run
+
+        kept = record.finished(self.here)
+        if kept is None:
+            run.point(self.composed)
+            kept = record.read(self.here.folder)
+        assert kept is not None
+        return kept
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: its words on the command line, a point and a record for each fraction."""
+
+    words: str
+    points: list[Point]
+    records: list[dict[str, Any]]
+
+    def cell(self, group: str) -> str:
+        """What the words say of a group, e.g. ``lowest keep_first=4``."""
+        mine = (word for word in self.words.split() if word.startswith(group))
+        return " ".join(word.removeprefix(f"{group}=").removeprefix(f"{group}.") for word in mine)
+
+    @property
+    def text(self) -> str:
+        """How many sequences the metric reads; empty where it reads none of the calibration text."""
+        x = self.points[0].here.experiment
+        return str(x.data.calibration.sequences) if x.prune.reads_scores and x.metric.reads_text else ""
+
+    @property
+    def seconds(self) -> str:
+        """What the scores of all fractions took; empty where they were another row's, or none are needed."""
+        total = sum(each.get("seconds/scores", 0.0) for each in self.records)
+        return f"{total:.0f}" if total else ""
+
+
+def main() -> None:
+    """Check all points, run those that are missing, write the tables."""
+    asked = arguments()
+    fractions = [float(word) for word in asked.fractions.split(",")]
+    rows = [words for words in ROWS if asked.metrics is None or metric_of(words) in ("", *asked.metrics.split(","))]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        points = {words: [point(words, fraction, asked.overrides) for fraction in fractions] for words in rows}
+    done: list[Row] = []
+    for place, (words, mine) in enumerate(points.items(), start=1):
+        runlog.say(f"{place} of {len(points)}: {words}")
+        done.append(Row(words, mine, [each.record() for each in mine]))
+    made = "\n".join([losses(done), layers(done), correlations(done), command(done, fractions)])
+    before = asked.to.read_text(encoding="utf-8") if asked.to.exists() else "# How to choose the layers\n\n"
+    above, _, rest = before.partition(START)
+    store.write_text(asked.to, above + START + made + END + rest.partition(END)[2])
+    runlog.say(f"wrote {asked.to}")
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--metrics", help="only these, a,b,c, and the pruners that need none")
+    parser.add_argument("--fractions", default=FRACTIONS, help="shares of the layers that go")
+    parser.add_argument("--to", type=Path, default=ROOT / "docs" / "choosing.md")
+    parser.add_argument("overrides", nargs="*", help="of the config, for all points")
+    return parser.parse_args()
+
+
+def metric_of(words: str) -> str:
+    """The metric's name, or nothing."""
+    return next((word.removeprefix("metric=") for word in words.split() if word.startswith("metric=")), "")
+
+
+def point(words: str, fraction: float, overrides: list[str]) -> Point:
+    """Compose and check one point, as run.py does."""
+    own = [f"outputs={ROOT / 'outputs'}", *COMMON, *words.split(), f"prune.frac={fraction}"]
+    composed = compose("config", overrides=[*own, *overrides])
+    return Point(composed, lab.enter(config.read(composed)))
+
+
+def losses(rows: list[Row]) -> str:
+    """Each method's loss after each cut, the best of a column in bold, the dense model's above."""
+    first = rows[0].records
+    found = [[each.get("pruned/validation/loss", np.inf) for each in row.records] for row in rows]
+    best = np.min(found, axis=0)
+    errors = [each.get("pruned/validation/loss_stderr", 0.0) for row in rows for each in row.records]
+    dense = f"{first[0]['dense/validation/loss']:.3f}"
+    lines = [["dense model", "", "", *[dense] * len(first), ""]]
+    for row, values in zip(rows, found, strict=True):
+        cells = [
+            f"**{value:.3f}**" if value == low else f"{value:.3f}" for value, low in zip(values, best, strict=True)
+        ]
+        lines.append([row.cell("metric"), row.cell("prune"), row.text, *cells, row.seconds])
+    said = (
+        "Held-out loss without any healing, in nats a token; the best of each column is bold. Standard errors over the "
+        f"{len_of_validation(rows)} sequences are {min(errors):.3f} to {max(errors):.3f}; all rows are measured on the "
+        "same ones, so that differences are surer than that. *text*: calibration sequences that the metric reads. "
+        "*scoring*: seconds for all fractions together; empty where the scores are those of a row above."
+    )
+    return f"## Loss\n\n{said}\n\n" + table(["metric", "prune", "text", *sizes(first), "scoring, s"], lines)
+
+
+def len_of_validation(rows: list[Row]) -> Any:
+    """The number of validation sequences."""
+    return rows[0].records[0]["config"]["data"]["validation"]["sequences"]
+
+
+def layers(rows: list[Row]) -> str:
+    """The layers that each method picks."""
+    lines = [[row.cell("metric"), row.cell("prune"), *[spelt(each) for each in row.records]] for row in rows]
+    heads = ["metric", "prune", *sizes(rows[0].records)]
+    last = rows[0].records[0]["plan"]["depth"] - 1
+    return f"## Layers that go\n\nOf layers 0 to {last}.\n\n" + table(heads, lines)
+
+
+def spelt(of: dict[str, Any]) -> str:
+    """A record's cut in words."""
+    return Plan.from_dict(of["plan"]).words.removeprefix("drops layers ").removeprefix("drops layer ").split(" of ")[0]
+
+
+def sizes(records: list[dict[str, Any]]) -> list[str]:
+    """The heads of the fractions' columns."""
+    return [f"{each['fraction']:.0%}" for each in records]
+
+
+def correlations(rows: list[Row]) -> str:
+    """Spearman's rank correlations between the metrics' scores of single layers, each metric as it first comes."""
+    scored: dict[str, list[float]] = {}
+    for row in rows:
+        here = row.points[0].here
+        if row.cell("metric") and row.cell("metric") not in scored:
+            scores = Pricing(here)()
+            scored[row.cell("metric")] = [scores.layer(index) for index in range(scores.depth)]
+            here.release()
+    values = np.atleast_2d(np.corrcoef([ranks(each) for each in scored.values()]))
+    lines = [
+        [f"{place} {name}", *(f"{value:.2f}" for value in line[:place])]
+        for place, (name, line) in enumerate(zip(scored, values, strict=True), start=1)
+    ]
+    said = "Spearman's, between the scores of the single layers, all of them, each metric on its own text as above."
+    return f"## Rank correlations\n\n{said}\n\n" + table(["", *map(str, range(1, len(lines) + 1))], lines)
+
+
+def ranks(values: list[float]) -> np.ndarray:
+    """The place of each value among all; equal ones share the mean of theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]
+
+
+def command(rows: list[Row], fractions: list[float]) -> str:
+    """How it was made: each row is a command, too."""
+    newest = max((each for row in rows for each in row.records), key=lambda each: each["finished"])
+    versions = ", ".join(f"{name} {version}" for name, version in newest["versions"].items())
+    shared = " ".join(COMMON)
+    example = f"python run.py -m {shared} {rows[-1].words} prune.frac={','.join(map(str, fractions))}"
+    said = (
+        "`python bench/choosing.py` makes this page and keeps what it computes; a row by itself, the last one:\n\n"
+        f"    {example}\n\n"
+        f"The newest number is of {newest['finished'][:10]}, on {newest['device']}. {versions}; "
+        f"base model {digests.base(rows[0].points[0].here)}, commit {newest['commit']}.\n"
+    )
+    return f"## How it was made\n\n{said}"
+
+
+def table(heads: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table; short lines are filled up."""
+    full = [heads, ["---"] * len(heads), *[[*line, *[""] * (len(heads) - len(line))] for line in lines]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in full)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What `bench/scores.py` scores: a model of conf/ with its text, or a random one of a true shape, made on the spot."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from depthcut import config, depth, lab
+from depthcut.metric import Metric
+from depthcut.removal import Streams
+from depthcut.text import Tokens
+
+ROOT = Path(__file__).parents[1]
+SHAPES: dict[str, dict[str, int]] = {
+    "llama2_7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32000,
+    },
+    "tiny": {  # to see it work anywhere
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "vocab_size": 256,
+    },
+}
+# What is measured beside, or in place of, a metric's defaults.
+VARIANTS: dict[str, list[dict[str, Any]]] = {"angular": [{"token": "last"}, {"token": "all"}]}
+
+
+class Held:
+    """A weight in memory where the metrics look for one on the disk."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __getitem__(self, what: Any) -> Tensor:
+        return self.weight[what]
+
+    def get_shape(self) -> list[int]:
+        return list(self.weight.shape)
+
+
+def of_config(model: str, sequences: int | None, tokens: int | None, overrides: list[str]) -> Any:
+    """A lab as run.py sets it up; ``None`` leaves the calibration text as the config has it."""
+    asked = [f"outputs={ROOT / 'outputs'}", f"model={model}", "eval=[loss]", "stream=never"]
+    asked += [f"data.calibration.sequences={sequences}"] if sequences else []
+    asked += [f"data.calibration.length={tokens}"] if tokens else []
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return lab.enter(config.read(compose("config", overrides=[*asked, *overrides])))
+
+
+def of_shape(name: str, sequences: int | None, tokens: int | None) -> Any:
+    """What metrics use of a lab, around a random bfloat16 model and random tokens (64 x 1024)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    llama = LlamaConfig(**SHAPES[name])  # pyright: ignore[reportArgumentType]
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(llama, dtype=torch.bfloat16).eval()
+    layers, shape = depth.layers(model), (sequences or 64, tokens or 1024)
+    ids = np.random.default_rng(0).integers(3, SHAPES[name]["vocab_size"], shape, dtype=np.int32)
+    lengths = np.full(shape[0], shape[1], dtype=np.int32)
+    text = Tokens(ids, lengths, np.array([], dtype=np.uint64), "random")
+
+    def tensors(index: int, unit: Any = "layer") -> dict[str, Held]:
+        part = layers[index].get_submodule(depth.unit_name(layers[index], unit))
+        return {name: Held(weight.detach()) for name, weight in part.named_parameters()}
+
+    return SimpleNamespace(
+        dense=lambda: model,
+        calibration=lambda: text,
+        streaming=False,
+        streams=Streams(),
+        device=device,
+        checkpoint=SimpleNamespace(depth=len(layers), config=llama, tensors=tensors),
+    )
+
+
+def shorter(here: Any, tokens: int) -> Any:
+    """The same lab with the first sequences of its text, ``tokens`` tokens or a little less, one at least."""
+    text = here.calibration()
+    few = text.first(max(1, int((text.lengths.cumsum() <= tokens).sum())))
+    return SimpleNamespace(
+        dense=here.dense,
+        calibration=lambda: few,
+        streaming=False,
+        streams=Streams(),
+        device=here.device,
+        checkpoint=here.checkpoint,
+    )
+
+
+def metrics(wanted: list[str] | None) -> list[tuple[str, dict[str, Any]]]:
+    """All metrics of conf/metric, or only those ``wanted``, each with the knobs in which it differs from its file.
+
+    Raises:
+        ValueError: if there is no such metric.
+    """
+    there = sorted(path.stem for path in (ROOT / "conf" / "metric").glob("*.yaml"))
+    if strangers := [name for name in wanted or [] if name not in there]:
+        raise ValueError(f"--metrics: no metric {strangers[0]!r}; there are: {', '.join(there)}")
+    return [(name, knobs) for name in there if name in (wanted or there) for knobs in VARIANTS.get(name, [{}])]
+
+
+def built(name: str, knobs: dict[str, Any], here: Any) -> Metric:
+    """The metric with its defaults and ``knobs``; least squares in a wide model is given the tokens that it needs."""
+    node = yaml.safe_load((ROOT / "conf" / "metric" / f"{name}.yaml").read_text(encoding="utf-8"))
+    if name == "linearity":
+        width = depth.text_config(here.checkpoint.config).hidden_size
+        node["tokens"] = max(node["tokens"], 2 * width)
+    return config.build("metric", {**node, **knobs})
