@@ -1,12 +1,14 @@
 import dataclasses
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from depthcut import depth
-from depthcut.edges import Pass, cosines, usable
+from depthcut.edges import Pass, compared, cosines, usable
 from depthcut.metric.angular import Angular
 from depthcut.metric.block_influence import BlockInfluence
 from depthcut.metric.update import Update
@@ -185,18 +187,19 @@ def test_reading_stops_when_one_start_is_sure():
     assert scores.between == score(LAST, model, text.first(16)).between
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alike(Pass):
+    """Edges that are all drawn from one distribution: no block is better than another."""
+
+    def samples(self):
+        yield from torch.randn(40, 1, 5, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
 def test_reading_goes_on_while_no_start_is_sure():
-    model, text = pico("llama"), tokens((12,) * 40)
-    looks = [score(LAST, model, text.first(samples)) for samples in (16, 32)]
-
-    def surest(n: int) -> float:
-        return max(max(look.wins(range(6 - n), n).values()) for look in looks)
-
-    n = min(range(1, 5), key=surest)
-    assert surest(n) < 0.99
-    here = lab(model, text)
-    here.wanted = lambda: (range(6 - n), n)
-    assert dataclasses.replace(LAST, until=(surest(n) + 1) / 2)(here).samples == 40
+    here: Any = SimpleNamespace(wanted=lambda: (range(4), 1))
+    scores = compared(Alike(lab=here, name="x", batch=1, token="last", until=0.99), lambda states: cosines(states))
+    assert scores.samples == 40
+    assert 0.25 < max(scores.wins(range(4), 1).values()) < 0.99
 
 
 def test_the_bootstrap_of_blocks_agrees_with_the_standard_error():
