@@ -109,7 +109,7 @@ def main() -> None:
     """Check all points, run those that are missing, write the tables."""
     asked = arguments()
     fractions = [float(word) for word in asked.fractions.split(",")]
-    rows = [words for words in ROWS if asked.metrics is None or metric_of(words) in ("", *asked.metrics.split(","))]
+    rows = [words for words in ROWS if metric_of(words) in ("", *asked.metrics)]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         points = {words: [point(words, fraction, asked.overrides) for fraction in fractions] for words in rows}
     done: list[Row] = []
@@ -130,7 +130,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--fractions", default=FRACTIONS, help="shares of the layers that go")
     parser.add_argument("--to", type=Path, default=ROOT / "docs" / "choosing.md")
     parser.add_argument("overrides", nargs="*", help="of the config, for all points")
-    return parser.parse_args()
+    asked, there = parser.parse_args(), sorted({metric_of(words) for words in ROWS} - {""})
+    asked.metrics = asked.metrics.split(",") if asked.metrics else there
+    if strangers := [name for name in asked.metrics if name not in there]:
+        parser.error(f"--metrics: no metric {strangers[0]!r}; there are: {', '.join(there)}")
+    return asked
 
 
 def metric_of(words: str) -> str:

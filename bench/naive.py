@@ -1,5 +1,7 @@
 """What the metrics' naive ways cost: what public tools do, and plain autograd. Measured in part where told so."""
 
+import ctypes
+import gc
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +35,7 @@ class Cost:
         words: what it is, and how much of it was timed.
         passes: layer passes a batch; 0 where they are not what it is about.
         heads: passes of the head a batch.
+        exact: whether all of it was timed.
         values: of the sub-networks that were timed: the metric's own value, by what is gone.
     """
 
@@ -40,6 +43,7 @@ class Cost:
     words: str
     passes: int = 0
     heads: int = 0
+    exact: bool = False
     values: dict[tuple[int, ...], float] = field(default_factory=dict[tuple[int, ...], float])
 
 
@@ -82,7 +86,9 @@ def edges(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
             model(**forward.inputs(model, ids_BT, mask_BT), output_hidden_states=True)
 
     with torch.inference_mode():
-        return Cost(layers * seconds(work), f"hidden states and logits, a run for each block size: {layers} x 1 timed")
+        return Cost(
+            layers * seconds(work), f"all hidden states and logits, a run for each of {layers} block sizes, 1 timed"
+        )
 
 
 def removals(here: Any, reading: removal.Reading, drops: Drops, full: bool) -> Cost:
@@ -114,10 +120,10 @@ def removals(here: Any, reading: removal.Reading, drops: Drops, full: bool) -> C
                 sums_KN, count_N = through()
                 took.append(now() - start)
             values[drop] = reading.value(sums_KN, count_N, torch.ones(len(count_N)))[0].item()
-    words = f"each of {len(drops)} by itself" + ("" if full else f", {len(chosen)} timed, scaled")
+    words = f"each of {len(drops)} sub-networks by itself" + ("" if full else f", {len(chosen)} timed")
     passes = sum(layers - len(drop) for drop in drops)
     total = once + sum(took) / len(took) * len(drops)
-    return Cost(total, words, passes, len(drops) + reading.dense, values)
+    return Cost(total, words, passes, len(drops) + reading.dense, full, values)
 
 
 def orders(here: Any, metric: Shapley, full: bool) -> Cost:
@@ -128,7 +134,8 @@ def orders(here: Any, metric: Shapley, full: bool) -> Cost:
     rows = list(removal.Rows.of(here.calibration(), metric.batch))
     one = removals(here, removal.Reading("shapley", removal.losses, False, rows, removal.mean), drops, full)
     times = metric.orders
-    return Cost(times * one.seconds, f"{one.words}, times {times} orders", times * one.passes, times * one.heads)
+    words = f"{one.words}, times {times} orders"
+    return Cost(times * one.seconds, words, times * one.passes, times * one.heads)
 
 
 def gradients(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
@@ -142,11 +149,12 @@ def gradients(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
             forward.token_losses(model(**given).logits[:, :-1], forward.targets(given)).sum().backward()
         for layer in depth.layers(model):
             for weight in layer.parameters():
+                assert weight.grad is not None
                 (weight.detach() * weight.grad).abs().sum().item()
 
     model.requires_grad_(True)
     try:
-        return Cost(seconds(work), "plain autograd, every weight's gradient kept")
+        return Cost(seconds(work), "plain autograd, every weight's gradient kept", exact=True)
     finally:
         for weight, needed in before.items():
             weight.grad = None
@@ -169,11 +177,14 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def peak(work: Callable[[], Any]) -> tuple[Any, int]:
     """What ``work`` gives, and by how many bytes memory rose meanwhile, at most; 0 where nobody tells."""
+    gc.collect()
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         return work(), torch.cuda.max_memory_allocated() - before
-    with suppress(OSError):
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # else what is freed already hides what is needed anew
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark begins anew
     before = status("VmRSS")
     return work(), status("VmHWM") - before

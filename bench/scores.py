@@ -14,22 +14,28 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import naive
-import subjects
 import torch
-from naive import Cost, bare, batches, peak, seconds
 from rich.console import Console
 from rich.table import Table
 
+import naive
+import subjects
+from depthcut import runlog
 from depthcut.metric import Removal
-from depthcut.metric.kl import Kl
 from depthcut.progress import console as terminal
 from depthcut.removal import Streams
+from depthcut.scores import Scores
+from naive import Cost
 
 TARGET, SHARE = 1.1, 0.55
 ROUNDS = 5  # of what takes seconds; the rest is measured once
 GREEDY, SHORT = 4, 3000  # rounds; tokens: all streams must be held
-HEADS = ("metric", "bare, s", "metric, s", "in bare", "naive in bare", "saved", "layer passes", "head passes", "naive")
+HEADS = ["metric", "bare, s", "metric, s", "in bare passes", "naive", "saved", "layer passes", "head", "GB", ""]
+LEGEND = """In bare passes: seconds over those of one bare pass on the same tokens; naive: likewise, ≈ where scaled up.
+Layer passes: a batch, of the metric / naive; head: passes of the head a batch, the same for both.
+GB: memory beside the weights, of the metric / naive.
+"""
+SHORTLY = {"magnitude": "reads the disk", "spectral": "reads the disk"}
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,10 @@ class Row:
 
     Attributes:
         name: with the knobs that differ from the defaults.
-        bare: seconds of one bare pass over what the metric reads; the median, as the next.
+        bare: seconds of one bare pass over what the metric reads; the median of the rounds, as the next two.
         own: seconds of the metric.
-        ratio: the median of each round's own over bare.
+        ratio: own over bare.
+        naive: seconds of the naive way over bare.
         other: the naive way; None where there is none.
         passes: layer passes a batch that the metric made; 0 where it shares none.
         memory: how much memory the metric and the naive way took beside the weights, in bytes.
@@ -52,6 +59,7 @@ class Row:
     bare: float = 0.0
     own: float = 0.0
     ratio: float = 0.0
+    naive: float = 0.0
     other: Cost | None = None
     passes: float = 0.0
     memory: tuple[int, int] | None = None
@@ -60,22 +68,14 @@ class Row:
 
     @property
     def cells(self) -> list[str]:
-        """The row as text."""
-        if not self.bare:
-            return [self.name, *[""] * (len(HEADS) - 2), self.note]
-        cells = [self.name, f"{self.bare:.2f}", f"{self.own:.2f}", f"{self.ratio:.3g}"]
+        """The row as text, without its note."""
+        cells = [self.name, *([f"{self.bare:.2f}", f"{self.own:.2f}", f"{self.ratio:.3g}"] if self.bare else [""] * 3)]
         if self.other is None:
-            return [*cells, *[""] * (len(HEADS) - 5), self.note]
-        other = self.other.seconds
-        cells += [f"{other / self.bare:.3g}", f"{other / self.own:.1f} x"]
+            return [*cells, "", "", "", "", ""]
+        cells += [f"{'' if self.other.exact else '≈ '}{self.naive:.3g}", f"{self.naive / self.ratio:.1f} x"]
         cells += [f"{self.passes:.0f} / {self.other.passes} = {self.share:.2f}" if self.passes else ""]
-        cells += [f"{self.other.heads} / {self.other.heads}" if self.other.heads else ""]
-        words = self.other.words
-        if self.memory:
-            words += "; memory beside the weights {:.2f} against {:.2f} GB".format(
-                *(each / 1e9 for each in self.memory)
-            )
-        return [*cells, words]
+        cells += [str(self.other.heads) if self.other.heads else ""]
+        return [*cells, " / ".join(f"{each / 1e9:.2f}" for each in self.memory or ())]
 
     @property
     def share(self) -> float:
@@ -90,21 +90,16 @@ def main() -> int:
         here = subjects.of_shape(asked.shape, asked.sequences, asked.tokens)
     else:
         here = subjects.of_config(asked.model, asked.sequences, asked.tokens, asked.overrides)
-    importlib.import_module("peft")  # off the clock
-    bare(here.dense(), list(here.calibration().first(8).batches(8)))
+    if ("lora_gradient", {}) in asked.metrics:
+        importlib.import_module("peft")  # off the clock
+    naive.bare(here.dense(), list(here.calibration().first(8).batches(8)))
     rows: list[Row] = []
-    for name, knobs in subjects.metrics(asked.metrics and asked.metrics.split(",")):
+    for name, knobs in asked.metrics:
         label = " ".join([name, *(f"{key}={value}" for key, value in knobs.items())])
-        terminal.print(label, highlight=False)
         rows.append(row(label, name, knobs, here, asked))
-    text = here.calibration()
-    threads = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
-    what = f"{asked.shape or asked.model}, {here.checkpoint.depth} layers, {len(text)} sequences"
-    show(f"{what}, {int(text.lengths.sum())} tokens, {threads}", list(HEADS), [each.cells for each in rows], asked)
-    for each in rows:
-        if each.apart is not None:
-            print(f"{each.name}: the naive values that were measured differ by {each.apart:.1e} of the value at most")
-    if any(each.name == "kl" for each in rows):
+        terminal.print(", ".join([*rows[-1].cells, rows[-1].note]), highlight=False)  # what is known if it is killed
+    costs(rows, here, asked)
+    if any(each.name == "perplexity" for each in rows):
         greedy(here, asked)
     return int(any(missed(each) for each in rows))
 
@@ -120,74 +115,88 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="measure every naive sub-network")
     parser.add_argument("--markdown", action="store_true", help="tables for a README")
     parser.add_argument("overrides", nargs="*", help="of the config")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    try:
+        asked.metrics = subjects.metrics(asked.metrics)
+    except ValueError as error:
+        parser.error(str(error))
+    return asked
 
 
 def row(label: str, name: str, knobs: dict[str, Any], here: Any, asked: argparse.Namespace) -> Row:
     """Measure one metric, the bare pass and the naive way in turn."""
     if asked.shape and name == "task":
-        return Row(
-            label, note="reads questions, for which a random model has no tokenizer; it costs what perplexity does"
-        )
-    metric, model, layers = subjects.built(name, knobs, here), here.dense(), here.checkpoint.depth
-    times: list[tuple[float, float, Cost | None]] = []
-    scores, memory, text = [], None, batches(metric, here)
+        return Row(label, note="not run: reads questions, for which a random model has no tokenizer")
+    metric = subjects.built(name, knobs, here)
+    text = naive.batches(metric, here)
+    times: list[tuple[float, float, float]] = []
+    scores: list[Scores] = []
+    memory, other = (0, 0), None
     for _ in range(ROUNDS if name in naive.EDGES else 1):
         here.streams = Streams()
-        plain = bare(model, text)
+        plain = naive.bare(here.dense(), text)
         try:
-            own, mine = peak(lambda: seconds(lambda: scores.append(metric(here))))
-        except ValueError as error:
-            return Row(label, note=f"not run: {error}")
-        other, others = peak(lambda: naive.way(name, metric, here, asked.full))
-        times.append((plain, own, other))
-        memory = (mine, others) if name in naive.GRADIENTS else None
-    values = times[-1][2].values if times[-1][2] else {}
-    pairs = [(scores[0].layer(drop[0]), value) for drop, value in values.items()]
-    other = min((each for _, _, each in times if each), key=lambda each: each.seconds, default=None)
+            own, mine = naive.peak(lambda: naive.seconds(lambda: scores.append(metric(here))))
+            other, others = naive.peak(lambda: naive.way(name, metric, here, asked.full))
+        except (ValueError, torch.OutOfMemoryError) as error:
+            return Row(label, note=f"not run: {str(error).splitlines()[0]}")
+        times.append((plain, own, other.seconds if other else 0.0))
+        memory = mine, others
+    pairs = [(scores[0].layer(drop[0]), value) for drop, value in other.values.items()] if other else []
     return Row(
         name=label,
         bare=statistics.median(plain for plain, _, _ in times),
         own=statistics.median(own for _, own, _ in times),
         ratio=statistics.median(own / plain for plain, own, _ in times),
+        naive=statistics.median(long / plain for plain, _, long in times),
         other=other,
         passes=here.streams.passes / len(text),
-        memory=memory,
+        memory=memory if name in naive.GRADIENTS else None,
         apart=max((abs(a - b) / abs(b) for a, b in pairs), default=None) if isinstance(metric, Removal) else None,
-        note={"magnitude": "reads the disk", "spectral": "reads the disk"}.get(name, "") if not asked.shape else "",
+        note=other.words if other else SHORTLY.get(name, "") if not asked.shape else "",
     )
 
 
 def missed(each: Row) -> bool:
     """Whether a metric is over its target."""
     removal = each.name in ("kl", "perplexity", "task")
-    return (each.name.startswith("angular") and each.ratio > TARGET) or (removal and each.share > SHARE)
+    return (each.name == "angular token=last" and each.ratio > TARGET) or (removal and each.share > SHARE)
+
+
+def costs(rows: list[Row], here: Any, asked: argparse.Namespace) -> None:
+    """Print what was measured; notes stand below, by letter."""
+    text = here.calibration()
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+    what = f"{asked.shape or asked.model}: {here.checkpoint.depth} layers, {len(text)} sequences of calibration text, "
+    notes = list(dict.fromkeys(each.note for each in rows if each.note))
+    letter = {note: chr(ord("a") + place) for place, note in enumerate(notes)} | {"": ""}
+    lines = [[*each.cells, letter[each.note]] for each in rows]
+    show(f"{what}{int(text.lengths.sum())} tokens, {where}", HEADS, lines, asked)
+    print("\n" + LEGEND, *(f"{letter[note]}: {note}" for note in notes), sep="\n")
+    if apart := [each.apart for each in rows if each.apart is not None]:
+        print(f"\nWhere both were measured, naive values and scores differ by {max(apart):.1e} of the value at most.")
+    print()
 
 
 def greedy(here: Any, asked: argparse.Namespace) -> None:
     """Layer passes and seconds of greedy's rounds, with streams kept from the rounds before, and without."""
-    short = subjects.shorter(here, SHORT)
-    metric = subjects.built("kl", {}, here)
-    assert isinstance(metric, Kl)
-    text, layers = len(batches(metric, short)), here.checkpoint.depth
-    kept, afresh, removed, lines = Streams(), Streams(limit=0), (), list[list[str]]()
+    short, layers = subjects.shorter(here, SHORT), here.checkpoint.depth
+    metric = subjects.built("perplexity", {}, here)
+    text = len(naive.batches(metric, short))
+    ways, lines, removed = (Streams(), Streams(limit=0)), list[list[str]](), tuple[int, ...]()
     for number in range(min(GREEDY, layers - 1)):
-        figures: list[tuple[float, float]] = []
-        for streams in (kept, afresh):
+        left = [layer for layer in range(layers) if layer not in removed]
+        passes, took, found = list[str](), list[str](), list[Scores]()
+        for streams in ways:
             short.streams, before = streams, streams.passes
-            took = seconds(lambda gone=removed: metric(short, gone))
-            figures.append(((streams.passes - before) / text, took))
-        left = layers - number
-        lines.append(
-            [str(number + 1), *(f"{passes:.0f}" for passes, _ in figures), f"{left * (left - 1)}"]
-            + [f"{took:.2f}" for _, took in figures]
-        )
-        scores, still = metric(short, removed), [layer for layer in range(layers) if layer not in removed]
-        removed = tuple(
-            sorted((*removed, min(zip(still, map(scores.layer, range(left)), strict=True), key=lambda x: x[1])[0]))
-        )
-    heads = ["round", "passes, kept", "afresh", "naive", "seconds, kept", "afresh"]
-    show(f"prune=greedy on kl, {len(short.calibration())} sequences: layer passes a batch", heads, lines, asked)
+            start = naive.now()
+            found.append(metric(short, removed))
+            took.append(f"{naive.now() - start:.2f}")
+            passes.append(f"{(streams.passes - before) / text:.0f}")
+        lines.append([str(number + 1), *passes, str(len(left) * (len(left) - 1)), *took])
+        removed = tuple(sorted((*removed, min(left, key=lambda layer: found[0].layer(left.index(layer))))))
+    heads = ["round", "layer passes, streams kept", "afresh", "naive", "seconds, streams kept", "afresh"]
+    show(f"prune=greedy with perplexity, {len(short.calibration())} sequences", heads, lines, asked)
 
 
 def show(title: str, heads: list[str], lines: list[list[str]], asked: argparse.Namespace) -> None:
@@ -199,11 +208,12 @@ def show(title: str, heads: list[str], lines: list[list[str]], asked: argparse.N
         return
     table = Table(title=title, title_justify="left")
     for place, head in enumerate(heads):
-        table.add_column(head, justify="left" if place in (0, 8) else "right")
+        table.add_column(head, justify="right" if place else "left")
     for line in lines:
         table.add_row(*line)
-    Console().print(table)
+    Console(width=132).print(table)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with runlog.quiet():
+        sys.exit(main())

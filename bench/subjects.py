@@ -99,16 +99,17 @@ def shorter(here: Any, tokens: int) -> Any:
     )
 
 
-def metrics(wanted: list[str] | None) -> list[tuple[str, dict[str, Any]]]:
-    """All metrics of conf/metric, or only those ``wanted``, each with the knobs in which it differs from its file.
+def metrics(names: str | None) -> list[tuple[str, dict[str, Any]]]:
+    """All metrics of conf/metric, or only the ``names``, each with the knobs in which it differs from its file.
 
     Raises:
         ValueError: if there is no such metric.
     """
     there = sorted(path.stem for path in (ROOT / "conf" / "metric").glob("*.yaml"))
-    if strangers := [name for name in wanted or [] if name not in there]:
+    wanted = names.split(",") if names else there
+    if strangers := [name for name in wanted if name not in there]:
         raise ValueError(f"--metrics: no metric {strangers[0]!r}; there are: {', '.join(there)}")
-    return [(name, knobs) for name in there if name in (wanted or there) for knobs in VARIANTS.get(name, [{}])]
+    return [(name, knobs) for name in there if name in wanted for knobs in VARIANTS.get(name, [{}])]
 
 
 def built(name: str, knobs: dict[str, Any], here: Any) -> Metric:

@@ -24,7 +24,7 @@ def text(lengths: tuple[int, ...]) -> Any:
 def test_the_loss_is_the_mean_over_all_tokens_without_padding(batch):
     model = pico("llama")
     lab, tokens = text((12, 7, 12, 4))
-    got = Loss(batch=batch)(model, lab)
+    (got,) = Loss(batch=batch)(model, lab)
     sums, counts = [], []
     for ids, length in zip(tokens.ids, tokens.lengths, strict=True):
         row = torch.from_numpy(ids[None, :length].astype(np.int64))
@@ -44,14 +44,14 @@ def test_a_model_that_knows_nothing_is_at_log_v():
     model = pico("llama")
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    assert Loss(batch=2)(model, text((9, 9))[0])["validation/loss_over_log_v"] == pytest.approx(1, abs=1e-6)
+    assert Loss(batch=2)(model, text((9, 9))[0])[0]["validation/loss_over_log_v"] == pytest.approx(1, abs=1e-6)
 
 
 def test_a_loss_that_is_not_finite_has_no_key():
     model = pico("llama")
     with torch.no_grad():
         model.lm_head.weight[7] = float("nan")
-    assert Loss(batch=2)(model, text((9, 9))[0]) == {}
+    assert Loss(batch=2)(model, text((9, 9))[0]) == [{}]
 
 
 def test_lm_evals_results_as_flat_names():
@@ -86,7 +86,7 @@ def test_the_harness_agrees_with_log_likelihoods_computed_by_hand():
     model = pico("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
     checkpoint = SimpleNamespace(tokenizer=tokenizer, separator="<|endoftext|>")
     lab: Any = SimpleNamespace(checkpoint=checkpoint, device="cpu", cache=CACHE)
-    got = Harness(tasks=["capitals"], limit=12, batch=5)(model, lab)
+    (got,) = Harness(tasks=["capitals"], limit=12, batch=5)(model, lab)
     right = 0
     for item in questions.items("capitals", CACHE)[:12]:
         scores = [log_likelihood(model, tokenizer, item["prompt"], " " + choice.strip()) for choice in item["choices"]]

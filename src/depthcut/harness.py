@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,8 @@ from lm_eval.tasks import TaskManager
 from torch import nn
 from tqdm import tqdm
 
-from depthcut import questions
+from depthcut import branches, questions
+from depthcut.plan import Plan
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
@@ -22,21 +23,72 @@ if TYPE_CHECKING:
 BOOTSTRAP = 1000  # lm-eval gives no standard error at all where this is 0, though that of a mean needs no bootstrap
 
 
-def evaluate(model: nn.Module, lab: "Lab", tasks: list[str], limit: int | None, batch: int) -> dict[str, float]:
-    """Run ``tasks`` (``name`` or ``name@shots``) and return their numbers by flat names.
+class Unshared(Exception):  # noqa: N818  said to the caller, who does without
+    """A task has the model write, which cuts cannot do in one pass."""
+
+
+class Scorer(HFLM):
+    """lm-eval's model, whose log-likelihoods come from :mod:`depthcut.branches`, of one cut after the other.
+
+    Attributes:
+        cuts: the plans; their units are of one kind.
+        now: the number of the one that is evaluated.
+        known: the answers of all cuts to the requests met so far.
+    """
+
+    cuts: Sequence[Plan] = ()
+    now: int = 0
+    known: dict[branches.Request, list[branches.Answer]]
+
+    def _loglikelihood_tokens(self, requests: Any, *_: Any, **__: Any) -> Any:
+        """The answers of the cut that is evaluated now; the first that asks has them computed for all."""
+        lm: Any = self  # lm-eval's attributes have no types
+        asked = [cropped(tuple(context), tuple(follow), lm.max_length) for _, context, follow in requests]
+        if new := [request for request in asked if request not in self.known]:
+            drops, unit = [plan.drop for plan in self.cuts], self.cuts[0].unit
+            self.known |= branches.likelihoods(lm.model, new, drops, unit, int(lm.batch_size))
+        return [self.known[request][self.now] for request in asked]
+
+    def generate_until(self, requests: Any, **settings: Any) -> Any:
+        """Write; only the model itself can."""
+        self._alone()
+        return super().generate_until(requests, **settings)
+
+    def loglikelihood_rolling(self, requests: Any, **settings: Any) -> Any:
+        """Score whole texts; of the model itself only."""
+        self._alone()
+        return super().loglikelihood_rolling(requests, **settings)
+
+    def _alone(self) -> None:
+        if len(self.cuts) > 1 or self.cuts[0].drop:
+            raise Unshared
+
+
+def cropped(context: branches.Ids, follow: branches.Ids, longest: int) -> branches.Request:
+    """As lm-eval crops what is too long for the model: from the left."""
+    return context[-max(1, longest + 1 - len(follow)) :], follow
+
+
+def evaluate(
+    model: nn.Module, lab: "Lab", tasks: list[str], limit: int | None, batch: int, cuts: Sequence[Plan]
+) -> list[dict[str, float]]:
+    """Run ``tasks`` (``name`` or ``name@shots``) on ``model`` without each of ``cuts``; their numbers by flat names.
 
     Raises:
         ValueError: if a task does not exist, or its data is not reached.
+        Unshared: if a task has the model write and there are other cuts than none.
     """
-    flat: dict[str, float] = {}
+    flat: list[dict[str, float]] = [{} for _ in cuts]
     with quiet():
         lm = wrap(model, lab, batch)
+        lm.cuts = cuts
         for task in tasks:
-            loaded = load(task, lab.cache)
-            results: Any = lm_evaluate(
-                lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False
-            )
-            flat |= numbers(results["results"])
+            loaded, lm.known = load(task, lab.cache), {}
+            for lm.now in range(len(cuts)):
+                results: Any = lm_evaluate(
+                    lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False
+                )
+                flat[lm.now] |= numbers(results["results"])
     return flat
 
 
@@ -52,13 +104,13 @@ def numbers(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     return flat
 
 
-def wrap(model: nn.Module, lab: "Lab", batch: int) -> HFLM:
+def wrap(model: nn.Module, lab: "Lab", batch: int) -> Scorer:
     """lm-eval's view of ``model``; an empty context begins with the model's separator, where it has one of its own."""
     tokenizer = lab.checkpoint.tokenizer
     separator = lab.checkpoint.separator
     prefix = None if separator is None else tokenizer.convert_tokens_to_ids(separator)
     settings: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch, "device": lab.device}
-    return HFLM(**settings, pretrained=model, prefix_token_id=prefix, softmax_dtype="float32")  # pyright: ignore
+    return Scorer(**settings, pretrained=model, prefix_token_id=prefix, softmax_dtype="float32")  # pyright: ignore
 
 
 @cache

@@ -219,7 +219,8 @@ class Lab:
                 def make(part: Any = part) -> dict[str, float]:
                     subject = model()
                     with self.timed(f"{stage}_eval"):
-                        return part(subject, self)
+                        (values,) = part(subject, self)
+                    return values
 
                 values = self.kept("evaluations", key, make)
                 self.numbers |= {f"{stage}/{metric}": value for metric, value in values.items()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from depthcut import forward, memory, walk
 from depthcut.plan import Unit
@@ -160,6 +160,21 @@ def _batch_by_batch(lab: "Lab", ends: list[Drop], unit: Unit, name: str, batches
                 held.passes += found[drop] is not before.get(drop[:-1])
                 held.keep(rows.span, edge, drop, found[drop])
         yield way, found, rows
+
+
+def through(
+    model: nn.Module, given: dict[str, Any], drops: list[Drop], unit: Unit
+) -> tuple[walk.Walk, dict[Drop, Tensor]]:
+    """One batch through ``model`` and all its sub-networks; what the model is called with is up to the caller.
+
+    Returns:
+        The walk, and the stream behind the last layer of each sub-network.
+    """
+    way = walk.enter(model, given)
+    found: dict[Drop, Tensor] = {(): way.h_BTD}
+    for index, wanted in enumerate(beginnings(drops, len(way.stack), ())[1:]):
+        found = {drop: stepped(way, index, drop, unit, found) for drop in wanted}
+    return way, found
 
 
 def _layer_by_layer(lab: "Lab", ends: list[Drop], unit: Unit, name: str, batches: Sequence[Rows]) -> Ends:

@@ -1,8 +1,10 @@
 """Evaluations: a model in, named numbers out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from depthcut.plan import Plan
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -10,14 +12,28 @@ if TYPE_CHECKING:
 
     from depthcut.lab import Lab
 
+Cuts = Sequence[Plan]
+WHOLE: Cuts = (Plan(2, ()),)
+"""No cut: the model as it is, of any depth."""
+
 
 @strict
 class Eval(ABC):
     """Measures a model. A number that could not be measured has no key."""
 
     @abstractmethod
-    def __call__(self, model: "nn.Module", lab: "Lab") -> dict[str, float]:
-        """Flat names such as ``arc_easy/acc``, each with its ``_stderr`` where there is one."""
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = WHOLE) -> list[dict[str, float]] | None:
+        """Measure ``model`` without each of ``cuts``, whose work is shared; the numbers are those of each alone.
+
+        Args:
+            model: the dense model, or with the one cut of nothing any model.
+            lab: what a run shares.
+            cuts: plans whose units are of one kind.
+
+        Returns:
+            For each cut flat names such as ``arc_easy/acc``, each with its ``_stderr`` where there is one; None if cuts
+            cannot be measured without being made.
+        """
 
     @abstractmethod
     def reads(self, lab: "Lab") -> Any:

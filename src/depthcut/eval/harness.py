@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from depthcut import questions
-from depthcut.eval import Eval
+from depthcut.eval import WHOLE, Cuts, Eval
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -60,12 +60,15 @@ class Harness(Eval):
             for task in self.tasks:
                 harness.load(task, lab.cache)
 
-    def __call__(self, model: "nn.Module", lab: "Lab") -> dict[str, float]:
-        """Measure each task: ``arc_easy/acc``, ``arc_easy/acc_stderr``, ...
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = WHOLE) -> "list[dict[str, float]] | None":
+        """Measure each task: ``arc_easy/acc``, ``arc_easy/acc_stderr``, ... None of cuts if a task has them write.
 
         Raises:
             ValueError: as :meth:`prepare`.
         """
         from depthcut import harness
 
-        return harness.evaluate(model, lab, self.tasks, self.limit, self.batch)
+        try:
+            return harness.evaluate(model, lab, self.tasks, self.limit, self.batch, cuts)
+        except harness.Unshared:
+            return None

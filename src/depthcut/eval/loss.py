@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from depthcut.eval import Eval
+from depthcut.eval import WHOLE, Cuts, Eval
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -33,52 +33,44 @@ class Loss(Eval):
         """Nothing: the text is checked with the others."""
         del lab
 
-    def __call__(self, model: "nn.Module", lab: "Lab") -> dict[str, float]:
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = WHOLE) -> list[dict[str, float]]:
         """Measure ``validation/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``.
 
         A model whose loss is not finite gets no key.
         """
         import torch
 
+        from depthcut import forward, removal
         from depthcut.progress import track
 
-        text = lab.validation()
+        batches = list(removal.Rows.of(lab.validation(), self.batch))
+        drops = [plan.drop for plan in cuts]
+        reading = removal.Reading("validation loss", removal.losses, False, batches, removal.mean)
         rows: list[Tensor] = []
         with torch.inference_mode():
-            for ids_BT, mask_BT in track(
-                text.batches(self.batch), "validation loss", math.ceil(len(text) / self.batch)
-            ):
-                rows.append(sequence_losses(model, ids_BT, mask_BT))
-        sums_N, counts_N = torch.cat(rows, dim=1).double().cpu()
-        loss = (sums_N.sum() / counts_N.sum()).item()
+            for some in track(batches, "validation loss", len(batches)):
+                given = forward.inputs(model, some.ids_BT, some.mask_BT)
+                way, ends = removal.through(model, given, drops, cuts[0].unit)
+                rows.append(removal.answers(way, ends, drops, reading, some.targets_BT))
+        sums_KN = torch.cat(rows, dim=1)
+        count_N = torch.cat([(some.targets_BT != forward.NO_TARGET).sum(1) for some in batches])
+        return [self.summary(sums_N, count_N, vocabulary(model)) for sums_N in sums_KN]
+
+    def summary(self, sums_N: "Tensor", count_N: "Tensor", vocabulary: int) -> dict[str, float]:
+        """The figures of one loss; the standard error is taken over the sequences' means."""
+        loss = (sums_N.sum() / count_N.sum()).item()
         if not math.isfinite(loss):
             return {}
-        return summary(loss, sums_N / counts_N, vocabulary(model))
-
-
-def sequence_losses(model: "nn.Module", ids_BT: "Tensor", mask_BT: "Tensor") -> "Tensor":
-    """For each sequence the sum of its tokens' losses and their number, 2 x B; padding counts for nothing."""
-    import torch
-
-    from depthcut import forward
-
-    given = forward.inputs(model, ids_BT, mask_BT)
-    targets_BT = forward.targets(given)
-    losses_BT = forward.token_losses(model(**given).logits[:, :-1], targets_BT)
-    return torch.stack([losses_BT.sum(1), (targets_BT != forward.NO_TARGET).sum(1)])
-
-
-def summary(loss: float, means_N: "Tensor", vocabulary: int) -> dict[str, float]:
-    """The figures of one loss; the standard error is taken over the sequences' means."""
-    stderr = (means_N.std() / math.sqrt(len(means_N))).item() if len(means_N) > 1 else 0.0
-    numbers = {
-        "validation/loss": loss,
-        "validation/loss_stderr": stderr,
-        "validation/loss_over_log_v": loss / math.log(vocabulary),
-    }
-    if loss < 700:  # beyond it exp overflows
-        numbers["validation/perplexity"] = math.exp(loss)
-    return numbers
+        means_N = sums_N / count_N
+        stderr = (means_N.std() / math.sqrt(len(means_N))).item() if len(means_N) > 1 else 0.0
+        numbers = {
+            "validation/loss": loss,
+            "validation/loss_stderr": stderr,
+            "validation/loss_over_log_v": loss / math.log(vocabulary),
+        }
+        if loss < 700:  # beyond it exp overflows
+            numbers["validation/perplexity"] = math.exp(loss)
+        return numbers
 
 
 def vocabulary(model: "nn.Module") -> int:

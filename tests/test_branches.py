@@ -1,0 +1,69 @@
+"""Answers of many cuts, with shared contexts, against each answer of each cut alone."""
+
+import pytest
+import torch
+
+from depthcut import branches, depth, halves
+from pico import FAMILIES, pico
+
+CONTEXTS = [(3, 4, 5, 6), (7, 8, 9), (10, 11, 12, 13, 14)]
+FOLLOWS = [[(20, 21), (22, 23, 24), (25,)], [(30,), (31,), (32,)], [(40, 41, 42), (43, 44)]]
+REQUESTS = [(context, follow) for context, many in zip(CONTEXTS, FOLLOWS, strict=True) for follow in many]
+
+
+def alone(model, request) -> tuple[float, bool]:
+    """One request, one pass, nothing shared."""
+    context, follow = request
+    ids = torch.tensor([[*context, *follow]])
+    with torch.no_grad():
+        log_p = model(ids).logits[0, len(context) - 1 : -1].double().log_softmax(-1)
+    return log_p[range(len(follow)), list(follow)].sum().item(), log_p.argmax(-1).tolist() == list(follow)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_each_answer_of_each_cut_is_that_of_the_cut_alone(family, batch):
+    model, drops = pico(family), [(), (1, 2), (4,), (0, 3, 4), (1, 2, 3, 4)]
+    got = branches.likelihoods(model, REQUESTS, drops, "layer", batch)
+    for place, drop in enumerate(drops):
+        with depth.bypass(model, drop):
+            for request in REQUESTS:
+                value, likeliest = alone(model, request)
+                assert got[request][place][0] == pytest.approx(value, rel=1e-5)
+                assert got[request][place][1] == likeliest
+
+
+@pytest.mark.parametrize("unit", ["attention", "mlp"])
+def test_cuts_of_halves(unit):
+    model, drops = pico("llama"), [(0, 2), (5,)]
+    got = branches.likelihoods(model, REQUESTS, drops, unit, 4)
+    for place, drop in enumerate(drops):
+        with halves.bypass(model, drop, unit):
+            for request in REQUESTS:
+                assert got[request][place][0] == pytest.approx(alone(model, request)[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(("family", "tree"), [("llama", True), ("gpt_neox", True), ("mistral", False)])
+def test_a_context_is_read_once_where_the_model_can_read_a_tree(family, tree):
+    """Mistral's window of 6 is shorter than the rows."""
+    sheets = list(branches.laid_out(pico(family), REQUESTS, 8))
+    rows = sum(len(sheet.given["input_ids"]) for sheet in sheets)
+    assert rows == (3 if tree else len(REQUESTS))
+
+
+def test_one_token_answers_need_no_tree():
+    (sheet,) = branches.laid_out(pico("mistral"), [(CONTEXTS[1], follow) for follow in FOLLOWS[1]], 8)
+    assert len(sheet.row_U) == 1 and len(sheet.token_S) == 3
+    assert sheet.given["attention_mask"] is None and "position_ids" not in sheet.given
+
+
+def test_a_model_that_reads_no_tree_is_found_out():
+    model = pico("llama")
+    assert branches.reads_trees(model, 20)
+    own = model.forward
+
+    def deaf(*args, position_ids=None, **more):  # numbers the places itself
+        return own(*args, **more)
+
+    model.forward = deaf
+    assert not branches.reads_trees(model, 20)
