@@ -34,11 +34,13 @@ class Scorer(HFLM):
         cuts: the plans; their units are of one kind.
         now: the number of the one that is evaluated.
         known: the answers of all cuts to the requests met so far.
+        encoded: the tokens of these requests, by their texts.
     """
 
     cuts: Sequence[Plan] = ()
     now: int = 0
     known: dict[branches.Request, list[branches.Answer]]
+    encoded: dict[tuple[str, str], Any]
 
     def _loglikelihood_tokens(self, requests: Any, *_: Any, **__: Any) -> Any:
         """The answers of the cut that is evaluated now; the first that asks has them computed for all."""
@@ -48,6 +50,13 @@ class Scorer(HFLM):
             drops, unit = [plan.drop for plan in self.cuts], self.cuts[0].unit
             self.known |= branches.likelihoods(lm.model, new, drops, unit, int(lm.batch_size))
         return [self.known[request][self.now] for request in asked]
+
+    def _encode_pair(self, context: str, continuation: str) -> Any:
+        """The tokens of both, once for all cuts."""
+        if (context, continuation) not in self.encoded:
+            lm: Any = super()
+            self.encoded[context, continuation] = lm._encode_pair(context, continuation)
+        return self.encoded[context, continuation]
 
     def generate_until(self, requests: Any, **settings: Any) -> Any:
         """Write; only the model itself can."""
@@ -83,7 +92,7 @@ def evaluate(
         lm = wrap(model, lab, batch)
         lm.cuts = cuts
         for task in tasks:
-            loaded, lm.known = load(task, lab.cache), {}
+            loaded, lm.known, lm.encoded = load(task, lab.cache), {}, {}
             for lm.now in range(len(cuts)):
                 results: Any = lm_evaluate(
                     lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False
