@@ -95,6 +95,31 @@ def test_the_harness_agrees_with_log_likelihoods_computed_by_hand():
     assert got["capitals/acc_stderr"] > 0
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_neox"])
+def test_answers_are_those_of_lm_evals_own_model(family):
+    """Also where a text is longer than the model: it is cropped from the left."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from depthcut import harness, questions
+    from depthcut.eval import WHOLE
+    from depthcut.model.pico import byte_tokenizer
+
+    tokenizer = byte_tokenizer()
+    model = pico(family, vocab_size=len(tokenizer), max_position_embeddings=48)
+    lab: Any = SimpleNamespace(checkpoint=SimpleNamespace(tokenizer=tokenizer, separator=None), device="cpu")
+    pairs = [
+        (item["prompt"], " " + choice) for item in questions.items("topics", CACHE)[:6] for choice in item["choices"]
+    ]
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in [("", "Alone."), *pairs]]
+    ours = harness.wrap(model, lab, 3, WHOLE).loglikelihood(requests, disable_tqdm=True)
+    own = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, device="cpu")
+    theirs = own.loglikelihood(requests, disable_tqdm=True)
+    assert max(len(tokenizer(prompt + choice).input_ids) for prompt, choice in pairs) > 49
+    assert [each[0] for each in ours] == pytest.approx([each[0] for each in theirs], rel=1e-5)
+    assert [each[1] for each in ours] == [each[1] for each in theirs]
+
+
 def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:
     before, whole = tokenizer(context).input_ids, tokenizer(context + continuation).input_ids
     with torch.no_grad():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from depthcut import depth, harness, questions
+from depthcut import depth, questions
 from depthcut.eval.harness import Harness
 from depthcut.metric.task import Task
 from depthcut.model.pico import Pico
@@ -32,8 +32,9 @@ def here(tmp_path_factory) -> Any:
 def by_lm_eval(here: Any, items: list[dict[str, Any]]) -> tuple[list[list[float]], list[int]]:
     """The log-likelihood of every choice, from the evaluator."""
     from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
 
-    lm = harness.wrap(here.dense(), here, 1)
+    lm = HFLM(pretrained=here.dense(), tokenizer=here.checkpoint.tokenizer, batch_size=1, device="cpu")
     requests = [
         Instance("loglikelihood", {}, (item["prompt"], f" {choice}"), 0) for item in items for choice in item["choices"]
     ]

@@ -37,7 +37,7 @@ class Scorer(HFLM):
         encoded: the tokens of these requests, by their texts.
     """
 
-    cuts: Sequence[Plan] = ()
+    cuts: Sequence[Plan]
     now: int = 0
     known: dict[branches.Request, list[branches.Answer]]
     encoded: dict[tuple[str, str], Any]
@@ -89,8 +89,7 @@ def evaluate(
     """
     flat: list[dict[str, float]] = [{} for _ in cuts]
     with quiet():
-        lm = wrap(model, lab, batch)
-        lm.cuts = cuts
+        lm = wrap(model, lab, batch, cuts)
         for task in tasks:
             loaded, lm.known, lm.encoded = load(task, lab.cache), {}, {}
             for lm.now in range(len(cuts)):
@@ -113,13 +112,15 @@ def numbers(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     return flat
 
 
-def wrap(model: nn.Module, lab: "Lab", batch: int) -> Scorer:
+def wrap(model: nn.Module, lab: "Lab", batch: int, cuts: Sequence[Plan]) -> Scorer:
     """lm-eval's view of ``model``; an empty context begins with the model's separator, where it has one of its own."""
     tokenizer = lab.checkpoint.tokenizer
     separator = lab.checkpoint.separator
     prefix = None if separator is None else tokenizer.convert_tokens_to_ids(separator)
     settings: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch, "device": lab.device}
-    return Scorer(**settings, pretrained=model, prefix_token_id=prefix, softmax_dtype="float32")  # pyright: ignore
+    lm = Scorer(**settings, pretrained=model, prefix_token_id=prefix, softmax_dtype="float32")  # pyright: ignore
+    lm.cuts, lm.known, lm.encoded = cuts, {}, {}
+    return lm
 
 
 @cache
