@@ -6,7 +6,7 @@ ifeq ($(OMP_NUM_THREADS),)
 unexport OMP_NUM_THREADS
 endif
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast lint chaos bench clean
 
 demo: .venv/.ready
 	@$(BIN)/python run.py
@@ -21,6 +21,9 @@ lint: .venv/.ready
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/basedpyright
+
+chaos: .venv/.ready
+	@DEPTHCUT_KILLS=200 $(BIN)/python -m pytest -x tests/test_chaos.py
 
 bench: .venv/.ready
 	@$(BIN)/python bench/scores.py

@@ -17,7 +17,7 @@ from depthcut import complaints, config, lab, record, runlog
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Run one point of a study; what goes wrong is told at the end."""
-    with complaints.noted():
+    with complaints.noted(), complaints.counted():
         point(cfg)
 
 

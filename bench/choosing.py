@@ -16,7 +16,7 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from depthcut import config, digests, lab, record, runlog, store
+from depthcut import config, curve, digests, lab, record, runlog, store
 from depthcut.plan import Plan
 from depthcut.pricing import Pricing
 
@@ -26,7 +26,7 @@ FRACTIONS = "0.1,0.2,0.3,0.4,0.5"
 COMMON = ("name=choosing", "heal=none", "eval=[loss]", "stages=[dense,pruned]", "export=none")
 PLUS = "prune.keep_first=4 prune.keep_last=2"  # Shortened LLaMA's own
 # A method that runs a model without layers again and again reads less.
-LESS, LEAST = "data.calibration.sequences=32", "data.calibration.sequences=16"
+LESS, LEAST = "data.calibration.sequences=32", "data.calibration.sequences=4"
 ROWS = (
     "prune=deepest",
     "prune=every",
@@ -47,12 +47,12 @@ ROWS = (
     f"metric=kl prune=block {LESS}",
     f"metric=kl prune=lowest {LESS}",
     f"metric=kl prune=greedy {LEAST}",
-    f"metric=kl prune=evolution prune.generations=15 prune.samples=[2,8] {LEAST}",
+    f"metric=kl prune=evolution prune.generations=8 prune.offspring=8 prune.samples=[1,4] {LEAST}",
     "metric=task prune=lowest",
     f"metric=shapley prune=lowest {LEAST}",
     "metric=taylor prune=lowest",
     f"metric=taylor prune=lowest {PLUS}",
-    "metric=lora_gradient prune=lowest",
+    f"metric=lora_gradient prune=lowest {LESS}",
     "metric=magnitude prune=lowest",
     f"metric=magnitude prune=lowest {PLUS}",
     "metric=spectral prune=lowest",
@@ -98,12 +98,6 @@ class Row:
         x = self.points[0].here.experiment
         return str(x.data.calibration.sequences) if x.prune.reads_scores and x.metric.reads_text else ""
 
-    @property
-    def seconds(self) -> str:
-        """What the scores of all fractions took; empty where they were another row's, or none are needed."""
-        total = sum(each.get("seconds/scores", 0.0) for each in self.records)
-        return f"{total:.0f}" if total else ""
-
 
 def main() -> None:
     """Check all points, run those that are missing, write the tables."""
@@ -112,6 +106,7 @@ def main() -> None:
     rows = [words for words in ROWS if metric_of(words) in ("", *asked.metrics)]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         points = {words: [point(words, fraction, asked.overrides) for fraction in fractions] for words in rows}
+    curve.share([each.composed for mine in points.values() for each in mine])
     done: list[Row] = []
     for place, (words, mine) in enumerate(points.items(), start=1):
         runlog.say(f"{place} of {len(points)}: {words}")
@@ -156,19 +151,18 @@ def losses(rows: list[Row]) -> str:
     best = np.min(found, axis=0)
     errors = [each.get("pruned/validation/loss_stderr", 0.0) for row in rows for each in row.records]
     dense = f"{first[0]['dense/validation/loss']:.3f}"
-    lines = [["dense model", "", "", *[dense] * len(first), ""]]
+    lines = [["dense model", "", "", *[dense] * len(first)]]
     for row, values in zip(rows, found, strict=True):
         cells = [
             f"**{value:.3f}**" if value == low else f"{value:.3f}" for value, low in zip(values, best, strict=True)
         ]
-        lines.append([row.cell("metric"), row.cell("prune"), row.text, *cells, row.seconds])
+        lines.append([row.cell("metric"), row.cell("prune"), row.text, *cells])
     said = (
         "Held-out loss without any healing, in nats a token; the best of each column is bold. Standard errors over the "
         f"{len_of_validation(rows)} sequences are {min(errors):.3f} to {max(errors):.3f}; all rows are measured on the "
-        "same ones, so that differences are surer than that. *text*: calibration sequences that the metric reads. "
-        "*scoring*: seconds for all fractions together; empty where the scores are those of a row above."
+        "same ones, so that differences are surer than that. *text*: calibration sequences that the metric reads."
     )
-    return f"## Loss\n\n{said}\n\n" + table(["metric", "prune", "text", *sizes(first), "scoring, s"], lines)
+    return f"## Loss\n\n{said}\n\n" + table(["metric", "prune", "text", *sizes(first)], lines)
 
 
 def len_of_validation(rows: list[Row]) -> Any:

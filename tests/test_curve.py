@@ -82,6 +82,7 @@ def test_a_point_with_a_mistake_tells_of_it_and_the_others_are_shared(tmp_path):
         "hydra/launcher=curve",
     )
     assert done.returncode == 2
+    assert done.stderr.splitlines()[-2].startswith("1 of 3 points failed, 2 are done; the same command goes on")
     assert done.stderr.splitlines()[-1].startswith("error: plan keeps 0 of 8 layers")
     assert len(records(tmp_path / "outputs")) == 2
 

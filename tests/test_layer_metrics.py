@@ -7,8 +7,11 @@ import torch
 
 import labs
 from depthcut import depth
+from depthcut.checkpoint import Checkpoint
+from depthcut.files import Folder, Hashes
 from depthcut.metric.magnitude import Magnitude
 from depthcut.metric.random import Random
+from depthcut.metric.spectral import Spectral
 from depthcut.metric.taylor import Taylor
 from depthcut.model.pico import Pico
 from labs import tokens
@@ -70,3 +73,15 @@ def test_taylor_of_an_identity_layer_is_zero():
         depth.layers(model)[2].mlp.down_proj.weight.zero_()
     scores = Taylor(batch=2)(labs.lab(model)).layers
     assert scores[2] == 0 and min(score for i, score in enumerate(scores) if i != 2) > 0
+
+
+def test_two_equal_layers_score_the_same_by_their_weights(tmp_path):
+    model = pico("llama", layers=4)
+    depth.layers(model)[2].load_state_dict(depth.layers(model)[1].state_dict())
+    model.save_pretrained(tmp_path)
+    here = labs.lab(model)
+    here.checkpoint = Checkpoint(Folder(tmp_path, Hashes(tmp_path / "hashes.json")), separator=None)
+    for metric in (Magnitude(power=1), Magnitude(power=2), Spectral()):
+        scores = metric(here).layers
+        assert scores[1] == scores[2]
+        assert len(set(scores)) == 3

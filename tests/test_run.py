@@ -248,3 +248,16 @@ def test_a_run_without_some_mlps_is_healed_exported_and_loaded(tmp_path):
     there = [index for index, layer in enumerate(model.model.layers) if list(layer.mlp.parameters())]
     dropped = [index for start, stop in record["plan"]["drop"] for index in range(start, stop)]
     assert sorted({*there, *dropped}) == list(range(8)) and not {*there} & {*dropped}
+
+
+def test_of_sixteen_processes_on_one_point_one_computes(tmp_path):
+    """The others wait before they import torch: a few seconds of processor time each, and they find it done."""
+    corpus = text_files(tmp_path)
+    processes = [start(f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "heal=none") for _ in range(16)]
+    said = []
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        said.append("done already" in err)
+    assert sorted(said) == [False] + [True] * 15
+    assert len(list(tmp_path.glob("outputs/main/*/record.json"))) == 1

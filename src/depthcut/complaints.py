@@ -123,6 +123,8 @@ def missing_key(path: str, cause: BaseException | None) -> str:
 
 
 faults: list[Exception] = []
+ended: list[bool] = []
+"""Of each point that was run, whether it ended well."""
 
 
 @contextmanager
@@ -134,6 +136,17 @@ def noted() -> Generator[None]:
         faults.append(error)
 
 
+@contextmanager
+def counted() -> Generator[None]:
+    """Count a point, for the last word of a sweep."""
+    try:
+        yield
+    except BaseException:
+        ended.append(False)
+        raise
+    ended.append(True)
+
+
 def guard(main: Callable[[], Any]) -> int:
     """Run ``main``; a user's mistake becomes one line and status 2, anything else keeps its traceback and status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed in several lines
@@ -143,6 +156,9 @@ def guard(main: Callable[[], Any]) -> int:
             main()
     except KeyboardInterrupt:
         return tell("stopped; the same command goes on from here", 130)
+    if len(ended) > 1 and not all(ended):
+        lost = f"{ended.count(False)} of {len(ended)} points failed, {ended.count(True)} are done"
+        print(f"{lost}; the same command goes on with what is left", file=sys.stderr)
     return max((of(error) for error in faults), default=0)
 
 

@@ -1,0 +1,81 @@
+"""Killed again and again, a sweep ends with the records of one left in peace. DEPTHCUT_KILLS says how often."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from running import ENVIRONMENT, PICO, ROOT, run, text_files
+
+KILLS = int(os.environ.get("DEPTHCUT_KILLS", "20"))
+SWEEP = ("-m", *PICO, "prune.layers=1,2,3,4,5,6", "seed=0,1", "heal.save_every=2", "export=adapter")
+STAGES = {  # what is seen in the outputs while a stage is at work
+    "scores": "cache/scores/.*.tmp",
+    "healing": "main/*/heal.csv",
+    "checkpoint": "main/*/**/*.ckpt*",
+    "evaluation": "cache/evaluations/.*.tmp",
+    "record": "main/*/record.json",
+}
+ASIDE = ("seconds/", "bytes/", "finished", "config")
+
+pytestmark = pytest.mark.slow
+
+
+def records(outputs: Path) -> dict[str, dict]:
+    """By digest, without what depends on the moment."""
+    found = {path.parent.name: json.loads(path.read_text()) for path in outputs.glob("main/*/record.json")}
+    return {
+        digest: {key: value for key, value in record.items() if not key.startswith(ASIDE)}
+        for digest, record in found.items()
+    }
+
+
+def killed_at(stage: str, outputs: Path, arguments: tuple[str, ...], chance: random.Random) -> bool:
+    """Start the sweep and kill it, and all its threads and children, at a stage; False if it ended before that."""
+    before = {path: path.stat().st_mtime_ns for path in outputs.glob(STAGES[stage])}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), f"outputs={outputs}", *arguments],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while process.poll() is None:
+        try:
+            now = {path: path.stat().st_mtime_ns for path in outputs.glob(STAGES[stage])}
+        except FileNotFoundError:  # gone while it was looked at
+            continue
+        if now.items() - before.items():
+            time.sleep(chance.random() * 0.05)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):
+    arguments = (*SWEEP, *text_files(tmp_path))
+    outputs, chance, kills, done = tmp_path / "outputs", random.Random(0), 0, {}
+    for number in range(KILLS):
+        kills += killed_at(list(STAGES)[number % len(STAGES)], outputs, arguments, chance)
+        for path in outputs.glob("main/*/record.json"):
+            assert done.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, "a point ran twice"
+    last = run(f"outputs={outputs}", *arguments)
+    assert last.returncode == 0, last.stderr
+    assert kills >= 15
+    peace = run(f"outputs={tmp_path}/peace", *arguments)
+    assert peace.returncode == 0, peace.stderr
+    found, wanted = records(outputs), records(tmp_path / "peace")
+    assert len(wanted) == 12
+    assert found == wanted
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+    strays = [path for path in outputs.rglob("*") if path.name.endswith(".tmp")]
+    assert not strays
