@@ -61,8 +61,8 @@ def test_choosing_writes_its_tables_and_leaves_the_words_above_them(tmp_path):
     assert text.startswith(f"{above}<!-- made")
     assert "\nold\n" not in text
     assert "|  | deepest | 5-6 | 3-6 |" in text
-    losses = [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and line.endswith(" |")]
-    measured = [line for line in losses if len(line) == 6 and "." in line[3]]
+    rows = [line.removesuffix(" |").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    measured = [row for row in rows if len(row) == 5 and "." in row[3]]
     dense, *cuts = measured
     assert dense[0] == "| dense model"
     assert len(cuts) == 7
