@@ -77,10 +77,13 @@ class Products:
 
     def add(self, weight: "nn.Parameter") -> None:
         """Take a weight's gradient and free it."""
+        import torch
+
         assert weight.grad is not None
-        product = weight.detach().float() * weight.grad.float()
+        if weight not in self.sums:
+            self.sums[weight] = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
+        self.sums[weight].addcmul_(weight.detach(), weight.grad)  # in float32, without a copy of either
         weight.grad = None
-        self.sums[weight] = self.sums[weight].add_(product) if weight in self.sums else product
 
     def size(self, weight: "nn.Parameter") -> float:
         """The sum of the absolute values."""
