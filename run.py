@@ -25,12 +25,12 @@ def point(cfg: DictConfig) -> None:
     """Run the point, or say that it is done."""
     x = config.read(cfg)
     here = lab.enter(x)
-    with here.alone():
+    with record.alone(here):
         kept = record.finished(here)
         if kept is None:
             from depthcut import algorithm
 
-            here.tidy()
+            record.tidy(here)
             with runlog.to(here):
                 algorithm.run(x, here)
                 kept = record.write(here)

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import resource
-import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -11,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-from filelock import FileLock
 
 from depthcut import digests, memory, store
 from depthcut.plan import Plan, Unit
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
 
 Part = Literal["calibration", "train", "validation"]
 Stage = Literal["dense", "pruned", "healed"]
-GIB = 2**30
 log = logging.getLogger("depthcut")
 
 
@@ -160,10 +155,7 @@ class Lab:
         asked = self.experiment.stream
         if asked != "auto" or not self.experiment.metric.streams:
             return asked == "always"
-        wanted, there = self.weigh("layer").whole["weight_bytes"], memory.free(self.device)
-        if wanted > 0.9 * there:
-            log.info("the model has %.1f GiB, %.1f are free: it is scored layer by layer", wanted / GIB, there / GIB)
-        return wanted > 0.9 * there
+        return not memory.fits(self.weigh("layer").whole["weight_bytes"], self.device)
 
     def streamed(self) -> "Streamed":
         """The dense model, of which one layer is there at a time."""
@@ -201,9 +193,8 @@ class Lab:
         """Keep the plan, as one of this model: what goes is said in words before anything is loaded for it."""
         self.plan = replace(plan, model=self.checkpoint.digest)
         log.info("plan: %s", self.plan.words)
-        if wins := self.plan.notes.get("wins"):
-            shares = ", ".join(f"{start} in {share:.0%}" for start, share in list(wins.items())[:3])
-            log.info("which start wins in a bootstrap over the samples: %s", shares)
+        if self.plan.surest:
+            log.info("which start wins in a bootstrap over the samples: %s", self.plan.surest)
         self.plan.write(self.folder / "plan.json")
         return self.plan
 
@@ -249,28 +240,6 @@ class Lab:
         yield
         key = f"seconds/{what}"
         self.numbers[key] = self.numbers.get(key, 0.0) + time.monotonic() - start
-
-    def peak(self) -> None:
-        """Note the peak memory of this process, on the host and on the accelerator, in bytes."""
-        import torch
-
-        self.numbers["bytes/peak_host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if torch.cuda.is_available():
-            self.numbers["bytes/peak_device"] = torch.cuda.max_memory_allocated()
-
-    def loggers(self) -> list[Any]:
-        """Loggers of the healing run; the curve itself is always written to ``heal.csv``."""
-        return self.experiment.log.loggers(self)
-
-    def tidy(self) -> None:
-        """Remove what a killed process left half-written in the point's folder; only while the lock is held."""
-        for stale in self.folder.glob(".*.tmp"):
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-
-    def alone(self) -> FileLock:
-        """Held while the point is worked on: another process that wants it waits, and then finds it done."""
-        self.study.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.study / f".{self.digest}.lock")
 
 
 def enter(x: "Experiment") -> Lab:

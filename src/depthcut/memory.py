@@ -1,7 +1,19 @@
 """How much memory is free."""
 
+import logging
 import os
 from pathlib import Path
+
+GIB = 2**30
+log = logging.getLogger("depthcut")
+
+
+def fits(weights: int, device: str) -> bool:
+    """Whether a model of so many bytes has room on ``device``, with a tenth to spare; if not, it is said."""
+    there = free(device)
+    if weights > 0.9 * there:
+        log.info("the model has %.1f GiB, %.1f are free: it is scored layer by layer", weights / GIB, there / GIB)
+    return weights <= 0.9 * there
 
 
 def free(device: str) -> int:

@@ -3,11 +3,15 @@
 import json
 import os
 import platform
+import resource
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from depthcut import digests, store
 
@@ -22,7 +26,7 @@ def write(lab: "Lab") -> dict[str, Any]:
     """Gather the record of a finished run and write it, durably."""
     x = lab.experiment
     assert lab.plan is not None
-    lab.peak()
+    peak(lab)
     before = read(lab.folder) or {}
     exported = sorted({*before.get("exported", []), x.export})
     record = {
@@ -43,6 +47,27 @@ def write(lab: "Lab") -> dict[str, Any]:
     }
     store.write_json(lab.folder / "record.json", record)
     return record
+
+
+def peak(lab: "Lab") -> None:
+    """Note the peak memory of this process, on the host and on the accelerator, in bytes."""
+    import torch
+
+    lab.numbers["bytes/peak_host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if torch.cuda.is_available():
+        lab.numbers["bytes/peak_device"] = torch.cuda.max_memory_allocated()
+
+
+def alone(lab: "Lab") -> FileLock:
+    """Held while the point is worked on: another process that wants it waits, and then finds it done."""
+    lab.study.mkdir(parents=True, exist_ok=True)
+    return FileLock(lab.study / f".{lab.digest}.lock")
+
+
+def tidy(lab: "Lab") -> None:
+    """Remove what a killed process left half-written in the point's folder; only while the lock is held."""
+    for stale in lab.folder.glob(".*.tmp"):
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
 
 def read(folder: Path) -> dict[str, Any] | None:

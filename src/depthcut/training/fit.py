@@ -38,7 +38,7 @@ def fit(model: nn.Module, recipe: Training, lab: "Lab") -> None:
         gradient_clip_val=recipe.clip or None,
         accelerator="gpu" if lab.device.startswith("cuda") else "cpu",
         devices=1,
-        logger=lab.loggers(),
+        logger=lab.experiment.log.loggers(lab),
         callbacks=[curve],
         plugins=[DurableIO(), LightningEnvironment()],
         enable_checkpointing=False,
