@@ -88,5 +88,7 @@ def test_a_point_with_a_mistake_tells_of_it_and_the_others_are_shared(tmp_path):
 
 
 def test_the_launcher_needs_a_multirun(tmp_path):
+    line = run("model=pico", "-m", "prune.frac=0.2,0.99", f"outputs={tmp_path}", "metric=none").stderr.splitlines()[-1]
+    assert line.startswith("error: metric=none: no such metric")  # and not that -m stands in the wrong place
     done = run(f"outputs={tmp_path}", "model=pico", "hydra/launcher=curve")
     assert done.returncode == 2 and "hydra/launcher=curve has an effect with -m only" in done.stderr

@@ -260,3 +260,12 @@ def test_every_finished_file_is_intact(study):
     again = run(f"outputs={folder}/outputs", *PICO, *corpus)
     assert again.returncode == 0 and "done already" in again.stderr
     assert snapshot(point) == before
+
+
+def test_halves_that_the_layers_do_not_have_are_refused_before_a_weight_is_read(tmp_path):
+    from pico import pico
+
+    pico("opt").save_pretrained(tmp_path / "opt")
+    line = complain(f"outputs={tmp_path}/outputs", "model=local", f"model.path={tmp_path}/opt", "prune.unit=mlp")
+    assert line.startswith("OPTDecoderLayer keeps no mlp of its own (self_attn, ")
+    assert not (tmp_path / "outputs/main").exists()

@@ -122,6 +122,7 @@ def missing_key(path: str, cause: BaseException | None) -> str:
     return f"{path}: no such key. {choices(path.rpartition('.')[2], keys)}" if keys else f"{path}: no such key"
 
 
+MULTIRUN = {"-m", "--multirun"}
 faults: list[Exception] = []
 ended: list[bool] = []
 """Of each point that was run, whether it ended well."""
@@ -149,6 +150,7 @@ def counted() -> Generator[None]:
 
 def guard(main: Callable[[], Any]) -> int:
     """Run ``main``; a user's mistake becomes one line and status 2, anything else keeps its traceback and status 1."""
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)  # argparse wants it first
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed in several lines
     try:
         with noted():
@@ -204,5 +206,5 @@ def refuse_launcher_without_multirun(arguments: list[str]) -> None:
         ValueError: in that case.
     """
     launcher = [each for each in arguments if each.startswith("hydra/launcher=")]
-    if launcher and not {"-m", "--multirun"} & set(arguments):
+    if launcher and not MULTIRUN & set(arguments):
         raise ValueError(f"{launcher[0]} has an effect with -m only")

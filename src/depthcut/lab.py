@@ -63,11 +63,6 @@ class Lab:
         """The point's own folder."""
         return self.study / self.digest
 
-    @property
-    def seed(self) -> int:
-        """The experiment's seed."""
-        return self.experiment.seed
-
     @cached_property
     def device(self) -> str:
         """``cpu`` or ``cuda``; ``auto`` takes the accelerator where there is one.
@@ -167,10 +162,10 @@ class Lab:
 
     @cached_property
     def streams(self) -> "Streams":
-        """What searches keep of earlier passes."""
+        """What searches keep of earlier passes; where nothing is scored again, nothing."""
         from depthcut.removal import Streams
 
-        return Streams()
+        return Streams(None if self.experiment.prune.rescores else 0)
 
     def weigh(self, unit: Unit) -> Shape:
         """What the dense model and its units weigh."""
@@ -249,4 +244,5 @@ def enter(x: "Experiment") -> Lab:
     checkpoint = x.model.open(cache)
     lab = Lab(experiment=x, checkpoint=checkpoint, cache=cache, study=outputs / x.name)
     x.prune.count(lab.shape)  # refuses a cut that would keep too little
+    checkpoint.unit_prefix(x.prune.unit)  # and halves that the layers do not have
     return lab

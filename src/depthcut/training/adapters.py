@@ -25,7 +25,7 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LowRank) -> PeftMod
 
     What is returned always holds the weights that were read back from the disk, so what is measured is what is kept.
     """
-    L.seed_everything(lab.seed, verbose=False)
+    L.seed_everything(lab.experiment.seed, verbose=False)
     adapted = adapt(model, recipe)
 
     def train(folder: Path) -> None:

@@ -29,7 +29,7 @@ def fit(model: nn.Module, recipe: Training, lab: "Lab") -> None:
     folder = lab.folder / "heal"
     folder.mkdir(parents=True, exist_ok=True)
     accumulate = recipe.batch // recipe.micro_batch
-    batches = Batches(lab.train(), recipe.micro_batch, recipe.steps * accumulate, lab.seed)
+    batches = Batches(lab.train(), recipe.micro_batch, recipe.steps * accumulate, lab.experiment.seed)
     prepare(model, recipe)
     curve = Curve(folder, recipe.save_every, recipe.batch * recipe.length)
     trainer = L.Trainer(
