@@ -11,13 +11,13 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from depthcut import complaints, config, lab, record, runlog
+from depthcut import complaints, config, lab, ranks, record, runlog
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Run one point of a study; what goes wrong is told at the end."""
-    with complaints.noted(), complaints.counted():
+    with complaints.noted():
         point(cfg)
 
 
@@ -25,19 +25,30 @@ def point(cfg: DictConfig) -> None:
     """Run the point, or say that it is done."""
     x = config.read(cfg)
     here = lab.enter(x)
+    if ranks.rank():
+        return assist(here)
     with record.alone(here):
         kept = record.finished(here)
         if kept is None:
             from depthcut import algorithm
 
-            record.tidy(here)
-            with runlog.to(here):
+            with record.attempt(here), runlog.to(here):
                 algorithm.run(x, here)
                 kept = record.write(here)
-                x.log.finish(here, kept)
+            x.log.finish(here, kept)
         else:
             runlog.say("done already: this config's record is on file, nothing was computed")
-    runlog.show(kept, here.folder)
+            x.log.again(here, kept)
+    return runlog.show(kept, here.folder)
+
+
+def assist(here: lab.Lab) -> None:
+    """Take part in a point that several processes share; the first of them keeps its record."""
+    if record.finished(here) is None:
+        from depthcut import algorithm
+
+        with runlog.quiet():
+            algorithm.run(here.experiment, here)
 
 
 if __name__ == "__main__":

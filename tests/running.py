@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -36,16 +35,22 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-def timed(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run it; also the seconds of processor time it took.
+def light(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it, and see that it took a second of work at most: what takes longer is the import of these packages."""
+    words = [sys.executable, "-c", LIGHT, *arguments]
+    done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    heavy = done.stdout.rpartition("heavy:")[2].split()
+    assert not heavy, f"{heavy} were imported"
+    return done
 
-    A command that only starts, checks and prints waits for nothing, so that is how long a person waits on an
-    idle machine; unlike the wall clock it hardly grows when other tests keep the machine busy.
-    """
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = run(*arguments)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+LIGHT = """
+import atexit, runpy, sys
+HEAVY = {"torch", "transformers", "lightning", "peft", "bitsandbytes", "datasets", "lm_eval", "wandb", "pandas"}
+atexit.register(lambda: print("heavy:", *(HEAVY & set(sys.modules))))
+sys.argv[0] = "run.py"
+runpy.run_path("run.py", run_name="__main__")
+"""
 
 
 def succeed(*arguments: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from running import PICO, run, succeed, text_files, timed
+from running import PICO, light, run, succeed, text_files
 
 UNWRITABLE = "cannot write"
 
@@ -79,10 +79,9 @@ CONFIG = [
 
 
 @pytest.mark.parametrize(("override", "says"), CONFIG, ids=[override for override, _ in CONFIG])
-def test_a_mistake_in_the_config_is_told_within_two_seconds(override, says, tmp_path):
-    done, seconds = timed(f"outputs={tmp_path}", override)
+def test_a_mistake_in_the_config_is_told_at_once(override, says, tmp_path):
+    done = light(f"outputs={tmp_path}", override)
     assert line_of(done).startswith(says)
-    assert seconds < 2
     assert not list(tmp_path.iterdir())
 
 
@@ -134,9 +133,8 @@ def test_spans_that_make_no_cut(drop, says, tmp_path):
     assert line.startswith(f"{path}: {says}")
 
 
-def test_help_answers_within_two_seconds():
-    done, seconds = timed("--help")
-    assert seconds < 2
+def test_help_answers_at_once():
+    done = light("--help")
     assert done.returncode == 0 and "llama2_70b" in done.stdout and "metric: angular, block_influence" in done.stdout
 
 

@@ -179,10 +179,10 @@ class Checkpoint:
         Raises:
             ValueError: if the model's layers have no such part.
         """
-        from depthcut import depth
-
         if unit == "layer":
             return ""
+        from depthcut import depth
+
         return depth.unit_name(self._first_layer, unit) + "."
 
     @cached_property

@@ -124,8 +124,6 @@ def missing_key(path: str, cause: BaseException | None) -> str:
 
 MULTIRUN = {"-m", "--multirun"}
 faults: list[Exception] = []
-ended: list[bool] = []
-"""Of each point that was run, whether it ended well."""
 
 
 @contextmanager
@@ -135,17 +133,6 @@ def noted() -> Generator[None]:
         yield
     except Exception as error:
         faults.append(error)
-
-
-@contextmanager
-def counted() -> Generator[None]:
-    """Count a point, for the last word of a sweep."""
-    try:
-        yield
-    except BaseException:
-        ended.append(False)
-        raise
-    ended.append(True)
 
 
 def guard(main: Callable[[], Any]) -> int:
@@ -158,21 +145,28 @@ def guard(main: Callable[[], Any]) -> int:
             main()
     except KeyboardInterrupt:
         return tell("stopped; the same command goes on from here", 130)
-    if len(ended) > 1 and not all(ended):
-        lost = f"{ended.count(False)} of {len(ended)} points failed, {ended.count(True)} are done"
-        print(f"{lost}; the same command goes on with what is left", file=sys.stderr)
     return max((of(error) for error in faults), default=0)
 
 
 def of(error: Exception) -> int:
     """Tell of one fault; its exit status."""
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return tell(of_hydra(error))
-    line = str(error) if isinstance(error, ValueError) else of_disk(error)
+    line = expected(error)
     if line is not None:
-        return tell(line)
+        return tell(line, getattr(error, "status", 2))
     traceback.print_exception(error)
     return 1
+
+
+def line(error: Exception) -> str:
+    """Any fault in one line."""
+    return expected(error) or f"{type(error).__name__}: {error}"
+
+
+def expected(error: Exception) -> str | None:
+    """A user's mistake, or a disk that refuses, in one line; None for a fault that needs its traceback."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return of_hydra(error)
+    return str(error) if isinstance(error, ValueError) else of_disk(error)
 
 
 def tell(line: str, status: int = 2) -> int:

@@ -6,19 +6,24 @@ import platform
 import resource
 import shutil
 import subprocess
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock
+import yaml
+from filelock import FileLock, Timeout
 
-from depthcut import digests, store
+from depthcut import complaints, digests, store
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
 
 FORMAT = 1
+FAILURE = "failure.json"
 PACKAGES = ("depthcut", "torch", "transformers", "peft", "bitsandbytes", "lightning", "lm_eval", "datasets")
 
 
@@ -58,37 +63,115 @@ def peak(lab: "Lab") -> None:
         lab.numbers["bytes/peak_device"] = torch.cuda.max_memory_allocated()
 
 
+State = Literal["done", "failed", "running", "left"]
+
+
+def enrol(lab: "Lab") -> None:
+    """Make the point's folder, which says what the point is: whoever looks at the study counts it."""
+    path = lab.folder / "config.yaml"
+    text = yaml.safe_dump(lab.experiment.composed, sort_keys=False)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        store.write_text(path, text)
+
+
 def alone(lab: "Lab") -> FileLock:
     """Held while the point is worked on: another process that wants it waits, and then finds it done."""
     lab.study.mkdir(parents=True, exist_ok=True)
-    return FileLock(lab.study / f".{lab.digest}.lock")
+    return FileLock(lock(lab.folder))
 
 
-def tidy(lab: "Lab") -> None:
-    """Remove what a killed process left half-written in the point's folder; only while the lock is held."""
+def lock(folder: Path) -> Path:
+    """The lock of a point's folder."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
+@contextmanager
+def attempt(lab: "Lab") -> Generator[None]:
+    """Begin on a tidy folder; what goes wrong is left in it as ``failure.json``. Only while the lock is held."""
+    enrol(lab)
     for stale in lab.folder.glob(".*.tmp"):
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    (lab.folder / FAILURE).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        fail(lab.folder, complaints.line(error), error)
+        raise
+
+
+def fail(folder: Path, reason: str, error: Exception | None = None) -> None:
+    """Note that a point failed, and why; a full disk must not hide what filled it."""
+    failure = {
+        "format": FORMAT,
+        "digest": folder.name,
+        "reason": " ".join(reason.split()),
+        "traceback": "".join(traceback.format_exception(error)) if error else "",
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+    }
+    with suppress(OSError):
+        store.write_json(folder / FAILURE, failure)
+
+
+def failure(folder: Path) -> dict[str, Any] | None:
+    """How the last attempt at a point failed; None where it did not."""
+    found = parsed(folder / FAILURE)
+    return found if found and isinstance(found.get("reason"), str) else None
+
+
+def state(folder: Path) -> State:
+    """How far a point is. A record counts, whatever it holds: it may be asked for more than that."""
+    if read(folder):
+        return "done"
+    if busy(folder):
+        return "running"
+    return "failed" if failure(folder) else "left"
+
+
+def busy(folder: Path) -> bool:
+    """Whether a process is at work on the point now."""
+    if not lock(folder).exists():
+        return False
+    try:
+        with FileLock(lock(folder), blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
 
 
 def read(folder: Path) -> dict[str, Any] | None:
     """The record of a point, or None where there is none that this version reads."""
+    record = parsed(folder / "record.json")
+    return record if record and record.get("format") == FORMAT else None
+
+
+def parsed(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None where there is none."""
     try:
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+    return value if isinstance(value, dict) else None
 
 
 def finished(lab: "Lab") -> dict[str, Any] | None:
     """The point's record, if it holds all that this experiment asks for."""
-    x = lab.experiment
     record = read(lab.folder)
-    if record is None or x.export not in record["exported"]:
+    _, export, stages, evaluations = wanted(lab)
+    if record is None or export not in record["exported"]:
         return None
-    stages = [stage for stage in x.stages if stage != "healed" or x.heal.trains]
-    wanted = {digests.evaluation(part, lab) for each in x.eval.values() for part in each.parts()}
-    there = all(wanted <= set(record["evaluated"].get(stage, [])) for stage in stages)
+    there = all(evaluations <= set(record["evaluated"].get(stage, [])) for stage in stages)
     return record if there else None
+
+
+def wanted(lab: "Lab") -> tuple[Path, str, frozenset[str], frozenset[str]]:
+    """What is asked of a point: its folder, the export, the stages that are measured, the evaluations."""
+    x = lab.experiment
+    stages = frozenset(stage for stage in x.stages if stage != "healed" or x.heal.trains)
+    evaluations = frozenset(digests.evaluation(part, lab) for each in x.eval.values() for part in each.parts())
+    return lab.folder, x.export, stages, evaluations
 
 
 def versions() -> dict[str, str]:

@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.logging import RichHandler
 
-from depthcut import store
 from depthcut.lab import Lab
 from depthcut.progress import console
 from depthcut.report import table
@@ -29,7 +27,7 @@ CHATTY = (
 
 def say(text: str) -> None:
     """Print one line for the user."""
-    console.print(text, highlight=False)
+    console.print(text, highlight=False, markup=False)
 
 
 def show(record: dict[str, Any], folder: Path) -> None:
@@ -43,8 +41,7 @@ def show(record: dict[str, Any], folder: Path) -> None:
 
 @contextmanager
 def to(lab: Lab) -> Generator[None]:
-    """Log to the terminal and to the point's run.log, and keep the composed config beside it."""
-    store.write_text(lab.folder / "config.yaml", yaml.safe_dump(lab.experiment.composed, sort_keys=False))
+    """Log to the terminal and to the point's run.log."""
     terminal = RichHandler(
         console=console,
         show_path=False,

@@ -20,3 +20,7 @@ class Log(ABC):
     @abstractmethod
     def finish(self, lab: "Lab", record: dict[str, Any]) -> None:
         """Hear the whole record, once it is on the disk."""
+
+    @abstractmethod
+    def again(self, lab: "Lab", record: dict[str, Any]) -> None:
+        """Hear of a record that was on file already."""

@@ -21,3 +21,7 @@ class Csv(Log):
     def finish(self, lab: "Lab", record: dict[str, Any]) -> None:
         """Nothing to do."""
         del lab, record
+
+    def again(self, lab: "Lab", record: dict[str, Any]) -> None:
+        """Nothing to do."""
+        del lab, record

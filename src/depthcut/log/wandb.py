@@ -36,6 +36,11 @@ class Wandb(Log):
         run.summary.update({"plan": record["plan"]["words"], "fraction": record["fraction"]})
         run.finish()
 
+    def again(self, lab: "Lab", record: dict[str, Any]) -> None:
+        """Report the record at once where a sweep's agent asked for it; without an agent nothing is repeated."""
+        if os.environ.get("WANDB_SWEEP_ID"):
+            self.finish(lab, record)
+
     def start(self, lab: "Lab") -> Any:
         """The W&B run of this point, started or gone on with."""
         import wandb

@@ -1,0 +1,114 @@
+"""A multirun as a whole: its points are enrolled before the first one runs, and counted after the last."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from depthcut import complaints, config, lab, record, runlog
+from depthcut.lab import Lab
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a multirun.
+
+    Attributes:
+        overrides: what was said of it, such as ``prune.frac=0.1``.
+        words: of these, what was not said of all points.
+        config: the composed config that its task gets.
+        lab: what it is; entered, not begun.
+    """
+
+    overrides: tuple[str, ...]
+    words: str
+    config: DictConfig
+    lab: Lab
+
+
+class UnfinishedError(ValueError):
+    """Some points of a sweep are not done."""
+
+    status = 1
+
+
+class Sweep:
+    """The points of one multirun, and what is told of them.
+
+    Attributes:
+        points: those whose config holds no mistake; what was said twice is one point.
+        mistakes: how many of the others there are.
+    """
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+        self.mistakes = 0
+        self.told: set[Path] = set()
+
+    def enrol(self, sayings: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], DictConfig]) -> None:
+        """Read the config of each point and make its folder. A mistake is told at once, and the others go on."""
+        common = set(sayings[0]).intersection(*sayings) if len(sayings) > 1 else set[str]()
+        for overrides in sayings:
+            words = " ".join(each for each in overrides if each not in common)
+            try:
+                self.add(
+                    Point(tuple(overrides), words, composed := compose(overrides), lab.enter(config.read(composed)))
+                )
+            except Exception as error:
+                self.mistakes += 1
+                complaints.tell(f"{words}: {complaints.line(error)}")
+
+    def add(self, point: Point) -> None:
+        """Take a point in, unless it is one of those that are in."""
+        if record.wanted(point.lab) not in [record.wanted(other.lab) for other in self.points]:
+            record.enrol(point.lab)
+            self.points.append(point)
+
+    def left(self) -> list[Point]:
+        """The points that are not done."""
+        return [point for point in self.points if record.finished(point.lab) is None]
+
+    def open(self) -> list[Point]:
+        """The points that are to be run now; what is done already is said in one line."""
+        left = self.left()
+        done = len(self.points) - len(left)
+        if done:
+            runlog.say(f"{done} of {len(self.points)} points are done already; their records are on file")
+        return left
+
+    def run(self, point: Point, task: Callable[[DictConfig], Any]) -> None:
+        """Run a point here; how it failed is told at once, and the next one can have its turn."""
+        before = len(complaints.faults)
+        task(point.config)
+        if not self.failed(point):
+            for fault in complaints.faults[before:]:
+                complaints.tell(f"{point.words}: {complaints.line(fault)}")
+        del complaints.faults[before:]
+
+    def failed(self, point: Point) -> bool:
+        """Whether the last attempt at a point failed; the reason is told the first time that this is asked."""
+        folder = point.lab.folder
+        found = record.failure(folder)
+        if found and folder not in self.told:
+            self.told.add(folder)
+            complaints.tell(f"{point.words}: {found['reason']} ({folder / record.FAILURE})")
+        return found is not None
+
+    def close(self) -> None:
+        """Say how the sweep ended.
+
+        Raises:
+            UnfinishedError: if a point failed or is left.
+        """
+        left = self.left()
+        failed = sum(self.failed(point) for point in left)
+        asked = len(self.points) + self.mistakes
+        counts = (
+            f"{asked - len(left) - self.mistakes} of {asked} points are done, {failed + self.mistakes} failed, "
+            f"{len(left) - failed} are left"
+        )
+        if left or self.mistakes:
+            raise UnfinishedError(f"{counts}; the same command goes on with what is not done")
+        runlog.say(f"{counts}: python -m depthcut.report {self.points[0].lab.study}")

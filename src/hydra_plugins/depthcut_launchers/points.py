@@ -1,0 +1,54 @@
+"""What depthcut's launchers have in common: all points are composed and enrolled, then those that are left are run."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+if TYPE_CHECKING:
+    from depthcut.sweep import Point, Sweep
+
+
+class Points(Launcher):
+    """A launcher that knows what its points are before it runs one."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take over what Hydra gives."""
+        self.hydra_context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Enrol the points of ``job_overrides``, run those that are not done, tell how it ended."""
+        from depthcut import complaints
+        from depthcut.sweep import Sweep
+
+        del initial_job_idx
+        setup_globals()
+        sweep = Sweep()
+        with complaints.noted():
+            sweep.enrol(job_overrides, self.composed)
+            self.run(sweep, sweep.open())
+            sweep.close()
+        return [ended(overrides) for overrides in job_overrides]
+
+    @abstractmethod
+    def run(self, sweep: "Sweep", points: "list[Point]") -> None:
+        """Run ``points``; each leaves its record, or why it failed, in its folder."""
+
+    def composed(self, overrides: Sequence[str]) -> DictConfig:
+        """A point's config as its task gets it."""
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with flag_override(config, ["readonly", "struct"], False):
+            del config["hydra"]
+        return config
+
+
+def ended(overrides: Sequence[str]) -> JobReturn:
+    """What Hydra's sweeper wants to hear of a point; how it ended stands in its folder."""
+    job = JobReturn(overrides=OmegaConf.create(list(overrides)))  # pyright: ignore[reportArgumentType]
+    job.status = JobStatus.COMPLETED
+    job.return_value = None
+    return job

@@ -1,0 +1,86 @@
+"""A multirun as a whole: what is told before, of each point and at the end; what a failed point leaves."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from depthcut import record
+from running import UNHEALED, light, run, start, text_files
+
+POINTS = (*UNHEALED, "heal=none", "export=none", "prune=deepest")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tuple[str, ...]:
+    return text_files(tmp_path_factory.mktemp("text"))
+
+
+def states(outputs: Path) -> list[str]:
+    """Of all points, in the order of their layers."""
+    folders = [path.parent for path in outputs.glob("main/*/config.yaml")]
+    return sorted(record.state(folder) for folder in folders)
+
+
+def test_a_failed_point_leaves_why_and_the_same_command_goes_on_with_what_is_left(tmp_path, corpus):
+    sweep = ("-m", *POINTS, *corpus, "prune.layers=1,2,3")
+    assert run(*sweep, f"outputs={tmp_path}/peace").returncode == 0
+    digest = next(tmp_path.glob("peace/main/*/record.json")).parent.name
+    outputs = tmp_path / "outputs"
+    in_the_way = outputs / "main" / digest / "plan.json"
+    in_the_way.mkdir(parents=True)
+    done = run(*sweep, f"outputs={outputs}")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: 2 of 3 points are done, 1 failed, 0 are left"), done.stderr
+    assert states(outputs) == ["done", "done", "failed"]
+    failure = json.loads((outputs / "main" / digest / "failure.json").read_text())
+    assert failure["reason"].startswith("IsADirectoryError") and "Traceback" in failure["traceback"]
+    assert f"{failure['reason']} ({outputs}/main/{digest}/failure.json)" in done.stderr
+    assert "Traceback" not in done.stderr
+    in_the_way.rmdir()
+    again = run(*sweep, f"outputs={outputs}")
+    assert again.returncode == 0, again.stderr
+    assert "2 of 3 points are done already" in again.stderr
+    assert "3 of 3 points are done, 0 failed, 0 are left" in again.stderr
+    assert not list(outputs.glob("main/*/failure.json"))
+
+
+def test_a_mistake_in_one_point_is_told_before_the_first_one_runs(tmp_path, corpus):
+    done = run("-m", f"outputs={tmp_path}", *POINTS, *corpus, "prune.layers=1,8,2")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert lines[0].startswith("error: prune.layers=8: plan keeps 0 of 8 layers")
+    assert lines[-1] == (
+        "error: 2 of 3 points are done, 1 failed, 0 are left; the same command goes on with what is not done"
+    )
+    assert states(tmp_path) == ["done", "done"]
+
+
+def test_a_sweep_that_is_done_loads_nothing(tmp_path, corpus):
+    sweep = ("-m", f"outputs={tmp_path}", *POINTS, *corpus, "prune.layers=1,2")
+    assert run(*sweep).returncode == 0
+    done = light(*sweep)
+    assert done.returncode == 0 and "2 of 2 points are done already" in done.stderr
+    twice = run("-m", f"outputs={tmp_path}", *POINTS, *corpus, "prune.frac=0.25,0.26")
+    assert "1 of 1 points are done already" in twice.stderr  # both are two layers of eight
+
+
+def test_points_are_there_to_be_counted_while_the_first_one_runs(tmp_path, corpus):
+    process = start("-m", f"outputs={tmp_path}", *POINTS, *corpus, "prune.layers=1,2,3", "eval.loss.batch=1")
+    try:
+        latest = time.monotonic() + 120
+        seen: set[tuple[str, ...]] = set()
+        while ("left", "left", "running") not in seen and time.monotonic() < latest and process.poll() is None:
+            seen.add(tuple(states(tmp_path)))
+            time.sleep(0.02)
+        assert ("left", "left", "running") in seen, seen
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "the same command goes on from here" in err
+    assert "failed" not in states(tmp_path)
+    assert subprocess.run(["find", str(tmp_path), "-name", "failure.json"], capture_output=True).stdout == b""
