@@ -68,15 +68,20 @@ def point(lab: "Lab") -> str:
         parts["scores"] = scores(lab)
     if x.heal.trains:
         parts |= {"train": lab.text_identity("train"), "seed": x.seed}
+    if (reads := x.replace.reads(lab)) is not None:
+        parts["replace_reads"] = reads
     return store.digest(parts)
 
 
 def pruned(lab: "Lab", plan: Plan) -> str:
     """The pruned model: the base and the layers that go, however chosen. A cut of nothing is the base itself."""
-    replace = fields(lab.experiment.replace)
+    replace = lab.experiment.replace
     if not plan.drop:
         return base(lab)
-    return store.digest({"base": base(lab), "drop": plan.drop, "unit": plan.unit, "replace": replace})
+    parts = {"base": base(lab), "drop": plan.drop, "unit": plan.unit, "replace": fields(replace)}
+    if (reads := replace.reads(lab)) is not None:
+        parts["replace_reads"] = reads
+    return store.digest(parts)
 
 
 def evaluation(part: "Eval", lab: "Lab") -> str:

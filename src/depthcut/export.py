@@ -23,7 +23,7 @@ def export(what: What, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]"
     """Leave ``model/`` (``merged``), or see to it that ``adapter/`` is there (``adapter``).
 
     ``AutoModelForCausalLM.from_pretrained`` loads ``model/`` where depthcut is not installed; a model whose layers lost
-    halves is loaded by ``depthcut.load``.
+    halves, or whose gaps hold no plain layers, is loaded by ``depthcut.load``.
     """
     if what == "none":
         return
@@ -55,7 +55,7 @@ def merged(lab: "Lab", plan: Plan, healed: "Callable[[], nn.Module]") -> "PreTra
 
     model = healed()
     if isinstance(model, PeftModel):
-        base = plain(lab.load(plan))
+        base = plain(lab.experiment.replace(lab.load(plan), plan, lab))
         model = PeftModel.from_pretrained(base, str(lab.folder / "adapter"), torch_device=lab.device).merge_and_unload()
     else:
         model = plain(model)
@@ -79,7 +79,7 @@ def card(lab: "Lab", plan: Plan) -> str:
     x = lab.experiment
     units = {"layer": "layers", "attention": "attentions", "mlp": "MLPs"}[plan.unit]
     name = x.composed["model"].get("repo") or type(x.model).__name__
-    heal = type(x.heal).__module__.rpartition(".")[2]
+    replace, heal = (type(each).__module__.rpartition(".")[2] for each in (x.replace, x.heal))
     stages = [stage for stage in table.STAGES if any(key.startswith(f"{stage}/") for key in lab.numbers)]
     heads = " | ".join(("measured", *stages))
     rows = [
@@ -94,6 +94,7 @@ def card(lab: "Lab", plan: Plan) -> str:
         f"# {name}, {plan.words}",
         "",
         f"Made by depthcut from `{name}` ({plan.fraction:.0%} of the {units} cut; `plan.json` has the list).",
+        f"In the gaps: `{replace}`.",
         f"Healing: `{heal}` on a base with quantise={x.model.quantise}; the weights here are plain {x.model.dtype}.",
         "",
         f"| {heads} |",

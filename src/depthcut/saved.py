@@ -1,4 +1,4 @@
-"""A model that no plain config describes, on the disk: layers that lost one half. Written and loaded by depthcut."""
+"""A model that no plain config describes, on the disk: halves of layers gone, or a replacement beside a plain model."""
 
 import json
 from pathlib import Path
@@ -17,15 +17,24 @@ KIND = "depthcut"  # in place of the model type: other loaders say that they do 
 
 def write(model: "PreTrainedModel", plan: Plan, folder: Path) -> None:
     """Write the model that ``plan`` left; what transformers can load by itself is a plain folder of its own."""
+    from depthcut import replacing
+    from depthcut.loading import Form
+
+    fill = replacing.taken(model, plan)
+    replacing.off(model)
     model.save_pretrained(str(folder))
-    if plan.unit != "layer" and plan.drop:
+    if fill is not None:
+        fill.write(folder)
+        replacing.put(model, fill, plan, Form("none", model.dtype, model.device.type))
+    if fill is not None or (plan.unit != "layer" and plan.drop):
         path = folder / "config.json"
         base = json.loads(path.read_text(encoding="utf-8"))
-        store.write_json(path, {"model_type": KIND, "plan": plan.to_dict(), "base": base})
+        described = {"model_type": KIND, "plan": plan.to_dict(), "base": base, "replaced": fill is not None}
+        store.write_json(path, described)
 
 
 def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") -> "PreTrainedModel":
-    """Load a model that depthcut exported, whatever was cut out of it.
+    """Load a model that depthcut exported, whatever was cut out of it and whatever stands there instead.
 
     Args:
         path: the exported folder.
@@ -41,8 +50,9 @@ def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") 
     import torch
     from transformers import AutoConfig
 
-    from depthcut import loading
+    from depthcut import loading, replacing
     from depthcut.files import Folder, Hashes
+    from depthcut.replacing.fill import Fill
     from depthcut.shards import Shards
 
     folder = Path(path)
@@ -52,8 +62,12 @@ def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") 
     described: dict[str, Any] = files.json("config.json")
     base: dict[str, Any] = dict(described["base"] if described.get("model_type") == KIND else described)
     config = AutoConfig.for_model(base.pop("model_type"), **base)
-    found = described.get("plan")
-    plan = Plan.from_dict(found) if found else Plan(config.get_text_config().num_hidden_layers, ())
+    whole = Plan(config.get_text_config().num_hidden_layers, ())
+    plan = Plan.from_dict(described["plan"]) if "plan" in described else whole
     shards = Shards(files)
     form = loading.Form("none", getattr(torch, dtype), device)
-    return loading.build(files.title, config, shards.slices(shards.homes), plan, form)
+    replaced = described.get("replaced", False)
+    model = loading.build(files.title, config, shards.slices(shards.homes), whole if replaced else plan, form)
+    if replaced:
+        replacing.put(model, Fill.read(folder), plan, form)
+    return model

@@ -1,21 +1,85 @@
 """Replacements: what stands in the gap that the cut leaves."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from depthcut.plan import Plan
+from depthcut.plan import Plan, Unit
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
     from depthcut.lab import Lab
+    from depthcut.replacing.fill import Fill
+    from depthcut.text import Tokens
 
 
 @strict
 class Replace(ABC):
-    """Puts something where the dropped layers were."""
+    """Puts something where the dropped layers were.
+
+    Attributes:
+        part: the text that it is fitted to; None: it reads none.
+    """
+
+    part: ClassVar[Literal["calibration", "train"] | None] = None
+
+    @property
+    def sequences(self) -> int | None:
+        """How many sequences of that text it reads; None: as many as the text is told to have."""
+        return None
+
+    def check(self, unit: Unit, count: int) -> None:
+        """Refuse, before anything is loaded, a cut that it cannot mend.
+
+        Args:
+            unit: what is cut.
+            count: how many of these go.
+
+        Raises:
+            ValueError: for a cut in which it would have no place.
+        """
+        del unit, count
+
+    def reads(self, lab: "Lab") -> Any:
+        """What it reads beside the model, by content, as JSON."""
+        return [lab.text_identity(self.part), self.sequences] if self.part else None
+
+    def text(self, lab: "Lab") -> "dict[str, Tokens]":
+        """The text that it reads, by its part's name."""
+        return {self.part: lab.text(self.part, self.sequences)} if self.part else {}
 
     @abstractmethod
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Return the pruned ``model`` with its gap filled; ``lab.checkpoint`` still holds the dropped layers."""
+
+
+@strict
+class Filling(Replace):
+    """A replacement that is made once for a cut, kept by content, and then put into any model that was cut so."""
+
+    def check(self, unit: Unit, count: int) -> None:
+        """Refuse halves of layers, and a cut of nothing."""
+        word = type(self).__module__.rpartition(".")[2]
+        if unit != "layer":
+            raise ValueError(f"replace={word} stands in for whole layers, got prune.unit={unit}; take replace=none")
+        if count == 0:
+            raise ValueError(f"replace={word} has no gap to fill: nothing is cut. Cut a layer, or take replace=none")
+
+    @abstractmethod
+    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
+        """Make what fills the gaps of ``model``, which is left as it was found.
+
+        Raises:
+            ValueError: for a gap that it cannot fill, or too little text.
+        """
+
+    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+        """Fill the gaps, with what is on file where this cut has been mended before."""
+        from depthcut import replacing
+
+        self.check(plan.unit, len(plan.drop))
+        fill = replacing.kept(lab, plan, lambda: self.made(model, plan, lab))
+        filled = replacing.put(model, fill, plan, replacing.form(lab))
+        lab.numbers["bytes/weights"] = sum(weight.nbytes for weight in filled.parameters())
+        return filled

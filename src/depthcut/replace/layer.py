@@ -1,0 +1,62 @@
+"""One layer in a gap, trained to do what the dropped ones did (LLM-Streamline, arXiv:2403.19135)."""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from depthcut.plan import Plan
+from depthcut.replace import Filling
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.lab import Lab
+    from depthcut.replacing.fill import Fill
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+@strict
+class Layer(Filling):
+    """Begins as the gap's first layer and is trained on the squared error of the stream behind the gap, by AdamW.
+
+    The model then has one layer a gap more than the plan keeps: cut one more for as many parameters.
+
+    Attributes:
+        steps: of the optimiser.
+        batch: sequences of ``data.train`` a step.
+        lr: at the start, on a cosine down to ``lr_end``.
+        weight_decay: of AdamW.
+    """
+
+    steps: Positive
+    batch: Positive
+    lr: Annotated[float, Field(gt=0)]
+    lr_end: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    part: ClassVar[Literal["train"]] = "train"
+
+    @property
+    @override
+    def sequences(self) -> int:
+        """Sequences in all."""
+        return self.steps * self.batch
+
+    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
+        """Train the layers of all gaps in one go.
+
+        Raises:
+            ValueError: for a gap of one layer, which would be replaced by itself.
+        """
+        from depthcut.replacing import imitation, layer
+        from depthcut.replacing.fill import Fill, named
+
+        if alone := [start for start, stop in layer.gaps(plan) if stop == start + 1]:
+            raise ValueError(
+                f"replace=layer puts one layer in place of several, and layer {alone[0]} is cut alone: "
+                "cut blocks of two or more, or take another replace"
+            )
+        trained = imitation.trained(model, plan, lab, self)
+        return Fill("layers", named(trained), layer.dense(lab.checkpoint.config))

@@ -1,0 +1,83 @@
+"""A linear map by least squares (ReplaceMe, arXiv:2505.02819; Secretly Linear, arXiv:2405.12250)."""
+
+import logging
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from depthcut.plan import Plan
+from depthcut.replace import Filling
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from depthcut.lab import Lab
+    from depthcut.replacing.fill import Fill
+    from depthcut.replacing.maps import Sums
+
+log = logging.getLogger("depthcut")
+
+
+@strict
+class Linear(Filling):
+    """``y = x + z B``: B is fitted to what the gap adds to the stream, over the tokens of the calibration text.
+
+    Attributes:
+        map: what B may be: a diagonal, any matrix, one that makes I + B orthogonal, or one of rank ``rank``.
+        rank: r; null but for ``low_rank``.
+        ridge: of the squared length of each feature, how much is added to it: pulls B towards 0.
+        fuse: z is what the MLP of the layer before the gap adds to the stream, and I + B goes into its last weights: no
+            parameter is added, and the model is a plain one. Otherwise z is the stream x.
+        batch: sequences a forward pass.
+    """
+
+    map: Literal["diagonal", "full", "orthogonal", "low_rank"]
+    rank: Annotated[int | None, Field(ge=1)]
+    ridge: Annotated[float, Field(ge=0)]
+    fuse: bool
+    batch: Annotated[int, Field(gt=0)]
+    part: ClassVar[Literal["calibration"]] = "calibration"
+    incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+
+    def __post_init__(self) -> None:
+        if (self.rank is None) == (self.map == "low_rank"):
+            wanted = "needs replace.rank" if self.rank is None else "has no rank: take replace.rank=null"
+            raise ValueError(f"replace.map={self.map} {wanted}")
+
+    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
+        """Fit all gaps in one pass.
+
+        Raises:
+            ValueError: if there are too few tokens, or with ``fuse`` no MLP that a map can go into.
+        """
+        from depthcut.replacing import fusing, maps, states
+        from depthcut.replacing.fill import Fill, named
+
+        if self.fuse:
+            fusing.check(model, plan, lab)
+        sums: dict[int, Sums] = {}
+        for start, z_ND, r_ND in states.sides(model, plan, lab, self.batch, self.fuse):
+            sums.setdefault(start, maps.Sums.of_width(z_ND)).add(z_ND, r_ND)
+        fitted = {start: self.fitted(start, each) for start, each in sums.items()}
+        if self.fuse:
+            return fusing.fused(fitted, lab)
+        single = {start: {name: part.float() for name, part in parts.items()} for start, parts in fitted.items()}
+        return Fill("bridges", named(single))
+
+    def fitted(self, start: int, sums: "Sums") -> "dict[str, Tensor]":
+        """One gap's map, float64; how well it fits is said."""
+        from depthcut.replacing import maps
+
+        width = len(sums.zz_DD)
+        if self.rank is not None and self.rank > width:
+            raise ValueError(f"replace.rank must be at most {width}, the width of the model, got {self.rank}")
+        if self.map != "diagonal" and sums.count < width:
+            raise ValueError(
+                f"replace.map={self.map} needs {width} tokens or more, as many as the model is wide, got {sums.count}: "
+                "raise data.calibration.sequences, or take replace.map=diagonal"
+            )
+        parts = maps.fitted(sums, self.map, self.ridge, self.rank)
+        share = 1 - sums.unexplained(maps.matrix(parts))
+        log.info("the map over the gap at layer %d gives %.1f %% of what the layers added", start, 100 * share)
+        return parts

@@ -1,0 +1,40 @@
+"""The mean update: ``y = x + E[y - x]``, one vector a gap (A deeper look at depth pruning, arXiv:2407.16286)."""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from depthcut.plan import Plan
+from depthcut.replace import Filling
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from depthcut.lab import Lab
+    from depthcut.replacing.fill import Fill
+
+
+@strict
+class Mean(Filling):
+    """Adds to the stream what the gap added to it on average, over the tokens of the calibration text.
+
+    Attributes:
+        batch: sequences a forward pass.
+    """
+
+    batch: Annotated[int, Field(gt=0)]
+    part: ClassVar[Literal["calibration"]] = "calibration"
+    incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+
+    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
+        """Average in one pass."""
+        from depthcut.replacing import states
+        from depthcut.replacing.fill import Fill, named
+
+        sums: dict[int, Tensor] = {}
+        counts: dict[int, int] = {}
+        for start, _, r_ND in states.sides(model, plan, lab, self.batch):
+            sums[start] = sums.get(start, 0) + r_ND.sum(0)
+            counts[start] = counts.get(start, 0) + len(r_ND)
+        return Fill("bridges", named({start: {"bias": (sums[start] / counts[start]).float()} for start in sums}))

@@ -1,0 +1,54 @@
+"""Layers merged into the one before: ``theta_l + sum_k (theta_{l+k} - theta_l)`` (LaCo, arXiv:2402.11187, RDSC)."""
+
+from typing import TYPE_CHECKING
+
+from depthcut.plan import Plan
+from depthcut.replace import Filling
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from depthcut.lab import Lab
+    from depthcut.replacing.fill import Fill
+
+
+@strict
+class Merge(Filling):
+    """Adds to each parameter of the layer before a gap what the dropped layers' differ from it by; its norms too.
+
+    The paper's formula. Its notebooks run over the weight that they have just changed, so that the last dropped layer
+    is all that is left.
+    """
+
+    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
+        """Merge from weights that are not quantised.
+
+        Raises:
+            ValueError: if no layer stands before a gap, or a layer's parameters have another shape than that one's.
+        """
+        from depthcut.replacing import layer
+        from depthcut.replacing.fill import Fill, named
+
+        del model
+        if plan.drop[0] == 0:
+            raise ValueError(
+                "replace=merge puts dropped layers into the one before them, and there is none before layer 0: "
+                "take prune.keep_first=1"
+            )
+        merged = {start - 1: self.merged(start - 1, stop, lab) for start, stop in layer.gaps(plan)}
+        return Fill("weights", named(merged), layer.dense(lab.checkpoint.config))
+
+    def merged(self, into: int, stop: int, lab: "Lab") -> "dict[str, Tensor]":
+        """The parameters of layer ``into`` with those of the layers up to ``stop`` merged into them."""
+        from depthcut.replacing import layer
+
+        base = layer.weights(lab, into)
+        found = {name: tensor.clone() for name, tensor in base.items()}
+        for number in range(into + 1, stop):
+            other = layer.weights(lab, number)
+            if {n: t.shape for n, t in other.items()} != {n: t.shape for n, t in base.items()}:
+                raise ValueError(f"replace=merge: layer {number} has other parameters than layer {into}; cut others")
+            for name, tensor in other.items():
+                found[name] += tensor - base[name]
+        return found

@@ -1,0 +1,69 @@
+"""A kept layer's weights, shared, with low-rank adapters and output norms of its own (FlexiGPT, arXiv:2501.14713)."""
+
+import logging
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from depthcut.plan import Plan
+from depthcut.replace import Filling
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from depthcut.lab import Lab
+    from depthcut.replacing.fill import Fill
+
+log = logging.getLogger("depthcut")
+
+
+@strict
+class Shared(Filling):
+    """In place of each dropped layer the nearest kept one, and what of their difference a rank-r adapter can hold.
+
+    The distance is summed over a layer's linear layers, squared (the paper does not say). Norms and biases stay the
+    dropped layer's own. With ``heal=lora`` the adapters and gains are trained along with those of the kept layers.
+
+    Attributes:
+        rank: r, of the adapters and of the distance.
+        gain: the output norms' weights at the start, small (the paper names no number); null: no output norm.
+    """
+
+    rank: Annotated[int, Field(ge=1)]
+    gain: Annotated[float | None, Field(gt=0)]
+
+    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
+        """Choose the bases and start the adapters, from weights that are not quantised; no text is read.
+
+        Raises:
+            ValueError: for a model whose layers cannot share, or whose norms undo the gain.
+        """
+        from depthcut.replacing import distance, layer, shared
+        from depthcut.replacing.fill import Fill, named
+
+        if self.gain is not None:
+            shared.check_norms(model)
+        bases = distance.bases(plan, distance.kept(lab, self.rank))
+        log.info("layers that share: %s", ", ".join(f"{i} with {j}" for i, j in bases.items()))
+        own = {i: self.own(layer.weights(lab, i), layer.weights(lab, j), layer.bare(lab)[i]) for i, j in bases.items()}
+        more = {"bases": {str(i): j for i, j in bases.items()}, **layer.dense(lab.checkpoint.config)}
+        return Fill("shared", named(own), more)
+
+    def own(self, dropped: "dict[str, Tensor]", base: "dict[str, Tensor]", empty: "nn.Module") -> "dict[str, Tensor]":
+        """What a shared layer has of its own: adapters by SVD of the difference (eqs. 7 and 8), norms, biases."""
+        import torch
+
+        from depthcut.replacing import distance, lowrank, writers
+
+        found: dict[str, Tensor] = {}
+        linear = distance.linear_names(empty)
+        for name in linear:
+            weight = dropped[f"{name}.weight"]
+            pair = lowrank.best(weight - base[f"{name}.weight"], self.rank)
+            found |= {f"{name}.own_delta.left": pair.left, f"{name}.own_delta.right": pair.right}
+            if f"{name}.bias" in dropped:
+                found[f"{name}.own_bias"] = dropped[f"{name}.bias"] - base[f"{name}.bias"]
+            if self.gain is not None and name in writers.names(empty):
+                found[f"{name}.own_norm.gain"] = torch.full((len(weight),), self.gain)
+        return found | {name: t for name, t in dropped.items() if name.rpartition(".")[0] not in linear}

@@ -1,0 +1,96 @@
+"""A layer that learns what a block of layers does to the stream (LLM-Streamline, arXiv:2403.19135).
+
+Legend: B batch, T tokens, D width.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from depthcut import depth, forward, walk
+from depthcut.loading import Form
+from depthcut.plan import Plan
+from depthcut.progress import Meter
+from depthcut.replacing import layer, states
+
+if TYPE_CHECKING:
+    from depthcut.lab import Lab
+    from depthcut.replace.layer import Layer
+
+BETAS = (0.9, 0.95)
+log = logging.getLogger("depthcut")
+
+
+def trained(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Layer") -> dict[int, dict[str, Tensor]]:
+    """For each gap the parameters of its layer, which began as the first one dropped, in float32.
+
+    The dense model computes what goes in and what is to come out, a batch at a time; nothing of it is kept.
+
+    Raises:
+        ValueError: if the dense model has no room on the device.
+    """
+    if states.streaming(plan, lab):
+        raise ValueError(
+            "replace=layer trains against the dense model, which must be in memory: take model.quantise=nf4 and "
+            "stream=never, a larger device, or another replace"
+        )
+    students = {start: student(lab, start, model) for start, _ in layer.gaps(plan)}
+    parameters = [weight for each in students.values() for weight in each.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, betas=BETAS, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps, recipe.lr_end)
+    first = last = math.nan
+    with states.whole(model, plan, lab) as dense, Meter("replacing", recipe.steps) as meter:
+        for step, (ids_BT, mask_BT) in enumerate(batches(lab, recipe)):
+            last = stepped(dense, plan, students, ids_BT, mask_BT)
+            first = last if step == 0 else first
+            optimiser.step()
+            optimiser.zero_grad()
+            schedule.step()
+            meter.step(f"error {last:.4f}")
+    log.info("the layers in the gaps: squared error %.4g in the first batch, %.4g in the last", first, last)
+    return {start: {n: p.detach() for n, p in each.named_parameters()} for start, each in students.items()}
+
+
+def student(lab: "Lab", number: int, model: nn.Module) -> nn.Module:
+    """A layer of the dense model, to be trained."""
+    form = Form("none", torch.float32, lab.device)
+    like = depth.layers(model)[0]
+    return layer.built(layer.bare(lab)[number], layer.weights(lab, number), form, like).requires_grad_(True)
+
+
+def batches(lab: "Lab", recipe: "Layer") -> Iterator[tuple[Tensor, Tensor]]:
+    """As many batches as there are steps, in the order of the text, and from its beginning again if it is shorter."""
+    text = lab.text("train", recipe.sequences)
+    for step in range(recipe.steps):
+        rows_B = np.arange(step * recipe.batch, (step + 1) * recipe.batch) % len(text)
+        some = dataclasses.replace(text, ids=text.ids[rows_B], lengths=text.lengths[rows_B])
+        yield next(some.batches(recipe.batch))
+
+
+def stepped(dense: nn.Module, plan: Plan, students: dict[int, nn.Module], ids_BT: Tensor, mask_BT: Tensor) -> float:
+    """Add up the gradients of a batch; give the squared error, mean over tokens and width, summed over the gaps."""
+    with torch.no_grad():
+        way = walk.enter(dense, forward.inputs(dense, ids_BT, mask_BT))
+        sides = [(start, x_BTD, y_BTD) for start, _, x_BTD, y_BTD in states.across(way, plan)]
+    real_BT, total = mask_BT.bool().to(way.h_BTD.device), 0.0
+    for start, x_BTD, y_BTD in sides:
+        guess_BTD = answered(students[start], way.calls[start], x_BTD)
+        error = (guess_BTD[real_BT].float() - y_BTD[real_BT].float()).square().mean()
+        error.backward()
+        total += error.item()
+    return total
+
+
+def answered(student: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], x_BTD: Tensor) -> Tensor:
+    """The stream behind a layer in float32, computed in the type of the stream that enters."""
+    args, kwargs = call
+    low = x_BTD.dtype != torch.float32
+    with torch.autocast(x_BTD.device.type, dtype=x_BTD.dtype if low else torch.bfloat16, enabled=low):
+        output = student(x_BTD, *args, **kwargs)
+    return output[0] if isinstance(output, tuple) else output

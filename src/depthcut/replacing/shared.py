@@ -1,0 +1,148 @@
+"""Layers that borrow a kept layer's weights and have low-rank adapters of their own (FlexiGPT, arXiv:2501.14713).
+
+A shared layer is a whole one, with its number and its place in the KV cache. Each of its linear layers asks that of its
+base and adds ``right`` then ``left``; norms and biases are the dropped layer's own. Where the attention and the MLP
+write to the stream, a norm with a small gain follows. What heals or merges the base is seen by all that borrow from it.
+
+Legend: B batch, T tokens, r rank.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear
+from transformers import PreTrainedModel
+
+from depthcut import depth, forward, walk
+from depthcut.loading import Form
+from depthcut.replacing import writers
+from depthcut.replacing.fill import Fill, named
+from depthcut.replacing.layer import config_of, dense, install
+
+OWN = ("own_delta", "own_norm")  # what is trained as a whole
+EPSILON = 1e-6
+
+
+class Delta(nn.Module):
+    """``x right^T left^T``: what makes the base's weights those of another layer. In float32, for it is trained."""
+
+    def __init__(self, left_mr: Tensor, right_rn: Tensor) -> None:
+        super().__init__()
+        self.left = nn.Parameter(left_mr, requires_grad=False)
+        self.right = nn.Parameter(right_rn, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In the type that comes."""
+        return linear(linear(x, self.right.to(x.dtype)), self.left.to(x.dtype))
+
+
+class OutputNorm(nn.Module):
+    """``(h - mean h) / std h * gain`` over the width (eq. 6)."""
+
+    def __init__(self, gain_D: Tensor) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(gain_D, requires_grad=False)
+
+    def forward(self, h_BTD: Tensor) -> Tensor:
+        """In float32; out comes the type that came."""
+        return layer_norm(h_BTD.float(), self.gain.shape, self.gain, None, EPSILON).to(h_BTD.dtype)
+
+
+class Borrowed(nn.Module):
+    """A linear layer on another layer's weights.
+
+    Args:
+        home: the layer that has them.
+        name: the linear layer's name in it.
+        own: ``own_delta.left`` and ``.right``; ``own_bias``: what the bias differs by; ``own_norm.gain``.
+    """
+
+    def __init__(self, home: nn.Module, name: str, own: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.home = (home,)  # in a tuple, so that it is no part of this one
+        self.name = name
+        self.own_delta = Delta(own["own_delta.left"], own["own_delta.right"])
+        self.own_bias = nn.Parameter(own["own_bias"], requires_grad=False) if "own_bias" in own else None
+        self.own_norm = OutputNorm(own["own_norm.gain"]) if "own_norm.gain" in own else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The base's output, moved."""
+        h = self.home[0].get_submodule(self.name)(x) + self.own_delta(x)
+        if self.own_bias is not None:
+            h = h + self.own_bias
+        return h if self.own_norm is None else self.own_norm(h)
+
+
+def put(model: nn.Module, fill: Fill, form: Form) -> None:
+    """Put the shared layers in their places: the model has all its layers again."""
+    whole = depth.skeleton(config_of(fill))
+    bases: dict[str, int] = fill.more["bases"]
+    parts, empty = fill.by_layer(), depth.layers(whole)
+    keep = [number for number in range(len(empty)) if number not in parts]
+    layers = dict(zip(keep, depth.layers(model), strict=True))
+    for number, tensors in parts.items():
+        layers[number] = built(empty[number], layers[bases[str(number)]], tensors, form)
+    install(model, nn.ModuleList(layers[number] for number in range(len(empty))), whole)
+
+
+def built(empty: nn.Module, home: nn.Module, tensors: dict[str, Tensor], form: Form) -> nn.Module:
+    """A shared layer: ``empty``, from the meta device, with what ``tensors`` hold, and the rest of ``home``'s."""
+    layer = copy.deepcopy(empty)
+    for name in [name for name, part in layer.named_modules() if isinstance(part, nn.Linear)]:
+        own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.own_")}
+        types = {key: form.dtype if key == "own_bias" else torch.float32 for key in own}
+        on_device = {key: tensor.to(form.device, types[key]) for key, tensor in own.items()}
+        layer.set_submodule(name, Borrowed(home, name, on_device))
+    buffers = dict(home.named_buffers())
+    for name, old in [*layer.named_parameters(), *layer.named_buffers()]:
+        owner, _, leaf = name.rpartition(".")
+        module = layer.get_submodule(owner)
+        if old.is_meta and isinstance(old, nn.Parameter):
+            own_tensor = tensors[name].to(form.device, form.dtype)
+            module.register_parameter(leaf, nn.Parameter(own_tensor, requires_grad=False))
+        elif old.is_meta:
+            module.register_buffer(leaf, buffers[name], persistent=False)
+    return layer.eval()
+
+
+def taken(model: nn.Module) -> Fill | None:
+    """The shared layers of ``model``; None if it has none."""
+    stack = list(depth.layers(model))
+    found: dict[int, dict[str, Tensor]] = {}
+    bases: dict[str, int] = {}
+    for number, layer in enumerate(stack):
+        if borrowed := [part for part in layer.modules() if isinstance(part, Borrowed)]:
+            found[number] = layer.state_dict()
+            bases[str(number)] = stack.index(borrowed[0].home[0])
+    if not found:
+        return None
+    assert isinstance(model, PreTrainedModel)
+    return Fill("shared", named(found), {"bases": bases, **dense(model.config)})
+
+
+def off(model: nn.Module) -> None:
+    """Take the shared layers out."""
+    fill = taken(model)
+    if fill is not None:
+        depth.cut(model, fill.by_layer())
+
+
+def adapting(model: nn.Module) -> dict[str, Any]:
+    """What peft has to be told: borrowed layers get no adapter, for they have one; that is trained, and saved."""
+    names = [name for name, part in model.named_modules() if isinstance(part, Borrowed)]
+    return {"exclude_modules": names, "modules_to_save": [*OWN]} if names else {}
+
+
+def check_norms(model: nn.Module) -> None:
+    """Make sure that a small gain has an effect: nothing norms what the shared layers write.
+
+    Raises:
+        ValueError: if something does, as in Gemma 2.
+    """
+    ids_BT = torch.ones(1, 4, dtype=torch.long)
+    way = walk.enter(model, forward.inputs(model, ids_BT, ids_BT))
+    if not all(writers.adds(way, 0, name) for name in writers.names(way.stack[0])):
+        kind = type(way.stack[0]).__name__
+        raise ValueError(f"replace.gain: {kind} norms what its halves give before it adds it; take replace.gain=null")

@@ -1,0 +1,421 @@
+"""What stands in the gap: fitted maps, merged layers, a trained layer; put in, evaluated, saved and loaded again."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import orthogonal_procrustes
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import depthcut
+from depthcut import algorithm, depth, export, saved, walk
+from depthcut.plan import Plan
+from depthcut.replacing import bridge, maps
+from depthcut.replacing.maps import Sums
+from gaps import DEPTH, edges, model_of, opened
+from pico import logits, texts, written
+
+FITTED = ("mean", "linear", "linear replace.map=diagonal", "linear replace.map=low_rank replace.rank=3")
+IN_PLACE = ("linear replace.fuse=true", "merge", "layer replace.steps=3 replace.batch=2")
+KINDS = ("qwen2", "gemma3")
+REFUSED = ("gemma3", "linear replace.fuse=true")
+PLAN = Plan(DEPTH, (2, 3))
+
+
+def replaced(folder, model, words: str, plan: Plan = PLAN, *knobs: str):
+    """The lab, and the cut model with its gaps filled, as the page makes it."""
+    here = opened(folder, model, *f"replace={words}".split(), *knobs)
+    return here, here.experiment.replace(here.load(plan), plan, here)
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return tmp_path_factory.mktemp("llama"), model_of("llama")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "opt", "phi"])
+def test_the_mean_update_is_the_mean_of_the_updates(family, tmp_path):
+    model, plan = model_of(family), Plan(DEPTH, (0, 2, 3, 5))
+    here, filled = replaced(tmp_path, model, "mean", plan, "prune.keep_last=0")
+    seen = edges(model, here)
+    fill = bridge.taken(filled, plan)
+    for start, stop in ((0, 1), (2, 4), (5, 6)):
+        wanted = (seen[stop] - seen[start]).mean(0)
+        np.testing.assert_allclose(fill.tensors[f"{start}.bias"].numpy(), wanted, rtol=1e-3, atol=1e-4)
+    way = walk.enter(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
+    with torch.no_grad():  # the dense model's layers, and the vectors in between
+        h = way.h_BTD + fill.tensors["0.bias"]
+        h = way.step(1, h) + fill.tensors["2.bias"]
+        h = way.step(4, h) + fill.tensors["5.bias"]
+        close(logits(filled), way.logits(h))
+
+
+def lengthened(z: np.ndarray, ridge: float) -> np.ndarray:
+    """Rows that make plain least squares pay for large maps."""
+    return np.concatenate([z, np.diag(np.sqrt(ridge * (z**2).sum(0)))])
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+@pytest.mark.parametrize("kind", ["full", "diagonal", "orthogonal", "low_rank rank"])
+def test_maps_out_of_sums_are_those_of_the_stacked_states(llama, kind, ridge):
+    folder, model = llama
+    words = f"linear replace.ridge={ridge} replace.map={kind.split()[0]}"
+    here, filled = replaced(folder, model, words + (" replace.rank=5" if "rank" in kind else ""))
+    seen, parts = edges(model, here), bridge.taken(filled, PLAN).by_layer()[2]
+    z = lengthened(seen[2], ridge)
+    r = np.concatenate([seen[4] - seen[2], np.zeros((len(z) - len(seen[2]), 64))])
+    got = maps.matrix(parts).double().numpy()
+    if kind == "full":
+        wanted = np.linalg.lstsq(z, r, rcond=None)[0]
+    elif kind == "diagonal":
+        wanted = np.diag([np.linalg.lstsq(z[:, [k]], r[:, k], rcond=None)[0].item() for k in range(64)])
+    elif kind == "orthogonal":
+        wanted = orthogonal_procrustes(z, z + r)[0] - np.eye(64)
+        np.testing.assert_allclose((got + np.eye(64)) @ (got + np.eye(64)).T, np.eye(64), atol=1e-5)
+    else:
+        whole = np.linalg.lstsq(z, r, rcond=None)[0]
+        _, _, vh = np.linalg.svd(z @ whole)
+        wanted = whole @ vh[:5].T @ vh[:5]
+        assert np.linalg.matrix_rank(got, tol=1e-4) == 5
+    np.testing.assert_allclose(got, wanted, rtol=1e-2, atol=1e-3)
+    close(logits(filled), through(model, parts))
+
+
+def through(model, parts) -> torch.Tensor:
+    """The dense model by hand, with the map in place of layers 2 and 3."""
+    way = walk.enter(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
+    with torch.no_grad():
+        h = way.step(1, way.step(0, way.h_BTD))
+        return way.logits(way.step(5, way.step(4, h + h @ maps.matrix(parts))))
+
+
+def test_no_map_of_a_rank_does_better_than_the_reduced_one():
+    chance = torch.Generator().manual_seed(0)
+    z = torch.randn(200, 6, generator=chance, dtype=torch.float64) @ torch.randn(6, 6, generator=chance).double()
+    r = torch.randn(200, 6, generator=chance, dtype=torch.float64)
+    sums = Sums.of_width(z)
+    for rows in (slice(0, 70), slice(70, 200)):
+        sums.add(z[rows], r[rows])
+    left, right = (maps.fitted(sums, "low_rank", 0.0, 2)[name].clone().requires_grad_() for name in ("left", "right"))
+    best = (z @ left @ right - r).square().sum()
+    assert sums.unexplained((left @ right).detach()) == pytest.approx((best / r.square().sum()).item())
+    assert max(g.abs().max() for g in torch.autograd.grad(best, [left, right])) < 1e-8 * best
+    for _ in range(200):
+        other = (left + 0.1 * torch.randn(left.shape, generator=chance)) @ (
+            right + 0.1 * torch.randn(2, 6, generator=chance)
+        )
+        assert (z @ other - r).square().sum() > best
+
+
+def test_a_strong_ridge_leaves_the_plain_cut(llama):
+    folder, model = llama
+    here, filled = replaced(folder, model, "linear replace.ridge=1e9")
+    close(logits(filled), logits(here.load(PLAN)))
+
+
+def test_a_feature_that_never_moves_and_one_that_copies_another():
+    z = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    z = torch.cat([z, torch.zeros(50, 1), z[:, :1]], dim=1)
+    sums = Sums.of_width(z)
+    sums.add(z, z @ torch.arange(25.0).double().view(5, 5))
+    for kind in ("full", "diagonal"):
+        found = maps.matrix(maps.fitted(sums, kind, 0.0, None))
+        assert found.isfinite().all() and found[3].abs().max() == 0
+    assert sums.unexplained(maps.full(sums, 0.0)) < 1e-9
+
+
+def test_layers_that_are_linear_are_restored(tmp_path):
+    """Each token attends to itself alone, norms only scale, MLPs are silent: the layers are matrices."""
+    model = model_of("mistral", sliding_window=1, rms_norm_eps=1e10)
+    with torch.no_grad():
+        for layer in depth.layers(model):
+            layer.mlp.down_proj.weight.zero_()
+            layer.input_layernorm.weight.mul_(1e5)
+        model.model.norm.weight.mul_(1e5)
+    here, filled = replaced(tmp_path, model, "linear replace.ridge=0")
+    assert (logits(here.load(PLAN)) - logits(model)).abs().max() > 1
+    close(logits(filled), logits(model))
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
+def test_the_fused_map_is_replacemes(family, tmp_path):
+    """T = (M^T M)^-1 M^T (Y - X + M), W_down <- T^T W_down, with M as hooks see it."""
+    model, plan = model_of(family), Plan(DEPTH, (2, 4))
+    here, filled = replaced(tmp_path, model, "linear replace.fuse=true replace.ridge=0", plan)
+    name = {"llama": "mlp.down_proj", "opt": "fc2", "gpt_neox": "mlp.dense_4h_to_h"}[family]
+    for start, stop in ((2, 3), (4, 5)):
+        seen, outputs = [], []
+        writer = depth.layers(model)[start - 1].get_submodule(name)
+        handle = writer.register_forward_hook(
+            lambda _, __, out, outputs=outputs: outputs.append(out.reshape(-1, 64).numpy())
+        )
+        seen = edges(model, here)
+        handle.remove()
+        m = np.concatenate(outputs).astype(float)
+        t = np.linalg.solve(m.T @ m, m.T @ (seen[stop] - seen[start] + m))
+        got = depth.layers(filled)[plan.keep.index(start - 1)].get_submodule(name)
+        np.testing.assert_allclose(
+            got.weight.numpy(), t.T @ writer.weight.detach().double().numpy(), rtol=0.02, atol=5e-3
+        )
+        if writer.bias is not None:
+            np.testing.assert_allclose(
+                got.bias.numpy(), t.T @ writer.bias.detach().double().numpy(), rtol=0.02, atol=5e-3
+            )
+
+
+def test_laco_by_hand(llama):
+    folder, model = llama
+    plan = Plan(DEPTH, (1, 3, 4))
+    _, merged = replaced(folder, model, "merge", plan)
+    dense = [layer.state_dict() for layer in depth.layers(model)]
+    new = [layer.state_dict() for layer in depth.layers(merged)]
+    for name in dense[0]:
+        close(new[0][name], dense[1][name])  # 0 + (1 - 0)
+        close(new[1][name], dense[3][name] + dense[4][name] - dense[2][name])  # 2 + (3 - 2) + (4 - 2)
+        assert torch.equal(new[2][name], dense[5][name])
+    assert not torch.allclose(new[1]["mlp.up_proj.weight"], dense[4]["mlp.up_proj.weight"], atol=0.1)  # the notebooks'
+
+
+def test_a_layer_learns_by_the_error_behind_the_gap(llama):
+    """Two steps, against the plain loop: hooks, one document at a time, torch's AdamW by its paper's formula."""
+    folder, model = llama
+    words = "layer replace.steps=2 replace.batch=3 replace.lr=1e-2 replace.lr_end=0 replace.weight_decay=0.1"
+    here, filled = replaced(folder, model, words)
+    assert len(depth.layers(filled)) == filled.config.num_hidden_layers == DEPTH - 1
+    text = here.text("train", 6)
+    student = {n: p.detach().double().clone() for n, p in depth.layers(model)[2].named_parameters()}
+    first, second = ({n: torch.zeros_like(p) for n, p in student.items()} for _ in range(2))
+    for step, lr in ((1, 1e-2), (2, 5e-3)):
+        rows = text.ids[3 * (step - 1) : 3 * step]
+        gradient = gradients(model, student, torch.from_numpy(rows.astype(np.int64)))
+        for name, g in gradient.items():
+            student[name] *= 1 - lr * 0.1
+            first[name] = 0.9 * first[name] + 0.1 * g
+            second[name] = 0.95 * second[name] + 0.05 * g**2
+            change = first[name] / (1 - 0.9**step) / ((second[name] / (1 - 0.95**step)).sqrt() + 1e-8)
+            student[name] -= lr * change
+    got = depth.layers(filled)[2].state_dict()
+    for name, wanted in student.items():
+        moved = (wanted - depth.layers(model)[2].state_dict()[name]).abs().max()
+        assert (got[name] - wanted).abs().max() < 0.05 * moved, name
+
+
+def gradients(model, student, ids) -> dict[str, torch.Tensor]:
+    exact = AutoModelForCausalLM.from_config(model.config, dtype=torch.float64)
+    exact.load_state_dict(model.state_dict())
+    states = exact.model(ids, output_hidden_states=True).hidden_states
+    layer = exact.model.layers[2]
+    layer.load_state_dict(student)
+    place = exact.model.rotary_emb(states[2], torch.arange(ids.shape[1])[None])
+    out = layer(states[2].detach(), position_embeddings=place)
+    error = (out - states[4].detach()).square().mean()
+    return dict(
+        zip(student, torch.autograd.grad(error, [dict(layer.named_parameters())[n] for n in student]), strict=True)
+    )
+
+
+def test_a_layer_before_silent_ones_has_nothing_to_learn(tmp_path):
+    model = model_of("llama")
+    with torch.no_grad():
+        for part in (depth.layers(model)[3].self_attn.o_proj, depth.layers(model)[3].mlp.down_proj):
+            part.weight.zero_()
+    _, filled = replaced(tmp_path, model, "layer replace.steps=2 replace.batch=2 replace.weight_decay=0")
+    close(logits(filled), logits(model))
+
+
+def test_training_lowers_the_error(llama, caplog):
+    caplog.set_level("INFO", "depthcut")
+    replaced(*llama, "layer replace.steps=60 replace.batch=4 replace.lr=1e-2")
+    (line,) = [line for line in caplog.messages if "squared error" in line]
+    first, last = (float(line.split(" in the ")[k].split()[-1]) for k in (1, 2))
+    assert last < 0.85 * first
+
+
+@pytest.mark.parametrize(
+    ("family", "words"), [(f, w) for f in KINDS for w in (*FITTED, *IN_PLACE) if (f, w) != REFUSED]
+)
+def test_filled_and_saved_and_loaded(family, words, tmp_path):
+    model, plan = model_of(family), Plan(DEPTH, (1, 2, 4)) if "layer" not in words else Plan(DEPTH, (1, 2))
+    here, filled = replaced(tmp_path, model, words, plan)
+    assert (logits(filled) - logits(here.load(plan))).abs().max() > 0.01
+    assert torch.equal(written(filled, use_cache=True), written(filled, use_cache=False))
+    wanted = logits(filled)
+    way = walk.enter(filled, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
+    with torch.no_grad():
+        h = way.h_BTD
+        for index in range(len(way.stack)):
+            h = way.step(index, h)
+        assert torch.equal(way.logits(h), wanted)
+    saved.write(filled, plan, tmp_path / "out")
+    assert torch.equal(logits(filled), wanted), "it is left as it was"
+    again = depthcut.load(tmp_path / "out", dtype="float32")
+    assert torch.equal(logits(again), wanted)
+    assert torch.equal(written(again, use_cache=True), written(filled, use_cache=True))
+    if words in FITTED:
+        with pytest.raises(ValueError, match="depthcut"):
+            AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    else:
+        assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), wanted)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_layer_by_layer_off_the_disk_it_is_the_same(family, tmp_path):
+    model, plan = model_of(family), Plan(DEPTH, (1, 2, 5))
+    for words in ("mean", "linear", "linear replace.fuse=true"):
+        if (family, words) != REFUSED:
+            found = []
+            for stream in ("never", "always"):
+                here = opened(tmp_path, model, *f"replace={words} prune.keep_last=0 stream={stream}".split())
+                found.append(here.experiment.replace.made(here.load(plan), plan, here).tensors)
+            assert here.opened is None
+            assert found[0].keys() == found[1].keys()
+            for name, tensor in found[0].items():
+                torch.testing.assert_close(found[1][name], tensor, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="trains against the dense model, which must be in memory"):
+        replaced(tmp_path, model, "layer stream=always")
+
+
+@pytest.mark.parametrize("words", [*FITTED[:2], *IN_PLACE])
+def test_a_gap_is_filled_once_and_the_cut_model_is_left_alone(llama, words):
+    folder, model = llama
+    here = opened(folder, model, *f"replace={words}".split(), "data.calibration.sequences=50")
+    cut = here.load(PLAN)
+    before, reads = logits(cut), here.checkpoint.bytes_read
+    here.experiment.replace.made(cut, PLAN, here)
+    assert torch.equal(logits(cut), before) and here.checkpoint.bytes_read > reads
+    first = here.experiment.replace(cut, PLAN, here)
+    again, reads = here.load(PLAN), here.checkpoint.bytes_read
+    here.experiment.replace(again, PLAN, here)
+    assert here.checkpoint.bytes_read == reads, "what is on file is not fitted again"
+    assert torch.equal(logits(first), logits(again))
+
+
+def test_what_is_read_and_how_is_in_the_names(llama):
+    folder, model = llama
+    names = {
+        (here.digest, here.subject("pruned"))
+        for knobs in (
+            ["replace=none"],
+            ["replace=mean"],
+            ["replace=linear"],
+            ["replace=linear", "replace.ridge=0.5"],
+            ["replace=linear", "data.calibration.sequences=40"],
+        )
+        for here in [planned(opened(folder, model, *knobs, "prune=deepest"))]
+    }
+    assert len({digest for digest, _ in names}) == len({subject for _, subject in names}) == 5
+    slow, fast = (planned(opened(folder, model, "replace=mean", f"replace.batch={n}")) for n in (1, 2))
+    assert slow.digest == fast.digest
+
+
+def planned(here):
+    here.plan = PLAN
+    return here
+
+
+@pytest.mark.parametrize("words", ["mean", "linear", "linear replace.fuse=true", "merge", "layer replace.steps=2"])
+def test_on_a_four_bit_base(words, llama):
+    folder, model = llama
+    here, filled = replaced(folder, model, words, PLAN, "model.quantise=nf4", "model.dtype=bfloat16", "heal=none")
+    assert filled.is_loaded_in_4bit
+    linear = [part for part in depth.layers(filled).modules() if isinstance(part, nn.Linear)]
+    assert all(type(part).__name__ == "Linear4bit" for part in linear)
+    assert all(part.weight.dtype == torch.uint8 for part in linear)
+    exact = replaced(folder, model, words)[1]
+    gap = (logits(here.load(PLAN)) - logits(exact)).norm()
+    assert (logits(filled) - logits(exact)).norm() < gap
+    before = logits(filled)
+    assert (logits(export.plain(filled)) - before).norm() < 0.02 * before.norm()
+
+
+def test_cuts_with_no_place_for_it_are_refused_before_anything_is_loaded(llama):
+    for words, knobs, message in (
+        ("linear", ["prune.unit=attention"], r"replace=linear stands in for whole layers, got prune.unit=attention"),
+        ("merge", ["prune.frac=0"], r"replace=merge has no gap to fill: nothing is cut"),
+        ("linear", ["replace.rank=3"], r"replace.map=full has no rank: take replace.rank=null"),
+        ("linear", ["replace.map=low_rank"], r"replace.map=low_rank needs replace.rank"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            opened(*llama, f"replace={words}", *knobs)
+
+
+@pytest.mark.parametrize(
+    ("words", "drop", "message"),
+    [
+        ("merge", (0, 1), "none before layer 0: take prune.keep_first=1"),
+        ("linear replace.fuse=true", (0,), "none before layer 0: take prune.keep_first=1 or replace.fuse=false"),
+        ("layer", (1, 3, 4), "layer 1 is cut alone"),
+        ("linear replace.map=low_rank replace.rank=65", (1,), "replace.rank must be at most 64"),
+        ("linear data.calibration.sequences=1", (1,), "needs 64 tokens or more"),
+    ],
+)
+def test_gaps_that_cannot_be_filled_are_refused(words, drop, message, llama):
+    with pytest.raises(ValueError, match=message):
+        replaced(*llama, words, Plan(DEPTH, drop))
+
+
+@pytest.mark.parametrize("words", ["mean", "linear replace.map=diagonal"])
+def test_states_that_are_not_finite_give_no_map(words, tmp_path):
+    model = model_of("llama")
+    depth.layers(model)[2].mlp.down_proj.weight.data.fill_(float("inf"))
+    with pytest.raises(ValueError, match="none of the calibration tokens gave finite hidden states"):
+        replaced(tmp_path, model, words)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_no_map_goes_into_weights_whose_output_is_normed(family, tmp_path):
+    with pytest.raises(ValueError, match=r"norms what its MLP gives before it adds it; take fuse=false"):
+        replaced(tmp_path, model_of(family), "linear replace.fuse=true")
+
+
+def test_the_config_of_a_saved_model_tells_what_stands_in_the_gap(llama, tmp_path):
+    _, filled = replaced(*llama, "mean")
+    saved.write(filled, PLAN, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["model_type"], config["base"]["num_hidden_layers"]) == ("depthcut", 4)
+    assert Plan.from_dict(config["plan"]).drop == PLAN.drop
+    described = json.loads((tmp_path / "replacement.json").read_text())
+    assert described == {"format": 1, "kind": "bridges", "more": {}}
+    (tmp_path / "replacement.json").write_text(json.dumps({**described, "format": 99}))
+    with pytest.raises(ValueError, match="wanted format 1, got 99"):
+        depthcut.load(tmp_path)
+    (tmp_path / "replacement.safetensors").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=r"the replacement in .* is damaged"):
+        depthcut.load(tmp_path)
+
+
+HEALED = ("heal=lora", "heal.steps=2", "heal.warmup=1", "heal.batch=2", "heal.micro_batch=2", "heal.length=32")
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning warns of SLURM, of workers, of its own dependencies
+@pytest.mark.parametrize(
+    ("words", "heal"),
+    [
+        ("mean", HEALED),
+        ("shared replace.rank=4 replace.gain=0.5", HEALED),
+        ("linear replace.fuse=true", HEALED),
+        ("layer replace.steps=2 replace.batch=2", HEALED),
+        ("shared replace.rank=4 replace.gain=0.5", ("heal=none",)),
+    ],
+)
+def test_a_whole_run_measures_heals_and_exports(llama, words, heal, tmp_path):
+    """What is left on the disk has the loss that was measured last, and beside nothing in the gap another one."""
+    folder, model = llama
+    knobs = ("prune=deepest", "prune.layers=2", f"name={tmp_path.name}", *heal)
+    here = opened(folder, model, *f"replace={words}".split(), *knobs)
+    algorithm.run(here.experiment, here)
+    stage = "healed" if heal is HEALED else "pruned"
+    again = depthcut.load(here.folder / "model", dtype="float32")
+    (found,) = next(iter(here.experiment.eval.values()))(again, here)
+    assert found["validation/loss"] == pytest.approx(here.numbers[f"{stage}/validation/loss"], rel=1e-5)
+    bare = opened(folder, model, "replace=none", *knobs[:3], "heal=none", "export=none")
+    algorithm.run(bare.experiment, bare)
+    assert abs(bare.numbers["pruned/validation/loss"] - here.numbers["pruned/validation/loss"]) > 1e-3
+    assert f"In the gaps: `{words.split()[0]}`." in (here.folder / "model" / "README.md").read_text()
+    assert here.numbers["bytes/weights"] == sum(p.nbytes for p in again.parameters())
