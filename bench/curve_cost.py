@@ -1,83 +1,217 @@
-"""What the unhealed curve costs: all cuts in one shared pass, over each through lm-eval's HFLM, the model loaded once.
+"""What the curve costs: all cuts in one shared pass, over each by itself with the model loaded once.
 
-python bench/curve_cost.py                       SmolLM2, capitals and topics, 100 questions each: an hour on two cores
-python bench/curve_cost.py --every 5             a fifth of the cuts alone, scaled: ten minutes
-python bench/curve_cost.py --shape llama2_7b     random weights of that shape on a GPU, 17 points: a minute
+python bench/curve_cost.py                     SmolLM2, two tasks, 100 questions each: ten minutes on two cores
+python bench/curve_cost.py --every 5           a fifth of the cuts by themselves, scaled: three minutes
+python bench/curve_cost.py --loss --limit 4    held-out loss, which projects every position, on 4 sequences
+python bench/curve_cost.py --shape llama2_7b   random weights of that shape on a GPU, 17 points: a minute
 
-Layer passes are counted a context; the head's by scored positions. Targets: `deepest` at most 3 times one dense HFLM
-evaluation; `block` and `deepest` together at least 4 times faster than each alone; the 7B shape at least 6 times.
+By itself, questions go through lm-eval's own HFLM, text through eval=loss. Passes are counted on the modules: 1 is
+all tokens that are read, through one layer or through the head. Targets, for questions: `deepest` at most 3 times one
+dense HFLM evaluation; `block` and `deepest` together at least 4 times faster than by themselves; the 7B shape 6 times.
 """
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
-from rich.console import Console
-from rich.table import Table
+from torch import nn
 
-from depthcut import config, depth, harness, lab, walk
+import subjects
+from depthcut import config, cuts, depth, harness, lab, runlog
+from depthcut.eval.loss import Loss
 from depthcut.plan import Plan
 from depthcut.pricing import Pricing
+from scores import show
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("capitals", "topics")
-HEADS = ("cuts", "", "alone, s", "shared, s", "faster", "of one dense", "layer passes", "formula", "largest gap")
+HEADS = ["", "cuts", "each, s", "shared, s", "faster", "of one dense", "layers", "formula", "head", "formula", "gap"]
+LEGEND = """Layers and head: passes made, and by the formula: to the deepest start, and each tail; the head once a cut.
+Each by itself takes {naive} and as many heads. Of questions only the positions that are scored go through the head;
+whether the model reads several answers at once is tried first, on a few tokens, which are in the figures.
+Gap: the largest difference of a number between the two ways."""
+Numbers = dict[str, float]
+
+
+@dataclass
+class Passes:
+    """Tokens that went through each layer, and through the head."""
+
+    layers: list[int]
+    head: int = 0
 
 
 def main() -> None:
     """Measure, and print a table."""
+    asked = arguments()
+    here, sets = of_shape(asked.shape) if asked.shape else smollm2(asked.dtype)
+    way = Text(here, asked.batch, asked.limit) if asked.loss else Questions(here, asked.batch, asked.limit)
+    alone: dict[tuple[int, ...], tuple[float, Numbers]] = {}
+    warm = type(way)(here, asked.batch, 2)
+    warm.alone(Plan(here.checkpoint.depth, ()))
+    with counted(here.dense()) as once:
+        way.shared([cuts.WHOLE])
+    lines = [line(name, way, plans, asked.every, alone, once) for name, plans in sets.items()]
+    what = f"{asked.limit} sequences of text" if asked.loss else f"{', '.join(TASKS)}: {asked.limit} questions each"
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+    show(f"{asked.shape or 'smollm2_135m'}, {what}, {where}", HEADS, lines, asked)
+    naive = ", ".join(str(sum(len(plan.keep) for plan in plans)) for plans in sets.values())
+    print("\n" + LEGEND.format(naive=naive))
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit", type=int, default=100, help="questions a task")
+    parser.add_argument("--loss", action="store_true", help="held-out loss instead of questions")
+    parser.add_argument("--limit", type=int, default=100, help="questions a task, or sequences")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--every", type=int, default=1, help="measure each n-th cut alone and scale")
-    parser.add_argument("--shape", choices=["llama2_7b"], help="random weights on a GPU instead of SmolLM2")
-    asked = parser.parse_args()
-    here, sets = random_7b() if asked.shape else smollm2(asked.dtype)
-    table = Table(title=f"{len(TASKS)} tasks, {asked.limit} questions each, {here.device}")
-    for head in (
-        "cuts",
-        "",
-        "alone, s",
-        "shared, s",
-        "faster",
-        "of one dense",
-        "layer passes",
-        "formula",
-        "largest gap",
-    ):
-        table.add_column(head, justify="right")
-    dense, _ = alone(here, Plan(here.checkpoint.depth, ()), asked)
-    for name, plans in sets.items():
-        some = plans[:: asked.every]
-        found = [alone(here, plan, asked) for plan in some]
-        each = sum(seconds for seconds, _ in found) * len(plans) / len(some)
-        harness.evaluate(here.dense(), here, list(TASKS), asked.limit, asked.batch, plans[:1])  # warm
-        passes = count_passes()
-        start = time.perf_counter()
-        shared = harness.evaluate(here.dense(), here, list(TASKS), asked.limit, asked.batch, plans)
-        seconds = time.perf_counter() - start
-        gap = max(apart(one, shared[plans.index(plan)]) for plan, (_, one) in zip(some, found, strict=True))
-        made = passes() / contexts(here, asked)
-        table.add_row(
-            str(len(plans)),
-            name,
-            f"{each:.1f}",
-            f"{seconds:.1f}",
-            f"{each / seconds:.1f} x",
-            f"{seconds / dense:.2f} x",
-            f"{made:.0f}",
-            f"{formula(plans)} of {sum(len(plan.keep) for plan in plans)}",
-            f"{gap:.1e}",
-        )
-    Console(width=130).print(table)
+    parser.add_argument("--every", type=int, default=1, help="measure each n-th cut by itself, and scale")
+    parser.add_argument("--shape", choices=subjects.SHAPES, help="random weights instead of SmolLM2")
+    parser.add_argument("--markdown", action="store_true", help="a table for a README")
+    return parser.parse_args()
+
+
+def line(
+    name: str, way: "Way", plans: list[Plan], every: int, alone: dict[Any, tuple[float, Numbers]], once: Passes
+) -> list[str]:
+    """One set of cuts, measured both ways."""
+    some = plans[::every]
+    for plan in some:
+        if plan.drop not in alone:
+            alone[plan.drop] = way.alone(plan)
+    each = sum(alone[plan.drop][0] for plan in some) * len(plans) / len(some)
+    asked = [cuts.of(plan) for plan in plans]
+    with counted(way.here.dense()) as made:
+        start = now()
+        found = way.shared(asked)
+        seconds = now() - start
+    pairs = [(alone[plan.drop][1], found[plans.index(plan)]) for plan in some]
+    tokens = once.layers[0]
+    return [
+        name,
+        str(len(plans)),
+        f"{each:.1f}",
+        f"{seconds:.1f}",
+        f"{each / seconds:.1f} x",
+        f"{seconds / alone[()][0]:.2f} x",
+        f"{sum(made.layers) / tokens:.1f}",
+        str(formula(plans)),
+        f"{made.head / tokens:.1f}",
+        str(len(plans)),
+        f"{max(abs(one[key] - other[key]) for one, other in pairs for key in one):.1e}",
+    ]
+
+
+def formula(plans: Sequence[Plan]) -> int:
+    """Layer passes of blocks that share their dense beginnings: to the deepest start, and each tail."""
+    starts = [min(plan.drop, default=plan.depth) for plan in plans]
+    return max(starts) + sum(plan.depth - max(plan.drop) - 1 for plan in plans if plan.drop)
+
+
+@contextmanager
+def counted(model: nn.Module) -> Generator[Passes]:
+    """Count tokens on the modules: at each layer's attention, for a layer itself may be passed by, and at the head."""
+    stack = depth.layers(model)
+    passes = Passes([0] * len(stack))
+
+    def through(index: int) -> Any:
+        def count(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            h_BTD = args[0] if args else kwargs["hidden_states"]
+            passes.layers[index] += h_BTD.shape[:-1].numel()
+
+        return count
+
+    def head(_: nn.Module, args: tuple[Any, ...]) -> None:
+        passes.head += args[0].shape[:-1].numel()
+
+    attentions = [layer.get_submodule(depth.unit_name(layer, "attention")) for layer in stack]
+    hooks = [part.register_forward_pre_hook(through(n), with_kwargs=True) for n, part in enumerate(attentions)]
+    hooks.append(model.get_output_embeddings().register_forward_pre_hook(head))  # pyright: ignore
+    try:
+        yield passes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass
+class Text:
+    """Held-out loss: every position of every cut is projected."""
+
+    here: Any
+    batch: int
+    limit: int
+    text: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.text = self.here.validation().first(self.limit)
+
+    def shared(self, asked: Sequence[cuts.Cut]) -> list[Numbers]:
+        """All cuts together."""
+        return Loss(batch=self.batch)(self.here.dense(), Holding(self.text), asked)  # pyright: ignore
+
+    def alone(self, plan: Plan) -> tuple[float, Numbers]:
+        """One cut: seconds, numbers."""
+        with depth.bypass(self.here.dense(), plan.drop):
+            start = now()
+            (numbers,) = self.shared([cuts.WHOLE])
+            return now() - start, numbers
+
+
+@dataclass
+class Holding:
+    """What the loss asks of a lab."""
+
+    text: Any
+
+    def validation(self) -> Any:
+        """The text."""
+        return self.text
+
+
+@dataclass
+class Questions:
+    """Multiple choice."""
+
+    here: Any
+    batch: int
+    limit: int
+
+    def shared(self, asked: Sequence[cuts.Cut]) -> list[Numbers]:
+        """All cuts together."""
+        return harness.evaluate(self.here.dense(), self.here, list(TASKS), self.limit, self.batch, asked)
+
+    def alone(self, plan: Plan) -> tuple[float, Numbers]:
+        """One cut through lm-eval's own HFLM: seconds, numbers."""
+        here, start = self.here, now()
+        flat: Numbers = {}
+        with depth.bypass(here.dense(), plan.drop), harness.quiet():
+            settings: dict[str, Any] = {"tokenizer": here.checkpoint.tokenizer, "batch_size": self.batch}
+            lm = HFLM(pretrained=here.dense(), device=here.device, softmax_dtype="float32", **settings)
+            how: dict[str, Any] = {"limit": self.limit, "bootstrap_iters": harness.BOOTSTRAP, "log_samples": False}
+            for task in TASKS:
+                results: Any = evaluate(lm=lm, task_dict=harness.load(task, here.cache), **how)
+                flat |= harness.numbers(results["results"])
+        return now() - start, flat
+
+
+Way = Text | Questions
+
+
+def now() -> float:
+    """The clock, once the device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def smollm2(dtype: str) -> tuple[Any, dict[str, list[Plan]]]:
@@ -98,76 +232,17 @@ def smollm2(dtype: str) -> tuple[Any, dict[str, list[Plan]]]:
     return here, {"deepest": plans["deepest"], "deepest and block": both}
 
 
-def random_7b() -> tuple[Any, dict[str, list[Plan]]]:
-    """Llama-2-7B's shape on a GPU, with a tokenizer of bytes."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
+def of_shape(name: str) -> tuple[Any, dict[str, list[Plan]]]:
+    """A random model with a tokenizer of bytes; half of its layers may go, and the last one stays."""
     from depthcut.model.pico import byte_tokenizer
 
-    tokens = byte_tokenizer()
-    shape = LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
-    with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).eval()
-    checkpoint = SimpleNamespace(depth=32, tokenizer=tokens, separator=None)
-    cache = ROOT / "outputs/cache"
-    here = SimpleNamespace(checkpoint=checkpoint, device="cuda", cache=cache, dense=lambda: model)
-    return here, {"deepest": [Plan(32, tuple(range(31 - n, 31))) for n in range(17)]}
-
-
-def alone(here: Any, plan: Plan, asked: argparse.Namespace) -> tuple[float, dict[str, float]]:
-    """One cut through lm-eval's own HFLM: seconds, numbers."""
-    start = time.perf_counter()
-    with depth.bypass(here.dense(), plan.drop), harness.quiet():
-        settings: dict[str, Any] = {"tokenizer": here.checkpoint.tokenizer, "batch_size": asked.batch}
-        lm = HFLM(pretrained=here.dense(), device=here.device, softmax_dtype="float32", **settings)
-        flat: dict[str, float] = {}
-        for task in TASKS:
-            results: Any = evaluate(
-                lm=lm,
-                task_dict=harness.load(task, here.cache),
-                limit=asked.limit,
-                bootstrap_iters=1000,
-                log_samples=False,
-            )
-            flat |= harness.numbers(results["results"])
-    return time.perf_counter() - start, flat
-
-
-def count_passes() -> Any:
-    """Count, from now on, how many sequences go through a layer; a function that says it."""
-    counted = {"rows": 0}
-    step = walk.Walk.step
-
-    def counting(self: walk.Walk, index: int, h_BTD: torch.Tensor, without: Any = None) -> torch.Tensor:
-        counted["rows"] += len(h_BTD)
-        return step(self, index, h_BTD, without)
-
-    walk.Walk.step = counting
-
-    def done() -> int:
-        walk.Walk.step = step
-        return counted["rows"]
-
-    return done
-
-
-def contexts(here: Any, asked: argparse.Namespace) -> int:
-    """How many contexts are read."""
-    from depthcut import questions
-
-    return sum(min(asked.limit, len(questions.items(task, here.cache))) for task in TASKS)
-
-
-def formula(plans: Sequence[Plan]) -> int:
-    """Layer passes of blocks that share their dense beginnings: the deepest start, and each tail."""
-    starts = [min(plan.drop, default=plan.depth) for plan in plans]
-    return max(starts) + sum(plan.depth - max(plan.drop) - 1 for plan in plans if plan.drop)
-
-
-def apart(one: dict[str, float], other: dict[str, float]) -> float:
-    """The largest difference of a number."""
-    return max(abs(one[key] - other[key]) for key in one)
+    here = subjects.of_shape(name, None, None)
+    here.validation, here.cache = here.calibration, ROOT / "outputs/cache"
+    here.checkpoint.tokenizer, here.checkpoint.separator = byte_tokenizer(), None
+    layers = here.checkpoint.depth
+    return here, {"deepest": [Plan(layers, tuple(range(layers - 1 - n, layers - 1))) for n in range(layers // 2 + 1)]}
 
 
 if __name__ == "__main__":
-    main()
+    with runlog.quiet():
+        main()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from depthcut import branches, depth, halves
+from depthcut import branches, cuts, depth, halves
 from pico import FAMILIES, pico
 
 CONTEXTS = [(3, 4, 5, 6), (7, 8, 9), (10, 11, 12, 13, 14)]
@@ -24,7 +24,7 @@ def alone(model, request) -> tuple[float, bool]:
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_each_answer_of_each_cut_is_that_of_the_cut_alone(family, batch):
     model, drops = pico(family), [(), (1, 2), (4,), (0, 3, 4), (1, 2, 3, 4)]
-    got = branches.likelihoods(model, REQUESTS, drops, "layer", batch)
+    got = branches.likelihoods(model, REQUESTS, cuts.of_drops(drops, "layer"), batch)
     for place, drop in enumerate(drops):
         with depth.bypass(model, drop):
             for request in REQUESTS:
@@ -36,7 +36,7 @@ def test_each_answer_of_each_cut_is_that_of_the_cut_alone(family, batch):
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
 def test_cuts_of_halves(unit):
     model, drops = pico("llama"), [(0, 2), (5,)]
-    got = branches.likelihoods(model, REQUESTS, drops, unit, 4)
+    got = branches.likelihoods(model, REQUESTS, cuts.of_drops(drops, unit), 4)
     for place, drop in enumerate(drops):
         with halves.bypass(model, drop, unit):
             for request in REQUESTS:

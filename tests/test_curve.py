@@ -1,12 +1,17 @@
 """The shared pass leaves the records that each point alone leaves, and works less for them."""
 
+import importlib
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from running import UNHEALED, run, text_files
+from depthcut import cuts
+from depthcut.plan import Plan
+from labs import tokens
+from pico import pico
+from running import ROOT, UNHEALED, run, text_files
 
 SWEEP = ("heal=none", "export=none", "prune=block,deepest", "prune.frac=0,0.2,0.4,0.6")
 
@@ -21,6 +26,14 @@ def records(outputs: Path) -> dict[str, dict]:
     }
 
 
+def equal(one: dict[str, dict], other: dict[str, dict]) -> None:
+    assert one.keys() == other.keys()
+    for digest, record in one.items():
+        assert record.keys() == other[digest].keys()
+        for key, value in record.items():
+            assert other[digest][key] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), key
+
+
 @pytest.mark.parametrize("base", [(), ("model.quantise=nf4", "model.hidden=64")], ids=["float32", "nf4"])
 def test_the_records_are_those_of_each_point_alone(tmp_path, base):
     corpus, tasks = text_files(tmp_path), ("eval=[loss,harness]", "eval.tasks=[capitals]", "eval.limit=8")
@@ -29,11 +42,8 @@ def test_the_records_are_those_of_each_point_alone(tmp_path, base):
     shared = run("-m", f"outputs={tmp_path}/shared", *common, *SWEEP, "hydra/launcher=curve")
     assert (alone.returncode, shared.returncode) == (0, 0), shared.stderr
     one, other = records(tmp_path / "alone"), records(tmp_path / "shared")
-    assert one.keys() == other.keys() and len(one) == 8
-    for digest, record in one.items():
-        assert record.keys() == other[digest].keys()
-        for key, value in record.items():
-            assert other[digest][key] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), key
+    assert len(one) == 8
+    equal(one, other)
 
 
 def test_a_second_time_nothing_is_computed_and_a_wider_sweep_computes_the_rest(tmp_path):
@@ -41,12 +51,12 @@ def test_a_second_time_nothing_is_computed_and_a_wider_sweep_computes_the_rest(t
     common = ("-m", f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "hydra/launcher=curve")
     first = run(*common, *SWEEP)
     plans = {str(record["plan"]["drop"]) for record in records(tmp_path / "outputs").values()}
-    assert f"loss: {len(plans)} models without some layers, in one pass" in first.stderr, first.stderr
+    assert f"loss: dense and pruned, {len(plans)} in one pass" in first.stderr, first.stderr
     evaluations = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/cache/evaluations/*/value.json")}
     again = run(*common, *SWEEP)
     assert "8 of 8 points are done already" in again.stderr and "in one pass" not in again.stderr
     wider = run(*common, *SWEEP[:-1], "prune.frac=0,0.2,0.5,0.4,0.6")
-    assert wider.returncode == 0 and re.search(r"loss: [12] models? without some layers, in one pass", wider.stderr)
+    assert wider.returncode == 0 and re.search(r"loss: dense and pruned, [12] in one pass", wider.stderr)
     assert all(path.stat().st_mtime_ns == time for path, time in evaluations.items())
 
 
@@ -92,3 +102,37 @@ def test_the_launcher_needs_a_multirun(tmp_path):
     assert line.startswith("error: metric=none: no such metric")  # and not that -m stands in the wrong place
     done = run(f"outputs={tmp_path}", "model=pico", "hydra/launcher=curve")
     assert done.returncode == 2 and "hydra/launcher=curve has an effect with -m only" in done.stderr
+
+
+def blocks(*spans: tuple[int, int]) -> list[Plan]:
+    return [Plan(8, tuple(range(start, stop))) for start, stop in spans]
+
+
+@pytest.mark.parametrize(
+    ("plans", "layers"),
+    [
+        (blocks((0, 0), (6, 7), (5, 7), (4, 7), (1, 7)), 8 + 4),  # all keep the last layer
+        (blocks((6, 7), (2, 7)), 6 + 2),  # no dense model: nobody goes beyond layer 5
+        (blocks((0, 0), (1, 3), (1, 5), (4, 6), (0, 2)), 8 + 5 + 3 + 2 + 6),
+        (blocks((2, 4)), 2 + 4),
+        (blocks((4, 8), (0, 7)), 4 + 0 + 1),
+    ],
+    ids=["deepest", "without-dense", "blocks", "one", "ends"],
+)
+def test_the_passes_made_for_the_loss_are_those_of_the_formula(plans, layers, monkeypatch):
+    """Counted on the modules; the head is passed once a cut."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    curve_cost = importlib.import_module("curve_cost")
+    model, text = pico("llama", layers=8), tokens((12, 9, 12, 12))
+    here = type("Here", (), {"dense": lambda _: model, "validation": lambda _: text})()
+    way = curve_cost.Text(here, batch=2, limit=4)
+    with curve_cost.counted(model) as made:
+        way.shared([cuts.of(plan) for plan in plans])
+    assert sum(made.layers) == curve_cost.formula(plans) * 4 * 12 == layers * 4 * 12
+    assert made.head == len(plans) * 4 * 12
+    alone = 0
+    for plan in plans:
+        with curve_cost.counted(model) as one:
+            way.alone(plan)
+        alone += sum(one.layers)
+    assert alone == sum(8 - len(plan.drop) for plan in plans) * 4 * 12

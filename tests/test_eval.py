@@ -102,7 +102,7 @@ def test_answers_are_those_of_lm_evals_own_model(family):
     from lm_eval.models.huggingface import HFLM
 
     from depthcut import harness, questions
-    from depthcut.eval import WHOLE
+    from depthcut.eval import UNCUT
     from depthcut.model.pico import byte_tokenizer
 
     tokenizer = byte_tokenizer()
@@ -112,7 +112,7 @@ def test_answers_are_those_of_lm_evals_own_model(family):
         (item["prompt"], " " + choice) for item in questions.items("topics", CACHE)[:6] for choice in item["choices"]
     ]
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in [("", "Alone."), *pairs]]
-    ours = harness.wrap(model, lab, 3, WHOLE).loglikelihood(requests, disable_tqdm=True)
+    ours = harness.wrap(model, lab, 3, UNCUT).loglikelihood(requests, disable_tqdm=True)
     own = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, device="cpu")
     theirs = own.loglikelihood(requests, disable_tqdm=True)
     assert max(len(tokenizer(prompt + choice).input_ids) for prompt, choice in pairs) > 49

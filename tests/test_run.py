@@ -42,6 +42,7 @@ def test_the_curve_has_one_row_a_step(finished):
     assert rows[0].startswith("step,tokens,seconds,loss,lr")
     assert [int(row.split(",")[0]) for row in rows[1:]] == [1, 2, 3, 4, 5, 6]
     assert [int(row.split(",")[1]) for row in rows[1:]] == [256 * step for step in range(1, 7)]
+    assert all(0 < float(row.split(",")[5]) < 100 for row in rows[1:])
 
 
 def test_a_second_run_says_that_it_is_done(finished, corpus):

@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
-from depthcut import export
+from depthcut import depth, export
 from depthcut.heal.lora import Lora
 from depthcut.model.pico import Pico
 from depthcut.plan import Plan
+from depthcut.replace.none import NoReplacement
 from depthcut.training import adapters
 from depthcut.training.module import Healing, next_token_loss
 from pico import FAMILIES, pico
@@ -31,7 +32,9 @@ RECIPE = Lora(
     alpha=4,
     dropout=0.0,
     modules="all",
+    layers="all",
 )
+WHOLE = Plan(2, ())
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def test_an_evaluation_does_not_spoil_the_gradients_of_a_quantised_base(checkpoi
             with torch.inference_mode():
                 model(IDS)
         torch.manual_seed(0)
-        adapted = adapters.adapt(model, RECIPE)
+        adapted = adapters.adapt(model, RECIPE, Plan(4, ()))
         next_token_loss(adapted, IDS).backward()
         gradients.append({name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 20
@@ -69,7 +72,7 @@ def test_an_evaluation_does_not_spoil_the_gradients_of_a_quantised_base(checkpoi
 
 def test_the_gradient_of_the_adapters_is_that_of_finite_differences():
     torch.manual_seed(0)
-    adapted = adapters.adapt(pico("llama", layers=2), RECIPE)
+    adapted = adapters.adapt(pico("llama", layers=2), RECIPE, WHOLE)
     trained = [p for p in adapted.parameters() if p.requires_grad]
     ids = IDS % 128
     next_token_loss(adapted, ids).backward()
@@ -90,7 +93,7 @@ def test_the_gradient_of_the_adapters_is_that_of_finite_differences():
 
 
 def test_only_the_adapters_are_trained_and_saved():
-    adapted = adapters.adapt(pico("llama", layers=2), RECIPE)
+    adapted = adapters.adapt(pico("llama", layers=2), RECIPE, WHOLE)
     module = Healing(adapted, RECIPE)
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
@@ -98,7 +101,7 @@ def test_only_the_adapters_are_trained_and_saved():
 
 
 def test_dropout_is_on_while_it_trains():
-    adapted = adapters.adapt(pico("llama", layers=2), dataclasses.replace(RECIPE, dropout=0.5)).eval()
+    adapted = adapters.adapt(pico("llama", layers=2), dataclasses.replace(RECIPE, dropout=0.5), WHOLE).eval()
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
@@ -112,7 +115,7 @@ def test_dropout_is_on_while_it_trains():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_ffn_and_the_attention_are_told_apart_by_structure(family):
-    model = pico(family, layers=2)
+    model = depth.layers(pico(family, layers=2))
     ffn, attention = adapters.linear_names(model, "ffn"), adapters.linear_names(model, "attention")
     assert ffn and attention and not set(ffn) & set(attention)
     assert sorted(ffn + attention) == adapters.linear_names(model, "all")
@@ -124,7 +127,7 @@ def test_a_merged_export_is_what_was_trained(checkpoint, tmp_path):
     transformers_logging.disable_progress_bar()
     plan = Plan(4, (1,))
     torch.manual_seed(0)
-    adapted = adapters.adapt(nf4(checkpoint, plan), RECIPE).eval()
+    adapted = adapters.adapt(nf4(checkpoint, plan), RECIPE, plan).eval()
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
@@ -132,7 +135,12 @@ def test_a_merged_export_is_what_was_trained(checkpoint, tmp_path):
         wanted = adapted(IDS).logits
         base = nf4(checkpoint, plan)(IDS).logits
     adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
-    lab: Any = SimpleNamespace(folder=tmp_path, device="cpu", load=lambda plan: nf4(checkpoint, plan))
+    lab: Any = SimpleNamespace(
+        folder=tmp_path,
+        device="cpu",
+        load=lambda plan: nf4(checkpoint, plan),
+        experiment=SimpleNamespace(replace=NoReplacement()),
+    )
     with torch.no_grad():
         merged = export.merged(lab, plan, lambda: adapted)(IDS).logits
         with pytest.warns(UserWarning, match="rounding errors"):

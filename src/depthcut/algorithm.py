@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from depthcut import export
+from depthcut import export, ranks
 from depthcut.config import Experiment
 from depthcut.lab import Lab
 from depthcut.pricing import Pricing
@@ -23,6 +23,8 @@ def run(x: Experiment, lab: Lab) -> None:
     lab.measure("pruned", pruned)
 
     healed = cache(lambda: x.heal(pruned(), plan, lab))
+    if ranks.world() > 1 and x.heal.trains:
+        healed()  # together, before one of the processes measures and the others wait for its numbers
     lab.measure("healed", healed)
 
     export.export(x.export, plan, lab, healed)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from depthcut import depth, removal
-from depthcut.plan import Unit
+from depthcut.cuts import Cut
 from depthcut.progress import track
 
 Ids = tuple[int, ...]
@@ -68,23 +68,22 @@ class Sheet:
 
 
 def likelihoods(
-    model: PreTrainedModel, requests: Sequence[Request], drops: list[removal.Drop], unit: Unit, batch: int
+    model: PreTrainedModel, requests: Sequence[Request], asked: Sequence[Cut], batch: int
 ) -> dict[Request, list[Answer]]:
-    """Answer all requests with the model without each of ``drops``.
+    """Answer all requests with each of the sub-networks ``asked``.
 
     Args:
-        model: whole; the units of a drop are passed by.
+        model: whole; what a cut lacks is passed by.
         requests: no two need be different.
-        drops: the units that go, sorted; ``()`` is the model itself.
-        unit: layers, or their attentions or MLPs.
+        asked: the sub-networks.
         batch: contexts a forward pass.
     """
     answers: dict[Request, list[Answer]] = {}
     sheets = list(laid_out(model, list(dict.fromkeys(requests)), batch))
     with torch.inference_mode():
         for sheet in track(sheets, "answers", len(sheets)):
-            way, ends = removal.through(model, sheet.given, drops, unit)
-            columns = [scored(way.logits(ends[drop][sheet.row_U, sheet.place_U][None])[0], sheet) for drop in drops]
+            way, ends = removal.through(model, sheet.given, asked)
+            columns = [scored(way.logits(ends[cut][sheet.row_U, sheet.place_U][None])[0], sheet) for cut in asked]
             answers |= {request: [each[n] for each in columns] for n, request in enumerate(sheet.requests)}
     return answers
 

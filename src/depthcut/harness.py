@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from depthcut import branches, questions
-from depthcut.plan import Plan
+from depthcut.cuts import WHOLE, Cut
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
@@ -31,13 +31,13 @@ class Scorer(HFLM):
     """lm-eval's model, whose log-likelihoods come from :mod:`depthcut.branches`, of one cut after the other.
 
     Attributes:
-        cuts: the plans; their units are of one kind.
+        cuts: the sub-networks.
         now: the number of the one that is evaluated.
         known: the answers of all cuts to the requests met so far.
         encoded: the tokens of these requests, by their texts.
     """
 
-    cuts: Sequence[Plan]
+    cuts: Sequence[Cut]
     now: int = 0
     known: dict[branches.Request, list[branches.Answer]]
     encoded: dict[tuple[str, str], Any]
@@ -47,8 +47,7 @@ class Scorer(HFLM):
         lm: Any = self  # lm-eval's attributes have no types
         asked = [cropped(tuple(context), tuple(follow), lm.max_length) for _, context, follow in requests]
         if new := [request for request in asked if request not in self.known]:
-            drops, unit = [plan.drop for plan in self.cuts], self.cuts[0].unit
-            self.known |= branches.likelihoods(lm.model, new, drops, unit, int(lm.batch_size))
+            self.known |= branches.likelihoods(lm.model, new, self.cuts, int(lm.batch_size))
         return [self.known[request][self.now] for request in asked]
 
     def _encode_pair(self, context: str, continuation: str) -> Any:
@@ -69,7 +68,7 @@ class Scorer(HFLM):
         return super().loglikelihood_rolling(requests, **settings)
 
     def _alone(self) -> None:
-        if len(self.cuts) > 1 or self.cuts[0].drop:
+        if list(self.cuts) != [WHOLE]:
             raise Unshared
 
 
@@ -79,9 +78,9 @@ def cropped(context: branches.Ids, follow: branches.Ids, longest: int) -> branch
 
 
 def evaluate(
-    model: nn.Module, lab: "Lab", tasks: list[str], limit: int | None, batch: int, cuts: Sequence[Plan]
+    model: nn.Module, lab: "Lab", tasks: list[str], limit: int | None, batch: int, cuts: Sequence[Cut]
 ) -> list[dict[str, float]]:
-    """Run ``tasks`` (``name`` or ``name@shots``) on ``model`` without each of ``cuts``; their numbers by flat names.
+    """Run ``tasks`` (``name`` or ``name@shots``) on each of the ``cuts`` of ``model``; their numbers by flat names.
 
     Raises:
         ValueError: if a task does not exist, or its data is not reached.
@@ -112,7 +111,7 @@ def numbers(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     return flat
 
 
-def wrap(model: nn.Module, lab: "Lab", batch: int, cuts: Sequence[Plan]) -> Scorer:
+def wrap(model: nn.Module, lab: "Lab", batch: int, cuts: Sequence[Cut]) -> Scorer:
     """lm-eval's view of ``model``; an empty context begins with the model's separator, where it has one of its own."""
     tokenizer = lab.checkpoint.tokenizer
     separator = lab.checkpoint.separator

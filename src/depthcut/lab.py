@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from depthcut import digests, memory, store
+from depthcut import digests, memory, ranks, store
 from depthcut.plan import Plan, Unit
 from depthcut.prune.block import Block
 from depthcut.shape import Shape
@@ -77,7 +77,10 @@ class Lab:
             raise ValueError(
                 "device=cuda: torch sees no GPU here. Use device=cpu, or a machine and a torch build with CUDA"
             )
-        return "cuda" if there and self.experiment.device != "cpu" else "cpu"
+        if not there or self.experiment.device == "cpu":
+            return "cpu"
+        torch.cuda.set_device(ranks.local() % torch.cuda.device_count())
+        return "cuda"
 
     def load(self, plan: Plan | None = None) -> "nn.Module":
         """Load the dense model, or only what ``plan`` keeps, as ``model.quantise`` and ``model.dtype`` say."""
@@ -123,6 +126,8 @@ class Lab:
             parts["calibration"] = self.calibration()
         if self.experiment.heal.trains:
             parts["train"] = self.train()
+        for part, text in self.experiment.replace.text(self).items():
+            parts[part] = max(parts.get(part, text), text, key=len)
         disjoint(parts)
 
     def text(self, part: Part, sequences: int | None = None) -> Tokens:
@@ -190,7 +195,8 @@ class Lab:
         log.info("plan: %s", self.plan.words)
         if self.plan.surest:
             log.info("which start wins in a bootstrap over the samples: %s", self.plan.surest)
-        self.plan.write(self.folder / "plan.json")
+        if not ranks.rank():
+            self.plan.write(self.folder / "plan.json")
         return self.plan
 
     def measure(self, stage: Stage, model: "Callable[[], nn.Module]") -> None:
@@ -243,6 +249,6 @@ def enter(x: "Experiment") -> Lab:
     cache = outputs / "cache"
     checkpoint = x.model.open(cache)
     lab = Lab(experiment=x, checkpoint=checkpoint, cache=cache, study=outputs / x.name)
-    x.prune.count(lab.shape)  # refuses a cut that would keep too little
+    x.replace.check(x.prune.unit, x.prune.count(lab.shape))  # either may refuse a cut
     checkpoint.unit_prefix(x.prune.unit)  # and halves that the layers do not have
     return lab

@@ -8,9 +8,11 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from depthcut import ranks
+
 T = TypeVar("T")
 log = logging.getLogger("depthcut")
-console = Console(stderr=True)
+console = Console(stderr=True, quiet=ranks.rank() > 0)
 
 
 class Meter:

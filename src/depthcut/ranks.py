@@ -1,32 +1,55 @@
-"""Several processes on one point (``srun``, ``torchrun``): which this one is, and how many there are."""
+"""Several processes on one point, started by ``srun`` or ``torchrun``: which this one is, and how many there are."""
 
 import os
+from typing import TYPE_CHECKING
 
-RANK = ("SLURM_PROCID", "RANK")
-WORLD = ("SLURM_NTASKS", "WORLD_SIZE")
-NODES = ("SLURM_JOB_NUM_NODES", "GROUP_WORLD_SIZE")
+if TYPE_CHECKING:
+    from lightning.fabric.plugins import ClusterEnvironment
+
+
+def launcher() -> str | None:
+    """Who started this process beside others; None where it is the only one."""
+    if "SLURM_STEP_ID" in os.environ:  # a shell within an allocation has SLURM's variables too, but no step
+        return "slurm" if number("SLURM_NTASKS", 1) > 1 else None
+    return "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ and number("WORLD_SIZE", 1) > 1 else None
 
 
 def rank() -> int:
-    """The number of this process among those of the point; 0 where it is the only one."""
-    return 0 if world() == 1 else number(RANK, 0)
+    """The number of this process among those of its point."""
+    return number({"slurm": "SLURM_PROCID", "torchrun": "RANK", None: ""}[launcher()], 0)
 
 
 def world() -> int:
-    """How many processes share the point.
-
-    A shell within an allocation has SLURM's variables too; only a step of ``srun`` has a step's number.
-    """
-    if "SLURM_NTASKS" in os.environ and "SLURM_STEP_ID" not in os.environ:
-        return number(WORLD[1:], 1)
-    return number(WORLD, 1)
+    """How many processes share the point."""
+    return number({"slurm": "SLURM_NTASKS", "torchrun": "WORLD_SIZE", None: ""}[launcher()], 1)
 
 
 def nodes() -> int:
-    """How many machines they are on."""
-    return number(NODES, 1) if world() > 1 else 1
+    """On how many machines they are."""
+    return number({"slurm": "SLURM_NNODES", "torchrun": "GROUP_WORLD_SIZE", None: ""}[launcher()], 1)
 
 
-def number(names: tuple[str, ...], default: int) -> int:
-    """The first of these environment variables that holds a number."""
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default)
+def local() -> int:
+    """The number of this process among those of its machine: that of its GPU."""
+    return number({"slurm": "SLURM_LOCALID", "torchrun": "LOCAL_RANK", None: ""}[launcher()], 0)
+
+
+def environment() -> "ClusterEnvironment":
+    """The same for Lightning, which must not guess: within a job of SLURM a point may well be alone."""
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    match launcher():
+        case "slurm":
+            return SLURMEnvironment(auto_requeue=False)
+        case "torchrun":
+            return TorchElasticEnvironment()
+        case _:
+            return LightningEnvironment()
+
+
+def number(name: str, default: int) -> int:
+    """An environment variable that holds a number."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdigit() else default

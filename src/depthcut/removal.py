@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from depthcut import forward, memory, walk
+from depthcut import cuts, forward, memory, walk
+from depthcut.cuts import WHOLE, Cut
 from depthcut.plan import Unit
 from depthcut.progress import track
+from depthcut.training import together
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
     from depthcut.text import Tokens
-
-Drop = tuple[int, ...]
-"""The units that a sub-network lacks, sorted. Of a beginning: those among the layers that were passed."""
 
 Measure = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """From a sub-network's logits (B x T x V, float32), the dense model's and the targets (-100 where none) to a value a
@@ -79,42 +78,37 @@ class Streams:
     Attributes:
         limit: bytes that may be held; None: a quarter of what is free on the device of the first stream that comes.
         passes: how many layer passes were made so far.
-        metric: the name of the metric, and the unit, that the streams are of.
+        metric: the name of the metric whose text the streams are of.
     """
 
     limit: int | None = None
     held: int = 0
-    kept: dict[tuple[tuple[int, int], int, Drop], Tensor] = field(default_factory=dict[Any, Tensor])
+    kept: dict[tuple[tuple[int, int], int, Cut], Tensor] = field(default_factory=dict[Any, Tensor])
     passes: int = 0
-    metric: tuple[str, Unit] | None = None
+    metric: str = ""
 
-    def only(self, drops: Iterable[Drop], depth_L: int, metric: tuple[str, Unit]) -> None:
-        """Let go of what no sub-network in ``drops`` begins with, and of what another metric or unit left."""
-        starts = drops if metric == self.metric else ()
-        useful = {(edge, beginning(drop, edge)) for drop in starts for edge in range(depth_L)}
+    def only(self, ends: Iterable[Cut], depth_L: int, metric: str) -> None:
+        """Let go of what none of ``ends`` begins with, and of what another metric left."""
+        starts = ends if metric == self.metric else ()
+        useful = {(edge, cut.before(edge)) for cut in starts for edge in range(depth_L)}
         self.metric = metric
         self.kept = {key: h_BTD for key, h_BTD in self.kept.items() if key[1:] in useful}
         self.held = sum(h_BTD.nbytes for h_BTD in self.kept.values())
 
-    def of(self, span: tuple[int, int]) -> dict[tuple[int, Drop], Tensor]:
+    def of(self, span: tuple[int, int]) -> dict[tuple[int, Cut], Tensor]:
         """What is kept of these sequences, by edge and beginning."""
         return {key[1:]: h_BTD for key, h_BTD in self.kept.items() if key[0] == span}
 
-    def keep(self, span: tuple[int, int], edge: int, drop: Drop, h_BTD: Tensor) -> None:
-        """Keep the stream of these sequences at ``edge`` behind the beginning without ``drop``, if it fits."""
+    def keep(self, span: tuple[int, int], edge: int, cut: Cut, h_BTD: Tensor) -> None:
+        """Keep the stream of these sequences at ``edge`` behind the beginning ``cut``, if it fits."""
         if self.limit is None:
             self.limit = memory.free(h_BTD.device.type) // 4
         if self.held + h_BTD.nbytes <= self.limit:
-            self.kept[span, edge, drop] = h_BTD
+            self.kept[span, edge, cut] = h_BTD
             self.held += h_BTD.nbytes
 
 
-def beginning(drop: Drop, edge: int) -> Drop:
-    """What of ``drop`` is gone in the layers before ``edge``."""
-    return tuple(layer for layer in drop if layer < edge)
-
-
-def summed(lab: "Lab", drops: Sequence[Drop], unit: Unit, reading: Reading) -> tuple[Tensor, Tensor]:
+def summed(lab: "Lab", drops: Sequence[tuple[int, ...]], unit: Unit, reading: Reading) -> tuple[Tensor, Tensor]:
     """Measure the model without each of ``drops``.
 
     Args:
@@ -127,78 +121,76 @@ def summed(lab: "Lab", drops: Sequence[Drop], unit: Unit, reading: Reading) -> t
         For each sub-network and sequence the sum of the measure over its tokens (float64 K x N), and the number of
         these tokens (N), both on the host.
     """
-    drops = [tuple(sorted(drop)) for drop in drops]
-    ends: list[Drop] = [*drops, ()] if reading.dense and () not in drops else drops
+    asked = cuts.of_drops(drops, unit)
+    ends = [*asked, WHOLE] if reading.dense and WHOLE not in asked else asked
     ask = _layer_by_layer if lab.streaming else _batch_by_batch
     values: list[Tensor] = []
     counts: list[Tensor] = []
     with torch.inference_mode():
-        for way, found, rows in ask(lab, ends, unit, reading.name, reading.batches):
-            values.append(answers(way, found, drops, reading, rows.targets_BT))
+        for way, found, rows in ask(lab, ends, reading.name, reading.batches):
+            values.append(answers(way, found, asked, reading, rows.targets_BT))
             counts.append((rows.targets_BT != forward.NO_TARGET).sum(1))
     return torch.cat(values, dim=1), torch.cat(counts)
 
 
-Ends = Iterator[tuple[walk.Walk, dict[Drop, Tensor], Rows]]
+Ends = Iterator[tuple[walk.Walk, dict[Cut, Tensor], Rows]]
 """A batch's walk, the streams behind the last layer of each sub-network, the batch."""
 
 
-def _batch_by_batch(lab: "Lab", ends: list[Drop], unit: Unit, name: str, batches: Sequence[Rows]) -> Ends:
+def _batch_by_batch(lab: "Lab", ends: list[Cut], name: str, batches: Sequence[Rows]) -> Ends:
     """Each batch through all layers before the next one comes."""
     model, held = lab.dense(), lab.streams
-    held.only(ends, lab.checkpoint.depth, (name, unit))
+    held.only(ends, lab.checkpoint.depth, name)
     for rows in track(batches, name, len(batches)):
         way = walk.enter(model, forward.inputs(model, rows.ids_BT, rows.mask_BT))
         ready = held.of(rows.span)
         wanted = beginnings(ends, len(way.stack), ready)
-        found: dict[Drop, Tensor] = {(): way.h_BTD}
-        for edge, drops in enumerate(wanted[1:], 1):
-            new = [drop for drop in drops if (edge, drop) not in ready]
-            before, found = found, {drop: ready[edge, drop] for drop in drops if (edge, drop) in ready}
-            for drop in new:
-                found[drop] = stepped(way, edge - 1, drop, unit, before)
-                held.passes += found[drop] is not before.get(drop[:-1])
-                held.keep(rows.span, edge, drop, found[drop])
+        found = {WHOLE: way.h_BTD}
+        for edge, here in enumerate(wanted[1:], 1):
+            new = [cut for cut in here if (edge, cut) not in ready]
+            before, found = found, {cut: ready[edge, cut] for cut in here if (edge, cut) in ready}
+            for cut in new:
+                found[cut] = stepped(way, edge - 1, cut, before)
+                held.passes += found[cut] is not before[cut.before(edge - 1)]
+                held.keep(rows.span, edge, cut, found[cut])
         yield way, found, rows
 
 
-def through(
-    model: nn.Module, given: dict[str, Any], drops: list[Drop], unit: Unit
-) -> tuple[walk.Walk, dict[Drop, Tensor]]:
+def through(model: nn.Module, given: dict[str, Any], ends: Sequence[Cut]) -> tuple[walk.Walk, dict[Cut, Tensor]]:
     """One batch through ``model`` and all its sub-networks; what the model is called with is up to the caller.
 
     Returns:
         The walk, and the stream behind the last layer of each sub-network.
     """
     way = walk.enter(model, given)
-    found: dict[Drop, Tensor] = {(): way.h_BTD}
-    for index, wanted in enumerate(beginnings(drops, len(way.stack), ())[1:]):
-        found = {drop: stepped(way, index, drop, unit, found) for drop in wanted}
+    found = {WHOLE: way.h_BTD}
+    for index, wanted in enumerate(beginnings(ends, len(way.stack), ())[1:]):
+        found = {cut: stepped(way, index, cut, found) for cut in wanted}
     return way, found
 
 
-def _layer_by_layer(lab: "Lab", ends: list[Drop], unit: Unit, name: str, batches: Sequence[Rows]) -> Ends:
+def _layer_by_layer(lab: "Lab", ends: list[Cut], name: str, batches: Sequence[Rows]) -> Ends:
     """All batches through a layer before the next layer is read."""
     source = lab.streamed()
     wanted = beginnings(ends, len(source.stack), ())
     calls = [forward.inputs(source.model, rows.ids_BT, rows.mask_BT) for rows in batches]
     tokens = sum(rows.ids_BT.numel() for rows in batches)
     place = source.parking(walk.enter(source.model, calls[0]).h_BTD, tokens, max(map(len, wanted)))
-    found: list[dict[Drop, Tensor]] = [{(): walk.enter(source.model, call).h_BTD.to(place)} for call in calls]
+    found = [{WHOLE: walk.enter(source.model, call).h_BTD.to(place)} for call in calls]
     tupled = False
     for index in source.layers(name):
         for batch, call in enumerate(calls):
             way = walk.enter(source.model, call)
-            before = {drop: h_BTD.to(way.h_BTD.device) for drop, h_BTD in found[batch].items()}
-            found[batch] = {drop: stepped(way, index, drop, unit, before).to(place) for drop in wanted[index + 1]}
+            before = {cut: h_BTD.to(way.h_BTD.device) for cut, h_BTD in found[batch].items()}
+            found[batch] = {cut: stepped(way, index, cut, before).to(place) for cut in wanted[index + 1]}
             tupled = way.tupled
     for rows, call, streams in zip(batches, calls, found, strict=True):
         way = walk.enter(source.model, call)
         way.tupled = tupled
-        yield way, {drop: h_BTD.to(way.h_BTD.device) for drop, h_BTD in streams.items()}, rows
+        yield way, {cut: h_BTD.to(way.h_BTD.device) for cut, h_BTD in streams.items()}, rows
 
 
-def beginnings(ends: Iterable[Drop], depth_L: int, ready: Collection[tuple[int, Drop]]) -> list[list[Drop]]:
+def beginnings(ends: Iterable[Cut], depth_L: int, ready: Collection[tuple[int, Cut]]) -> list[list[Cut]]:
     """For each edge, which beginnings must be there so that each of ``ends`` is there at the last.
 
     Args:
@@ -206,30 +198,31 @@ def beginnings(ends: Iterable[Drop], depth_L: int, ready: Collection[tuple[int, 
         depth_L: L.
         ready: the edges and beginnings whose streams are kept; nothing before them is wanted for their sake.
     """
-    wanted: list[dict[Drop, None]] = [{} for _ in range(depth_L + 1)]
+    wanted: list[dict[Cut, None]] = [{} for _ in range(depth_L + 1)]
     wanted[-1] = dict.fromkeys(ends)
     for edge in range(depth_L, 0, -1):
-        for drop in wanted[edge]:
-            if (edge, drop) not in ready:
-                wanted[edge - 1][beginning(drop, edge - 1)] = None
+        for cut in wanted[edge]:
+            if (edge, cut) not in ready:
+                wanted[edge - 1][cut.before(edge - 1)] = None
     return [list(each) for each in wanted]
 
 
-def stepped(way: walk.Walk, index: int, drop: Drop, unit: Unit, before: dict[Drop, Tensor]) -> Tensor:
-    """The stream behind layer ``index`` of the beginning without ``drop``, out of the streams in front of it."""
-    if drop[-1:] != (index,):
-        return way.step(index, before[drop])
-    h_BTD = before[drop[:-1]]
-    return h_BTD if unit == "layer" else way.step(index, h_BTD, unit)
+def stepped(way: walk.Walk, index: int, cut: Cut, before: dict[Cut, Tensor]) -> Tensor:
+    """The stream behind layer ``index`` of the beginning ``cut``, out of the streams in front of it."""
+    h_BTD, gone = before[cut.before(index)], cut.drop[-1:] == (index,)
+    if gone and cut.unit == "layer":
+        return h_BTD
+    with together.switched(way.stack[index], cut.adapter):
+        return way.step(index, h_BTD, cut.unit if gone else None)
 
 
 def answers(
-    way: walk.Walk, ends: dict[Drop, Tensor], drops: Iterable[Drop], reading: Reading, targets_BT: Tensor
+    way: walk.Walk, ends: dict[Cut, Tensor], asked: Iterable[Cut], reading: Reading, targets_BT: Tensor
 ) -> Tensor:
-    """For each of ``drops`` the sums of the measure over the tokens of each sequence: float64 K x B, on the host."""
+    """For each of ``asked`` the sums of the measure over the tokens of each sequence: float64 K x B, on the host."""
     targets_BT = targets_BT.to(way.h_BTD.device)
-    dense_BTV = way.logits(ends[()])[:, :-1].float() if reading.dense else None
-    logits = (way.logits(ends[drop])[:, :-1].float() for drop in drops)
+    dense_BTV = way.logits(ends[WHOLE])[:, :-1].float() if reading.dense else None
+    logits = (way.logits(ends[cut])[:, :-1].float() for cut in asked)
     return torch.stack([reading.measure(each, dense_BTV, targets_BT).double().sum(1) for each in logits]).cpu()
 
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from depthcut.plan import Plan
+from depthcut.cuts import WHOLE, Cut
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
     from depthcut.lab import Lab
 
-Cuts = Sequence[Plan]
-WHOLE: Cuts = (Plan(2, ()),)
-"""No cut: the model as it is, of any depth."""
+Cuts = Sequence[Cut]
+UNCUT: Cuts = (WHOLE,)
+"""The model as it is, alone."""
 
 
 @strict
@@ -22,13 +22,13 @@ class Eval(ABC):
     """Measures a model. A number that could not be measured has no key."""
 
     @abstractmethod
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = WHOLE) -> list[dict[str, float]] | None:
-        """Measure ``model`` without each of ``cuts``, whose work is shared; the numbers are those of each alone.
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]] | None:
+        """Measure each of the ``cuts`` of ``model``, whose work is shared; the numbers are those of each alone.
 
         Args:
-            model: the dense model, or with the one cut of nothing any model.
+            model: the dense model with the adapters of the cuts, if they have any; alone, and not cut, any model.
             lab: what a run shares.
-            cuts: plans whose units are of one kind.
+            cuts: the sub-networks.
 
         Returns:
             For each cut flat names such as ``arc_easy/acc``, each with its ``_stderr`` where there is one; None if cuts

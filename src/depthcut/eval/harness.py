@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from depthcut import questions
-from depthcut.eval import WHOLE, Cuts, Eval
+from depthcut.eval import UNCUT, Cuts, Eval
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Harness(Eval):
             for task in self.tasks:
                 harness.load(task, lab.cache)
 
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = WHOLE) -> "list[dict[str, float]] | None":
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> "list[dict[str, float]] | None":
         """Measure each task: ``arc_easy/acc``, ``arc_easy/acc_stderr``, ... None of cuts if a task has them write.
 
         Raises:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from depthcut.eval import WHOLE, Cuts, Eval
+from depthcut.eval import UNCUT, Cuts, Eval
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Loss(Eval):
         """Nothing: the text is checked with the others."""
         del lab
 
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = WHOLE) -> list[dict[str, float]]:
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]]:
         """Measure ``validation/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``.
 
         A model whose loss is not finite gets no key.
@@ -44,14 +44,13 @@ class Loss(Eval):
         from depthcut.progress import track
 
         batches = list(removal.Rows.of(lab.validation(), self.batch))
-        drops = [plan.drop for plan in cuts]
         reading = removal.Reading("validation loss", removal.losses, False, batches, removal.mean)
         rows: list[Tensor] = []
         with torch.inference_mode():
             for some in track(batches, "validation loss", len(batches)):
                 given = forward.inputs(model, some.ids_BT, some.mask_BT)
-                way, ends = removal.through(model, given, drops, cuts[0].unit)
-                rows.append(removal.answers(way, ends, drops, reading, some.targets_BT))
+                way, ends = removal.through(model, given, cuts)
+                rows.append(removal.answers(way, ends, cuts, reading, some.targets_BT))
         sums_KN = torch.cat(rows, dim=1)
         count_N = torch.cat([(some.targets_BT != forward.NO_TARGET).sum(1) for some in batches])
         return [self.summary(sums_N, count_N, vocabulary(model)) for sums_N in sums_KN]

@@ -1,5 +1,8 @@
 """LoRA adapters on a pruned model: put on, trained once, attached from the disk (Hu et al. 2021, arXiv:2106.09685)."""
 
+import gc
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from depthcut import depth, store
+from depthcut import depth, ranks, replacing, store
 from depthcut.plan import Plan
 from depthcut.training.fit import fit
 from depthcut.training.recipe import LowRank
@@ -18,38 +21,52 @@ if TYPE_CHECKING:
     from depthcut.lab import Lab
 
 WEIGHTS = "adapter_model.safetensors"
+log = logging.getLogger("depthcut")
 
 
-def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LowRank) -> PeftModel:
+def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LowRank) -> nn.Module:
     """Train adapters on ``model``, unless this point's are trained already; return the model with them attached.
 
     What is returned always holds the weights that were read back from the disk, so what is measured is what is kept.
+    Where no layer is to get an adapter it is ``model`` as it is.
     """
+    if not recipe.reached(plan, len(depth.layers(model))):
+        log.info("heal.layers=above: no layer is left above the cut, so there is nothing to heal")
+        return model
     L.seed_everything(lab.experiment.seed, verbose=False)
-    adapted = adapt(model, recipe)
+    adapted = adapt(model, recipe, plan)
 
     def train(folder: Path) -> None:
         with lab.timed("heal"):
             fit(adapted, recipe, lab)
+        gc.collect()  # the trainer and its module hold each other, and else the model beside the next point's
         # Asked to look after embeddings, peft would look for the base on the hub; it names no base, because the whole
         # model under these adapters would be the wrong one.
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
         plan.write(folder / "plan.json")
 
-    folder = store.kept(lab.folder / "adapter", train)
+    folder = lab.folder / "adapter"
+    if ranks.rank() and not store.verified(folder):
+        fit(adapted, recipe, lab)  # its share of each step; the first process keeps what comes of it
+    store.kept(folder, train)
     attach(adapted, folder)
     return adapted
 
 
-def adapt(model: nn.Module, recipe: LowRank) -> PeftModel:
-    """Freeze ``model`` and put fresh adapters (B = 0) on the linear layers that the recipe names."""
+def adapt(model: nn.Module, recipe: LowRank, plan: Plan) -> PeftModel:
+    """Freeze ``model``, which ``plan`` left, and put fresh adapters (B = 0) where the recipe says."""
     assert isinstance(model, PreTrainedModel)
+    layers = depth.layers(model)
+    places = recipe.reached(plan, len(layers))
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]  a float works, and alpha / r may be one
         lora_dropout=recipe.dropout,
-        target_modules=linear_names(model, recipe.modules),
+        target_modules=linear_names([layers[index] for index in places], recipe.modules),
+        layers_to_transform=list(places),
+        layers_pattern=depth.prefix(model).rpartition(".")[2],
         task_type="CAUSAL_LM",
+        **replacing.adapting(model),
     )
     adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
@@ -63,13 +80,12 @@ def attach(adapted: PeftModel, folder: Path) -> None:
     adapted.eval()
 
 
-def linear_names(model: nn.Module, which: str) -> list[str]:
-    """Names of the linear layers within a decoder layer, such as ``mlp.up_proj``: attention, ffn (the rest), or all.
+def linear_names(layers: Iterable[nn.Module], which: str) -> list[str]:
+    """Names of the linear layers within decoder layers, such as ``mlp.up_proj``: attention, ffn (the rest), or all.
 
     Raises:
         ValueError: if there is none.
     """
-    layers = depth.layers(model)
     names = sorted({name for layer in layers for name, module in layer.named_modules() if is_linear(module)})
     attention = [name for name in names if "attn" in name or "attention" in name]
     chosen = {"all": names, "attention": attention, "ffn": [name for name in names if name not in attention]}[which]

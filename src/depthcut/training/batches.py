@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depthcut import ranks
 from depthcut.text import Tokens
 
 
@@ -15,13 +16,13 @@ class Batches:
     """Micro-batches of packed sequences, in a seeded order, for ever.
 
     Sequence k of the stream is entry k mod N of its epoch's own permutation, so a batch of 16 holds the same rows as
-    four micro-batches of 4. Lightning keeps :meth:`state_dict` in its checkpoints and restores it: a plain DataLoader
-    would begin again at its first batch.
+    four micro-batches of 4, of one process or of two that take turns. Lightning keeps :meth:`state_dict` in its
+    checkpoints and restores it: a plain DataLoader would begin again at its first batch.
 
     Args:
         tokens: N packed sequences of T tokens.
         micro_batch: sequences of one batch, B.
-        total: micro-batches in all.
+        total: micro-batches of this process in all.
         seed: of the order.
     """
 
@@ -37,7 +38,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[Tensor]:
         while self.given < self.total:
-            first = self.given * self.micro_batch
+            first = (self.given * ranks.world() + ranks.rank()) * self.micro_batch
             self.given += 1
             rows = [self.row(k) for k in range(first, first + self.micro_batch)]
             yield torch.from_numpy(np.asarray(self.tokens.ids[rows], dtype=np.int64))
@@ -52,12 +53,12 @@ class Batches:
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.tokens))
 
     def state_dict(self) -> dict[str, Any]:
-        """How many sequences were given out: a resumed run may have another micro-batch."""
-        return {"sequences": self.given * self.micro_batch}
+        """How many sequences all processes gave out: a resumed run may have others, and another micro-batch."""
+        return {"sequences": self.given * self.micro_batch * ranks.world()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the sequences that were given out."""
-        self.given = state["sequences"] // self.micro_batch
+        self.given = state["sequences"] // (self.micro_batch * ranks.world())
 
 
 class HealingData(L.LightningDataModule):

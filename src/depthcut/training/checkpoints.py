@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
-from depthcut import store
+from depthcut import ranks, store
 from depthcut.progress import Meter
 
 COLUMNS = ("step", "tokens", "seconds", "loss", "lr", "grad_norm", "tokens_per_second")
@@ -32,7 +32,8 @@ class DurableIO(TorchCheckpointIO):
 class Curve(L.Callback):
     """Keeps the loss curve, in ``heal.csv`` and on the progress line, and saves ``last.ckpt`` every few steps.
 
-    The checkpoint carries the curve and the state of torch's random generators (dropout), which Lightning does not.
+    The checkpoint carries the curve and the states of all processes' random generators (dropout), which Lightning's
+    does not. With another number of processes they cannot be had again; all else can.
     """
 
     def __init__(self, folder: Path, save_every: int, tokens_a_step: int) -> None:
@@ -41,15 +42,16 @@ class Curve(L.Callback):
         self.tokens_a_step = tokens_a_step
         self.rows: list[list[float]] = []
         self.losses: list[torch.Tensor] = []
-        self.random: dict[str, Any] | None = None
+        self.random: list[dict[str, Any]] = []
         self.seconds_before = 0.0
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.random is not None:
-            torch.set_rng_state(self.random["cpu"])
-            if torch.cuda.is_available() and self.random["cuda"]:
-                torch.cuda.set_rng_state_all(self.random["cuda"])
+        if len(self.random) == ranks.world():
+            random = self.random[ranks.rank()]
+            torch.set_rng_state(random["cpu"])
+            if torch.cuda.is_available() and random["cuda"] is not None:
+                torch.cuda.set_rng_state(random["cuda"])
         self.started = time.monotonic()
         self.meter = Meter("healing", int(trainer.max_steps), trainer.global_step).__enter__()
         self.here = 0
@@ -63,18 +65,18 @@ class Curve(L.Callback):
             return
         self.add_row(trainer)
         if trainer.global_step % self.save_every == 0 and trainer.global_step < trainer.max_steps:
-            trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
             self.write()
+            trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
 
     def add_row(self, trainer: L.Trainer) -> None:
         """Note one optimiser step."""
-        loss = torch.stack(self.losses).mean().item()
+        loss = trainer.strategy.reduce(torch.stack(self.losses).mean(), reduce_op="mean").item()
         self.losses.clear()
         self.here += 1
         seconds = time.monotonic() - self.started
         rate = self.here * self.tokens_a_step / seconds
         step = trainer.global_step
-        norm = float(trainer.callback_metrics.get("grad_norm", float("nan")))
+        norm = float(trainer.lightning_module.grad_norm)  # pyright: ignore[reportArgumentType]
         lr = float(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0])
         self.rows.append([step, step * self.tokens_a_step, self.seconds_before + seconds, loss, lr, norm, rate])
         for logger in trainer.loggers:
@@ -95,6 +97,8 @@ class Curve(L.Callback):
 
     def write(self) -> None:
         """Write the whole curve: a resumed run repeats no row."""
+        if ranks.rank():
+            return
         with store.replacing(self.folder.parent / "heal.csv") as temporary, temporary.open("w", newline="") as file:
             table = csv.writer(file)
             table.writerow(COLUMNS)
@@ -102,8 +106,14 @@ class Curve(L.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"rows": self.rows, "random": {"cpu": torch.get_rng_state(), "cuda": cuda}}
+        mine = {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        }
+        random = [mine] * ranks.world()
+        if ranks.world() > 1:
+            torch.distributed.all_gather_object(random, mine)
+        return {"rows": self.rows, "random": random}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

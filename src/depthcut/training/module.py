@@ -1,5 +1,6 @@
 """The healing step as a LightningModule: next-token loss, AdamW, cosine with warm-up (Gromov et al., appendix A.1)."""
 
+import math
 from typing import Any
 
 import lightning as L
@@ -36,6 +37,14 @@ class Healing(L.LightningModule):
             optimiser = PagedAdamW8bit(parameters, **settings)
         schedule = get_cosine_schedule_with_warmup(optimiser, self.recipe.warmup, self.recipe.steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the gradient to the recipe's norm, if it has one; the norm before that is kept for the curve."""
+        del optimizer, gradient_clip_algorithm
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.grad_norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or math.inf)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Only what is trained: the base is on the disk already."""

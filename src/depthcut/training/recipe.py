@@ -4,6 +4,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from depthcut import ranks
+from depthcut.plan import Plan
 from depthcut.strict import strict
 
 Positive = Annotated[int, Field(gt=0)]
@@ -46,8 +48,9 @@ class Training:
         return self.steps * self.batch
 
     def __post_init__(self) -> None:
-        if self.batch % self.micro_batch:
-            raise ValueError(f"heal.micro_batch must divide heal.batch ({self.batch}), got {self.micro_batch}")
+        if self.batch % (self.micro_batch * ranks.world()):
+            among = f" among {ranks.world()} processes" if ranks.world() > 1 else ""
+            raise ValueError(f"heal.micro_batch must divide heal.batch ({self.batch}){among}, got {self.micro_batch}")
 
 
 @strict
@@ -59,9 +62,16 @@ class LowRank(Training):
         alpha: the update is scaled by alpha / r.
         dropout: on the adapters' input.
         modules: which linear layers of each decoder layer get one.
+        layers: which decoder layers do: all that are left, or those above the first gap. What is in front of the gap is
+            then the dense model still: no gradient goes there, and the models of several cuts share it.
     """
 
     rank: Positive
     alpha: Annotated[float, Field(gt=0)]
     dropout: Share
     modules: Literal["ffn", "attention", "all"]
+    layers: Literal["all", "above"]
+
+    def reached(self, plan: Plan, left: int) -> range:
+        """Which of the ``left`` layers of the pruned model get adapters; with nothing missing none is above the gap."""
+        return range(left) if self.layers == "all" else range(min(plan.drop, default=left), left)

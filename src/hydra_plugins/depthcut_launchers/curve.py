@@ -12,9 +12,10 @@ class CurveLauncher(LocalLauncher):
     """The local launcher, behind :func:`depthcut.curve.share`."""
 
     def run(self, sweep: "Sweep", points: "list[Point]") -> None:
-        """Share the points' passes, then run them."""
+        """Share the points' passes, then run them; one whose healing failed meanwhile has had its turn."""
         from depthcut import complaints, curve
 
         with complaints.noted():
-            curve.share([point.config for point in points])
+            failed = curve.share([point.config for point in points])
+            points = [point for point in points if point.lab.folder not in failed]
         super().run(sweep, points)
