@@ -1,24 +1,141 @@
-"""W&B's own client, offline: no account, no key."""
+"""W&B's own client, offline: no account, no key, and nothing is told twice."""
 
 import json
-import subprocess
-import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from running import ENVIRONMENT, PICO, succeed, text_files
+import pytest
+
+from composing import composed
+from depthcut import config
+from depthcut.log import wandb as log
+from running import PICO, run, text_files
+from wandb_client import begun, client, tool
+from wandb_standin import serve
+
+STEPS = [1, 2, 3, 4, 5, 6]
 
 
-def test_a_run_is_kept_offline_with_its_curve_and_its_record(tmp_path):
-    corpus = text_files(tmp_path)
-    record = succeed(f"outputs={tmp_path}/outputs", *PICO, *corpus, "log=wandb", "export=none")
-    (kept,) = record["folder"].glob("wandb/offline-run-*")
-    assert kept.name.endswith(record["digest"])
-    rows = inspect(kept)
-    history = [row for row in rows if "heal/loss" in json.dumps(row)]
-    assert len(history) >= 6
-    assert "healed/validation/loss" in json.dumps(rows) and "keep_last" in json.dumps(rows)
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> SimpleNamespace:
+    """A healed point, logged offline; then its W&B run is taken up again, as when something is added to the record."""
+    home = tmp_path_factory.mktemp("offline")
+    command = (f"outputs={home}/outputs", *PICO, *text_files(home), "log=wandb", "export=none")
+    done = run(*command, "prune.frac=0.25", **client(home))
+    assert done.returncode == 0, done.stderr
+    (path,) = home.glob("outputs/main/*/record.json")
+    first = newest(path.parent)
+    again = begun(path.parent, "0.25", *command, **client(home))
+    _, err = again.communicate("end\n", timeout=60)
+    assert again.returncode == 0, err
+    record = json.loads(path.read_text())
+    return SimpleNamespace(home=home, command=command, folder=path.parent, record=record, first=first)
 
 
-def inspect(folder) -> list:
-    call = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-    done = subprocess.run(call, capture_output=True, text=True, env=ENVIRONMENT, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+def newest(folder: Path) -> Path:
+    return (folder / "wandb/latest-run").resolve()
+
+
+def inspect(folder: Path, *how: str) -> str:
+    return tool("", folder, "leet", "inspect", "--json", *how, str(folder))
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    """The rows that a run directory holds, in their order."""
+    rows = [json.loads(line) for line in inspect(folder).splitlines() if line.startswith("{")]
+    return [row["history"]["item"] for row in rows if row["type"] == "history"]
+
+
+def test_a_run_holds_its_config_its_curve_and_its_record(kept):
+    told = json.loads(inspect(kept.first, "--summary"))
+    assert (told["run_id"], told["state"]) == (kept.record["digest"], "finished")
+    numbers = {key: value for key, value in kept.record.items() if "/" in key}
+    assert "healed/validation/loss" in numbers and numbers.items() <= told["summary"].items()
+    plan = {key: told["summary"][key] for key in ("fraction", "layers", "plan", "drop")}
+    assert plan == {"fraction": 0.25, "layers": 2, "plan": kept.record["plan"]["words"], "drop": [[4, 6]]}
+    assert [row["heal/step"] for row in curve(kept.first)] == STEPS
+    assert {"angular", "block", "lora", "pico"} == set(told["tags"])
+
+
+def test_the_names_of_its_config_are_those_of_overrides(kept):
+    knobs = json.loads(inspect(kept.first, "--summary"))["config"]
+    assert (knobs["prune"], knobs["prune.frac"], knobs["prune.keep_last"]) == ("block", 0.25, 1)
+    assert (knobs["metric"], knobs["metric.token"], knobs["heal"], knobs["replace"]) == (
+        "angular",
+        "last",
+        "lora",
+        "none",
+    )
+    assert (knobs["model.name"], knobs["model.layers"], knobs["heal.steps"]) == ("pico", 8, 6)
+    leaves = {key for key in knobs if not any(other.startswith(f"{key}.") for other in knobs)}
+    settable = leaves - {"digest", "model.name", "replace", "log"}
+    assert len(settable) > 50
+    composed("model=pico", "data=files", "eval=[loss]", "log=wandb", *(f"{key}=null" for key in settable))
+
+
+def test_small_files_of_the_point_stand_in_the_run(kept):
+    for name in ("plan.json", "heal.csv", "record.json"):
+        assert (kept.first / "files" / name).stat().st_size > 0
+    assert json.loads((kept.first / "files/plan.json").read_text())["drop"] == [[4, 6]]
+
+
+def test_given_again_it_goes_on_under_the_same_id_and_tells_the_whole_curve(kept):
+    second = newest(kept.folder)
+    assert second != kept.first and second.name.endswith(kept.record["digest"])
+    rows, before = curve(second), curve(kept.first)
+    assert [row["heal/step"] for row in rows] == STEPS
+    assert [row["heal/loss"] for row in rows] == pytest.approx([row["heal/loss"] for row in before], rel=1e-5)
+
+
+def test_sync_sends_it_once(kept):
+    with serve() as server:
+        tool(server.url, kept.home, "sync", str(kept.folder / "wandb"))
+        (name, arrived), *others = server.runs.items()
+    assert (name, others, server.unknown) == (kept.record["digest"], [], [])
+    assert [row["heal/step"] for row in arrived.rows] == STEPS
+    assert arrived.summary["healed/validation/loss"] == kept.record["healed/validation/loss"]
+    assert arrived.config["prune.frac"] == 0.25
+    assert (arrived.about["groupName"], arrived.about["jobType"]) == ("main", "lora")
+    assert json.loads(arrived.files["plan.json"])["words"] == kept.record["plan"]["words"]
+    assert arrived.exit_code == 0
+
+
+def test_without_an_agent_nothing_is_repeated(kept):
+    before = sorted(kept.folder.rglob("*"))
+    done = run(*kept.command, "prune.frac=0.25", **client(kept.home))
+    assert done.returncode == 0 and "done already" in done.stderr
+    assert sorted(kept.folder.rglob("*")) == before
+
+
+def test_a_metric_that_nothing_reads_is_none():
+    def knobs(*overrides: str) -> dict[str, Any]:
+        x = config.read(composed("model=pico", *overrides))
+        return log.config(SimpleNamespace(experiment=x, digest="d"))  # type: ignore[arg-type]
+
+    assert knobs("prune=block")["metric"] == "angular" and knobs("prune=block")["metric.token"] == "last"
+    deepest = knobs("prune=deepest")
+    assert deepest["metric"] == "none" and not [key for key in deepest if key.startswith("metric.")]
+
+
+@pytest.mark.parametrize(
+    ("known", "key"),
+    [
+        ({}, False),
+        ({"WANDB_API_KEY": "0" * 40}, True),
+        ({"NETRC": "netrc"}, True),
+        ({"NETRC": "netrc", "WANDB_BASE_URL": "https://wandb.example.org"}, False),
+        ({"NETRC": "missing"}, False),
+    ],
+)
+def test_where_a_key_is_looked_for(known, key, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {'0' * 40}\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, value in known.items():
+        monkeypatch.setenv(name, value)
+    assert log.has_key() is key and log.mode() == (None if key else "offline")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert log.mode() is None

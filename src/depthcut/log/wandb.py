@@ -1,68 +1,190 @@
 """Weights & Biases: online with a key, offline without; ``wandb sync`` sends an offline run later."""
 
+import csv
+import logging
 import os
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
+from pydantic import Field
+
+from depthcut import ranks
 from depthcut.log import Log
+from depthcut.plan import Plan
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
+
+FILES = ("plan.json", "heal.csv", "record.json")
+log = logging.getLogger("depthcut")
 
 
 @strict
 class Wandb(Log):
     """One W&B run a point, under the point's digest as its id, so that a resumed point goes on in the same run.
 
+    An agent of a W&B sweep names the run itself, and the sweep knows it by that name.
+
     Attributes:
         project: name of the W&B project.
         entity: account or team; null takes the key's own.
+        wait: seconds that W&B gets to take the start of a run, and its end, before the point goes on without it.
     """
 
     project: str
     entity: str | None
+    wait: Annotated[float, Field(gt=0)]
 
     def loggers(self, lab: "Lab") -> list[Any]:
         """Lightning's logger on this run."""
+        if ranks.rank():
+            return []
         from lightning.pytorch.loggers import WandbLogger
 
         return [WandbLogger(experiment=self.start(lab))]
 
     def finish(self, lab: "Lab", record: dict[str, Any]) -> None:
-        """Put the flat record into the run's summary."""
+        """Put the flat record into the run's summary, and what stands in the point's folder into its files."""
         run = self.start(lab)
-        run.summary.update({key: value for key, value in record.items() if "/" in key})
-        run.summary.update({"plan": record["plan"]["words"], "fraction": record["fraction"]})
-        run.finish()
+        run.summary.update(summary(record))
+        attach(run, lab.folder)
+        end(run, 0)
 
     def again(self, lab: "Lab", record: dict[str, Any]) -> None:
-        """Report the record at once where a sweep's agent asked for it; without an agent nothing is repeated."""
+        """Report the record at once where a sweep's agent drew the point; without an agent nothing is repeated."""
         if os.environ.get("WANDB_SWEEP_ID"):
             self.finish(lab, record)
 
     def start(self, lab: "Lab") -> Any:
-        """The W&B run of this point, started or gone on with."""
+        """The W&B run of this point, begun or gone on with; where W&B cannot be reached, an offline one."""
         import wandb
 
-        if wandb.run is not None and wandb.run.id == lab.digest:
-            return wandb.run
-        return wandb.init(
-            project=self.project,
-            entity=self.entity,
-            id=lab.digest,
-            name=f"{lab.study.name}-{lab.digest[:6]}",
-            group=lab.study.name,
-            dir=lab.folder,
-            resume="allow",
-            mode="online" if has_key() else "offline",
-            config=lab.experiment.composed,
-        )
+        if wandb.run is not None:
+            if wandb.run.config.get("digest") == lab.digest:
+                return wandb.run
+            end(wandb.run, 1)  # of a point that failed before, in this process
+        about = self.about(lab)
+        try:
+            run = wandb.init(**about, mode=mode())
+        except Exception as error:
+            log.warning("W&B: %s; this run stays offline, wandb sync %s/wandb sends it", one_line(error), lab.folder)
+            wandb.teardown()  # else its service holds that the run is in use
+            run = wandb.init(**about, mode="offline")
+        run.define_metric("heal/*", step_metric="heal/step")
+        tell(run, lab.folder / "heal.csv")
+        supersede(run, lab.folder)
+        return run
+
+    def about(self, lab: "Lab") -> dict[str, Any]:
+        """What the run is: where it belongs, what it is grouped by, its config."""
+        import wandb
+
+        knobs = config(lab)
+        words = [str(knobs[key])[:64] for key in ("model.name", "metric", "prune", "replace", "heal")]
+        drawn = bool(os.environ.get("WANDB_SWEEP_ID"))
+        place = {} if drawn else {"project": self.project, "entity": self.entity, "id": lab.digest}
+        return place | {
+            "name": f"{lab.study.name}-{lab.digest[:6]}",
+            "group": lab.study.name,
+            "job_type": knobs["heal"],
+            "tags": sorted({word for word in words if word != "none"}),
+            "dir": lab.folder,
+            "resume": "allow",
+            "config": knobs,
+            "settings": wandb.Settings(init_timeout=self.wait, finish_timeout=self.wait, finish_timeout_raises=True),
+        }
+
+
+def config(lab: "Lab") -> dict[str, Any]:
+    """The composed config under the names that an override has: ``prune`` is the method, ``prune.frac`` its knob.
+
+    These are the names that a sweep's own parameters have, too, so both kinds of runs share their axes.
+    """
+    from depthcut.report import table
+
+    x = lab.experiment
+    knobs = flat(x.composed)
+    if not x.prune.reads_scores:
+        knobs = {key: value for key, value in knobs.items() if not key.startswith("metric.")} | {"metric": "none"}
+    return knobs | {"model.name": table.model_name({"config": x.composed}), "digest": lab.digest}
+
+
+def flat(node: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones; a method's class as the word that chooses it."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{path}.{key}" if path else key
+        if key == "_target_":
+            found[path] = value.split(".")[-2]
+        elif isinstance(value, dict):
+            found |= flat(value, name)
+        else:
+            found[name] = value
+    return found
+
+
+def summary(record: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a record, and its plan in words."""
+    plan = Plan.from_dict(record["plan"])
+    numbers = {key: value for key, value in record.items() if "/" in key}
+    return numbers | {
+        "fraction": record["fraction"],
+        "layers": len(plan.drop),
+        "plan": plan.words,
+        "drop": record["plan"]["drop"],
+    }
+
+
+def tell(run: Any, curve: Path) -> None:
+    """Log what the run has not heard of a curve: an offline run, or one that an agent names, knows no earlier one."""
+    if not curve.exists():
+        return
+    heard = run.summary.get("heal/step") or 0
+    with curve.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if int(row["step"]) > heard:
+                numbers = {f"heal/{name}": float(value) for name, value in row.items()}
+                run.log(numbers | {"trainer/global_step": int(row["step"])})
+
+
+def attach(run: Any, folder: Path) -> None:
+    """Copy the point's small files to those of the run, which the run sends; nowhere if W&B is disabled."""
+    for name in FILES:
+        if (folder / name).exists() and not run.disabled:
+            copy = shutil.copy(folder / name, run.dir)
+            run.save(copy, base_path=run.dir, policy="now")
+
+
+def end(run: Any, status: int) -> None:
+    """Finish a run; what W&B does not take in time stays on the disk."""
+    try:
+        run.finish(exit_code=status)
+    except TimeoutError:
+        log.warning("W&B: not all was sent in time; wandb sync --include-online %s sends it", Path(run.dir).parent)
+
+
+def supersede(run: Any, folder: Path) -> None:
+    """Mark what earlier attempts left of the same run: this one holds it, and ``wandb sync`` would send it twice."""
+    for file in folder.glob(f"wandb/offline-run-*-{run.id}/run-{run.id}.wandb"):
+        if file.parent != Path(run.dir).parent:
+            file.with_name(f"{file.name}.synced").touch()
+
+
+def one_line(error: Exception) -> str:
+    """What W&B's client says of it, without the stack of its retries."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def mode() -> Literal["offline"] | None:
+    """Offline where no key is at hand; else as W&B's own settings say (``WANDB_MODE``, ``wandb offline``)."""
+    return None if has_key() or os.environ.get("WANDB_MODE") else "offline"
 
 
 def has_key() -> bool:
-    """Whether a W&B key is at hand, in the environment or in the netrc file, and nobody asked to stay offline."""
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return False
+    """Whether a W&B key is in the environment or in the netrc file."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text(errors="replace"))
+    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and host in netrc.read_text(errors="replace"))

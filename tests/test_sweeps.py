@@ -1,0 +1,169 @@
+"""Every stored sweep is one that W&B takes, composes, and costs what its first lines say; without a network."""
+
+import itertools
+import re
+from functools import cache
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from composing import ROOT, composed
+from depthcut import config
+from depthcut.config import Experiment
+from depthcut.report import table
+from depthcut.shape import Shape
+
+FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
+NAMES = [path.stem for path in FILES]
+
+# What W&B's server checks, of the kinds of parameter that a grid has (PyPI's `sweeps`, schema.json).
+SCALAR: dict[str, Any] = {"type": ["string", "number", "boolean"]}
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "project": {"const": "depthcut"},
+        "name": {"type": "string"},
+        "program": {"const": "run.py"},
+        "method": {"const": "grid"},
+        "command": {"type": "array", "items": {"type": "string", "pattern": r"^\S+$"}},
+        "parameters": {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_.-]*$"},
+            "additionalProperties": {
+                "type": "object",
+                "properties": {"values": {"type": "array", "items": SCALAR, "minItems": 2, "uniqueItems": True}},
+                "required": ["values"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    "required": ["project", "name", "program", "method", "command", "parameters"],
+    "additionalProperties": False,
+}
+
+# Layers, and billions of parameters in one and in the head.
+SHAPES = {
+    "Llama-2-7b-hf": (32, 0.2024, 0.131),
+    "Llama-2-13b-hf": (40, 0.3172, 0.164),
+    "Llama-2-70b-hf": (80, 0.8556, 0.262),
+    "Mistral-7B-v0.1": (32, 0.2181, 0.131),
+    "phi-2": (32, 0.0786, 0.131),
+    "Qwen3-8B-Base": (36, 0.1930, 0.622),
+    "llama-7b": (32, 0.2024, 0.131),
+    "vicuna-7b-v1.3": (32, 0.2024, 0.131),
+    "vicuna-13b-v1.3": (40, 0.3172, 0.164),
+    "smollm2": (30, 0.0035, 0.028),
+}
+# Millions of tokens that a model reads for a task.
+QUESTIONS = {"mmlu@5": 10, "boolq": 0.6, "hellaswag": 4.5, "piqa": 0.3, "winogrande": 0.1}
+QUESTIONS |= {"arc_easy": 0.6, "arc_challenge": 0.4, "openbookqa": 0.1}
+RATE = 4e14  # operations a second of one H100: docs/wandb.md
+REST = 300  # seconds a run for starting, loading and saving
+
+
+@cache
+def sweep(name: str) -> Any:
+    return yaml.safe_load((ROOT / f"sweeps/{name}.yaml").read_text())
+
+
+def fixed(sweep: Any) -> list[str]:
+    return [each for each in sweep["command"] if not each.startswith("${")]
+
+
+def grid(sweep: Any) -> list[tuple[str, ...]]:
+    parameters = sweep["parameters"]
+    values = itertools.product(*(each["values"] for each in parameters.values()))
+    return [tuple(f"{key}={value}" for key, value in zip(parameters, point, strict=True)) for point in values]
+
+
+@cache
+def points(name: str) -> list[Experiment]:
+    """Every point of the grid, as run.py reads it."""
+    return [config.read(composed(*fixed(sweep(name)), *point)) for point in grid(sweep(name))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wandb_takes_it(name):
+    jsonschema.validate(sweep(name), SCHEMA)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_command_is_run_py_with_what_the_agent_drew(name):
+    command = sweep(name)["command"]
+    assert command[:3] == ["${env}", "${interpreter}", "${program}"] and command[-1] == "${args_no_hyphens}"
+    assert {"log=wandb", f"name={name}"} <= set(command) and sweep(name)["name"] == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_point_composes_and_no_two_are_the_same(name):
+    found = [x.composed for x in points(name)]
+    assert len(found) == len(grid(sweep(name)))
+    assert all(one != other for one, other in itertools.combinations(found, 2))
+    assert all((x.name, type(x.log).__name__, x.log.project) == (name, "Wandb", "depthcut") for x in points(name))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_fraction_is_another_number_of_layers(name):
+    per_method: dict[Any, list[int]] = {}
+    for x in points(name):
+        rest = {key: value for key, value in x.composed["prune"].items() if key != "frac"}
+        key = str((x.composed["model"], x.composed["metric"], x.composed["replace"], rest))
+        per_method.setdefault(key, []).append(count(x))
+    assert all(counts == sorted(set(counts)) and counts[0] > 0 for counts in per_method.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_opens_with_its_command_its_cost_and_what_to_expect(name):
+    head = (ROOT / f"sweeps/{name}.yaml").read_text().partition("project:")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"wandb sweep sweeps/{name}.yaml\n" in head and "wandb agent" in head and "# Expect" in head
+    runs, hours, unit = re.findall(r"^# (\d+) runs, about ([\d.]+) (CPU|GPU)-hours", head, re.MULTILINE)[0]
+    assert int(runs) == len(grid(sweep(name)))
+    if unit == "GPU":
+        assert float(hours) == pytest.approx(sum(map(seconds, points(name))) / 3600, rel=0.1)
+
+
+def count(x: Experiment) -> int:
+    return x.prune.count(Shape(shape(x)[0]))
+
+
+def shape(x: Experiment) -> tuple[int, float, float]:
+    return SHAPES[table.model_name({"config": x.composed})]
+
+
+def seconds(x: Experiment) -> float:
+    """A run on one H100: healing with recomputation passes all weights three times, an evaluation once."""
+    layers, of_layer, of_head = shape(x)
+    left = layers - count(x)
+    passed = layers if type(x.replace).__name__ == "Shared" else left
+    parameters = 1e9 * (passed * of_layer + of_head)
+    tasks = x.eval["harness"].tasks  # type: ignore[attr-defined]
+    asked = 1e6 * sum(QUESTIONS[task] for task in tasks) + 2000 * x.data.validation.length
+    stages = 1 + x.heal.trains
+    length = x.heal.length if x.heal.trains else 0  # type: ignore[attr-defined]
+    return (6 * x.heal.sequences * length + 2 * stages * asked) * parameters / RATE + REST
+
+
+def test_what_is_wrong_would_be_found():
+    good = sweep("smollm2")
+    for wrong in (
+        good | {"methods": "grid"},
+        good | {"method": "gird"},
+        good | {"command": [*good["command"], "two words"]},
+        good | {"parameters": {"prune.frac": {"value": [0.1]}}},
+        good | {"parameters": {"data/train": {"values": ["hub", "c4"]}}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, SCHEMA)
+    for wrong in ("prune.fraction=0.1", "model=lama", "prune.frac=1.5"):
+        with pytest.raises(Exception, match=r"prune|lama"):
+            config.read(composed(*fixed(good), wrong))
+
+
+def test_the_page_names_every_sweep():
+    page = (ROOT / "docs/wandb.md").read_text()
+    assert sorted(set(re.findall(r"sweeps/(\w+)\.yaml", page))) == NAMES
+    assert f"{RATE:.0e}".replace("+", "") in page

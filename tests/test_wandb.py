@@ -1,0 +1,147 @@
+"""W&B's own client, sweep and agent, online against a stand-in on the loopback; no request leaves the machine."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from running import PICO, ROOT, run, start, text_files
+from wandb_client import NOWHERE, begun, client, tool
+from wandb_standin import Server, serve
+
+STEPS = list(range(1, 61))
+HEAL = ("heal.steps=60", "heal.save_every=5")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serve() as server:
+        yield server
+        assert server.unknown == []
+
+
+@pytest.fixture(scope="module")
+def point(tmp_path_factory, server) -> SimpleNamespace:
+    """A point that was killed in the middle of its healing and then finished by the same command, online."""
+    home = tmp_path_factory.mktemp("online")
+    command = (f"outputs={home}/outputs", *PICO, *HEAL, *text_files(home), "log=wandb", "export=none")
+    online = client(home, server.url)
+    process = start(*command, "prune.frac=0.25", **online)
+    while not list(home.glob("outputs/main/*/heal.csv")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list(home.glob("outputs/main/*/record.json"))
+    done = run(*command, "prune.frac=0.25", **online)
+    assert done.returncode == 0, done.stderr
+    (path,) = home.glob("outputs/main/*/record.json")
+    return SimpleNamespace(home=home, command=command, folder=path.parent, record=json.loads(path.read_text()))
+
+
+def test_killed_and_given_again_it_is_one_run(point, server):
+    told = server.runs[point.record["digest"]]
+    rows = [(row["heal/step"], row["heal/loss"]) for row in told.rows]
+    assert sorted({step for step, _ in rows}) == STEPS
+    losses = dict(rows)  # what was told before the kill and again after it is the same
+    assert [loss for _, loss in rows] == pytest.approx([losses[step] for step, _ in rows])
+    assert told.summary["healed/validation/loss"] == point.record["healed/validation/loss"]
+    assert told.exit_code == 0 and told.about["groupName"] == "main"
+    assert json.loads(told.files["plan.json"]) == point.record["plan"]
+
+
+def test_an_agent_runs_the_stored_command_and_a_point_that_was_done_reports_at_once(point, server):
+    sweep = yaml.safe_load((ROOT / "sweeps/smollm2.yaml").read_text())
+    mine = [each for each in sweep["command"] if not each.startswith(("model=", "name="))]
+    mine[-1:-1] = [each for each in point.command if each not in mine]
+    sweep |= {"command": mine, "parameters": {"prune": {"value": "block"}, "prune.frac": {"values": [0.25, 0.5]}}}
+    file = point.home / "sweep.yaml"
+    file.write_text(yaml.safe_dump(sweep))
+    before = (point.folder / "record.json").stat().st_mtime_ns
+    tool(server.url, point.home, "sweep", str(file))
+    (name,) = server.sweeps
+    tool(server.url, point.home, "agent", f"tester/depthcut/{name}")
+    again, new = (server.runs[drawn] for drawn in server.sweeps[name].drawn)
+    assert (point.folder / "record.json").stat().st_mtime_ns == before
+    assert again.summary["healed/validation/loss"] == point.record["healed/validation/loss"]
+    assert [row["heal/step"] for row in again.rows] == [row["heal/step"] for row in new.rows] == STEPS
+    assert (again.summary["fraction"], new.summary["fraction"]) == (0.25, 0.5)
+    assert (again.config["digest"], again.config["prune.frac"]) == (point.record["digest"], 0.25)
+    assert (new.config["prune"], new.config["prune.frac"], new.config["prune.keep_last"]) == ("block", 0.5, 1)
+    assert new.config["digest"] in {path.parent.name for path in point.home.glob("outputs/main/*/record.json")}
+    assert {each.about["sweep"] for each in (again, new)} == {name}
+    assert again.exit_code == new.exit_code == 0
+    assert new.config["digest"] not in server.runs  # the agent's name is its only one
+
+
+def drawn(name: str, point: SimpleNamespace, url: str, **more: str) -> dict[str, str]:
+    """As an agent starts its runs."""
+    return {**client(point.home, url), "WANDB_SWEEP_ID": "sweep", "WANDB_RUN_ID": name, **more}
+
+
+def test_what_was_done_is_reported_without_torch(point, server):
+    environment = drawn("light", point, server.url, PYTHONPROFILEIMPORTTIME="1")
+    done = run(*point.command, "prune.frac=0.25", **environment)
+    assert done.returncode == 0 and server.runs["light"].summary["fraction"] == 0.25
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
+    assert "wandb" in imported and not imported & {"torch", "transformers", "lightning", "peft"}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "status"),
+    [("short", "0123", 200), ("refused", "", 401), pytest.param("away", "", 0, marks=pytest.mark.slow)],
+)
+def test_where_wandb_cannot_be_had_the_point_goes_on_offline(name, key, status, point, server):
+    broken = {"WANDB_API_KEY": key} if key else {}
+    server.status = status or 200
+    url = server.url if status else NOWHERE
+    environment = drawn(name, point, url, WANDB_HTTP_TIMEOUT="1", **broken)
+    done = run(*point.command, "prune.frac=0.25", "log.wait=1", **environment)
+    server.status = 200
+    assert done.returncode == 0, done.stderr
+    (said,) = (line for line in done.stderr.splitlines() if line.startswith("W&B: "))
+    assert said.endswith(f"this run stays offline, wandb sync {point.folder}/wandb sends it")
+    assert name not in server.runs
+    tool(server.url, point.home, "sync", f"{point.folder}/wandb")
+    assert server.runs[name].summary["healed/validation/loss"] == point.record["healed/validation/loss"]
+    assert [row["heal/step"] for row in server.runs[name].rows] == STEPS
+
+
+def test_where_wandb_goes_down_later_the_point_ends_and_nothing_is_lost(point, server):
+    process = begun(point.folder, "0.25", *point.command, "log.wait=1", **drawn("later", point, server.url))
+    server.status = 500
+    _, err = process.communicate("end\n", timeout=120)
+    server.status = 200
+    assert process.returncode == 0, err
+    assert "healed/validation/loss" not in server.runs["later"].summary
+    (online,) = point.folder.glob("wandb/run-*-later")
+    (said,) = (line for line in err.splitlines() if line.startswith("W&B: "))
+    assert said.endswith(f"wandb sync --include-online {online} sends it")
+    tool(server.url, point.home, "sync", "--include-online", str(online))
+    assert server.runs["later"].summary["healed/validation/loss"] == point.record["healed/validation/loss"]
+
+
+def test_what_was_heard_before_a_kill_is_not_told_again(point, server):
+    for line in ("", "end\n"):
+        process = begun(point.folder, "0.25", *point.command, **drawn("twice", point, server.url))
+        while len(server.runs["twice"].history) < len(STEPS):
+            assert process.poll() is None
+            time.sleep(0.01)
+        if not line:
+            process.kill()
+        process.communicate(line or None, timeout=60)
+    assert [row["heal/step"] for row in server.runs["twice"].rows] == STEPS
+    assert server.runs["twice"].exit_code == 0
+
+
+def test_a_failed_point_keeps_its_run_from_the_next_one_in_the_process(point, server):
+    process = begun(point.folder, "0.25,0.75", *point.command, "name=two", **client(point.home, server.url))
+    first, second = (name for name, each in server.runs.items() if each.about["groupName"] == "two")
+    assert server.runs[first].exit_code == 1
+    _, err = process.communicate("end\n", timeout=60)
+    assert process.returncode == 0, err
+    assert server.runs[second].exit_code == 0 and server.runs[second].config["prune.frac"] == 0.75
