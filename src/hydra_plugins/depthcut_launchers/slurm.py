@@ -1,0 +1,146 @@
+"""``hydra/launcher=slurm``: the points of a multirun as one array of SLURM jobs, which need no launcher to go on."""
+
+import contextlib
+import inspect
+import io
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from hydra_plugins.depthcut_launchers.points import Points
+
+if TYPE_CHECKING:
+    from depthcut.jobs import Watched
+    from depthcut.slurm import Request, Work
+    from depthcut.sweep import Point, Sweep
+
+
+class SlurmLauncher(Points):
+    """Submits what is neither done nor in the queue, and waits for all of it."""
+
+    def __init__(self, **knobs: Any) -> None:
+        self.knobs = knobs
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take over what Hydra gives; what is asked of the cluster is checked before a point is composed."""
+        from depthcut import slurm
+        from depthcut.config import checked
+
+        self.request: Request = checked("hydra.launcher", slurm.Request, self.knobs)
+        slurm.require()
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def run(self, sweep: "Sweep", points: "list[Point]") -> None:
+        """Submit and watch; what the job of another launcher was not asked for gets a job of its own afterwards."""
+        from depthcut import jobs
+
+        while points:
+            watched = [each for study in by(points, "study").values() for each in self.enqueue(study)]
+            if watched and not self.request.wait:
+                jobs.say("the jobs go on by themselves; the same command looks after them")
+                sys.exit(1 if sweep.mistakes else 0)
+            try:
+                points = jobs.watch(sweep, watched)
+            except KeyboardInterrupt:
+                jobs.say(f"the jobs go on by themselves; to cancel them: scancel {numbers(watched)}")
+                raise
+
+    def enqueue(self, points: "list[Point]") -> "list[Watched]":
+        """A job for each of these points of one study: the one that is in the queue, or else a new one.
+
+        Raises:
+            ValueError: if SLURM does not answer, or refuses the jobs.
+        """
+        from depthcut import jobs, record
+        from depthcut.jobs import Ticket, Watched
+
+        study = points[0].lab.study
+        with jobs.alone(study):
+            queue = jobs.queue()
+            there: list[Watched] = []
+            new: dict[Path, list[Point]] = {}
+            for folder, group in by(points, "folder").items():
+                ticket = Ticket.read(folder)
+                entry = ticket and queue.get((ticket.name, ticket.index))
+                if ticket and entry and entry.alive:
+                    ticket = Ticket(ticket.name, ticket.index, entry.job).write(folder)
+                    there.append(Watched(ticket, group, adopted=True))
+                elif any(record.finished(point.lab) is None for point in group):
+                    new[folder] = group
+            if there:
+                jobs.say(f"{len(there)} in the queue already, as job {numbers(there)}")
+            return there + (self.submit(study, new) if new else [])
+
+    def submit(self, study: Path, groups: "dict[Path, list[Point]]") -> "list[Watched]":
+        """Submit one array, each job of it noted before and after; the study's lock is held.
+
+        Raises:
+            ValueError: if SLURM refuses.
+        """
+        from submitit import SlurmExecutor
+        from submitit.core.utils import FailedJobError
+
+        from depthcut import jobs, record
+        from depthcut.jobs import Ticket, Watched
+
+        name = f"{study.name}-{secrets.token_hex(4)}"
+        logs = jobs.private(study) / name
+        executor = SlurmExecutor(logs, max_num_timeout=self.request.max_timeouts)
+        executor.update_parameters(job_name=name, **self.request.parameters)
+        for index, folder in enumerate(groups):
+            Ticket(name, index).write(folder)
+            (folder / record.FAILURE).unlink(missing_ok=True)
+        try:
+            with outside(), contextlib.redirect_stderr(io.StringIO()):
+                submitted = executor.submit_array([self.work(group) for group in groups.values()])
+        except FailedJobError as error:
+            for folder in groups:
+                (folder / jobs.TICKET).unlink()
+            shutil.rmtree(logs)
+            raise ValueError(f"SLURM refused the jobs: {error}") from error
+        tickets = [Ticket(name, index, job.job_id) for index, job in enumerate(submitted)]
+        watched = [
+            Watched(ticket.write(folder), group, adopted=False)
+            for ticket, (folder, group) in zip(tickets, groups.items(), strict=True)
+        ]
+        jobs.say(f"{len(watched)} submitted as job {numbers(watched)}, which logs to {logs}")
+        return watched
+
+    def work(self, points: "list[Point]") -> "Work":
+        """What the job of these points does."""
+        from depthcut.slurm import Work
+
+        script = Path(inspect.getfile(self.task)).resolve()
+        configs = [point.lab.experiment.composed for point in points]
+        return Work(script, self.task.__name__, points[0].lab.folder, configs)
+
+
+@contextlib.contextmanager
+def outside() -> Generator[None]:
+    """The environment of no job, so that a sweep can be launched from within one; what a user set for sbatch stays."""
+    from submitit.helpers import clean_env
+
+    kept = {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or key.startswith("SBATCH_")}
+    with clean_env():
+        os.environ.update(kept)
+        yield
+
+
+def by(points: "list[Point]", what: str) -> "dict[Path, list[Point]]":
+    """Points by their ``study``, or by their ``folder``: those that differ in what is measured only share one."""
+    found: dict[Path, list[Point]] = {}
+    for point in points:
+        found.setdefault(getattr(point.lab, what), []).append(point)
+    return found
+
+
+def numbers(watched: "list[Watched]") -> str:
+    """The arrays that these jobs are in, as ``scancel`` wants them."""
+    return " ".join(sorted({str(each.ticket.job).partition("_")[0] for each in watched}))
