@@ -52,7 +52,9 @@ class Checkpoint:
             method = quantised.get("quant_method", "")
             raise ValueError(f"{files.title} is quantised already ({method}); give the model that it was made from")
         if self._described.get("model_type") == saved.KIND:
-            raise ValueError(f"{files.title} is a cut model of depthcut's, with more than plain layers; cut the model that it was made from")
+            raise ValueError(
+                f"{files.title} is no plain model any more: depthcut cut it; cut the model that it was made from"
+            )
         if "auto_map" in self._described:
             assert self.config  # it comes with code: transformers has the model too, or it is refused here
         for name in shards.weights(files):

@@ -32,6 +32,7 @@ def write(lab: "Lab") -> dict[str, Any]:
     x = lab.experiment
     assert lab.plan is not None
     peak(lab)
+    weigh(lab)
     before = read(lab.folder) or {}
     exported = sorted({*before.get("exported", []), x.export})
     record = {
@@ -50,6 +51,8 @@ def write(lab: "Lab") -> dict[str, Any]:
         "commit": commit(),
         "device": device(lab.device),
     }
+    if x.prune.reads_scores:
+        record["scores"] = digests.scores(lab)
     store.write_json(lab.folder / "record.json", record)
     return record
 
@@ -61,6 +64,19 @@ def peak(lab: "Lab") -> None:
     lab.numbers["bytes/peak_host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if torch.cuda.is_available():
         lab.numbers["bytes/peak_device"] = torch.cuda.max_memory_allocated()
+
+
+def weigh(lab: "Lab") -> None:
+    """Note what the model weighs, whole and cut; what stands in a gap cannot be told from the plan."""
+    from depthcut.replace.none import NoReplacement
+
+    assert lab.plan is not None
+    shape = lab.weigh(lab.plan.unit)
+    lab.numbers |= {f"dense/size/{quantity}": number for quantity, number in shape.whole.items()}
+    if isinstance(lab.experiment.replace, NoReplacement):
+        sizes = shape.without(lab.plan.drop)
+        stages = ("pruned", "healed") if lab.experiment.heal.trains else ("pruned",)
+        lab.numbers |= {f"{stage}/size/{key}": number for stage in stages for key, number in sizes.items()}
 
 
 State = Literal["done", "failed", "running", "left"]

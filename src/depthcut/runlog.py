@@ -27,7 +27,7 @@ CHATTY = (
 
 def say(text: str) -> None:
     """Print one line for the user."""
-    console.print(text, highlight=False, markup=False)
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def show(record: dict[str, Any], folder: Path) -> None:

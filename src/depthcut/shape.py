@@ -1,6 +1,6 @@
 """What a model's layers, or their halves, weigh: parameters, weight bytes, KV-cache bytes; from its config alone."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,6 +71,10 @@ class Shape:
                 "cache_bytes": sum(cache),
             },
         )
+
+    def without(self, drop: Collection[int]) -> dict[Quantity, int]:
+        """Each of the three for the model without these units."""
+        return {key: whole - sum(self.of_units(key)[at] for at in drop) for key, whole in self.whole.items()}
 
     def of_units(self, quantity: Quantity) -> tuple[int, ...]:
         """One of the three, of each unit."""

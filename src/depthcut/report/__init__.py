@@ -1,1 +1,1 @@
-"""Reports: records of a study -> a table (`python -m depthcut.report outputs/NAME`)."""
+"""Reports: what studies hold, as tables, figures, and one page that needs nothing else (docs/report.md)."""

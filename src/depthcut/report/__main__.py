@@ -1,4 +1,10 @@
-"""`python -m depthcut.report outputs/NAME`: the table of a study, and its CSV beside the records."""
+"""Shows studies: in the terminal, as one HTML file, as figures and tables, or on localhost.
+
+python -m depthcut.report outputs/A                      how far it is, and the table of what is done
+python -m depthcut.report outputs/A outputs/B -o r.html  one page that needs nothing else: to send, or for an appendix
+python -m depthcut.report outputs/A --format pdf         figures/*.pdf for a paper (png, svg; csv, md: the tables)
+python -m depthcut.report serve outputs                  the page on localhost; it follows running sweeps
+"""
 
 import argparse
 import sys
@@ -7,23 +13,79 @@ from pathlib import Path
 from rich.console import Console
 
 from depthcut import complaints
-from depthcut.report import table
+from depthcut.report import state, study, table
+
+FORMATS = ("html", "png", "svg", "pdf", "csv", "md")
 
 
 def main() -> None:
-    """Print the table of a study and write ``NAME/table.csv``."""
-    parser = argparse.ArgumentParser(prog="python -m depthcut.report", description=__doc__)
-    parser.add_argument("study", type=Path, help="folder of a study, such as outputs/main")
-    study: Path = parser.parse_args().study
-    if not study.is_dir():
-        raise ValueError(f"no study at {study}; `python run.py name=...` makes one under outputs/")
-    rows, unfinished = table.of_folder(study)
-    if not rows:
-        raise ValueError(f"{study} holds no finished record ({len(unfinished)} unfinished)")
+    """Show the studies that the command line names."""
+    if sys.argv[1:2] == ["serve"]:
+        return serve(sys.argv[2:])
+    options = parser().parse_args()
+    found = study.read(options.study)
+    if options.format or options.output:
+        return write(found, options)
+    return show(found, options.study)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, save for ``serve``."""
+    head, _, usage = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m depthcut.report",
+        description=head,
+        epilog=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("study", type=Path, nargs="+", help="folder of a study, such as outputs/main, or of several: outputs")
+    add("-o", "--output", type=Path, help="file of the page or table, or folder of the figures")
+    add("--format", choices=FORMATS, help="what to write; html where OUTPUT ends so")
+    add("--title", default="", help="heading of the page; the names of the studies where there is none")
+    return parser
+
+
+def show(found: study.Found, studies: list[Path]) -> None:
+    """Print how far the studies are and the table of what is done; of one study also write ``NAME/table.csv``."""
     out = Console()
-    out.print(table.of_study(rows, f"{study}: {len(rows)} finished, {len(unfinished)} not"))
-    table.write_csv(rows, study / "table.csv")
-    out.print(f"csv: {study / 'table.csv'}", highlight=False, soft_wrap=True)
+    if not found.states and not found.points:
+        raise ValueError(f"{', '.join(map(str, studies))}: no points in there; `python run.py -m name=...` makes some")
+    for line in state.of(found):
+        out.print(line, highlight=False)
+    if not found.points:
+        return
+    left = sum(found.states.values()) - found.states["done"]
+    title = f"{', '.join(map(str, studies))}: {len(found.points)} finished, {left} not"
+    out.print(title, highlight=False, markup=False, soft_wrap=True)
+    out.print(table.of_study(found.records))
+    if len(studies) == 1:
+        path = studies[0] / "table.csv"
+        table.write_csv(found.records, path)
+        out.print(f"csv: {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def write(found: study.Found, options: argparse.Namespace) -> None:
+    """Write the page, the figures or a table, and say where."""
+    from depthcut.report import files
+
+    if not found.points:
+        raise ValueError(f"{', '.join(map(str, options.study))}: no finished record to show ({found.words})")
+    wanted = options.format or (options.output.suffix[1:] if options.output.suffix[1:] in FORMATS else "html")
+    title = options.title or ", ".join(path.resolve().name for path in options.study)
+    for path in files.write(found, wanted, options.output, title):
+        Console().print(str(path), highlight=False, markup=False, soft_wrap=True)
+
+
+def serve(arguments: list[str]) -> None:
+    """Serve the page of some studies until Ctrl-C."""
+    from depthcut.report import serve
+
+    parser = argparse.ArgumentParser(prog="python -m depthcut.report serve", description=serve.__doc__)
+    parser.add_argument("study", type=Path, nargs="+", help="folder of a study, or of several, such as outputs")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
+    options = parser.parse_args(arguments)
+    serve.run(options.study, options.port)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
 """Records as tables: one record for the terminal, a study as CSV."""
 
 import csv
+import importlib
 import math
+import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from depthcut import record as records
 from depthcut import store
+from depthcut.report import cells
 
 STAGES = ("dense", "pruned", "healed")
 METHODS = ("metric", "prune", "replace", "heal")
@@ -21,7 +26,8 @@ OF_STAGE = {"dense": ("model",), "pruned": CUT, "healed": (*CUT, "heal", "seed")
 def of_record(record: dict[str, Any]) -> Table:
     """One record: a row a number, a column a stage, standard errors beside the numbers."""
     plan = record["plan"]
-    table = Table(title=f"{model_name(record)}: {plan['words']} ({record['fraction']:.0%})", title_justify="left")
+    title = f"{model_name(record)}: {plan['words']} ({record['fraction']:.0%})"
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("", no_wrap=True)
     stages = [stage for stage in STAGES if any(key.startswith(f"{stage}/") for key in record)]
     for stage in stages:
@@ -31,20 +37,21 @@ def of_record(record: dict[str, Any]) -> Table:
     return table
 
 
-def of_study(rows: Iterable[dict[str, Any]], title: str) -> Table:
+def of_study(rows: Iterable[dict[str, Any]]) -> Table:
     """A study: a row for each dense model, then one a point and stage. What is the same everywhere stands in the title.
 
     Only losses and accuracies are shown; the CSV has all numbers.
     """
-    rows = sorted(rows, key=lambda row: (model_name(row), row["fraction"], method_name(row, "prune")))
+    rows = sorted(rows, key=lambda row: (model_name(row), row["fraction"], *described(row)[3:]))
     names = [
         name for name in dict.fromkeys(n for row in rows for n in metrics(row)) if name.endswith(("/loss", "/acc"))
     ]
     heads = ("model", "frac", "keeps", *METHODS, "seed")
     words = [described(row) for row in rows]
-    varying = [at for at in range(len(heads)) if len({word[at] for word in words if word[at]}) > 1]
-    same = [f"{heads[at]} {words[0][at]}" for at in range(len(heads)) if at not in varying and words[0][at]]
-    table = Table(title=f"{title}\n{', '.join(same)}", title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    seen = [list(dict.fromkeys(word[at] for word in words if word[at])) for at in range(len(heads))]
+    varying = [at for at, values in enumerate(seen) if len(values) > 1]
+    same = [f"{head} {values[0]}" for head, values in zip(heads, seen, strict=True) if len(values) == 1]
+    table = Table(title=Text(", ".join(same)), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for head in (*(heads[at] for at in varying), "stage"):
         table.add_column(head, no_wrap=True)
     for name in names:
@@ -56,7 +63,7 @@ def of_study(rows: Iterable[dict[str, Any]], title: str) -> Table:
         if any(cells := [cell(row, f"{stage}/{name}") for name in names])
     ]
     for line in dict.fromkeys(lines):
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     return table
 
 
@@ -65,8 +72,8 @@ def described(record: dict[str, Any]) -> list[str]:
     plan = record["plan"]
     dropped = sum(stop - start for start, stop in plan["drop"])
     words = {group: method_name(record, group) for group in METHODS}
-    if "score" not in plan["notes"]:
-        words["metric"] = ""  # the plan read none
+    if not reads_scores(record):
+        words["metric"] = ""
     seed = "" if words["heal"] == "none" else str(record["config"]["seed"])
     kept = f"{plan['depth'] - dropped}/{plan['depth']}"
     return [model_name(record), f"{record['fraction']:.3f}", kept, *words.values(), seed]
@@ -78,8 +85,9 @@ def findings(record: dict[str, Any]) -> list[str]:
     loss = [record.get(f"{stage}/validation/loss") for stage in STAGES]
     if all(value is not None for value in loss):
         dense, pruned, healed = (float(value or 0) for value in loss)
-        if pruned > dense:
-            share = (pruned - healed) / (pruned - dense)
+        opened = pruned - dense
+        if opened > 2 * math.hypot(*(record.get(f"{stage}/validation/loss_stderr", 0) for stage in STAGES[:2])):
+            share = (pruned - healed) / opened
             said.append(
                 f"healing closed {share:.0%} of the loss that the cut had opened ({pruned:.3f} to {healed:.3f})"
             )
@@ -94,9 +102,9 @@ def findings(record: dict[str, Any]) -> list[str]:
 
 
 def metrics(record: dict[str, Any]) -> list[str]:
-    """Names of the numbers of any stage, without their standard errors."""
+    """Names of what was measured at any stage, without the standard errors and what a model weighs."""
     found = (key.partition("/")[2] for key in record if key.startswith(tuple(f"{stage}/" for stage in STAGES)))
-    return list(dict.fromkeys(name for name in found if not name.endswith("_stderr")))
+    return list(dict.fromkeys(name for name in found if not name.endswith("_stderr") and not name.startswith("size/")))
 
 
 def cell(record: dict[str, Any], key: str) -> str:
@@ -118,6 +126,23 @@ def method_name(record: dict[str, Any], group: str) -> str:
     return record["config"][group]["_target_"].split(".")[-2]
 
 
+def reads_scores(record: dict[str, Any]) -> bool:
+    """Whether the layers were chosen by a metric."""
+    return chooses_by_scores(record["config"]["prune"]["_target_"])
+
+
+@cache
+def chooses_by_scores(target: str) -> bool:
+    """Whether a pruner goes by a metric, as its class says; one that is not there any more does."""
+    if not re.fullmatch(r"depthcut\.prune\.\w+\.\w+", target):
+        return True
+    module, _, name = target.rpartition(".")
+    try:
+        return bool(getattr(importlib.import_module(module), name).reads_scores)
+    except (ImportError, AttributeError):
+        return True
+
+
 def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
     """A study as CSV: a line a point, all flat numbers as columns; a number that is missing is an empty cell."""
     rows = list(rows)
@@ -127,9 +152,8 @@ def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow([*heads, *numbers])
         for row in rows:
-            writer.writerow(
-                [row["digest"], *described(row), row["config"]["seed"], *(row.get(key, "") for key in numbers)]
-            )
+            words = [row["digest"], *described(row)[:-1], row["config"]["seed"]]
+            writer.writerow([*map(cells.disarmed, words), *(row.get(key, "") for key in numbers)])
 
 
 def of_folder(study: Path) -> tuple[list[dict[str, Any]], list[Path]]:

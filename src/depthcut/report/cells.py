@@ -1,0 +1,47 @@
+"""Cells of tables that leave the program: what a spreadsheet would run, or Markdown would read, stays text."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from depthcut import store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from depthcut.report.transition import Interval
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def disarmed(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula, with an apostrophe in front; anything else as it is."""
+    if isinstance(value, str) and (value.startswith(FORMULA) or value.lstrip().startswith(FORMULA)):
+        return f"'{value}"
+    return value
+
+
+def write(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table as CSV; what is missing is an empty cell."""
+    with store.replacing(path) as temporary:
+        table.map(disarmed).to_csv(temporary, index=False)
+
+
+def markdown(table: "pd.DataFrame") -> str:
+    """A table as Markdown."""
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
+    lines += ["| " + " | ".join(escaped(str(cell)) for cell in row) + " |" for row in table.itertuples(index=False)]
+    return "\n".join(lines) + "\n"
+
+
+def escaped(text: str) -> str:
+    """A text as Markdown shows it."""
+    for mark in ("\\", "|", "<", "*", "_", "`", "["):
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+def interval(found: "Interval | None") -> str:
+    """``31.0 % (28.5 to 33.5)``; empty where there is none."""
+    if found is None:
+        return ""
+    return f"{100 * found.at:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"

@@ -1,0 +1,43 @@
+"""What guessing gives at a task: the floor of an accuracy."""
+
+import math
+
+GUESSED = {
+    **dict.fromkeys(("boolq", "piqa", "winogrande", "copa", "rte", "wic", "sst2", "qnli", "mrpc", "qqp", "wsc"), 1 / 2),
+    **dict.fromkeys(("anli", "cb", "mnli", "siqa", "social_iqa", "pubmedqa"), 1 / 3),
+    **dict.fromkeys(("capitals", "topics", "openbookqa", "mmlu", "arc", "hellaswag", "swag", "race", "sciq"), 1 / 4),
+    **dict.fromkeys(("logiqa", "medqa", "medmcqa", "prost", "truthfulqa_mc1", "cmmlu", "ceval"), 1 / 4),
+    **dict.fromkeys(("commonsenseqa", "commonsense_qa", "mathqa", "aqua_rat"), 1 / 5),
+    "mmlu_pro": 1 / 10,
+    **dict.fromkeys(("lambada", "gsm8k", "triviaqa", "nq_open", "coqa", "drop", "squadv2"), 0.0),
+}
+ACCURACIES = frozenset({"acc", "acc_norm", "acc_mutual_info", "exact_match", "em"})
+
+
+def of(name: str) -> float | None:
+    """The value of a measured number for a model that knows nothing; None where that is not known.
+
+    Args:
+        name: such as ``arc_easy/acc`` or ``mmlu_local/acc``.
+    """
+    task, _, metric = name.partition("/")
+    if metric.partition(",")[0] not in ACCURACIES:
+        return None
+    words = task.partition("@")[0].split("_")
+    known = ("_".join(words[:count]) for count in range(len(words), 0, -1))
+    return next((GUESSED[each] for each in known if each in GUESSED), None)
+
+
+def is_accuracy(name: str) -> bool:
+    """Whether a number is a share of right answers."""
+    return name.rpartition("/")[2].partition(",")[0] in ACCURACIES
+
+
+def is_loss(name: str) -> bool:
+    """Whether a number is a loss in nats."""
+    return name.endswith("/loss")
+
+
+def log_vocabulary(loss: float, over: float) -> float:
+    """Log V, the loss of a uniform guess, out of a loss and the same over log V."""
+    return loss / over if over else math.nan

@@ -1,0 +1,129 @@
+"""The tidy table as curves: a number against what was cut, seeds averaged, with the errors of seeds and of items."""
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from depthcut import store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEYS = ("stage", "model", "metric", "prune", "replace", "recipe", "evaluation", "unit", "depth")
+QUANTITIES = ("size/", "speed/")
+"""What a name of a number begins with that is no score but a size or a speed: an axis, rather than a measure."""
+
+
+@dataclass
+class Measured:
+    """One number along a curve, by point; NaN where it was not measured.
+
+    Attributes:
+        value: means over seeds.
+        stderr: of these means: of the items that were asked, and of the seeds where there are several.
+        seeds: how many went in.
+    """
+
+    value: list[float]
+    stderr: list[float]
+    seeds: list[int]
+
+
+@dataclass
+class Line:
+    """One line of a figure: all that differs along it is how much was cut.
+
+    Attributes:
+        keys: what it is of, by KEYS; ``recipe`` is empty for an unhealed one.
+        dropped: layers that go, by point, ascending.
+        names: the numbers, each by point.
+        runs: places of the records that each point is out of.
+    """
+
+    keys: dict[str, str]
+    dropped: list[int]
+    names: dict[str, Measured]
+    runs: list[list[int]] = field(default_factory=list[list[int]])
+
+    @property
+    def key(self) -> str:
+        """A short name, the same in every report."""
+        return store.digest(self.keys)[:8]
+
+    @property
+    def fraction(self) -> list[float]:
+        """Share of the layers that go, by point."""
+        return [n / int(self.keys["depth"]) for n in self.dropped]
+
+    @property
+    def healed(self) -> bool:
+        """Whether the points were healed."""
+        return self.keys["stage"] == "healed"
+
+    @property
+    def label(self) -> str:
+        """What a legend says, save for the model."""
+        prune = " ".join(filter(None, (self.keys["metric"], self.keys["prune"])))
+        unit = "" if self.keys["unit"] == "layer" else f" ({self.keys['unit']})"
+        replace = "" if self.keys["replace"] == "none" else f" + {self.keys['replace']}"
+        evaluation = f" [{self.keys['evaluation']}]" if self.keys["evaluation"] else ""
+        return f"{prune}{unit}{replace}, {self.keys['recipe'] or 'not healed'}{evaluation}"
+
+
+def lines(table: "pd.DataFrame") -> list[Line]:
+    """All curves of a tidy table. A cut of nothing that was not healed is the dense model, and no point of a curve."""
+    import pandas as pd
+
+    healed = table.loc[table["stage"] == "healed"]
+    # Unhealed, the same cut is the same model, however many recipes and seeds went on from there.
+    unhealed = table.loc[(table["stage"] == "pruned") & (table["dropped"] > 0)]
+    once = [unhealed.drop_duplicates(subset=[*KEYS, "cut", "name"]), healed.drop_duplicates(subset=["digest", "name"])]
+    rows = pd.concat(once)
+    rows = rows.assign(variance=rows["stderr"] ** 2)
+    means = rows.groupby([*KEYS, "dropped", "name"], sort=True).agg(
+        value=("value", "mean"), spread=("value", "var"), seeds=("value", "size"), variance=("variance", "mean")
+    )
+    runs: dict[tuple[str, ...], dict[int, list[int]]] = {}
+    for (*keys, dropped), some in pd.concat([unhealed, healed]).groupby([*KEYS, "dropped"])["run"]:  # pyright: ignore[reportGeneralTypeIssues]
+        runs.setdefault(tuple(map(str, keys)), {})[dropped] = sorted(set(some.tolist()))
+    found: dict[tuple[str, ...], dict[int, dict[str, tuple[float, float, int]]]] = {}
+    for (*keys, dropped, name), value, spread, seeds, variance in means.itertuples(name=None):
+        point = found.setdefault(tuple(map(str, keys)), {}).setdefault(dropped, {})
+        point[name] = (value, error(variance, spread, seeds), seeds)
+    return [line(keys, points, runs[keys]) for keys, points in found.items()]
+
+
+def line(
+    keys: tuple[str, ...],
+    points: dict[int, dict[str, tuple[float, float, int]]],
+    runs: dict[int, list[int]],
+) -> Line:
+    """One curve out of its points."""
+    dropped = sorted(points)
+    names = sorted({name for point in points.values() for name in point})
+    missing = (math.nan, math.nan, 0)
+    columns = {name: zip(*(points[n].get(name, missing) for n in dropped), strict=True) for name in names}
+    measured = {name: Measured(*map(list, column)) for name, column in columns.items()}
+    return Line(dict(zip(KEYS, keys, strict=True)), dropped, measured, [runs[n] for n in dropped])
+
+
+def error(variance: float, spread: float, seeds: int) -> float:
+    """Standard error of a mean over seeds: items are the same for all, so theirs does not shrink with the seeds."""
+    parts = [variance if math.isfinite(variance) else None, spread / seeds if seeds > 1 else None]
+    known = [part for part in parts if part is not None]
+    return math.sqrt(sum(known)) if known else math.nan
+
+
+def dense(table: "pd.DataFrame") -> dict[tuple[str, str], dict[str, tuple[float, float]]]:
+    """The dense models' numbers with their standard errors, by model and evaluation."""
+    found: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+    rows = table.loc[table["stage"] == "dense"].drop_duplicates(subset=["model", "evaluation", "name"])
+    columns = [rows[name] for name in ("model", "evaluation", "name", "value", "stderr")]
+    for model, evaluation, name, value, stderr in zip(*columns, strict=True):
+        found.setdefault((model, evaluation), {})[name] = (value, stderr)
+    return found
+
+
+def scores(names: "list[str] | dict[str, Measured]") -> list[str]:
+    """Of the names of numbers those that a figure may draw: no sizes, no speeds."""
+    return [name for name in names if not name.startswith(QUANTITIES)]

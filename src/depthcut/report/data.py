@@ -1,0 +1,149 @@
+"""All that a page shows, as plain JSON: what the figures draw, and each run; what many runs share is in there once."""
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from depthcut.report import chance, curves, falls, healing, labels, layers, maps, table, transition
+from depthcut.report.study import Found, Point
+from depthcut.report.tidy import STAGES, tidy
+
+DIGITS = 6
+CURVE_DIGITS = 4
+
+
+def of(found: Found, title: str) -> dict[str, Any]:
+    """The page's data. Numbers are rounded to 6 digits; one that is missing is null."""
+    rows = tidy(found.records)
+    lines, dense = curves.lines(rows), curves.dense(rows)
+    names = sorted(set(rows["name"]))
+    levels = list(dense)
+    place = {id(line): at for at, line in enumerate(lines)}
+    seen_maps = maps.maps(found.points)
+    strips = layers.strips(found.records)
+    return rounded(
+        {
+            "title": title,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "words": found.words,
+            "failures": [[str(folder), reason] for folder, reason in found.failures.items()],
+            "measures": [measure(name) for name in curves.scores(names)],
+            "quantities": [name for name in names if name.startswith(curves.QUANTITIES)],
+            "dense": [{"model": key[0], "evaluation": key[1], "y": numbers} for key, numbers in dense.items()],
+            "lines": [of_line(line, levels) for line in lines],
+            "reasons": transition.REASONS,
+            "falls": [of_fall(fall, place[id(fall.line)]) for fall in falls.of(lines, dense)],
+            "strips": [vars(strip) for strip in strips],
+            "agreements": [vars(each) for each in layers.agreements(strips)],
+            "maps": [{**vars(each), "normalised": each.normalised} for each in seen_maps],
+            "ranks": [vars(each) for each in maps.ranks(seen_maps)],
+        }
+    ) | of_runs(found.points)
+
+
+def measure(name: str) -> dict[str, Any]:
+    """A number that can be drawn: what kind it is, and what guessing gives."""
+    kind = "accuracy" if chance.is_accuracy(name) else "loss" if chance.is_loss(name) else "other"
+    return {"name": name, "kind": kind, "chance": chance.of(name)}
+
+
+def of_line(line: curves.Line, levels: list[tuple[str, str]]) -> dict[str, Any]:
+    """A curve, and which dense model it comes from."""
+    dense = (line.keys["model"], line.keys["evaluation"])
+    return {
+        "key": line.key,
+        "label": line.label,
+        "of": {**line.keys, "depth": int(line.keys["depth"])},
+        "partner": " / ".join(falls.partner(line)),
+        "dense": levels.index(dense) if dense in levels else None,
+        "dropped": line.dropped,
+        "y": {name: [each.value, each.stderr, each.seeds] for name, each in line.names.items()},
+        "runs": line.runs,
+    }
+
+
+def of_fall(fall: falls.Fall, line: int) -> dict[str, Any]:
+    """A transition as the page wants it: [estimate, low, high], or null."""
+    parts = {name: getattr(fall.found, name) for name in ("midpoint", "onset", "width")} | {"moved": fall.moved}
+    intervals = {name: each and [each.at, each.low, each.high] for name, each in parts.items()}
+    return {"line": line, "name": fall.name, "why": fall.found.why, "rough": fall.found.rough, **intervals}
+
+
+class Shared:
+    """Values that many runs have in common, each kept once."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, int] = {}
+
+    def place(self, value: Any) -> int:
+        """Where the value is kept."""
+        return self.places.setdefault(json.dumps(value, sort_keys=False), len(self.places))
+
+    @property
+    def values(self) -> list[Any]:
+        """All of them, by place."""
+        return [json.loads(text) for text in self.places]
+
+
+def of_runs(points: Sequence[Point]) -> dict[str, Any]:
+    """The runs and their healing curves; what they have in common is in ``parts``."""
+    parts = Shared()
+    runs = [
+        of_run(point, label, parts)
+        for point, label in zip(points, labels.of([point.record for point in points]), strict=True)
+    ]
+    curves = [of_healing(curve, parts) for curve in healing.curves(points)]
+    return {"runs": runs, "healing": curves, "parts": parts.values}
+
+
+def of_run(point: Point, label: dict[str, str], parts: Shared) -> dict[str, Any]:
+    """A run: its plan in words, its numbers, and where in ``parts`` their names, its config and its versions are."""
+    record = point.record
+    numbers = {key: value for key, value in record.items() if "/" in key}
+    plan = record["plan"]
+    return {
+        "digest": record["digest"],
+        "study": record["study"],
+        "folder": str(point.folder),
+        "finished": record["finished"],
+        "label": parts.place(label),
+        "words": plan["words"],
+        "unit": plan.get("unit", "layer"),
+        "depth": plan["depth"],
+        "drop": plan["drop"],
+        "notes": [[key, str(value)[:400]] for key, value in plan["notes"].items()],
+        "fraction": record["fraction"],
+        "seed": record["config"]["seed"],
+        "numbers": parts.place(list(numbers)),
+        "values": rounded(list(numbers.values())),
+        "says": table.findings(record),
+        "config": [parts.place({key: value}) for key, value in record["config"].items()],
+        "versions": parts.place(record.get("versions", {})),
+        "commit": record.get("commit"),
+        "device": record.get("device"),
+        "stages": [stage for stage in STAGES if any(key.startswith(f"{stage}/") for key in numbers)],
+    }
+
+
+def of_healing(curve: healing.Healing, parts: Shared) -> dict[str, Any]:
+    """A healing curve; runs of one recipe have their tokens in common."""
+    tokens = parts.place(rounded(curve.tokens))
+    seconds, loss = rounded(curve.seconds, CURVE_DIGITS), rounded(curve.loss, CURVE_DIGITS)
+    return {"run": curve.run, "tokens": tokens, "seconds": seconds, "loss": loss, "each": curve.each}
+
+
+def rounded(value: Any, digits: int = DIGITS) -> Any:
+    """JSON with few significant digits; NaN and infinity become null."""
+    if isinstance(value, np.ndarray):
+        return rounded(value.tolist(), digits)
+    if isinstance(value, dict):
+        return {str(key): rounded(each, digits) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(each, digits) for each in value]
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    return value

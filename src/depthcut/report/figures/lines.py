@@ -1,0 +1,72 @@
+"""Accuracy and loss against the share of layers cut: a panel a number, a line a way of choosing and healing."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from depthcut.report import chance, curves
+from depthcut.report.curves import Line
+from depthcut.report.falls import Dense, Fall
+from depthcut.report.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def figure(lines: Sequence[Line], dense: Dense, falls: Sequence[Fall]) -> "Figure | None":
+    """Draw all numbers that are an accuracy or a loss; with several models a row of panels each."""
+    wanted = measures(lines)
+    models = list(dict.fromkeys(line.keys["model"] for line in lines))
+    each = [
+        (model, name) for model in models for name in wanted if any(name in line.names for line in of(lines, model))
+    ]
+    if not each:
+        return None
+    drawn, axes = style.panels(len(each), len(wanted) if len(models) > 1 else 3, (3.4, 2.7))
+    look = style.Look.among(lines)
+    for axis, (model, name) in zip(axes, each, strict=True):
+        axis.set_title(style.plain(name if len(models) == 1 else f"{model}: {name}"), fontsize=9, loc="left")
+        panel(axis, of(lines, model), name, look, dense)
+        for fall in falls:
+            if fall.name == name and fall.line.keys["model"] == model and fall.found.midpoint:
+                axis.axvline(fall.found.midpoint.at, color=look.of(fall.line)["color"], linewidth=0.6, alpha=0.6)
+    style.legend(drawn, axes)
+    return drawn
+
+
+def measures(lines: Sequence[Line]) -> list[str]:
+    """The numbers that get a panel: accuracies, one kind a task, and losses."""
+    names = curves.scores(sorted({name for line in lines for name in line.names}))
+    accuracies = [name for name in names if chance.is_accuracy(name)]
+    tasks = dict.fromkeys(name.partition("/")[0] for name in accuracies)
+    first = [next(name for name in accuracies if name.startswith(f"{task}/")) for task in tasks]
+    return [*first, *(name for name in names if chance.is_loss(name))]
+
+
+def of(lines: Sequence[Line], model: str) -> list[Line]:
+    """The lines of a model."""
+    return [line for line in lines if line.keys["model"] == model]
+
+
+def panel(axis: "Axes", lines: Sequence[Line], name: str, look: style.Look, dense: Dense) -> None:
+    """One number of one model."""
+    for line in lines:
+        if name not in line.names:
+            continue
+        level = dense.get((line.keys["model"], line.keys["evaluation"]), {}).get(name)
+        x, y, error = (np.array(column) for column in (line.fraction, line.names[name].value, line.names[name].stderr))
+        if level and not line.healed:
+            x, y, error = np.append(0, x), np.append(level[0], y), np.append(level[1], error)
+        axis.plot(x, y, label=look.name(line), linewidth=1.4, **look.of(line))
+        axis.fill_between(x, y - 1.96 * error, y + 1.96 * error, color=look.of(line)["color"], alpha=0.15, linewidth=0)
+        if level:
+            axis.axhline(level[0], color=style.QUIET, linewidth=0.7, linestyle=(0, (1, 3)))
+    floor = chance.of(name)
+    if floor is not None:
+        axis.axhline(floor, color=style.QUIET, linewidth=0.7, linestyle=(0, (1, 3)))
+        axis.annotate("chance", (1, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+    axis.set_xlabel("share of layers cut", fontsize=8)
+    axis.set_ylabel("loss (nats a token)" if chance.is_loss(name) else "accuracy", fontsize=8)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

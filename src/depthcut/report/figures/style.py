@@ -1,0 +1,81 @@
+"""How figures look: colours that colour-blind readers tell apart, and dashes and marks that say the same again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from depthcut.report.curves import Line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#007A5A", "#AA4499", "#2F9BD6", "#B8860B", "#332288", "#882255", "#5F6B2D", "#6F6F6F")
+DASHES = ("-", "-.", (0, (6, 2)), (0, (6, 1, 1, 1)))
+MARKS = ("o", "s", "D", "^", "P", "X", "*", "p")
+QUIET = "#57606a"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How lines are told apart among their like: the choice of layers by colour, recipe by dashes, model by marks."""
+
+    choices: list[str]
+    recipes: list[str]
+    models: list[str]
+
+    @classmethod
+    def among(cls, lines: Sequence[Line]) -> "Look":
+        """The look of these lines."""
+        return cls(
+            list(dict.fromkeys(choice(line) for line in lines)),
+            list(dict.fromkeys(line.keys["recipe"] for line in lines if line.healed)),
+            list(dict.fromkeys(line.keys["model"] for line in lines)),
+        )
+
+    def of(self, line: Line) -> dict[str, Any]:
+        """matplotlib's words for a line."""
+        hue = self.choices.index(choice(line)) if len(self.choices) > 1 else self.models.index(line.keys["model"])
+        colour = COLOURS[hue % len(COLOURS)]
+        dash = DASHES[self.recipes.index(line.keys["recipe"]) % len(DASHES)] if line.healed else ":"
+        mark = MARKS[self.models.index(line.keys["model"]) % len(MARKS)]
+        face = colour if line.healed else "white"
+        return {"color": colour, "linestyle": dash, "marker": mark, "markerfacecolor": face, "markersize": 4.5}
+
+    def name(self, line: Line) -> str:
+        """What the legend says."""
+        return plain(f"{line.keys['model']}: {line.label}" if len(self.models) > 1 else line.label)
+
+
+def choice(line: Line) -> str:
+    """Metric, pruner, replacement and unit."""
+    return " ".join(line.keys[key] for key in ("metric", "prune", "replace", "unit"))
+
+
+def plain(text: str) -> str:
+    """A text that matplotlib shows as it is: ``$`` would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def panels(count: int, columns: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
+    """A figure of ``count`` panels in rows of ``columns``, each of ``size`` inches."""
+    from matplotlib.figure import Figure
+
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+        each.tick_params(labelsize=8)
+    return figure, axes
+
+
+def legend(figure: "Figure", axes: "Sequence[Axes]") -> None:
+    """One legend below all panels, each name once."""
+    found = {label: handle for each in axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)}
+    if found:
+        columns = 2 if len(found) > 3 else 1
+        figure.legend(
+            found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize=7.5, frameon=False
+        )

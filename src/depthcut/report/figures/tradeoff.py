@@ -1,0 +1,50 @@
+"""What a cut buys: a score against memory and against speed."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from depthcut.report.curves import Line
+from depthcut.report.falls import Dense
+from depthcut.report.figures import lines as panels
+from depthcut.report.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+AXES = {
+    "size/weight_bytes": ("weights (GB)", 1e-9),
+    "speed/tokens_per_second": ("tokens/s", 1.0),
+}
+
+
+def figure(lines: Sequence[Line], dense: Dense) -> "Figure | None":
+    """Draw the first number of a report against each of these that was measured."""
+    quantities = [name for name in AXES if any(name in line.names for line in lines)]
+    wanted = panels.measures(lines)[:1]
+    if not quantities or not wanted:
+        return None
+    drawn, axes = style.panels(len(quantities), 2, (3.8, 3.0))
+    look = style.Look.among(lines)
+    sizes = {(partner(line), n): line.names for line in lines if not line.healed for n in line.dropped}
+    for axis, quantity in zip(axes, quantities, strict=True):
+        title, scale = AXES[quantity]
+        for line in lines:
+            own = line.names if quantity in line.names else sizes.get((partner(line), line.dropped[0]), {})
+            if quantity in own and wanted[0] in line.names and len(own[quantity].value) == len(line.dropped):
+                x = [scale * value for value in own[quantity].value]
+                axis.plot(x, line.names[wanted[0]].value, label=look.name(line), linewidth=0.8, **look.of(line))
+        for (model, _), level in dense.items():
+            if quantity in level and wanted[0] in level:
+                axis.plot(scale * level[quantity][0], level[wanted[0]][0], "k*", markersize=10)
+                axis.annotate(
+                    style.plain(f"dense {model}"), (scale * level[quantity][0], level[wanted[0]][0]), fontsize=7
+                )
+        axis.set_xlabel(title, fontsize=8)
+        axis.set_ylabel(style.plain(wanted[0]), fontsize=8)
+    style.legend(drawn, axes)
+    return drawn
+
+
+def partner(line: Line) -> tuple[str, ...]:
+    """What a healed line and its unhealed one have in common."""
+    return tuple(value for key, value in line.keys.items() if key not in ("stage", "recipe"))

@@ -1,0 +1,99 @@
+"""What a report leaves on the disk: the page, or figures for a paper, or tables."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from depthcut import store
+from depthcut.report import cells
+from depthcut.report.study import Found
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAMES = {"html": "report.html", "csv": "report.csv", "md": "report.md"}
+
+
+def write(found: Found, kind: str, output: Path | None, title: str) -> list[Path]:
+    """Write what is asked for; give the paths.
+
+    Args:
+        found: the studies.
+        kind: ``html``, ``csv`` or ``md``: one file. ``png``, ``svg`` or ``pdf``: a folder of figures.
+        output: that file or folder; None: ``report.*``, or ``figures``, in the current folder.
+        title: of the page.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+    """
+    if kind not in NAMES:
+        return drawn(found, kind, output or Path("figures"))
+    path = output or Path(NAMES[kind])
+    if kind == "html":
+        from depthcut.report import data, page
+
+        page.write(data.of(found, title), path)
+    elif kind == "csv":
+        cells.write(path, numbers(found))
+    else:
+        store.write_text(path, f"# {cells.escaped(title)}\n\n{found.words}\n\n{cells.markdown(transitions(found))}")
+    return [path]
+
+
+def drawn(found: Found, kind: str, folder: Path) -> list[Path]:
+    """Draw every figure that there is something for."""
+    from matplotlib import rc_context
+
+    from depthcut.report import figures
+
+    made = figures.of(found.points)
+    if not made:
+        raise ValueError("nothing to draw: no finished record measures a cut")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    # Text stays text in a PDF, and the same records make the same SVG.
+    with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "depthcut", "font.size": 9}):
+        for name, figure in made.items():
+            paths.append(folder / f"{name}.{kind}")
+            with store.replacing(paths[-1]) as temporary:
+                figure.savefig(temporary, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+    return paths
+
+
+def numbers(found: Found) -> "pd.DataFrame":
+    """The tidy table: a row a number."""
+    from depthcut.report.tidy import tidy
+
+    return tidy(found.records)
+
+
+def transitions(found: Found) -> "pd.DataFrame":
+    """A row a curve and number: where it falls, in percent of the layers, or why no fall is told of."""
+    import pandas as pd
+
+    from depthcut.report import curves, falls, transition
+    from depthcut.report.tidy import tidy
+
+    table = tidy(found.records)
+    rows = [
+        (
+            *(fall.line.keys[key] for key in ("model", "metric", "prune", "replace", "recipe")),
+            fall.name,
+            *(cells.interval(each) for each in (fall.found.midpoint, fall.found.onset, fall.found.width, fall.moved)),
+            transition.REASONS[fall.found.why],
+        )
+        for fall in falls.of(curves.lines(table), curves.dense(table))
+    ]
+    heads = (
+        "model",
+        "metric",
+        "prune",
+        "replace",
+        "heal",
+        "task",
+        "midpoint",
+        "onset",
+        "width",
+        "moved by healing",
+        "note",
+    )
+    return pd.DataFrame(rows, columns=list(heads))

@@ -1,0 +1,63 @@
+"""Healing curves: the training loss against tokens and seconds, thinned for a page."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depthcut.report.study import Point
+
+Array = NDArray[np.float64]
+COLUMNS = ("tokens", "seconds", "loss")
+KEPT = 50  # points of a curve
+
+
+@dataclass(frozen=True)
+class Healing:
+    """The loss of one run's healing.
+
+    Attributes:
+        run: place of the run among the points.
+        tokens: read by then.
+        seconds: gone by then.
+        loss: mean over ``each`` steps.
+        each: steps that a point stands for.
+    """
+
+    run: int
+    tokens: list[float]
+    seconds: list[float]
+    loss: list[float]
+    each: int
+
+
+def curves(points: Sequence[Point], kept: int = KEPT) -> list[Healing]:
+    """The healing curves of all runs that have one."""
+    found = (thinned(run, rows(point.folder / "heal.csv"), kept) for run, point in enumerate(points))
+    return [curve for curve in found if curve is not None]
+
+
+def rows(path: Path) -> Array:
+    """Tokens, seconds and loss by step, S x 3; a line that cannot be read is left out."""
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path, usecols=list(COLUMNS), on_bad_lines="skip")[list(COLUMNS)]
+    except (OSError, ValueError):
+        return np.empty((0, 3))
+    steps = frame.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    return steps[np.isfinite(steps).all(1)]
+
+
+def thinned(run: int, steps: Array, kept: int) -> Healing | None:
+    """At most ``kept`` points: each the mean loss of as many steps, at the last of them."""
+    if not len(steps):
+        return None
+    each = math.ceil(len(steps) / kept)
+    starts = np.arange(0, len(steps), each)
+    ends = np.minimum(starts + each, len(steps)) - 1
+    losses = np.add.reduceat(steps[:, 2], starts) / (ends - starts + 1)
+    return Healing(run, steps[ends, 0].tolist(), steps[ends, 1].tolist(), losses.tolist(), each)

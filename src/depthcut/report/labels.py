@@ -1,0 +1,109 @@
+"""What a point is called in a figure: the word of each of its methods, and the knobs in which its kind differs."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from depthcut.plan import Plan
+from depthcut.report import table
+
+Config = dict[str, Any]
+
+# What differs between the points of one curve, or changes no number.
+SIZES = frozenset({"frac", "layers", "parameters", "weight_bytes", "cache_bytes", "path"})
+SEEDS = frozenset({"seed"})
+INCIDENTAL = {
+    "model": frozenset({"heal", "path", "repo"}),
+    "metric": frozenset({"batch"}) | SEEDS,
+    "prune": SIZES | SEEDS | {"unit"},
+    "recipe": frozenset({"micro_batch", "recompute", "save_every"}),
+    "evaluation": frozenset({"batch", "tasks"}),
+}
+GROUPS = ("model", "metric", "prune", "replace", "recipe", "evaluation")
+
+
+def of(records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """For each record the names of what it was made with, by GROUPS; empty where a group had no part in it.
+
+    Two records of a model are called the same only if nothing that changes numbers differs, sizes and seeds aside: a
+    knob that varies among the records with one word is named after it, such as ``angular token=all``.
+    """
+    parts = [named(record) for record in records]
+    found: list[dict[str, str]] = [{} for _ in records]
+    for group in GROUPS:
+        varying = differing((kind(group, words), knobs[group]) for words, knobs in parts)
+        for label, (words, knobs) in zip(found, parts, strict=True):
+            known = knobs[group]
+            more = [f"{key}={known[key]}" for key in varying.get(kind(group, words), ()) if key in known]
+            label[group] = " ".join((words[group], *more)).strip()
+    return found
+
+
+def kind(group: str, words: dict[str, str]) -> tuple[str, str]:
+    """What a name must tell apart: models have recipes of their own, so their knobs are compared within a model."""
+    return ("" if group == "model" else words["model"], words[group])
+
+
+def named(record: dict[str, Any]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """The word of each group, and its knobs as text."""
+    config = record["config"]
+    reads = table.reads_scores(record)
+    heals = any(key.startswith("healed/") for key in record)
+    words = {
+        "model": table.model_name(record),
+        "metric": table.method_name(record, "metric") if reads else "",
+        "prune": table.method_name(record, "prune"),
+        "replace": table.method_name(record, "replace"),
+        "recipe": table.method_name(record, "heal") if heals else "",
+        "evaluation": "",
+    }
+    data = mapping(config.get("data"))
+    texts = {"metric": ("calibration",), "recipe": ("train",), "evaluation": ("validation",)}
+    knobs: dict[str, dict[str, str]] = {}
+    for group in GROUPS:
+        node = {"replace": "replace", "recipe": "heal", "evaluation": "eval"}.get(group, group)
+        methods = {key: value for key, value in mapping(config.get(node)).items() if node != "eval" or mapping(value)}
+        own = {key: value for key, value in flat(methods) if leaf(key) not in skipped(group)}
+        for part in texts.get(group, ()):
+            own |= {f"{part}.{key}": value for key, value in flat(mapping(data.get(part)))}
+        knobs[group] = own if words[group] or group == "evaluation" else {}
+    return words, knobs
+
+
+def skipped(group: str) -> frozenset[str]:
+    """Knobs of a group that are no part of a name."""
+    return INCIDENTAL.get(group, frozenset())
+
+
+def leaf(key: str) -> str:
+    """The last part of a key; the first part alone decides for what is nested under it."""
+    first = key.partition(".")[0]
+    return first if first == "heal" else key.rpartition(".")[2]
+
+
+def differing(named: Iterable[tuple[tuple[str, str], dict[str, str]]]) -> dict[tuple[str, str], list[str]]:
+    """For each word the knobs that are not the same wherever it is used."""
+    seen: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for word, knobs in named:
+        for key, value in knobs.items():
+            seen.setdefault(word, {}).setdefault(key, set()).add(value)
+    return {word: [key for key, values in keys.items() if len(values) > 1] for word, keys in seen.items()}
+
+
+def flat(node: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """A config's leaves as ``a.b`` and text."""
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from flat(value, f"{name}.")
+        elif key != "_target_":
+            yield name, str(value)
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """A node of a config, or nothing."""
+    return value if isinstance(value, dict) else {}
+
+
+def dropped(record: dict[str, Any]) -> tuple[int, ...]:
+    """The layers that go."""
+    return Plan.from_dict(record["plan"]).drop

@@ -1,0 +1,97 @@
+"""Which layers each way of choosing drops, by how much is cut, and how far the ways agree."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depthcut.report import labels
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """What one way of choosing drops.
+
+    Attributes:
+        model: whose layers these are.
+        chooser: metric and pruner.
+        unit: what goes of each layer.
+        depth: layers of the whole model, L.
+        rows: for each number of layers that go, in how many of its cuts each layer is gone, as a share: L numbers.
+    """
+
+    model: str
+    chooser: str
+    unit: str
+    depth: int
+    rows: dict[int, list[float]]
+
+
+def strips(records: Sequence[dict[str, Any]]) -> list[Strip]:
+    """One strip a way of choosing. Where seeds of a pruner or a metric give several cuts, they are averaged."""
+    cuts: dict[tuple[str, str, str, int], dict[int, set[tuple[int, ...]]]] = {}
+    for record, label in zip(records, labels.of(records), strict=True):
+        drop, plan = labels.dropped(record), record["plan"]
+        chooser = " ".join(filter(None, (label["metric"], label["prune"])))
+        key = (label["model"], chooser, plan.get("unit", "layer"), plan["depth"])
+        if drop:
+            cuts.setdefault(key, {}).setdefault(len(drop), set()).add(drop)
+    return [
+        Strip(*key, {n: shares(rows[n], key[3]) for n in sorted(rows)}) for key, rows in sorted(cuts.items())
+    ]  # fmt: skip
+
+
+def shares(drops: set[tuple[int, ...]], depth: int) -> list[float]:
+    """For each layer the share of ``drops`` that it is in."""
+    return [sum(layer in drop for drop in drops) / len(drops) for layer in range(depth)]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the ways of choosing agree about one model.
+
+    Attributes:
+        choosers: their names, C.
+        overlap: mean share of dropped layers that two have in common, over the sizes that both cut: C x C, NaN where
+            they have no size in common.
+        luck: the same for two random choices: the mean of n / L over these sizes.
+        sizes: how many sizes went in, C x C.
+    """
+
+    model: str
+    unit: str
+    choosers: list[str]
+    overlap: Array
+    luck: Array
+    sizes: NDArray[np.int64]
+
+
+def agreements(found: Sequence[Strip]) -> list[Agreement]:
+    """Compare all ways of choosing that were tried on a model; one alone agrees with nothing and is left out."""
+    groups: dict[tuple[str, str, int], list[Strip]] = {}
+    for strip in found:
+        groups.setdefault((strip.model, strip.unit, strip.depth), []).append(strip)
+    return [compared(group) for group in groups.values() if len(group) > 1]
+
+
+def compared(group: list[Strip]) -> Agreement:
+    """The agreement of the strips of one model."""
+    size = len(group)
+    overlap, luck = np.full((size, size), np.nan), np.full((size, size), np.nan)
+    sizes = np.zeros((size, size), dtype=np.int64)
+    for (i, one), (j, two) in combinations(enumerate(group), 2):
+        both = sorted(one.rows.keys() & two.rows.keys())
+        sizes[i, j] = sizes[j, i] = len(both)
+        if both:
+            common = [np.dot(one.rows[n], two.rows[n]) / n for n in both]
+            overlap[i, j] = overlap[j, i] = np.mean(common)
+            luck[i, j] = luck[j, i] = np.mean([n / one.depth for n in both])
+    for i, strip in enumerate(group):
+        overlap[i, i], sizes[i, i] = 1.0, len(strip.rows)
+        luck[i, i] = np.mean([n / strip.depth for n in strip.rows])
+    return Agreement(group[0].model, group[0].unit, [strip.chooser for strip in group], overlap, luck, sizes)

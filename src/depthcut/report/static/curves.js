@@ -1,0 +1,132 @@
+// Score against what was cut: small multiples, bands, the dense level, chance, and the midpoints of the transitions.
+const firstMeasures = () => {
+  const good = data.measures.filter((measure) => measure.kind === "accuracy" && measure.name.endsWith("/acc")).slice(0, 3);
+  const losses = data.measures.filter((measure) => measure.kind === "loss").slice(0, 1);
+  return [...(byModel() ? good.slice(0, 1) : good), ...losses].map((measure) => measure.name);
+};
+// Many curves of several models in one panel tell nobody anything.
+const byModel = () => (state.panels === "auto" ? models.length > 1 && data.lines.length > 16 : state.panels === "model");
+const chosenMeasures = () => (state.measures ? listed(state.measures).filter(measureOf) : firstMeasures());
+
+function panels(lines) {
+  const names = chosenMeasures();
+  if (!byModel()) return names.map((name) => ({ name, title: name, lines }));
+  return unique(lines.map((line) => line.of.model)).flatMap((model) => names.map((name) => ({ name, title: `${model}: ${name}`, lines: lines.filter((line) => line.of.model === model) })));
+}
+
+FIGURES.curves = {
+  says: "Scores against the share of layers cut, one line a way of choosing and healing",
+  build() {
+    const lines = shownLines(), shown = panels(lines).map((panel) => ({ ...panel, drawn: drawnLines(panel) })).filter((panel) => panel.drawn.length);
+    if (!shown.length) return { note: lines.length ? "No curve has these numbers on this axis." : "No curve passes the filters." };
+    const { place, height } = grid(shown.length, 3, 300);
+    const traces = [], layout = { height, annotations: [] }, rows = [];
+    shown.forEach((panel, i) => {
+      const at = place(i);
+      const log = state.log && measureOf(panel.name).kind === "loss";
+      layout["xaxis" + at.n] = axis({ domain: at.xDomain, anchor: at.y, title: { text: plain(axisName(state.x)), standoff: 6 }, tickformat: state.x === "fraction" ? ".0%" : "", rangemode: state.x.includes("/") ? "normal" : "tozero" });
+      layout["yaxis" + at.n] = axis({ domain: at.yDomain, anchor: at.x, type: log ? "log" : "linear", title: { text: plain(yTitle(panel.name)), standoff: 4 } });
+      layout.annotations.push(heading(panel.title, at));
+      levels(panel, at, traces, layout.annotations);
+      for (const each of panel.drawn) addLine(each, panel.name, at, traces, rows);
+      addMidpoints(panel, at, traces);
+    });
+    const note = lines.length === 1 ? "1 curve is shown." : `${lines.length} curves are shown.`;
+    const head = ["task", "model", "curve", axisName(state.x), "layers cut", "value", "standard error", "seeds"];
+    return { traces, layout, rows, head, note, click: (point) => point.customdata != null && set({ run: data.runs[point.customdata].digest }, true) };
+  },
+};
+
+function yTitle(name) {
+  const kind = measureOf(name).kind;
+  if (state.y === "share") return kind === "loss" ? "loss / log V" : "share of dense above chance";
+  return kind === "loss" ? "loss (nats a token)" : kind === "accuracy" ? "accuracy" : name.split("/").pop();
+}
+
+function drawnLines(panel) {
+  const found = [];
+  for (const line of panel.lines) {
+    const score = scored(line, panel.name, state.y), x = across(line, state.x), start = atDense(line, state.x);
+    if (!score) continue;
+    const points = x.map((at, i) => ({ x: at, y: score.value[i], e: score.stderr[i], seeds: score.seeds[i], runs: line.runs[i], n: line.dropped[i] })).filter((p) => p.x != null && p.y != null);
+    if (!points.length) continue;
+    // A cut of nothing is the dense model, unless it was healed.
+    if (!line.of.recipe && score.top != null && start != null) points.unshift({ x: start, y: score.top, e: score.topError, seeds: 1, runs: [], n: 0 });
+    found.push({ line, score, points });
+  }
+  return found;
+}
+
+function addLine({ line, score, points }, name, at, traces, rows) {
+  const style = look(line), common = { xaxis: at.x, yaxis: at.y, type: "scatter", legendgroup: line.key };
+  const banded = points.filter((p) => p.e != null);
+  if (state.bands && banded.length > 1) {
+    const up = banded.map((p) => p.y + 1.96 * p.e), down = banded.map((p) => p.y - 1.96 * p.e);
+    const xs = banded.map((p) => p.x);
+    traces.push({ ...common, x: [...xs, ...xs.slice().reverse()], y: [...up, ...down.reverse()], fill: "toself", fillcolor: style.color, opacity: 0.16, line: { width: 0 }, mode: "lines", hoverinfo: "skip" });
+  }
+  const text = points.map((p) => `<b>${plain(title(line))}</b><br>${plain(name)}: ${plain(within(p.y, p.e))}<br>${p.n} of ${line.of.depth} layers cut (${percent(p.n / line.of.depth)})<br>${p.n || line.of.recipe ? (p.seeds === 1 ? "1 seed" : p.seeds + " seeds") : "dense model"}`);
+  traces.push({ ...common, x: points.map((p) => p.x), y: points.map((p) => p.y), mode: "lines+markers", line: { color: style.color, dash: style.dash, width: 2 }, marker: { color: style.color, symbol: style.symbol, size: 7, line: { width: 1.4, color: style.color } }, text, hovertemplate: "%{text}<extra></extra>", customdata: points.map((p) => p.runs[0] ?? null) });
+  for (const p of points) rows.push([name, line.of.model, line.label, p.x, p.n, p.y, p.e, p.seeds]);
+}
+
+// One trace for all midpoints of a panel: plotly's time goes by traces.
+function addMidpoints(panel, at, traces) {
+  if (!state.marks || (state.x !== "fraction" && state.x !== "dropped")) return;
+  const marks = [];
+  for (const { line, score } of panel.drawn) {
+    const fall = fallOf(line, panel.name);
+    if (!fall || !fall.midpoint || score.floor == null || score.top == null) continue;
+    const scale = state.x === "dropped" ? line.of.depth : 1;
+    marks.push({ at: fall.midpoint.map((value) => value * scale), y: middle(line, panel.name, score), color: look(line).color, text: `<b>${plain(title(line))}</b><br>midpoint ${interval(fall.midpoint)}` });
+  }
+  if (!marks.length) return;
+  traces.push({
+    type: "scatter", mode: "markers", xaxis: at.x, yaxis: at.y, x: marks.map((m) => m.at[0]), y: marks.map((m) => m.y), text: marks.map((m) => m.text), hovertemplate: "%{text}<extra></extra>",
+    marker: { symbol: "diamond-tall", size: 12, color: marks.map((m) => m.color), line: { color: ink().paper, width: 1 } }, error_x: bars(marks.map((m) => m.at)),
+  });
+}
+
+// Where half of the lead is lost, on the axis as it is: of a loss half way from dense to log V.
+function middle(line, name, score) {
+  if (measureOf(name).kind !== "loss" || state.y === "share") return (score.floor + score.top) / 2;
+  const level = dense(line), over = level.y[name + "_over_log_v"];
+  return (score.top + score.top / over[0]) / 2;
+}
+
+function levels(panel, at, traces, annotations) {
+  const seen = new Set(), many = new Set(panel.drawn.map((each) => each.line.of.model)).size > 1;
+  const span = panel.drawn.flatMap((each) => each.points.map((p) => p.x));
+  const [low, high] = [Math.min(0, ...span), Math.max(...span)];
+  const from = state.x.includes("/") ? Math.min(...span) : low;
+  const flat = (y, text) => {
+    const color = ink().quiet;
+    const log = state.log && measureOf(panel.name).kind === "loss";
+    const [x, xanchor] = text === "chance" ? [from, "left"] : [high, "right"];
+    annotations.push({ x, y: log ? Math.log10(y) : y, xref: at.x, yref: at.y, text: plain(text), showarrow: false, xanchor, yanchor: "bottom", font: { size: 10.5, color } });
+    traces.push({ x: [from, high], y: [y, y], xaxis: at.x, yaxis: at.y, mode: "lines", line: { color, width: 1.2, dash: "1px,3px" }, hovertemplate: `${plain(text)}: ${short(y)}<extra></extra>` });
+  };
+  for (const { line, score } of panel.drawn) {
+    const key = line.of.model + line.dense;
+    if (score.top != null && !seen.has(key)) flat(score.top, many ? `dense ${line.of.model}` : "dense");
+    if (score.floor != null && measureOf(panel.name).kind === "accuracy" && !seen.has("chance")) flat(score.floor, "chance"), seen.add("chance");
+    seen.add(key);
+  }
+}
+
+function drawLegend() {
+  const off = new Set(listed(state.off)), lines = filtered();
+  const flip = (key) => {
+    off.has(key) ? off.delete(key) : off.add(key);
+    set({ off: [...off].join("~") });
+    document.querySelector(`#legend [data-key="${key}"]`).focus();
+  };
+  const buttons = lines.slice(0, 120).map((line) => {
+    const style = look(line), glyph = GLYPHS[style.symbol.replace("-open", "")];
+    const swatch = el("span", { "aria-hidden": "true" }, (line.of.recipe ? "━" : "┄") + glyph + (line.of.recipe ? "━" : "┄"));
+    swatch.style.color = style.color;
+    return el("button", { type: "button", "data-key": line.key, "aria-pressed": String(!off.has(line.key)), onclick: () => flip(line.key) }, swatch, title(line));
+  });
+  const all = lines.length > 1 ? [el("button", { type: "button", id: "legend-all", onclick: () => set({ off: "" }) }, "all"), el("button", { type: "button", id: "legend-none", onclick: () => set({ off: lines.map((line) => line.key).join("~") }) }, "none")] : [];
+  $("legend").replaceChildren(...all, ...buttons, ...(lines.length > 120 ? [el("span", { class: "quiet" }, `and ${lines.length - 120} more; filter to see them here`)] : []));
+}

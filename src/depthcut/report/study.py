@@ -1,0 +1,178 @@
+"""A study as it lies on the disk: its records, and how far its other points are. Nothing in there is an error."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from depthcut import record as records
+from depthcut.plan import Plan
+
+GROUPS = ("model", "metric", "prune", "replace", "heal")
+OTHER_VERSION = "of another version"
+UNREADABLE = "unreadable"
+DUPLICATE = "that another study has too"
+FOREIGN = "no points"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A finished point: its record, checked, and where it lies."""
+
+    folder: Path
+    record: dict[str, Any]
+
+
+@dataclass
+class Found:
+    """What some studies hold.
+
+    Attributes:
+        points: finished, each once.
+        states: of all point folders: ``done``, ``failed``, ``running``, ``left``.
+        failures: for each point that failed the reason, in one line.
+        running: points that a process is at work on.
+        skipped: how many folders gave no point though they are there, by the reason in words.
+    """
+
+    points: list[Point] = field(default_factory=list[Point])
+    states: Counter[str] = field(default_factory=Counter[str])
+    failures: dict[Path, str] = field(default_factory=dict[Path, str])
+    running: list[Path] = field(default_factory=list[Path])
+    skipped: Counter[str] = field(default_factory=Counter[str])
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The records alone."""
+        return [point.record for point in self.points]
+
+    @property
+    def words(self) -> str:
+        """All counts in a line, e.g. ``12 points: 9 done, 1 failed, 0 running, 2 left``."""
+        total = sum(self.states.values())
+        counts = ", ".join(f"{self.states[state]} {state}" for state in ("done", "failed", "running", "left"))
+        skipped = ", ".join(f"{counted(count, 'folder')} {why}" for why, count in sorted(self.skipped.items()))
+        return f"{counted(total, 'point')}: {counts}" + (f"; skipped: {skipped}" if skipped else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 point``, ``2 points``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def read(studies: Iterable[Path]) -> Found:
+    """Read studies, or folders of studies. The later of two records of one point counts.
+
+    Raises:
+        ValueError: if one of the folders is not there.
+    """
+    found, kept = Found(), dict[str, Point]()
+    for study in dict.fromkeys(each for path in studies for each in inside(path)):
+        for folder in sorted(path for path in study.iterdir() if path.is_dir() and not path.name.startswith(".")):
+            point = look(folder, found)
+            if point is None:
+                continue
+            digest = str(point.record["digest"])
+            found.skipped[DUPLICATE] += digest in kept
+            if digest not in kept or point.record["finished"] >= kept[digest].record["finished"]:
+                kept[digest] = point
+    found.points = list(kept.values())
+    found.skipped = +found.skipped
+    return found
+
+
+def inside(path: Path) -> Iterator[Path]:
+    """The folder itself if it is a study, else the studies in it.
+
+    Raises:
+        ValueError: if it is no folder.
+    """
+    if not path.is_dir():
+        raise ValueError(f"no study at {path}; `python run.py name=...` makes one under outputs/")
+    children = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
+    if any(is_point(each) for each in children):
+        yield path
+        return
+    studies = [each for each in children if each.name != "cache" and any(map(is_point, subfolders(each)))]
+    yield from studies or [path]
+
+
+def subfolders(path: Path) -> Iterator[Path]:
+    """Folders in ``path``; none where it cannot be read."""
+    try:
+        yield from (each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
+    except OSError:
+        return
+
+
+def is_point(folder: Path) -> bool:
+    """Whether the folder was made for a point of a study."""
+    return (folder / "config.yaml").is_file() or (folder / "record.json").is_file()
+
+
+def look(folder: Path, found: Found) -> Point | None:
+    """Count one folder; the point, if it is finished and its record can be read."""
+    if not is_point(folder):
+        found.skipped[FOREIGN] += 1
+        return None
+    record = parsed(folder)
+    why = fault(record) if (folder / "record.json").exists() else None
+    state = standing(folder)
+    if record is not None and why is None:
+        found.states["done"] += 1
+        return Point(folder, record)
+    if why is not None:
+        found.skipped[why] += 1
+        state = "left" if state == "done" else state
+    found.states[state] += 1
+    if state == "failed":
+        found.failures[folder] = str((records.failure(folder) or {}).get("reason", "no reason was written"))
+    elif state == "running":
+        found.running.append(folder)
+    return None
+
+
+def parsed(folder: Path) -> dict[str, Any] | None:
+    """What ``record.json`` holds, of whatever version; None where it cannot be read."""
+    try:
+        return records.parsed(folder / "record.json")
+    except (OSError, RecursionError):
+        return None
+
+
+def standing(folder: Path) -> records.State:
+    """How far a point is; what cannot be read is left to do."""
+    try:
+        return records.state(folder)
+    except (OSError, RecursionError):
+        return "left"
+
+
+def fault(record: dict[str, Any] | None) -> str | None:
+    """Why a record cannot be shown; None where it can."""
+    if record is None:
+        return UNREADABLE
+    if record.get("format") != records.FORMAT:
+        return OTHER_VERSION
+    try:
+        Plan.from_dict(record["plan"])
+        words = [record["config"][group]["_target_"].split(".")[-2] for group in GROUPS]
+        texts = [*words, record["digest"], record["finished"], record["study"]]
+        numbers = [record["fraction"], record["config"]["seed"], *(record[key] for key in record if "/" in key)]
+        sound = all(isinstance(text, str) for text in texts) and all(math.isfinite(number) for number in numbers)
+        return None if sound and isinstance(record["plan"]["notes"], dict) else UNREADABLE
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError):
+        return UNREADABLE
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """A point's config as it was composed; empty where none can be read."""
+    try:
+        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,73 @@
+"""Records as one tidy table: a row for each number that was measured, with all that says what it is of."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from depthcut.report import labels
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STAGES = ("dense", "pruned", "healed")
+COLUMNS = (
+    "run",
+    "digest",
+    "study",
+    "stage",
+    *labels.GROUPS,
+    "unit",
+    "depth",
+    "dropped",
+    "fraction",
+    "cut",
+    "seed",
+    "name",
+    "value",
+    "stderr",
+)
+OF_CUT = ("metric", "prune", "replace")
+
+
+def tidy(records: Sequence[dict[str, Any]]) -> "pd.DataFrame":
+    """One row a number.
+
+    Columns: ``run`` (place among the records), ``digest``, ``study``, ``stage``; ``model``, ``metric``, ``prune``,
+    ``replace``, ``recipe``, ``evaluation`` (names; empty where they had no part in the number: a dense model has no
+    cut, an unhealed one no recipe); ``unit``, ``depth``, ``dropped`` (layers), ``fraction``, ``cut`` (which layers, as
+    text), ``seed``; ``name`` (such as ``boolq/acc``), ``value``, ``stderr`` (NaN where there is none).
+    """
+    import pandas as pd
+
+    rows = [
+        row
+        for run, (record, label) in enumerate(zip(records, labels.of(records), strict=True))
+        for row in of_record(run, record, label)
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def of_record(run: int, record: dict[str, Any], label: dict[str, str]) -> list[tuple[Any, ...]]:
+    """The rows of one record."""
+    config, plan, drop = record["config"], record["plan"], labels.dropped(record)
+    cut = ",".join(f"{start}-{stop - 1}" for start, stop in plan["drop"])
+    rows: list[tuple[Any, ...]] = []
+    for stage in STAGES:
+        named = of_stage(stage, label)
+        sized = ("", plan["depth"], 0, 0.0, "") if stage == "dense" else (
+            plan.get("unit", "layer"), plan["depth"], len(drop), len(drop) / plan["depth"], cut
+        )  # fmt: skip
+        seed = config["seed"] if stage == "healed" else 0
+        for key, value in record.items():
+            name = key.removeprefix(f"{stage}/")
+            if name != key and not name.endswith("_stderr"):
+                stderr = record.get(f"{key}_stderr", float("nan"))
+                rows.append(
+                    (run, record["digest"], record["study"], stage, *named, *sized, seed, name, float(value), stderr)
+                )
+    return rows
+
+
+def of_stage(stage: str, label: dict[str, str]) -> tuple[str, ...]:
+    """The names that matter at a stage."""
+    gone = {"dense": (*OF_CUT, "recipe"), "pruned": ("recipe",), "healed": ()}[stage]
+    return tuple("" if group in gone else label[group] for group in labels.GROUPS)

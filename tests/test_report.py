@@ -1,0 +1,433 @@
+"""The report's tables: what lies in a study's folder, the numbers in it, and where its curves fall."""
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from filelock import FileLock
+
+import studies
+from depthcut.record import FORMAT
+from depthcut.report import cells, chance, curves, falls, healing, labels, layers, maps, study, table, tidy, transition
+from depthcut.report.transition import Curve, Interval, Transition
+from running import ENVIRONMENT, ROOT
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return studies.bench("transition")
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("made")
+    studies.bench("report").make(outputs, 280, steps=120, models=("llama2_7b", "phi_2"))
+    return outputs
+
+
+@pytest.fixture
+def made(made_once, tmp_path):
+    """Made-up studies of 280 points, to be damaged."""
+    shutil.copytree(made_once, tmp_path / "outputs")
+    return tmp_path / "outputs"
+
+
+def report(*arguments) -> subprocess.CompletedProcess[str]:
+    call = [sys.executable, "-W", "error", "-m", "depthcut.report", *map(str, arguments)]
+    return subprocess.run(call, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def first(outputs, name="made_llama2_7b"):
+    return sorted(outputs.glob(f"{name}/*/record.json"))
+
+
+# How far a study is.
+
+
+def test_states_are_counted_with_the_reason_of_each_failure_and_the_step_of_each_run(made):
+    done, failed, running, left, *_ = (path.parent for path in first(made))
+    for folder in (failed, running, left):
+        (folder / "record.json").unlink()
+    reason = "RuntimeError: [red]CUDA[/red] out of memory"
+    (failed / "failure.json").write_text(json.dumps({"format": 1, "reason": reason, "traceback": "", "when": ""}))
+    (running / "heal.csv").write_text("step,tokens,seconds,loss\n1,2,3,4\n7,8,9,1\n")
+    (running / "config.yaml").write_text(json.dumps({"heal": {"_target_": "depthcut.heal.lora.Lora", "steps": 9}}))
+    with FileLock(running.with_name(f".{running.name}.lock")):
+        shown = report(made / "made_llama2_7b")
+    assert shown.returncode == 0, shown.stderr
+    total = len(list((made / "made_llama2_7b").iterdir())) - 2  # the lock and the table
+    assert f"{total} points: {total - 3} done, 1 failed, 1 running, 1 left" in shown.stdout
+    assert reason in shown.stdout and failed.name in shown.stdout
+    assert "healing: step 7 of 9" in shown.stdout
+    assert done.name not in shown.stdout
+
+
+def test_a_study_without_a_finished_record_is_shown(made):
+    points = [path.parent for path in first(made)]
+    for folder in points:
+        (folder / "record.json").unlink()
+    shown = report(made / "made_llama2_7b")
+    assert (
+        shown.returncode == 0
+        and f"{len(points)} points: 0 done, 0 failed, 0 running, {len(points)} left" in shown.stdout
+    )
+
+
+def test_what_is_no_point_is_counted_in_words_and_never_an_error(made):
+    a, b, c, d, e, f, *rest = first(made)
+    studies.changed(a, format=FORMAT + 1)
+    b.write_text(b.read_text()[:500])
+    studies.changed(c, plan={"depth": 3})
+    d.write_text(d.read_text().replace('"dense/boolq/acc"', '"dense/boolq/acc": NaN, "x/y"'))
+    e.unlink()
+    e.mkdir()
+    f.write_text("[" * 100_000)
+    (made / "made_llama2_7b" / "wandb").mkdir()
+    (made / "made_llama2_7b" / "notes.txt").write_text("mine")
+    shutil.copytree(rest[0].parent, made / "made_phi_2" / rest[0].parent.name)
+    found = study.read([made])
+    assert found.skipped == {
+        study.OTHER_VERSION: 1,
+        study.UNREADABLE: 5,
+        study.FOREIGN: 1,
+        study.DUPLICATE: 1,
+    }
+    assert len(found.points) == 280 - 6
+    assert "skipped: 1 folder no points, 1 folder of another version" in found.words
+    assert report(made).returncode == 0
+
+
+def test_the_later_of_two_records_of_one_point_counts(made):
+    path = first(made)[0]
+    shutil.copytree(path.parent, made / "made_phi_2" / path.parent.name)
+    studies.changed(made / "made_phi_2" / path.parent.name / "record.json", finished="2027-01-01T00:00:00+00:00")
+    found = {point.record["digest"]: point for point in study.read([made]).points}
+    assert found[path.parent.name].folder.parent.name == "made_phi_2"
+
+
+def test_the_terminal_report_imports_nothing_heavy(made):
+    code = (
+        "import sys; sys.argv = ['report', sys.argv[1]]; from depthcut.report.__main__ import main; main();"
+        "print({'torch', 'plotly', 'pandas', 'scipy', 'matplotlib', 'transformers'} & set(sys.modules))"
+    )
+    call = [sys.executable, "-c", code, str(made / "made_phi_2")]
+    shown = subprocess.run(call, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=True)
+    assert shown.stdout.splitlines()[-1] == "set()"
+
+
+def test_a_missing_or_empty_study_is_told_in_one_line(tmp_path):
+    missing = report(tmp_path / "none")
+    assert missing.returncode == 2 and missing.stderr.startswith("error: no study at ")
+    empty = report(tmp_path)
+    assert empty.returncode == 2 and "no points in there" in empty.stderr and empty.stderr.count("\n") == 1
+
+
+def test_the_table_as_csv_holds_all_numbers_and_no_formula(made):
+    record = json.loads(first(made)[0].read_text())
+    record["config"]["model"]["repo"] = "=HYPERLINK(evil)"
+    table.write_csv([record], made / "t.csv")
+    (row,) = csv.DictReader((made / "t.csv").read_text().splitlines())
+    assert row["model"] == "'=HYPERLINK(evil)"
+    assert float(row["dense/boolq/acc"]) == record["dense/boolq/acc"]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "  =1", "\n=1"])
+def test_formulas_are_disarmed_and_numbers_are_not(text):
+    assert cells.disarmed(text) == f"'{text}"
+    assert cells.disarmed("a=1") == "a=1" and cells.disarmed(-1.5) == -1.5
+
+
+def test_markdown_shows_a_hostile_name_as_text():
+    text = cells.markdown(pd.DataFrame({"name": ["<img src=x> | [a](b) `c`\nd"]}))
+    assert text.splitlines()[2] == "| \\<img src=x> \\| \\[a](b) \\`c\\` d |"
+
+
+# The tidy table, names and curves.
+
+
+def test_every_number_is_a_row_once_and_says_what_it_is_of(made):
+    records = study.read([made]).records
+    rows = tidy.tidy(records)
+    wanted = sum(
+        key.startswith(("dense/", "pruned/", "healed/")) and not key.endswith("_stderr")
+        for record in records
+        for key in record
+    )
+    assert len(rows) == wanted
+    one = rows[(rows["stage"] == "healed") & (rows["name"] == "boolq/acc")].iloc[0]
+    record = records[one["run"]]
+    assert one["value"] == record["healed/boolq/acc"] and one["stderr"] == record["healed/boolq/acc_stderr"]
+    assert one["fraction"] == record["fraction"] and one["recipe"] == "qlora"
+    assert set(rows[rows["stage"] == "dense"]["metric"]) == {""} and set(rows[rows["stage"] == "pruned"]["recipe"]) == {
+        ""
+    }
+    assert set(rows[(rows["stage"] == "pruned") & (rows["prune"] == "deepest")]["metric"]) == {""}
+
+
+def test_a_knob_that_differs_is_named_and_one_that_does_not_or_changes_no_number_is_not(made):
+    records = [json.loads(path.read_text()) for path in first(made)[:3]]
+    for record in records:
+        record["config"]["metric"] = {"_target_": "depthcut.metric.angular.Angular", "token": "last", "batch": 8}
+        record["config"]["prune"] = {"_target_": "depthcut.prune.block.Block", "frac": 0.1, "keep_last": 1}
+    records[1]["config"]["metric"] |= {"token": "all", "batch": 4}
+    records[2]["config"]["prune"] |= {"frac": 0.3, "keep_last": 2}
+    named = labels.of(records)
+    assert [each["metric"] for each in named] == ["angular token=last", "angular token=all", "angular token=last"]
+    assert [each["prune"] for each in named] == ["block keep_last=1", "block keep_last=1", "block keep_last=2"]
+    assert {each["model"] for each in named} == {"llama2_7b"}
+
+
+def test_a_curve_averages_seeds_and_adds_their_spread_to_the_items_errors(made):
+    records = study.read([made]).records
+    lines = curves.lines(tidy.tidy(records))
+    line = next(line for line in lines if line.healed and any(count > 1 for count in line.names["boolq/acc"].seeds))
+    at = next(i for i, count in enumerate(line.names["boolq/acc"].seeds) if count > 1)
+    own = [records[run] for run in line.runs[at]]
+    values = np.array([record["healed/boolq/acc"] for record in own])
+    errors = np.array([record["healed/boolq/acc_stderr"] for record in own])
+    measured = line.names["boolq/acc"]
+    assert measured.seeds[at] == len(own) == 2
+    assert measured.value[at] == pytest.approx(values.mean())
+    wanted = math.sqrt((errors**2).mean() + ((values - values.mean()) ** 2).sum() / (len(own) - 1) / len(own))
+    assert measured.stderr[at] == pytest.approx(wanted)
+    assert line.dropped == sorted(line.dropped)
+
+
+def test_one_cut_is_one_point_however_often_it_was_measured(made):
+    records = study.read([made]).records
+    twin = json.loads(json.dumps(records[0]))
+    twin["digest"], twin["config"]["seed"] = "0" * 16, 99
+    before, after = (curves.lines(tidy.tidy(each)) for each in (records, [*records, twin]))
+    seeds = [[line.names["boolq/acc"].seeds for line in lines if not line.healed] for lines in (before, after)]
+    assert seeds[0] == seeds[1]
+
+
+def test_a_cut_of_nothing_is_no_point_of_an_unhealed_curve(made):
+    records = study.read([made]).records
+    none = json.loads(json.dumps(records[0]))
+    none["plan"]["drop"], none["fraction"], none["digest"] = [], 0.0, "0" * 16
+    assert all(0 not in line.dropped for line in curves.lines(tidy.tidy([*records, none])) if not line.healed)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("boolq/acc", 0.5), ("mmlu_local/acc", 0.25), ("mmlu_abstract_algebra/acc", 0.25), ("mmlu_pro/exact_match", 0.1),
+     ("arc_easy/acc_norm", 0.25), ("commonsenseqa_local/acc", 0.2), ("mine/acc", None), ("boolq/f1", None),
+     ("validation/loss", None)],
+)  # fmt: skip
+def test_chance(name, wanted):
+    assert chance.of(name) == wanted
+
+
+# Transitions.
+
+
+def logistic(fraction, middle, scale, low=0.25, high=0.75):
+    return low + (high - low) / (1 + np.exp((fraction - middle) / scale))
+
+
+def curve(values, fraction, stderr=0.01):
+    return Curve(fraction, np.asarray(values), np.full(len(fraction), stderr), 0.75, stderr, 0.25)
+
+
+def test_a_clean_curve_gives_its_own_midpoint_onset_and_width():
+    fraction = np.linspace(0.05, 0.8, 16)
+    found = transition.estimate(curve(logistic(fraction, 0.4, 0.05), fraction, 0.005))
+    assert found.seen and found.midpoint and found.onset and found.width
+    # By bisection, not by the estimator's formula.
+    tenth, half = (solved(lambda f: logistic(f, 0.4, 0.05), 0.75 - part * 0.5) for part in (0.1, 0.5))
+    assert found.midpoint.at == pytest.approx(half, abs=0.005)
+    assert found.onset.at == pytest.approx(tenth, abs=0.02)
+    assert found.width.at == pytest.approx(2 * (half - tenth), abs=0.03)
+    for interval in (found.midpoint, found.onset, found.width):
+        assert interval.low <= interval.at <= interval.high
+
+
+def solved(falling, value, low=0.0, high=1.0):
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if falling(middle) > value else (low, middle)
+    return low
+
+
+def test_a_cliff_between_two_fractions_may_be_anywhere_between_them():
+    fraction = np.array([0.1, 0.2, 0.3, 0.5, 0.6])
+    found = transition.estimate(curve([0.75, 0.75, 0.75, 0.25, 0.25], fraction))
+    assert found.midpoint
+    assert found.midpoint.low == pytest.approx(0.3, abs=0.02) and found.midpoint.high == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [([0.75] * 6, "flat"), ([0.75, 0.74, 0.76, 0.75, 0.74, 0.75], "flat"), ([0.75, 0.3, 0.7, 0.35, 0.74, 0.5], "flat"),
+     ([0.75, 0.75, 0.74, 0.72, 0.67, 0.6], "unfinished"), ([0.75, 0.5, 0.25], "few")],
+)  # fmt: skip
+def test_where_no_transition_is_seen_there_is_no_number(values, why):
+    found = transition.estimate(curve(values, np.linspace(0.1, 0.6, 6)[: len(values)]))
+    assert found == Transition(why, rough=found.rough) and not found.seen
+    assert found.midpoint is found.onset is found.width is None
+
+
+def test_a_dense_model_that_guesses_has_no_transition():
+    fraction = np.linspace(0.1, 0.6, 6)
+    found = transition.estimate(Curve(fraction, np.full(6, 0.25), np.full(6, 0.02), 0.27, 0.02, 0.25))
+    assert found.why == "dense"
+
+
+def test_an_error_of_zero_is_not_believed():
+    fraction = np.linspace(0.1, 0.8, 8)
+    errors = np.full(8, 0.03)
+    errors[2] = 0.0
+    usual = Curve(fraction, logistic(fraction, 0.4, 0.03), errors, 0.75, 0.03, 0.25)
+    assert usual.errors.min() == 0.015
+    assert transition.estimate(usual).seen
+
+
+def test_the_misfit_is_least_squares_with_the_best_amplitude():
+    chance_ = np.random.default_rng(1)
+    leads, errors, shares = (
+        chance_.normal(0.3, 0.1, (3, 7)),
+        chance_.uniform(0.01, 0.1, 7),
+        chance_.uniform(0, 1, (5, 7)),
+    )
+    found = transition.misfits(leads, errors, shares)
+    for b in range(3):
+        for g in range(5):
+            (amplitude,), *_ = np.linalg.lstsq((shares[g] / errors)[:, None], leads[b] / errors, rcond=None)
+            wanted = (((leads[b] - max(0, amplitude) * shares[g]) / errors) ** 2).sum()
+            assert found[b, g] == pytest.approx(wanted)
+
+
+def test_intervals_hold_the_truth_in_a_hundred_draws(bench):
+    found = bench.trial("falls", 100)
+    assert found["seen"] >= 95
+    assert found["midpoint"] >= 0.9 * found["seen"]
+    assert found["onset"] >= 0.85 * found["seen"] and found["width"] >= 0.85 * found["seen"]
+    assert found["midpoint long"] / found["seen"] < 0.12  # an interval of everything would hold the truth too
+
+
+@pytest.mark.parametrize("kind", ["flat", "noisy", "at chance", "slopes"])
+def test_hardly_a_curve_without_a_transition_is_said_to_have_one(bench, kind):
+    assert bench.trial(kind, 100)["seen"] <= 5
+
+
+def test_the_same_curve_gives_the_same_answer(bench):
+    drawn, *_ = bench.draw("falls", np.random.default_rng(3))
+    assert transition.estimate(drawn) == transition.estimate(drawn)
+
+
+def test_made_up_studies_fall_where_they_were_made_to_and_healing_moves_them_later(made):
+    rows = tidy.tidy(study.read([made]).records)
+    found = falls.of(curves.lines(rows), curves.dense(rows))
+    seen = [fall for fall in found if fall.found.seen and chance.is_accuracy(fall.name)]
+    assert len(seen) > 20
+    moved = [fall.moved for fall in seen if fall.moved]
+    assert moved and np.mean([each.at for each in moved]) == pytest.approx(0.08, abs=0.02)
+    angular = [fall for fall in seen if fall.line.keys["prune"] == "block" and fall.line.keys["model"] == "llama2_7b"]
+    held = [fall.found.midpoint.low <= 0.48 <= fall.found.midpoint.high for fall in angular if not fall.line.healed]
+    assert len(held) == 6 and sum(held) >= 5
+    assert all(fall.moved is None for fall in found if not fall.line.healed)
+    assert {fall.name for fall in found} >= {"boolq/acc", "validation/loss"}
+
+
+def test_a_loss_is_counted_from_a_uniform_guess_and_stays_there_beyond_it():
+    names = {
+        "validation/loss": curves.Measured([2.0, 30.0], [0.1, 0.1], [1, 1]),
+        "validation/loss_over_log_v": curves.Measured([0.2, 3.0], [math.nan] * 2, [1, 1]),
+    }
+    line = curves.Line(dict.fromkeys(curves.KEYS, "") | {"depth": "10"}, [1, 2], names)
+    level = {"validation/loss": (1.0, 0.05), "validation/loss_over_log_v": (0.1, math.nan)}
+    fitted = falls.loss(line, level, "validation/loss")
+    assert fitted is not None
+    assert fitted.value.tolist() == pytest.approx([0.8, 0.0]) and fitted.dense == pytest.approx(0.9)
+    assert fitted.stderr.tolist() == pytest.approx([0.01, 0.01]) and fitted.dense_stderr == pytest.approx(0.005)
+
+
+def test_a_difference_of_midpoints_has_the_interval_of_a_difference():
+    one, two = (Transition("", midpoint=Interval(*each)) for each in ((0.3, 0.25, 0.31), (0.5, 0.48, 0.6)))
+    moved = falls.moved(one, two)
+    assert moved is not None and moved.at == pytest.approx(0.2)
+    assert moved.low == pytest.approx(0.2 - math.hypot(0.02, 0.01)) and moved.high == pytest.approx(
+        0.2 + math.hypot(0.1, 0.05)
+    )
+    assert falls.moved(Transition("flat"), two) is None
+
+
+# Layers, scores, healing.
+
+
+def strip(chooser, rows, depth=4):
+    return layers.Strip("m", chooser, "layer", depth, rows)
+
+
+def test_agreement_is_the_share_of_dropped_layers_in_common():
+    same, other = {1: [0.0, 1, 0, 0], 2: [0.0, 1, 1, 0]}, {2: [1.0, 1, 0, 0], 3: [1.0, 1, 1, 0]}
+    (found,) = layers.agreements([strip("a", same), strip("b", other), strip("c", {4: [1.0] * 4})])
+    assert found.overlap[0, 1] == found.overlap[1, 0] == 0.5 and found.luck[0, 1] == 0.5 and found.sizes[0, 1] == 1
+    assert math.isnan(found.overlap[0, 2]) and found.sizes[0, 2] == 0
+    assert layers.agreements([strip("a", same)]) == []
+
+
+def test_strips_average_the_cuts_of_several_seeds(made):
+    record = json.loads(first(made)[0].read_text())
+    record["plan"] |= {"depth": 4, "drop": [[1, 2]]}
+    other = json.loads(json.dumps(record))
+    other["plan"]["drop"] = [[2, 3]]
+    (found,) = layers.strips([record, other, record])
+    assert found.rows == {1: [0, 0.5, 0.5, 0]}
+
+
+def test_the_map_is_the_scores_by_start_and_size_with_the_chosen_starts(made):
+    found = maps.maps(study.read([made]).points)
+    one = next(each for each in found if each.model == "llama2_7b" and each.metric == "angular")
+    scores = maps.read(made / "cache" / "scores" / one.digest)
+    assert scores is not None and one.depth == 32
+    for n, start in ((1, 0), (5, 7), (32, 0), (31, 1)):
+        assert one.scores[n - 1, start] == scores.block(start, n)
+    assert np.isnan(one.scores[31, 1]) and np.nanmin(one.normalised[4]) == 0 and np.nanmax(one.normalised[4]) == 1
+    assert one.chosen and all(0 <= start <= 32 - n for n, start in one.chosen.items())
+
+
+def test_scores_that_are_gone_or_broken_are_no_error(made):
+    for path in (made / "cache" / "scores").iterdir():
+        (path / "scores.json").write_text('{"format": 0}')
+    record = json.loads(first(made)[0].read_text())
+    studies.changed(first(made)[0], scores="../../../etc", study=record["study"])
+    assert maps.maps(study.read([made]).points) == []
+
+
+def test_ranks_agree_where_scores_do():
+    def scored(metric, values):
+        return maps.Map(metric, "m", metric, "layer", 4, np.zeros((4, 4)), values)
+
+    (found,) = maps.ranks(
+        [scored("a", [1, 2, 3, 4]), scored("b", [10, 20, 30, 40]), scored("c", [4, 3, 2, 1]), scored("d", [1, 1, 1, 1])]
+    )
+    assert found.correlation[0, :3].tolist() == pytest.approx([1, 1, -1]) and math.isnan(found.correlation[0, 3])
+
+
+def test_a_healing_curve_is_thinned_to_means_of_as_many_steps(tmp_path):
+    rows = [f"{step},{10 * step},{step / 2},{step % 7}" for step in range(1, 104)]
+    (tmp_path / "heal.csv").write_text(
+        "\n".join(["step,tokens,seconds,loss", *rows, "104,broken", "105,1,2,nan", "106,10"])
+    )
+    steps = healing.rows(tmp_path / "heal.csv")
+    assert len(steps) == 103
+    thin = healing.thinned(0, steps, 10)
+    assert thin is not None and thin.each == 11 and len(thin.loss) == 10
+    assert thin.tokens[0] == 110 and thin.tokens[-1] == 1030 and thin.seconds[-1] == 51.5
+    assert thin.loss[0] == pytest.approx(np.mean([step % 7 for step in range(1, 12)]))
+    assert thin.loss[-1] == pytest.approx(np.mean([step % 7 for step in range(100, 104)]))
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "tokens,seconds,loss\n", "\x00\x01"])
+def test_a_broken_healing_curve_is_none(tmp_path, text):
+    (tmp_path / "heal.csv").write_text(text)
+    assert len(healing.rows(tmp_path / "heal.csv")) == 0
+    assert healing.thinned(0, healing.rows(tmp_path / "none.csv"), 10) is None

@@ -1,0 +1,214 @@
+"""What a report leaves: the page as a file, figures for a paper, tables; and the server."""
+
+import csv
+import http.client
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import studies
+from depthcut.report import curves, data, falls, figures, files, page, serve, study, tidy
+from running import ENVIRONMENT, ROOT
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("made")
+    studies.bench("report").make(outputs, 140, steps=150, models=("llama2_7b",))
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def points(outputs):
+    return study.read([outputs]).points
+
+
+def report(*arguments, **more) -> subprocess.CompletedProcess[str]:
+    call = [sys.executable, "-W", "error", "-m", "depthcut.report", *map(str, arguments)]
+    return subprocess.run(
+        call, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False, **more
+    )
+
+
+def test_the_page_is_one_file_that_names_no_other_and_runs_its_own_scripts_only(outputs, tmp_path):
+    done = report(outputs, outputs / "made_llama2_7b", "-o", tmp_path / "r.html", "--title", "mine & yours")
+    assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "r.html"), done.stderr
+    text = (tmp_path / "r.html").read_text()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert "default-src 'none'" in policy and "connect-src 'none'" in policy
+    assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
+    assert "<title>mine &amp; yours</title>" in text
+    ours = text.replace(page.plotly(), "")
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", ours) and "import(" not in ours
+    for script in re.findall(r"<script>(.*?)</script>", text, re.S):
+        assert f"'sha256-{page.digest(script)}'" in policy
+    assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
+
+
+def test_the_page_holds_every_run_and_no_studies_twice(outputs, points):
+    found = json.loads(json.dumps(data.of(study.read([outputs]), "x")))
+    assert len(found["runs"]) == len(points) == 140
+    assert len({line["key"] for line in found["lines"]}) == len(found["lines"]) == 10
+    run = found["runs"][3]
+    numbers = dict(zip(found["parts"][run["numbers"]], run["values"], strict=True))
+    assert numbers == pytest.approx({key: value for key, value in points[3].record.items() if "/" in key}, rel=1e-5)
+    config = {key: value for part in run["config"] for key, value in found["parts"][part].items()}
+    assert config == points[3].record["config"]
+    assert max(len(curve["loss"]) for curve in found["healing"]) <= 50
+
+
+def test_what_is_missing_is_null_and_never_zero(outputs, tmp_path):
+    shutil.copytree(outputs, tmp_path / "o")
+    for path in sorted((tmp_path / "o").glob("*/*/record.json"))[::2]:
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in record.items() if "boolq" not in key}))
+    found = data.of(study.read([tmp_path / "o"]), "x")
+    values = [value for line in found["lines"] for value in line["y"].get("boolq/acc", [[]])[0]]
+    assert 0 not in values and None in values and any(value for value in values)
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_figures_for_a_paper(outputs, tmp_path, kind):
+    done = report(outputs, "--format", kind, "-o", tmp_path / "figures")
+    assert done.returncode == 0, done.stderr
+    names = {"curves", "transition", "layers", "agreement", "blocks", "tradeoff", "healing"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {f"{name}.{kind}" for name in names}
+    starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    for path in (tmp_path / "figures").iterdir():
+        content = path.read_bytes()
+        assert content.startswith(starts[kind]) and len(content) > 3000
+        if kind == "svg":
+            assert ET.fromstring(content).tag.endswith("svg")
+
+
+def test_the_same_records_give_the_same_svg(outputs, tmp_path):
+    for folder in ("a", "b"):
+        made = files.write(study.read([outputs]), "svg", tmp_path / folder, "")
+        assert len(made) == 7
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_figures_are_values_that_a_logger_can_send(points):
+    made = figures.of(points)
+    assert len(made) == 7 and all(isinstance(figure, Figure) for figure in made.values())
+    assert figures.of([]) == {}
+
+
+def test_a_figures_lines_are_the_curves_and_begin_at_the_dense_model(points):
+    from depthcut.report.figures import lines
+
+    rows = tidy.tidy([point.record for point in points])
+    found, dense = curves.lines(rows), curves.dense(rows)
+    drawn = lines.figure(found, dense, [])
+    assert drawn is not None
+    (axis,) = (each for each in drawn.axes if each.get_title(loc="left") == "boolq/acc")
+    handles, names = axis.get_legend_handles_labels()
+    by_name = dict(zip(names, handles, strict=True))
+    assert len(by_name) == len(found)
+    for line in found:
+        x, y = (np.asarray(each) for each in by_name[line.label.replace("$", r"\$")].get_data())
+        start = [] if line.healed else [dense[line.keys["model"], ""]["boolq/acc"][0]]
+        assert y.tolist() == [*start, *line.names["boolq/acc"].value]
+        assert x.tolist() == [*([0.0] * len(start)), *line.fraction]
+
+
+def test_a_forest_marks_no_curve_without_a_transition(points):
+    from depthcut.report.figures import forest
+    from depthcut.report.transition import Transition
+
+    rows = tidy.tidy([point.record for point in points])
+    found = falls.of(curves.lines(rows), curves.dense(rows))
+    one = next(fall for fall in found if fall.found.seen and fall.name == "boolq/acc")
+    none = falls.Fall(next(fall.line for fall in found if fall.line is not one.line), "boolq/acc", Transition("flat"))
+    both, only = forest.figure([one, none]), forest.figure([one])
+    assert both is not None and only is not None
+    assert len(both.axes[0].lines) == len(only.axes[0].lines)
+    assert [text.get_text() for text in both.axes[0].texts] == ["no transition seen: no fall beyond what noise makes"]
+    assert forest.figure([none]) is None
+
+
+def test_tables_for_scripts(outputs, points, tmp_path):
+    assert report(outputs, "--format", "csv", "-o", tmp_path / "t.csv").returncode == 0
+    rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
+    assert len(rows) == len(tidy.tidy([point.record for point in points]))
+    wanted = points[0].record["pruned/boolq/acc"]
+    (value,) = (
+        float(row["value"])
+        for row in rows
+        if (row["digest"], row["stage"], row["name"]) == (points[0].record["digest"], "pruned", "boolq/acc")
+    )
+    assert value == wanted
+    assert report(outputs, "-o", tmp_path / "t.md").returncode == 0
+    text = (tmp_path / "t.md").read_text()
+    assert "| llama2\\_7b | angular | block | none | qlora | boolq/acc |" in text and "140 points: 140 done" in text
+
+
+def test_nothing_to_show_is_told_in_one_line(tmp_path):
+    (tmp_path / "s" / "p").mkdir(parents=True)
+    (tmp_path / "s" / "p" / "config.yaml").write_text("{}")
+    for arguments in (("-o", tmp_path / "r.html"), ("--format", "png")):
+        done = report(tmp_path / "s", *arguments)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert "1 left" in done.stderr
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_help_reads_as_a_page():
+    shown = report("--help").stdout
+    assert "python -m depthcut.report serve outputs" in shown and "figures/*.pdf for a paper" in shown
+    assert "127.0.0.1" in report("serve", "--help").stdout or "localhost" in report("serve", "--help").stdout
+
+
+def get(port, path, host=None):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", path, headers={"Host": host} if host else {})
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    connection.close()
+    return answer.status, body
+
+
+def test_the_server_answers_this_machine_alone_and_builds_what_changed(outputs, tmp_path):
+    source, later, *_ = sorted(outputs.glob("made_llama2_7b/*/record.json"))
+    shutil.copytree(source.parent, tmp_path / "s" / source.parent.name)
+    with serve.server([tmp_path / "s"], 0) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        port = serving.server_port
+        assert serving.server_address[0] == "127.0.0.1"
+        status, body = get(port, "/")
+        before = get(port, "/version")[1]
+        assert status == 200 and "connect-src 'self'" in body and before in body
+        assert get(port, "/version")[1] == before
+        shutil.copytree(later.parent, tmp_path / "s" / later.parent.name)
+        assert get(port, "/version")[1] != before and later.parent.name in get(port, "/")[1]
+        assert get(port, "/", host="evil.example:80")[0] == 403
+        assert get(port, "/../../etc/passwd")[0] == 404
+        serving.shutdown()
+
+
+def test_a_port_that_is_taken_and_a_study_that_is_not_there_are_told(outputs, tmp_path):
+    with serve.server([outputs], 0) as serving, pytest.raises(ValueError, match="choose another with --port"):
+        serve.server([outputs], serving.server_port)
+    with pytest.raises(ValueError, match="no study at"):
+        serve.server([tmp_path / "none"], 0)
+
+
+def test_the_server_is_a_command_that_ends_with_ctrl_c(outputs):
+    call = [sys.executable, "-m", "depthcut.report", "serve", str(outputs), "--port", "0"]
+    started = subprocess.Popen(call, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert started.stdout is not None
+    port = int(re.search(r"http://127.0.0.1:(\d+)/", started.stdout.readline())[1])
+    assert get(port, "/")[0] == 200
+    started.send_signal(signal.SIGINT)
+    _, err = started.communicate(timeout=30)
+    assert started.returncode == 0 and not err

@@ -1,0 +1,412 @@
+"""The page in a real headless Chromium: every control, the link that keeps the state, what is saved, and no request."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import threading
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+import studies
+from depthcut.report import data, page, serve, study
+from running import run
+
+pytestmark = pytest.mark.slow
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HOSTILE = "</script><img src=x onerror=window.hacked=1><b>\u202e$x$"
+FIGURES = ("curves", "forest", "strips", "maps", "agreement", "pareto", "healing")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt install chromium")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--headless=new", "--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """A real study, two made-up ones, one with a hostile name, and a point that failed."""
+    folder = tmp_path_factory.mktemp("studies")
+    outputs = studies.real(folder).parent
+    studies.bench("report").make(outputs, 160, steps=120, models=("phi_2", "qwen3_8b"))
+    for path in sorted(outputs.glob("made_qwen3_8b/*/record.json"))[-30:]:
+        record = json.loads(path.read_text())
+        record["config"]["model"]["repo"] = HOSTILE
+        studies.changed(path, study="=HYPERLINK(1)", config=record["config"], device=HOSTILE)
+    failed = sorted(outputs.glob("made_phi_2/*/record.json"))[0].parent
+    (failed / "record.json").unlink()
+    (failed / "failure.json").write_text(json.dumps({"format": 1, "reason": f"RuntimeError: {HOSTILE}"}))
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def report(outputs):
+    path = outputs / "report.html"
+    page.write(data.of(study.read([outputs]), HOSTILE), path)
+    return path
+
+
+class Watched:
+    """A page, what it asked for, and what it complained of."""
+
+    def __init__(self, browser, **context):
+        self.context = browser.new_context(viewport={"width": 1300, "height": 900}, accept_downloads=True, **context)
+        self.page = self.context.new_page()
+        self.complaints, self.requests = [], []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+
+    def open(self, report, link=""):
+        self.page.goto(f"file://{report}{link}" if isinstance(report, Path) else report + link)
+        self.page.wait_for_selector("html[data-ready]")
+        return self.page
+
+    def close(self):
+        outside = [url for url in self.requests if not url.startswith(("file:", "data:", "blob:", "http://127.0.0.1:"))]
+        self.context.close()
+        assert self.complaints == [] and outside == []
+
+
+@pytest.fixture
+def watched(browser):
+    found = Watched(browser)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def shared(browser, report):
+    found = Watched(browser)
+    found.open(report)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def opened(shared):
+    """The report as it is first seen; plotly starts once for all tests."""
+    shared.page.evaluate("document.activeElement.blur(); location.hash = '#'; scrollTo(0, 0)")
+    shared.page.wait_for_selector("#overview:not([hidden])")
+    yield shared.page
+    assert shared.complaints == []
+
+
+def drawn(opened, name):
+    """Bring a figure into view and wait until it is drawn."""
+    figure = opened.locator(f"figure[data-figure={name}]")
+    figure.scroll_into_view_if_needed()
+    figure.locator(".plot svg").first.wait_for()
+    return figure
+
+
+def shown_curves(opened) -> int:
+    return int(re.match(r"(\d+) of", opened.inner_text("#shown"))[1])
+
+
+def test_every_figure_is_drawn(opened):
+    for name in FIGURES:
+        assert drawn(opened, name).locator(".plot svg path").count() + drawn(opened, name).locator("image").count() > 3
+    assert "failed" in opened.inner_text("#words")
+
+
+def test_nothing_can_be_sent_to_plotlys_cloud(opened):
+    figure = drawn(opened, "curves")
+    figure.hover()
+    titles = [each.get_attribute("data-title") or "" for each in figure.locator(".modebar-btn").all()]
+    assert titles and not any(re.search("share|cloud|studio", title, re.I) for title in titles)
+
+
+SELECTS = {
+    "x": "dropped", "y": "share", "panels": "model", "fall": "piqa/acc", "strip": "qwen3_8b",
+    "map": "qwen3_8b: angular", "scale": "raw", "agree": "qwen3_8b", "by": "ranks", "gain": "piqa/acc",
+    "cost": "size/parameters", "pace": "seconds", "theme": "dark",
+}  # fmt: skip
+BOXES = ("bands", "marks", "log", "logx")
+
+
+def test_every_control_changes_the_page_and_the_link_brings_it_back(watched, opened, report):
+    before = {control: opened.input_value(f"#{control}") for control in SELECTS}
+    for control, value in SELECTS.items():
+        opened.select_option(f"#{control}", value)
+    checked = {control: opened.is_checked(f"#{control}") for control in BOXES}
+    for control in BOXES:
+        opened.click(f"#{control}")
+    for control in ("find-falls", "find-runs"):
+        opened.fill(f"#{control}", "block")
+    link = opened.evaluate("location.hash")
+    assert all(f"{control}=" in link for control in (*SELECTS, *BOXES, "find-falls", "find-runs"))
+    again = watched.open(report, link)
+    assert {control: again.input_value(f"#{control}") for control in SELECTS} == SELECTS
+    assert all(before[control] != SELECTS[control] for control in SELECTS)
+    assert {control: again.is_checked(f"#{control}") for control in BOXES} == {
+        box: not on for box, on in checked.items()
+    }
+    assert again.input_value("#find-falls") == again.input_value("#find-runs") == "block"
+
+
+def test_the_axes_and_the_scores_are_drawn_as_they_are_chosen(opened):
+    opened.select_option("#x", "size/weight_bytes")
+    opened.select_option("#y", "share")
+    text = drawn(opened, "curves").locator(".plot").inner_text()
+    assert "bytes of weights" in text and "share of dense above chance" in text and "loss / log V" in text
+
+
+def test_filters_and_the_legend_take_curves_away_and_the_link_keeps_them_away(watched, opened, report):
+    total = shown_curves(opened)
+    opened.uncheck("#facets input[data-facet=model][value=phi_2]")
+    without = shown_curves(opened)
+    assert 0 < without < total
+    opened.locator("#legend button[data-key]").first.click()
+    assert shown_curves(opened) == without - 1
+    assert opened.locator("#legend button[aria-pressed=false]").count() == 1
+    again = watched.open(report, opened.evaluate("location.hash"))
+    assert shown_curves(again) == without - 1
+    assert not again.is_checked("#facets input[data-facet=model][value=phi_2]")
+    again.click("#reset")
+    assert shown_curves(again) == total and again.evaluate("location.hash") == ""
+
+
+def test_all_and_none_of_a_filter_and_of_the_legend(opened):
+    total = shown_curves(opened)
+    opened.click("#facets button[data-facet=recipe][value=none]")
+    assert shown_curves(opened) == 0 and "No curve passes" in opened.inner_text("figure[data-figure=curves]")
+    opened.click("#facets button[data-facet=recipe][value=all]")
+    opened.click("#legend-none")
+    assert shown_curves(opened) == 0
+    opened.click("#legend-all")
+    assert shown_curves(opened) == total
+
+
+def test_tasks_are_switched_by_their_boxes(opened):
+    names = [each.get_attribute("value") for each in opened.locator("#measures input:checked").all()]
+    opened.uncheck(f"#measures input[value='{names[0]}']")
+    drawn(opened, "curves")
+    assert names[0] not in opened.inner_text("figure[data-figure=curves] .plot")
+    assert names[0] not in opened.evaluate("location.hash")
+
+
+def test_the_transition_table_sorts_and_finds(opened):
+    head = opened.locator("#falls-table thead th", has_text="Midpoint")
+    head.locator("button").click()
+    assert opened.locator("#falls-table th[aria-sort=ascending]").count() == 1
+    cells = opened.locator("#falls-table tbody tr td:nth-child(5)").all_inner_texts()
+    numbers = [float(cell.split()[0]) for cell in cells if cell]
+    assert len(numbers) > 5 and numbers == sorted(numbers)
+    opened.locator("#falls-table thead th", has_text="Midpoint").locator("button").click()
+    assert (
+        opened.locator("#falls-table tbody tr td:nth-child(5)").first.inner_text().split()[0] == f"{max(numbers):.1f}"
+    )
+    opened.fill("#find-falls", "phi_2 piqa/acc_norm not")
+    rows = opened.locator("#falls-table tbody tr").all_inner_texts()
+    assert rows and all("phi_2" in row and "piqa/acc_norm" in row for row in rows)
+    assert opened.evaluate("document.activeElement.id") == "find-falls"
+
+
+def test_a_curve_without_a_transition_has_no_mark_and_no_number(opened):
+    opened.fill("#find-falls", "pico")
+    rows = opened.locator("#falls-table tbody tr")
+    assert rows.count() > 0
+    for row in rows.all():
+        cells = row.locator("td").all_inner_texts()
+        assert cells[4:8] == [""] * 4 and cells[8]
+
+
+def test_a_point_tells_what_it_is_when_the_mouse_is_over_it(opened):
+    drawn(opened, "curves").locator(".scatterlayer .points path").nth(3).hover(force=True)
+    text = opened.locator(".hoverlayer").first.text_content()
+    assert "layers cut" in text and "±" in text
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_saved_as_svg_png_and_csv(opened, name):
+    figure = drawn(opened, name)
+    for kind in ("SVG", "PNG", "CSV"):
+        with opened.expect_download() as download:
+            figure.locator(f"button[data-save={kind}]").click()
+        content = Path(download.value.path()).read_bytes()
+        assert download.value.suggested_filename == f"depthcut-{name}.{kind.lower()}"
+        if kind == "SVG":
+            assert ET.fromstring(content).tag.endswith("svg") and b"http" not in re.sub(
+                rb"xmlns[:\w]*=\"[^\"]*\"", b"", content
+            )
+        elif kind == "PNG":
+            assert content.startswith(b"\x89PNG") and len(content) > 5000
+        else:
+            rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"))))
+            assert len(rows) > 2 and len({len(row) for row in rows}) == 1
+            assert not any(cell.startswith(("=", "+", "@")) for row in rows for cell in row)
+
+
+def test_all_numbers_are_saved_as_csv_with_formulas_disarmed(opened, outputs):
+    with opened.expect_download() as download:
+        opened.click("#runs-csv")
+    rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8-sig"))))
+    records = {point.record["digest"]: point.record for point in study.read([outputs]).points}
+    assert {row["digest"] for row in rows} == set(records)
+    assert {row["study"] for row in rows} >= {"'=HYPERLINK(1)", "real"}
+    for row in rows:
+        assert float(row["pruned/validation/loss"]) == pytest.approx(
+            records[row["digest"]]["pruned/validation/loss"], rel=1e-5
+        )
+
+
+def test_the_numbers_of_a_figure_can_be_read_as_a_table(opened):
+    figure = drawn(opened, "curves")
+    figure.locator("summary").click()
+    assert figure.locator("details tbody tr").count() > 20
+
+
+def test_a_hostile_name_is_text(opened):
+    for name in FIGURES:
+        drawn(opened, name)
+    assert opened.evaluate("window.hacked") is None
+    assert opened.locator("img").count() == 0 and opened.locator("#overview b").count() == 0
+    assert opened.inner_text("#title") == HOSTILE and opened.title() == HOSTILE
+    assert HOSTILE.rsplit("/", 1)[-1] in opened.inner_text("#facets")
+    opened.locator("#failed summary").click()
+    assert HOSTILE in opened.inner_text("#failed li")
+
+
+def test_a_runs_page_has_its_plan_numbers_config_and_the_way_back(opened, outputs):
+    opened.fill("#find-runs", "real lora deepest")
+    opened.locator("#runs-table tbody a").first.click()
+    digest = re.search(r"run=(\w+)", opened.evaluate("location.hash"))[1]
+    record = json.loads((outputs / "real" / digest / "record.json").read_text())
+    text = opened.inner_text("#run")
+    assert record["plan"]["words"] in text and f"{record['healed/validation/loss']:.3f}" in text
+    assert record["versions"]["torch"] in text and str(record["commit"]) in text
+    assert opened.locator("#run .stack .gone").count() == round(record["fraction"] * record["plan"]["depth"])
+    opened.locator("#run .plot svg").first.wait_for()
+    assert not opened.is_visible("#overview")
+    opened.go_back()
+    assert opened.is_visible("#overview") and not opened.is_visible("#run")
+    opened.go_forward()
+    opened.click("#back")
+    assert opened.is_visible("#overview")
+
+
+def test_the_config_that_a_page_gives_is_the_run(opened, outputs, tmp_path):
+    opened.fill("#find-runs", "real lora block")
+    opened.locator("#runs-table tbody a").first.click()
+    command = opened.inner_text("#command")
+    assert command.startswith("python run.py --config-path ") and str(outputs / "real") in command
+    with opened.expect_download() as download:
+        opened.click("#config")
+    download.value.save_as(tmp_path / "config.yaml")
+    again = run("--config-path", str(tmp_path), "--config-name", "config")
+    assert again.returncode == 0 and "done already" in again.stderr, again.stderr
+
+
+def test_a_link_to_a_run_that_is_not_there_says_so(watched, report):
+    opened = watched.open(report, "#run=0000")
+    assert "no run 0000" in opened.inner_text("#run")
+    opened.click("#back")
+    assert opened.is_visible("#curves")
+
+
+def test_the_runs_table_sorts_and_shows_more(opened):
+    opened.locator("#runs-table thead button", has_text="Cut").click()
+    cuts = [float(text.split()[0]) for text in opened.locator("#runs-table tbody tr td:nth-child(6)").all_inner_texts()]
+    assert cuts == sorted(cuts) and len(cuts) > 100
+
+
+def test_sections_are_reached_from_the_navigation_and_the_state_stays(opened):
+    opened.select_option("#x", "dropped")
+    opened.click("nav a[href='#healing']")
+    assert "x=dropped" in opened.evaluate("location.hash")
+    assert opened.evaluate("document.getElementById('healing').getBoundingClientRect().top < innerHeight")
+
+
+def test_the_keyboard_is_enough(watched, report):
+    opened = watched.open(report)
+    opened.keyboard.press("Tab")
+    assert opened.evaluate("document.activeElement.id") == "skip"
+    total = shown_curves(opened)
+    opened.locator("#legend button[data-key]").nth(1).focus()
+    key = opened.evaluate("document.activeElement.dataset.key")
+    opened.keyboard.press("Space")
+    assert shown_curves(opened) == total - 1
+    assert opened.evaluate("document.activeElement.dataset.key") == key
+    box = opened.locator("#facets input[data-facet=prune]").first
+    box.focus()
+    opened.keyboard.press("Space")
+    assert opened.evaluate("document.activeElement.dataset.facet") == "prune" and shown_curves(opened) < total - 1
+
+
+def test_all_that_can_be_used_has_a_name(opened):
+    unnamed = opened.evaluate(
+        """[...document.querySelectorAll("button, select, input, a, figure, section")].filter((each) => {
+          const label = each.closest("label");
+          const named = each.getAttribute("aria-label") || each.getAttribute("aria-labelledby");
+          return !(each.textContent.trim() || named || (label && label.textContent.trim()));
+        }).map((each) => each.outerHTML)"""
+    )
+    assert unnamed == []
+
+
+def test_light_and_dark(browser, report):
+    for scheme, ground in (("dark", "rgb(20, 24, 29)"), ("light", "rgb(255, 255, 255)")):
+        watched = Watched(browser, color_scheme=scheme)
+        opened = watched.open(report)
+        assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == ground
+        assert drawn(opened, "curves").locator(".plot .main-svg").first.evaluate("e => e.style.background") == ground
+        watched.close()
+
+
+def test_the_print_is_light_and_has_every_figure_and_no_control(browser, report):
+    watched = Watched(browser, color_scheme="dark")
+    opened = watched.open(report)
+    opened.evaluate("dispatchEvent(new Event('beforeprint'))")
+    opened.emulate_media(media="print")
+    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert [opened.locator(f"figure[data-figure={name}] .plot svg").count() > 0 for name in FIGURES] == [True] * 7
+    assert not opened.is_visible("aside") and not opened.is_visible("#x") and not opened.is_visible("nav")
+    assert opened.pdf().startswith(b"%PDF")
+    watched.close()
+
+
+@pytest.mark.parametrize("width", [360, 768, 1920])
+def test_no_width_makes_the_page_scroll_sideways(watched, report, width):
+    watched.page.set_viewport_size({"width": width, "height": 800})
+    opened = watched.open(report)
+    for name in FIGURES:
+        drawn(opened, name)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_one_record_and_none_that_was_cut_are_pages_too(watched, outputs, tmp_path):
+    source = sorted(outputs.glob("real/*/record.json"))[0].parent
+    shutil.copytree(source, tmp_path / "one" / source.name)
+    record = json.loads((tmp_path / "one" / source.name / "record.json").read_text())
+    bare = {key: value for key, value in record.items() if not key.startswith(("dense/", "pruned/", "healed/"))}
+    for number, numbers in enumerate((record, bare)):
+        (tmp_path / "one" / source.name / "record.json").write_text(json.dumps(numbers))
+        page.write(data.of(study.read([tmp_path / "one"]), "one"), tmp_path / f"{number}.html")
+        opened = watched.open(tmp_path / f"{number}.html")
+        assert "1 done" in opened.inner_text("#words")
+        assert opened.locator("#runs-table tbody tr").count() == 1
+
+
+def test_served_pages_follow_a_sweep_and_keep_their_view(watched, outputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(serve, "EVERY", 200)
+    source, later, *_ = sorted(outputs.glob("made_phi_2/*/record.json"))
+    shutil.copytree(source.parent, tmp_path / "s" / source.parent.name)
+    with serve.server([tmp_path / "s"], 0) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        opened = watched.open(f"http://127.0.0.1:{serving.server_port}/", "#x=dropped")
+        assert "1 done" in opened.inner_text("#words")
+        shutil.copytree(later.parent, tmp_path / "s" / later.parent.name)
+        opened.locator("#words", has_text="2 done").wait_for()
+        assert opened.input_value("#x") == "dropped"
+        opened.goto("about:blank")
+        serving.shutdown()
