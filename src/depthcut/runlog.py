@@ -53,8 +53,8 @@ def to(lab: Lab) -> Generator[None]:
     )
     file = logging.FileHandler(lab.folder / "run.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
+    level, log.propagate = log.level, False
     log.setLevel(logging.DEBUG)
-    log.propagate = False
     for handler in (terminal, file):
         log.addHandler(handler)
     try:
@@ -69,6 +69,8 @@ def to(lab: Lab) -> Generator[None]:
         for handler in (terminal, file):
             log.removeHandler(handler)
             handler.close()
+        log.setLevel(level)
+        log.propagate = True
 
 
 @contextmanager
