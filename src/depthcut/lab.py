@@ -77,10 +77,7 @@ class Lab:
             raise ValueError(
                 "device=cuda: torch sees no GPU here. Use device=cpu, or a machine and a torch build with CUDA"
             )
-        if not there or self.experiment.device == "cpu":
-            return "cpu"
-        torch.cuda.set_device(ranks.local() % torch.cuda.device_count())
-        return "cuda"
+        return ranks.gpu() if there and self.experiment.device != "cpu" else "cpu"
 
     def load(self, plan: Plan | None = None) -> "nn.Module":
         """Load the dense model, or only what ``plan`` keeps, as ``model.quantise`` and ``model.dtype`` say."""
@@ -247,8 +244,7 @@ def enter(x: "Experiment") -> Lab:
     """Open the model on the disk and set up the lab for one run; neither torch nor a weight is loaded."""
     outputs = Path(x.outputs)
     cache = outputs / "cache"
-    checkpoint = x.model.open(cache)
-    lab = Lab(experiment=x, checkpoint=checkpoint, cache=cache, study=outputs / x.name)
+    lab = Lab(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=outputs / x.name)
     x.replace.check(x.prune.unit, x.prune.count(lab.shape))  # either may refuse a cut
-    checkpoint.unit_prefix(x.prune.unit)  # and halves that the layers do not have
+    lab.checkpoint.unit_prefix(x.prune.unit)  # and halves that the layers do not have
     return lab

@@ -34,6 +34,14 @@ def local() -> int:
     return number({"slurm": "SLURM_LOCALID", "torchrun": "LOCAL_RANK", None: ""}[launcher()], 0)
 
 
+def gpu() -> str:
+    """This process's GPU, which becomes the one that torch means by ``cuda``."""
+    import torch
+
+    torch.cuda.set_device(local() % torch.cuda.device_count())
+    return "cuda"
+
+
 def environment() -> "ClusterEnvironment":
     """The same for Lightning, which must not guess: within a job of SLURM a point may well be alone."""
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment

@@ -182,7 +182,10 @@ def finished(lab: "Lab") -> dict[str, Any] | None:
     return record if there else None
 
 
-def wanted(lab: "Lab") -> tuple[Path, str, frozenset[str], frozenset[str]]:
+Wanted = tuple[Path, str, frozenset[str], frozenset[str]]
+
+
+def wanted(lab: "Lab") -> Wanted:
     """What is asked of a point: its folder, the export, the stages that are measured, the evaluations."""
     x = lab.experiment
     stages = frozenset(stage for stage in x.stages if stage != "healed" or x.heal.trains)

@@ -45,6 +45,7 @@ class Sweep:
     def __init__(self) -> None:
         self.points: list[Point] = []
         self.mistakes = 0
+        self.wanted: set[record.Wanted] = set()
         self.told: set[Path] = set()
 
     def enrol(self, sayings: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], DictConfig]) -> None:
@@ -62,8 +63,10 @@ class Sweep:
 
     def add(self, point: Point) -> None:
         """Take a point in, unless it is one of those that are in."""
-        if record.wanted(point.lab) not in [record.wanted(other.lab) for other in self.points]:
+        wanted = record.wanted(point.lab)
+        if wanted not in self.wanted:
             record.enrol(point.lab)
+            self.wanted.add(wanted)
             self.points.append(point)
 
     def left(self) -> list[Point]:
