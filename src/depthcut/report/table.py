@@ -13,7 +13,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from depthcut import record as records
 from depthcut import store
 from depthcut.report import cells
 
@@ -154,10 +153,3 @@ def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
         for row in rows:
             words = [row["digest"], *described(row)[:-1], row["config"]["seed"]]
             writer.writerow([*map(cells.disarmed, words), *(row.get(key, "") for key in numbers)])
-
-
-def of_folder(study: Path) -> tuple[list[dict[str, Any]], list[Path]]:
-    """The records of a study, and the point folders that hold none (unfinished, failed or of another version)."""
-    points = sorted(path for path in study.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = {path: records.read(path) for path in points}
-    return [record for record in found.values() if record], [path for path, record in found.items() if not record]
