@@ -2,8 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -18,6 +19,7 @@ class Points(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take over what Hydra gives."""
+        hydra_context.config_loader = cast(ConfigLoader, Once(hydra_context.config_loader))
         self.hydra_context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -44,6 +46,25 @@ class Points(Launcher):
         with flag_override(config, ["readonly", "struct"], False):
             del config["hydra"]
         return config
+
+
+class Once:
+    """A config loader that composes no point twice: Hydra's sweeper does, to check them, before they are launched."""
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        self.loader = loader
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """A point's config, which the next one to ask gets too, and may change."""
+        key = tuple(sweep_overrides)
+        if key in self.composed:
+            return self.composed.pop(key)
+        self.composed[key] = self.loader.load_sweep_config(master_config, sweep_overrides)
+        return self.composed[key]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
 
 
 def ended(overrides: Sequence[str]) -> JobReturn:
