@@ -6,7 +6,7 @@ ifeq ($(OMP_NUM_THREADS),)
 unexport OMP_NUM_THREADS
 endif
 
-.PHONY: demo test test-fast lint chaos bench clean
+.PHONY: demo test test-fast lint chaos bench bench-gpu clean
 
 demo: .venv/.ready
 	@$(BIN)/python run.py
@@ -27,6 +27,9 @@ chaos: .venv/.ready
 
 bench: .venv/.ready
 	@$(BIN)/python bench/scores.py
+
+bench-gpu: .venv/.ready
+	@$(BIN)/python bench/healing.py
 
 .venv/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \

@@ -11,7 +11,7 @@ def tokens(rows: int = 10) -> Tokens:
 
 
 def rows(batches: Batches) -> list[int]:
-    return [int(row[0]) // 4 for batch in batches for row in batch]
+    return [int(row[0]) // 4 for batch in batches for row in batch.ids_BT]
 
 
 def test_the_micro_batch_does_not_change_the_order():
@@ -35,7 +35,7 @@ def test_a_resumed_stream_goes_on_in_the_middle_of_an_epoch():
     undisturbed = rows(Batches(tokens(), 2, 12, seed=3))
     first = Batches(tokens(), 2, 12, seed=3)
     stream = iter(first)
-    before = [int(row[0]) // 4 for _ in range(7) for row in next(stream)]
+    before = [int(row[0]) // 4 for _ in range(7) for row in next(stream).ids_BT]
     second = Batches(tokens(), 2, 12, seed=3)
     second.load_state_dict(first.state_dict())
     assert before + rows(second) == undisturbed
@@ -43,4 +43,5 @@ def test_a_resumed_stream_goes_on_in_the_middle_of_an_epoch():
 
 def test_batches_are_int64_tensors():
     batch = next(iter(Batches(tokens(), 3, 1, seed=0)))
-    assert batch.dtype == torch.int64 and batch.shape == (3, 4)
+    assert batch.ids_BT.dtype == torch.int64 and batch.ids_BT.shape == (3, 4)
+    assert [int(row[0]) // 4 for row in batch.ids_BT] == batch.rows_B.tolist()

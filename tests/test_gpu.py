@@ -1,9 +1,16 @@
 """The same job on a GPU. Skipped where there is none."""
 
+import dataclasses
+
 import pytest
 import torch
 
+from depthcut.plan import Plan
+from depthcut.training import adapters, fit
+from depthcut.training.room import Layout
+from pico import pico
 from running import PICO, UNHEALED, succeed, text_files
+from test_fit import AUTO, a_lab, gap, gradient_of, quantised
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,3 +46,24 @@ def test_the_numbers_are_those_of_the_cpu(tmp_path):
     for stage in ("dense", "pruned"):
         key = f"{stage}/validation/loss"
         assert records[0][key] == pytest.approx(records[1][key], abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_healed_model_stays_on_the_gpu(tmp_path, compiled):
+    """Lightning would carry it to the host, and it would be measured there, thirty times as slowly."""
+    recipe = dataclasses.replace(AUTO, compile=compiled)
+    model = adapters.adapt(pico("llama", layers=2).to("cuda"), recipe, Plan(2, ()))
+    fit.fit(model, recipe, a_lab(tmp_path, "cuda:0"))
+    assert all(parameter.is_cuda for parameter in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_gradients_on_a_4_bit_base_are_those_of_plain_peft(compiled):
+    model, ids = quantised("cuda", "bfloat16"), torch.randint(3, 128, (4, 32), device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        wanted = gradient_of(model, ids)
+    with fit.laid_out(model, Layout(4, 0, compiled)):
+        got = gradient_of(model, ids)
+    assert gap(got, wanted) < (1e-2 if compiled else 1e-3)

@@ -15,11 +15,12 @@ from depthcut.plan import Plan
 from depthcut.replace.shared import Shared
 from depthcut.replacing import distance, layer, lowrank, shared
 from depthcut.training import adapters
-from depthcut.training.module import Healing, next_token_loss
+from depthcut.training.module import Healing
+from depthcut.training.objective import next_token
 from gaps import DEPTH, model_of, opened
 from pico import logits, texts, written
 from test_replace import close
-from test_training import RECIPE
+from test_training import RECIPE, batch
 
 PLAN = Plan(DEPTH, (1, 2, 4))
 FAMILIES = ("llama", "qwen2", "qwen3", "phi", "opt", "gpt_neox")
@@ -229,13 +230,13 @@ def test_healing_trains_adapters_and_what_is_its_own_and_the_export_is_what_was_
 
 def stepped(healed) -> set[str]:
     """Train a little; the names of what is trained, all of which has moved."""
-    module = Healing(healed, RECIPE)
+    module = Healing(healed, RECIPE, next_token)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     assert module.state_dict().keys() == trained.keys()
     start = {name: p.detach().clone() for name, p in trained.items()}
     optimiser, losses = torch.optim.AdamW(trained.values(), lr=3e-3), []
     for _ in range(12):
-        loss = next_token_loss(healed, texts())
+        loss = next_token(healed, batch(texts()))
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()

@@ -15,14 +15,15 @@ from composing import composed
 from depthcut import branches, curve, cuts, depth, halves, removal
 from depthcut.plan import Plan
 from depthcut.training import adapters, fit, together
-from depthcut.training.module import next_token_loss
+from depthcut.training.objective import next_token
+from depthcut.training.room import Layout
 from pico import FAMILIES, pico, texts
 from running import UNHEALED, run, start, text_files
 from test_branches import REQUESTS, alone
 from test_curve import equal, records
-from test_training import RECIPE
+from test_training import RECIPE, batch
 
-ABOVE = dataclasses.replace(RECIPE, layers="above")
+ABOVE = dataclasses.replace(RECIPE, layers="after_cut")
 
 
 def pruned(model, plan: Plan):
@@ -155,21 +156,20 @@ def test_the_adapters_of_cuts_fit_quantised_layers_too(tmp_path):
             torch.testing.assert_close(way.logits(ends[cut]), apart[name](ids).logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [0, 2, 3])
 def test_the_backward_pass_stops_at_the_cut(recompute):
     plan, ids = Plan(8, (3, 4)), texts()
     adapted = trained(pico("llama", layers=8), plan, 0)
     wanted = gradients(adapted, ids)
-    fit.prepare(adapted, dataclasses.replace(ABOVE, recompute=recompute))
     adapted.train()
     streams: list[tuple[int, bool]] = []
     for number, layer in enumerate(depth.layers(adapted)):
         layer.mlp.register_forward_pre_hook(lambda _, h, number=number: streams.append((number, h[0].requires_grad)))
-    got = gradients(adapted, ids)
+    with fit.laid_out(adapted, Layout(2, recompute, False)):
+        got = gradients(adapted, ids)
     forward, again = streams[:6], streams[6:]
     assert forward == [(0, False), (1, False), (2, False), (3, True), (4, True), (5, True)]
-    assert [number for number, _ in again] == ([5, 4, 3] if recompute else [])
+    assert [number for number, _ in again] == {0: [], 2: [4, 3], 3: [5, 4, 3]}[recompute]
     assert got.keys() == wanted.keys() and len(got) == 2 * 7 * 3
     for name, gradient in got.items():
         torch.testing.assert_close(gradient, wanted[name])
@@ -178,11 +178,11 @@ def test_the_backward_pass_stops_at_the_cut(recompute):
 
 def gradients(adapted, ids) -> dict[str, torch.Tensor]:
     adapted.zero_grad()
-    next_token_loss(adapted, ids).backward()
+    next_token(adapted, batch(ids)).backward()
     return {name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None}
 
 
-HEAL = ("heal.steps=4", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "heal.layers=above", "export=none")
+HEAL = ("heal.steps=4", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "heal.layers=after_cut", "export=none")
 
 
 def test_a_healed_sweep_leaves_the_records_of_each_point_alone(tmp_path):

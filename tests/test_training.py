@@ -13,7 +13,9 @@ from depthcut.model.pico import Pico
 from depthcut.plan import Plan
 from depthcut.replace.none import NoReplacement
 from depthcut.training import adapters
-from depthcut.training.module import Healing, next_token_loss
+from depthcut.training.batches import Batch
+from depthcut.training.module import Healing
+from depthcut.training.objective import next_token
 from pico import FAMILIES, pico
 
 RECIPE = Lora(
@@ -23,18 +25,26 @@ RECIPE = Lora(
     length=8,
     lr=1e-2,
     warmup=1,
+    betas=(0.9, 0.999),
     weight_decay=0.0,
     clip=1.0,
     optimiser="adamw",
-    recompute=False,
+    recompute="none",
+    compile=False,
     save_every=1,
     rank=4,
     alpha=4,
     dropout=0.0,
     modules="all",
     layers="all",
+    reach=2,
+    init_from=None,
 )
 WHOLE = Plan(2, ())
+
+
+def batch(ids: torch.Tensor) -> Batch:
+    return Batch(ids, torch.arange(len(ids)))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +71,7 @@ def test_an_evaluation_does_not_spoil_the_gradients_of_a_quantised_base(checkpoi
                 model(IDS)
         torch.manual_seed(0)
         adapted = adapters.adapt(model, RECIPE, Plan(4, ()))
-        next_token_loss(adapted, IDS).backward()
+        next_token(adapted, batch(IDS)).backward()
         gradients.append({name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 20
     for name, gradient in gradients[0].items():
@@ -75,7 +85,7 @@ def test_the_gradient_of_the_adapters_is_that_of_finite_differences():
     adapted = adapters.adapt(pico("llama", layers=2), RECIPE, WHOLE)
     trained = [p for p in adapted.parameters() if p.requires_grad]
     ids = IDS % 128
-    next_token_loss(adapted, ids).backward()
+    next_token(adapted, batch(ids)).backward()
     gradients = [p.grad.clone() for p in trained]
     norm = torch.cat([g.flatten() for g in gradients]).norm()
 
@@ -83,7 +93,7 @@ def test_the_gradient_of_the_adapters_is_that_of_finite_differences():
         with torch.no_grad():
             for parameter, gradient in zip(trained, gradients, strict=True):
                 parameter += step * gradient / norm
-            loss = next_token_loss(adapted, ids).item()
+            loss = next_token(adapted, batch(ids)).item()
             for parameter, gradient in zip(trained, gradients, strict=True):
                 parameter -= step * gradient / norm
         return loss
@@ -94,7 +104,7 @@ def test_the_gradient_of_the_adapters_is_that_of_finite_differences():
 
 def test_only_the_adapters_are_trained_and_saved():
     adapted = adapters.adapt(pico("llama", layers=2), RECIPE, WHOLE)
-    module = Healing(adapted, RECIPE)
+    module = Healing(adapted, RECIPE, next_token)
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
     assert module.state_dict().keys() == trained
@@ -106,11 +116,11 @@ def test_dropout_is_on_while_it_trains():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.1)
-    module = Healing(adapted, RECIPE)
+    module = Healing(adapted, RECIPE, next_token)
     ids = IDS % 128
-    assert module.training_step(ids).item() == module.training_step(ids).item()
+    assert module.training_step(batch(ids)).item() == module.training_step(batch(ids)).item()
     module.on_train_start()
-    assert module.training_step(ids).item() != module.training_step(ids).item()
+    assert module.training_step(batch(ids)).item() != module.training_step(batch(ids)).item()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -85,8 +85,9 @@ class Experiment:
             raise ValueError(
                 "nothing would be left of the healing: add healed to stages, or set export, or take heal=none"
             )
-        if self.export == "adapter" and not self.heal.trains:
-            raise ValueError("export=adapter needs a heal that trains adapters; heal=none leaves none")
+        if self.export == "adapter" and self.heal.leaves != "adapter":
+            word = type(self.heal).__module__.rsplit(".", 1)[-1]
+            raise ValueError(f"export=adapter needs a heal that trains adapters; heal={word} leaves none")
 
     def _check_scores(self) -> None:
         """Refuse what the metric and the pruner cannot do together."""

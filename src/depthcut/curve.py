@@ -79,7 +79,7 @@ def planned(labs: Iterable[Lab]) -> list[Lab]:
 def healed_above(here: Lab) -> bool:
     """Whether a point's healing leaves what is in front of its cut as it was."""
     x = here.experiment
-    return "healed" in x.stages and isinstance(x.heal, LowRank) and x.heal.layers == "above"
+    return "healed" in x.stages and isinstance(x.heal, LowRank) and x.heal.layers == "after_cut"
 
 
 def heal(here: Lab) -> bool:

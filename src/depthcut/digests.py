@@ -64,6 +64,8 @@ def point(lab: "Lab") -> str:
     }
     if x.prune.content() is not None:
         parts["content"] = x.prune.content()
+    if (content := x.heal.content(lab)) is not None:
+        parts["heal_content"] = content
     if x.prune.reads_scores:
         parts["scores"] = scores(lab)
     if x.heal.trains:

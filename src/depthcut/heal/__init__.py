@@ -1,7 +1,7 @@
 """Healing: a little training that mends what the cut broke."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from depthcut.plan import Plan
 from depthcut.strict import strict
@@ -19,15 +19,26 @@ class Heal(ABC):
     Attributes:
         trains: whether it changes the model at all; then it reads ``data.train`` and the seed.
         bases: the values of ``model.quantise`` that it can train on.
+        leaves: what it trains, which is the name of the folder that has it: ``adapter`` or ``weights``; or nothing.
     """
 
     trains: ClassVar[bool]
     bases: ClassVar[tuple[str, ...]]
+    leaves: ClassVar[str]
 
     @property
     @abstractmethod
     def sequences(self) -> int:
         """How many sequences of ``data.train`` it reads."""
+
+    def content(self, lab: "Lab") -> Any:
+        """What it is beside its knobs, for the point's digest; None: nothing.
+
+        Raises:
+            ValueError: if something that it needs cannot be had, or does not fit; nothing heavy is loaded yet.
+        """
+        del lab
+        return None
 
     @abstractmethod
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 from depthcut.heal import Heal
 from depthcut.plan import Plan
 from depthcut.strict import strict
-from depthcut.training.recipe import LowRank
+from depthcut.training.recipe import Adapters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @strict
-class Lora(LowRank, Heal):
+class Lora(Adapters, Heal):
     """Low-rank adapters on frozen weights that are not quantised."""
 
     trains: ClassVar[bool] = True

@@ -18,6 +18,7 @@ class NoHealing(Heal):
 
     trains: ClassVar[bool] = False
     bases: ClassVar[tuple[str, ...]] = ("none", "nf4", "int8")
+    leaves: ClassVar[str] = ""
 
     @property
     def sequences(self) -> int:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 from depthcut.heal import Heal
 from depthcut.plan import Plan
 from depthcut.strict import strict
-from depthcut.training.recipe import LowRank
+from depthcut.training.recipe import Adapters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @strict
-class QLora(LowRank, Heal):
+class QLora(Adapters, Heal):
     """Low-rank adapters on frozen 4-bit (or 8-bit) weights. The adapters are never merged into quantised weights."""
 
     trains: ClassVar[bool] = True

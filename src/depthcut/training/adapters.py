@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from depthcut import depth, ranks, replacing, store
 from depthcut.plan import Plan
 from depthcut.training.fit import fit
+from depthcut.training.objective import Objective, next_token
+from depthcut.training.origin import Origin
 from depthcut.training.recipe import LowRank
 
 if TYPE_CHECKING:
@@ -24,21 +26,23 @@ WEIGHTS = "adapter_model.safetensors"
 log = logging.getLogger("depthcut")
 
 
-def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LowRank) -> nn.Module:
+def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LowRank, objective: Objective = next_token) -> nn.Module:
     """Train adapters on ``model``, unless this point's are trained already; return the model with them attached.
 
     What is returned always holds the weights that were read back from the disk, so what is measured is what is kept.
     Where no layer is to get an adapter it is ``model`` as it is.
     """
     if not recipe.reached(plan, len(depth.layers(model))):
-        log.info("heal.layers=above: no layer is left above the cut, so there is nothing to heal")
+        log.info("heal.layers=%s: the cut leaves no such layer, so there is nothing to heal", recipe.layers)
         return model
     L.seed_everything(lab.experiment.seed, verbose=False)
     adapted = adapt(model, recipe, plan)
+    if origin := recipe.origin(lab):
+        begin(adapted, origin, plan)
 
     def train(folder: Path) -> None:
         with lab.timed("heal"):
-            fit(adapted, recipe, lab)
+            fit(adapted, recipe, lab, objective)
         gc.collect()  # the trainer and its module hold each other, and else the model beside the next point's
         # Asked to look after embeddings, peft would look for the base on the hub; it names no base, because the whole
         # model under these adapters would be the wrong one.
@@ -47,7 +51,7 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LowRank) -> nn.Modu
 
     folder = lab.folder / "adapter"
     if ranks.rank() and not store.verified(folder):
-        fit(adapted, recipe, lab)  # its share of each step; the first process keeps what comes of it
+        fit(adapted, recipe, lab, objective)  # its share of each step; the first process keeps what comes of it
     store.kept(folder, train)
     attach(adapted, folder)
     return adapted
@@ -71,6 +75,30 @@ def adapt(model: nn.Module, recipe: LowRank, plan: Plan) -> PeftModel:
     adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def begin(adapted: PeftModel, origin: Origin, plan: Plan) -> None:
+    """Copy the adapters of ``origin`` into those layers of ``adapted``, which ``plan`` left, that it has too.
+
+    Raises:
+        ValueError: if it has none of them, or its adapters have other shapes.
+    """
+    stem, own = depth.prefix(adapted), get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    number = {old: new for new, old in enumerate(plan.keep)}
+    copied: dict[str, Tensor] = {}
+    for name, tensor in load_file(origin.folder / WEIGHTS).items():
+        index, rest = depth.split(name, stem) or (-1, name)
+        here = f"{stem}.{number.get(origin.plan.keep[index])}.{rest}"
+        if here in own:
+            copied[here] = tensor
+    if not copied:
+        raise ValueError(f"heal.init_from: no layer has adapters both in {origin.folder} and in this cut")
+    for name, tensor in copied.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(f"heal.init_from: {name} is {list(own[name].shape)} here, {list(tensor.shape)} there")
+    assert not set_peft_model_state_dict(adapted, copied).unexpected_keys
+    layers = len({(depth.split(name, stem) or (0,))[0] for name in copied})
+    log.info("healing starts from %s: %d layers of it, the others fresh", origin.folder, layers)
 
 
 def attach(adapted: PeftModel, folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The batches of a healing run: one order whatever the micro-batch, and exact resume in the middle of an epoch."""
 
 from collections.abc import Iterator
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -10,6 +11,13 @@ from torch import Tensor
 
 from depthcut import ranks
 from depthcut.text import Tokens
+
+
+class Batch(NamedTuple):
+    """A micro-batch: B sequences of T tokens, int64, and their rows in the table that they are from."""
+
+    ids_BT: Tensor
+    rows_B: Tensor
 
 
 class Batches:
@@ -24,31 +32,35 @@ class Batches:
         micro_batch: sequences of one batch, B.
         total: micro-batches of this process in all.
         seed: of the order.
+        pin: lay batches where a GPU fetches them while it computes.
     """
 
-    def __init__(self, tokens: Tokens, micro_batch: int, total: int, seed: int) -> None:
+    def __init__(self, tokens: Tokens, micro_batch: int, total: int, seed: int, pin: bool = False) -> None:
         self.tokens = tokens
         self.micro_batch = micro_batch
         self.total = total
         self.seed = seed
+        self.pin = pin
         self.given = 0
+        self.order = lru_cache(2)(self._order)
 
     def __len__(self) -> int:
         return self.total
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         while self.given < self.total:
             first = (self.given * ranks.world() + ranks.rank()) * self.micro_batch
             self.given += 1
             rows = [self.row(k) for k in range(first, first + self.micro_batch)]
-            yield torch.from_numpy(np.asarray(self.tokens.ids[rows], dtype=np.int64))
+            batch = Batch(torch.from_numpy(np.asarray(self.tokens.ids[rows], dtype=np.int64)), torch.tensor(rows))
+            yield Batch(*(each.pin_memory() for each in batch)) if self.pin else batch
 
     def row(self, k: int) -> int:
         """The row of the token table that is sequence ``k`` of the stream."""
         epoch, place = divmod(k, len(self.tokens))
         return int(self.order(epoch)[place])
 
-    def order(self, epoch: int) -> np.ndarray:
+    def _order(self, epoch: int) -> np.ndarray:
         """One epoch's permutation of the N rows."""
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.tokens))
 

@@ -1,6 +1,7 @@
 """Checkpoints of a healing run: whole or not there, with all that an exact resume needs, and the curve beside them."""
 
 import csv
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from typing_extensions import override
 from depthcut import ranks, store
 from depthcut.progress import Meter
 
+PATIENCE = 5  # steps in a row without a finite loss
+PERIOD = 2.0  # seconds; to know a loss the host waits for the device
+CALMER = "take a lower heal.lr, a longer heal.warmup or a smaller heal.clip"
 COLUMNS = ("step", "tokens", "seconds", "loss", "lr", "grad_norm", "tokens_per_second")
 
 
@@ -29,6 +33,11 @@ class DurableIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
+def light(module: L.LightningModule) -> bool:
+    """Whether a checkpoint takes no more than a second or two: adapters, and not all weights of a large model."""
+    return sum(each.numel() for each in module.parameters() if each.requires_grad) < 500_000_000
+
+
 class Curve(L.Callback):
     """Keeps the loss curve, in ``heal.csv`` and on the progress line, and saves ``last.ckpt`` every few steps.
 
@@ -42,8 +51,8 @@ class Curve(L.Callback):
         self.tokens_a_step = tokens_a_step
         self.rows: list[list[float]] = []
         self.losses: list[torch.Tensor] = []
+        self.pending: list[tuple[int, float, torch.Tensor]] = []
         self.random: list[dict[str, Any]] = []
-        self.seconds_before = 0.0
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -52,9 +61,12 @@ class Curve(L.Callback):
             torch.set_rng_state(random["cpu"])
             if torch.cuda.is_available() and random["cuda"] is not None:
                 torch.cuda.set_rng_state(random["cuda"])
-        self.started = time.monotonic()
+        if trainer.global_step:
+            progress = trainer.fit_loop.epoch_loop.batch_progress.current  # may count micro-batches of another size
+            progress.ready = trainer.global_step * trainer.accumulate_grad_batches
+            progress.completed = progress.ready - 1  # Lightning was saved before it counted the last one
+        self.settled = time.monotonic()
         self.meter = Meter("healing", int(trainer.max_steps), trainer.global_step).__enter__()
-        self.here = 0
 
     @override
     def on_train_batch_end(
@@ -63,32 +75,64 @@ class Curve(L.Callback):
         self.losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
         if len(self.losses) < trainer.accumulate_grad_batches:
             return
-        self.add_row(trainer)
-        if trainer.global_step % self.save_every == 0 and trainer.global_step < trainer.max_steps:
+        self.note(trainer)
+        step = trainer.global_step
+        first = step == 1 and pl_module.device.type == "cuda" and light(pl_module)  # for when memory runs out later on
+        saves = (first or step % self.save_every == 0) and step < trainer.max_steps
+        if saves or time.monotonic() - self.settled > PERIOD:
+            self.settle(trainer)
+        if saves and self.sound:
             self.write()
             trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
 
-    def add_row(self, trainer: L.Trainer) -> None:
-        """Note one optimiser step."""
-        loss = trainer.strategy.reduce(torch.stack(self.losses).mean(), reduce_op="mean").item()
+    def note(self, trainer: L.Trainer) -> None:
+        """Note one optimiser step; its numbers stay on the device."""
+        loss = trainer.strategy.reduce(torch.stack(self.losses).mean(), reduce_op="mean")
         self.losses.clear()
-        self.here += 1
-        seconds = time.monotonic() - self.started
-        rate = self.here * self.tokens_a_step / seconds
-        step = trainer.global_step
-        norm = float(trainer.lightning_module.grad_norm)  # pyright: ignore[reportArgumentType]
+        norm: Any = trainer.lightning_module.grad_norm
         lr = float(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0])
-        self.rows.append([step, step * self.tokens_a_step, self.seconds_before + seconds, loss, lr, norm, rate])
-        for logger in trainer.loggers:
-            logger.log_metrics(
-                {f"heal/{name}": value for name, value in zip(COLUMNS, self.rows[-1], strict=True)}, step=step
-            )
-        self.meter.step(f"loss {loss:.3f}  {rate:,.0f} tokens/s")
+        self.pending.append((trainer.global_step, lr, torch.stack([loss, norm.to(loss)])))
+
+    def settle(self, trainer: L.Trainer) -> None:
+        """Fetch the numbers of the steps that were noted; the time since the last of them is shared out evenly.
+
+        Raises:
+            ValueError: if the loss has not been finite for a few steps.
+        """
+        if not self.pending:
+            return
+        numbers = torch.stack([each for *_, each in self.pending]).tolist()
+        now = time.monotonic()
+        each = (now - self.settled) / len(self.pending)
+        before = self.rows[-1][2] if self.rows else 0.0
+        rate = self.tokens_a_step / each
+        for number, ((step, lr, _), (loss, norm)) in enumerate(zip(self.pending, numbers, strict=True), 1):
+            self.rows.append([step, step * self.tokens_a_step, before + number * each, loss, lr, norm, rate])
+            for logger in trainer.loggers:
+                values = {f"heal/{name}": value for name, value in zip(COLUMNS, self.rows[-1], strict=True)}
+                logger.log_metrics(values, step=step)
+            self.meter.step(f"loss {loss:.3f}  {rate:,.0f} tokens/s")
+        self.pending.clear()
+        self.settled = now
+        if len(self.rows) >= PATIENCE and not any(math.isfinite(row[3]) for row in self.rows[-PATIENCE:]):
+            self.write()
+            first = next(row[0] for row in self.rows if not math.isfinite(row[3]))
+            raise ValueError(f"diverged: the loss is not finite from step {first:.0f} on; {CALMER}")
+
+    @property
+    def sound(self) -> bool:
+        """Whether the last step's loss and gradient were finite: only then its weights are worth keeping."""
+        return all(math.isfinite(number) for number in (self.rows[-1][3], self.rows[-1][5]))
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.settle(trainer)
         self.meter.__exit__()
         self.write()
+        if not self.sound:
+            raise ValueError(
+                "diverged: the last step's loss is not finite; take a lower heal.lr or a smaller heal.clip"
+            )
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -119,4 +163,3 @@ class Curve(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
         self.random = state_dict["random"]
-        self.seconds_before = self.rows[-1][2] if self.rows else 0.0

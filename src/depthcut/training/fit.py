@@ -2,47 +2,98 @@
 
 import logging
 import shutil
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import lightning as L
-from peft import PeftModel
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+from torch.utils.checkpoint import checkpoint
 
-from depthcut import ranks
+from depthcut import depth, ranks
+from depthcut.training import frozen, room
 from depthcut.training.batches import Batches, HealingData
 from depthcut.training.checkpoints import Curve, DurableIO
 from depthcut.training.module import Healing
+from depthcut.training.objective import Objective, base_of, next_token
 from depthcut.training.recipe import Training
+from depthcut.training.room import Layout, Room
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
 
+LONG = 1_000_000  # tokens; compiling a layer takes half a minute
 log = logging.getLogger("depthcut")
 
 
-def fit(model: nn.Module, recipe: Training, lab: "Lab") -> None:
+def fit(
+    model: nn.Module,
+    recipe: Training,
+    lab: "Lab",
+    objective: Objective = next_token,
+    callbacks: Sequence[L.Callback] = (),
+) -> None:
     """Train the parameters of ``model`` that require a gradient, in place; several processes share each step.
 
     ``lab.folder/heal/last.ckpt`` holds all that an exact resume needs while it runs, and is removed at the end.
+    Where memory runs out, a layout that needs less goes on from there: the same batches, in the same order.
+
+    Raises:
+        ValueError: if not even the layout that needs least has room.
     """
+    space = Room.of(model, recipe, lab.device)
+    layouts = room.choose(space, recipe, compiles(recipe, lab.device))
+    for number, layout in enumerate(layouts):
+        log.info(room.words(layout, space, recipe))
+        try:
+            with laid_out(model, layout):
+                train(model, recipe, layout, lab, objective, callbacks)
+            return
+        except torch.OutOfMemoryError:
+            if number + 1 == len(layouts) or ranks.world() > 1:
+                raise ValueError(f"healing ran out of memory on {lab.device}: {advice(layout, recipe)}") from None
+            log.warning("healing ran out of memory; it goes on with less at a time")
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+
+
+def advice(layout: Layout, recipe: Training) -> str:
+    """What else may help."""
+    if layout.micro_batch > 1:
+        return f"take a heal.micro_batch below {layout.micro_batch}"
+    if recipe.recompute not in ("auto", "all"):
+        return "take heal.recompute=all"
+    return "take model.quantise=nf4, a shorter heal.length, a larger cut or more memory"
+
+
+def train(
+    model: nn.Module,
+    recipe: Training,
+    layout: Layout,
+    lab: "Lab",
+    objective: Objective,
+    callbacks: Sequence[L.Callback],
+) -> None:
+    """Run all steps, or those that are left."""
     folder = lab.folder / "heal"
     folder.mkdir(parents=True, exist_ok=True)
-    accumulate = recipe.batch // (recipe.micro_batch * ranks.world())
-    batches = Batches(lab.train(), recipe.micro_batch, recipe.steps * accumulate, lab.experiment.seed)
-    prepare(model, recipe)
-    curve = Curve(folder, recipe.save_every, recipe.batch * recipe.length)
+    accumulate = recipe.batch // (layout.micro_batch * ranks.world())
+    gpu = lab.device.startswith("cuda")
+    batches = Batches(lab.train(), layout.micro_batch, recipe.steps * accumulate, lab.experiment.seed, gpu)
     trainer = L.Trainer(
         max_steps=recipe.steps,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=recipe.clip or None,
-        accelerator="gpu" if lab.device.startswith("cuda") else "cpu",
+        accelerator="gpu" if gpu else "cpu",
         strategy="ddp" if ranks.world() > 1 else "auto",
         devices=ranks.world() // ranks.nodes(),
         num_nodes=ranks.nodes(),
         use_distributed_sampler=False,
         logger=[] if ranks.rank() else lab.experiment.log.loggers(lab),
-        callbacks=[curve],
+        callbacks=[Curve(folder, recipe.save_every, recipe.batch * recipe.length), *callbacks],
         plugins=[DurableIO(), ranks.environment()],
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -54,7 +105,7 @@ def fit(model: nn.Module, recipe: Training, lab: "Lab") -> None:
         log.info("healing goes on from %s", last)
     start = last if last.exists() else None
     try:
-        trainer.fit(Healing(model, recipe), HealingData(batches), ckpt_path=start, weights_only=True)
+        trainer.fit(Healing(model, recipe, objective), HealingData(batches), ckpt_path=start, weights_only=True)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from stop
     assert trainer.global_step == recipe.steps, "half-trained adapters must never be taken for healed ones"
@@ -63,11 +114,29 @@ def fit(model: nn.Module, recipe: Training, lab: "Lab") -> None:
         shutil.rmtree(folder)
 
 
-def prepare(model: nn.Module, recipe: Training) -> None:
-    """Switch recomputation on or off."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(base, PreTrainedModel)
-    base.config.use_cache = False
-    if recipe.recompute:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-        base.disable_input_require_grads()  # else the backward pass goes on from the first adapter to the embedding
+def compiles(recipe: Training, device: str) -> bool:
+    """Whether layers are compiled."""
+    if recipe.compile != "auto":
+        return recipe.compile
+    return device.startswith("cuda") and bool(find_spec("triton")) and recipe.sequences * recipe.length >= LONG
+
+
+@contextmanager
+def laid_out(model: nn.Module, layout: Layout) -> Generator[None]:
+    """Inside the ``with``, layers are compiled and recompute as ``layout`` says, and frozen products are lean."""
+    base_of(model).config.use_cache = False
+    stack = room.reached(model)
+    again = {index * len(stack) // layout.recompute for index in range(layout.recompute)} if layout.recompute else set()
+    with ExitStack() as changes:
+        changes.enter_context(frozen.lean(model))
+        if layout.compiled:
+            torch.compiler.reset()  # what was compiled for other points counts against dynamo's limit, then runs slowly
+        for index, layer in enumerate(stack):
+            forward = torch.compile(layer.forward, dynamic=False) if layout.compiled else layer.forward
+            vars(layer)["forward"] = partial(checkpoint, forward, use_reentrant=False) if index in again else forward
+            changes.callback(vars(layer).pop, "forward")
+        if layout.compiled:
+            for layer in list(depth.layers(model))[: -len(stack)]:
+                vars(layer)["forward"] = torch.compile(layer.forward, dynamic=False)
+                changes.callback(vars(layer).pop, "forward")
+        yield

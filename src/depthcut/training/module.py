@@ -1,36 +1,42 @@
 """The healing step as a LightningModule: next-token loss, AdamW, cosine with warm-up (Gromov et al., appendix A.1)."""
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
+from depthcut.training.batches import Batch
+from depthcut.training.objective import Objective
 from depthcut.training.recipe import Training
 
 
 class Healing(L.LightningModule):
     """Trains the parameters of ``model`` that require a gradient."""
 
-    def __init__(self, model: nn.Module, recipe: Training) -> None:
+    def __init__(self, model: nn.Module, recipe: Training, objective: Objective) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
+        self.objective = objective
         self.strict_loading = False
 
-    def training_step(self, ids_BT: Tensor) -> Tensor:
-        """Mean negative log-likelihood of a token given the tokens before it, in nats."""
-        return next_token_loss(self.model, ids_BT)
+    def training_step(self, batch: Batch) -> Tensor:
+        """What is minimised, in nats."""
+        return self.objective(self.model, batch)
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimiser and schedule, stepped once a step."""
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        settings: dict[str, Any] = {"lr": self.recipe.lr, "weight_decay": self.recipe.weight_decay}
-        if self.recipe.optimiser == "adamw":
-            optimiser: torch.optim.Optimizer = torch.optim.AdamW(parameters, **settings)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim < 2]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        parameters = [group for group in groups if group["params"]]
+        recipe = self.recipe
+        settings: dict[str, Any] = {"lr": recipe.lr, "betas": recipe.betas, "weight_decay": recipe.weight_decay}
+        if recipe.optimiser == "adamw":
+            optimiser: torch.optim.Optimizer = torch.optim.AdamW(parameters, fused=trained[0].is_cuda, **settings)
         else:
             from bitsandbytes.optim.adamw import PagedAdamW8bit
 
@@ -51,12 +57,15 @@ class Healing(L.LightningModule):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """The rows' numbers stay on the host, where a cached teacher is looked up by them."""
+        del dataloader_idx
+        return batch._replace(ids_BT=batch.ids_BT.to(device, non_blocking=True))
+
+    def cpu(self) -> Self:
+        """Stay where it is: Lightning carries a model to the host at the end, and it would be measured there."""
+        return self
+
     def on_train_start(self) -> None:
         """A loaded model is in evaluation mode, and Lightning leaves it there: dropout would be off without a word."""
         self.model.train()
-
-
-def next_token_loss(model: nn.Module, ids_BT: Tensor) -> Tensor:
-    """Mean cross-entropy of ``ids[:, 1:]`` given what is before them, in float32."""
-    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), ids_BT[:, 1:].flatten())

@@ -1,12 +1,18 @@
 """The knobs that healing methods share: how they train, and where their adapters sit."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, Strict, field_validator
+from typing_extensions import override
 
 from depthcut import ranks
-from depthcut.plan import Plan
+from depthcut.plan import Plan, spans
 from depthcut.strict import strict
+from depthcut.training.origin import Origin
+
+if TYPE_CHECKING:
+    from depthcut.lab import Lab
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -19,28 +25,41 @@ class Training:
     Attributes:
         steps: optimiser steps.
         batch: sequences a step, over all devices and micro-batches.
-        micro_batch: sequences a forward pass; it divides ``batch``. It changes speed and memory, not the batch.
+        micro_batch: sequences a forward pass; it divides ``batch``. It changes speed and memory, not the batch;
+            ``auto``: what is quickest and fits the memory.
         length: tokens a sequence.
         lr: peak learning rate; cosine schedule down to 0 after ``warmup`` steps.
-        weight_decay: of AdamW.
+        betas: of AdamW: how much of the gradient's first and second moment a step keeps.
+        weight_decay: of AdamW, on matrices; norms and biases are left alone.
         clip: largest gradient norm; 0 clips nothing.
         optimiser: torch's AdamW, or bitsandbytes' paged 8-bit one.
-        recompute: recompute activations in the backward pass instead of keeping them.
+        recompute: how many layers compute their activations again in the backward pass instead of keeping them.
+        compile: have layers compiled; ``auto``: on a GPU, where the run is long enough to pay for it.
         save_every: steps between two checkpoints.
     """
 
     steps: Positive
     batch: Positive
-    micro_batch: Positive
+    micro_batch: Positive | Literal["auto"]
     length: Annotated[int, Field(gt=1)]
     lr: Annotated[float, Field(gt=0)]
     warmup: Annotated[int, Field(ge=0)]
+    betas: Annotated[tuple[float, float], Strict(False)]  # YAML has no tuples
     weight_decay: Annotated[float, Field(ge=0)]
     clip: Annotated[float, Field(ge=0)]
     optimiser: Literal["adamw", "paged_adamw_8bit"]
-    recompute: bool
+    recompute: Annotated[int, Field(ge=0)] | Literal["auto", "none", "all"]
+    compile: bool | Literal["auto"]
     save_every: Positive
-    incidental: ClassVar[frozenset[str]] = frozenset({"micro_batch", "recompute", "save_every"})
+    incidental: ClassVar[frozenset[str]] = frozenset({"micro_batch", "recompute", "compile", "save_every"})
+
+    @field_validator("betas")
+    @classmethod
+    def shares(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        """Refuse what is no share of the moment before."""
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"must be two numbers in [0, 1), got {list(betas)}")
+        return betas
 
     @property
     def sequences(self) -> int:
@@ -48,8 +67,10 @@ class Training:
         return self.steps * self.batch
 
     def __post_init__(self) -> None:
-        if self.batch % (self.micro_batch * ranks.world()):
-            among = f" among {ranks.world()} processes" if ranks.world() > 1 else ""
+        among = f" among {ranks.world()} processes" if ranks.world() > 1 else ""
+        if self.micro_batch == "auto" and self.batch % ranks.world():
+            raise ValueError(f"heal.batch must be divided{among}, got {self.batch}")
+        if self.micro_batch != "auto" and self.batch % (self.micro_batch * ranks.world()):
             raise ValueError(f"heal.micro_batch must divide heal.batch ({self.batch}){among}, got {self.micro_batch}")
 
 
@@ -62,7 +83,7 @@ class LowRank(Training):
         alpha: the update is scaled by alpha / r.
         dropout: on the adapters' input.
         modules: which linear layers of each decoder layer get one.
-        layers: which decoder layers do: all that are left, or those above the first gap. What is in front of the gap is
+        layers: which decoder layers do: all that are left, or those behind the first gap. What is in front of it is
             then the dense model still: no gradient goes there, and the models of several cuts share it.
     """
 
@@ -70,8 +91,62 @@ class LowRank(Training):
     alpha: Annotated[float, Field(gt=0)]
     dropout: Share
     modules: Literal["ffn", "attention", "all"]
-    layers: Literal["all", "above"]
+    layers: Literal["all", "after_cut"]
+    leaves: ClassVar[str] = "adapter"
 
-    def reached(self, plan: Plan, left: int) -> range:
-        """Which of the ``left`` layers of the pruned model get adapters; with nothing missing none is above the gap."""
+    def reached(self, plan: Plan, left: int) -> Sequence[int]:
+        """Which of the ``left`` layers of the pruned model get adapters; with nothing missing none is behind it."""
         return range(left) if self.layers == "all" else range(min(plan.drop, default=left), left)
+
+    def origin(self, lab: "Lab") -> Origin | None:
+        """The point whose adapters these start from; None: they start fresh."""
+        del lab
+        return None
+
+
+@strict
+class Adapters(LowRank):
+    """Adapters that may sit next to the gaps alone, and may go on from those of another cut.
+
+    Attributes:
+        layers: also ``around_cut``: the layers next to each gap, and what stands in it.
+        reach: for ``around_cut``, how many on each side of a gap.
+        init_from: the folder of a point of this model, or its digest in this study: layers that both cuts keep start
+            from its adapters, by their number in the dense model, the others fresh. None: all start fresh.
+    """
+
+    layers: Literal["all", "after_cut", "around_cut"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    reach: Positive
+    init_from: Annotated[str | None, Field(min_length=1)]
+    incidental: ClassVar[frozenset[str]] = frozenset({"reach", "init_from"})
+
+    @override
+    def reached(self, plan: Plan, left: int) -> Sequence[int]:
+        return around(plan, left, self.reach) if self.layers == "around_cut" else super().reached(plan, left)
+
+    @override
+    def origin(self, lab: "Lab") -> Origin | None:
+        return Origin.found(self.init_from, lab) if self.init_from is not None else None
+
+    def content(self, lab: "Lab") -> Any:
+        """What counts only where it is used: how far around the gaps, and the adapters that these start from.
+
+        Raises:
+            ValueError: if these cannot be had, or do not fit.
+        """
+        content: dict[str, Any] = {"reach": self.reach} if self.layers == "around_cut" else {}
+        if origin := self.origin(lab):
+            content["init_from"] = origin.content
+        return content or None
+
+
+def around(plan: Plan, left: int, reach: int) -> list[int]:
+    """Of the ``left`` layers of a pruned model those next to its gaps, ``reach`` on each side, and what fills a gap."""
+    gaps = spans(plan.drop)
+    moved = 0  # by how much a layer's number differs from the one that it had
+    found: set[int] = set()
+    for start, stop in gaps:
+        filled = stop - start if left == plan.depth else (left - len(plan.keep)) // len(gaps)
+        found.update(range(start + moved - reach, start + moved + filled + reach))
+        moved += filled - (stop - start)
+    return sorted(found & set(range(left)))

@@ -1,0 +1,420 @@
+"""Healing on one GPU: tokens a second and peak memory, ours beside what users would take, on the same shapes.
+
+    python bench/healing.py                         # all cases that can run here, one process each
+    python bench/healing.py --markdown docs/benchmarks.md
+    python bench/healing.py --cases 7b16_depthcut,7b16_hf
+    python bench/healing.py --parity                # the first 50 losses on SmolLM2 beside those of plain HF and peft
+
+Random weights of the true shapes: speed and memory do not depend on the values. 2,048 tokens a sequence, 8 sequences a
+step, LoRA of rank 64 on the FFN, AdamW. Ours is the real healing run, planner and trainer included.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+SHAPES: dict[str, dict[str, int]] = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32},
+    "70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8},
+}
+TITLES = {"7b": "Llama-2-7B", "70b": "Llama-2-70B"}
+VOCABULARY, LENGTH, BATCH, RANK = 32000, 2048, 8, 64
+FFN = ["gate_proj", "up_proj", "down_proj"]
+WARM, STEPS = 3, 5
+MATMUL, PEAK = 790e12, 989e12
+"""An H100's bf16 products: as measured on large matrices, and as its maker says."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row.
+
+    Attributes:
+        shape: of one layer.
+        layers: that are left.
+        who: depthcut, hf, liger or unsloth.
+        nf4: whether the base has 4-bit weights.
+        micro: sequences a pass; None: the planner's choice.
+        recompute: layers that recompute, as the recipe says it.
+    """
+
+    shape: str
+    layers: int
+    who: str
+    nf4: bool = True
+    micro: int | None = None
+    recompute: str = "auto"
+
+
+CASES = {
+    "7b16_depthcut_bf16": Case("7b", 16, "depthcut", nf4=False),
+    "7b16_depthcut": Case("7b", 16, "depthcut"),
+    "7b16_depthcut_all": Case("7b", 16, "depthcut", recompute="all"),
+    "7b16_unsloth": Case("7b", 16, "unsloth", micro=8),
+    "7b16_liger": Case("7b", 16, "liger", micro=8),
+    "7b16_hf": Case("7b", 16, "hf", micro=8),
+    "7b32_depthcut": Case("7b", 32, "depthcut"),
+    "7b32_unsloth": Case("7b", 32, "unsloth", micro=8),
+    "70b40_depthcut": Case("70b", 40, "depthcut"),
+    "70b40_hf": Case("70b", 40, "hf", micro=4),
+}
+
+
+def llama(case: Case) -> Any:
+    """A Llama of the case's shape, layer by layer on the GPU; linear layers in NF4, double quantised, or bfloat16."""
+    import bitsandbytes as bnb
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**SHAPES[case.shape], num_hidden_layers=case.layers, vocab_size=VOCABULARY)  # pyright: ignore
+    config.max_position_embeddings, config.use_cache = 4096, False
+    with torch.device("meta"):
+        model: Any = LlamaForCausalLM(config)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).cuda()
+    for name, part in list(model.named_modules()):
+        if not isinstance(part, torch.nn.Linear) or name == "lm_head":
+            continue
+        weight = torch.randn(part.out_features, part.in_features, device="cuda", dtype=torch.bfloat16) * 0.02
+        new: Any
+        if case.nf4:
+            kinds = {"compute_dtype": torch.bfloat16, "quant_type": "nf4", "compress_statistics": True}
+            new = bnb.nn.Linear4bit(part.in_features, part.out_features, bias=False, device="meta", **kinds)
+            new.weight = bnb.nn.Params4bit(
+                weight, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new
+            )
+            new = new.cuda()
+        else:
+            new = torch.nn.Linear(part.in_features, part.out_features, bias=False, device="meta")
+            new.weight = torch.nn.Parameter(weight, requires_grad=False)
+        home, _, last = name.rpartition(".")
+        setattr(model.get_submodule(home), last, new)
+    for name, weight in list(model.named_parameters()):
+        if weight.is_meta:
+            made = torch.ones if "norm" in name else torch.randn
+            value = made(weight.shape, device="cuda", dtype=torch.bfloat16) * (1.0 if "norm" in name else 0.02)
+            home, _, last = name.rpartition(".")
+            setattr(model.get_submodule(home), last, torch.nn.Parameter(value, requires_grad=False))
+    model.is_loaded_in_4bit = case.nf4
+    return model
+
+
+def with_adapters(model: Any) -> Any:
+    """The same with adapters on its FFN."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=FFN, task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def ours(case: Case) -> dict[str, Any]:
+    """A healing run of depthcut."""
+    import lightning as L
+
+    from depthcut.heal.qlora import QLora
+    from depthcut.log.csv import Csv
+    from depthcut.text import Tokens
+    from depthcut.training import fit, room
+
+    class Clock(L.Callback):
+        """Looks at the clock behind the warm-up and at the end."""
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step in (WARM, WARM + STEPS) and trainer.global_step not in seen:
+                torch.cuda.synchronize()
+                seen[trainer.global_step] = time.perf_counter()
+
+    recipe = recipe_of(
+        QLora, steps=WARM + STEPS, length=LENGTH, micro_batch=case.micro or "auto", recompute=case.recompute
+    )
+    seen: dict[int, float] = {}
+    model = with_adapters(llama(case))
+    base = torch.cuda.memory_allocated()
+    rows = np.random.default_rng(0).integers(0, VOCABULARY, ((WARM + STEPS) * BATCH, LENGTH)).astype(np.int32)
+    text = Tokens(rows, np.full(len(rows), LENGTH, np.int32), np.array([], np.uint64), "random")
+    space = room.Room.of(model, recipe, "cuda:0")
+    layout = room.choose(space, recipe, True)[0]
+    torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as folder:
+        lab: Any = SimpleNamespace(
+            folder=Path(folder), device="cuda:0", train=lambda: text, experiment=SimpleNamespace(seed=0, log=Csv())
+        )
+        fit.fit(model, recipe, lab, callbacks=[Clock()])
+    seconds = (seen[WARM + STEPS] - seen[WARM]) / STEPS
+    said = f"{layout.micro_batch} x {LENGTH}, {layout.recompute} of {case.layers} recomputed"
+    return numbers(case, model, seconds, base) | {"how": said, "foreseen_gib": (base + space.needs(layout)) / 2**30}
+
+
+def recipe_of(kind: Any, **knobs: Any) -> Any:
+    """The recipe that all cases share."""
+    from dataclasses import fields
+
+    usual: dict[str, Any] = {
+        "steps": 50,
+        "batch": BATCH,
+        "micro_batch": "auto",
+        "length": LENGTH,
+        "lr": 1e-4,
+        "warmup": 0,
+        "weight_decay": 0.0,
+        "clip": 0.3,
+        "optimiser": "adamw",
+        "recompute": "auto",
+        "compile": True,
+        "save_every": 1000,
+        "rank": RANK,
+        "alpha": RANK,
+        "dropout": 0.0,
+        "modules": "ffn",
+        "layers": "all",
+        "betas": (0.9, 0.999),
+        "reach": 1,
+        "init_from": None,
+    }
+    known = {each.name for each in fields(kind)}
+    return kind(**{key: value for key, value in (usual | knobs).items() if key in known})
+
+
+def theirs(case: Case) -> dict[str, Any]:
+    """A training loop around what others offer, all layers recomputed as they advise."""
+    model = unsloth(case) if case.who == "unsloth" else usual(case)
+    model.train()
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    base = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    assert case.micro is not None
+    start = 0.0
+    for step in range(WARM + STEPS):
+        if step == WARM:
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+        for _ in range(BATCH // case.micro):
+            ids = torch.randint(0, VOCABULARY, (case.micro, LENGTH), device="cuda")
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                loss = model(input_ids=ids, labels=ids).loss / (BATCH // case.micro)
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 0.3)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    torch.cuda.synchronize()
+    seconds = (time.perf_counter() - start) / STEPS
+    how = "its own checkpointing" if case.who == "unsloth" else "all recomputed"
+    return numbers(case, model, seconds, base) | {"how": f"{case.micro} x {LENGTH}, {how}"}
+
+
+def usual(case: Case) -> Any:
+    """HF, peft and bitsandbytes; with Liger's kernels where the case asks for them."""
+    model = llama(case)
+    if case.who == "liger":
+        from liger_kernel.transformers import monkey_patch
+
+        monkey_patch._apply_liger_kernel_to_instance(model=model)
+    model = with_adapters(model)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+    return model
+
+
+def unsloth(case: Case) -> Any:
+    """The same model as Unsloth loads and adapts it."""
+    os.environ |= {"UNSLOTH_DISABLE_STATISTICS": "1", "HF_HUB_OFFLINE": "1"}
+    from unsloth import FastLanguageModel  # pyright: ignore  # isort: skip
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    path = Path(tempfile.mkdtemp())
+    sizes: Any = SHAPES[case.shape] | {"num_hidden_layers": case.layers, "vocab_size": VOCABULARY}
+    config = LlamaConfig(**sizes, max_position_embeddings=4096, dtype="bfloat16", architectures=["LlamaForCausalLM"])
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        LlamaForCausalLM(config).save_pretrained(path)
+    torch.set_default_dtype(torch.float32)
+    torch.cuda.empty_cache()
+    words = {f"t{i}": i for i in range(VOCABULARY - 3)} | {"<unk>": 31997, "<s>": 31998, "</s>": 31999}
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(words, [], unk_token="<unk>")),
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<unk>",
+    ).save_pretrained(path)
+    model, _ = FastLanguageModel.from_pretrained(
+        str(path), max_seq_length=LENGTH, dtype=torch.bfloat16, load_in_4bit=True
+    )
+    knobs = {"lora_alpha": RANK, "lora_dropout": 0, "bias": "none", "use_gradient_checkpointing": True}
+    return FastLanguageModel.get_peft_model(model, r=RANK, target_modules=FFN, **knobs)
+
+
+def numbers(case: Case, model: Any, seconds: float, base: int) -> dict[str, Any]:
+    """Speed and memory; shares of what the arithmetic alone takes, nothing of it done twice."""
+    rate = BATCH * LENGTH / seconds
+    sizes = SHAPES[case.shape]
+    wide, key = (
+        sizes["hidden_size"],
+        sizes["hidden_size"] * sizes["num_key_value_heads"] // sizes["num_attention_heads"],
+    )
+    linear = case.layers * (2 * wide * wide + 2 * wide * key + 3 * wide * sizes["intermediate_size"])
+    adapters = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    attention = 2 * wide * LENGTH * case.layers
+    flops = 4 * linear + 4 * VOCABULARY * wide + 3.5 * attention + 6 * adapters
+    return {
+        "tokens_s": rate,
+        "step_s": seconds,
+        "weights_gib": base / 2**30,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "mfu": rate * flops / PEAK,
+        "floor": rate * flops / MATMUL,
+        "trained": adapters,
+    }
+
+
+def parity() -> dict[str, Any]:
+    """The losses of the first 50 steps on SmolLM2, ours and those of plain HF and peft on the same batches."""
+    import csv
+
+    from depthcut.heal.lora import Lora
+    from depthcut.log.csv import Csv
+    from depthcut.model.smollm2 import SmolLM2
+    from depthcut.plan import Plan
+    from depthcut.text import tokens
+    from depthcut.training import adapters, fit
+    from depthcut.training.batches import Batches
+
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    heal: Any = {"rank": 32, "lr": 1e-3, "length": 256}
+    cache = Path("outputs/cache")
+    files = SmolLM2(quantise="none", dtype="bfloat16", separator="<|endoftext|>", heal=heal).open(cache)
+    recipe = recipe_of(
+        Lora, lr=1e-3, length=256, warmup=5, rank=32, alpha=32, modules="all", clip=1.0, compile=device != "cpu"
+    )
+    from depthcut.data.demo import Demo
+
+    source = Demo(span=(0.0, 0.9), sequences=None, length=256, pack=True)
+    text = tokens(source, files.tokenizer, files.separator, cache, recipe.sequences)
+    plan, losses = Plan(30, tuple(range(11, 19))), dict[str, list[float]]()
+    for who in ("depthcut", "hf"):
+        torch.manual_seed(0)
+        model = adapters.adapt(files.load(plan, quantise="none", dtype="bfloat16", device=device), recipe, plan)
+        with tempfile.TemporaryDirectory() as folder:
+            lab: Any = SimpleNamespace(
+                folder=Path(folder),
+                device=device,
+                train=lambda: text,
+                experiment=SimpleNamespace(seed=0, log=Csv()),
+            )
+            if who == "depthcut":
+                fit.fit(model, recipe, lab)
+                with (Path(folder) / "heal.csv").open() as file:
+                    losses[who] = [float(row["loss"]) for row in csv.DictReader(file)]
+            else:
+                losses[who] = plain(model, recipe, Batches(text, recipe.batch, recipe.steps, 0), device)
+    gaps = [abs(a - b) for a, b in zip(losses["depthcut"], losses["hf"], strict=True)]
+    ends = {who: each[-1] for who, each in losses.items()}
+    return {
+        "device": device,
+        "steps": len(gaps),
+        "largest_gap": max(gaps),
+        "mean_gap": sum(gaps) / len(gaps),
+        "last": ends,
+    }
+
+
+def plain(model: Any, recipe: Any, batches: Any, device: str) -> list[float]:
+    """Plain HF and peft: the model's own loss, AdamW, cosine."""
+    from transformers import get_cosine_schedule_with_warmup
+
+    model.train()
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=0.0)
+    schedule = get_cosine_schedule_with_warmup(optimiser, recipe.warmup, recipe.steps)
+    losses: list[float] = []
+    for batch in batches:
+        ids = batch.ids_BT.to(device)
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| shape | layers | who | base | a pass | tokens/s | peak GiB | MFU | of the floor |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        case = CASES[name]
+        start = f"| {TITLES[case.shape]} | {case.layers} | {case.who} | {'NF4' if case.nf4 else 'bf16'} | "
+        if "error" in row:
+            lines.append(f"{start}{row['error']} | | | | |")
+            continue
+        lines.append(
+            f"{start}{row['how']} | {row['tokens_s']:,.0f} | {row['peak_gib']:.1f} | "
+            f"{row['mfu']:.1%} | {row['floor']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def versions() -> str:
+    """What was measured with."""
+    found: list[str] = []
+    for package in ("torch", "transformers", "peft", "bitsandbytes", "lightning", "liger_kernel", "unsloth"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def main() -> None:
+    """Run the cases, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default=",".join(CASES), help=f"some of: {', '.join(CASES)}")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--parity", action="store_true")
+    parser.add_argument("--markdown", type=Path)
+    asked = parser.parse_args()
+    if asked.parity:
+        print(json.dumps(parity()))
+        return
+    if not torch.cuda.is_available():
+        sys.exit("error: this needs a GPU; torch sees none here")
+    if asked.one:
+        case = CASES[asked.one]
+        print(json.dumps((ours if case.who == "depthcut" else theirs)(case)))
+        return
+    unknown = set(asked.cases.split(",")) - set(CASES)
+    if unknown:
+        sys.exit(f"error: --cases: {', '.join(sorted(unknown))} is none of: {', '.join(CASES)}")
+    rows: dict[str, dict[str, Any]] = {}
+    for name in asked.cases.split(","):
+        call = [sys.executable, __file__, "--one", name]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        line = done.stdout.strip().rpartition("\n")[2]
+        reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        rows[name] = json.loads(line) if not done.returncode and line.startswith("{") else {"error": reason[:200]}
+        print(name, json.dumps(rows[name]), flush=True)
+    text = f"{torch.cuda.get_device_name()}; {versions()}\n\n{table(rows)}\n"
+    print(text)
+    if asked.markdown:
+        command = f"    python bench/healing.py --cases {asked.cases}\n"
+        asked.markdown.write_text(f"# Healing on one GPU\n\n{command}\n{text}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

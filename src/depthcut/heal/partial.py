@@ -1,0 +1,36 @@
+"""Partial fine-tuning: the head and the last layers (Reassessing Layer Pruning in LLMs, arXiv:2411.15558)."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from depthcut.heal import Heal
+from depthcut.plan import Plan
+from depthcut.strict import strict
+from depthcut.training.recipe import Positive, Training
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.lab import Lab
+
+
+@strict
+class Partial(Training, Heal):
+    """Trains the head and the last layers; no gradient goes to what is below them.
+
+    A head that is tied to the embedding stays as it is: trained as what it also is, the embedding, it would draw the
+    gradient through all layers; with a copy of its own the model would grow by what several layers weigh.
+
+    Attributes:
+        last: how many layers, from the end; all where fewer are left.
+    """
+
+    last: Positive
+    trains: ClassVar[bool] = True
+    bases: ClassVar[tuple[str, ...]] = ("none",)
+    leaves: ClassVar[str] = "weights"
+
+    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+        """Train the weights, or read the trained ones."""
+        from depthcut.training import weights
+
+        return weights.healed(model, plan, lab, self, weights.ending(model, self.last))

@@ -1,0 +1,131 @@
+"""Products with frozen weights, and the adapters beside them, without the copies and casts of the general code.
+
+peft keeps a float32 copy of each input for its float32 adapters, and clones what a 4-bit layer gives; bitsandbytes'
+4-bit product cannot be compiled with what is around it. Here adapters are cast to the input's type (a few MB), and the
+4-bit product is one operator, which keeps nothing but the packed weight for the backward pass.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from bitsandbytes.nn.modules import Linear4bit
+from peft.tuners.lora.bnb import Linear4bit as Adapted4bit
+from peft.tuners.lora.layer import Linear as Adapted
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+
+BLOCK = 256  # of the second quantisation, that of the scales
+
+
+@torch.library.custom_op("depthcut::multiply_4bit", mutates_args=())
+def multiply_4bit(x: Tensor, packed: Tensor, scales: Sequence[Tensor], shape: Sequence[int], turn: bool) -> Tensor:
+    """The product of ``x`` with the transpose of an NF4 weight, or with the weight as it is where ``turn``.
+
+    Args:
+        x: ... x in; ... x out to turn.
+        packed: two weights a byte.
+        scales: of blocks of 64 weights, in 8 bits, and what these are in turn: code, scales, mean.
+        shape: out, in.
+        turn: for the backward pass.
+    """
+    fine, code, coarse, mean = scales
+    scale = torch.ops.bitsandbytes.dequantize_blockwise(fine, coarse, code, BLOCK, torch.float32) + mean
+    weight = torch.ops.bitsandbytes.dequantize_4bit(packed, scale, 64, "nf4", shape, x.dtype)
+    return x @ weight if turn else F.linear(x, weight)
+
+
+@multiply_4bit.register_fake
+def _(x: Tensor, packed: Tensor, scales: Sequence[Tensor], shape: Sequence[int], turn: bool) -> Tensor:
+    del packed, scales
+    return x.new_empty(*x.shape[:-1], shape[1] if turn else shape[0])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    del output
+    _, packed, scales, ctx.shape, ctx.turn = inputs
+    ctx.save_for_backward(packed, *scales)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    packed, *scales = ctx.saved_tensors
+    return multiply_4bit(grad, packed, scales, ctx.shape, not ctx.turn), None, [None] * 4, None, None
+
+
+multiply_4bit.register_autograd(_backward, setup_context=_keep)
+
+
+class Lean4bit(Linear4bit):
+    """A 4-bit layer that multiplies by the operator above. What that reads is at hand, as the compiler wants it."""
+
+    packed: Tensor
+    scales: list[Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply."""
+        y = multiply_4bit(x, self.packed, self.scales, [self.out_features, self.in_features], False)
+        bias: Any = self.bias
+        return y if bias is None else y + bias.to(x.dtype)
+
+
+def adapted(self: Any, x: Tensor) -> Tensor:
+    """W x + (alpha / r) B A x, all in the type of ``x``."""
+    (name,) = self.active_adapters
+    a = self.lora_A[name].weight.to(x.dtype)
+    b = (self.lora_B[name].weight * self.scaling[name]).to(x.dtype)
+    return self.base_layer(x) + F.linear(F.linear(self.lora_dropout[name](x), a), b)
+
+
+class LeanAdapted(Adapted):
+    """LoRA on a linear layer."""
+
+    forward = adapted
+
+
+class LeanAdapted4bit(Adapted4bit):
+    """LoRA on a 4-bit layer."""
+
+    forward = adapted
+
+
+@contextmanager
+def lean(model: nn.Module) -> Generator[None]:
+    """Inside the ``with``, plain LoRA layers and 4-bit layers of ``model`` compute as above."""
+    kinds: dict[Any, Any] = {Linear4bit: Lean4bit, Adapted: LeanAdapted, Adapted4bit: LeanAdapted4bit}
+    before = {module: type(module) for module in model.modules() if plain(module) or nested(module)}
+    for module, kind in before.items():
+        if kind is Linear4bit:
+            weight: Any = module.weight
+            state = weight.quant_state
+            vars(module)["packed"] = weight.data
+            vars(module)["scales"] = [state.absmax, state.state2.code, state.state2.absmax, state.offset]
+        module.__class__ = kinds[kind]
+    try:
+        yield
+    finally:
+        for module, kind in before.items():
+            module.__class__ = kind
+            vars(module).pop("packed", None)
+            vars(module).pop("scales", None)
+
+
+def nested(module: nn.Module) -> bool:
+    """Whether ``module`` is a layer in NF4 whose scales are quantised too, as this package makes them."""
+    if type(module) is not Linear4bit:
+        return False
+    weight: Any = module.weight
+    state = weight.quant_state
+    usual = state and state.nested and (state.quant_type, state.blocksize) == ("nf4", 64)
+    return bool(usual) and state.state2.blocksize == BLOCK and not getattr(state, "packing_format_for_cpu", False)
+
+
+def plain(module: nn.Module) -> bool:
+    """Whether ``module`` is a LoRA layer of the usual kind, on a linear layer, with one adapter, which is on."""
+    if type(module) not in (Adapted, Adapted4bit):
+        return False
+    assert isinstance(module, LoraLayer)
+    names = module.active_adapters
+    on = len(names) == 1 and names[0] in module.lora_A and not module.merged and not module.disable_adapters
+    return on and names[0] not in module.lora_variant and not module.lora_bias.get(names[0], False)

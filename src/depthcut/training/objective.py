@@ -1,0 +1,112 @@
+"""What a healing step minimises: the loss of the next token, without the logits of all positions in memory at once.
+
+Legend: B sequences, T tokens, N positions, D width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from depthcut import depth
+from depthcut.training.batches import Batch
+from depthcut.walk import stubbed
+
+Objective = Callable[[nn.Module, Batch], Tensor]
+"""A model and a batch in, a mean over tokens out: in nats, where it is a loss of predictions."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From logits N x V, of the model's type, and what each position is to predict, to the sum of the losses."""
+CHUNK_BYTES = 2**28
+
+
+def next_token(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy of ``ids[:, 1:]`` given what is before them, in float32."""
+    return chunked(model, states(model, batch.ids_BT)[:, :-1], batch.ids_BT[:, 1:], cross_entropy)
+
+
+def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """The sum of the tokens' negative log-likelihoods."""
+    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+
+
+def states(model: nn.Module, ids_BT: Tensor) -> Tensor:
+    """What the head reads, B x T x D: the stream behind the last layer and the final norm."""
+    return depth.decoder(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+
+
+def chunked(model: nn.Module, h_BTD: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+    """The mean over all positions of ``loss`` of their logits, of which a few hundred MB are there at a time.
+
+    Args:
+        model: its head makes the logits, and whatever it does to them (a cap, a scale).
+        h_BTD: what the head reads.
+        targets: B x T x ..., what each position is to predict.
+        loss: its gradient is taken chunk by chunk, on the way forward.
+    """
+    head = base_of(model)
+    trained = [each for each in trained_head(head) if each.requires_grad]
+    h_ND, targets_N = h_BTD.flatten(0, 1), targets.flatten(0, 1)
+    mean: Any = _Chunked.apply(h_ND, targets_N, head, loss, *trained)
+    return mean
+
+
+def trained_head(head: PreTrainedModel) -> list[nn.Parameter]:
+    """The parameters behind the decoder: all but its own, and the embedding where the head is tied to it."""
+    inside = {id(each) for each in depth.decoder(head).parameters()}
+    output = head.get_output_embeddings()
+    tied = list(output.parameters()) if isinstance(output, nn.Module) else []
+    return list({id(each): each for each in [*tied, *(p for p in head.parameters() if id(p) not in inside)]}.values())
+
+
+def project(head: PreTrainedModel, h_ND: Tensor) -> Tensor:
+    """The logits that the model makes of what its head reads, N x V."""
+    given = BaseModelOutputWithPast(last_hidden_state=h_ND[None])  # pyright: ignore[reportArgumentType]
+    ids = torch.zeros(1, 1, dtype=torch.long, device=h_ND.device)
+    with stubbed(nn.ModuleList([depth.decoder(head)]), lambda _: lambda *_, **__: given):
+        return head(input_ids=ids, use_cache=False).logits[0]
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """The model of transformers under the adapters, if there are any."""
+    base: Any = model
+    while not isinstance(base, PreTrainedModel):
+        base = base.get_base_model()
+    return base
+
+
+class _Chunked(torch.autograd.Function):
+    """Takes the gradients of the positions' states, and of the head where it is trained, along with the loss."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, h_ND: Tensor, targets_N: Tensor, head: PreTrainedModel, loss: Loss, *trained: Tensor
+    ) -> Tensor:
+        size = max(1, CHUNK_BYTES // (4 * depth.text_config(head.config).vocab_size))
+        total = torch.zeros((), dtype=torch.float32, device=h_ND.device)
+        wanted = any(ctx.needs_input_grad)
+        grad_ND = torch.empty_like(h_ND) if wanted else None
+        grads = [torch.zeros_like(each, dtype=torch.float32) for each in trained] if wanted else []
+        for start in range(0, len(h_ND), size):
+            here = slice(start, start + size)
+            with torch.set_grad_enabled(wanted):
+                part_ND = h_ND[here].detach().requires_grad_(wanted)
+                summed = loss(project(head, part_ND), targets_N[here])
+            total += summed.detach()
+            if grad_ND is not None:
+                grad_ND[here], *more = torch.autograd.grad(summed, [part_ND, *trained])
+                for sum_, each in zip(grads, more, strict=True):
+                    sum_ += each
+        ctx.count = len(h_ND)
+        ctx.save_for_backward(*([] if grad_ND is None else [grad_ND, *grads]))
+        return total / len(h_ND)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        scale = grad_outputs[0] / ctx.count
+        grad_ND, *grads = ctx.saved_tensors
+        head = [(each * scale) for each in grads]
+        return grad_ND * scale.to(grad_ND.dtype), None, None, None, *head

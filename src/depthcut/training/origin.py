@@ -1,0 +1,79 @@
+"""Chained healing: a point whose adapters another one starts from, found and checked before anything heavy is loaded.
+
+Gromov et al. (arXiv:2403.17887, appendix A.1) heal each cut afresh; here a larger cut goes on from a smaller one.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from depthcut import store
+from depthcut.plan import Plan
+
+if TYPE_CHECKING:
+    from depthcut.lab import Lab
+
+SAME = ("rank", "alpha", "modules")
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The adapters that others start from.
+
+    Attributes:
+        folder: where they are.
+        plan: what they were trained on.
+    """
+
+    folder: Path
+    plan: Plan
+
+    @classmethod
+    def found(cls, name: str, lab: "Lab") -> "Origin":
+        """The adapters of the point ``name``: its folder, or its digest in the study of ``lab``.
+
+        Raises:
+            ValueError: if there is no such point, it has no adapters, or they do not fit this run.
+        """
+        said = f"heal.init_from={name}"
+        point = next((each for each in (Path(name), lab.study / name) if (each / "config.yaml").is_file()), None)
+        if point is None:
+            raise ValueError(f"{said}: no such point; give the folder of one, or the digest of one in {lab.study}")
+        folder = point / "adapter"
+        if not store.verified(folder):
+            raise ValueError(f"{said}: there are no whole adapters in {folder}; heal that point with adapters first")
+        check(said, yaml.safe_load((point / "config.yaml").read_text(encoding="utf-8")), lab)
+        plan = Plan.read(folder / "plan.json")
+        if plan.model != lab.checkpoint.digest:
+            raise ValueError(f"{said}: its adapters are for model {plan.model}, this is {lab.checkpoint.digest}")
+        return cls(folder, plan)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What they are: their weights, and the layers that they were trained on."""
+        return {"weights": store.sha256(self.folder / WEIGHTS), "unit": self.plan.unit, "drop": self.plan.drop}
+
+
+def check(said: str, there: dict[str, Any], lab: "Lab") -> None:
+    """Refuse adapters of another shape, and layers whose numbers do not tell which they are.
+
+    Args:
+        said: begins the complaint.
+        there: the config of the point that has the adapters.
+        lab: the run that is to start from them.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    here = lab.experiment.composed
+    for key in SAME:
+        one, other = there["heal"].get(key), here["heal"][key]
+        if one != other:
+            raise ValueError(f"{said}: its adapters have heal.{key}={one}, these heal.{key}={other}; they must agree")
+    for config in (there, here):
+        kind = config["replace"]["_target_"].split(".")[-2]
+        if kind != "none":
+            raise ValueError(f"{said}: that goes with replace=none in both points, got replace={kind}")

@@ -1,0 +1,178 @@
+"""How a healing run fits the memory: sequences a pass, layers that recompute; the quickest that has room.
+
+Pruning frees memory. Spent on activations it saves the second forward pass of recomputation, which is a third of the
+work; spent on longer passes it spreads the unpacking of 4-bit weights over more tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from depthcut import depth, memory, ranks
+from depthcut.training.objective import CHUNK_BYTES, base_of
+from depthcut.training.recipe import Training
+
+KEPT = {False: 1.2, True: 0.9}
+"""Bytes that a layer keeps for its backward pass, over those of what its linear layers read and write; if compiled.
+Measured on an H100 (Llama-2-7B and 70B shapes): 1.15 and 0.89. Dropout before the adapters adds to it."""
+DROPOUT = 1.2
+SPARE = 0.06
+"""Share of the free memory that is left alone: fragments, and what libraries take for themselves."""
+UNPACKING = 350
+"""Unpacking a 4-bit weight costs as much as this many tokens' products with it (an H100: 4.5 bytes a weight moved)."""
+FILLING = 250
+"""What a pass costs beside its tokens, in tokens: starting kernels, filling the device."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What changes a healing run's speed and memory, and not its result.
+
+    Attributes:
+        micro_batch: sequences a forward pass.
+        recompute: how many of the layers compute their activations again in the backward pass.
+        compiled: whether layers are compiled.
+    """
+
+    micro_batch: int
+    recompute: int
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a run needs and has, in bytes.
+
+    Attributes:
+        layers: L, those that a gradient goes through.
+        length: tokens a sequence.
+        stream: bytes of one token between two layers.
+        kept: bytes of one token that one layer keeps, not compiled and compiled.
+        fixed: gradients, the optimiser's state, a chunk of logits, an unpacked weight.
+        free: what there is for all of that.
+        packed: whether the base has 4-bit weights.
+    """
+
+    layers: int
+    length: int
+    stream: int
+    kept: tuple[int, int]
+    fixed: int
+    free: int
+    packed: bool
+
+    @classmethod
+    def of(cls, model: nn.Module, recipe: Training, device: str) -> "Room":
+        """Measure ``model``, as it lies on ``device``."""
+        stack, base = reached(model), base_of(model)
+        size = base.dtype.itemsize
+        wide = max(widths(layer) for layer in stack) * size * (DROPOUT if getattr(recipe, "dropout", 0) else 1)
+        trained = [each for each in model.parameters() if each.requires_grad]
+        state = sum(each.numel() * (2 * each.element_size() if recipe.optimiser == "adamw" else 2) for each in trained)
+        gradients = sum(each.numel() * each.element_size() for each in trained)
+        packed = getattr(base, "is_loaded_in_4bit", False)
+        unpacked = 4 * max(largest(layer) for layer in stack) if packed else 0
+        return cls(
+            layers=len(stack),
+            length=recipe.length,
+            stream=hidden(base) * size,
+            kept=(int(KEPT[False] * wide), int(KEPT[True] * wide)),
+            fixed=state + gradients + unpacked + 3 * CHUNK_BYTES,
+            free=there(device),
+            packed=packed,
+        )
+
+    def needs(self, layout: Layout) -> int:
+        """Bytes at the peak."""
+        tokens = layout.micro_batch * self.length
+        kept = self.kept[layout.compiled]
+        again = kept if layout.recompute else 0  # the one whose activations are there for the second time
+        streams = layout.recompute * self.stream + 4 * self.stream
+        return self.fixed + tokens * ((self.layers - layout.recompute) * kept + again + streams)
+
+    def cost(self, layout: Layout) -> float:
+        """Time a token, in forward passes through one layer; of the head nothing."""
+        again = layout.recompute / self.layers
+        tokens = layout.micro_batch * self.length
+        return (2 + again) * (1 + (UNPACKING * self.packed + FILLING) / tokens)
+
+    def fits(self, layout: Layout) -> bool:
+        """Whether there is room, with something to spare."""
+        return self.needs(layout) <= (1 - SPARE) * self.free
+
+
+def choose(room: Room, recipe: Training, compiled: bool) -> list[Layout]:
+    """The layouts to try, the best first; those behind it are for when memory runs out all the same.
+
+    What the recipe sets is not changed.
+    """
+    share = recipe.batch // ranks.world()
+    sizes = [n for n in range(share, 0, -1) if share % n == 0] if recipe.micro_batch == "auto" else [recipe.micro_batch]
+    asked = {"auto": range(room.layers + 1), "none": (0,), "all": (room.layers,)}
+    given = recipe.recompute
+    counts = asked[given] if isinstance(given, str) else (min(given, room.layers),)
+    every = [Layout(size, count, compiled) for size in sizes for count in counts]
+    ranked = sorted((each for each in every if room.fits(each)), key=room.cost)
+    return thinned(ranked, room) or [min(every, key=room.needs)]
+
+
+def thinned(ranked: Sequence[Layout], room: Room) -> list[Layout]:
+    """Of the layouts those whose activations need a tenth less than those of the one tried before."""
+    found: list[Layout] = []
+    for each in ranked:
+        if not found or room.needs(each) - room.fixed < 0.9 * (room.needs(found[-1]) - room.fixed):
+            found.append(each)
+    return found
+
+
+def words(layout: Layout, room: Room, recipe: Training) -> str:
+    """What was chosen, and why, in a line."""
+    steps = recipe.batch // (layout.micro_batch * ranks.world())
+    again = {0: "none recomputed", room.layers: "all recomputed"}
+    parts = [
+        f"{layout.micro_batch} x {room.length} tokens a pass, {steps} {'passes' if steps > 1 else 'pass'} a step",
+        f"of {room.layers} layers {again.get(layout.recompute, f'{layout.recompute} recomputed')}",
+    ]
+    if layout.compiled:
+        parts.append("layers compiled")
+    need = f"about {room.needs(layout) / memory.GIB:.1f} GiB of {room.free / memory.GIB:.1f} free"
+    return f"healing: {', '.join(parts)}; {need}"
+
+
+def there(device: str) -> int:
+    """Bytes that this process may take on ``device``; several processes must come to the same layout."""
+    if not device.startswith("cuda"):
+        return memory.free(device) // 2
+    if ranks.world() > 1:
+        return torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
+
+
+def reached(model: nn.Module) -> list[nn.Module]:
+    """The layers that a gradient goes through: from the first on that is trained, or all."""
+    stack = list(depth.layers(model))
+    trained = [any(each.requires_grad for each in layer.parameters()) for layer in stack]
+    inside = {id(each) for layer in stack for each in layer.parameters()}
+    below = any(each.requires_grad and id(each) not in inside for each in depth.decoder(model).parameters())
+    return stack if below or not any(trained) else stack[trained.index(True) :]
+
+
+def widths(layer: nn.Module) -> int:
+    """Numbers a token that the linear layers of a decoder layer read and write, each counted once."""
+    linear = [(m.in_features, m.out_features) for m in layer.modules() if isinstance(m, nn.Linear)] or [(0, 0)]
+    big = [pair for pair in linear if min(pair) >= max(max(pair) for pair in linear) // 32]  # adapters are small
+    return sum(out for _, out in big) + max(into for into, _ in big) + 4 * min(into for into, _ in big)
+
+
+def largest(layer: nn.Module) -> int:
+    """Weights of the largest linear layer."""
+    return max((m.in_features * m.out_features for m in layer.modules() if isinstance(m, nn.Linear)), default=0)
+
+
+def hidden(base: PreTrainedModel) -> int:
+    """D, the width of the stream."""
+    return depth.text_config(base.config).hidden_size

@@ -1,0 +1,223 @@
+"""A healing run: how it fits the memory, what it does when that runs out, or when the loss is no number."""
+
+import dataclasses
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from depthcut import depth
+from depthcut.loading import Dtype
+from depthcut.log.csv import Csv
+from depthcut.model.pico import Pico
+from depthcut.plan import Plan
+from depthcut.text import Tokens
+from depthcut.training import adapters, fit, frozen, objective, room
+from depthcut.training.batches import Batch
+from depthcut.training.objective import next_token
+from depthcut.training.room import Layout, Room
+from pico import FAMILIES, pico
+from test_training import RECIPE, batch
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning has some for every run
+GIB = 2**30
+AUTO = dataclasses.replace(RECIPE, steps=6, batch=4, micro_batch="auto", recompute="auto", dropout=0.2)
+
+
+def a_lab(folder, device="cpu"):
+    ids = np.random.default_rng(0).integers(3, 128, (12, 8)).astype(np.int32)
+    text = Tokens(ids, np.full(12, 8, np.int32), np.array([], np.uint64), "x")
+    experiment = SimpleNamespace(seed=0, log=Csv())
+    return SimpleNamespace(folder=folder, device=device, train=lambda: text, experiment=experiment)
+
+
+def healed(folder, recipe=AUTO, asked=next_token) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = adapters.adapt(pico("llama", layers=2), recipe, Plan(2, ()))
+    fit.fit(model, recipe, a_lab(folder), asked)
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_in_chunks_is_that_of_all_logits(family, monkeypatch):
+    monkeypatch.setattr(objective, "CHUNK_BYTES", 4 * 128 * 5)  # 5 positions of 38
+    model, ids = pico(family, layers=2), torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(0))
+    grads = []
+    for loss in (next_token(model, batch(ids)), plain_loss(model, ids)):
+        model.zero_grad()
+        loss.backward()
+        grads.append(
+            (loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        )
+    assert grads[0][0] == pytest.approx(grads[1][0], rel=1e-6)
+    assert grads[0][1].keys() == grads[1][1].keys()
+    for name, gradient in grads[0][1].items():
+        torch.testing.assert_close(gradient, grads[1][1][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def plain_loss(model, ids) -> torch.Tensor:
+    return F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def adapted(dtype: torch.dtype) -> torch.nn.Module:
+    """A model with adapters that do something."""
+    torch.manual_seed(0)
+    model = adapters.adapt(pico("llama", layers=4).to(dtype), RECIPE, Plan(4, ()))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return model
+
+
+def test_the_gradients_are_those_of_plain_peft():
+    model, ids = adapted(torch.float32), torch.randint(3, 128, (4, 20))
+    wanted = gradient_of(model, ids)
+    with frozen.lean(model):
+        kinds = {type(module).__name__ for module in model.modules()}
+        got = gradient_of(model, ids)
+    assert "LeanAdapted" in kinds and wanted.norm() > 0
+    assert gap(got, wanted) < 1e-6
+    assert "LeanAdapted" not in {type(module).__name__ for module in model.modules()}
+
+
+def quantised(device: str, dtype: Dtype) -> torch.nn.Module:
+    heal: Any = {"rank": 4, "lr": 1e-2, "length": 8}
+    files = Pico(layers=4, hidden=64, heads=2, seed=0, quantise="nf4", dtype=dtype, separator=None, heal=heal)
+    with TemporaryDirectory() as cache:
+        base = files.open(Path(cache)).load(None, quantise="nf4", dtype=dtype, device=device)
+    return adapters.adapt(base, RECIPE, Plan(4, ()))
+
+
+def test_the_gradients_on_a_4_bit_base_are_those_of_plain_peft():
+    model, ids = quantised("cpu", "float32"), torch.randint(3, 128, (4, 20))
+    wanted = gradient_of(model, ids)
+    with frozen.lean(model):
+        kinds = {type(module).__name__ for module in model.modules()}
+        got = gradient_of(model, ids)
+    assert {"Lean4bit", "LeanAdapted4bit"} <= kinds
+    assert gap(got, wanted) < 1e-6
+
+
+def test_in_bfloat16_the_gradients_are_those_of_peft_under_autocast():
+    model, ids = adapted(torch.bfloat16), torch.randint(3, 128, (4, 20))
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = gradient_of(model, ids)
+    with frozen.lean(model):
+        got = gradient_of(model, ids)
+    assert gap(got, wanted) < 1e-3
+
+
+def gap(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((got - wanted).norm() / wanted.norm()).item()
+
+
+def gradient_of(model, ids) -> torch.Tensor:
+    model.zero_grad()
+    next_token(model, batch(ids)).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+class Sparse:
+    """An objective for which memory runs out at some of its calls."""
+
+    def __init__(self, *fails: int) -> None:
+        self.fails, self.calls = fails, 0
+
+    def __call__(self, model, given: Batch) -> torch.Tensor:
+        self.calls += 1
+        if self.calls in self.fails:
+            raise torch.OutOfMemoryError("no room")
+        return next_token(model, given)
+
+
+def test_where_memory_runs_out_less_goes_on_with_the_same_batches(tmp_path, caplog):
+    recipe = dataclasses.replace(AUTO, dropout=0.0)
+    whole = healed(tmp_path / "whole", recipe)
+    caplog.clear()
+    with caplog.at_level("INFO", "depthcut"):
+        less = healed(tmp_path / "less", recipe, Sparse(1, 4))  # in the first step, and after a checkpoint
+    assert max(tensor_gap(whole, less).values()) < 1e-5
+    told = [record.message for record in caplog.records if " a pass, " in record.message]
+    assert len(set(told)) == 3 and told[0].startswith("healing: 4 x 8 tokens a pass, 1 pass a step")
+    assert [record.levelname for record in caplog.records].count("WARNING") == 2
+
+
+def tensor_gap(one, other) -> dict[str, float]:
+    assert one.keys() == other.keys()
+    return {name: (one[name] - other[name]).abs().max().item() for name in one}
+
+
+def test_a_layout_that_was_asked_for_is_not_changed(tmp_path):
+    with pytest.raises(ValueError, match=r"ran out of memory on cpu: take a heal\.micro_batch below 4"):
+        healed(tmp_path, dataclasses.replace(AUTO, micro_batch=4, recompute="none"), Sparse(2))
+
+
+def test_a_loss_that_is_no_number_ends_the_healing_and_keeps_the_last_sound_checkpoint(tmp_path):
+    calls = iter(range(1000))
+
+    def falls(model, given):
+        return next_token(model, given) * (math.nan if next(calls) >= 3 else 1.0)
+
+    recipe = dataclasses.replace(AUTO, steps=20, micro_batch=4, save_every=1)
+    with pytest.raises(ValueError, match=r"diverged: the loss is not finite from step 4 on; take a lower heal\.lr"):
+        healed(tmp_path, recipe, falls)
+    kept = torch.load(tmp_path / "heal" / "last.ckpt", weights_only=False)
+    assert kept["global_step"] == 3
+    assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
+
+
+def shape(layers, **sizes) -> torch.nn.Module:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, num_hidden_layers=layers, **sizes)).to(torch.bfloat16)
+        model.is_loaded_in_4bit = True
+        ffn = ["gate_proj", "up_proj", "down_proj"]
+        return get_peft_model(model, LoraConfig(r=8, target_modules=ffn), low_cpu_mem_usage=True)
+
+
+HALF_70B = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8}
+HALF_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32}
+QLORA = dataclasses.replace(
+    AUTO, batch=8, length=2048, optimiser="paged_adamw_8bit", dropout=0.0, micro_batch="auto", recompute="auto"
+)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "layers", "weights", "card", "wanted"),
+    [
+        (HALF_7B, 16, 2.3, 79, Layout(8, 0, True)),  # memory to spare: nothing is computed twice
+        (HALF_70B, 40, 17.5, 79, Layout(2, 0, True)),  # 3,837 tokens/s on an H100; 4 sequences, half recomputed: 3,212
+        (HALF_70B, 40, 17.5, 23.5, Layout(2, 40, True)),  # a card of 24 GB
+    ],
+)
+def test_the_layout_spends_the_memory_that_there_is(sizes, layers, weights, card, wanted):
+    space = dataclasses.replace(Room.of(shape(layers, **sizes), QLORA, "cpu"), free=int((card - weights) * GIB))
+    (first, *rest) = room.choose(space, QLORA, True)
+    assert first == wanted and all(space.fits(each) for each in (first, *rest))
+    assert all(space.needs(b) < space.needs(a) for a, b in zip([first, *rest], rest, strict=False))
+    if card < 24:
+        assert weights + space.needs(Layout(1, 40, True)) / GIB < 22
+
+
+def test_only_layers_that_a_gradient_reaches_take_room():
+    model = adapters.adapt(pico("llama", layers=6), dataclasses.replace(RECIPE, layers="after_cut"), Plan(8, (3, 4)))
+    assert room.reached(model) == list(depth.layers(model))[3:]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_layer_computes_the_same():
+    model, ids = adapters.adapt(pico("llama", layers=3), RECIPE, Plan(3, ())), torch.randint(3, 128, (2, 16))
+    wanted = gradient_of(model, ids)
+    with fit.laid_out(model, Layout(2, 1, True)):
+        got = gradient_of(model, ids)
+    assert gap(got, wanted) < 1e-5

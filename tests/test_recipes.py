@@ -1,0 +1,458 @@
+"""Healing the weights themselves, adapters around the gaps, and adapters that start from those of a smaller cut."""
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+from composing import composed
+from depthcut import config, curve, depth, lab, store
+from depthcut.heal.full import Full
+from depthcut.heal.partial import Partial
+from depthcut.plan import Plan
+from depthcut.training import adapters, weights
+from depthcut.training.module import Healing
+from depthcut.training.objective import next_token
+from depthcut.training.origin import Origin
+from pico import FAMILIES, pico, texts
+from running import PICO, UNHEALED, light, run, start, succeed, text_files
+from test_ranks import run_two
+from test_shared_prefix import pruned, sites, trained
+from test_training import RECIPE, batch
+
+SHARED = {field.name: getattr(RECIPE, field.name) for field in dataclasses.fields(Full)}
+FULL = Full(**SHARED | {"betas": (0.9, 0.95), "weight_decay": 0.1})
+PARTIAL = Partial(**SHARED, last=2)
+AROUND = dataclasses.replace(RECIPE, layers="around_cut")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tuple[str, ...]:
+    return text_files(tmp_path_factory.mktemp("text"))
+
+
+def entered(*words: str) -> lab.Lab:
+    return lab.enter(config.read(composed(*words)))
+
+
+# --- all weights, and the last of them
+
+
+def changed(model, recipe) -> set[str]:
+    """The parameters that two steps on random gradients move."""
+    module = Healing(model, recipe, next_token)
+    before = copy.deepcopy(dict(model.named_parameters()))
+    optimiser = module.configure_optimizers()["optimizer"]
+    for _ in range(2):
+        optimiser.zero_grad()
+        next_token(model, batch(texts())).backward()
+        for group in optimiser.param_groups:
+            group["lr"] = 1e-3  # the schedule begins at 0
+        optimiser.step()
+    return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_each_recipe_trains_and_how_far_down_the_gradient_goes(family, tied):
+    model = pico(family, layers=5, tie_word_embeddings=tied)
+    stem, names = depth.prefix(model), {name for name, _ in model.named_parameters()}
+    with weights.masters(model, weights.everything(model)):
+        unused = {name for name in names if re.search(r"embed_positions", name)}  # rows that no text reaches
+        assert changed(model, FULL) | unused == names
+    model = pico(family, layers=5, tie_word_embeddings=tied)
+    chosen = weights.ending(model, PARTIAL.last)
+    wanted = {name for name in names if re.match(rf"{re.escape(stem)}\.[34]\.", name)}
+    heads = {"lm_head.weight", "lm_head.bias", "embed_out.weight"} & names
+    assert chosen.keys() == wanted | heads and bool(heads) == (not tied or family == "phi")
+    entered: list[bool] = []
+    for layer in depth.layers(model):
+        layer.register_forward_pre_hook(
+            lambda _, given, named: entered.append((given or list(named.values()))[0].requires_grad), with_kwargs=True
+        )
+    with weights.masters(model, chosen):
+        assert changed(model, PARTIAL) == chosen.keys()
+    assert entered == [False, False, False, False, True] * 2
+    assert weights.ending(model, 9).keys() >= {name for name in names if name.startswith(f"{stem}.")}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_gradient_of_all_weights_is_that_of_transformers_own_loss(tied):
+    model, ids = pico("llama", tie_word_embeddings=tied), texts()
+    model.requires_grad_(True)
+    other = copy.deepcopy(model)
+    next_token(model, batch(ids)).backward()
+    other(ids, labels=ids).loss.backward()
+    for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert (one.grad - two.grad).norm() < 1e-5 * two.grad.norm(), name
+
+
+def test_the_optimiser_is_adamw_with_the_recipes_moments_and_decay_on_matrices_alone():
+    model = pico("llama", layers=1).requires_grad_(True)
+    optimiser = Healing(model, FULL, next_token).configure_optimizers()["optimizer"]
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    chance, gradients = torch.Generator().manual_seed(0), []
+    for _ in range(3):
+        gradients.append({name: torch.randn(p.shape, generator=chance) for name, p in model.named_parameters()})
+        for name, parameter in model.named_parameters():
+            parameter.grad = gradients[-1][name]
+        for group in optimiser.param_groups:
+            group["lr"] = 1e-2
+        optimiser.step()
+    for name, parameter in model.named_parameters():
+        wanted, first, second = start[name].double(), 0.0, 0.0
+        for step, each in enumerate(gradients, 1):  # Loshchilov and Hutter, arXiv:1711.05101, algorithm 2
+            first = 0.9 * first + 0.1 * each[name].double()
+            second = 0.95 * second + 0.05 * each[name].double() ** 2
+            wanted = wanted * (1 - 1e-2 * (0.1 if "proj" in name or "embed" in name or "head" in name else 0))
+            wanted = wanted - 1e-2 * (first / (1 - 0.9**step)) / ((second / (1 - 0.95**step)).sqrt() + 1e-8)
+        assert_close(parameter.double(), wanted, rtol=1e-5, atol=1e-6, msg=name)
+
+
+# --- precision
+
+
+def test_rounding_gives_the_neighbours_and_on_average_the_number():
+    chance = torch.Generator().manual_seed(0)
+    low, high = 1.0, 1.0 + 2**-7  # next to each other in bfloat16
+    for share in (0.0, 0.1, 0.5):
+        many = torch.full((20000,), low + share * (high - low))
+        for sign in (1, -1):
+            got = sign * weights.rounded(sign * many, torch.bfloat16, chance)
+            assert got.dtype == torch.bfloat16 and set(got.tolist()) <= {low, high}
+            assert (got == high).float().mean().item() == pytest.approx(share, abs=0.02)
+    some = torch.randn(1000, generator=chance) * 10.0 ** torch.randint(-30, 30, (1000,), generator=chance)
+    exact = torch.cat([some, 2.0 ** torch.arange(-20, 20), torch.zeros(3)]).to(torch.bfloat16)
+    assert torch.equal(weights.rounded(exact.float(), torch.bfloat16, chance), exact)
+    gap = (weights.rounded(some, torch.bfloat16, chance).float() - some).abs() / some.abs()
+    assert 0 < gap.max() <= 2**-7
+    assert weights.rounded(many, torch.float32, chance) is many
+    assert torch.equal(weights.rounded(some, torch.float16, chance), some.half())
+
+
+def test_small_steps_move_a_bfloat16_model_only_by_way_of_float32():
+    """16 steps of 1e-5 on weights near 0.2: in bfloat16 next to nothing moves, and rounded to the nearest neither."""
+    steps, lr = 16, 1e-5
+    start = {name: p.detach().to(torch.bfloat16).float() for name, p in pico("llama", layers=2).named_parameters()}
+    ends: dict[str, torch.Tensor] = {}
+    for way in ("plain", "masters"):
+        model = pico("llama", layers=2).to(torch.bfloat16)
+        chosen = weights.everything(model)
+        if way == "plain":
+            model.requires_grad_(True)
+            walk(model, next_token, steps, lr)
+        else:
+            with weights.masters(model, chosen) as types:
+                assert set(types.values()) == {torch.bfloat16}
+                assert {p.dtype for p in model.parameters()} == {torch.float32}
+                walk(model, weights.in_bfloat16(next_token), steps, lr)
+                ends["float32"] = flat(model, start)
+                chance = torch.Generator().manual_seed(0)
+                drawn = {name: weights.rounded(p.detach(), torch.bfloat16, chance) for name, p in chosen.items()}
+                ends["rounded"] = torch.cat([(drawn[name].float() - start[name]).flatten() for name in start])
+            assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+            assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+        ends[way] = flat(model, start)
+    wanted = ends["float32"]
+    share = {way: (end @ wanted / (wanted @ wanted)).item() for way, end in ends.items()}
+    assert wanted.abs().median() > 5 * lr
+    assert share["rounded"] == pytest.approx(1, abs=0.1)
+    assert share["plain"] < 0.3 and share["masters"] < 0.3, "`masters` is the nearest bfloat16 at the end"
+
+
+def walk(model, objective, steps: int, lr: float) -> None:
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))
+    for _ in range(steps):
+        optimiser.zero_grad()
+        objective(model, batch(texts())).backward()
+        assert all(p.grad.dtype == p.dtype for p in model.parameters())
+        optimiser.step()
+
+
+def flat(model, start) -> torch.Tensor:
+    """How far each weight is from where it was."""
+    return torch.cat([(p.detach().float() - start[name]).flatten() for name, p in model.named_parameters()])
+
+
+# --- runs
+
+WAY = {"full": (), "partial": ("heal.last=2",)}
+SOON = ("heal.steps=12", "heal.save_every=2", "heal.lr=1e-3", "model.dtype=bfloat16")
+
+
+def kept(outputs: Path) -> bytes:
+    return next(outputs.glob("main/*/weights/model.safetensors")).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory, corpus):
+    return succeed(f"outputs={tmp_path_factory.mktemp('full')}", *PICO, *corpus, "heal=full", *SOON)
+
+
+def test_full_heals_and_exports_what_it_keeps(full):
+    assert full["healed/validation/loss"] < full["pruned/validation/loss"]
+    there = {path.name for path in full["folder"].iterdir() if path.suffix != ".lock"}
+    assert there == {"config.yaml", "run.log", "plan.json", "heal.csv", "record.json", "model", "weights"}
+    tensors = load_file(full["folder"] / "weights/model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(full["folder"] / "model", dtype="auto")
+    found = dict(model.named_parameters())
+    assert tensors.keys() == found.keys() and {each.dtype for each in tensors.values()} == {torch.bfloat16}
+    assert all(torch.equal(tensors[name], found[name]) for name in tensors)
+    assert Plan.read(full["folder"] / "weights/plan.json").drop
+
+
+def test_done_again_nothing_is_loaded(full, corpus):
+    assert "done already" in light(f"outputs={full['folder'].parents[1]}", *PICO, *corpus, "heal=full", *SOON).stderr
+
+
+@pytest.mark.slow
+def test_one_more_task_reads_the_weights_back(full, corpus):
+    outputs = full["folder"].parents[1]
+    same = (f"outputs={outputs}", *PICO, *corpus, "heal=full", *SOON)
+    before = kept(outputs)
+    more = run(*same, "eval=[loss,harness]", "eval.tasks=[capitals]", "eval.limit=4")
+    assert more.returncode == 0 and "healing" not in more.stderr, more.stderr
+    record = json.loads((full["folder"] / "record.json").read_text())
+    assert record["healed/validation/loss"] == full["healed/validation/loss"] and "healed/capitals/acc" in record
+    assert kept(outputs) == before
+
+
+@pytest.mark.parametrize("heal", ["full", pytest.param("partial", marks=pytest.mark.slow)])
+def test_killed_in_the_middle_it_ends_with_the_same_weights(tmp_path, corpus, full, heal):
+    same = (*PICO, *corpus, f"heal={heal}", *WAY[heal], *SOON)
+    peace = full if heal == "full" else succeed(f"outputs={tmp_path}/peace", *same)
+    process = start(f"outputs={tmp_path}/killed", *same)
+    while not list(tmp_path.glob("killed/main/*/heal/last.ckpt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not list(tmp_path.glob("killed/main/*/weights"))
+    resumed = succeed(f"outputs={tmp_path}/killed", *same)
+    assert "healing goes on from" in (resumed["folder"] / "run.log").read_text()
+    assert kept(tmp_path / "killed") == kept(peace["folder"].parents[1])
+    assert resumed["healed/validation/loss"] == peace["healed/validation/loss"]
+
+
+def test_partial_leaves_all_else_as_it_was(tmp_path, corpus):
+    record = succeed(f"outputs={tmp_path}", *PICO, *corpus, "heal=partial", "heal.last=2", "heal.lr=1e-3")
+    tensors = load_file(record["folder"] / "weights/model.safetensors")
+    assert {name.split(".")[2] for name in tensors if "layers" in name} == {"4", "5"} and "lm_head.weight" in tensors
+    assert not any("embed" in name for name in tensors)
+    healed = load_file(record["folder"] / "model/model.safetensors")
+    (dense,) = tmp_path.glob("cache/models/*/model.safetensors")
+    was, keep = load_file(dense), Plan.from_dict(record["plan"]).keep
+    for name, tensor in healed.items():
+        old = re.sub(r"layers\.(\d+)", lambda at: f"layers.{keep[int(at[1])]}", name)
+        assert torch.equal(tensor, was[old]) == (name not in tensors), name
+    assert record["healed/validation/loss"] < record["pruned/validation/loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heal", WAY)
+def test_two_processes_heal_the_weights_as_one_does(tmp_path, corpus, heal):
+    same = (*UNHEALED, *corpus, f"heal={heal}", *WAY[heal], "prune=deepest", "heal.steps=6", "heal.warmup=1")
+    same = (*same, "heal.batch=4", "heal.lr=1e-3", "export=none")
+    one = run(f"outputs={tmp_path}/one", *same, "heal.micro_batch=4")
+    assert one.returncode == 0, one.stderr
+    run_two(f"outputs={tmp_path}/two", *same, "heal.micro_batch=1")
+    files = [next(tmp_path.glob(f"{each}/main/*/weights/model.safetensors")) for each in ("one", "two")]
+    assert_close(load_file(files[1]), load_file(files[0]), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("heal", WAY)
+def test_there_is_no_adapter_to_export_and_no_quantised_base(heal):
+    with pytest.raises(
+        ValueError, match=f"^export=adapter needs a heal that trains adapters; heal={heal} leaves none$"
+    ):
+        config.read(composed("model=pico", f"heal={heal}", "export=adapter"))
+    with pytest.raises(ValueError, match=f"^heal={heal} needs model.quantise=none, got nf4$"):
+        config.read(composed("model=pico", f"heal={heal}", "model.quantise=nf4"))
+    with pytest.raises(ValueError, match=r"^heal.betas must be two numbers in \[0, 1\), got \[0.9, 1.0\]$"):
+        config.read(composed("model=pico", f"heal={heal}", "heal.betas=[0.9,1.0]"))
+
+
+# --- around the gaps
+
+
+def beside(plan: Plan, reach: int, filled: int | None = 0) -> set[int]:
+    """By walking: each layer that is left, or stands in a gap, and how far the nearest gap is.
+
+    Args:
+        filled: how many layers stand in each gap; None: as many as are gone.
+    """
+    row: list[str] = []
+    for layer in range(plan.depth):
+        if layer not in plan.drop:
+            row.append("kept")
+            continue
+        if layer - 1 not in plan.drop:
+            row += ["gap"] + ["fill"] * (filled or 0)
+        row += ["fill"] * (filled is None)
+    chosen, number = set(), 0
+    for place, kind in enumerate(row):
+        if kind == "gap":
+            continue
+        up = next((n for n, each in enumerate(w for w in row[place::-1] if w != "fill") if each == "gap"), math.inf)
+        down = next((n for n, each in enumerate(w for w in row[place:] if w != "fill") if each == "gap"), math.inf)
+        if kind == "fill" or min(up, down) <= reach:
+            chosen.add(number)
+        number += 1
+    return chosen
+
+
+PLANS = [Plan(9, (3, 4)), Plan(9, (0,)), Plan(9, (7, 8)), Plan(9, (1, 4, 5)), Plan(9, (2, 4)), Plan(9, (1, 2, 6, 7))]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.words)
+@pytest.mark.parametrize("reach", [1, 2, 5])
+def test_around_is_what_is_next_to_a_gap(plan, reach):
+    recipe, left = dataclasses.replace(AROUND, reach=reach), len(plan.keep)
+    assert set(recipe.reached(plan, left)) == beside(plan, reach)
+    gaps = sum(layer - 1 not in plan.drop for layer in plan.drop)
+    if left + gaps < plan.depth:  # else there is one for each that is gone
+        assert set(recipe.reached(plan, left + gaps)) == beside(plan, reach, 1)
+    assert set(recipe.reached(plan, plan.depth)) == around_all(plan, reach)
+
+
+def around_all(plan: Plan, reach: int) -> set[int]:
+    """Where all layers are there again: those that were dropped, and those near one."""
+    return {n for n in range(plan.depth) if any(abs(n - gone) <= reach for gone in plan.drop)}
+
+
+def test_around_in_words():
+    for plan, wanted in ((Plan(8, (3, 4)), [1, 2, 3, 4]), (Plan(8, ()), []), (Plan(8, (7,)), [5, 6])):
+        assert AROUND.reached(plan, len(plan.keep)) == wanted
+    assert AROUND.reached(Plan(8, (4,), "mlp"), 8) == [2, 3, 4, 5, 6]
+    plan = Plan(8, (3, 4))
+    assert sites(trained(pico("llama", layers=8), plan, 0, AROUND)) == {1, 2, 3, 4}
+
+
+def test_the_shared_pass_takes_no_point_whose_layers_below_the_cut_are_healed(tmp_path):
+    for layers, may in (("after_cut", True), ("around_cut", False), ("all", False)):
+        here = lab.enter(config.read(composed("model=pico", f"outputs={tmp_path}", f"heal.layers={layers}")))
+        assert curve.healed_above(here) == may
+    for heal in WAY:
+        assert not curve.healed_above(
+            lab.enter(config.read(composed("model=pico", f"outputs={tmp_path}", f"heal={heal}")))
+        )
+
+
+def test_reach_is_a_knob_of_around_alone(tmp_path):
+    def digest(*words: str) -> str:
+        return entered("model=pico", f"outputs={tmp_path}", *words).digest
+
+    assert digest("heal.reach=2") == digest("heal.reach=3")
+    assert digest("heal.layers=around_cut", "heal.reach=2") != digest("heal.layers=around_cut", "heal.reach=3")
+
+
+# --- chained
+
+
+def test_layers_that_both_cuts_keep_start_from_the_smaller_ones_adapters(tmp_path):
+    small, large = Plan(8, (4,)), Plan(8, (3, 4, 5))
+    model = pico("llama", layers=8)
+    smaller = trained(model, small, 0)
+    smaller.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    larger = adapters.adapt(pruned(model, large), RECIPE, large)
+    fresh = copy.deepcopy(larger.state_dict())
+    adapters.begin(larger, Origin(tmp_path, small), large)
+    there, seen = smaller.state_dict(), []
+    for name, tensor in larger.state_dict().items():
+        if "lora_" not in name:
+            continue
+        number = large.keep[int(re.search(r"layers\.(\d+)", name)[1])]
+        if number in (6, 7):  # kept by both, and behind the smaller one's gap, where it has adapters
+            old = re.sub(r"layers\.\d+", f"layers.{small.keep.index(number)}", name)
+            assert torch.equal(tensor, there[old]) and (tensor != 0).any()
+            seen.append(number)
+        else:
+            assert torch.equal(tensor, fresh[name])
+    assert set(seen) == {6, 7}
+    with pytest.raises(ValueError, match="no layer has adapters both in"):
+        nothing = Plan(8, (5, 6, 7))
+        adapters.begin(adapters.adapt(pruned(model, nothing), RECIPE, nothing), Origin(tmp_path, small), nothing)
+
+
+DEEPEST = ("prune=deepest", "export=none", "stages=[healed]", "heal.steps=2", "heal.lr=0.01")
+
+
+@pytest.fixture(scope="module")
+def smaller(tmp_path_factory, corpus):
+    outputs = tmp_path_factory.mktemp("chain")
+    return succeed(f"outputs={outputs}", *PICO, *corpus, *DEEPEST, "prune.layers=1", "heal.layers=all")
+
+
+def chained(smaller, corpus, *words: str) -> tuple[str, ...]:
+    outputs = smaller["folder"].parents[1]
+    return (f"outputs={outputs}", *PICO, *corpus, *DEEPEST, "prune.layers=3", *words)
+
+
+def test_a_run_goes_on_from_a_smaller_cut(smaller, corpus):
+    """Steps that are next to nothing leave the adapters where they started: at the other run's."""
+    digest = smaller["folder"].name
+    done = run(*chained(smaller, corpus, f"heal.init_from={digest}", "heal.lr=1e-12"))
+    assert done.returncode == 0 and "healing starts from" in done.stderr, done.stderr
+    (larger,) = (path.parent for path in smaller["folder"].parent.glob("*/adapter") if path.parent.name != digest)
+    one, two = (load_file(each / "adapter/adapter_model.safetensors") for each in (smaller["folder"], larger))
+    plans = [Plan.read(each / "plan.json") for each in (smaller["folder"], larger)]
+    assert plans[0].drop == (6,) and plans[1].drop == (4, 5, 6)
+    for name, tensor in two.items():
+        number = plans[1].keep[int(re.search(r"layers\.(\d+)", name)[1])]
+        old = one[re.sub(r"layers\.\d+", f"layers.{plans[0].keep.index(number)}", name)]
+        assert_close(tensor, old, atol=1e-9, rtol=0)
+        assert tensor.abs().max() > 0
+
+
+def test_what_it_starts_from_is_in_the_points_name_by_content(smaller, corpus, tmp_path):
+    folder = smaller["folder"]
+    fresh, by_digest, by_folder = (
+        entered(*chained(smaller, corpus, *words)).digest
+        for words in ((), (f"heal.init_from={folder.name}",), (f"heal.init_from={folder}",))
+    )
+    assert by_digest == by_folder != fresh
+    other = shutil.copytree(folder, tmp_path / "other")
+    assert entered(*chained(smaller, corpus, f"heal.init_from={other}")).digest == by_digest
+    file = other / "adapter/adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\1\2\3\4")
+    store.seal(other / "adapter")
+    assert entered(*chained(smaller, corpus, f"heal.init_from={other}")).digest not in (by_digest, fresh)
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=f"^heal.init_from={other}: there are no whole adapters in {other}/adapter"):
+        assert entered(*chained(smaller, corpus, f"heal.init_from={other}")).digest
+
+
+MISTAKES = [
+    (("heal.init_from=nowhere",), r"no such point; give the folder of one, or the digest of one in .*/main$"),
+    (("model.heal.rank=8",), r"its adapters have heal.rank=4, these heal.rank=8; they must agree$"),
+    (("heal.alpha=8",), r"its adapters have heal.alpha=4, these heal.alpha=8; they must agree$"),
+    (("heal.modules=ffn",), r"its adapters have heal.modules=all, these heal.modules=ffn; they must agree$"),
+    (("model.seed=1",), r"its adapters are for model [0-9a-f]{16}, this is [0-9a-f]{16}$"),
+    (("replace=mean",), r"that goes with replace=none in both points, got replace=mean$"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), MISTAKES, ids=[words[0] for words, _ in MISTAKES])
+def test_a_point_that_does_not_fit_is_told_in_a_line(smaller, corpus, words, says):
+    with pytest.raises(ValueError, match=rf"^heal.init_from=\S+: {says}") as error:
+        assert entered(*chained(smaller, corpus, f"heal.init_from={smaller['folder']}", *words)).digest
+    assert "\n" not in str(error.value)
+
+
+def test_it_is_told_before_anything_heavy_is_loaded(smaller, corpus, full):
+    done = light(*chained(smaller, corpus, "heal.init_from=nowhere"))
+    assert done.returncode and done.stderr.strip().splitlines()[-1].startswith("error: heal.init_from=nowhere: no such")
+    with pytest.raises(ValueError, match=r"there are no whole adapters in .*/adapter; heal that point with adapters"):
+        assert entered(*chained(smaller, corpus, f"heal.init_from={full['folder']}")).digest
