@@ -1,0 +1,50 @@
+"""Adapters drawn to the dense model's next-token probabilities (Hinton et al., arXiv:1503.02531)."""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from depthcut.heal import Heal
+from depthcut.plan import Plan
+from depthcut.strict import strict
+from depthcut.training.recipe import Adapters, Positive
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.lab import Lab
+
+
+@strict
+class Distill(Adapters, Heal):
+    """Low-rank adapters on frozen weights, trained on ``mix * temperature^2 * KL + (1 - mix) * NLL``.
+
+    With p and q the teacher's and the student's softmax(logits / temperature), S the teacher's ``top_k`` likeliest
+    tokens, and p(other), q(other) what is left outside S, at each position::
+
+        KL = sum over i in S of p(i) log(p(i) / q(i))  +  p(other) log(p(other) / q(other))
+
+    So all of the mass counts, that outside S as one more class; it is at most the KL of all tokens, and is that where
+    ``top_k`` is the vocabulary. The teacher is the dense model, as ``model.quantise`` and ``model.dtype`` have it.
+
+    Attributes:
+        mix: share of the KL; the rest is the text's own next token.
+        top_k: K.
+        temperature: above 1 the unlikely tokens count for more; 1 is the model as it is.
+        teacher: ``cached``: it reads the text once, and 4 K + 2 bytes a token go to the disk (6 K + 2 beyond a
+            vocabulary of 65,536). ``live``: it stays in memory beside the student and reads each batch.
+    """
+
+    mix: Annotated[float, Field(gt=0, le=1)]
+    top_k: Positive
+    temperature: Annotated[float, Field(gt=0)]
+    teacher: Literal["cached", "live"]
+    trains: ClassVar[bool] = True
+    bases: ClassVar[tuple[str, ...]] = ("none", "nf4", "int8")
+    incidental: ClassVar[frozenset[str]] = frozenset({"teacher"})
+
+    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+        """Train the adapters, or attach the trained ones."""
+        from depthcut.training import distill
+
+        return distill.healed(model, plan, lab, self)

@@ -1,0 +1,102 @@
+"""Healing below the cut: the stream behind it is drawn to the dense model's there (arXiv:2403.17887, eq. 8).
+
+Legend: B sequences, T tokens, D width.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from depthcut import depth, store
+from depthcut.plan import Plan
+from depthcut.training import adapters, teacher
+from depthcut.training.batches import Batch
+from depthcut.training.objective import Objective, next_token
+from depthcut.walk import Reached
+
+if TYPE_CHECKING:
+    from depthcut.heal.boundary import Boundary
+    from depthcut.lab import Lab
+
+Teacher = Callable[[Batch], Tensor]
+"""From a batch to the dense model's stream at the boundary, B x T x D."""
+log = logging.getLogger("depthcut")
+
+
+def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Boundary") -> nn.Module:
+    """Train adapters on the layers below the cut, or attach the trained ones; with none below, ``model`` as it is.
+
+    Raises:
+        ValueError: if there is no room for the teacher or its cache.
+    """
+    below = recipe.reached(plan, len(depth.layers(model)))
+    if not below:
+        log.info("heal=boundary: no layer is left below the cut, so there is nothing to heal")
+        return model
+    if store.verified(lab.folder / "adapter"):
+        return adapters.healed(model, plan, lab, recipe, next_token)  # attaches them
+    above = max(plan.drop) + 1
+    teach = live(teacher.load(lab, above), above) if recipe.teacher == "live" else cached(lab, above)
+    return adapters.healed(model, plan, lab, recipe, objective(teach, len(below), recipe.error))
+
+
+def objective(teach: Teacher, edge: int, error: Literal["relative", "squared"]) -> Objective:
+    """The error of the stream in front of the student's layer ``edge``, mean over tokens."""
+
+    def drawn(model: nn.Module, batch: Batch) -> Tensor:
+        wanted_BTD = teach(batch)
+        return distance(stream(model, batch.ids_BT, edge), wanted_BTD, error)
+
+    return drawn
+
+
+def distance(h_BTD: Tensor, wanted_BTD: Tensor, error: Literal["relative", "squared"]) -> Tensor:
+    """``|h - wanted|^2``, in float32, over the token's own ``|wanted|^2`` or over the width; the mean over tokens."""
+    wanted_BTD = wanted_BTD.float()
+    missed_BT = (h_BTD.float() - wanted_BTD).square().sum(-1)
+    scale_BT = wanted_BTD.square().sum(-1) if error == "relative" else torch.full_like(missed_BT, h_BTD.shape[-1])
+    return (missed_BT / scale_BT).mean()
+
+
+def stream(model: nn.Module, ids_BT: Tensor, edge: int) -> Tensor:
+    """The residual stream in front of layer ``edge``, at least 1; neither that layer nor those above it are run."""
+    found: list[Tensor] = []
+
+    def stop(_module: nn.Module, _args: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+        raise Reached
+
+    handle = depth.layers(model)[edge - 1].register_forward_hook(stop)
+    try:
+        with suppress(Reached):
+            depth.decoder(model)(input_ids=ids_BT, use_cache=False)
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def live(dense: nn.Module, edge: int) -> Teacher:
+    """The dense model reads each batch, as far as the boundary."""
+
+    def teach(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return stream(dense, batch.ids_BT, edge)
+
+    return teach
+
+
+def cached(lab: "Lab", edge: int) -> Teacher:
+    """The dense model has read the text before: its streams as they are, 2 D bytes a token on the disk in 16 bits."""
+
+    def ready() -> teacher.Says:
+        teach = live(teacher.load(lab, edge), edge)
+        return lambda ids_BT: {"stream": teach(Batch(ids_BT.to(lab.device), torch.empty(0))).cpu()}
+
+    width = depth.text_config(lab.checkpoint.config).hidden_size
+    size = getattr(torch, lab.experiment.model.dtype).itemsize
+    said = teacher.kept(lab, {"asked": "stream", "edge": edge}, lab.train().ids.shape[1] * width * size, ready)
+    return lambda batch: said(batch.rows_B)["stream"].to(batch.ids_BT.device)

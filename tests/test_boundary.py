@@ -1,0 +1,280 @@
+"""heal=boundary: the loss computed another way, what is run and trained, the teacher's stream, whole runs."""
+
+import copy
+import dataclasses
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from composing import composed
+from depthcut import config, curve, depth, digests, forward, halves, lab, runlog, walk
+from depthcut.heal.boundary import Boundary
+from depthcut.plan import Plan
+from depthcut.training import adapters, boundary
+from depthcut.training.batches import Batch
+from depthcut.training.fit import laid_out
+from depthcut.training.room import Layout
+from pico import FAMILIES, pico, texts
+from running import PICO, UNHEALED, run, start, succeed, text_files
+
+SHORT = ("heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "export=none")
+CUT = Plan(6, (2, 3))
+
+
+def recipe(**changes: Any) -> Boundary:
+    heal: Any = config.read(composed("model=pico", "heal=boundary")).heal
+    return dataclasses.replace(heal, **changes)
+
+
+def pruned(model: Any, plan: Plan) -> Any:
+    model = copy.deepcopy(model)
+    if plan.unit == "layer":
+        return depth.cut(model, plan.drop)
+    halves.remove(model, plan)
+    return model
+
+
+def student(family: str = "llama", plan: Plan = CUT) -> Any:
+    """A pruned model with adapters that matter."""
+    torch.manual_seed(0)
+    adapted = adapters.adapt(pruned(pico(family), plan), recipe(), plan).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return adapted
+
+
+def batch() -> Batch:
+    ids = texts(3, 12)
+    return Batch(ids, torch.arange(len(ids)))
+
+
+def loss_of(dense: Any, plan: Plan, error: Any = "relative") -> Any:
+    edge, above = len(recipe().reached(plan, len(plan.keep))), max(plan.drop) + 1
+    return boundary.objective(boundary.live(dense, above), edge, error)
+
+
+def gradient(loss: torch.Tensor, model: Any) -> torch.Tensor:
+    trained = [each for each in model.parameters() if each.requires_grad]
+    return torch.cat([each.flatten() for each in torch.autograd.grad(loss, trained)])
+
+
+@pytest.mark.parametrize(
+    ("plan", "left", "below"),
+    [
+        (Plan(8, (2, 3)), 6, 2),
+        (Plan(8, (6, 7)), 6, 6),  # the teacher's stream is that behind its last layer
+        (Plan(8, (1, 5)), 6, 4),  # of two gaps the last one
+        (Plan(8, (0,)), 7, 0),
+        (Plan(8, ()), 8, 0),
+        (Plan(8, (3, 6), "attention"), 8, 7),
+        (Plan(8, (2, 3)), 7, 3),  # something stands in the gap
+        (Plan(8, (0, 1)), 8, 2),
+    ],
+)
+def test_adapters_sit_below_the_last_gap(plan, left, below):
+    assert recipe().reached(plan, left) == range(below)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_stream_is_what_comes_to_that_layer_step_by_step(family):
+    model, ids = pico(family), texts()
+    with torch.no_grad():
+        way = walk.enter(model, forward.inputs(model, ids, torch.ones_like(ids)))
+        h_BTD = way.h_BTD
+        for edge in range(1, 7):
+            h_BTD = way.step(edge - 1, h_BTD)
+            torch.testing.assert_close(boundary.stream(model, ids, edge), h_BTD)
+
+
+@pytest.mark.parametrize("error", ["relative", "squared"])
+def test_the_error_is_the_formula_written_out(error):
+    chance = torch.Generator().manual_seed(0)
+    h, wanted = (torch.randn(2, 5, 7, generator=chance, dtype=torch.float64) for _ in range(2))
+    total = 0.0
+    for one, other in zip(h.flatten(0, 1).numpy(), wanted.flatten(0, 1).numpy(), strict=True):
+        scale = float(np.dot(other, other)) if error == "relative" else 7
+        total += float(np.linalg.norm(other - one)) ** 2 / scale
+    assert boundary.distance(h.float(), wanted.float(), error).item() == pytest.approx(total / 10, rel=1e-5)
+
+
+@pytest.mark.parametrize("error", ["relative", "squared"])
+def test_a_model_that_lacks_nothing_is_not_drawn(error):
+    model, some = pico("llama"), batch()
+    for edge in range(1, 7):
+        assert boundary.objective(boundary.live(model, edge), edge, error)(model, some).item() == 0
+    assert loss_of(model, CUT, error)(pruned(model, CUT), some).item() > 0.01
+
+
+@pytest.mark.parametrize("error", ["relative", "squared"])
+def test_the_gradient_is_that_of_finite_differences(error):
+    model, some = student(), batch()
+    loss = loss_of(pico("llama"), CUT, error)
+    slope = gradient(loss(model, some), model)
+    trained = [each for each in model.parameters() if each.requires_grad]
+    norm, step = slope.norm(), 1e-2
+
+    def moved(by: float) -> float:
+        before = torch.nn.utils.parameters_to_vector(trained).detach().clone()
+        torch.nn.utils.vector_to_parameters(before + by * slope / norm, trained)
+        value = loss(model, some).item()
+        torch.nn.utils.vector_to_parameters(before, trained)
+        return value
+
+    assert (moved(step) - moved(-step)) / (2 * step) == pytest.approx(norm.item(), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("plan", "below", "above"),
+    [(CUT, 2, 4), (Plan(6, (1, 3)), 2, 4), (Plan(6, (4, 5)), 4, 6), (Plan(6, (1, 3), "mlp"), 4, 4)],
+    ids=lambda value: value.words if isinstance(value, Plan) else "",
+)
+@pytest.mark.parametrize("recompute", [0, 3])
+def test_only_what_is_below_the_cut_is_run_and_trained(plan, below, above, recompute):
+    dense, model, some = pico("llama"), student(plan=plan), batch()
+    wanted = gradient(loss_of(dense, plan)(model, some), model)
+    assert (wanted != 0).float().mean() > 0.9
+    sites = {name.split(".layers.")[1].split(".")[0] for name, each in model.named_parameters() if each.requires_grad}
+    assert sites == {str(number) for number in range(below)}
+    passed: list[Any] = []
+    for who, each in (("student", model), ("teacher", dense)):
+        for number, layer in enumerate(depth.layers(each)):
+            layer.register_forward_pre_hook(lambda *_, at=(who, number): passed.append(at))
+    for each in (dense, model.get_base_model()):
+        each.lm_head.register_forward_pre_hook(lambda *_: passed.append("head"))
+    with laid_out(model, Layout(3, recompute, False)):
+        got = gradient(loss_of(dense, plan)(model, some), model)
+    assert passed == [("teacher", n) for n in range(above)] + [("student", n) for n in range(below)]
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tuple[str, ...]:
+    return text_files(tmp_path_factory.mktemp("text"))
+
+
+def opened(*overrides: str) -> lab.Lab:
+    return lab.enter(config.read(composed(*UNHEALED, *SHORT, "heal=boundary", *overrides)))
+
+
+def healed(here: lab.Lab, plan: Plan) -> dict[str, torch.Tensor]:
+    """The adapters that a point trains."""
+    plan = here.decide(plan)
+    with runlog.quiet():
+        here.experiment.heal(here.experiment.replace(here.load(plan), plan, here), plan, here)
+    return load_file(here.folder / "adapter" / adapters.WEIGHTS)
+
+
+def losses(here: lab.Lab) -> list[float]:
+    rows = (here.folder / "heal.csv").read_text().splitlines()
+    return [float(row.split(",")[3]) for row in rows[1:]]
+
+
+@pytest.mark.parametrize(
+    ("plan", "more"),
+    [(Plan(8, (4, 5)), ()), (Plan(8, (2, 6)), ("model.dtype=bfloat16", "heal.error=squared"))],
+    ids=["one gap", "two gaps, bfloat16"],
+)
+def test_a_teacher_on_the_disk_and_one_in_memory_train_the_same(tmp_path, corpus, plan, more):
+    ways = ("cached", "live")
+    points = [opened(*corpus, f"outputs={tmp_path}/{way}", f"heal.teacher={way}", *more) for way in ways]
+    one, other = (healed(here, plan) for here in points)
+    assert points[0].digest == points[1].digest
+    assert (tmp_path / "cached/cache/teacher").exists() and not (tmp_path / "live/cache/teacher").exists()
+    assert one.keys() == other.keys() and max(t.abs().max() for n, t in one.items() if "lora_B" in n) > 1e-3
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-4, atol=1e-6)
+    size = sum(path.stat().st_size for path in tmp_path.glob("cached/cache/teacher/*/*.safetensors"))
+    promised = 24 * 64 * 32 * (2 if more else 4)
+    assert promised <= size < promised + 1000
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("model.quantise=none",),
+        ("model.quantise=nf4", "model.hidden=64"),
+        ("model.quantise=int8", "model.hidden=64"),
+        ("replace=linear", "data.calibration.sequences=16"),
+    ],
+    ids=lambda more: more[0],
+)
+def test_the_stream_comes_nearer(tmp_path, corpus, more):
+    here = opened(*corpus, f"outputs={tmp_path}", "heal.steps=8", *more)
+    trained = healed(here, Plan(8, (4, 5)))
+    assert {name.split(".layers.")[1].split(".")[0] for name in trained} == {"0", "1", "2", "3"}
+    assert losses(here)[-1] < 0.9 * losses(here)[0]
+
+
+def test_with_nothing_below_the_cut_the_model_is_left_as_it_is(tmp_path, corpus):
+    here = opened(*corpus, f"outputs={tmp_path}")
+    for plan in (Plan(8, (0, 1)), Plan(8, ())):
+        model = here.load(plan)
+        assert here.experiment.heal(model, plan, here) is model
+    assert not (here.folder / "adapter").exists() and not (tmp_path / "cache/teacher").exists()
+
+
+def test_what_the_teacher_said_serves_all_cuts_that_end_there(tmp_path, corpus):
+    def blocks(above: int, *more: str) -> set[str]:
+        boundary.cached(opened(*corpus, f"outputs={tmp_path}", *more), above)
+        return {path.parent.name for path in tmp_path.glob("cache/teacher/*/*.safetensors")}
+
+    first = blocks(6)
+    assert len(first) == 1
+    assert blocks(6, "heal.rank=2", "seed=3", "heal.error=squared") == first
+    assert len(blocks(5)) == 2
+
+
+def test_a_point_healed_below_its_cut_shares_no_pass_above_it(corpus, tmp_path):
+    """The curve launcher's shared healed pass is for adapters above the cut."""
+    assert not curve.healed_above(opened(*corpus, f"outputs={tmp_path}"))
+    lora = composed(*UNHEALED, *corpus, f"outputs={tmp_path}", "heal=lora", "heal.layers=after_cut")
+    assert curve.healed_above(lab.enter(config.read(lora)))
+    with pytest.raises(ValueError, match=r"heal\.layers.*before_cut"):
+        opened(*corpus, "heal.layers=after_cut")
+
+
+def test_the_digest_has_the_knobs_that_change_numbers():
+    def name(*more: str) -> str:
+        x: Any = config.read(composed("model=pico", "heal=boundary", *more))
+        return digests.store.digest(digests.fields(x.heal))
+
+    assert name() == name("heal.teacher=live") == name("heal.micro_batch=1")
+    assert len({name(), name("heal.error=squared"), name("heal.rank=3")}) == 3
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_ends_with_the_same_weights_and_a_model_that_is_exported(tmp_path, corpus):
+    more = (
+        "heal=boundary",
+        "heal.steps=12",
+        "heal.save_every=2",
+        "heal.dropout=0.2",
+        "prune=deepest",
+        "stages=[pruned,healed]",
+    )
+    arguments = (*PICO, *corpus, *more)
+    undisturbed = succeed(f"outputs={tmp_path / 'a'}", *arguments)
+    assert undisturbed["healed/validation/loss"] != undisturbed["pruned/validation/loss"]
+    assert (undisturbed["folder"] / "model/config.json").exists() and undisturbed["seconds/teacher"] > 0
+    process = start(f"outputs={tmp_path / 'b'}", *arguments)
+    while not list(tmp_path.glob("b/main/*/heal/last.ckpt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    resumed = run(f"outputs={tmp_path / 'b'}", *arguments)
+    assert resumed.returncode == 0 and "healing goes on from" in resumed.stderr and "teacher:" not in resumed.stderr
+    assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b")
+
+
+def weights_of(outputs: Path) -> bytes:
+    return next(outputs.glob(f"main/*/adapter/{adapters.WEIGHTS}")).read_bytes()

@@ -1,0 +1,365 @@
+"""heal=distill: the loss against other ways to compute it, the teacher on the disk and in memory, whole runs."""
+
+import dataclasses
+import math
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributions import Categorical, kl_divergence
+
+from composing import composed
+from depthcut import config, digests, lab, runlog
+from depthcut.heal.distill import Distill
+from depthcut.plan import Plan
+from depthcut.training import adapters, distill, objective, teacher
+from depthcut.training.batches import Batch
+from depthcut.training.fit import laid_out
+from depthcut.training.room import Layout
+from pico import FAMILIES, pico, texts
+from running import PICO, UNHEALED, run, start, succeed, text_files
+
+SHORT = ("heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "export=none")
+CUT = Plan(8, (4, 5))
+
+
+def recipe(**changes: Any) -> Distill:
+    heal = config.read(composed("model=pico", "heal=distill")).heal
+    return dataclasses.replace(heal, top_k=16, **changes)
+
+
+def student(family: str = "llama", seed: int = 0) -> Any:
+    """A pruned model with adapters that matter."""
+    torch.manual_seed(seed)
+    adapted = adapters.adapt(pico(family, layers=3, seed=7), recipe(rank=4, alpha=4.0), Plan(4, (2,))).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return adapted
+
+
+def batch() -> Batch:
+    ids = texts(3, 12)
+    return Batch(ids, torch.arange(len(ids)))
+
+
+def gradient(loss: torch.Tensor, model: Any) -> torch.Tensor:
+    trained = [each for each in model.parameters() if each.requires_grad]
+    return torch.cat([each.flatten() for each in torch.autograd.grad(loss, trained)])
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("k", [1, 5, 39, 40])
+def test_the_divergence_is_that_of_the_classes_written_out(k):
+    chance = np.random.default_rng(0)
+    z, t = 3 * chance.normal(size=(2, 7, 40))
+    p, q = softmax(t), softmax(z)
+    order = np.argsort(-p, -1)[:, :k]
+    wanted = []
+    for row in range(7):
+        inside = set(order[row].tolist())
+        classes = [(p[row, i], q[row, i]) for i in inside]
+        if k < 40:
+            classes.append(tuple(sum(each[row, i] for i in range(40) if i not in inside) for each in (p, q)))
+        wanted.append(sum(a * math.log(a / b) for a, b in classes))
+    log_p_NC = np.log(
+        np.concatenate(
+            [np.take_along_axis(p, order, -1), 1 - np.take_along_axis(p, order, -1).sum(-1, keepdims=True)], -1
+        )[:, : k + (k < 40)]
+    )
+    given = (torch.tensor(z), torch.tensor(order), torch.tensor(log_p_NC))
+    got = distill.divergence(given[0].float(), given[1], given[2].float())
+    np.testing.assert_allclose(got.numpy(), wanted, rtol=2e-4)
+    whole = kl_divergence(Categorical(logits=torch.tensor(t)), Categorical(logits=torch.tensor(z)))
+    if k == 40:
+        torch.testing.assert_close(got, whole.float(), rtol=1e-5, atol=1e-5)
+    else:
+        assert (got < whole + 1e-6).all()
+
+
+def test_a_rest_that_has_next_to_nothing_still_counts():
+    """1 - q(S) is 0 in float32 here."""
+    z_NV = torch.full((1, 8), -25.0)
+    z_NV[0, 0] = 0.0
+    z_NV.requires_grad_()
+    ids_NK, log_p_NC = torch.tensor([[0]]), torch.tensor([[0.5, 0.5]]).log()
+    got = distill.divergence(z_NV, ids_NK, log_p_NC)
+    wanted = -math.log(2) + 0.5 * (25 - math.log(7))  # q(S) is 1, q(other) is 7 exp(-25)
+    assert got.item() == pytest.approx(wanted, rel=1e-5)
+    got.backward()
+    torch.testing.assert_close(z_NV.grad, torch.tensor([[0.5] + [-0.5 / 7] * 7]))
+
+
+def test_a_teacher_that_is_the_student_draws_nowhere():
+    z_NV = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    log_p_NV = z_NV.detach().log_softmax(-1)
+    log_p_NK, ids_NK = log_p_NV.topk(9)
+    log_p_NC = torch.cat([log_p_NK, distill.others(log_p_NV, ids_NK)], -1)
+    loss = distill.divergence(z_NV, ids_NK, log_p_NC).sum()
+    assert abs(loss.item()) < 1e-5
+    assert torch.autograd.grad(loss, z_NV)[0].abs().max() < 1e-6
+    model = student()
+    whole = distill.objective(distill.live(model, recipe(mix=1.0)), recipe(mix=1.0))(model, batch())
+    text = objective.next_token(model, batch())
+    assert abs(whole.item()) < 1e-5
+    assert gradient(whole, model).norm() < 1e-3 * gradient(text, model).norm()  # the teacher speaks in half precision
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
+@pytest.mark.parametrize(("mix", "temperature"), [(1.0, 1.0), (0.3, 2.5)])
+def test_the_loss_is_the_formula_on_all_logits(family, mix, temperature):
+    heal, dense, model, some = (
+        recipe(mix=mix, temperature=temperature),
+        pico(family, layers=4),
+        student(family),
+        batch(),
+    )
+    got = distill.objective(distill.live(dense, heal), heal)(model, some).item()
+    with torch.no_grad():
+        z, t = (each(some.ids_BT).logits[:, :-1].double().flatten(0, 1).numpy() for each in (model, dense))
+    p, q = softmax(t / temperature), softmax(z / temperature)
+    total = 0.0
+    for row, answer in enumerate(some.ids_BT[:, 1:].flatten().tolist()):
+        best = np.argsort(-p[row])[:16]
+        a, b = np.append(p[row, best], 1 - p[row, best].sum()), np.append(q[row, best], 1 - q[row, best].sum())
+        total += mix * temperature**2 * float((a * np.log(a / b)).sum()) - (1 - mix) * math.log(softmax(z[row])[answer])
+    assert got == pytest.approx(total / 33, rel=1e-3)
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    heal, model, some = recipe(mix=0.5, temperature=2.0), student(), batch()
+    loss = distill.objective(distill.live(pico("llama", layers=4), heal), heal)
+    slope = gradient(loss(model, some), model)
+    trained = [each for each in model.parameters() if each.requires_grad]
+    norm, step = slope.norm(), 1e-2
+
+    def moved(by: float) -> float:
+        before = torch.nn.utils.parameters_to_vector(trained).detach().clone()
+        torch.nn.utils.vector_to_parameters(before + by * slope / norm, trained)
+        value = loss(model, some).item()
+        torch.nn.utils.vector_to_parameters(before, trained)
+        return value
+
+    assert (moved(step) - moved(-step)) / (2 * step) == pytest.approx(norm.item(), rel=1e-2)
+
+
+def test_no_pass_of_a_head_makes_all_logits_and_it_does_not_matter(monkeypatch):
+    heal, dense, model, some = recipe(mix=0.5), pico("llama", layers=4), student(), batch()
+    wanted = gradient(distill.objective(distill.live(dense, heal), heal)(model, some), model)
+    made: list[int] = []
+    for each in (dense, objective.base_of(model)):
+        each.lm_head.register_forward_hook(lambda _, __, logits: made.append(logits.shape[-2]))
+    monkeypatch.setattr(objective, "CHUNK_BYTES", 5 * 4 * 128)
+    got = gradient(distill.objective(distill.live(dense, heal), heal)(model, some), model)
+    assert sorted(made) == [3, 3, *[5] * 12]  # 33 positions, of the student and of the teacher
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recomputed_layers_give_the_same_gradient(family):
+    heal, dense, some = recipe(), pico(family, layers=4), batch()
+    loss = distill.objective(distill.live(dense, heal), heal)
+    model = student(family)
+    wanted = gradient(loss(model, some), model)
+    with laid_out(model, Layout(3, 2, False)):
+        torch.testing.assert_close(gradient(loss(model, some), model), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tuple[str, ...]:
+    return text_files(tmp_path_factory.mktemp("text"))
+
+
+def opened(*overrides: str) -> lab.Lab:
+    return lab.enter(config.read(composed(*UNHEALED, *SHORT, *overrides)))
+
+
+def healed(here: lab.Lab, plan: Plan = CUT) -> dict[str, torch.Tensor]:
+    """The adapters that a point trains."""
+    plan = here.decide(plan)
+    with runlog.quiet():
+        here.experiment.heal(here.load(plan), plan, here)
+    return load_file(here.folder / "adapter" / adapters.WEIGHTS)
+
+
+def losses(here: lab.Lab) -> list[float]:
+    rows = (here.folder / "heal.csv").read_text().splitlines()
+    return [float(row.split(",")[3]) for row in rows[1:]]
+
+
+@pytest.mark.parametrize("more", [(), ("heal.temperature=2.0", "heal.mix=1.0", "heal.top_k=256")])
+def test_a_teacher_on_the_disk_and_one_in_memory_train_the_same(tmp_path, corpus, more):
+    points = [
+        opened(*corpus, "heal=distill", f"outputs={tmp_path}/{way}", f"heal.teacher={way}", *more)
+        for way in ("cached", "live")
+    ]
+    one, other = (healed(here) for here in points)
+    assert points[0].digest == points[1].digest
+    assert (tmp_path / "cached/cache/teacher").exists() and not (tmp_path / "live/cache/teacher").exists()
+    assert one.keys() == other.keys() and max(t.abs().max() for n, t in one.items() if "lora_B" in n) > 1e-3
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("quantise", ["none", "nf4", "int8"])
+def test_on_every_base_the_student_comes_nearer(tmp_path, corpus, quantise):
+    here = opened(
+        *corpus,
+        "heal=distill",
+        f"outputs={tmp_path}",
+        f"model.quantise={quantise}",
+        "model.hidden=64",
+        "heal.mix=1.0",
+        "heal.steps=12",
+    )
+    healed(here)
+    assert losses(here)[-1] < 0.9 * losses(here)[0]
+
+
+def test_what_the_teacher_said_is_kept_by_content(tmp_path, corpus):
+    """Of a longer run only the rows that are new are read; another cut reads none, another question all."""
+
+    def blocks(*more: str) -> set[str]:
+        here = opened(*corpus, "heal=distill", f"outputs={tmp_path}", "heal.batch=16", *more)
+        distill.cached(here, here.experiment.heal)  # pyright: ignore
+        return {path.parent.name for path in tmp_path.glob("cache/teacher/*/*.safetensors")}
+
+    first = blocks("heal.steps=4")
+    assert len(first) == 2  # 64 rows
+    assert blocks("heal.steps=4", "prune.layers=3", "heal.mix=0.1", "seed=5") == first
+    assert len(blocks("heal.steps=6") - first) == 1
+    assert len(blocks("heal.steps=4", "heal.temperature=2.0")) == len(blocks("heal.steps=4", "heal.top_k=8")) - 2 == 5
+
+
+def test_a_row_is_found_again_and_takes_what_was_promised(tmp_path, corpus):
+    here = opened(*corpus, "heal=distill", f"outputs={tmp_path}", "heal.steps=10", "heal.top_k=9")
+    heal: Any = here.experiment.heal
+    teach, dense = distill.cached(here, heal), here.dense()
+    text = here.train()
+    rows_B = torch.tensor([38, 3, 33])
+    ids_BT = torch.from_numpy(text.ids[rows_B.numpy()].astype(np.int64))
+    ids_NK, log_p_NC = teach(Batch(ids_BT, rows_B))(torch.arange(3 * 63))
+    with torch.no_grad():
+        log_p_NV = dense(ids_BT).logits[:, :-1].log_softmax(-1).flatten(0, 1)
+    torch.testing.assert_close(log_p_NC[:, :-1].float(), log_p_NV.gather(1, ids_NK), rtol=1e-3, atol=1e-4)
+    assert (ids_NK[:, 0] == log_p_NV.argmax(-1)).all()
+    whole = torch.cat([log_p_NC[:, :-1].float().exp(), log_p_NC[:, -1:].float().exp()], -1).sum(-1)
+    torch.testing.assert_close(whole, torch.ones(189), rtol=1e-3, atol=0)
+    sizes = [path.stat().st_size for path in tmp_path.glob("cache/teacher/*/*.safetensors")]
+    promised = 40 * 63 * (4 * 9 + 2)
+    assert len(sizes) == 2 and promised <= sum(sizes) < promised + 1000
+
+
+def test_a_teacher_that_was_stopped_goes_on(tmp_path, corpus):
+    here = opened(*corpus, f"outputs={tmp_path}", "heal=distill", "heal.steps=24")  # three blocks of rows
+    read: list[int] = []
+
+    def ready(blocks: int) -> Any:
+        def says(ids_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+            if len(read) == blocks:
+                raise KeyboardInterrupt
+            read.append(len(ids_BT))
+            return {"sum": ids_BT.sum(-1)}
+
+        return lambda: says
+
+    with pytest.raises(KeyboardInterrupt):
+        teacher.kept(here, {"asked": "sum"}, 8, ready(2))
+    read.clear()
+    said = teacher.kept(here, {"asked": "sum"}, 8, ready(1))
+    assert read == [32]
+    assert said(torch.tensor([70, 0, 95]))["sum"].tolist() == here.train().ids[[70, 0, 95]].sum(-1).tolist()
+    (said.blocks[1] / teacher.FILE).write_bytes(b"damaged")
+    read.clear()
+    assert teacher.kept(here, {"asked": "sum"}, 8, ready(1)).blocks == said.blocks and read == [32]
+
+
+def test_a_disk_without_room_is_refused_before_the_teacher_is_loaded(tmp_path, corpus):
+    here = opened(*corpus, f"outputs={tmp_path}", "heal=distill")
+
+    def ready() -> Any:
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=r"heal\.teacher=cached needs \d+\.\d GiB .* free: take heal\.teacher=live"):
+        teacher.kept(here, {"asked": "x"}, 2**60, ready)
+
+
+def test_the_teacher_is_loaded_as_far_as_it_is_asked_and_where_it_fits(tmp_path, corpus):
+    here = opened(*corpus, f"outputs={tmp_path}", "heal=distill")
+    assert len(teacher.load(here, 3).model.layers) == 3  # pyright: ignore
+    with pytest.raises(
+        ValueError, match=r"the teacher takes \d+\.\d GiB beside the pruned model, .* free on cpu: take"
+    ):
+        teacher.beside(2**60, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("heal.mix=0", "heal.mix"),
+        ("heal.top_k=0", "heal.top_k"),
+        ("heal.temperature=0", "heal.temperature"),
+        ("heal.teacher=none", "heal.teacher"),
+    ],
+)
+def test_a_mistake_is_told_in_a_line(more, line):
+    with pytest.raises(ValueError, match=line) as told:
+        config.read(composed("model=pico", "heal=distill", more))
+    assert "\n" not in str(told.value)
+
+
+def test_more_tokens_than_there_are_cannot_be_asked_for(tmp_path, corpus):
+    here = opened(*corpus, f"outputs={tmp_path}", "heal=distill", "heal.top_k=100000")
+    with pytest.raises(ValueError, match=r"heal\.top_k must be at most \d+, the model's vocabulary, got 100000"):
+        healed(here)
+
+
+def test_the_digest_has_the_knobs_that_change_numbers():
+    def name(*more: str) -> str:
+        x: Any = config.read(composed("model=pico", "heal=distill", *more))
+        return digests.store.digest(digests.fields(x.heal))
+
+    assert name() == name("heal.teacher=live") == name("heal.micro_batch=1")
+    assert len({name(), name("heal.mix=0.4"), name("heal.top_k=65"), name("heal.temperature=1.5")}) == 4
+
+
+def test_killed_in_the_middle_it_ends_with_the_same_weights_and_a_better_model(tmp_path, corpus):
+    more = (
+        "heal=distill",
+        "heal.steps=12",
+        "heal.save_every=2",
+        "heal.dropout=0.2",
+        "export=none",
+        "prune=deepest",
+        "stages=[pruned,healed]",
+    )
+    arguments = (*PICO, *corpus, *more)
+    undisturbed = succeed(f"outputs={tmp_path / 'a'}", *arguments)
+    assert undisturbed["healed/validation/loss"] < undisturbed["pruned/validation/loss"]
+    assert undisturbed["seconds/teacher"] > 0
+    process = start(f"outputs={tmp_path / 'b'}", *arguments)
+    while not list(tmp_path.glob("b/main/*/heal/last.ckpt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("b/cache/teacher/*/*")}
+    resumed = run(f"outputs={tmp_path / 'b'}", *arguments)
+    assert resumed.returncode == 0 and "healing goes on from" in resumed.stderr and "teacher:" not in resumed.stderr
+    assert stamps and all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b")
+
+
+def weights_of(outputs: Path) -> bytes:
+    return next(outputs.glob(f"main/*/adapter/{adapters.WEIGHTS}")).read_bytes()
