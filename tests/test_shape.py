@@ -6,14 +6,17 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig
 
-from depthcut import depth
+from depthcut import depth, record, shape
 from depthcut.checkpoint import Checkpoint
 from depthcut.files import Folder, Hashes
 from depthcut.model import HealDefaults
 from depthcut.model.pico import Pico
+from depthcut.plan import Plan
 from depthcut.shape import Shape, nf4
+from gaps import model_of, opened
 from pico import FAMILIES, pico, texts
 
 RECIPE = HealDefaults(rank=1, lr=1e-3, length=8)
@@ -140,3 +143,137 @@ def test_a_large_model_takes_no_memory() -> None:
 
 def test_a_shape_can_be_a_depth_alone() -> None:
     assert Shape(30).depth == 30 and Shape(30).of_units("parameters") == ()
+
+
+LLAMA_7B: dict[str, Any] = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+}
+
+
+def counted(model: nn.Module, batch: int, length: int) -> dict[str, int]:
+    """What torch counts in a forward pass, by module; rotary embeddings, which are products only in name, left out."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(texts(batch, length), use_cache=False)
+    counts = {home: sum(each.values()) for home, each in counter.get_flop_counts().items()}
+    rotary = sum(flops for home, flops in counts.items() if home.endswith("rotary_emb"))
+    return counts | {"Global": counts["Global"] - rotary}
+
+
+WIDE: dict[str, Any] = {"attn_implementation": "eager", "tie_word_embeddings": True}  # the matrices are in the open
+OWN: dict[str, dict[str, Any]] = {
+    "phi3": {"sliding_window": None},
+    "gemma3": {"sliding_window": 64},
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4, "experts_implementation": "eager"},
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi", "phi3", "opt", "gpt_neox", "gpt2", "gemma3", "mixtral"])
+def test_flops_are_those_that_torch_counts(family: str) -> None:
+    """Also of tied heads, fused and transposed matrices, and experts; no window is shorter than the text."""
+    model = pico(family, layers=3, **WIDE, **OWN.get(family, {}))
+    found = Shape.of(model.config, "layer", "nf4", "bfloat16", context=20)
+    counts = counted(model, batch=2, length=20)
+    assert found.whole["flops_per_token"] * 40 == counts["Global"]
+    stem = f"{type(model).__name__}.{depth.prefix(model)}"
+    assert [40 * each for each in found.flops_per_token] == [counts[f"{stem}.{i}"] for i in range(3)]
+    half = Shape.of(model.config, "layer", "none", "float32", context=10).whole["flops_per_token"]
+    assert (found.whole["flops_per_token"] - half) * 40 == 3 * 4 * 64 * 10 * 40  # linear in the context: 4 heads of 16
+
+
+def test_halves_share_a_layers_flops(checkpoint: Checkpoint) -> None:
+    layer, attention, mlp = (
+        Shape.of(checkpoint.config, unit, "none", "float32", context=100) for unit in ("layer", "attention", "mlp")
+    )
+    assert attention.flops_per_token == (2 * 4 * 64 * 64 + 4 * 64 * 100,) * 3
+    assert mlp.flops_per_token == (2 * 3 * 64 * 256,) * 3
+    assert [a + m for a, m in zip(attention.flops_per_token, mlp.flops_per_token, strict=True)] == [
+        *layer.flops_per_token
+    ]
+    head = 2 * 64 * checkpoint.config.vocab_size
+    assert layer.without((0, 1, 2))["flops_per_token"] == head
+    assert attention.without((1,))["flops_per_token"] == layer.whole["flops_per_token"] - attention.flops_per_token[1]
+
+
+@pytest.mark.parametrize(("family", "windows"), [("mistral", [6] * 6), ("gemma3", [4, 4, 100, 4, 4, 100])])
+def test_an_attention_looks_no_further_than_its_window(family: str, windows: list[int]) -> None:
+    shapes = [Shape.of(pico(family).config, "attention", "none", "float32", context=context) for context in (100, 1)]
+    longer = [long - short for long, short in zip(*(each.flops_per_token for each in shapes), strict=True)]
+    assert longer == [4 * 64 * (window - 1) for window in windows]
+
+
+def test_a_layer_without_an_attention_costs_its_matrices_alone() -> None:
+    model = pico("lfm2", layers=3, layer_types=["conv", "full_attention", "conv"])
+    short, long = (
+        Shape.of(model.config, "layer", "none", "float32", context=context).flops_per_token for context in (1, 2)
+    )
+    assert [b - a for a, b in zip(short, long, strict=True)] == [0, 4 * 64, 0]
+
+
+def test_flops_are_the_published_ones() -> None:
+    """LLM-Pruner (arXiv:2305.11627), table 3: LLaMA-7B takes 424.02 G multiply-adds for 64 tokens; two FLOPs each."""
+    whole = Shape.of(LlamaConfig(**LLAMA_7B), "layer", "none", "float16", context=64).whole
+    assert whole["parameters"] == 6_738_415_616
+    assert whole["flops_per_token"] * 64 == pytest.approx(2 * 424.02e9, rel=3e-4)
+    # PaLM's formula (arXiv:2204.02311, appendix B), of which a forward pass is a third.
+    palm = 6 * (6_738_415_616 - 32000 * 4096) + 12 * 32 * 4096 * 2048
+    at_default = Shape.of(LlamaConfig(**LLAMA_7B), "layer", "none", "float16").whole["flops_per_token"]
+    assert at_default == pytest.approx(palm / 3, rel=1e-4)  # it counts the norms
+
+
+STANDING = (
+    "mean",
+    "linear replace.map=low_rank replace.rank=3",
+    "linear replace.fuse=true",
+    "merge",
+    "layer replace.steps=1 replace.batch=2",
+    "shared replace.rank=4 replace.gain=0.5",
+)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("words", STANDING)
+def test_what_stands_in_the_gap_is_counted_as_it_is_loaded(words: str, tmp_path: Path) -> None:
+    """Parameters, bytes and cache of the very model that was measured, and the FLOPs that torch counts in it."""
+    torch.manual_seed(0)
+    here = opened(
+        tmp_path, model_of("llama"), *f"replace={words}".split(), "prune=deepest", "prune.layers=2", "device=cpu"
+    )
+    here.plan = here.decide(Plan(6, (2, 3)))
+    assert shape.filled(here) is None
+    model = here.experiment.replace(here.load(here.plan), here.plan, here)
+    record.weigh(here)
+    sizes = {key.rpartition("/")[2]: n for key, n in here.numbers.items() if key.startswith("pruned/size/")}
+    assert sizes["parameters"] == sum(p.numel() for p in model.parameters())
+    assert sizes["weight_bytes"] == sum(p.nbytes for p in model.parameters())
+    assert sizes["cache_bytes"] == 2 * 2 * 16 * 4 * len(depth.layers(model))
+    assert {key: n for key, n in here.numbers.items() if key.startswith("healed/size/")} == {
+        f"healed/size/{key}": n for key, n in sizes.items()
+    }
+    for layer in depth.layers(model):  # those of a gap have a config of their own
+        layer.self_attn.config._attn_implementation = "eager"
+    attention = 4 * 64 * len(depth.layers(model))
+    matrices = sizes["flops_per_token"] - attention * shape.CONTEXT
+    assert (matrices + attention * 20) * 40 == counted(model, batch=2, length=20)["Global"]
+
+
+def test_quantised_halves_of_a_gap_are_weighed_as_they_are_held(tmp_path: Path) -> None:
+    """The base in 4 bits; what is trained on it in 32."""
+    knobs = (
+        "replace=shared",
+        "replace.rank=4",
+        "heal=none",
+        "prune=deepest",
+        "prune.layers=2",
+        "model.quantise=nf4",
+        "device=cpu",
+    )
+    here = opened(tmp_path, model_of("llama"), *knobs)
+    here.plan = here.decide(Plan(6, (2, 3)))
+    model = here.experiment.replace(here.load(here.plan), here.plan, here)
+    record.weigh(here)
+    assert here.numbers["pruned/size/weight_bytes"] == held(model)
+    assert "healed/size/parameters" not in here.numbers

@@ -58,25 +58,29 @@ def write(lab: "Lab") -> dict[str, Any]:
 
 
 def peak(lab: "Lab") -> None:
-    """Note the peak memory of this process, on the host and on the accelerator, in bytes."""
+    """Note the peak memory of this process so far, on the host and on the accelerator, in bytes."""
     import torch
 
     lab.numbers["bytes/peak_host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if torch.cuda.is_available():
-        lab.numbers["bytes/peak_device"] = torch.cuda.max_memory_allocated()
+        earlier = lab.numbers.get("bytes/peak_device", 0)  # before an evaluation of speed began to count anew
+        lab.numbers["bytes/peak_device"] = max(earlier, torch.cuda.max_memory_allocated())
 
 
 def weigh(lab: "Lab") -> None:
-    """Note what the model weighs, whole and cut; what stands in a gap cannot be told from the plan."""
+    """Note what the model weighs and costs, whole and cut, with what stands in the gap."""
+    from depthcut import shape
     from depthcut.replace.none import NoReplacement
 
+    x = lab.experiment
     assert lab.plan is not None
-    shape = lab.weigh(lab.plan.unit)
-    lab.numbers |= {f"dense/size/{quantity}": number for quantity, number in shape.whole.items()}
-    if isinstance(lab.experiment.replace, NoReplacement):
-        sizes = shape.without(lab.plan.drop)
-        stages = ("pruned", "healed") if lab.experiment.heal.trains else ("pruned",)
-        lab.numbers |= {f"{stage}/size/{key}": number for stage in stages for key, number in sizes.items()}
+    dense = lab.weigh(lab.plan.unit)
+    left = dense.without(lab.plan.drop) if isinstance(x.replace, NoReplacement) else shape.filled(lab)
+    stages = {"dense": dense.whole, "pruned": left}
+    if x.heal.trains:
+        narrower: Any = getattr(x.heal, "sizes", None)  # of a healing that prunes
+        stages["healed"] = narrower(lab) if narrower else left
+    lab.numbers |= {f"{stage}/size/{size}": n for stage, sizes in stages.items() for size, n in (sizes or {}).items()}
 
 
 State = Literal["done", "failed", "running", "left"]

@@ -19,7 +19,8 @@ class Files(Source):
     """The documents of files, in the order of the files.
 
     Attributes:
-        paths: files or patterns (``corpus/*.jsonl``, ``**`` for folders within folders); .txt, .jsonl or .parquet.
+        paths: files or patterns (``corpus/*.jsonl``, ``**`` for folders within folders); .txt (also
+            .raw and .tokens, as WikiText's are called), .jsonl or .parquet.
         field: which field of a jsonl line, or column of a parquet file, holds the text.
         divider: what stands between documents in a .txt file; None: a file is one document.
     """
@@ -48,7 +49,7 @@ class Files(Source):
     def texts(self, file: Path) -> Iterator[str]:
         """All documents of one file, empty ones left out."""
         match file.suffix:
-            case ".txt":
+            case ".txt" | ".raw" | ".tokens":
                 found = txt(file, self.divider)
             case ".jsonl":
                 found = jsonl(file, self.field)

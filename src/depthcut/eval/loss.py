@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from depthcut.lab import Lab
+    from depthcut.text import Tokens
 
 
 @strict
@@ -34,42 +35,56 @@ class Loss(Eval):
         del lab
 
     def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]]:
-        """Measure ``validation/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``.
+        """Measure ``validation/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``."""
+        return measured(model, lab.validation(), "validation", self.batch, cuts)
 
-        A model whose loss is not finite gets no key.
-        """
-        import torch
 
-        from depthcut import forward, removal
-        from depthcut.progress import track
+def measured(model: "nn.Module", text: "Tokens", name: str, batch: int, cuts: Cuts) -> list[dict[str, float]]:
+    """The loss of each of the ``cuts`` of ``model`` on a text, in nats a token, and what follows from it.
 
-        batches = list(removal.Rows.of(lab.validation(), self.batch))
-        reading = removal.Reading("validation loss", removal.losses, False, batches, removal.mean)
-        rows: list[Tensor] = []
-        with torch.inference_mode():
-            for some in track(batches, "validation loss", len(batches)):
-                given = forward.inputs(model, some.ids_BT, some.mask_BT)
-                way, ends = removal.through(model, given, cuts)
-                rows.append(removal.answers(way, ends, cuts, reading, some.targets_BT))
-        sums_KN = torch.cat(rows, dim=1)
-        count_N = torch.cat([(some.targets_BT != forward.NO_TARGET).sum(1) for some in batches])
-        return [self.summary(sums_N, count_N, vocabulary(model)) for sums_N in sums_KN]
+    Args:
+        model: as in :meth:`Eval.__call__`.
+        text: each token of a sequence but its first is predicted.
+        name: of the text, which the names of the numbers begin with.
+        batch: sequences a forward pass.
+        cuts: the sub-networks.
 
-    def summary(self, sums_N: "Tensor", count_N: "Tensor", vocabulary: int) -> dict[str, float]:
-        """The figures of one loss; the standard error is taken over the sequences' means."""
-        loss = (sums_N.sum() / count_N.sum()).item()
-        if not math.isfinite(loss):
-            return {}
-        means_N = sums_N / count_N
-        stderr = (means_N.std() / math.sqrt(len(means_N))).item() if len(means_N) > 1 else 0.0
-        numbers = {
-            "validation/loss": loss,
-            "validation/loss_stderr": stderr,
-            "validation/loss_over_log_v": loss / math.log(vocabulary),
-        }
-        if loss < 700:  # beyond it exp overflows
-            numbers["validation/perplexity"] = math.exp(loss)
-        return numbers
+    Returns:
+        For each cut ``NAME/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``; no key for one whose
+        loss is not finite.
+    """
+    import torch
+
+    from depthcut import forward, removal
+    from depthcut.progress import track
+
+    batches = list(removal.Rows.of(text, batch))
+    reading = removal.Reading(f"{name} loss", removal.losses, False, batches, removal.mean)
+    rows: list[Tensor] = []
+    with torch.inference_mode():
+        for some in track(batches, f"{name} loss", len(batches)):
+            given = forward.inputs(model, some.ids_BT, some.mask_BT)
+            way, ends = removal.through(model, given, cuts)
+            rows.append(removal.answers(way, ends, cuts, reading, some.targets_BT))
+    sums_KN = torch.cat(rows, dim=1)
+    count_N = torch.cat([(some.targets_BT != forward.NO_TARGET).sum(1) for some in batches])
+    return [
+        {f"{name}/{key}": number for key, number in summary(sums_N, count_N, vocabulary(model)).items()}
+        for sums_N in sums_KN
+    ]
+
+
+def summary(sums_N: "Tensor", count_N: "Tensor", vocabulary: int) -> dict[str, float]:
+    """The figures of one loss; the standard error is taken over the sequences' means."""
+    loss = (sums_N.sum() / count_N.sum()).item()
+    if not math.isfinite(loss):
+        return {}
+    means_N = sums_N / count_N
+    stderr = (means_N.std() / math.sqrt(len(means_N))).item() if len(means_N) > 1 else 0.0
+    numbers = {"loss": loss, "loss_stderr": stderr, "loss_over_log_v": loss / math.log(vocabulary)}
+    if loss < 700:  # beyond it exp overflows
+        numbers["perplexity"] = math.exp(loss)
+    return numbers
 
 
 def vocabulary(model: "nn.Module") -> int:

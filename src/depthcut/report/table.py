@@ -47,9 +47,9 @@ def of_study(rows: Iterable[dict[str, Any]]) -> Table:
     ]
     heads = ("model", "frac", "keeps", *METHODS, "seed")
     words = [described(row) for row in rows]
-    seen = [list(dict.fromkeys(word[at] for word in words if word[at])) for at in range(len(heads))]
+    seen = [list(dict.fromkeys(word[at] for word in words)) for at in range(len(heads))]
     varying = [at for at, values in enumerate(seen) if len(values) > 1]
-    same = [f"{head} {values[0]}" for head, values in zip(heads, seen, strict=True) if len(values) == 1]
+    same = [f"{head} {values[0]}" for head, values in zip(heads, seen, strict=True) if len(values) == 1 and values[0]]
     table = Table(title=Text(", ".join(same)), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for head in (*(heads[at] for at in varying), "stage"):
         table.add_column(head, no_wrap=True)
@@ -111,7 +111,8 @@ def cell(record: dict[str, Any], key: str) -> str:
     if key not in record:
         return ""
     stderr = record.get(f"{key}_stderr")
-    return f"{record[key]:.3f}" + (f" ± {stderr:.3f}" if stderr is not None else "")
+    form = ",.0f" if abs(record[key]) >= 1e4 else ".3f"
+    return f"{record[key]:{form}}" + (f" ± {stderr:{form}}" if stderr is not None else "")
 
 
 def model_name(record: dict[str, Any]) -> str:

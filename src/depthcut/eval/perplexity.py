@@ -1,0 +1,165 @@
+"""Perplexity of named texts in short windows, as Shortened LLaMA has it for WikiText-2 and PTB (arXiv:2402.02834).
+
+A text's documents are joined by blank lines and tokenised as one; what comes is cut into windows that do not overlap,
+and a rest is left out. The BOS stands before the first window's tokens, as one of them, or before each window's, beside
+them. Rows of a data set that hold no text are left out; the paper's code joins them too, which adds blank lines.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, StringConstraints
+
+from depthcut.data import Source
+from depthcut.eval import UNCUT, Cuts, Eval, texts
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.lab import Lab
+    from depthcut.text import Tokens
+
+FORMAT = 1
+ROOM = 16  # characters that are read for a token that is wanted; a text has fewer
+TAKEN = ("validation", "size", "speed")  # what other numbers' names begin with
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$")]
+Count = Annotated[int, Field(gt=0)]
+log = logging.getLogger("depthcut")
+
+
+@strict
+class Perplexity(Eval):
+    """Loss and perplexity of each of some texts.
+
+    Attributes:
+        texts: by the names that their numbers get, where they come from, as :class:`depthcut.eval.texts.Text` has it;
+            null leaves one out.
+        window: tokens of a window, T.
+        windows: how many of a text at most; None: all.
+        bos: before the first window's tokens, as one of them; or before those of all windows, beside them. A tokenizer
+            that has none has none ``first``.
+        batch: windows a forward pass.
+    """
+
+    texts: dict[Name, dict[str, Any] | None]
+    window: Annotated[int, Field(gt=1)]
+    windows: Count | None
+    bos: Literal["first", "all"]
+    batch: Count
+    # Texts are in `reads`, by their content.
+    incidental: ClassVar[frozenset[str]] = frozenset({"texts", "batch"})
+
+    def __post_init__(self) -> None:
+        if not self.named:
+            raise ValueError(f"{texts.WHERE} names no text; give one: +{texts.WHERE}.mine.paths=[corpus.txt]")
+        for name in self.named:
+            if name in TAKEN:
+                raise ValueError(f"{texts.WHERE}.{name}: other numbers are called so; take another name")
+            self.source(name)
+
+    @property
+    def named(self) -> dict[str, dict[str, Any]]:
+        """The texts that are not null."""
+        return {name: given for name, given in self.texts.items() if given is not None}
+
+    def source(self, name: str) -> Source:
+        """What reads a text."""
+        return texts.source(name, self.named[name], self.window)
+
+    def parts(self) -> tuple[Eval, ...]:
+        """One part a text."""
+        return tuple(dataclasses.replace(self, texts={name: given}) for name, given in self.named.items())
+
+    def reads(self, lab: "Lab") -> Any:
+        """The texts, by name and content."""
+        return {name: self.identity(name, lab) for name in self.named}
+
+    def identity(self, name: str, lab: "Lab") -> str:
+        """Name a text by content."""
+        with texts.told(name):
+            return self.source(name).identity(lab.cache)
+
+    def prepare(self, lab: "Lab") -> None:
+        """Fetch and tokenise the texts; none may share a document with what the metric or healing reads.
+
+        Raises:
+            ValueError: if a text cannot be had, is shorter than a window, or shares a document with another.
+        """
+        from depthcut.text import disjoint
+
+        x = lab.experiment
+        read = {"train": lab.train} if x.heal.trains else {}
+        if x.prune.reads_scores and x.metric.reads_text:
+            read["calibration"] = lab.calibration
+        for name in self.named:
+            windows = self.windowed(name, lab)
+            for part, text in ((part, given()) for part, given in read.items()):
+                try:
+                    disjoint({part: text, name: windows})
+                except ValueError:
+                    raise ValueError(
+                        f"{texts.WHERE}.{name} shares documents with data.{part}; give one of them another text or span"
+                    ) from None
+
+    def windowed(self, name: str, lab: "Lab") -> "Tokens":
+        """A text's windows, N x T, made once and kept by content; its documents are all that were read for them.
+
+        Raises:
+            ValueError: as :meth:`prepare`, and for a tokenizer without a BOS that is wanted before each window.
+        """
+        from depthcut import store, text
+
+        tokenizer: Any = lab.checkpoint.tokenizer
+        source = self.source(name)
+        if self.bos == "all" and tokenizer.bos_token_id is None:
+            raise ValueError("eval.perplexity.bos=all: this tokenizer has no BOS; take eval.perplexity.bos=first")
+        asked = [self.identity(name, lab), text.tokenizer_digest(tokenizer), self.window, self.windows, self.bos]
+
+        def make(into: Path) -> None:
+            self.fill(into, source.documents(lab.cache), tokenizer)
+
+        with texts.told(name):
+            folder = store.kept(lab.cache / "tokens" / store.digest(["windows", FORMAT, *asked]), make)
+        found = text.read(folder, self.window + (self.bos == "all"))
+        if self.windows is not None and len(found) < self.windows:
+            log.warning("%s: the text gives %d windows, %d were asked for", name, len(found), self.windows)
+        return found
+
+    def fill(self, into: Path, documents: Iterable[str], tokenizer: Any) -> None:
+        """Write the windows as :func:`depthcut.text.read` reads them.
+
+        Raises:
+            ValueError: for a text without one window.
+        """
+        import numpy as np
+
+        from depthcut.data import fingerprint
+
+        used = list(texts.enough(documents, self.windows and self.windows * self.window * ROOM))
+        ids: list[int] = tokenizer("\n\n".join(used), add_special_tokens=False, verbose=False)["input_ids"]
+        bos: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        if self.bos == "first":
+            ids = bos + ids
+        count = min(len(ids) // self.window, self.windows or len(ids))
+        if not count:
+            raise ValueError(f"the text gives {len(ids)} tokens; a window has {self.window}")
+        ids_NT = np.asarray(ids[: count * self.window], dtype="<i4").reshape(count, self.window)
+        if self.bos == "all":
+            ids_NT = np.insert(ids_NT, 0, bos, axis=1)
+        (into / "ids.bin").write_bytes(ids_NT.tobytes())
+        np.save(into / "lengths.npy", np.full(count, ids_NT.shape[1], dtype=np.int32))
+        np.save(into / "documents.npy", np.asarray([fingerprint(each) for each in used], dtype=np.uint64))
+
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]]:
+        """Measure ``NAME/perplexity``, ``NAME/loss`` with its standard error and ``loss_over_log_v`` of each text."""
+        from depthcut.eval.loss import measured
+
+        flat: list[dict[str, float]] = [{} for _ in cuts]
+        for name in self.named:
+            found = measured(model, self.windowed(name, lab), name, self.batch, cuts)
+            flat = [before | numbers for before, numbers in zip(flat, found, strict=True)]
+        return flat

@@ -1,0 +1,192 @@
+"""How fast a model writes and reads, and in how much memory, as Shortened LLaMA measures it (arXiv:2402.02834).
+
+Latency is the time of one ``generate`` that continues a prompt by a fixed number of tokens; throughput is what a batch
+of such prompts gives, in tokens a second; reading is a plain forward pass. Each number is the mean of the timed runs,
+with its standard error. It holds for one machine that has nothing else to do, so that machine's name is a part of what
+it is kept under: on another one it is measured again.
+
+A healed model is timed as it is exported, with its adapters merged, where the base is not quantised: unmerged ones cost
+time (some 54 %, LoRAPrune, arXiv:2305.18403). On a quantised base they stay unmerged, for so it is used: what is merged
+into 4 bits is another model.
+"""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from depthcut import memory
+from depthcut.eval import UNCUT, Cuts, Eval, timing
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.lab import Lab
+
+SAMPLING = {"do_sample": True, "top_k": 50, "top_p": 0.95}  # the paper's
+PACKAGES = ("torch", "transformers", "bitsandbytes")
+Count = Annotated[int, Field(gt=0)]
+log = logging.getLogger("depthcut")
+
+
+@strict
+class Speed(Eval):
+    """Latency, throughput and peak memory of writing at some batch sizes; tokens a second of reading.
+
+    Attributes:
+        batches: how many copies of the prompt are continued at a time; each size is measured.
+        prompt: what is continued.
+        tokens: by how many tokens each copy is, neither more nor fewer.
+        prefill_batch: sequences of the forward pass; None: reading is not measured.
+        prefill_length: tokens of each of them.
+        warm_up: runs before the first that is timed.
+        runs: timed runs; what they differ by is the standard error.
+    """
+
+    batches: list[int]
+    prompt: Annotated[str, Field(min_length=1)]
+    tokens: Count
+    prefill_batch: Annotated[int | None, Field(gt=0)]
+    prefill_length: Count
+    warm_up: Annotated[int, Field(ge=0)]
+    runs: Annotated[int, Field(gt=1)]
+
+    def __post_init__(self) -> None:
+        if any(batch < 1 for batch in self.batches) or len(set(self.batches)) < len(self.batches):
+            raise ValueError(f"eval.speed.batches must be numbers of sequences from 1, each once, got {self.batches}")
+        if not self.batches and self.prefill_batch is None:
+            raise ValueError("eval.speed measures nothing: give batches, or a prefill_batch")
+
+    def parts(self) -> tuple[Eval, ...]:
+        """One part for reading, and one a batch size."""
+        reading = [] if self.prefill_batch is None else [dataclasses.replace(self, batches=[])]
+        writing = [dataclasses.replace(self, batches=[batch], prefill_batch=None) for batch in self.batches]
+        return (*reading, *writing)
+
+    def reads(self, lab: "Lab") -> Any:
+        """No text, but the machine, and the versions of what does the work on it."""
+        from importlib.metadata import version
+
+        return {"machine": machine(lab.experiment.device), "versions": [version(package) for package in PACKAGES]}
+
+    def prepare(self, lab: "Lab") -> None:
+        """Nothing is fetched."""
+        del lab
+
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]] | None:
+        """Measure ``speed/tokens_per_second``, and ``speed/latency_s@8``, ``speed/throughput@8``, ``speed/peak_gib@8``.
+
+        The memory is an accelerator's; on a CPU it has no key, and neither has what does not fit. None of cuts: each is
+        to be timed by itself, as it is loaded.
+        """
+        import torch
+
+        from depthcut.eval.unwrapped import unwrapped
+
+        if cuts is not UNCUT:
+            return None
+        numbers: dict[str, float] = {}
+        devices = [torch.cuda.current_device()] if lab.device != "cpu" else []
+        with unwrapped(model) as plain, torch.inference_mode(), torch.random.fork_rng(devices):
+            torch.manual_seed(0)
+            if self.prefill_batch is not None:
+                numbers |= self.reading(plain, lab, self.prefill_batch)
+            for batch in self.batches:
+                numbers |= self.writing(plain, lab, batch)
+        return [numbers]
+
+    def reading(self, model: "nn.Module", lab: "Lab", batch: int) -> dict[str, float]:
+        """Time forward passes over random tokens."""
+        import torch
+
+        from depthcut.eval.loss import vocabulary
+
+        ids_BT = torch.randint(vocabulary(model), (batch, self.prefill_length)).to(lab.device)
+        what = f"reading {batch} x {self.prefill_length} tokens"
+        seconds = self.timed(lab, what, lambda: model(input_ids=ids_BT, use_cache=False))
+        return timing.per_second("speed/tokens_per_second", ids_BT.numel(), seconds) if seconds else {}
+
+    def writing(self, model: Any, lab: "Lab", batch: int) -> dict[str, float]:
+        """Time the continuation of a batch of prompts."""
+        import torch
+        from transformers import GenerationConfig
+
+        tokenizer: Any = lab.checkpoint.tokenizer
+        prompt_1T = tokenizer(self.prompt, return_tensors="pt").input_ids.to(lab.device)
+        length = prompt_1T.shape[1] + self.tokens
+        exact = {"min_new_tokens": self.tokens, "max_new_tokens": self.tokens, "use_cache": True}
+        ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id or 0}
+        config = GenerationConfig(**SAMPLING, **exact, **ends)
+
+        def write() -> None:
+            ids_BT = prompt_1T.repeat(batch, 1)
+            written = model.generate(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), generation_config=config)
+            assert written.shape == (batch, length)
+
+        forget_peak(lab)
+        seconds = self.timed(lab, f"writing at batch {batch}", write, caching=batch * length)
+        if not seconds:
+            return {}
+        latency, error = timing.mean(seconds)
+        numbers = {f"speed/latency_s@{batch}": latency, f"speed/latency_s@{batch}_stderr": error}
+        numbers |= timing.per_second(f"speed/throughput@{batch}", batch * self.tokens, seconds)
+        if lab.device != "cpu":
+            numbers[f"speed/peak_gib@{batch}"] = torch.cuda.max_memory_allocated() / memory.GIB
+        return numbers
+
+    def timed(self, lab: "Lab", what: str, run: Callable[[], object], caching: int = 0) -> list[float]:
+        """Seconds of each timed run; none, and that is said, if memory does not suffice.
+
+        Args:
+            lab: knows the device.
+            what: is done, in words.
+            run: does it.
+            caching: tokens whose keys and values are kept meanwhile.
+        """
+        from depthcut.progress import track
+
+        seconds: list[float] = []
+        # On a CPU the system may end the process before an allocation fails.
+        if lab.device != "cpu" or caching * lab.weigh("layer").whole["cache_bytes"] <= memory.free("cpu"):
+            times = range(self.warm_up + self.runs)
+            with timing.suppress_shortage():
+                seconds = [timing.time_of(run, lab.device) for _ in track(times, f"speed of {what}", len(times))]
+        if not seconds:
+            log.warning("speed of %s: it does not fit in memory, and is not measured", what)
+        return seconds[self.warm_up :]
+
+
+def forget_peak(lab: "Lab") -> None:
+    """Begin to count a GPU's peak memory anew; the run's so far is noted."""
+    import torch
+
+    from depthcut import record
+
+    if lab.device != "cpu":
+        record.peak(lab)
+        torch.cuda.reset_peak_memory_stats()
+
+
+def machine(device: str) -> str:
+    """The processor or the GPU that a run with this ``device`` is on, where possible without torch.
+
+    A CPU's name comes with the number of threads where the environment says it.
+    """
+    from depthcut import record
+
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if device != "cpu" and not hidden and any(list(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "dxg", "kfd")):
+        files = Path("/proc/driver/nvidia/gpus").glob("*/information")
+        names = {line.partition(":")[2].strip() for file in files for line in file.read_text().splitlines()[:1]}
+        if len(names) == 1:
+            return names.pop()
+        import torch
+
+        if torch.cuda.is_available():
+            return record.device("cuda")
+    return f"{record.device('cpu')} {os.environ.get('OMP_NUM_THREADS', '')}".strip()

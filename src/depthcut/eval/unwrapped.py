@@ -1,0 +1,50 @@
+"""A healed model as it is exported, as far as a clock can tell: nothing is wrapped around its layers."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@contextmanager
+def unwrapped(model: "nn.Module") -> "Generator[nn.Module]":
+    """Inside the ``with``, the base of ``model`` without its adapters, which wait on the host; then all is as it was.
+
+    Merged adapters are in matrices of the base's shapes: what these hold makes no difference to time or memory, so they
+    are not merged for it. What is trained as a whole, such as parts of shared layers, stays. A model without adapters,
+    or with adapters on a quantised base, is given as it is.
+    """
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    if not isinstance(model, PeftModel) or getattr(model.get_base_model(), "hf_quantizer", None) is not None:
+        yield model
+        return
+    base: Any = model.get_base_model()
+    modules: list[tuple[str, Any]] = list(base.named_modules())
+    adapted = {name: part for name, part in modules if isinstance(part, LoraLayer)}
+    trained = {name: part for name, part in modules if isinstance(part, ModulesToSaveWrapper)}
+    try:
+        for name, part in adapted.items():
+            base.set_submodule(name, part.get_base_layer())  # pyright: ignore[reportAttributeAccessIssue]
+            move(part, "cpu")
+        for name, part in trained.items():
+            base.set_submodule(name, part.modules_to_save[part.active_adapters[0]])
+        yield base
+    finally:
+        for name, part in {**adapted, **trained}.items():
+            base.set_submodule(name, part)
+        for part in adapted.values():
+            move(part, part.get_base_layer().weight.device)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def move(layer: Any, device: Any) -> None:
+    """Put an adapted layer's adapters on ``device``, and leave the layer itself where it is."""
+    from torch import nn
+
+    for name in layer.adapter_layer_names:
+        if isinstance(adapters := getattr(layer, name, None), nn.Module):
+            adapters.to(device)
