@@ -3,9 +3,10 @@
 import pytest
 
 from composing import ROOT, composed
-from depthcut import config
+from depthcut import algorithm, config, lab
 from depthcut.report import methods
 from depthcut.shape import Shape
+from running import text_files
 
 PAPER = {  # Gromov et al. 2024, appendix A.1: repo, rank, peak learning rate, tokens a sequence
     "llama2_7b": ("meta-llama/Llama-2-7b-hf", 2, 3e-4, 2048),
@@ -111,3 +112,95 @@ def test_every_stored_choice_makes_an_experiment(choice):
 def test_code_and_yaml_have_the_same_names(group):
     code = {path.stem for path in (ROOT / "src/depthcut" / group).glob("*.py")} - {"__init__"}
     assert code == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
+
+
+EXPERIMENTS = {  # metric, pruner, replacement, layers that go of 30 and of 32
+    "gromov": ("Angular", "Block", "NoReplacement", 8, 9),
+    "shortened_llama": ("Taylor", "Lowest", "NoReplacement", 6, 6),
+    "flexigpt": ("BlockInfluence", "Lowest", "Shared", 8, 9),
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("model", ["smollm2_135m", "llama2_7b"])
+def test_an_experiment_is_the_papers_on_any_model(name, model):
+    x = config.read(composed(f"experiment={name}", f"model={model}"))
+    found = tuple(type(each).__name__ for each in (x.metric, x.prune, x.replace))
+    metric, prune, replace, of_30, of_32 = EXPERIMENTS[name]
+    assert found == (metric, prune, replace)
+    assert (x.prune.count(Shape(30)), x.prune.count(Shape(32))) == (of_30, of_32)
+    assert x.heal.trains and (x.heal.modules == "all" or name == "gromov")
+    assert x.data.train.length == x.heal.length
+
+
+def test_shortened_llama_has_its_calibration_recipe_and_measures():
+    for model in ("smollm2_135m", "llama2_7b"):
+        x = config.read(composed("experiment=shortened_llama", f"model={model}"))
+        assert (x.data.calibration.sequences, x.data.calibration.length) == (10, 128)
+        assert (x.prune.keep_first, x.prune.keep_last, x.model.quantise) == (4, 2, "none")
+        assert (x.heal.rank, x.heal.alpha, x.heal.lr, x.heal.dropout, x.heal.length) == (8, 16, 1e-4, 0.05, 256)
+        assert x.eval.keys() == {"loss", "harness", "perplexity", "speed"}
+        assert [*x.eval["perplexity"].named] == ["demo"]
+    other = config.read(composed("experiment=shortened_llama", "metric=perplexity", "prune.frac=0.35"))
+    assert type(other.metric).__name__ == "Perplexity" and other.prune.count(Shape(32)) == 11
+
+
+def test_the_papers_evaluations_are_the_files_own():
+    x = config.read(composed("eval=[loss,harness,perplexity,speed]"))
+    texts = x.eval["perplexity"].named
+    assert (x.eval["perplexity"].window, x.eval["perplexity"].bos, x.eval["perplexity"].batch) == (128, "first", 4)
+    assert [(name, given["dataset"], given["split"]) for name, given in texts.items()] == [
+        ("wikitext2", "Salesforce/wikitext", "test"),
+        ("ptb", "ptb-text-only/ptb_text_only", "validation"),
+    ]
+    speed = x.eval["speed"]
+    assert (speed.batches, speed.tokens, speed.warm_up, speed.runs) == ([1, 8, 16, 32, 64, 128, 256], 128, 10, 20)
+
+
+def test_flexigpts_ablation_drops_the_layers():
+    x = config.read(composed("experiment=flexigpt", "replace=none", "~replace.rank"))
+    assert type(x.replace).__name__ == "NoReplacement" and x.prune.count(Shape(30)) == 8
+    assert config.read(composed("experiment=flexigpt", "model=llama2_7b", "model.heal.rank=256")).replace.rank == 256
+
+
+SMALL = (
+    "model=pico",
+    "device=cpu",
+    "data=files",
+    "data.validation.sequences=4",
+    "heal.steps=2",
+    "heal.warmup=1",
+    "heal.batch=2",
+    "model.heal.length=32",
+    "model.heal.rank=2",
+)
+LITTLE = {
+    "gromov": (),
+    "flexigpt": (),
+    "shortened_llama": (
+        "eval.tasks=[capitals]",
+        "eval.limit=4",
+        "eval.perplexity.windows=4",
+        "eval.speed.tokens=4",
+        "eval.speed.prefill_length=16",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning warns of workers, of its own dependencies
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_runs_from_score_to_export(name, tmp_path):
+    words = (f"outputs={tmp_path}/outputs", f"experiment={name}", *SMALL, *text_files(tmp_path), *LITTLE[name])
+    if name == "shortened_llama":  # a text of the test's own, which is part of neither other
+        words += (f"+eval.perplexity.texts.demo.paths=[{tmp_path}/corpus.jsonl]",)
+    x = config.read(composed(*words))
+    here = lab.enter(x)
+    algorithm.run(x, here)
+    assert here.plan and len(here.plan.drop) == x.prune.count(Shape(8))
+    names = {"validation/loss"}
+    if name == "shortened_llama":
+        names |= {"capitals/acc", "demo/perplexity", "speed/tokens_per_second", "speed/latency_s@8"}
+        assert set(here.plan.drop) <= {4, 5}
+    for stage in ("dense", "pruned", "healed"):
+        assert {f"{stage}/{each}" for each in names} <= here.numbers.keys()
+    assert (here.folder / "model" / "model.safetensors").exists()

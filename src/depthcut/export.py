@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from depthcut import saved, store
 from depthcut.plan import Plan
 from depthcut.report import table
+from depthcut.width.widths import Widths
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +24,7 @@ def export(what: What, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]"
     """Leave ``model/`` (``merged``), or see to it that ``adapter/`` is there (``adapter``).
 
     ``AutoModelForCausalLM.from_pretrained`` loads ``model/`` where depthcut is not installed; a model whose layers lost
-    halves, or whose gaps hold no plain layers, is loaded by ``depthcut.load``.
+    halves or differ in width, or whose gaps hold no plain layers, is loaded by ``depthcut.load``.
     """
     if what == "none":
         return
@@ -35,7 +36,7 @@ def export(what: What, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]"
 
     def make(folder: Path) -> None:
         model = merged(lab, plan, healed)
-        saved.write(model, plan, folder)
+        saved.write(model, plan, folder, Widths.found(lab.folder / "adapter"))
         lab.checkpoint.tokenizer.save_pretrained(str(folder))
         plan.write(folder / "plan.json")
 
@@ -53,10 +54,15 @@ def merged(lab: "Lab", plan: Plan, healed: "Callable[[], nn.Module]") -> "PreTra
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from depthcut.width import slicing
+
     model = healed()
     if isinstance(model, PeftModel):
         base = plain(lab.experiment.replace(lab.load(plan), plan, lab))
-        model = PeftModel.from_pretrained(base, str(lab.folder / "adapter"), torch_device=lab.device).merge_and_unload()
+        folder = lab.folder / "adapter"
+        model = PeftModel.from_pretrained(base, str(folder), torch_device=lab.device).merge_and_unload()
+        if (widths := Widths.found(folder)) is not None:
+            slicing.narrow(model, widths)
     else:
         model = plain(model)
     assert isinstance(model, PreTrainedModel)

@@ -1,4 +1,4 @@
-"""A model that no plain config describes, on the disk: halves of layers gone, or a replacement beside a plain model."""
+"""A model that no plain config describes, on the disk: halves gone, widths that differ, replacements beside it."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from depthcut.loading import Dtype
+    from depthcut.width.widths import Widths
 
 KIND = "depthcut"  # in place of the model type: other loaders say that they do not know it, and guess nothing
 
 
-def write(model: "PreTrainedModel", plan: Plan, folder: Path) -> None:
-    """Write the model that ``plan`` left; what transformers can load by itself is a plain folder of its own."""
+def write(model: "PreTrainedModel", plan: Plan, folder: Path, widths: "Widths | None" = None) -> None:
+    """Write the model that ``plan`` left, of these widths; what transformers can load by itself is a plain folder."""
     from depthcut import replacing
     from depthcut.loading import Form
+    from depthcut.width import slicing
+    from depthcut.width.widths import FILE
 
     fill = replacing.taken(model, plan)
     replacing.off(model)
@@ -26,11 +29,14 @@ def write(model: "PreTrainedModel", plan: Plan, folder: Path) -> None:
     if fill is not None:
         fill.write(folder)
         replacing.put(model, fill, plan, Form("none", model.dtype, model.device.type))
-    if fill is not None or (plan.unit != "layer" and plan.drop):
+    if widths is not None:
+        widths.write(folder / FILE)
+    narrowed = widths is not None and not slicing.describes(model.config, model)
+    if fill is not None or narrowed or (plan.unit != "layer" and plan.drop):
         path = folder / "config.json"
         base = json.loads(path.read_text(encoding="utf-8"))
-        described = {"model_type": KIND, "plan": plan.to_dict(), "base": base, "replaced": fill is not None}
-        store.write_json(path, described)
+        described = {"model_type": KIND, "plan": plan.to_dict(), "base": base}
+        store.write_json(path, {**described, "replaced": fill is not None, "narrowed": narrowed})
 
 
 def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") -> "PreTrainedModel":
@@ -54,6 +60,8 @@ def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") 
     from depthcut.files import Folder, Hashes
     from depthcut.replacing.fill import Fill
     from depthcut.shards import Shards
+    from depthcut.width import narrow
+    from depthcut.width.widths import FILE, Widths
 
     folder = Path(path)
     if not (folder / "config.json").exists():
@@ -66,6 +74,9 @@ def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") 
     plan = Plan.from_dict(described["plan"]) if "plan" in described else whole
     shards = Shards(files)
     form = loading.Form("none", getattr(torch, dtype), device)
+    if described.get("narrowed", False):
+        widths = Widths.read(folder / FILE)
+        return narrow.build(files.title, config, shards.slices(shards.homes), plan, widths, form)
     replaced = described.get("replaced", False)
     model = loading.build(files.title, config, shards.slices(shards.homes), whole if replaced else plan, form)
     if replaced:

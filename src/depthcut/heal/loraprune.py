@@ -1,0 +1,66 @@
+"""LoRAPrune: heads and FFN channels go while LoRA heals, by the adapters' gradients alone (arXiv:2305.18403)."""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from depthcut.heal import Heal
+from depthcut.plan import Plan
+from depthcut.strict import strict
+from depthcut.training.recipe import LowRank, Positive, Share
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.lab import Lab
+    from depthcut.shape import Size
+
+
+@strict
+class LoraPrune(LowRank, Heal):
+    """Low-rank adapters that also tell which groups of weights are worth least; these go little by little.
+
+    Attributes:
+        layers: the criterion sees only what has adapters.
+        ratio: share of the groups of each kind that goes, in the layers that are narrowed.
+        selection: ``uniform``: so many in each layer, as published; ``global``: the least of all layers.
+        prune_every: steps between two choices of the groups, while the share grows.
+        smoothing: lambda of the moving average of what groups are worth.
+        keep_first: share of the layers, the first ones, that stay as wide as they are, rounded down.
+        keep_last: the last layers that do.
+    """
+
+    layers: Literal["all"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    ratio: Share
+    selection: Literal["uniform", "global"]
+    prune_every: Positive
+    smoothing: Share
+    keep_first: Share
+    keep_last: Annotated[int, Field(ge=0)]
+    trains: ClassVar[bool] = True
+    bases: ClassVar[tuple[str, ...]] = ("none", "nf4", "int8")
+
+    def free(self, left: int) -> range:
+        """Which of the ``left`` layers of the model are narrowed."""
+        return range(int(self.keep_first * left), left - self.keep_last)
+
+    def content(self, lab: "Lab") -> None:
+        """Nothing beside the knobs.
+
+        Raises:
+            ValueError: where something stands in a gap: what is no plain layer cannot be narrowed.
+        """
+        if (word := type(lab.experiment.replace).__module__.rpartition(".")[2]) != "none":
+            raise ValueError(f"heal=loraprune narrows plain layers; take replace=none, got replace={word}")
+
+    def sizes(self, lab: "Lab") -> "dict[Size, int] | None":
+        """What the healed model weighs and costs, sliced; None where it is not healed yet."""
+        from depthcut.width import healing
+
+        return healing.sizes(lab)
+
+    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+        """Train and narrow the model, or attach and narrow what an earlier run left."""
+        from depthcut.width import healing
+
+        return healing.healed(model, plan, lab, self)

@@ -1,0 +1,48 @@
+"""A narrower model out of the tensors of its export, where no plain config tells the widths of its layers."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from depthcut import depth, halves, loading
+from depthcut.loading import MEND, Form
+from depthcut.plan import Plan
+from depthcut.shards import Slice
+from depthcut.width import slicing
+from depthcut.width.widths import FILE, Widths
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def build(
+    title: str, config: "PreTrainedConfig", tensors: Mapping[str, Slice], plan: Plan, widths: Widths, form: Form
+) -> "PreTrainedModel":
+    """Build the model of ``config`` as narrow as ``widths``, fill it, in eval mode; messages call it ``title``.
+
+    Raises:
+        ValueError: if a tensor is missing, or as wide as the widths do not say.
+    """
+    kind: Any = type(depth.skeleton(config))
+
+    class Narrow(kind):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if plan.unit != "layer":
+                halves.remove(self, plan)
+            slicing.narrow(self, widths)
+
+    Narrow.__name__ = kind.__name__
+    with loading.quiet():
+        model, found = Narrow.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(tensors),
+            dtype=form.dtype,
+            device_map={"": form.device},
+            ignore_mismatched_sizes=True,  # so that they are reported below rather than in a table
+            output_loading_info=True,
+        )
+    if wrong := sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]):
+        raise ValueError(f"{title}: its files hold no {wrong[0]} of the width that {FILE} says; {MEND}")
+    model.__class__ = kind
+    return cast("PreTrainedModel", model).eval()

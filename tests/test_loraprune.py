@@ -1,0 +1,293 @@
+"""LoRAPrune whole: it prunes while it heals, goes on where it was killed, and leaves a model that is narrower."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+import depthcut
+from depthcut import depth
+from depthcut.lab import Lab
+from depthcut.plan import Plan
+from depthcut.training import adapters
+from depthcut.training.fit import fit
+from depthcut.width import criterion, schedule, selection
+from depthcut.width.pruning import Pruning
+from depthcut.width.widths import FILE, Widths
+from gaps import DEPTH, model_of, opened
+from running import ENVIRONMENT, start, succeed, text_files
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of SLURM, of workers, of its own dependencies
+
+KNOBS = (
+    "experiment=loraprune",
+    "model.heal.rank=4",
+    "model.heal.lr=1e-2",
+    "heal.steps=20",
+    "heal.warmup=1",
+    "heal.batch=4",
+    "heal.micro_batch=4",
+    "heal.prune_every=3",
+    "heal.save_every=3",
+    "export=none",
+)
+
+
+@pytest.fixture
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("lab")
+
+
+def lab(folder: Path, *knobs: str) -> Lab:
+    here = opened(folder, model_of("llama"), *KNOBS, *knobs)
+    here.decide(Plan(DEPTH, ()))
+    return here
+
+
+class Stop(L.Callback):
+    """Ends the run in the middle of a step's batches."""
+
+    def __init__(self, step: int) -> None:
+        self.last = step
+
+    def on_train_batch_start(self, trainer, *_) -> None:
+        if trainer.global_step == self.last:
+            raise RuntimeError("stopped")
+
+
+def trained(here: Lab, *callbacks: L.Callback) -> tuple[Any, Pruning]:
+    """Heal and prune; the model as wide as it was, and its masks."""
+    recipe: Any = here.experiment.heal
+    L.seed_everything(0, verbose=False)
+    model = adapters.adapt(here.load(), recipe, Plan(DEPTH, ()))
+    pruning = Pruning(model, recipe)
+    fit(model, recipe, here, callbacks=[pruning, *callbacks])
+    return model, pruning
+
+
+def halves(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
+
+
+def test_a_ratio_of_nothing_heals_as_lora_does(folder):
+    narrowing = lab(folder, "heal.ratio=0")
+    model, pruning = trained(narrowing)
+    assert not pruning.widths().narrowed()
+    plain = lab(folder, "heal.ratio=0", "name=plain")
+    L.seed_everything(0, verbose=False)
+    recipe: Any = plain.experiment.heal
+    healed = adapters.adapt(plain.load(), recipe, Plan(DEPTH, ()))
+    fit(healed, recipe, plain)
+    for name, half in halves(model).items():
+        assert torch.equal(half, halves(healed)[name]), name
+
+
+@pytest.mark.parametrize(("ratio", "how"), [(0.5, "uniform"), (0.25, "global")])
+def test_what_goes_follows_from_the_gradients_of_each_step(folder, ratio, how):
+    """A second computation of averages, schedule and choice, of gradients that a callback of the test's own saw."""
+    here = lab(folder, f"heal.ratio={ratio}", f"heal.selection={how}", "heal.keep_first=0.2", "heal.clip=0.01")
+    seen: list[dict[Any, torch.Tensor]] = []
+
+    class Look(L.Callback):
+        def on_after_backward(self, *_) -> None:
+            stack = depth.layers(model)
+            seen.append({place: criterion.worth(stack[place[0]], each) for place, each in watched.free.items()})
+
+    recipe: Any = here.experiment.heal
+    L.seed_everything(0, verbose=False)
+    model = adapters.adapt(here.load(), recipe, Plan(DEPTH, ()))
+    watched = Pruning(model, recipe)
+    assert {number for number, _ in watched.free} == {1, 2, 3, 4}  # the first fifth of six layers, and the last
+    fit(model, recipe, here, callbacks=[watched, Look()])
+
+    assert len(seen) == recipe.steps
+    averages: dict[Any, Any] = dict.fromkeys(watched.free, 0)
+    for worth in seen[: schedule.settled(20)]:
+        averages = {place: 0.9 * averages[place] + 0.1 * worth[place] for place in averages}
+    kept = selection.kept(averages, ratio, how)
+    widths = watched.widths()
+    assert {place: widths.kept[place[0]][place[1]] for place in kept} == kept
+    left = {place: stay for place, stay in kept.items() if place[1] == "channels"}
+    assert sum(map(len, left.values())) == 4 * 128 * (1 - ratio)
+    assert len({len(stay) for stay in left.values()}) == 1 or how == "global"
+
+
+@pytest.mark.parametrize("stop", [5, 11, 19])
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(folder, stop):
+    """Before the masks, amid them, and when they stand; in micro-batches the second time."""
+    whole, pruned = trained(lab(folder))
+    with pytest.raises(RuntimeError, match="stopped"):
+        trained(lab(folder, "name=again"), Stop(stop))
+    again, resumed = trained(lab(folder, "name=again"))
+    assert resumed.widths() == pruned.widths() and pruned.widths().narrowed()
+    for name, half in halves(whole).items():
+        assert torch.equal(half, halves(again)[name]), name
+    for name, worth in pruned.averages.values.items():
+        assert torch.equal(worth, resumed.averages.values[name])
+
+
+def test_micro_batches_make_the_same_step(folder):
+    whole, pruned = trained(lab(folder))
+    parts, again = trained(lab(folder, "name=again", "heal.micro_batch=1", "heal.recompute=all"))
+    assert again.widths() == pruned.widths()
+    for name, half in halves(whole).items():
+        torch.testing.assert_close(half, halves(parts)[name], rtol=1e-2, atol=1e-3)
+
+
+def test_the_healed_model_is_what_was_read_back_and_narrower(folder):
+    here = lab(folder)
+    model = here.experiment.heal(here.load(), Plan(DEPTH, ()), here)
+    widths = Widths.read(here.folder / "adapter" / FILE)
+    assert widths.left("channels") == 5 * 64 + 128 and widths.left("heads") == 5 + 2
+    heal: Any = here.experiment.heal
+    left = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
+    assert heal.sizes(here)["parameters"] == left < 0.7 * here.weigh("layer").whole["parameters"]
+    again = here.experiment.heal(here.load(), Plan(DEPTH, ()), here)
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, again(ids).logits)
+    assert not (here.folder / "heal").exists()
+
+
+@pytest.mark.parametrize("quantise", ["nf4", "int8"])
+def test_a_quantised_base_stays_masked_and_its_export_is_narrower(folder, quantise):
+    from depthcut import export
+
+    here = lab(folder, f"model.quantise={quantise}")
+    model = here.experiment.heal(here.load(), Plan(DEPTH, ()), here)
+    ids = torch.arange(40).reshape(2, 20)
+    merged = export.merged(here, Plan(DEPTH, ()), lambda: model)
+    channels = [layer.get_parameter("mlp.down_proj.weight").shape[1] for layer in depth.layers(merged)]
+    assert channels == [64] * 5 + [128]
+    with torch.no_grad():
+        wanted, got = model(ids).logits, merged(ids).logits
+    # int8 also rounds what goes into its products.
+    assert (got - wanted).norm() < {"nf4": 1e-3, "int8": 0.1}[quantise] * wanted.norm()
+
+
+@pytest.mark.parametrize(("drop", "unit"), [((1, 2), "layer"), ((3,), "attention")])
+def test_what_a_plan_left_is_narrowed_too(folder, drop, unit):
+    from depthcut import export
+
+    plan = Plan(DEPTH, drop, unit)
+    here = lab(folder, f"prune.unit={unit}", f"prune.layers={len(drop)}")
+    here.decide(plan)
+    model = here.experiment.heal(here.load(plan), plan, here)
+    export.export("merged", plan, here, lambda: model)
+    read = depthcut.load(here.folder / "model", dtype="float32")
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(read(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-3)
+    heal: Any = here.experiment.heal
+    assert heal.sizes(here)["parameters"] == sum(p.numel() for p in read.parameters())
+    widths = Widths.read(here.folder / "model" / FILE)
+    assert len(widths.kept) == len(plan.keep) and ("heads" in widths.kept[3]) == (unit == "layer")
+
+
+def test_gradients_that_are_no_numbers_are_told(folder, caplog):
+    """The loss may be finite all the same. What was learnt before them counts; without any of it there is no choice."""
+    here = lab(folder)
+    recipe: Any = here.experiment.heal
+    model = adapters.adapt(here.load(), recipe, Plan(DEPTH, ()))
+    pruning = Pruning(model, recipe)
+    for value, step in ((float("nan"), 1), (0.1, 2), (float("inf"), 3)):
+        for half in model.parameters():
+            half.grad = torch.full_like(half, value) if half.requires_grad else None
+        pruning.step(step)
+    pruning.step(18)
+    assert "the gradients of 3 steps are no numbers" in caplog.text and pruning.widths().narrowed()
+    with pytest.raises(ValueError, match="no step had finite gradients"):
+        Pruning(model, recipe).step(18)
+
+
+def test_nothing_to_narrow_and_nothing_plain_are_refused(folder):
+    here = lab(folder, "heal.keep_last=6")
+    with pytest.raises(ValueError, match=r"of 6 layers none is left to narrow; lower heal.keep_first"):
+        here.experiment.heal(here.load(), Plan(DEPTH, ()), here)
+    filled = ("replace=mean", "prune.frac=0.34", "data.calibration.sequences=8")
+    with pytest.raises(ValueError, match="heal=loraprune narrows plain layers; take replace=none, got replace=mean"):
+        _ = opened(folder, model_of("llama"), *KNOBS, *filled).digest
+    only = lab(folder, "heal.modules=ffn")
+    recipe: Any = only.experiment.heal
+    pruning = Pruning(adapters.adapt(only.load(), recipe, Plan(DEPTH, ())), recipe)
+    assert {kind for _, kind in pruning.free} == {"channels"}
+    assert dataclasses.replace(recipe, keep_first=0.5).free(30) == range(15, 29)
+
+
+# As a user gives it
+
+RUN = (
+    "experiment=loraprune",
+    "model=pico",
+    "model.heads=4",
+    "eval=[loss]",
+    "data=files",
+    "heal.steps=20",
+    "heal.warmup=1",
+    "heal.prune_every=2",
+    "heal.save_every=2",
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tuple[str, ...]:
+    return text_files(tmp_path_factory.mktemp("text"))
+
+
+def test_a_run_ends_in_a_narrower_model(tmp_path, corpus):
+    record = succeed(f"outputs={tmp_path}", *RUN, *corpus)
+    assert record["fraction"] == 0 and record["pruned/validation/loss"] == record["dense/validation/loss"]
+    assert record["healed/validation/loss"] < record["dense/validation/loss"]
+    exported = record["folder"] / "model"
+    assert json.loads((exported / "config.json").read_text())["model_type"] == "depthcut"
+    model = depthcut.load(exported, dtype="float32")
+    heads = [layer.get_parameter("self_attn.k_proj.weight").shape[0] // 8 for layer in depth.layers(model)]
+    assert heads == [2] * 7 + [4]
+    parameters = sum(p.numel() for p in model.parameters())
+    assert record["healed/size/parameters"] == parameters < 0.7 * record["dense/size/parameters"]
+    assert record["healed/size/cache_bytes"] < 0.6 * record["dense/size/cache_bytes"]
+    assert (exported / FILE).read_bytes() == (record["folder"] / "adapter" / FILE).read_bytes()
+
+
+PLAINLY = """
+import sys
+sys.modules["depthcut"] = None                                     # as where it is not installed
+import torch
+from transformers import AutoModelForCausalLM
+model, found = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, output_loading_info=True)
+assert not found["missing_keys"] and not found["unexpected_keys"] and not found["mismatched_keys"], found
+config = model.config
+assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2, 2, 8)
+assert config.intermediate_size == 64
+ids = torch.arange(10, 30)[None]
+with torch.no_grad():
+    settings = dict(max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    greedy = [model.generate(ids, **settings, use_cache=cache).tolist() for cache in (True, False)]
+assert greedy[0] == greedy[1]
+"""
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_to_the_same_model_which_plain_transformers_loads(tmp_path, corpus):
+    """With all layers alike."""
+    alike = ("heal.keep_first=0", "heal.keep_last=0", "stages=[healed]", "heal.steps=40")
+    whole = succeed(f"outputs={tmp_path}/whole", *RUN, *corpus, *alike)
+    process = start(f"outputs={tmp_path}/killed", *RUN, *corpus, *alike)
+    while not list(tmp_path.glob("killed/main/*/heal/last.ckpt")):
+        assert process.poll() is None and not time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    killed = succeed(f"outputs={tmp_path}/killed", *RUN, *corpus, *alike)
+    for name in ("adapter/adapter_model.safetensors", f"adapter/{FILE}", "model/model.safetensors"):
+        assert (killed["folder"] / name).read_bytes() == (whole["folder"] / name).read_bytes(), name
+    call = [sys.executable, "-W", "ignore", "-c", PLAINLY, str(whole["folder"] / "model")]
+    done = subprocess.run(call, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr
