@@ -14,7 +14,21 @@ from filelock import FileLock
 
 import studies
 from depthcut.record import FORMAT
-from depthcut.report import cells, chance, curves, falls, healing, labels, layers, maps, study, table, tidy, transition
+from depthcut.report import (
+    cells,
+    chance,
+    curves,
+    falls,
+    healing,
+    labels,
+    layers,
+    live,
+    maps,
+    study,
+    table,
+    tidy,
+    transition,
+)
 from depthcut.report.transition import Curve, Interval, Transition
 from running import ENVIRONMENT, ROOT
 
@@ -66,6 +80,56 @@ def test_states_are_counted_with_the_reason_of_each_failure_and_the_step_of_each
     assert reason in shown.stdout and failed.name in shown.stdout
     assert "healing: step 7 of 9" in shown.stdout
     assert done.name not in shown.stdout
+
+
+def test_what_was_unfinished_is_looked_at_again_without_the_records(made):
+    done, begun, damaged, later, *_ = (path.parent for path in first(made))
+    (begun / "record.json").unlink()
+    (damaged / "record.json").write_text("{")
+    kept = (later / "record.json").read_text()
+    (later / "record.json").unlink()
+    found = study.read([made])
+    assert set(found.unfinished) == {begun, damaged, later} and found.states["left"] == 3
+    (done / "record.json").unlink()  # is not read again
+    (later / "record.json").write_text(kept)
+    with FileLock(begun.with_name(f".{begun.name}.lock")):
+        now = study.again(found)
+    assert now.states == {"done": 278, "running": 1, "left": 1} and now.running == [begun]
+    assert now.skipped == found.skipped == {study.UNREADABLE: 1}
+    assert found.states["left"] == 3 and found.running == []
+
+
+def test_a_running_point_tells_how_far_it_is_and_a_curve_that_is_thinned(made):
+    folder = next(path.parent for path in first(made) if (path.parent / "heal.csv").exists())
+    (told,) = live.of([folder])
+    assert told["digest"] == folder.name and told["study"] == "made_llama2_7b" and told["steps"] == (120, 5000)
+    assert len(told["loss"]) == len(told["tokens"]) <= healing.KEPT and told["tokens"][-1] == 120 * 32768
+    assert told["each"] * len(told["loss"]) >= 120
+    (folder / "heal.csv").write_text("step,tok")
+    (folder / "config.yaml").write_text("heal: {steps: 2026-01-01}\nmodel: 3")
+    (told,) = live.of([folder])
+    assert told["steps"] is None and told["loss"] == [] and json.dumps(told)
+
+
+def test_many_healing_curves_are_thinned_more_than_a_few(made):
+    points = study.read([made]).points
+    healed = next(point for point in points if (point.folder / "heal.csv").exists())
+    other = next(point for point in points if not (point.folder / "heal.csv").exists())
+    (alone,), (among,) = (healing.curves([healed, *[other] * more]) for more in (0, 3000))
+    assert len(alone.loss) == 40 and len(among.loss) == 20  # of 120 steps
+    assert np.average(among.loss) == pytest.approx(np.average(alone.loss))
+    assert alone.tokens[-1] == among.tokens[-1] == 120 * 32768
+
+
+def test_a_title_names_only_what_is_the_same_for_all(made):
+    record = json.loads(first(made)[0].read_text())
+    other = json.loads(json.dumps(record))
+    other["config"]["prune"]["_target_"] = "depthcut.prune.deepest.Deepest"
+    one, two = (str(table.of_study(rows).title) for rows in ([record, record], [record, other]))
+    metric = "metric " + record["config"]["metric"]["_target_"].split(".")[-2]
+    assert metric in one and "metric" not in two and "model llama2_7b" in two
+    heads = [column.header for column in table.of_study([record, other]).columns]
+    assert "metric" in heads and "prune" in heads and "model" not in heads
 
 
 def test_a_study_without_a_finished_record_is_shown(made):

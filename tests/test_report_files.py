@@ -186,11 +186,13 @@ def test_the_server_answers_this_machine_alone_and_builds_what_changed(outputs, 
         port = serving.server_port
         assert serving.server_address[0] == "127.0.0.1"
         status, body = get(port, "/")
-        before = get(port, "/version")[1]
-        assert status == 200 and "connect-src 'self'" in body and before in body
-        assert get(port, "/version")[1] == before
+        before = json.loads(get(port, "/now")[1])
+        assert status == 200 and "connect-src 'self'" in body and before["version"] in body
+        assert json.loads(get(port, "/now")[1]) == before and "1 done" in before["words"]
         shutil.copytree(later.parent, tmp_path / "s" / later.parent.name)
-        assert get(port, "/version")[1] != before and later.parent.name in get(port, "/")[1]
+        after = json.loads(get(port, "/now")[1])
+        assert after["version"] != before["version"] and "2 done" in after["words"]
+        assert later.parent.name in get(port, "/")[1]
         assert get(port, "/", host="evil.example:80")[0] == 403
         assert get(port, "/../../etc/passwd")[0] == 404
         serving.shutdown()

@@ -8,16 +8,20 @@ import shutil
 import threading
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 import studies
+from depthcut.record import lock
 from depthcut.report import data, page, serve, study
 from running import run
 
 pytestmark = pytest.mark.slow
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "</script><img src=x onerror=window.hacked=1><b>\u202e$x$"
+MODELS = ("pico", "phi_2", "qwen3_8b", HOSTILE)
 FIGURES = ("curves", "forest", "strips", "maps", "agreement", "pareto", "healing")
 
 
@@ -105,7 +109,7 @@ def drawn(opened, name):
     """Bring a figure into view and wait until it is drawn."""
     figure = opened.locator(f"figure[data-figure={name}]")
     figure.scroll_into_view_if_needed()
-    figure.locator(".plot svg").first.wait_for()
+    opened.locator(f"figure[data-figure={name}][data-drawn]").wait_for()
     return figure
 
 
@@ -159,9 +163,23 @@ def test_the_axes_and_the_scores_are_drawn_as_they_are_chosen(opened):
     opened.select_option("#y", "share")
     text = drawn(opened, "curves").locator(".plot").inner_text()
     assert "bytes of weights" in text and "share of dense above chance" in text and "loss / log V" in text
+    for axis, words in (("size/flops_per_token", "FLOPs a token"), ("speed/tokens_per_second", "tokens/s")):
+        opened.select_option("#x", axis)
+        opened.select_option("#cost", axis)
+        for name in ("curves", "pareto"):
+            assert words in drawn(opened, name).locator(".plot").inner_text()
+
+
+def test_all_panels_are_drawn_after_the_first(opened):
+    opened.select_option("#panels", "model")
+    opened.reload()
+    titles = drawn(opened, "curves").locator(".plot .annotation-text", has_text="validation/loss")
+    titles.nth(len(MODELS) - 1).wait_for()
+    assert titles.count() == len(MODELS)
 
 
 def test_filters_and_the_legend_take_curves_away_and_the_link_keeps_them_away(watched, opened, report):
+    opened.select_option("#panels", "measure")
     total = shown_curves(opened)
     opened.uncheck("#facets input[data-facet=model][value=phi_2]")
     without = shown_curves(opened)
@@ -174,6 +192,17 @@ def test_filters_and_the_legend_take_curves_away_and_the_link_keeps_them_away(wa
     assert not again.is_checked("#facets input[data-facet=model][value=phi_2]")
     again.click("#reset")
     assert shown_curves(again) == total and again.evaluate("location.hash") == ""
+
+
+def test_where_models_have_panels_of_their_own_a_legend_entry_is_of_all_of_them(opened):
+    opened.select_option("#panels", "model")
+    total = shown_curves(opened)
+    entry = opened.locator("#legend button[data-key]", has_text="angular block, qlora")
+    assert entry.count() == 1
+    entry.click()
+    assert shown_curves(opened) == total - 3 and entry.get_attribute("aria-pressed") == "false"
+    entry.click()
+    assert shown_curves(opened) == total and "off=" not in opened.evaluate("location.hash")
 
 
 def test_all_and_none_of_a_filter_and_of_the_legend(opened):
@@ -217,7 +246,7 @@ def test_a_curve_without_a_transition_has_no_mark_and_no_number(opened):
     rows = opened.locator("#falls-table tbody tr")
     assert rows.count() > 0
     for row in rows.all():
-        cells = row.locator("td").all_inner_texts()
+        cells = row.locator("th, td").all_inner_texts()
         assert cells[4:8] == [""] * 4 and cells[8]
 
 
@@ -335,8 +364,10 @@ def test_the_keyboard_is_enough(watched, report):
     opened.locator("#legend button[data-key]").nth(1).focus()
     key = opened.evaluate("document.activeElement.dataset.key")
     opened.keyboard.press("Space")
-    assert shown_curves(opened) == total - 1
+    assert shown_curves(opened) < total
     assert opened.evaluate("document.activeElement.dataset.key") == key
+    opened.keyboard.press("Space")
+    assert shown_curves(opened) == total
     box = opened.locator("#facets input[data-facet=prune]").first
     box.focus()
     opened.keyboard.press("Space")
@@ -352,6 +383,51 @@ def test_all_that_can_be_used_has_a_name(opened):
         }).map((each) => each.outerHTML)"""
     )
     assert unnamed == []
+
+
+TABBED = """[...document.querySelectorAll("a, button, input, select, summary, [tabindex]")]
+  .filter((each) => each.tabIndex >= 0 && each.checkVisibility())
+  .filter((each) => !each.closest("details:not([open]) > :not(summary)"))"""
+
+
+def test_a_screen_reader_finds_all_by_role_and_name_and_no_picture(opened):
+    for name in FIGURES:
+        drawn(opened, name)
+    opened.locator("figure[data-figure=forest] summary").click()
+    said = opened.locator("body").aria_snapshot()
+    for words in ("banner", 'navigation "Sections"', 'complementary "Filters"', "main", "contentinfo"):
+        assert re.search(rf"^ *- {words}:?", said, re.M), words
+    assert said.count("- figure ") == len(FIGURES) and "20%" not in said  # what plotly writes beside its axes
+    names = ("Transitions: a row a curve and task", "Runs: a row a record", "Numbers of the figure: Transitions with")
+    for name in names:
+        table = opened.get_by_role("table", name=name)
+        assert table.count() == 1 and opened.get_by_role("region", name=name).count() == 1
+        assert table.get_by_role("rowheader").count() == table.locator("tbody tr").count() > 0
+    head = opened.get_by_role("columnheader", name="Midpoint, %", exact=True)
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert opened.get_by_role("status").count() == 4
+
+
+def test_the_tab_key_goes_through_the_page_in_its_order_and_past_the_pictures(opened):
+    for name in FIGURES:
+        drawn(opened, name)
+    stops = opened.evaluate(f"{TABBED}.map((each) => [each.tabIndex, Boolean(each.closest('.plot'))])")
+    assert len(stops) > 100 and all(index == 0 and not inside for index, inside in stops)
+    opened.evaluate("scrollTo(0, 0); document.body.tabIndex = -1; document.body.focus()")
+    for place in range(16):
+        opened.keyboard.press("Tab")
+        assert opened.evaluate(f"{TABBED}.indexOf(document.activeElement)") == place
+        assert opened.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def test_a_runs_page_is_named_by_its_heading_and_takes_the_focus(opened):
+    opened.fill("#find-runs", "real lora block")
+    opened.locator("#runs-table tbody a").first.click()
+    heading = opened.get_by_role("heading", level=2).inner_text()
+    assert opened.get_by_role("main", name=heading).count() == 1
+    assert opened.evaluate("document.activeElement.id") == "run" and heading in opened.title()
+    assert opened.get_by_role("table", name="Scores by stage").get_by_role("rowheader").count() > 2
 
 
 def test_light_and_dark(browser, report):
@@ -371,6 +447,12 @@ def test_the_print_is_light_and_has_every_figure_and_no_control(browser, report)
     assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert [opened.locator(f"figure[data-figure={name}] .plot svg").count() > 0 for name in FIGURES] == [True] * 7
     assert not opened.is_visible("aside") and not opened.is_visible("#x") and not opened.is_visible("nav")
+    widths = opened.evaluate("[...document.querySelectorAll('.plot .main-svg')].map((each) => each.clientWidth)")
+    assert opened.evaluate("document.body.clientWidth") == max(widths) == 700  # what a sheet of A4 takes as it is
+    opened.evaluate("dispatchEvent(new Event('afterprint'))")
+    width = "document.querySelector('[data-figure=curves] .main-svg').clientWidth"
+    assert any(opened.wait_for_timeout(100) or opened.evaluate(width) > 900 for _ in range(100))
+    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
     assert opened.pdf().startswith(b"%PDF")
     watched.close()
 
@@ -397,16 +479,63 @@ def test_one_record_and_none_that_was_cut_are_pages_too(watched, outputs, tmp_pa
         assert opened.locator("#runs-table tbody tr").count() == 1
 
 
-def test_served_pages_follow_a_sweep_and_keep_their_view(watched, outputs, tmp_path, monkeypatch):
+@pytest.fixture
+def sweep(outputs, tmp_path, monkeypatch):
+    """A study of one finished point, its server, and points to put into it: two that healed."""
     monkeypatch.setattr(serve, "EVERY", 200)
-    source, later, *_ = sorted(outputs.glob("made_phi_2/*/record.json"))
-    shutil.copytree(source.parent, tmp_path / "s" / source.parent.name)
+    healed = (path.parent for path in sorted(outputs.glob("made_phi_2/*/heal.csv")))
+    source, *others = (folder for folder in healed if (folder / "record.json").exists())
+    shutil.copytree(source, tmp_path / "s" / source.name)
     with serve.server([tmp_path / "s"], 0) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
-        opened = watched.open(f"http://127.0.0.1:{serving.server_port}/", "#x=dropped")
-        assert "1 done" in opened.inner_text("#words")
-        shutil.copytree(later.parent, tmp_path / "s" / later.parent.name)
-        opened.locator("#words", has_text="2 done").wait_for()
-        assert opened.input_value("#x") == "dropped"
-        opened.goto("about:blank")
+        yield SimpleNamespace(
+            folder=tmp_path / "s", others=others, url=f"http://127.0.0.1:{serving.server_port}/", server=serving
+        )
         serving.shutdown()
+
+
+def test_served_pages_follow_a_sweep_and_keep_their_view(watched, sweep):
+    opened = watched.open(sweep.url, "#x=dropped")
+    assert "1 done" in opened.inner_text("#words")
+    opened.focus("#find-runs")
+    shutil.copytree(sweep.others[0], sweep.folder / sweep.others[0].name)
+    opened.locator("#words", has_text="2 done").wait_for()
+    assert opened.locator("#runs-table tbody tr").count() == 1  # nobody is interrupted
+    opened.focus("#print")
+    opened.locator("#runs-table", has_text=sweep.others[0].name).wait_for()
+    assert opened.input_value("#x") == "dropped" and opened.evaluate("document.activeElement.id") == "print"
+    opened.goto("about:blank")
+
+
+def test_the_healing_of_a_running_point_is_followed_in_place(watched, sweep):
+    folder = sweep.folder / sweep.others[0].name
+    shutil.copytree(sweep.others[0], folder)
+    (folder / "record.json").unlink()
+    rows = (folder / "heal.csv").read_text().splitlines(keepends=True)
+    (folder / "heal.csv").write_text("".join(rows[:41]))
+    with FileLock(lock(folder)):
+        opened = watched.open(sweep.url)
+        opened.locator("#running", has_text="step 40 of 5000").wait_for()
+        assert "1 done, 0 failed, 1 running" in opened.inner_text("#words")
+        assert opened.get_by_role("table", name="Points that run now").get_by_role("progressbar").count() == 1
+        last = "document.querySelector('[data-figure=healing] .plot').data.at(-1).x.at(-1)"
+        drawn(opened, "healing")
+        assert opened.evaluate(last) == 40 * 32768
+        opened.evaluate("window.same = true")
+        (folder / "heal.csv").write_text("".join(rows[:81]))
+        opened.locator("#running", has_text="step 80 of 5000").wait_for()
+        drawn(opened, "healing")
+        assert opened.evaluate(last) == 80 * 32768 and opened.evaluate("window.same")
+    opened.locator("#words", has_text="0 running, 1 left").wait_for()
+    assert not opened.is_visible("#running") and opened.evaluate("window.same")
+    opened.goto("about:blank")
+
+
+def test_a_server_that_went_away_is_told(watched, sweep):
+    opened = watched.open(sweep.url)
+    sweep.server.shutdown()
+    sweep.server.server_close()
+    opened.locator("#said", has_text="does not answer").wait_for()
+    opened.goto("about:blank")
+    assert all("net::ERR_CONNECTION" in complaint for complaint in watched.complaints)
+    watched.complaints.clear()

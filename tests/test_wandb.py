@@ -1,17 +1,21 @@
 """W&B's own client, sweep and agent, online against a stand-in on the loopback; no request leaves the machine."""
 
+import io
 import json
 import signal
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import matplotlib.image
+import numpy as np
 import pytest
 import yaml
 
+from depthcut.report import figures, study
 from running import PICO, ROOT, run, start, text_files
 from wandb_client import NOWHERE, begun, client, tool
-from wandb_standin import Server, serve
+from wandb_standin import Run, Server, serve
 
 STEPS = list(range(1, 61))
 HEAL = ("heal.steps=60", "heal.save_every=5")
@@ -43,9 +47,25 @@ def point(tmp_path_factory, server) -> SimpleNamespace:
     return SimpleNamespace(home=home, command=command, folder=path.parent, record=json.loads(path.read_text()))
 
 
+def steps(told: Run) -> list[int]:
+    """The healing steps that were told, in order."""
+    return [row["heal/step"] for row in told.rows if "heal/step" in row]
+
+
+def pictures(told: Run) -> dict[str, list[bytes]]:
+    """The figures that were told, by name: for each time the file that the row speaks of."""
+    found: dict[str, list[bytes]] = {}
+    for row in told.rows:
+        for name, media in row.items():
+            if name.startswith("report/"):
+                assert media["_type"] == "image-file"
+                found.setdefault(name, []).append(told.files[media["path"]])
+    return found
+
+
 def test_killed_and_given_again_it_is_one_run(point, server):
     told = server.runs[point.record["digest"]]
-    rows = [(row["heal/step"], row["heal/loss"]) for row in told.rows]
+    rows = [(row["heal/step"], row["heal/loss"]) for row in told.rows if "heal/step" in row]
     assert sorted({step for step, _ in rows}) == STEPS
     losses = dict(rows)  # what was told before the kill and again after it is the same
     assert [loss for _, loss in rows] == pytest.approx([losses[step] for step, _ in rows])
@@ -68,7 +88,7 @@ def test_an_agent_runs_the_stored_command_and_a_point_that_was_done_reports_at_o
     again, new = (server.runs[drawn] for drawn in server.sweeps[name].drawn)
     assert (point.folder / "record.json").stat().st_mtime_ns == before
     assert again.summary["healed/validation/loss"] == point.record["healed/validation/loss"]
-    assert [row["heal/step"] for row in again.rows] == [row["heal/step"] for row in new.rows] == STEPS
+    assert steps(again) == steps(new) == STEPS
     assert (again.summary["fraction"], new.summary["fraction"]) == (0.25, 0.5)
     assert (again.config["digest"], again.config["prune.frac"]) == (point.record["digest"], 0.25)
     assert (new.config["prune"], new.config["prune.frac"], new.config["prune.keep_last"]) == ("block", 0.5, 1)
@@ -108,7 +128,7 @@ def test_where_wandb_cannot_be_had_the_point_goes_on_offline(name, key, status, 
     assert name not in server.runs
     tool(server.url, point.home, "sync", f"{point.folder}/wandb")
     assert server.runs[name].summary["healed/validation/loss"] == point.record["healed/validation/loss"]
-    assert [row["heal/step"] for row in server.runs[name].rows] == STEPS
+    assert steps(server.runs[name]) == STEPS
 
 
 def test_where_wandb_goes_down_later_the_point_ends_and_nothing_is_lost(point, server):
@@ -125,6 +145,31 @@ def test_where_wandb_goes_down_later_the_point_ends_and_nothing_is_lost(point, s
     assert server.runs["later"].summary["healed/validation/loss"] == point.record["healed/validation/loss"]
 
 
+def test_the_reports_figures_go_along_once_and_only_online(point, server):
+    first = [each for each in study.read([point.folder.parent]).points if each.folder == point.folder]
+    made = figures.of(first)  # of the study as it was then
+    sent = pictures(server.runs[point.record["digest"]])
+    assert set(sent) == {f"report/{name}" for name in made} >= {"report/curves", "report/layers", "report/healing"}
+    for name, (content,) in sent.items():
+        made[name.removeprefix("report/")].savefig(here := io.BytesIO())
+        assert np.array_equal(pixels(content), pixels(here.getvalue()))
+    for name in ("light", "away", "refused"):  # done before, or offline
+        assert pictures(server.runs.get(name, Run())) == {}
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return matplotlib.image.imread(io.BytesIO(png), format="png")
+
+
+def test_figures_that_cannot_be_drawn_stop_no_finished_point(point, server):
+    environment = drawn("bare", point, server.url, MPLBACKEND="none of any")
+    _, err = begun(point.folder, "0.25", *point.command, **environment).communicate("end\n", timeout=60)
+    (said,) = (line for line in err.splitlines() if line.startswith("W&B: "))
+    assert said.startswith("W&B: the report's figures are not sent: ") and "none of any" in said
+    assert server.runs["bare"].exit_code == 0 and pictures(server.runs["bare"]) == {}
+    assert server.runs["bare"].summary["healed/validation/loss"] == point.record["healed/validation/loss"]
+
+
 def test_what_was_heard_before_a_kill_is_not_told_again(point, server):
     for line in ("", "end\n"):
         process = begun(point.folder, "0.25", *point.command, **drawn("twice", point, server.url))
@@ -134,7 +179,7 @@ def test_what_was_heard_before_a_kill_is_not_told_again(point, server):
         if not line:
             process.kill()
         process.communicate(line or None, timeout=60)
-    assert [row["heal/step"] for row in server.runs["twice"].rows] == STEPS
+    assert steps(server.runs["twice"]) == STEPS
     assert server.runs["twice"].exit_code == 0
 
 

@@ -1,6 +1,7 @@
 """Weights & Biases: online with a key, offline without; ``wandb sync`` sends an offline run later."""
 
 import csv
+import io
 import logging
 import os
 import shutil
@@ -16,6 +17,8 @@ from depthcut.plan import Plan
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from depthcut.lab import Lab
 
 FILES = ("plan.json", "heal.csv", "record.json")
@@ -47,16 +50,18 @@ class Wandb(Log):
         return [WandbLogger(experiment=self.start(lab))]
 
     def finish(self, lab: "Lab", record: dict[str, Any]) -> None:
-        """Put the flat record into the run's summary, and what stands in the point's folder into its files."""
+        """Put the flat record into the run's summary, the point's files into its files, and the report's figures."""
         run = self.start(lab)
-        run.summary.update(summary(record))
-        attach(run, lab.folder)
+        report(run, lab, record)
+        picture(run, lab.study)
         end(run, 0)
 
     def again(self, lab: "Lab", record: dict[str, Any]) -> None:
         """Report the record at once where a sweep's agent drew the point; without an agent nothing is repeated."""
         if os.environ.get("WANDB_SWEEP_ID"):
-            self.finish(lab, record)
+            run = self.start(lab)
+            report(run, lab, record)
+            end(run, 0)
 
     def start(self, lab: "Lab") -> Any:
         """The W&B run of this point, begun or gone on with; where W&B cannot be reached, an offline one."""
@@ -126,6 +131,12 @@ def flat(node: dict[str, Any], path: str = "") -> dict[str, Any]:
     return found
 
 
+def report(run: Any, lab: "Lab", record: dict[str, Any]) -> None:
+    """Put the flat record into the run's summary, and what stands in the point's folder into its files."""
+    run.summary.update(summary(record))
+    attach(run, lab.folder)
+
+
 def summary(record: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a record, and its plan in words."""
     plan = Plan.from_dict(record["plan"])
@@ -156,6 +167,29 @@ def attach(run: Any, folder: Path) -> None:
         if (folder / name).exists() and not run.disabled:
             copy = shutil.copy(folder / name, run.dir)
             run.save(copy, base_path=run.dir, policy="now")
+
+
+def picture(run: Any, folder: Path) -> None:
+    """Log the report's figures of the whole study, as far as it is; the point is done, whatever comes of them."""
+    if run.offline or run.disabled:
+        return
+    from depthcut.report import figures, study
+
+    try:
+        made = figures.of(study.read([folder]).points)
+        run.log({f"report/{name}": image(figure) for name, figure in made.items()})
+    except Exception as error:
+        log.warning("W&B: the report's figures are not sent: %s", one_line(error))
+
+
+def image(figure: "Figure") -> Any:
+    """A figure as W&B takes it. W&B's own way would need ``matplotlib.pyplot`` to be imported, and its windows."""
+    import wandb
+    from PIL import Image
+
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return wandb.Image(Image.open(file))
 
 
 def end(run: Any, status: int) -> None:

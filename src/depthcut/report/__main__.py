@@ -7,6 +7,7 @@ python -m depthcut.report serve outputs                  the page on localhost; 
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ FORMATS = ("html", "png", "svg", "pdf", "csv", "md")
 
 def main() -> None:
     """Show the studies that the command line names."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the fits are many and small: threads only wait for each other
     if sys.argv[1:2] == ["serve"]:
         return serve(sys.argv[2:])
     options = parser().parse_args()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from depthcut.report import chance, curves, falls, healing, labels, layers, maps, table, transition
+from depthcut.report import chance, curves, falls, healing, labels, layers, live, maps, table, transition
 from depthcut.report.study import Found, Point
 from depthcut.report.tidy import STAGES, tidy
 
@@ -30,6 +30,7 @@ def of(found: Found, title: str) -> dict[str, Any]:
             "title": title,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "words": found.words,
+            "running": live.of(found.running),
             "failures": [[str(folder), reason] for folder, reason in found.failures.items()],
             "measures": [measure(name) for name in curves.scores(names)],
             "quantities": [name for name in names if name.startswith(curves.QUANTITIES)],

@@ -12,7 +12,9 @@ from depthcut.report.study import Point
 
 Array = NDArray[np.float64]
 COLUMNS = ("tokens", "seconds", "loss")
-KEPT = 50  # points of a curve
+KEPT = 50  # points of a curve ...
+LEAST = 20  # ... at least, where there are many of them:
+ALL = 40_000  # points of all curves of a page
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Healing:
     each: int
 
 
-def curves(points: Sequence[Point], kept: int = KEPT) -> list[Healing]:
-    """The healing curves of all runs that have one."""
+def curves(points: Sequence[Point], kept: int | None = None) -> list[Healing]:
+    """The healing curves of all runs that have one, of at most ``kept`` points each; None: as many as a page bears."""
+    kept = kept or max(LEAST, min(KEPT, ALL // max(1, len(points))))
     found = (thinned(run, rows(point.folder / "heal.csv"), kept) for run, point in enumerate(points))
     return [curve for curve in found if curve is not None]
 

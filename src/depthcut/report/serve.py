@@ -1,43 +1,59 @@
-"""The page of some studies on localhost: made anew whenever something in them has changed, so it follows a sweep."""
+"""The page of some studies on localhost: made anew whenever a point is done; it follows those that run meanwhile."""
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 
 from depthcut import store
-from depthcut.report import data, page, study
+from depthcut.report import data, live, page, study
 
 EVERY = 5000  # milliseconds between two looks of the page
 
 
 class Live:
-    """The page as it is now."""
+    """The page as it is now, and what of it changes while points run."""
 
     def __init__(self, studies: Sequence[Path]) -> None:
         self.studies = studies
         self.lock = Lock()
+        self.kept: tuple[str, study.Found] = ("", study.Found())
         self.built = ("", "")
 
     def version(self) -> str:
         """Names what lies in the studies' folders: the same name, the same page."""
         folders = [folder for each in self.studies for folder in study.inside(each)]
         files = [path for folder in folders for name in SHOWN for path in sorted(folder.glob(f"*/{name}"))]
-        return store.digest([study.read(self.studies).words, [mark(path) for path in files]])
+        return store.digest([mark(path) for path in files])
+
+    def found(self) -> tuple[str, study.Found]:
+        """The version and the studies; records are read where the version is new."""
+        version = self.version()
+        if self.kept[0] != version:
+            self.kept = (version, study.read(self.studies))
+        return version, study.again(self.kept[1])
 
     def page(self) -> str:
         """The HTML; two that ask at once wait for one build."""
         with self.lock:
-            version = self.version()
+            version, found = self.found()
             if self.built[0] != version:
-                found = study.read(self.studies)
                 title = ", ".join(str(each) for each in self.studies)
                 self.built = (version, page.text({**data.of(found, title), "version": version, "follow": EVERY}))
             return self.built[1]
 
+    def now(self) -> str:
+        """What the page asks for again and again, as JSON: its version, the counts in words, the points that run."""
+        with self.lock:
+            version, found = self.found()
+        running = data.rounded(live.of(found.running))
+        return json.dumps({"version": version, "words": found.words, "running": running}, allow_nan=False)
 
-SHOWN = ("record.json", "failure.json")
+
+SHOWN = ("config.yaml", "record.json", "failure.json")
 
 
 def mark(path: Path) -> list[str | int]:
@@ -50,7 +66,7 @@ def mark(path: Path) -> list[str | int]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers ``/`` with the page and ``/version`` with what it is made of, to this machine alone."""
+    """Answers ``/`` with the page and ``/now`` with what has changed since, to this machine alone."""
 
     def __init__(self, live: Live, *rest: object) -> None:
         self.live = live
@@ -60,8 +76,8 @@ class Handler(BaseHTTPRequestHandler):
         """Answer; a page of elsewhere that points a name of its own at this address gets nothing."""
         if self.headers.get("Host", "").rpartition(":")[0] not in ("127.0.0.1", "localhost"):
             return self.send_error(403)
-        if self.path == "/version":
-            return self.answer(self.live.version(), "text/plain")
+        if self.path == "/now":
+            return self.answer(self.live.now(), "application/json")
         if self.path == "/":
             return self.answer(self.live.page(), "text/html")
         return self.send_error(404)
@@ -74,7 +90,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # the page was closed, or asked for anew, meanwhile
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing of each request."""

@@ -54,10 +54,16 @@ def method(config: dict[str, Any], group: str) -> str:
 
 
 def progress(folder: Path) -> str:
-    """How far the healing of a point is, by the last row of its curve."""
+    """How far the healing of a point is, in words; empty where it has not begun, or is none."""
+    found = steps(folder)
+    return f"healing: step {found[0]} of {found[1]}" if found else ""
+
+
+def steps(folder: Path) -> tuple[int, int] | None:
+    """How many steps a point was healed, by the last row of its curve, and how many it will be."""
     total = mapping(study.config(folder), "heal").get("steps")
     try:
         step = (folder / "heal.csv").read_text(encoding="utf-8").splitlines()[-1].partition(",")[0]
     except (OSError, UnicodeDecodeError, IndexError):
-        return ""
-    return f"healing: step {step} of {total}" if step.isdigit() and total else ""
+        return None
+    return (int(step), total) if step.isdecimal() and isinstance(total, int) and total > 0 else None

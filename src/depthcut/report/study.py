@@ -36,6 +36,7 @@ class Found:
         states: of all point folders: ``done``, ``failed``, ``running``, ``left``.
         failures: for each point that failed the reason, in one line.
         running: points that a process is at work on.
+        unfinished: all point folders that gave no point.
         skipped: how many folders gave no point though they are there, by the reason in words.
     """
 
@@ -43,6 +44,7 @@ class Found:
     states: Counter[str] = field(default_factory=Counter[str])
     failures: dict[Path, str] = field(default_factory=dict[Path, str])
     running: list[Path] = field(default_factory=list[Path])
+    unfinished: list[Path] = field(default_factory=list[Path])
     skipped: Counter[str] = field(default_factory=Counter[str])
 
     @property
@@ -83,6 +85,15 @@ def read(studies: Iterable[Path]) -> Found:
     found.points = list(kept.values())
     found.skipped = +found.skipped
     return found
+
+
+def again(found: Found) -> Found:
+    """The same studies a little later: only what was not finished is looked at anew; no other record is read."""
+    skipped = Counter({why: found.skipped[why] for why in (FOREIGN, DUPLICATE)})
+    now = Found(points=found.points, states=Counter(done=found.states["done"]), skipped=+skipped)
+    for folder in found.unfinished:
+        look(folder, now)
+    return now
 
 
 def inside(path: Path) -> Iterator[Path]:
@@ -128,6 +139,7 @@ def look(folder: Path, found: Found) -> Point | None:
     if why is not None:
         found.skipped[why] += 1
         state = "left" if state == "done" else state
+    found.unfinished.append(folder)
     found.states[state] += 1
     if state == "failed":
         found.failures[folder] = str((records.failure(folder) or {}).get("reason", "no reason was written"))

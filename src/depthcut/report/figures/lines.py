@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+STEEP = 6  # times the smallest; the page does the same
+
 
 def figure(lines: Sequence[Line], dense: Dense, falls: Sequence[Fall]) -> "Figure | None":
     """Draw all numbers that are an accuracy or a loss; with several models a row of panels each."""
@@ -66,7 +68,20 @@ def panel(axis: "Axes", lines: Sequence[Line], name: str, look: style.Look, dens
     floor = chance.of(name)
     if floor is not None:
         axis.axhline(floor, color=style.QUIET, linewidth=0.7, linestyle=(0, (1, 3)))
-        axis.annotate("chance", (1, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+        axis.annotate("chance", (0.01, floor), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
+    if chance.is_loss(name):
+        spread(axis, [value for line in lines if name in line.names for value in line.names[name].value if value > 0])
     axis.set_xlabel("share of layers cut", fontsize=8)
     axis.set_ylabel("loss (nats a token)" if chance.is_loss(name) else "accuracy", fontsize=8)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def spread(axis: "Axes", losses: Sequence[float]) -> None:
+    """A logarithmic scale where losses lie so far apart that what matters would be flat on a linear one."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    if losses and max(losses) > STEEP * min(losses):
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

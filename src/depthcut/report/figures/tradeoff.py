@@ -36,9 +36,9 @@ def figure(lines: Sequence[Line], dense: Dense) -> "Figure | None":
         for (model, _), level in dense.items():
             if quantity in level and wanted[0] in level:
                 axis.plot(scale * level[quantity][0], level[wanted[0]][0], "k*", markersize=10)
-                axis.annotate(
-                    style.plain(f"dense {model}"), (scale * level[quantity][0], level[wanted[0]][0]), fontsize=7
-                )
+                place = (scale * level[quantity][0], level[wanted[0]][0])
+                name = style.plain(f"dense {model}")
+                axis.annotate(name, place, (-6, 4), textcoords="offset points", ha="right", fontsize=7)
         axis.set_xlabel(title, fontsize=8)
         axis.set_ylabel(style.plain(wanted[0]), fontsize=8)
     style.legend(drawn, axes)

@@ -14,8 +14,10 @@ function el(tag, attributes, ...children) {
 }
 
 const FACETS = { model: "Model", metric: "Metric", prune: "Pruner", replace: "Replacement", recipe: "Healing", unit: "What goes", evaluation: "Evaluation" };
+const losses = data.lines.flatMap((line) => data.measures.filter(({ kind, name }) => kind === "loss" && line.y[name]).flatMap(({ name }) => line.y[name][0].filter((value) => value > 0)));
+const steep = Math.max(...losses) > 6 * Math.min(...losses); // what matters would be flat on a linear scale
 const DEFAULTS = {
-  x: "fraction", y: "raw", panels: "auto", bands: "1", marks: "1", log: "", measures: "", off: "", fall: "", strip: "", map: "",
+  x: "fraction", y: "raw", panels: "auto", bands: "1", marks: "1", log: steep ? "1" : "", measures: "", off: "", fall: "", strip: "", map: "",
   scale: "rows", agree: "", by: "overlap", gain: "", cost: "", pace: "tokens", logx: "", theme: "auto", run: "",
   "find-falls": "", "find-runs": "", "sort-falls": "", "sort-runs": "",
 };
@@ -38,10 +40,11 @@ function stateWords() {
 }
 
 function set(changes, leave) {
+  const before = state.run;
   Object.assign(state, changes);
   const words = stateWords();
   history[leave ? "pushState" : "replaceState"](null, "", words ? "#" + words : location.pathname + location.search);
-  refresh();
+  turn(before);
 }
 
 const listed = (text) => (text ? text.split("~") : []);
@@ -80,27 +83,30 @@ function save(name, text, type) {
 }
 const saveCsv = (name, head, rows) => save(name + ".csv", "\ufeff" + [head, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n", "text/csv");
 
-// A table whose heads sort it. Rows are arrays of values; a column is {head, number, show}.
-function sortable(id, columns, rows, most, key) {
+// A table whose heads sort it. Rows are arrays of values, the first says what a row is of; a column is {head, number, show}.
+function sortable(id, caption, columns, rows, most, key) {
   const [by, way] = state[key].split(".");
   const at = by === "" ? -1 : Number(by);
   const sorted = at < 0 ? rows : [...rows].sort((a, b) => compare(a[at], b[at], way === "down" ? -1 : 1));
   const head = columns.map((column, i) => {
     const ordered = i === at ? (way === "down" ? "descending" : "ascending") : "none";
     const turn = () => { set({ [key]: i + (i === at && way !== "down" ? ".down" : ".up") }); document.querySelectorAll(`#${id} thead button`)[i].focus(); };
-    const arrow = i === at ? (way === "down" ? " ▾" : " ▴") : "";
-    return el("th", { scope: "col", "aria-sort": ordered, class: column.number && "number" }, el("button", { type: "button", onclick: turn }, column.head + arrow));
+    const arrow = i === at ? [el("span", { "aria-hidden": "true" }, way === "down" ? " ▾" : " ▴")] : [];
+    return el("th", { scope: "col", "aria-sort": ordered, class: column.number && "number" }, el("button", { type: "button", onclick: turn }, column.head, ...arrow));
   });
   const limit = most[id] || 200;
   const body = sorted.slice(0, limit).map((row) => el("tr", {}, ...columns.map((column, i) => {
     const shown = column.show ? column.show(row[i], row) : short(row[i]);
-    return el("td", { class: column.number ? "number" : column.wide && "wide" }, shown);
+    return el(i ? "td" : "th", { scope: !i && "row", class: column.number ? "number" : column.wide && "wide" }, shown);
   })));
   const more = sorted.length > limit
     ? el("p", {}, `${limit} of ${sorted.length} rows. `, el("button", { type: "button", onclick: () => { most[id] = limit * 5; refresh(); } }, "Show more")) : null;
-  $(id).replaceChildren(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" },
-    el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body))), ...(more ? [more] : []));
+  $(id).replaceChildren(scrolled(caption, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body)), ...(more ? [more] : []));
+  $(id + "-count").textContent = rows.length === 1 ? "1 row" : `${rows.length} rows`;
 }
+
+// A table in a box that scrolls, also by keyboard. Its caption is for those who do not see where it stands.
+const scrolled = (caption, ...parts) => el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, el("table", {}, el("caption", { class: "unseen" }, caption), ...parts));
 
 // What is missing comes last either way.
 function compare(a, b, way = 1) {

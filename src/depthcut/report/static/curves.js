@@ -14,26 +14,30 @@ function panels(lines) {
   return unique(lines.map((line) => line.of.model)).flatMap((model) => names.map((name) => ({ name, title: `${model}: ${name}`, lines: lines.filter((line) => line.of.model === model) })));
 }
 
+const LOG_TICKS = [1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 200, 500, 1000];
 FIGURES.curves = {
   says: "Scores against the share of layers cut, one line a way of choosing and healing",
-  build() {
+  // `first`: only what is in view of a page that is just opened, so that it is there at once.
+  build(first) {
     const lines = shownLines(), shown = panels(lines).map((panel) => ({ ...panel, drawn: drawnLines(panel) })).filter((panel) => panel.drawn.length);
     if (!shown.length) return { note: lines.length ? "No curve has these numbers on this axis." : "No curve passes the filters." };
-    const { place, height } = grid(shown.length, 3, 300);
+    const { place, height, columns } = grid(shown.length, 3, 300);
     const traces = [], layout = { height, annotations: [] }, rows = [];
-    shown.forEach((panel, i) => {
+    const part = first ? columns * Math.ceil(innerHeight / 450) : shown.length;
+    shown.slice(0, part).forEach((panel, i) => {
       const at = place(i);
       const log = state.log && measureOf(panel.name).kind === "loss";
-      layout["xaxis" + at.n] = axis({ domain: at.xDomain, anchor: at.y, title: { text: plain(axisName(state.x)), standoff: 6 }, tickformat: state.x === "fraction" ? ".0%" : "", rangemode: state.x.includes("/") ? "normal" : "tozero" });
-      layout["yaxis" + at.n] = axis({ domain: at.yDomain, anchor: at.x, type: log ? "log" : "linear", title: { text: plain(yTitle(panel.name)), standoff: 4 } });
+      layout["xaxis" + at.n] = axis({ domain: at.xDomain, anchor: at.y, title: { text: plain(axisName(state.x)) }, ...tickformat(state.x), rangemode: state.x.includes("/") ? "normal" : "tozero" });
+      layout["yaxis" + at.n] = axis({ domain: at.yDomain, anchor: at.x, ...(log ? { type: "log", tickvals: LOG_TICKS } : {}), title: { text: plain(yTitle(panel.name)) } });
       layout.annotations.push(heading(panel.title, at));
       levels(panel, at, traces, layout.annotations);
+      addBands(panel, at, traces);
       for (const each of panel.drawn) addLine(each, panel.name, at, traces, rows);
       addMidpoints(panel, at, traces);
     });
     const note = lines.length === 1 ? "1 curve is shown." : `${lines.length} curves are shown.`;
     const head = ["task", "model", "curve", axisName(state.x), "layers cut", "value", "standard error", "seeds"];
-    return { traces, layout, rows, head, note, click: (point) => point.customdata != null && set({ run: data.runs[point.customdata].digest }, true) };
+    return { traces, layout, rows, head, note, partial: part < shown.length, click: (point) => point.customdata != null && set({ run: data.runs[point.customdata].digest }, true) };
   },
 };
 
@@ -57,20 +61,27 @@ function drawnLines(panel) {
   return found;
 }
 
-function addLine({ line, score, points }, name, at, traces, rows) {
-  const style = look(line), common = { xaxis: at.x, yaxis: at.y, type: "scatter", legendgroup: line.key };
-  const banded = points.filter((p) => p.e != null);
-  if (state.bands && banded.length > 1) {
-    const up = banded.map((p) => p.y + 1.96 * p.e), down = banded.map((p) => p.y - 1.96 * p.e);
-    const xs = banded.map((p) => p.x);
-    traces.push({ ...common, x: [...xs, ...xs.slice().reverse()], y: [...up, ...down.reverse()], fill: "toself", fillcolor: style.color, opacity: 0.16, line: { width: 0 }, mode: "lines", hoverinfo: "skip" });
+// One trace for all bands of a colour, with gaps between them: plotly's time goes by traces.
+function addBands(panel, at, traces) {
+  const found = new Map();
+  for (const { line, points } of state.bands ? panel.drawn : []) {
+    const banded = points.filter((p) => p.e != null), { color } = look(line), back = banded.slice().reverse();
+    if (banded.length < 2) continue;
+    if (!found.has(color)) found.set(color, { type: "scatter", xaxis: at.x, yaxis: at.y, x: [], y: [], fill: "toself", fillcolor: color, opacity: 0.16, line: { width: 0 }, mode: "lines", hoverinfo: "skip" });
+    found.get(color).x.push(...banded.map((p) => p.x), ...back.map((p) => p.x), null);
+    found.get(color).y.push(...banded.map((p) => p.y + 1.96 * p.e), ...back.map((p) => p.y - 1.96 * p.e), null);
   }
+  traces.push(...found.values());
+}
+
+function addLine({ line, points }, name, at, traces, rows) {
+  const style = look(line);
   const text = points.map((p) => `<b>${plain(title(line))}</b><br>${plain(name)}: ${plain(within(p.y, p.e))}<br>${p.n} of ${line.of.depth} layers cut (${percent(p.n / line.of.depth)})<br>${p.n || line.of.recipe ? (p.seeds === 1 ? "1 seed" : p.seeds + " seeds") : "dense model"}`);
-  traces.push({ ...common, x: points.map((p) => p.x), y: points.map((p) => p.y), mode: "lines+markers", line: { color: style.color, dash: style.dash, width: 2 }, marker: { color: style.color, symbol: style.symbol, size: 7, line: { width: 1.4, color: style.color } }, text, hovertemplate: "%{text}<extra></extra>", customdata: points.map((p) => p.runs[0] ?? null) });
+  traces.push({ type: "scatter", xaxis: at.x, yaxis: at.y, x: points.map((p) => p.x), y: points.map((p) => p.y), mode: "lines+markers", line: { color: style.color, dash: style.dash, width: 2 }, marker: { color: style.color, symbol: style.symbol, size: 7, line: { width: 1.4, color: style.color } }, text, hovertemplate: "%{text}<extra></extra>", customdata: points.map((p) => p.runs[0] ?? null) });
   for (const p of points) rows.push([name, line.of.model, line.label, p.x, p.n, p.y, p.e, p.seeds]);
 }
 
-// One trace for all midpoints of a panel: plotly's time goes by traces.
+// One trace for all midpoints of a panel.
 function addMidpoints(panel, at, traces) {
   if (!state.marks || (state.x !== "fraction" && state.x !== "dropped")) return;
   const marks = [];
@@ -94,17 +105,17 @@ function middle(line, name, score) {
   return (score.top + score.top / over[0]) / 2;
 }
 
+// One trace for all levels of a panel, with gaps between them.
 function levels(panel, at, traces, annotations) {
   const seen = new Set(), many = new Set(panel.drawn.map((each) => each.line.of.model)).size > 1;
-  const span = panel.drawn.flatMap((each) => each.points.map((p) => p.x));
-  const [low, high] = [Math.min(0, ...span), Math.max(...span)];
-  const from = state.x.includes("/") ? Math.min(...span) : low;
-  const flat = (y, text) => {
-    const color = ink().quiet;
-    const log = state.log && measureOf(panel.name).kind === "loss";
-    const [x, xanchor] = text === "chance" ? [from, "left"] : [high, "right"];
-    annotations.push({ x, y: log ? Math.log10(y) : y, xref: at.x, yref: at.y, text: plain(text), showarrow: false, xanchor, yanchor: "bottom", font: { size: 10.5, color } });
-    traces.push({ x: [from, high], y: [y, y], xaxis: at.x, yaxis: at.y, mode: "lines", line: { color, width: 1.2, dash: "1px,3px" }, hovertemplate: `${plain(text)}: ${short(y)}<extra></extra>` });
+  const span = panel.drawn.flatMap((each) => each.points.map((p) => p.x)), high = Math.max(...span);
+  const from = state.x.includes("/") ? Math.min(...span) : Math.min(0, ...span);
+  const log = state.log && measureOf(panel.name).kind === "loss", color = ink().quiet;
+  const x = [], y = [], text = [];
+  const flat = (level, words) => {
+    const [left, xanchor] = words === "chance" ? [from, "left"] : [high, "right"];
+    annotations.push({ x: left, y: log ? Math.log10(level) : level, xref: at.x, yref: at.y, text: plain(words), showarrow: false, xanchor, yanchor: "bottom", font: { size: 10.5, color } });
+    x.push(from, high, null), y.push(level, level, null), text.push(...Array(3).fill(`${plain(words)}: ${short(level)}`));
   };
   for (const { line, score } of panel.drawn) {
     const key = line.of.model + line.dense;
@@ -112,21 +123,26 @@ function levels(panel, at, traces, annotations) {
     if (score.floor != null && measureOf(panel.name).kind === "accuracy" && !seen.has("chance")) flat(score.floor, "chance"), seen.add("chance");
     seen.add(key);
   }
+  if (x.length) traces.push({ type: "scatter", x, y, text, xaxis: at.x, yaxis: at.y, mode: "lines", line: { color, width: 1.2, dash: "1px,3px" }, hovertemplate: "%{text}<extra></extra>" });
 }
 
+// Where each model has panels of its own, one entry is of all models' curves of that name.
 function drawLegend() {
-  const off = new Set(listed(state.off)), lines = filtered();
-  const flip = (key) => {
-    off.has(key) ? off.delete(key) : off.add(key);
+  const off = new Set(listed(state.off)), lines = filtered(), groups = new Map(), name = byModel() ? (line) => line.label : title;
+  for (const line of lines) groups.set(name(line), [...(groups.get(name(line)) || []), line]);
+  const isOff = (group) => group.every((line) => off.has(line.key));
+  const flip = (group) => {
+    const was = isOff(group);
+    for (const { key } of group) was ? off.delete(key) : off.add(key);
     set({ off: [...off].join("~") });
-    document.querySelector(`#legend [data-key="${key}"]`).focus();
+    document.querySelector(`#legend [data-key="${group[0].key}"]`).focus();
   };
-  const buttons = lines.slice(0, 120).map((line) => {
-    const style = look(line), glyph = GLYPHS[style.symbol.replace("-open", "")];
-    const swatch = el("span", { "aria-hidden": "true" }, (line.of.recipe ? "━" : "┄") + glyph + (line.of.recipe ? "━" : "┄"));
+  const buttons = [...groups].slice(0, 120).map(([words, group]) => {
+    const style = look(group[0]), dash = group[0].of.recipe ? "━" : "┄";
+    const swatch = el("span", { "aria-hidden": "true" }, dash + (byModel() ? dash : GLYPHS[style.symbol.replace("-open", "")]) + dash);
     swatch.style.color = style.color;
-    return el("button", { type: "button", "data-key": line.key, "aria-pressed": String(!off.has(line.key)), onclick: () => flip(line.key) }, swatch, title(line));
+    return el("button", { type: "button", "data-key": group[0].key, "aria-pressed": String(!isOff(group)), onclick: () => flip(group) }, swatch, words);
   });
   const all = lines.length > 1 ? [el("button", { type: "button", id: "legend-all", onclick: () => set({ off: "" }) }, "all"), el("button", { type: "button", id: "legend-none", onclick: () => set({ off: lines.map((line) => line.key).join("~") }) }, "none")] : [];
-  $("legend").replaceChildren(...all, ...buttons, ...(lines.length > 120 ? [el("span", { class: "quiet" }, `and ${lines.length - 120} more; filter to see them here`)] : []));
+  $("legend").replaceChildren(...all, ...buttons, ...(groups.size > 120 ? [el("span", { class: "quiet" }, `and ${groups.size - 120} more; filter to see them here`)] : []));
 }

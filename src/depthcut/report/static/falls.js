@@ -21,7 +21,7 @@ FIGURES.forest = {
     shown.forEach(({ line, fall }, i) => {
       const style = look(line), y = [place(i)];
       if (!fall.midpoint) {
-        annotations.push({ x: 0, y: y[0], text: plain(data.reasons[fall.why]), showarrow: false, xanchor: "left", font: { color: quiet, size: 11.5 } });
+        annotations.push({ x: 0, y: y[0], text: plain($("main").clientWidth < 600 ? data.reasons[fall.why].split(":")[0] : data.reasons[fall.why]), showarrow: false, xanchor: "left", font: { color: quiet, size: 11.5 } });
         return;
       }
       marks.push({ fall, y: y[0], color: style.color, symbol: style.symbol, name: plain(title(line)) });
@@ -36,9 +36,9 @@ FIGURES.forest = {
     if (!traces.length) traces.push({ type: "scatter", mode: "markers", x: [0], y: [0], marker: { opacity: 0 }, hoverinfo: "skip" });
     const names = shown.map(({ line }) => clipped(title(line)));
     const layout = {
-      height: 90 + 30 * shown.length, annotations, margin: { l: 20, r: 16, t: 56, b: 16 },
+      height: 90 + 30 * shown.length, annotations, margin: { l: 20, r: 30, t: 56, b: 16 },
       xaxis: axis({ side: "top", title: { text: "share of layers cut" }, tickformat: ".0%", range: [-0.01, 1] }),
-      yaxis: axis({ tickvals: shown.map((_, i) => place(i)), ticktext: names.map(plain), range: [-0.7, shown.length - 0.3], gridcolor: ink().grid }),
+      yaxis: axis({ tickvals: shown.map((_, i) => place(i)), ticktext: names.map(plain), range: [-0.7, shown.length - 0.3], automargin: true }),
     };
     const more = all.length > MOST ? ` The first ${MOST} are drawn; the table has all.` : "";
     const rows = all.map(({ line, fall }) => [line.of.model, line.label, name, ...spread(fall.midpoint), ...spread(fall.onset), ...spread(fall.width), ...spread(fall.moved), data.reasons[fall.why]]);
@@ -71,5 +71,5 @@ const shownMost = {};
 function drawFallTable() {
   const columns = ["Model", "Choice", "Healing", "Task"].map((head) => ({ head }))
     .concat(["Midpoint, %", "Onset, %", "Width, %", "Moved by healing, %"].map((head) => ({ head, number: true, show: brief })), [{ head: "Note", wide: true }]);
-  sortable("falls-table", columns, fallRows(), shownMost, "sort-falls");
+  sortable("falls-table", "Transitions: a row a curve and task", columns, fallRows(), shownMost, "sort-falls");
 }

@@ -12,16 +12,19 @@ function baseLayout(more) {
   const { paper, text } = ink();
   return {
     paper_bgcolor: paper, plot_bgcolor: paper, font: { color: text, size: 12.5, family: "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif" },
-    margin: { l: 62, r: 16, t: 28, b: 48 }, showlegend: false, hovermode: "closest", hoverlabel: { align: "left", font: { size: 12 } }, ...more,
+    margin: { l: 62, r: 16, t: 28, b: 48 }, showlegend: false, hovermode: "closest", dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", /* a finger scrolls the page */ hoverlabel: { align: "left", font: { size: 12 } }, ...more,
   };
 }
-const axis = (more) => ({ gridcolor: ink().grid, linecolor: ink().quiet, zeroline: false, ticks: "outside", tickcolor: ink().quiet, automargin: true, ...more });
+// Margins that follow the labels are worked out anew for each axis, and then all is drawn again: only where labels are names.
+const axis = ({ title, ...more }) => ({ gridcolor: ink().grid, linecolor: ink().quiet, zeroline: false, ticks: "outside", tickcolor: ink().quiet, ticklabeloverflow: "allow", title: { standoff: 6, font: { size: 12.5 }, ...title }, ...more });
+// Of bytes the ticks say GB, of other large numbers G.
+const tickformat = (name) => (name === "fraction" ? { tickformat: ".0%" } : /bytes/.test(name) ? { tickformat: ".3~s", ticksuffix: "B" } : name.includes("/") ? { tickformat: ".3~s" } : {});
 
 function prepare(node) {
   const name = node.dataset.figure, figure = FIGURES[name];
   const save = (label, run) => el("button", { type: "button", "data-save": label, onclick: run }, label);
   const image = (format) => () => Plotly.downloadImage(figure.plot, { format, filename: "depthcut-" + name, width: Math.max(figure.plot.clientWidth, 640), height: figure.plot.clientHeight || 420, scale: format === "png" ? 2 : 1 });
-  Object.assign(figure, { node, plot: el("div", { class: "plot", "aria-hidden": "true" }), note: el("p", { class: "note", role: "status" }), table: el("details", {}, el("summary", {}, "Numbers of this figure")), dirty: true });
+  Object.assign(figure, { node, plot: el("div", { class: "plot", "aria-hidden": "true" }), note: el("p", { class: "note" }), table: el("details", {}, el("summary", {}, "Numbers of this figure")), dirty: true });
   figure.table.addEventListener("toggle", () => fillTable(figure));
   figure.bar = el("div", { class: "bar" }, el("span", { class: "quiet" }, "Save:"), save("SVG", image("svg")), save("PNG", image("png")), save("CSV", () => saveCsv("depthcut-" + name, figure.built.head, figure.built.rows)));
   node.setAttribute("aria-label", figure.says);
@@ -36,27 +39,38 @@ function startPlotly() {
   document.head.append(script);
 }
 
-function draw(figure) {
+function draw(figure, whole) {
   if (!figure.dirty || typeof Plotly === "undefined") return;
-  figure.dirty = false;
-  const built = (figure.built = figure.build());
+  const built = (figure.built = figure.build(!whole && !figure.built));
+  figure.dirty = Boolean(built.partial);
+  figure.node.toggleAttribute("data-drawn", !figure.dirty);
   figure.note.textContent = built.note || "";
   const empty = !built.traces;
   for (const part of [figure.plot, figure.bar, figure.table]) part.hidden = empty;
   if (empty) return;
   figure.plot.style.height = built.layout.height + "px";
-  Plotly.react(figure.plot, built.traces, baseLayout(built.layout), PLOTLY);
-  figure.plot.removeAllListeners("plotly_click");
+  plot(figure.plot, built.traces, built.layout);
   if (built.click) figure.plot.on("plotly_click", (event) => built.click(event.points[0]));
   fillTable(figure);
 }
 
+// What plotly draws is hidden from screen readers, which get the table; so its buttons are no stops of the Tab key.
+function plot(node, traces, layout) {
+  for (const event of node.on ? ["plotly_click", "plotly_afterplot"] : []) node.removeAllListeners(event);
+  const width = document.documentElement.classList.contains("printing") ? { width: node.clientWidth } : {};
+  Plotly.react(node, traces, baseLayout({ ...layout, ...width }), PLOTLY);
+  const skip = () => node.querySelectorAll(".modebar-btn").forEach((button) => { button.tabIndex = -1; });
+  node.on("plotly_afterplot", skip);
+  skip();
+}
+
+const painted = (next) => requestAnimationFrame(() => setTimeout(next));
+
 function fillTable(figure) {
   if (!figure.table.open || !figure.built || !figure.built.rows) return;
   const { head, rows } = figure.built;
-  const line = (row) => el("tr", {}, ...row.map((value) => el("td", { class: typeof value === "number" && "number" }, short(value))));
-  const body = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Numbers" },
-    el("table", {}, el("thead", {}, el("tr", {}, ...head.map((word) => el("th", { scope: "col" }, word)))), el("tbody", {}, ...rows.slice(0, 500).map(line))));
+  const line = (row) => el("tr", {}, ...row.map((value, i) => el(i ? "td" : "th", { scope: !i && "row", class: typeof value === "number" && "number" }, short(value))));
+  const body = scrolled("Numbers of the figure: " + figure.says, el("thead", {}, el("tr", {}, ...head.map((word) => el("th", { scope: "col" }, word)))), el("tbody", {}, ...rows.slice(0, 500).map(line)));
   const rest = rows.length > 500 ? [el("p", { class: "quiet" }, `The first 500 of ${rows.length} rows; the CSV has all.`)] : [];
   figure.table.replaceChildren(figure.table.firstElementChild, body, ...rest);
 }
@@ -65,20 +79,24 @@ const inView = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     const figure = FIGURES[entry.target.dataset.figure];
     figure.near = entry.isIntersecting;
-    if (figure.near) draw(figure);
   }
+  drawNear();
 }, { rootMargin: "300px" });
 
 // The figures in view one after the other, so that the first is there to be seen before the next is drawn.
 function redraw() {
-  for (const figure of Object.values(FIGURES)) figure.dirty = true;
-  const next = () => {
-    const figure = Object.values(FIGURES).find((each) => each.near && each.dirty && typeof Plotly !== "undefined");
-    if (!figure) return;
-    draw(figure);
-    setTimeout(next);
-  };
-  next();
+  for (const figure of Object.values(FIGURES)) spoil(figure);
+  drawNear();
+}
+function spoil(figure) {
+  figure.dirty = true;
+  figure.node.removeAttribute("data-drawn");
+}
+function drawNear() {
+  const figure = Object.values(FIGURES).find((each) => each.near && each.dirty && typeof Plotly !== "undefined");
+  if (!figure) return;
+  draw(figure);
+  painted(drawNear);
 }
 
 // Panels side by side: where the axes of the one at place i lie, and what they are called.

@@ -16,14 +16,14 @@ FIGURES.strips = {
     const all = data.strips.filter((strip) => strip.model === model && (!data.lines.length || kept.has([strip.model, strip.chooser, strip.unit].join("~"))));
     if (!all.length) return { note: "No cut passes the filters." };
     const shown = all.slice(0, 24), tall = Math.max(...shown.map((strip) => Object.keys(strip.rows).length));
-    const { place, height } = grid(shown.length, 2, 70 + 15 * tall, 0.09);
-    const traces = [], layout = { height, annotations: [], margin: { l: 54, r: 16, t: 28, b: 44 } }, rows = [];
+    const { place, height } = grid(shown.length, 2, 70 + (tall > 20 ? 13 : 15) * tall, 0.09);
+    const traces = [], layout = { height, annotations: [], margin: { l: 78, r: 16, t: 28, b: 44 } }, rows = [];
     shown.forEach((strip, i) => {
       const at = place(i), sizes = Object.keys(strip.rows).map(Number).sort((a, b) => a - b);
       const name = strip.chooser + (strip.unit === "layer" ? "" : ` (${strip.unit})`);
       traces.push({ type: "heatmap", xaxis: at.x, yaxis: at.y, z: sizes.map((n) => strip.rows[n]), x: strip.rows[sizes[0]].map((_, layer) => layer), y: sizes.map((n) => percent(n / strip.depth)), zmin: 0, zmax: 1, colorscale: shades(), showscale: false, xgap: 1, ygap: 1, hovertemplate: "layer %{x}, cut %{y}: %{z:.0%}<extra></extra>" });
       layout["xaxis" + at.n] = axis({ domain: at.xDomain, anchor: at.y, showgrid: false, title: at.bottom ? { text: "layer" } : undefined });
-      layout["yaxis" + at.n] = axis({ domain: at.yDomain, anchor: at.x, showgrid: false, type: "category", title: at.left ? { text: "share cut", standoff: 2 } : undefined });
+      layout["yaxis" + at.n] = axis({ domain: at.yDomain, anchor: at.x, showgrid: false, type: "category", title: at.left ? { text: "share cut" } : undefined });
       layout.annotations.push(heading(clipped(name), at));
       for (const n of sizes) rows.push([model, name, n, n / strip.depth, strip.rows[n].map((share, layer) => [share, layer]).filter(([share]) => share).map(([share, layer]) => (share === 1 ? layer : `${layer} (${percent(share)})`)).join(" ")]);
     });
@@ -37,7 +37,7 @@ FIGURES.maps = {
     const map = pick(MAPS, "map");
     if (!map) return { note: "No record leads to scores that lie in the cache beside its study (outputs/cache/scores)." };
     const z = state.scale === "rows" ? map.normalised : map.scores, sizes = map.scores.map((_, i) => i + 1), starts = map.layers.map((_, i) => i);
-    const traces = [{ type: "heatmap", z, x: starts, y: sizes, colorscale: "Viridis", hoverongaps: false, customdata: map.scores, colorbar: { title: { text: state.scale === "rows" ? "within<br>its size" : "score" }, thickness: 14, outlinewidth: 0 }, hovertemplate: "layers %{x} on, %{y} in all<br>score %{customdata:.4g}<extra></extra>" }];
+    const traces = [{ type: "heatmap", z, x: starts, y: sizes, colorscale: "Viridis", hoverongaps: false, customdata: map.scores, colorbar: { title: { font: { size: 12.5 }, text: state.scale === "rows" ? "within<br>its size" : "score" }, thickness: 14, outlinewidth: 0 }, hovertemplate: "layers %{x} on, %{y} in all<br>score %{customdata:.4g}<extra></extra>" }];
     const chosen = Object.entries(map.chosen).map(([n, start]) => [Number(n), start]);
     traces.push({ type: "scatter", mode: "markers", x: chosen.map(([, start]) => start), y: chosen.map(([n]) => n), marker: { symbol: "circle-open", size: 11, color: "#ffffff", line: { width: 2.5, color: "#ffffff" } }, hovertemplate: "cut: layers %{x} on, %{y} in all<extra></extra>" });
     traces.push({ type: "scatter", mode: "markers", x: chosen.map(([, start]) => start), y: chosen.map(([n]) => n), marker: { symbol: "circle-open", size: 7, color: "#000000", line: { width: 1.5, color: "#000000" } }, hoverinfo: "skip" });
@@ -59,7 +59,7 @@ FIGURES.agreement = {
     const text = z.map((row, i) => row.map((value, j) => (value == null ? "–" : value.toFixed(2) + (overlap && i !== j ? `<br>(${found.luck[i][j].toFixed(2)})` : ""))));
     const full = names.length <= 14;
     const traces = [{ type: "heatmap", z, x: names.map(plain), y: names.map(plain), zmin: overlap ? 0 : -1, zmax: 1, colorscale: overlap ? shades() : "RdBu", xgap: 1, ygap: 1, colorbar: { thickness: 14, outlinewidth: 0 }, text, texttemplate: full ? "%{text}" : "", hovertemplate: "%{y}<br>%{x}<br>%{text}<extra></extra>" }];
-    const layout = { height: 170 + 44 * names.length, margin: { l: 20, r: 16, t: 16, b: 20 }, xaxis: axis({ showgrid: false, type: "category", tickangle: names.length > 5 || $("main").clientWidth < 600 ? -40 : 0 }), yaxis: axis({ showgrid: false, type: "category", autorange: "reversed" }) };
+    const layout = { height: 170 + 44 * names.length, margin: { l: 20, r: 16, t: 16, b: 20 }, xaxis: axis({ showgrid: false, automargin: true, type: "category", tickangle: names.length > 5 || $("main").clientWidth < 600 ? -40 : 0 }), yaxis: axis({ showgrid: false, automargin: true, type: "category", autorange: "reversed" }) };
     const rows = z.flatMap((row, i) => row.map((value, j) => [found.model, names[i], names[j], value, overlap ? found.luck[i][j] : null, overlap ? found.sizes[i][j] : null]));
     return { traces, layout, rows, head: ["model", "one", "other", overlap ? "overlap" : "rank correlation", "by luck", "sizes"] };
   },

@@ -38,7 +38,7 @@ const unhealed = new Map(data.lines.filter((line) => !line.of.recipe).map((line)
 const labels = data.runs.map((run) => ({ ...data.parts[run.label], unit: run.unit }));
 
 const AXES = { fraction: "share of layers cut", dropped: "layers cut", kept: "layers kept" };
-const QUANTITY = { "size/parameters": "parameters", "size/weight_bytes": "bytes of weights", "size/cache_bytes": "bytes of KV cache a token", "size/flops": "FLOPs a token" };
+const QUANTITY = { "size/parameters": "parameters", "size/weight_bytes": "bytes of weights", "size/cache_bytes": "bytes of KV cache a token", "size/flops_per_token": "FLOPs a token", "speed/tokens_per_second": "tokens/s" };
 const axisName = (name) => AXES[name] || QUANTITY[name] || name.replace(/^(size|speed)\//, "").replaceAll("_", " ");
 // Where on an axis the points of a curve are; a healed model weighs what the same cut weighs unhealed.
 function across(line, axis) {

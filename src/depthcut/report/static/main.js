@@ -61,32 +61,53 @@ function refresh() {
   const one = Boolean(state.run);
   $("overview").hidden = one;
   $("run").hidden = !one;
+  document.title = data.title;
   showControls();
   if (one) return drawRun();
   drawFacets();
   drawLegend();
   drawFallTable();
   drawRunTable();
+  drawRunning();
   return redraw();
 }
 
+// Draw what the state says; where that is another run's page, or no longer one, go there.
 let place = 0;
+function turn(before) {
+  if (!before && state.run) place = scrollY;
+  refresh();
+  if (before === state.run) return;
+  scrollTo(0, state.run ? 0 : place);
+  $(state.run ? "run" : "main").focus({ preventScroll: true });
+}
+
 function moved() {
   const before = state.run;
   readState();
-  if (!before && state.run) place = scrollY;
-  refresh();
-  if (before !== state.run) {
-    scrollTo(0, state.run ? 0 : place);
-    $(state.run ? "run" : "main").focus({ preventScroll: true });
-  }
+  turn(before);
 }
 
-function follow() {
-  setInterval(async () => {
-    const answer = await fetch("version").catch(() => null);
-    if (answer && answer.ok && (await answer.text()) !== data.version) location.reload();
-  }, data.follow);
+// A served page asks what has changed: what runs is drawn anew in place; when a point is done, all is read again, unless
+// somebody types just then.
+let lost = false;
+async function follow() {
+  const answer = await fetch("now").then((got) => (got.ok ? got.json() : null)).catch(() => null);
+  const typing = document.activeElement.matches("input[type=search], select");
+  if (lost === Boolean(answer)) say(answer ? "" : "The server does not answer; this is what it last said.");
+  lost = !answer;
+  if (answer && answer.version !== data.version && !typing) {
+    sessionStorage.setItem("focus", document.activeElement.id);
+    return location.reload();
+  }
+  if (answer && JSON.stringify(answer.running) !== JSON.stringify(data.running)) {
+    data.running = answer.running;
+    if (!state.run) drawRunning();
+    spoil(FIGURES.healing);
+    if (!state.run) drawNear();
+  }
+  if (answer) $("words").textContent = answer.words;
+  return setTimeout(follow, data.follow);
 }
 
 $("title").textContent = data.title;
@@ -104,13 +125,30 @@ addEventListener("hashchange", moved);
 addEventListener("popstate", moved);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refresh);
 let asShown = "";
-addEventListener("beforeprint", () => { startPlotly(); asShown = state.theme; state.theme = "light"; document.documentElement.dataset.theme = "light"; if (state.run) return drawRun(); for (const figure of Object.values(FIGURES)) { figure.dirty = true; draw(figure); } });
-addEventListener("afterprint", () => { state.theme = asShown; refresh(); });
+addEventListener("beforeprint", () => {
+  startPlotly();
+  asShown = state.theme;
+  state.theme = "light";
+  document.documentElement.classList.add("printing"); // as wide as a sheet: the figures are drawn to fit
+  refresh();
+  for (const figure of state.run ? [] : Object.values(FIGURES)) draw(figure, true);
+});
+addEventListener("afterprint", () => {
+  state.theme = asShown;
+  document.documentElement.classList.remove("printing");
+  refresh();
+  document.querySelectorAll(".js-plotly-plot").forEach((node) => Plotly.Plots.resize(node));
+});
 
 readState();
+$("filters").open = innerWidth > 800;
 fillControls();
 document.querySelectorAll("figure[data-figure]").forEach(prepare);
 refresh();
 document.querySelectorAll("figure[data-figure]").forEach((node) => inView.observe(node));
-requestAnimationFrame(() => setTimeout(() => { startPlotly(); state.run ? drawRun() : redraw(); document.documentElement.dataset.ready = "1"; }));
-if (data.follow) follow();
+painted(() => { startPlotly(); state.run ? drawRun() : redraw(); document.documentElement.dataset.ready = "1"; });
+if (data.follow) {
+  $(sessionStorage.getItem("focus") || "none")?.focus({ preventScroll: true });
+  sessionStorage.removeItem("focus");
+  follow();
+}
