@@ -292,7 +292,7 @@ def test_all_numbers_are_saved_as_csv_with_formulas_disarmed(opened, outputs):
 def test_the_numbers_of_a_figure_can_be_read_as_a_table(opened):
     figure = drawn(opened, "curves")
     figure.locator("summary").click()
-    assert figure.locator("details tbody tr").count() > 20
+    figure.locator("details tbody tr").nth(20).wait_for(state="attached")
 
 
 def test_a_hostile_name_is_text(opened):
