@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 NUMBERS = {
     **dict.fromkeys(("greater_than", "greater_than_equal", "less_than", "less_than_equal"), ""),
@@ -29,6 +30,18 @@ WORDS = {**NUMBERS, "string_type": "text", "bool_type": "true or false", "list_t
 def of_pydantic(path: str, cls: type[Any], error: ValidationError) -> str:
     """The first complaint of a method's constructor, e.g. ``prune.frac must be in [0, 1), got 1.5``."""
     first = error.errors()[0]
+    ways = [each for each in error.errors() if each["loc"][:1] == first["loc"][:1] and each["input"] == first["input"]]
+    return of_union(path, ways) if len(ways) > 1 else of_one(path, cls, first)
+
+
+def of_union(path: str, ways: Sequence[ErrorDetails]) -> str:
+    """A value that none of several types would have, with one complaint from each."""
+    wanted = " or ".join(dict.fromkeys(way(each) for each in ways))
+    return f"{path}.{ways[0]['loc'][0]} must be {wanted}, got {ways[0]['input']!r}"
+
+
+def of_one(path: str, cls: type[Any], first: ErrorDetails) -> str:
+    """One complaint."""
     name = str(first["loc"][0]) if first["loc"] else ""
     key = ".".join(part for part in (path, *(str(part) for part in first["loc"])) if part)
     fields = cls.__pydantic_fields__  # pyright: ignore[reportAttributeAccessIssue]
@@ -50,6 +63,15 @@ def of_pydantic(path: str, cls: type[Any], error: ValidationError) -> str:
     if kind in WORDS:
         return f"{key} must be {WORDS[kind]}, got {first['input']!r}"
     return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+
+
+def way(one: ErrorDetails) -> str:
+    """What one of several types wanted: ``a whole number``, ``at least 0``, ``auto, none or all``."""
+    told = one.get("ctx", {})
+    if one["type"] == "literal_error":
+        return told["expected"].replace("'", "")
+    bounds = [f"{word} {told[name]}" for name, word in (("ge", "at least"), ("gt", "above")) if name in told]
+    return bounds[0] if bounds else WORDS.get(one["type"], one["msg"])
 
 
 def interval(metadata: Iterable[Any]) -> str:
