@@ -1,5 +1,6 @@
 """Real models, tiny: every family that the package promises, with random weights that matter."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,6 +56,19 @@ def pico(family: str, layers: int = 6, seed: int = 0, **changes: Any) -> PreTrai
 def texts(batch: int = 2, length: int = 20) -> torch.Tensor:
     """Token numbers, longer than any window of a pico model, with no special one."""
     return torch.randint(3, 128, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def slope(loss: Callable[[], torch.Tensor], model: nn.Module, towards: torch.Tensor, step: float = 1e-2) -> float:
+    """How fast ``loss`` grows as what is trained of ``model`` moves ``towards`` there, by finite differences."""
+    trained = [each for each in model.parameters() if each.requires_grad]
+    before = torch.nn.utils.parameters_to_vector(trained).clone()
+    values: list[float] = []
+    for by in (step, -step):
+        torch.nn.utils.vector_to_parameters(before + by * towards / towards.norm(), trained)
+        values.append(loss().item())
+    torch.nn.utils.vector_to_parameters(before, trained)
+    return (values[0] - values[1]) / (2 * step)
 
 
 @torch.no_grad()

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,16 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     process = start(*arguments, **environment)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def kill_in_healing(outputs: Path, *arguments: str) -> None:
+    """Start a run, and kill it as soon as its healing has left a checkpoint."""
+    process = start(f"outputs={outputs}", *arguments)
+    while not list(outputs.glob("main/*/heal/last.ckpt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def light(*arguments: str) -> subprocess.CompletedProcess[str]:

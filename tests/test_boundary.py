@@ -2,9 +2,6 @@
 
 import copy
 import dataclasses
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,8 @@ from depthcut.training import adapters, boundary
 from depthcut.training.batches import Batch
 from depthcut.training.fit import laid_out
 from depthcut.training.room import Layout
-from pico import FAMILIES, pico, texts
-from running import PICO, UNHEALED, run, start, succeed, text_files
+from pico import FAMILIES, pico, slope, texts
+from running import PICO, UNHEALED, kill_in_healing, run, succeed, text_files
 
 SHORT = ("heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "export=none")
 CUT = Plan(6, (2, 3))
@@ -118,18 +115,8 @@ def test_a_model_that_lacks_nothing_is_not_drawn(error):
 def test_the_gradient_is_that_of_finite_differences(error):
     model, some = student(), batch()
     loss = loss_of(pico("llama"), CUT, error)
-    slope = gradient(loss(model, some), model)
-    trained = [each for each in model.parameters() if each.requires_grad]
-    norm, step = slope.norm(), 1e-2
-
-    def moved(by: float) -> float:
-        before = torch.nn.utils.parameters_to_vector(trained).detach().clone()
-        torch.nn.utils.vector_to_parameters(before + by * slope / norm, trained)
-        value = loss(model, some).item()
-        torch.nn.utils.vector_to_parameters(before, trained)
-        return value
-
-    assert (moved(step) - moved(-step)) / (2 * step) == pytest.approx(norm.item(), rel=1e-2)
+    towards = gradient(loss(model, some), model)
+    assert slope(lambda: loss(model, some), model, towards) == pytest.approx(towards.norm().item(), rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -265,12 +252,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights_and_a_model_that_is_
     undisturbed = succeed(f"outputs={tmp_path / 'a'}", *arguments)
     assert undisturbed["healed/validation/loss"] != undisturbed["pruned/validation/loss"]
     assert (undisturbed["folder"] / "model/config.json").exists() and undisturbed["seconds/teacher"] > 0
-    process = start(f"outputs={tmp_path / 'b'}", *arguments)
-    while not list(tmp_path.glob("b/main/*/heal/last.ckpt")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill_in_healing(tmp_path / "b", *arguments)
     resumed = run(f"outputs={tmp_path / 'b'}", *arguments)
     assert resumed.returncode == 0 and "healing goes on from" in resumed.stderr and "teacher:" not in resumed.stderr
     assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b")

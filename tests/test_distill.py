@@ -2,9 +2,6 @@
 
 import dataclasses
 import math
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,8 @@ from depthcut.training import adapters, distill, objective, teacher
 from depthcut.training.batches import Batch
 from depthcut.training.fit import laid_out
 from depthcut.training.room import Layout
-from pico import FAMILIES, pico, texts
-from running import PICO, UNHEALED, run, start, succeed, text_files
+from pico import FAMILIES, pico, slope, texts
+from running import PICO, UNHEALED, kill_in_healing, run, succeed, text_files
 
 SHORT = ("heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "export=none")
 CUT = Plan(8, (4, 5))
@@ -140,18 +137,8 @@ def test_the_loss_is_the_formula_on_all_logits(family, mix, temperature):
 def test_the_gradient_is_that_of_finite_differences():
     heal, model, some = recipe(mix=0.5, temperature=2.0), student(), batch()
     loss = distill.objective(distill.live(pico("llama", layers=4), heal), heal)
-    slope = gradient(loss(model, some), model)
-    trained = [each for each in model.parameters() if each.requires_grad]
-    norm, step = slope.norm(), 1e-2
-
-    def moved(by: float) -> float:
-        before = torch.nn.utils.parameters_to_vector(trained).detach().clone()
-        torch.nn.utils.vector_to_parameters(before + by * slope / norm, trained)
-        value = loss(model, some).item()
-        torch.nn.utils.vector_to_parameters(before, trained)
-        return value
-
-    assert (moved(step) - moved(-step)) / (2 * step) == pytest.approx(norm.item(), rel=1e-2)
+    towards = gradient(loss(model, some), model)
+    assert slope(lambda: loss(model, some), model, towards) == pytest.approx(towards.norm().item(), rel=1e-2)
 
 
 def test_no_pass_of_a_head_makes_all_logits_and_it_does_not_matter(monkeypatch):
@@ -348,12 +335,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights_and_a_better_model(t
     undisturbed = succeed(f"outputs={tmp_path / 'a'}", *arguments)
     assert undisturbed["healed/validation/loss"] < undisturbed["pruned/validation/loss"]
     assert undisturbed["seconds/teacher"] > 0
-    process = start(f"outputs={tmp_path / 'b'}", *arguments)
-    while not list(tmp_path.glob("b/main/*/heal/last.ckpt")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill_in_healing(tmp_path / "b", *arguments)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("b/cache/teacher/*/*")}
     resumed = run(f"outputs={tmp_path / 'b'}", *arguments)
     assert resumed.returncode == 0 and "healing goes on from" in resumed.stderr and "teacher:" not in resumed.stderr

@@ -4,11 +4,8 @@ import copy
 import dataclasses
 import json
 import math
-import os
 import re
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +24,7 @@ from depthcut.training.module import Healing
 from depthcut.training.objective import next_token
 from depthcut.training.origin import Origin
 from pico import FAMILIES, pico, texts
-from running import PICO, UNHEALED, light, run, start, succeed, text_files
+from running import PICO, UNHEALED, kill_in_healing, light, run, succeed, text_files
 from test_ranks import run_two
 from test_shared_prefix import pruned, sites, trained
 from test_training import RECIPE, batch
@@ -233,12 +230,7 @@ def test_one_more_task_reads_the_weights_back(full, corpus):
 def test_killed_in_the_middle_it_ends_with_the_same_weights(tmp_path, corpus, full, heal):
     same = (*PICO, *corpus, f"heal={heal}", *WAY[heal], *SOON)
     peace = full if heal == "full" else succeed(f"outputs={tmp_path}/peace", *same)
-    process = start(f"outputs={tmp_path}/killed", *same)
-    while not list(tmp_path.glob("killed/main/*/heal/last.ckpt")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill_in_healing(tmp_path / "killed", *same)
     assert not list(tmp_path.glob("killed/main/*/weights"))
     resumed = succeed(f"outputs={tmp_path}/killed", *same)
     assert "healing goes on from" in (resumed["folder"] / "run.log").read_text()

@@ -1,7 +1,6 @@
 """The main job as a user gives it: ends, is not repeated, survives a kill, leaves a model that loads anywhere."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from running import ENVIRONMENT, PICO, ROOT, UNHEALED, light, run, start, succeed, text_files
+from running import ENVIRONMENT, PICO, ROOT, UNHEALED, kill_in_healing, light, run, start, succeed, text_files
 
 
 @pytest.fixture(scope="module")
@@ -178,12 +177,7 @@ def adapter_of(outputs: Path) -> bytes:
 def test_killed_in_the_middle_of_healing_it_ends_with_the_same_weights(tmp_path, corpus, base):
     arguments = (*PICO, *corpus, *base, *HEAL)
     undisturbed = succeed(f"outputs={tmp_path / 'a'}", *arguments)
-    process = start(f"outputs={tmp_path / 'b'}", *arguments)
-    while not list(tmp_path.glob("b/main/*/heal/last.ckpt")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill_in_healing(tmp_path / "b", *arguments)
     assert not list(tmp_path.glob("b/main/*/record.json")) and not list(tmp_path.glob("b/main/*/adapter"))
     (point,) = (path for path in tmp_path.glob("b/main/*") if path.is_dir())
     (point / ".heal.csv.1.tmp").write_text("what a kill in the middle of a write leaves")
