@@ -158,7 +158,7 @@ def test_the_papers_evaluations_are_the_files_own():
 
 
 def test_flexigpts_ablation_drops_the_layers():
-    x = config.read(composed("experiment=flexigpt", "replace=none", "~replace.rank"))
+    x = config.read(composed("experiment=flexigpt", "replace=none"))
     assert type(x.replace).__name__ == "NoReplacement" and x.prune.count(Shape(30)) == 8
     assert config.read(composed("experiment=flexigpt", "model=llama2_7b", "model.heal.rank=256")).replace.rank == 256
 
