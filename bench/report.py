@@ -1,6 +1,7 @@
 """How long a report takes and how large it is: made-up studies whose records are complete, as many as are asked for.
 
-    python bench/report.py                      2,000 records, 100 curves: seconds of the whole command, bytes
+    python bench/report.py                      2,000 records, 100 curves: seconds of the whole command, bytes; then, in
+                                                a headless Chromium, until the page is loaded and has its first figure
     python bench/report.py --keep made          and leaves the studies and the page there, to look at
 
 Nothing in these records was measured: accuracies and losses fall where a random number says.
@@ -25,7 +26,7 @@ import numpy as np
 from depthcut import store
 from depthcut.plan import Plan
 from depthcut.record import FORMAT
-from depthcut.report import data, page, study
+from depthcut.report import data, plotlyjs, study
 from depthcut.scores import Scores
 
 MODELS = {
@@ -220,9 +221,12 @@ def healing(steps: int, fraction: float, chance: Any) -> str:
 
 
 def main() -> None:
+    import opening  # beside this file
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=2000)
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--times", type=int, default=7)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         outputs = options.keep or Path(temporary)
@@ -233,11 +237,13 @@ def main() -> None:
         wall, used = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         size = (outputs / "report.html").stat().st_size
         report = data.of(study.read(studies), "")
+        seen = opening.opened(outputs / "report.html", options.times)
     print(
         f"{len(report['runs'])} records, {len(report['lines'])} curves, {len(report['falls'])} fits: {wall:.1f} s, "
         f"{used.ru_utime + used.ru_stime:.1f} s of processor; {size / 1e6:.2f} MB, "
-        f"{len(page.plotly()) / 1e6:.2f} of them plotly.js"
+        f"{len(plotlyjs.source()) / 1e6:.2f} of them plotly.js"
     )
+    print(seen)
 
 
 if __name__ == "__main__":

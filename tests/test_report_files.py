@@ -16,7 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import studies
-from depthcut.report import curves, data, falls, figures, files, page, serve, study, tidy
+from depthcut.report import curves, data, falls, figures, files, page, plotlyjs, serve, study, tidy
 from running import ENVIRONMENT, ROOT
 
 
@@ -47,11 +47,28 @@ def test_the_page_is_one_file_that_names_no_other_and_runs_its_own_scripts_only(
     assert "default-src 'none'" in policy and "connect-src 'none'" in policy
     assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
     assert "<title>mine &amp; yours</title>" in text
-    ours = text.replace(page.plotly(), "")
+    ours = text.replace(plotlyjs.source(), "")
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", ours) and "import(" not in ours
     for script in re.findall(r"<script>(.*?)</script>", text, re.S):
         assert f"'sha256-{page.digest(script)}'" in policy
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
+
+
+def test_plotly_is_found_as_it_was_when_its_start_was_cut_short():
+    from plotly.offline import get_plotlyjs
+
+    script = get_plotlyjs()
+    parts = plotlyjs.PARTS.findall(script)
+    assert len(parts) == 1 and parts[0].count("(),") > 30 and plotlyjs.WRAPPED.fullmatch(script)
+    short = plotlyjs.source()
+    assert short.isascii() and len(short) - len(script) < 1000
+    assert f"{parts[0]}()" not in short and parts[0].replace("()", "") in short
+
+
+def test_a_script_of_another_make_stays_as_it_is():
+    script = "other(() => { a.register([one(), two()]) });"
+    assert plotlyjs.plain(plotlyjs.read_once(plotlyjs.needed(script))) == script
+    assert json.loads(f'"{plotlyjs.plain("x–😀")}"') == "x–😀"
 
 
 def test_the_page_holds_every_run_and_no_studies_twice(outputs, points):

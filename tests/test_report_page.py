@@ -15,7 +15,7 @@ from filelock import FileLock
 
 import studies
 from depthcut.record import lock
-from depthcut.report import data, page, serve, study
+from depthcut.report import data, page, plotlyjs, serve, study
 from running import run
 
 pytestmark = pytest.mark.slow
@@ -121,6 +121,23 @@ def test_every_figure_is_drawn(opened):
     for name in FIGURES:
         assert drawn(opened, name).locator(".plot svg path").count() + drawn(opened, name).locator("image").count() > 3
     assert "failed" in opened.inner_text("#words")
+
+
+def test_plotly_has_started_the_parts_that_the_figures_need_and_few_others(opened):
+    parts = opened.evaluate("Object.keys(Plotly.PlotSchema.get().traces)")
+    assert {"scatter", *plotlyjs.DRAWN} <= set(parts) and len(parts) < 10
+    for name in FIGURES:
+        drawn(opened, name)
+        kinds = "document.querySelector('figure[data-figure=%s] .plot').%s.map((each) => each.type)"
+        asked = opened.evaluate(kinds % (name, "data"))
+        assert asked == opened.evaluate(kinds % (name, "_fullData")) and set(asked) <= set(parts)
+
+
+def test_the_legend_tells_recipes_apart_by_their_dashes(opened):
+    opened.select_option("#panels", "model")
+    entries = opened.locator("#legend button[data-key]", has_text="angular block,").all()
+    dashes = {each.locator("line").get_attribute("stroke-dasharray") for each in entries}
+    assert len(dashes) == len({each.inner_text().split(", ")[-1] for each in entries}) > 1
 
 
 def test_nothing_can_be_sent_to_plotlys_cloud(opened):

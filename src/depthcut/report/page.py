@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from depthcut import store
+from depthcut.report import plotlyjs
 
 SCRIPTS = ("core", "lines", "figures", "curves", "falls", "layers", "more", "runs", "main")
 
@@ -29,7 +30,7 @@ def text(data: dict[str, Any]) -> str:
         "TITLE": html.escape(str(data["title"])),
         "STYLE": static("page.css"),
         "DATA": blob,
-        "PLOTLY": plotly(),
+        "PLOTLY": plotlyjs.source(),
         "SCRIPT": script,
     }
     pieces = static("page.html").split("@")
@@ -40,7 +41,7 @@ def policy(script: str, served: bool) -> str:
     """The content-security policy. Plotly sets styles of its own; pictures are those it makes to be saved."""
     rules = {
         "default-src": "'none'",
-        "script-src": f"'sha256-{digest(plotly())}' 'sha256-{digest(script)}'",
+        "script-src": f"'sha256-{digest(plotlyjs.source())}' 'sha256-{digest(script)}'",
         "style-src": "'unsafe-inline'",
         "img-src": "data: blob:",
         "connect-src": "'self'" if served else "'none'",
@@ -53,14 +54,6 @@ def policy(script: str, served: bool) -> str:
 def digest(script: str) -> str:
     """A script's hash as a content policy names it."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-@cache
-def plotly() -> str:
-    """plotly.js."""
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
 
 
 @cache

@@ -17,13 +17,13 @@ function panels(lines) {
 const LOG_TICKS = [1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 200, 500, 1000];
 FIGURES.curves = {
   says: "Scores against the share of layers cut, one line a way of choosing and healing",
-  // `first`: only what is in view of a page that is just opened, so that it is there at once.
+  // `first`: only the first row, so that it is there at once.
   build(first) {
     const lines = shownLines(), shown = panels(lines).map((panel) => ({ ...panel, drawn: drawnLines(panel) })).filter((panel) => panel.drawn.length);
     if (!shown.length) return { note: lines.length ? "No curve has these numbers on this axis." : "No curve passes the filters." };
     const { place, height, columns } = grid(shown.length, 3, 300);
     const traces = [], layout = { height, annotations: [] }, rows = [];
-    const part = first ? columns * Math.ceil(innerHeight / 450) : shown.length;
+    const part = first ? Math.min(columns, shown.length) : shown.length;
     shown.slice(0, part).forEach((panel, i) => {
       const at = place(i);
       const log = state.log && measureOf(panel.name).kind === "loss";
@@ -138,11 +138,22 @@ function drawLegend() {
     document.querySelector(`#legend [data-key="${group[0].key}"]`).focus();
   };
   const buttons = [...groups].slice(0, 120).map(([words, group]) => {
-    const style = look(group[0]), dash = group[0].of.recipe ? "━" : "┄";
-    const swatch = el("span", { "aria-hidden": "true" }, dash + (byModel() ? dash : GLYPHS[style.symbol.replace("-open", "")]) + dash);
-    swatch.style.color = style.color;
+    const swatch = sample(look(group[0]), !byModel());
     return el("button", { type: "button", "data-key": group[0].key, "aria-pressed": String(!isOff(group)), onclick: () => flip(group) }, swatch, words);
   });
   const all = lines.length > 1 ? [el("button", { type: "button", id: "legend-all", onclick: () => set({ off: "" }) }, "all"), el("button", { type: "button", id: "legend-none", onclick: () => set({ off: lines.map((line) => line.key).join("~") }) }, "none")] : [];
   $("legend").replaceChildren(...all, ...buttons, ...(groups.size > 120 ? [el("span", { class: "quiet" }, `and ${groups.size - 120} more; filter to see them here`)] : []));
+}
+
+// A stretch of a line as the figure draws it.
+const PATTERN = { solid: "", dot: "2 2.5", dashdot: "7 2.5 2 2.5", longdash: "9 3", longdashdot: "9 2.5 2 2.5" };
+function sample({ color, dash, symbol }, marked) {
+  const node = el("span", { "aria-hidden": "true" }), svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const line = document.createElementNS(svg.namespaceURI, "line");
+  for (const [key, value] of Object.entries({ width: marked ? 22 : 32, height: 10 })) svg.setAttribute(key, value);
+  for (const [key, value] of Object.entries({ x2: "100%", y1: 5, y2: 5, stroke: color, "stroke-width": 2, "stroke-dasharray": PATTERN[dash] })) line.setAttribute(key, value);
+  svg.append(line);
+  node.style.color = color;
+  node.append(svg, marked ? ` ${GLYPHS[symbol.replace("-open", "")]}` : "");
+  return node;
 }
