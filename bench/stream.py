@@ -25,13 +25,14 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from depthcut import depth, forward, walk
+from depthcut.ahead import PIECE, READERS
 from depthcut.checkpoint import Checkpoint
 from depthcut.files import Folder, Hashes
 from depthcut.metric.angular import Angular
 from depthcut.plan import Plan
 from depthcut.scores import Scores
 from depthcut.shards import Slice
-from depthcut.stream import PIECE, READERS, Streamed
+from depthcut.stream import Streamed
 from depthcut.text import Tokens
 
 GIB = 2**30
@@ -142,7 +143,9 @@ def read_all(checkpoint: Checkpoint) -> int:
 
     def read(one: Slice) -> int:
         buffer = torch.empty(min(PIECE, one.nbytes), dtype=torch.uint8)
-        return sum(stop - start for start, stop in one.pieces(buffer))
+        for start in range(0, one.nbytes, PIECE):
+            one.fill(start, buffer[: one.nbytes - start])
+        return one.nbytes
 
     with ThreadPoolExecutor(READERS) as readers:
         return sum(readers.map(read, slices))

@@ -68,7 +68,7 @@ def test_pico_runs_on_any_text(tmp_path: Path) -> None:
         ({"hidden": 36}, "hidden must be a multiple of 2 x heads = 8, got 36"),
         ({"layers": 0}, "greater than or equal to 1"),
         ({"dtype": "auto"}, "'bfloat16', 'float16' or 'float32'"),
-        ({"quantise": "int4"}, "'none', 'nf4' or 'int8'"),
+        ({"quantise": "int4"}, "'none', 'nf4', 'int8' or 'auto'"),
         ({"depth": 3}, "Unexpected keyword argument"),
         ({"heal": {"rank": 2, "lr": 1e-3}}, "heal.length"),
         ({"heal": {"rank": 2.0, "lr": 1e-3, "length": 8}}, "heal.rank"),

@@ -2,7 +2,8 @@
 
 import re
 from collections import defaultdict
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depthcut import saved, shards, store
@@ -52,9 +53,8 @@ class Checkpoint:
             method = quantised.get("quant_method", "")
             raise ValueError(f"{files.title} is quantised already ({method}); give the model that it was made from")
         if self._described.get("model_type") == saved.KIND:
-            raise ValueError(
-                f"{files.title} is no plain model any more: depthcut cut it; cut the model that it was made from"
-            )
+            mend = "cut the model that it was made from"
+            raise ValueError(f"{files.title} is no plain model any more: depthcut cut it; {mend}")
         if "auto_map" in self._described:
             assert self.config  # it comes with code: transformers has the model too, or it is refused here
         for name in shards.weights(files):
@@ -150,9 +150,8 @@ class Checkpoint:
                 numbers[found[1]].add(int(found[2]))
         fits = [prefix for prefix, found in numbers.items() if found >= set(range(self.depth))]
         if not fits:
-            raise ValueError(
-                f"{self.files.title}: its files do not hold all of the {self.depth} layers that its config has"
-            )
+            wanted = f"all of the {self.depth} layers that its config has"
+            raise ValueError(f"{self.files.title}: its files do not hold {wanted}")
         if len(fits) > 1:  # e.g. a picture encoder of the same depth
             from depthcut import depth
 
@@ -194,7 +193,9 @@ class Checkpoint:
 
         return depth.layers(depth.skeleton(self.config))[0]
 
-    def load(self, plan: Plan | None, *, quantise: "Quantise", dtype: "Dtype", device: str) -> "PreTrainedModel":
+    def load(
+        self, plan: Plan | None, *, quantise: "Quantise", dtype: "Dtype", device: str, cache: Path | None = None
+    ) -> "PreTrainedModel":
         """Read the layers that ``plan`` keeps, and no others, into an ordinary model; quantise each as it arrives.
 
         Args:
@@ -202,6 +203,7 @@ class Checkpoint:
             quantise: ``nf4`` (with double quantisation) or ``int8`` of bitsandbytes for the linear layers.
             dtype: of all that is not quantised, and of the computation.
             device: where the model goes, e.g. ``cpu`` or ``cuda``.
+            cache: folder where quantised weights are kept, by content, for the next load; None keeps none.
 
         Returns:
             The model in eval mode; new layer i is old layer ``plan.keep[i]``, or what the plan leaves of it.
@@ -211,14 +213,15 @@ class Checkpoint:
         """
         import torch
 
-        from depthcut import depth, loading
+        from depthcut import depth, loading, packed
 
         self._check(plan)
         plan = plan or Plan(self.depth, ())
-        whole = plan.unit != "layer" or not plan.drop
-        config = self.config if whole else depth.trimmed(self.config, plan.drop)
+        config = depth.trimmed(self.config, plan.drop) if plan.drop and plan.unit == "layer" else self.config
         form = loading.Form(quantise, getattr(torch, dtype), device)
-        model = loading.build(self.files.title, config, self._renumbered(plan), plan, form)
+        fill = partial(loading.build, self.files.title, plan=plan, form=form)
+        folder = cache / packed.named(self.digest, plan, form) if cache and quantise != "none" else None
+        model = packed.load(folder, config, form, fill, lambda: self._renumbered(plan))
         if "generation_config.json" in self.files.names:
             model.generation_config = loading.generation(self.files.folder)
         return model

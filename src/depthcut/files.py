@@ -34,10 +34,18 @@ class Hashes:
         if stat.st_size > 1 << 30:
             log.info("reading %s once, for its checksum", path)
         content = store.sha256(path)
+        self._note({key: [*mark, content]})
+        return content
+
+    def note(self, known: dict[Path, str]) -> None:
+        """Remember the SHA-256 of files as they are now."""
+        stats = {path: path.stat() for path in known}
+        self._note({str(p.resolve()): [stats[p].st_size, stats[p].st_mtime_ns, known[p]] for p in known})
+
+    def _note(self, known: dict[str, list[int | str]]) -> None:
         self.memory.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.memory.with_name(f".{self.memory.name}.lock")):
-            store.write_json(self.memory, self._read() | {key: [*mark, content]})
-        return content
+            store.write_json(self.memory, self._read() | known)
 
     def _read(self) -> dict[str, Any]:
         try:

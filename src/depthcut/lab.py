@@ -1,6 +1,5 @@
 """What the stages of one run share: the model on the disk, the texts, the caches, and the record that fills up."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Generator
@@ -10,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from depthcut import digests, memory, ranks, store
+from depthcut import bases, digests, memory, ranks, store
 from depthcut.plan import Plan, Unit
 from depthcut.prune.block import Block
 from depthcut.shape import Shape
@@ -40,6 +39,7 @@ class Lab:
         study: the folder of the study; the point's folder is in it.
         numbers: the flat record: ``dense/...``, ``pruned/...``, ``healed/...``, ``seconds/...``, ``bytes/...``.
         evaluated: for each stage the digests of the evaluations whose numbers are in.
+        settled: what ``model.quantise=auto`` was taken for, and why, in words.
     """
 
     experiment: "Experiment"
@@ -48,6 +48,7 @@ class Lab:
     study: Path
     numbers: dict[str, float] = field(default_factory=dict[str, float])
     evaluated: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    settled: str = ""
     plan: Plan | None = None
     loaded: "nn.Module | None" = None
     opened: "Streamed | None" = None
@@ -84,7 +85,9 @@ class Lab:
         model = self.experiment.model
         before = self.checkpoint.bytes_read
         with self.timed("load_pruned" if plan else "load_dense"):
-            loaded = self.checkpoint.load(plan, quantise=model.quantise, dtype=model.dtype, device=self.device)
+            keep = self.cache / "weights" if plan and self.experiment.keep_weights else None
+            how: Any = {"quantise": model.quantise, "dtype": model.dtype, "device": self.device}
+            loaded = self.checkpoint.load(plan, **how, cache=keep)
         if plan:
             self.numbers["bytes/read"] = self.checkpoint.bytes_read - before
             self.numbers["bytes/weights"] = sum(p.numel() * p.element_size() for p in loaded.parameters())
@@ -114,6 +117,8 @@ class Lab:
         Raises:
             ValueError: if a text or a task cannot be had, a text is too short, or a document is in two parts.
         """
+        if self.settled:
+            log.info(self.settled)
         for evaluation in self.experiment.eval.values():
             evaluation.prepare(self)
         parts = {"validation": self.validation()}
@@ -224,12 +229,7 @@ class Lab:
 
     def kept(self, kind: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A JSON value of the cache, made once."""
-
-        def fill(folder: Path) -> None:
-            store.write_json(folder / "value.json", make())
-
-        folder = store.kept(self.cache / kind / key, fill)
-        return json.loads((folder / "value.json").read_text(encoding="utf-8"))
+        return store.value(self.cache / kind / key, make)
 
     @contextmanager
     def timed(self, what: str) -> Generator[None]:
@@ -244,7 +244,7 @@ def enter(x: "Experiment") -> Lab:
     """Open the model on the disk and set up the lab for one run; neither torch nor a weight is loaded."""
     outputs = Path(x.outputs)
     cache = outputs / "cache"
-    lab = Lab(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=outputs / x.name)
+    lab = bases.settled(Lab(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=outputs / x.name))
     x.replace.check(x.prune.unit, x.prune.count(lab.shape))  # either may refuse a cut
     lab.checkpoint.unit_prefix(x.prune.unit)  # and halves that the layers do not have
     return lab

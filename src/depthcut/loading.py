@@ -1,17 +1,22 @@
 """An ordinary transformers model out of tensors that are read, and quantised, one at a time as they go in.
 
+Where transformers quantises it asks for a tensor, quantises it, and asks for the next: those that it will ask for are
+read meanwhile. Where it does not, it asks for all at once, in threads of its own.
+
 ``from_pretrained(None, config=..., state_dict=...)`` takes any dictionary of things that can be indexed. Its
 ``key_mapping``, which seems made for renumbering layers, loads the wrong ones without a word: where a new name is not
 wanted it falls back on the old one.
 """
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from depthcut import depth
+from depthcut import ahead, depth
 from depthcut.plan import Plan
 from depthcut.shards import Slice
 
@@ -43,22 +48,26 @@ def build(
 ) -> "PreTrainedModel":
     """Build the model of ``config`` and fill it, in eval mode; messages call it ``title``.
 
-    Halves that ``plan`` drops are not there, and their tensors not wanted.
+    Halves that ``plan`` drops are not there, and their tensors not wanted. A ``config`` with a quantisation in it is
+    of tensors that are quantised already.
 
     Raises:
         ValueError: if a tensor that the model needs is missing, of another shape, or cannot be converted.
     """
-    kind: Any = type(depth.skeleton(config))
+    bare = depth.skeleton(config)
+    kind: Any = type(bare)
     halved = plan.unit != "layer" and plan.drop
-    with quiet():
+    packed = hasattr(config, "quantization_config")
+    order = [] if packed else expected(bare, tensors)
+    with quiet(), ahead.reading(tensors, order, largest(tensors), form.device) as lazy:
         try:
             model, found = (without_halves(kind, plan) if halved else kind).from_pretrained(
                 None,
                 config=config,
-                state_dict=dict(tensors),
+                state_dict=dict(lazy),
                 dtype=form.dtype,
-                quantization_config=quantiser(form.quantise, form.dtype),
-                device_map={"": form.device},
+                quantization_config=None if packed else quantiser(form.quantise, form.dtype),
+                device_map={"": str(ahead.exactly(form.device))},
                 ignore_mismatched_sizes=True,  # so that they are reported below rather than in a table
                 output_loading_info=True,
             )
@@ -78,6 +87,24 @@ def build(
     model.__class__ = kind
     keep_differentiable(model)
     return cast("PreTrainedModel", model).eval()
+
+
+def expected(bare: "PreTrainedModel", tensors: Mapping[str, Slice]) -> list[str]:
+    """The tensors that transformers will ask for to fill ``bare``, in its order: one after the other by their names.
+
+    That is so where it quantises; else it asks for all at once. What has no place in the model it does not ask for.
+    """
+    names, start = bare.state_dict().keys(), f"{bare.base_model_prefix}."
+    known = (name for name in tensors if name in names or start + name in names or name.removeprefix(start) in names)
+    return sorted(known, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+
+
+def largest(tensors: Mapping[str, Slice]) -> int:
+    """Bytes of the largest layer; a tensor in none counts as one."""
+    sizes: Counter[str] = Counter()
+    for name, one in tensors.items():
+        sizes["".join(re.findall(r"^.*?\.\d+\.", name)) or name] += one.nbytes
+    return max(sizes.values(), default=0)
 
 
 def without_halves(kind: Any, plan: Plan) -> Any:

@@ -4,7 +4,7 @@ import json
 import re
 import struct
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ TYPES = {
 
 
 class Slice:
-    """A tensor on the disk: indexing reads it. This is what transformers takes in place of a tensor."""
+    """A tensor on the disk: indexing reads it."""
 
     def __init__(self, path: Path, entry: "Entry", count: Callable[[int], None]) -> None:
         self._path = path
@@ -65,28 +65,24 @@ class Slice:
         import torch
 
         bytes_N = torch.empty(self.nbytes, dtype=torch.uint8)
-        for _ in self.pieces(bytes_N):
-            pass
+        self.fill(0, bytes_N)
         return self.shaped(bytes_N)[index]
 
-    def pieces(self, buffer_N: "torch.Tensor") -> "Iterator[tuple[int, int]]":
-        """Read it into ``buffer_N`` (uint8), as much as fits at a time; give where in the tensor's bytes each piece is.
+    def fill(self, start: int, buffer_N: "torch.Tensor") -> None:
+        """Read as many of the tensor's bytes as ``buffer_N`` (uint8, on the host) has, from ``start`` on.
 
         Raises:
             ValueError: if the file has been cut short since it was opened.
         """
-        self._count(self.nbytes)
+        self._count(len(buffer_N))
         with self._path.open("rb", buffering=0) as file:
-            file.seek(self._entry.start)
-            for start in range(0, self.nbytes, max(len(buffer_N), 1)):
-                stop = min(start + len(buffer_N), self.nbytes)
-                rest = buffer_N[: stop - start].numpy().data
-                while rest:
-                    got = file.readinto(rest)
-                    if not got:
-                        raise ValueError(f"{self._path} has been cut short while it was read")
-                    rest = rest[got:]
-                yield start, stop
+            file.seek(self._entry.start + start)
+            rest = buffer_N.numpy().data
+            while rest:
+                got = file.readinto(rest)
+                if not got:
+                    raise ValueError(f"{self._path} has been cut short while it was read")
+                rest = rest[got:]
 
     def shaped(self, bytes_N: "torch.Tensor") -> "torch.Tensor":
         """The tensor that these bytes are."""
@@ -108,7 +104,7 @@ class Shards:
         self.homes = homes(files)
         self.bytes_read = 0
         self._open: dict[str, tuple[Path, dict[str, Entry]]] = {}
-        self._lock = threading.Lock()  # transformers reads from several threads
+        self._lock = threading.Lock()  # several threads read
 
     def slices(self, names: Collection[str]) -> dict[str, Slice]:
         """These tensors, unread; the files that hold them are fetched and checked now.

@@ -88,6 +88,13 @@ def kept(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
+def value(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A JSON value of the cache, made once; as :func:`kept`."""
+    name = "value.json"
+    kept(folder, lambda new: write_json(new / name, make()))
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
 def seal(folder: Path) -> None:
     """Flush every file of ``folder`` and write the manifest that vouches for them."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)

@@ -5,10 +5,8 @@ layer computes, threads bring in the next one, so that the device holds two.
 """
 
 import copy
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from depthcut import depth, loading, memory
+from depthcut.ahead import Arrival, Readers
 from depthcut.plan import Plan
 from depthcut.progress import Meter
 from depthcut.shards import Slice
@@ -23,8 +22,6 @@ from depthcut.shards import Slice
 if TYPE_CHECKING:
     from depthcut.lab import Lab
 
-READERS = 8  # one reader does not fill a fast disk
-PIECE = 32 << 20  # bytes that a reader takes at a time
 META = torch.device("meta")
 
 
@@ -40,10 +37,8 @@ class Streamed:
 
     def __init__(self, lab: "Lab") -> None:
         self.lab = lab
-        self.side = torch.cuda.Stream() if lab.device == "cuda" else None
-        self.readers = ThreadPoolExecutor(READERS, initializer=self._give_buffer)
-        self.own = threading.local()
-        self.coming: dict[int, dict[str, Future[Tensor]]] = {}
+        self.readers = Readers(lab.device)
+        self.coming: dict[int, dict[str, Arrival]] = {}
         whole = depth.skeleton(lab.checkpoint.config)
         self.bare = list(depth.layers(whole))
         firsts = first_of_each_kind(lab.checkpoint.config)
@@ -63,7 +58,7 @@ class Streamed:
             for number in range(len(self.stack)):
                 if self.stack[number] is self.bare[number]:
                     self.fetch(number)
-                arrived = {rest: tensor.result() for rest, tensor in self.coming.pop(number, {}).items()}
+                arrived = {rest: one.tensor() for rest, one in self.coming.pop(number, {}).items()}
                 read += sum(tensor.nbytes for tensor in arrived.values())
                 if number + 1 < len(self.stack) and self.stack[number + 1] is self.bare[number + 1]:
                     self.fetch(number + 1)
@@ -84,7 +79,7 @@ class Streamed:
         """Begin to read a layer, if that has not begun."""
         if number < len(self.bare) and number not in self.coming:
             tensors = self.tensors(number)
-            self.coming[number] = {rest: self.readers.submit(self.read, one) for rest, one in tensors.items()}
+            self.coming[number] = {rest: self.readers.begin(one) for rest, one in tensors.items()}
 
     def tensors(self, number: int) -> dict[str, Slice]:
         """A layer's tensors by their names in the layer, unread."""
@@ -114,25 +109,9 @@ class Streamed:
                 layer.get_submodule(owner).register_buffer(leaf, self.first_buffer(name, buffer), persistent=False)
         self.stack[number] = layer.eval()
 
-    def read(self, one: Slice) -> Tensor:
-        """A tensor, off the disk and on the device; the copy runs beside what the device computes."""
-        if self.side is None:
-            return one[...]
-        with torch.cuda.stream(self.side):
-            bytes_N = torch.empty(one.nbytes, dtype=torch.uint8, device=self.lab.device)
-            for start, stop in one.pieces(self.own.buffer):
-                bytes_N[start:stop].copy_(self.own.buffer[: stop - start], non_blocking=True)
-                self.side.synchronize()
-        return one.shaped(bytes_N)
-
-    def _give_buffer(self) -> None:
-        """Give a reader's thread pinned memory, to be used again and again: fresh memory costs as much as the disk."""
-        if self.side is not None:
-            self.own.buffer = torch.empty(PIECE, dtype=torch.uint8, pin_memory=True)
-
     def empty(self, number: int) -> None:
         """Give a layer's memory back, once the device has done with it."""
-        if self.side is not None:
+        if self.readers.device.type == "cuda":
             torch.cuda.synchronize()
         self.stack[number] = self.bare[number]
 

@@ -2,12 +2,18 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from depthcut.checkpoint import Checkpoint
 from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from depthcut.loading import Quantise as Base
+else:
+    # A config may leave it open; it is settled on entering the run, and nothing behind that sees ``auto``.
+    Base = Literal["none", "nf4", "int8", "auto"]
 
 
 @strict
@@ -35,15 +41,21 @@ class Model(ABC):
 
     Attributes:
         quantise: of the dense, the pruned and the healed model alike; ``nf4`` and ``int8`` are those of bitsandbytes.
+            ``auto`` is none where the GPU has room for that, else nf4, as :mod:`depthcut.bases` says.
         dtype: of everything that is not quantised, and of the computation.
         separator: token put between documents and before an empty context; None: the tokenizer's own end of text.
         heal: the recipe that fits this model.
     """
 
-    quantise: Literal["none", "nf4", "int8"]
+    quantise: Base
     dtype: Literal["bfloat16", "float16", "float32"]
     separator: str | None
     heal: Annotated[HealDefaults, BeforeValidator(_recipe)]
+
+    @property
+    def undecided(self) -> bool:
+        """Whether ``quantise`` is still ``auto``."""
+        return str(self.quantise) == "auto"
 
     @abstractmethod
     def open(self, cache: Path) -> Checkpoint:

@@ -1,0 +1,246 @@
+"""Loading what a cut leaves: seconds, memory and bytes read, the project's way beside transformers' own.
+
+    python bench/loading.py --folder /dev/shm/loading              Llama-2-70B at 50 %, in files that are memory
+    python bench/loading.py --folder /data/loading --shape 7b      on a disk; the page cache is dropped before each load
+    python bench/loading.py --folder /tmp/loading --shape tiny     to see it work anywhere
+
+A checkpoint of the true shape is written, in bfloat16: the layers that stay hold random numbers, those that go are
+holes in their files. The deepest layers go, because a prefix is all that transformers can load by itself of a larger
+model. Each load is a process of its own. Memory on the host is what is neither page cache nor shared, pinned memory
+included, beyond what was there before the load.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from depthcut import depth, loading
+from depthcut.checkpoint import Checkpoint
+from depthcut.files import Folder, Hashes
+from depthcut.plan import Plan
+
+GIB = 2**30
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_hidden_layers": 8},
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 32},
+    "70b": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 80,
+    },
+}
+ROWS = {
+    "first": "depthcut, quantised as it arrives",
+    "again": "depthcut, the same again",
+    "keeping": "depthcut, and keeps the weights",
+    "kept": "depthcut, the kept weights",
+    "bf16": "depthcut, bfloat16",
+    "prefix": "transformers, the same layers",
+    "all": "transformers, all layers",
+}
+
+
+def main() -> None:
+    """Write the checkpoint if it is not there, load it in every way, print a table."""
+    asked = arguments()
+    if asked.row:
+        print(json.dumps(measured(asked)))
+        return
+    config = LlamaConfig(vocab_size=32000, **SHAPES[asked.shape])
+    config.num_hidden_layers = asked.layers or config.num_hidden_layers
+    if not (asked.folder / "config.json").exists():
+        start = time.perf_counter()
+        write(config, asked.folder, "all" in asked.rows.split(","), asked.spill)
+        print(f"written in {time.perf_counter() - start:.0f} s", flush=True)
+    table = Table(title=f"{asked.shape}, {config.num_hidden_layers // 2} of {config.num_hidden_layers} layers, NF4")
+    for head in ("", "seconds", "weights GiB", "peak GiB", "reserved GiB", "host GiB", "read GB"):
+        table.add_column(head, justify="left" if not head else "right")
+    for row in asked.rows.split(","):
+        found = in_a_process(row, asked)
+        print(row, json.dumps(found), flush=True)
+        if "error" in found:
+            table.add_row(ROWS[row], found["error"])
+            continue
+        keys = ("seconds", "weights", "peak", "reserved", "host", "read")
+        table.add_row(ROWS[row], *(f"{found[key]:.2f}" if key in found else "" for key in keys))
+    Console(width=120).print(table)
+    shutil.rmtree(asked.cache or asked.folder / "cache", ignore_errors=True)
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint is, or will be written")
+    parser.add_argument("--cache", type=Path, help="where the quantised weights are kept; FOLDER/cache")
+    parser.add_argument("--shape", choices=SHAPES, default="70b")
+    parser.add_argument("--spill", type=Path, help="where a third of the files goes, if FOLDER has no room for all")
+    parser.add_argument("--layers", type=int, help="of the whole model; as the shape has it")
+    parser.add_argument("--rows", default="first,keeping,kept,prefix", help=f"some of: {', '.join(ROWS)}")
+    parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def write(config: LlamaConfig, folder: Path, whole: bool, spill: Path | None) -> None:
+    """The checkpoint, one file a layer; the same numbers in each, which is all the same to whoever loads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    groups: dict[int, dict[str, torch.Size]] = {}
+    for name, parameter in depth.skeleton(config).named_parameters():
+        groups.setdefault((depth.split(name, "model.layers") or (-1,))[0], {})[name] = parameter.shape
+    largest = max(sum(shape.numel() for shape in shapes.values()) for shapes in groups.values())
+    bits = (torch.randn(largest, device=device()) * 0.02).bfloat16().cpu().view(torch.uint8).numpy().data
+    there = config.num_hidden_layers if whole else config.num_hidden_layers // 2
+    homes = {name: f"model-{number + 1:05}.safetensors" for number, shapes in groups.items() for name in shapes}
+
+    def one(number: int) -> None:
+        path = folder / f"model-{number + 1:05}.safetensors"
+        if spill and number % 3 == 2:
+            spill.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(spill / path.name)
+        fill(path, groups[number], bits if number < there else None)
+
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(one, groups))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": homes}))
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    # Nobody hashes 138 GB here: a real model's files have been hashed when its first point was named.
+    Hashes(folder / "hashes.json").note({path: path.name for path in folder.glob("*.safetensors")})
+
+
+def fill(path: Path, shapes: dict[str, torch.Size], bits: Any) -> None:
+    """A safetensors file of bfloat16; without ``bits`` a hole with a header."""
+    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * shape.numel()
+        described[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    header = json.dumps(described).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        if bits is not None:
+            file.write(bits[:end])
+        file.truncate(8 + len(header) + end)
+
+
+def in_a_process(row: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """One load; what it took, or why it failed."""
+    chill(asked.folder)
+    call = [sys.executable, __file__, "--folder", str(asked.folder), "--shape", asked.shape, "--row", row]
+    cache = ["--cache", str(asked.cache)] if asked.cache else []
+    done = subprocess.run([*call, *cache], capture_output=True, text=True, check=False)
+    line = done.stdout.strip().rpartition("\n")[2]
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["no word"])[-1][:200]}
+    return json.loads(line)
+
+
+def chill(folder: Path) -> None:
+    """Have the files leave the page cache; those that are memory stay."""
+    for path in folder.rglob("*.safetensors"):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def measured(asked: argparse.Namespace) -> dict[str, float]:
+    """One load in this process."""
+    import_module("bitsandbytes")  # its import is no part of a load
+
+    config = LlamaConfig.from_pretrained(asked.folder)
+    n, on_gpu = config.num_hidden_layers, device() == "cuda"
+    checkpoint = Checkpoint(Folder(asked.folder, Hashes(asked.folder / "hashes.json")), separator=None)
+    if on_gpu:
+        torch.zeros(1, device="cuda")
+    cache = (asked.cache or asked.folder / "cache") if asked.row in ("keeping", "kept") else None
+    with Watch() as watch:
+        start = time.perf_counter()
+        if asked.row in ("prefix", "all"):
+            config.num_hidden_layers = n // 2 if asked.row == "prefix" else n
+            model = theirs(asked.folder, config)
+        else:
+            plan = Plan(n, tuple(range(n // 2, n)))
+            form: Any = {"quantise": "none" if asked.row == "bf16" else "nf4", "dtype": "bfloat16"}
+            model = checkpoint.load(plan, **form, device=device(), cache=cache)
+        if on_gpu:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    found = {"seconds": seconds, "host": (watch.peak + pinned()) / GIB, "weights": weights(model) / GIB}
+    if checkpoint.bytes_read:
+        found["read"] = checkpoint.bytes_read / 1e9
+    if on_gpu:
+        found["weights"] = torch.cuda.memory_allocated() / GIB
+        found["peak"] = torch.cuda.max_memory_allocated() / GIB
+        found["reserved"] = torch.cuda.max_memory_reserved() / GIB
+    return found
+
+
+def theirs(folder: Path, config: LlamaConfig) -> LlamaForCausalLM:
+    """What transformers' users do."""
+    quantised = loading.quantiser("nf4", torch.bfloat16)
+    with loading.quiet():
+        return LlamaForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.bfloat16, quantization_config=quantised, device_map={"": device()}
+        )
+
+
+def weights(model: torch.nn.Module) -> int:
+    """Bytes of the parameters."""
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def device() -> str:
+    """The GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pinned() -> int:
+    """Bytes of pinned memory at the peak, where torch counts them."""
+    count: Any = getattr(torch.cuda, "host_memory_stats", None)
+    stats = count() if count and torch.cuda.is_available() else {}
+    return max((n for key, n in stats.items() if key.endswith("bytes.peak")), default=0)
+
+
+class Watch:
+    """Inside the ``with``, the peak of the process's own memory on the host, over what it was, in bytes."""
+
+    def __enter__(self) -> "Watch":
+        self.before, self.peak, self.over = own(), 0, threading.Event()
+        self.thread = threading.Thread(target=self.look)
+        self.thread.start()
+        return self
+
+    def look(self) -> None:
+        while not self.over.wait(0.02):
+            self.peak = max(self.peak, own() - self.before)
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+
+def own() -> int:
+    """Bytes of this process that are no files' pages."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+if __name__ == "__main__":
+    main()

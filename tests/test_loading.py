@@ -1,0 +1,273 @@
+"""Loading reads ahead, in bounds, what transformers will ask for; quantised weights are kept and come back the same."""
+
+import json
+import logging
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from composing import composed
+from depthcut import ahead, config, lab, loading, packed
+from depthcut.checkpoint import Checkpoint
+from depthcut.files import Folder, Hashes
+from depthcut.plan import Plan
+from depthcut.training import adapters
+from pico import pico
+from test_bench import bench
+from test_training import RECIPE
+
+CUT, SHORT = Plan(12, (2, 3)), Plan(4, (1,))
+NF4: Any = {"quantise": "nf4", "dtype": "bfloat16", "device": "cpu"}
+IDS = torch.arange(3, 15)[None]
+needs_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
+
+
+def saved(folder: Path, family: str = "llama", layers: int = 12, **changes: Any) -> Path:
+    with loading.quiet():
+        pico(family, layers=layers, **changes).save_pretrained(folder, max_shard_size="200KB")
+    return folder
+
+
+def opened(folder: Path) -> Checkpoint:
+    return Checkpoint(Folder(folder, Hashes(folder.parent / "hashes.json")), separator=None)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("loading") / "llama")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("small") / "llama", layers=4)
+
+
+def kept_bytes(checkpoint: Checkpoint, plan: Plan = CUT) -> int:
+    parts = [checkpoint.tensors(layer) for layer in (None, *plan.keep)]
+    return sum(each.nbytes for part in parts for each in part.values())
+
+
+class Noted(ahead.Ahead):
+    """Notes which tensors were asked for, and how many bytes were on their way or at work then."""
+
+    def __init__(self, *how: Any) -> None:
+        super().__init__(*how)
+        self.order, self.room = list(how[2]), how[3]
+        self.asked: list[str] = []
+        self.under_way: list[int] = []
+        noted.append(self)
+
+    def claim(self, name: str) -> torch.Tensor:
+        tensor = super().claim(name)
+        self.asked.append(name)
+        self.under_way.append(self._taken)
+        return tensor
+
+
+noted: list[Noted] = []
+
+
+@pytest.mark.parametrize(("family", "quantise"), [("llama", "nf4"), ("gpt2", "nf4"), ("gemma3", "int8")])
+def test_transformers_asks_in_the_order_that_is_foreseen(
+    family: str, quantise: Any, tmp_path: Path, monkeypatch
+) -> None:
+    """Should transformers change that, loading slows down, and nothing else would tell."""
+    monkeypatch.setattr(ahead, "Ahead", Noted)
+    checkpoint = opened(saved(tmp_path / family, family))
+    checkpoint.load(CUT, **(NF4 | {"quantise": quantise}))
+    (one,) = noted
+    noted.clear()
+    assert one.asked == one.order
+    assert one.out_of_turn == 0
+    assert set(one.asked) == set(one.lazy)
+    assert checkpoint.bytes_read == kept_bytes(checkpoint)
+
+
+def test_a_layer_at_most_is_under_way(llama: Path, monkeypatch) -> None:
+    monkeypatch.setattr(ahead, "Ahead", Noted)
+    checkpoint = opened(llama)
+    checkpoint.load(CUT, **NF4)
+    (one,) = noted
+    noted.clear()
+    layer = sum(each.nbytes for each in checkpoint.tensors(0).values())
+    assert one.room == layer
+    assert max(one.under_way) <= layer
+    assert Counter(n > layer // 2 for n in one.under_way)[True] > 50, "hardly anything was read ahead"
+
+
+def test_what_has_no_place_in_the_model_is_not_read(llama: Path, tmp_path: Path, caplog) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(llama, tmp_path / "odd")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    home = index["weight_map"]["model.layers.5.mlp.up_proj.weight"]
+    stranger = "model.layers.5.mlp.odd_proj.weight"
+    save_file(load_file(folder / home) | {stranger: torch.ones(8)}, folder / home, metadata={"format": "pt"})
+    index["weight_map"][stranger] = home
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    checkpoint = opened(folder)
+    checkpoint.load(CUT, **NF4)
+    assert checkpoint.bytes_read == kept_bytes(checkpoint) - 32
+    assert "1 tensors have no place in the model" in caplog.text
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_large_tensors_arrive_whole(device: str, llama: Path, monkeypatch) -> None:
+    """In pieces, each of which a thread may bring."""
+    monkeypatch.setattr(ahead, "PIECE", 1000)
+    tensors = opened(llama).tensors(4)
+    with ahead.reading(tensors, tensors, 1 << 14, device) as lazy:
+        for name, tensor in tensors.items():
+            assert lazy[name].get_shape() == tensor.get_shape()
+            assert torch.equal(lazy[name][...].cpu(), tensor[...])
+            assert lazy[name][...].device.type == device
+
+
+def test_a_file_that_shrinks_while_it_is_read_ahead_is_said(llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "copy")
+    tensors = opened(folder).tensors(4)
+    for file in folder.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:2000])
+    with (
+        pytest.raises(ValueError, match="cut short while it was read"),
+        ahead.reading(tensors, tensors, 1 << 20, "cpu") as lazy,
+    ):
+        [one[...] for one in lazy.values()]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("plan", [Plan(4, (1, 2)), Plan(4, (1, 2), unit="mlp")], ids=["layers", "mlps"])
+@pytest.mark.parametrize("quantise", ["nf4", "int8"])
+def test_kept_weights_are_the_same_to_the_bit(quantise: Any, plan: Plan, device: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", layers=4, tie_word_embeddings=plan.unit == "layer")
+    how = NF4 | {"quantise": quantise, "device": device}
+    wanted = opened(folder).load(plan, **how)
+    first = opened(folder).load(plan, **how, cache=tmp_path / "cache")
+    checkpoint = opened(folder)
+    again = checkpoint.load(plan, **how, cache=tmp_path / "cache")
+    assert checkpoint.bytes_read == 0
+    for model in (first, again):
+        assert_same(model, wanted)
+    frozen, wanted_frozen = ([not p.requires_grad for p in model.parameters()] for model in (again, wanted))
+    assert frozen == wanted_frozen
+    assert again.config.to_dict() == wanted.config.to_dict()
+    assert (again.generation_config.to_dict(), again.training) == (wanted.generation_config.to_dict(), False)
+
+
+def assert_same(got: Any, wanted: Any) -> None:
+    """Parameters, buffers, quantisation states and what comes out of them."""
+    ours, theirs = got.state_dict(), wanted.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert [name for name in ours if ours[name].dtype != theirs[name].dtype] == []
+    buffers = dict(wanted.named_buffers())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in got.named_buffers())
+    for (_, one), (_, other) in zip(got.named_modules(), wanted.named_modules(), strict=True):
+        assert type(one) is type(other)
+        state, wanted_state = (getattr(getattr(each, "weight", None), "quant_state", None) for each in (one, other))
+        if wanted_state is not None:
+            assert state is one.quant_state
+            assert torch.equal(state.offset, wanted_state.offset)
+            assert torch.equal(state.state2.absmax, wanted_state.state2.absmax)
+            assert (state.dtype, state.shape, state.blocksize) == (torch.bfloat16, wanted_state.shape, 64)
+    ids = IDS.to(got.device)
+    with torch.no_grad():
+        assert torch.equal(got(ids).logits, wanted(ids).logits)
+
+
+def test_healing_on_kept_weights_has_the_same_gradients(small: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    gradients = []
+    for load in ({}, {"cache": cache}, {"cache": cache}):
+        torch.manual_seed(0)
+        model = adapters.adapt(opened(small).load(SHORT, **NF4, **load), RECIPE, SHORT)
+        model(IDS, labels=IDS).loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert sum(grad.abs().sum() for grad in gradients[0]) > 0
+    for others in gradients[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(gradients[0], others, strict=True))
+
+
+@pytest.mark.parametrize("fault", ["flipped", "short", "gone"])
+def test_damaged_weights_are_made_again_and_that_is_said(fault: str, small: Path, tmp_path: Path, caplog) -> None:
+    cache = tmp_path / "cache"
+    wanted = opened(small).load(SHORT, **NF4, cache=cache)
+    (file,) = cache.glob("*/model-*.safetensors")
+    content = file.read_bytes()
+    if fault == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if fault == "flipped" else content[:-9])
+    with caplog.at_level(logging.INFO, "depthcut"):
+        model = opened(small).load(SHORT, **NF4, cache=cache)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the quantised weights in {file.parent} are damaged: they are made again"
+    ]
+    assert_same(model, wanted)
+    assert file.read_bytes() == content
+    assert opened(small).load(SHORT, **NF4, cache=cache) is not None
+
+
+def test_a_full_disk_costs_no_more_than_the_keeping(small: Path, tmp_path: Path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(packed, "SPARE", 1 << 60)
+    model = opened(small).load(SHORT, **NF4, cache=tmp_path / "cache")
+    assert model(IDS).logits.isfinite().all()
+    assert "the quantised weights are not kept: they take 0.0 GB, and" in caplog.text
+    assert not list(tmp_path.glob("cache/[!.]*/*"))
+
+
+def test_many_files_hold_what_one_does(small: Path, tmp_path: Path, monkeypatch) -> None:
+    wanted = opened(small).load(SHORT, **NF4)
+    monkeypatch.setattr(packed, "SHARD", 30_000)
+    for _ in range(2):
+        assert_same(opened(small).load(SHORT, **NF4, cache=tmp_path / "cache"), wanted)
+    sizes = [file.stat().st_size for file in tmp_path.glob("cache/*/model-*.safetensors")]
+    assert len(sizes) > 3 and max(sizes) < 40_000
+
+
+def test_weights_are_named_by_all_that_they_depend_on() -> None:
+    forms = [
+        loading.Form(quantise, dtype, device)
+        for quantise, dtype in (("nf4", torch.bfloat16), ("int8", torch.bfloat16), ("nf4", torch.float32))
+        for device in ("cpu", "cuda")
+    ]
+    plans = [CUT, Plan(12, (2,)), Plan(12, (2, 3), unit="mlp")]
+    names = [packed.named(model, plan, form) for model in "ab" for plan in plans for form in forms]
+    assert len(set(names)) == len(names) == 36
+    one, other = (packed.named("a", CUT, loading.Form("nf4", torch.bfloat16, device)) for device in ("cuda", "cuda:1"))
+    assert one == other
+
+
+def test_a_run_keeps_its_weights_where_it_is_asked_to(tmp_path: Path) -> None:
+    words = ("model=pico", "model.quantise=nf4", "model.hidden=64", "heal=none", f"outputs={tmp_path}", "device=cpu")
+    plain, keeping = (lab.enter(config.read(composed(*words, f"keep_weights={keep}"))) for keep in ("false", "true"))
+    assert plain.digest == keeping.digest
+    plain.load(Plan(8, (3,)))
+    keeping.load()  # the dense model is not kept
+    assert not (tmp_path / "cache" / "weights").exists()
+    keeping.load(Plan(8, (3,)))
+    assert keeping.numbers["bytes/read"] > 0
+    again = lab.enter(config.read(composed(*words, "keep_weights=true")))
+    again.load(Plan(8, (3,)))
+    assert again.numbers["bytes/read"] == 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_says_what_a_load_takes(tmp_path: Path) -> None:
+    done = bench("loading.py", "--folder", tmp_path / "made", "--shape", "tiny", "--rows", "first,keeping,kept,prefix")
+    assert done.returncode == 0, done.stderr
+    rows = dict(line.split(" ", 1) for line in done.stdout.splitlines() if "{" in line)
+    found = {row: json.loads(values) for row, values in rows.items()}
+    assert found.keys() == {"first", "keeping", "kept", "prefix"}
+    assert len({values["weights"] for values in found.values()}) == 1
+    assert found["first"]["read"] == found["keeping"]["read"]
+    assert "read" not in found["kept"]
+    assert not (tmp_path / "made" / "cache").exists()
