@@ -48,6 +48,7 @@ class Case:
         nf4: whether the base has 4-bit weights.
         micro: sequences a pass; None: the planner's choice.
         recompute: layers that recompute, as the recipe says it.
+        packing: as the recipe says it; documents have 512 tokens.
     """
 
     shape: str
@@ -56,12 +57,14 @@ class Case:
     nf4: bool = True
     micro: int | None = None
     recompute: str = "auto"
+    packing: str = "crossed"
 
 
 CASES = {
     "7b16_depthcut_bf16": Case("7b", 16, "depthcut", nf4=False),
     "7b16_depthcut": Case("7b", 16, "depthcut"),
     "7b16_depthcut_all": Case("7b", 16, "depthcut", recompute="all"),
+    "7b16_depthcut_apart": Case("7b", 16, "depthcut", packing="separate"),
     "7b16_unsloth": Case("7b", 16, "unsloth", micro=8),
     "7b16_liger": Case("7b", 16, "liger", micro=8),
     "7b16_hf": Case("7b", 16, "hf", micro=8),
@@ -135,13 +138,18 @@ def ours(case: Case) -> dict[str, Any]:
                 seen[trainer.global_step] = time.perf_counter()
 
     recipe = recipe_of(
-        QLora, steps=WARM + STEPS, length=LENGTH, micro_batch=case.micro or "auto", recompute=case.recompute
+        QLora,
+        steps=WARM + STEPS,
+        micro_batch=case.micro or "auto",
+        recompute=case.recompute,
+        packing=case.packing,
     )
     seen: dict[int, float] = {}
     model = with_adapters(llama(case))
     base = torch.cuda.memory_allocated()
     rows = np.random.default_rng(0).integers(0, VOCABULARY, ((WARM + STEPS) * BATCH, LENGTH)).astype(np.int32)
-    text = Tokens(rows, np.full(len(rows), LENGTH, np.int32), np.array([], np.uint64), "random")
+    rows[:, 511::512] = 2
+    text = Tokens(rows, np.full(len(rows), LENGTH, np.int32), np.array([], np.uint64), "random", 2)
     space = room.Room.of(model, recipe, "cuda:0")
     layout = room.choose(space, recipe, True)[0]
     torch.cuda.reset_peak_memory_stats()
@@ -172,6 +180,8 @@ def recipe_of(kind: Any, **knobs: Any) -> Any:
         "recompute": "auto",
         "compile": True,
         "save_every": 1000,
+        "packing": "crossed",
+        "strategy": "ddp",
         "rank": RANK,
         "alpha": RANK,
         "dropout": 0.0,

@@ -56,10 +56,12 @@ def weights(outputs: Path):
     return load_file(next(outputs.glob("main/*/adapter/*.safetensors")))
 
 
-def test_two_processes_heal_as_one_does_and_leave_one_record(tmp_path, corpus):
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_two_processes_heal_as_one_does_and_leave_one_record(tmp_path, corpus, strategy):
     one = run(f"outputs={tmp_path}/one", *POINT, *STEPS, *corpus, "heal.micro_batch=4")
     assert one.returncode == 0, one.stderr
-    said = run_two(f"outputs={tmp_path}/two", *POINT, *STEPS, *corpus, "heal.micro_batch=1")
+    shared = ("heal.micro_batch=1", f"heal.strategy={strategy}")
+    said = run_two(f"outputs={tmp_path}/two", *POINT, *STEPS, *corpus, *shared)
     assert said.count("record: ") == 1 and said.count(" tokens a pass") == 1 and said.count("healing:") <= 2
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-4)
     assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=2e-3, rtol=0)

@@ -21,7 +21,7 @@ from depthcut.heal.partial import Partial
 from depthcut.plan import Plan
 from depthcut.training import adapters, weights
 from depthcut.training.module import Healing
-from depthcut.training.objective import next_token
+from depthcut.training.objective import Mixed, next_token
 from depthcut.training.origin import Origin
 from pico import FAMILIES, pico, texts
 from running import PICO, UNHEALED, kill_in_healing, light, run, succeed, text_files
@@ -154,7 +154,7 @@ def test_small_steps_move_a_bfloat16_model_only_by_way_of_float32():
             with weights.masters(model, chosen) as types:
                 assert set(types.values()) == {torch.bfloat16}
                 assert {p.dtype for p in model.parameters()} == {torch.float32}
-                walk(model, weights.in_bfloat16(next_token), steps, lr)
+                walk(model, Mixed(next_token), steps, lr)
                 ends["float32"] = flat(model, start)
                 chance = torch.Generator().manual_seed(0)
                 drawn = {name: weights.rounded(p.detach(), torch.bfloat16, chance) for name, p in chosen.items()}

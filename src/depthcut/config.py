@@ -46,6 +46,7 @@ class Experiment:
         seed: of the healing (adapters, batch order, dropout).
         device: ``auto`` takes the GPU where there is one.
         stream: whether the metric goes through the model layer by layer, off the disk; ``auto``: where it does not fit.
+        keep_weights: whether the pruned model's quantised weights are kept in the cache, to be loaded again in seconds.
         stages: at which of the three stages ``eval`` measures.
         export: what is left on the disk of the healed model.
     """
@@ -55,6 +56,7 @@ class Experiment:
     seed: Annotated[int, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda"]
     stream: Literal["auto", "always", "never"]
+    keep_weights: bool
     stages: list[Literal["dense", "pruned", "healed"]]
     export: Literal["merged", "adapter", "none"]
     model: Model
@@ -68,6 +70,34 @@ class Experiment:
     composed: dict[str, Any]
 
     def __post_init__(self) -> None:
+        if not self.model.undecided:
+            self._check_base()
+        if self.prune.rescores and not self.metric.rescores:
+            prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
+            raise ValueError(f"prune={prune} scores again what is left, which metric={metric} cannot: it runs no model")
+        self._check_scores()
+        if getattr(self.heal, "strategy", "ddp") == "fsdp" and not self.model.undecided:
+            self._check_shares()
+        if self.heal.trains and "healed" not in self.stages and self.export == "none":
+            raise ValueError(
+                "nothing would be left of the healing: add healed to stages, or set export, or take heal=none"
+            )
+        if self.export == "adapter" and self.heal.leaves != "adapter":
+            word = type(self.heal).__module__.rsplit(".", 1)[-1]
+            raise ValueError(f"export=adapter needs a heal that trains adapters; heal={word} leaves none")
+
+    def _check_shares(self) -> None:
+        """Refuse what goes wrong, without a word, with weights of which each process holds a share."""
+        if self.model.quantise != "none":
+            got = f"got model.quantise={self.model.quantise}"
+            raise ValueError(f"heal.strategy=fsdp corrupts quantised weights; take heal.strategy=ddp, {got}")
+        if (optimiser := getattr(self.heal, "optimiser", "adamw")) != "adamw":
+            raise ValueError(f"heal.strategy=fsdp needs heal.optimiser=adamw, got {optimiser}: it knows no shares")
+        if (word := type(self.replace).__module__.rpartition(".")[2]) != "none":
+            raise ValueError(f"heal.strategy=fsdp shares out plain layers; take replace=none, got replace={word}")
+
+    def _check_base(self) -> None:
+        """Refuse a base that the recipe cannot train on, or the metric cannot score."""
         if self.model.quantise not in self.heal.bases:
             word = type(self.heal).__module__.rsplit(".", 1)[-1]
             wanted = " or ".join(self.heal.bases)
@@ -77,17 +107,6 @@ class Experiment:
             raise ValueError(
                 f"metric={word} needs gradients, which model.quantise={self.model.quantise} cannot give; none can"
             )
-        if self.prune.rescores and not self.metric.rescores:
-            prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
-            raise ValueError(f"prune={prune} scores again what is left, which metric={metric} cannot: it runs no model")
-        self._check_scores()
-        if self.heal.trains and "healed" not in self.stages and self.export == "none":
-            raise ValueError(
-                "nothing would be left of the healing: add healed to stages, or set export, or take heal=none"
-            )
-        if self.export == "adapter" and self.heal.leaves != "adapter":
-            word = type(self.heal).__module__.rsplit(".", 1)[-1]
-            raise ValueError(f"export=adapter needs a heal that trains adapters; heal={word} leaves none")
 
     def _check_scores(self) -> None:
         """Refuse what the metric and the pruner cannot do together."""

@@ -32,12 +32,14 @@ class Tokens:
         lengths: int32 [N], the tokens of each sequence that are no padding.
         documents: uint64 [D], fingerprints of the documents (or sections of long ones) that are in there.
         digest: the same digest, the same tokens.
+        end: the token that ends each document; None: not known.
     """
 
     ids: NDArray[np.int32]
     lengths: NDArray[np.int32]
     documents: NDArray[np.uint64]
     digest: str
+    end: int | None = None
 
     def __len__(self) -> int:
         """The number of sequences, N."""
@@ -100,7 +102,7 @@ def tokens(
         raise ValueError(f"data.{part}: {error}") from error
     if source.sequences is not None and len(found) < min(asked):
         logger.warning("data.%s: the text gives %d sequences, %d were asked for", part, len(found), min(asked))
-    return found
+    return replace(found, end=end)
 
 
 def fill(into: Path, documents: Iterable[tuple[str, list[int]]], source: Source, sequences: int, end: int) -> None:

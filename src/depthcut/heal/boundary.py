@@ -39,13 +39,20 @@ class Boundary(LowRank, Heal):
     error: Literal["relative", "squared"]
     teacher: Literal["cached", "live"]
     trains: ClassVar[bool] = True
+    runs_all: ClassVar[bool] = False
     bases: ClassVar[tuple[str, ...]] = ("none", "nf4", "int8")
     incidental: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
+    @property
+    def logits(self) -> int:
+        """None: no head is run."""
+        return 0
+
     def reached(self, plan: Plan, left: int) -> range:
         """Which of the ``left`` layers of the pruned model get adapters: those in front of the last gap's end."""
-        above = max(plan.drop, default=-1)
-        return range(left - sum(layer > above for layer in plan.keep))
+        if not plan.drop:
+            return range(0)
+        return range(left - sum(layer > max(plan.drop) for layer in plan.keep))
 
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Train the adapters, or attach the trained ones."""

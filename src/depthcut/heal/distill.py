@@ -43,6 +43,11 @@ class Distill(Adapters, Heal):
     bases: ClassVar[tuple[str, ...]] = ("none", "nf4", "int8")
     incidental: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
+    @property
+    def logits(self) -> int:
+        """Also over the temperature, and with what the teacher's likeliest leave; with NLL its own."""
+        return 6 if self.mix < 1 else 5
+
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Train the adapters, or attach the trained ones."""
         from depthcut.training import distill

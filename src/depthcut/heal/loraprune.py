@@ -1,6 +1,6 @@
 """LoRAPrune: heads and FFN channels go while LoRA heals, by the adapters' gradients alone (arXiv:2305.18403)."""
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ class LoraPrune(LowRank, Heal):
 
     Attributes:
         layers: the criterion sees only what has adapters.
+        strategy: it needs whole gradients.
         ratio: share of the groups of each kind that goes, in the layers that are narrowed.
         selection: ``uniform``: so many in each layer, as published; ``global``: the least of all layers.
         prune_every: steps between two choices of the groups, while the share grows.
@@ -31,6 +32,7 @@ class LoraPrune(LowRank, Heal):
     """
 
     layers: Literal["all"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    strategy: Literal["ddp"]  # pyright: ignore[reportIncompatibleVariableOverride]
     ratio: Share
     selection: Literal["uniform", "global"]
     prune_every: Positive
@@ -44,14 +46,15 @@ class LoraPrune(LowRank, Heal):
         """Which of the ``left`` layers of the model are narrowed."""
         return range(int(self.keep_first * left), left - self.keep_last)
 
-    def content(self, lab: "Lab") -> None:
-        """Nothing beside the knobs.
+    def content(self, lab: "Lab") -> Any:
+        """What others of its kind have beside the knobs.
 
         Raises:
             ValueError: where something stands in a gap: what is no plain layer cannot be narrowed.
         """
         if (word := type(lab.experiment.replace).__module__.rpartition(".")[2]) != "none":
             raise ValueError(f"heal=loraprune narrows plain layers; take replace=none, got replace={word}")
+        return super().content(lab)
 
     def sizes(self, lab: "Lab") -> "dict[Size, int] | None":
         """What the healed model weighs and costs, sliced; None where it is not healed yet."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from depthcut import depth, store
 from depthcut.plan import Plan
-from depthcut.training import adapters, teacher
+from depthcut.training import adapters, packing, teacher
 from depthcut.training.batches import Batch
 from depthcut.training.objective import Objective, next_token
 from depthcut.walk import Reached
@@ -49,7 +49,7 @@ def objective(teach: Teacher, edge: int, error: Literal["relative", "squared"]) 
 
     def drawn(model: nn.Module, batch: Batch) -> Tensor:
         wanted_BTD = teach(batch)
-        return distance(stream(model, batch.ids_BT, edge), wanted_BTD, error)
+        return distance(stream(model, batch.ids_BT, edge, batch.places_BT), wanted_BTD, error)
 
     return drawn
 
@@ -62,7 +62,7 @@ def distance(h_BTD: Tensor, wanted_BTD: Tensor, error: Literal["relative", "squa
     return (missed_BT / scale_BT).mean()
 
 
-def stream(model: nn.Module, ids_BT: Tensor, edge: int) -> Tensor:
+def stream(model: nn.Module, ids_BT: Tensor, edge: int, places_BT: Tensor | None = None) -> Tensor:
     """The residual stream in front of layer ``edge``, at least 1; neither that layer nor those above it are run."""
     found: list[Tensor] = []
 
@@ -73,7 +73,7 @@ def stream(model: nn.Module, ids_BT: Tensor, edge: int) -> Tensor:
     handle = depth.layers(model)[edge - 1].register_forward_hook(stop)
     try:
         with suppress(Reached):
-            depth.decoder(model)(input_ids=ids_BT, use_cache=False)
+            depth.decoder(model)(**packing.given(model, ids_BT, places_BT))
     finally:
         handle.remove()
     return found[0]
@@ -84,7 +84,7 @@ def live(dense: nn.Module, edge: int) -> Teacher:
 
     def teach(batch: Batch) -> Tensor:
         with torch.no_grad():
-            return stream(dense, batch.ids_BT, edge)
+            return stream(dense, batch.ids_BT, edge, batch.places_BT)
 
     return teach
 
@@ -93,8 +93,9 @@ def cached(lab: "Lab", edge: int) -> Teacher:
     """The dense model has read the text before: its streams as they are, 2 D bytes a token on the disk in 16 bits."""
 
     def ready() -> teacher.Says:
-        teach = live(teacher.load(lab, edge), edge)
-        return lambda ids_BT: {"stream": teach(Batch(ids_BT.to(lab.device), torch.empty(0))).cpu()}
+        teach, device = live(teacher.load(lab, edge), edge), torch.device(lab.device)
+        find = teacher.finder(lab)
+        return lambda ids_BT: {"stream": teach(Batch(ids_BT, torch.empty(0), find(ids_BT)).on(device)).cpu()}
 
     width = depth.text_config(lab.checkpoint.config).hidden_size
     size = getattr(torch, lab.experiment.model.dtype).itemsize

@@ -11,10 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthcut import depth, store
+from depthcut.forward import NO_TARGET
 from depthcut.plan import Plan
 from depthcut.training import adapters, teacher
 from depthcut.training.batches import Batch
-from depthcut.training.objective import CHUNK_BYTES, Objective, base_of, chunked, next_token, project, states
+from depthcut.training.objective import (
+    CHUNK_BYTES,
+    Objective,
+    base_of,
+    chunked,
+    cross_entropy,
+    following,
+    next_token,
+    project,
+    states,
+)
 
 if TYPE_CHECKING:
     from depthcut.heal.distill import Distill
@@ -54,17 +65,18 @@ def objective(teach: Teacher, recipe: "Distill") -> Objective:
     mix, temperature = recipe.mix, recipe.temperature
 
     def mixed(model: nn.Module, batch: Batch) -> Tensor:
-        thought, next_N = teach(batch), batch.ids_BT[:, 1:].flatten()
+        thought, next_N = teach(batch), following(batch).flatten()
 
         def loss(logits_NV: Tensor, places_N: Tensor) -> Tensor:
             z_NV = logits_NV.float()
             ids_NK, log_p_NC = thought(places_N)
-            total = mix * temperature**2 * divergence(z_NV / temperature, ids_NK, log_p_NC).sum()
-            return total + (1 - mix) * F.cross_entropy(z_NV, next_N[places_N], reduction="sum") if mix < 1 else total
+            kl_N = divergence(z_NV / temperature, ids_NK, log_p_NC) * (next_N[places_N] != NO_TARGET)
+            total = mix * temperature**2 * kl_N.sum()
+            return total + (1 - mix) * cross_entropy(z_NV, next_N[places_N]) if mix < 1 else total
 
-        h_BTD = states(model, batch.ids_BT)[:, :-1]
+        h_BTD = states(model, batch.ids_BT, batch.places_BT)[:, :-1]
         places_BT = torch.arange(len(next_N), device=h_BTD.device).view(h_BTD.shape[:2])
-        return chunked(model, h_BTD, places_BT, loss)
+        return chunked(model, h_BTD, places_BT, loss, batch.targets)
 
     return mixed
 
@@ -112,7 +124,7 @@ def live(dense: nn.Module, recipe: "Distill") -> Teacher:
 
     def teach(batch: Batch) -> Callable[[Tensor], Thought]:
         with torch.no_grad():
-            h_ND = states(dense, batch.ids_BT)[:, :-1].flatten(0, 1)
+            h_ND = states(dense, batch.ids_BT, batch.places_BT)[:, :-1].flatten(0, 1)
 
         def thought(places_N: Tensor) -> Thought:
             with torch.no_grad():
@@ -130,11 +142,12 @@ def cached(lab: "Lab", recipe: "Distill") -> Teacher:
     length = lab.train().ids.shape[1] - 1
 
     def ready() -> teacher.Says:
-        dense = teacher.load(lab, lab.checkpoint.depth)
+        dense, find = teacher.load(lab, lab.checkpoint.depth), teacher.finder(lab)
 
         def says(ids_BT: Tensor) -> teacher.Said:
+            batch = Batch(ids_BT, torch.empty(0), find(ids_BT)).on(torch.device(lab.device))
             with torch.no_grad():
-                h_BTD = states(dense, ids_BT.to(lab.device))[:, :-1]
+                h_BTD = states(dense, batch.ids_BT, batch.places_BT)[:, :-1]
                 found = likeliest(dense, h_BTD.flatten(0, 1), recipe)
             ids_BTK, log_p_BTC = (each.cpu().unflatten(0, h_BTD.shape[:2]) for each in found)
             return {"ids": ids_BTK.to(small), "log_p": log_p_BTC}

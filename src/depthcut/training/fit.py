@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -13,14 +13,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from depthcut import depth, ranks
-from depthcut.training import frozen, room
+from depthcut import ranks
+from depthcut.training import frozen, packing, room, sharded
 from depthcut.training.batches import Batches, HealingData
 from depthcut.training.checkpoints import Curve, DurableIO
 from depthcut.training.module import Healing
-from depthcut.training.objective import Objective, base_of, next_token
+from depthcut.training.objective import Mixed, Objective, base_of, next_token
 from depthcut.training.recipe import Training
 from depthcut.training.room import Layout, Room
+from depthcut.training.sharded import Sharding
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
@@ -44,12 +45,22 @@ def fit(
     Raises:
         ValueError: if not even the layout that needs least has room.
     """
-    space = Room.of(model, recipe, lab.device)
+    with sharded.twinned(model, lab.device) if recipe.sharded else nullcontext():
+        attempts(model, recipe, lab, objective, callbacks)
+
+
+def attempts(
+    model: nn.Module, recipe: Training, lab: "Lab", objective: Objective, callbacks: Sequence[L.Callback]
+) -> None:
+    """Train, with less at a time where memory runs out. Raises as :func:`fit`."""
+    if recipe.packing == "separate":
+        packing.check(model)
+    space = Room.of(model, recipe, lab.device, isinstance(objective, Mixed))
     layouts = room.choose(space, recipe, compiles(recipe, lab.device))
     for number, layout in enumerate(layouts):
         log.info(room.words(layout, space, recipe))
         try:
-            with laid_out(model, layout):
+            with laid_out(model, layout, recipe.runs_all):
                 train(model, recipe, layout, lab, objective, callbacks)
             return
         except torch.OutOfMemoryError:
@@ -82,13 +93,14 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     accumulate = recipe.batch // (layout.micro_batch * ranks.world())
     gpu = lab.device.startswith("cuda")
-    batches = Batches(lab.train(), layout.micro_batch, recipe.steps * accumulate, lab.experiment.seed, gpu)
+    apart = recipe.batch if recipe.packing == "separate" else None
+    batches = Batches(lab.train(), layout.micro_batch, recipe.steps * accumulate, lab.experiment.seed, gpu, apart)
     trainer = L.Trainer(
         max_steps=recipe.steps,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=recipe.clip or None,
         accelerator="gpu" if gpu else "cpu",
-        strategy="ddp" if ranks.world() > 1 else "auto",
+        strategy=Sharding() if recipe.sharded else "ddp" if ranks.world() > 1 else "auto",
         devices=ranks.world() // ranks.nodes(),
         num_nodes=ranks.nodes(),
         use_distributed_sampler=False,
@@ -122,10 +134,10 @@ def compiles(recipe: Training, device: str) -> bool:
 
 
 @contextmanager
-def laid_out(model: nn.Module, layout: Layout) -> Generator[None]:
+def laid_out(model: nn.Module, layout: Layout, runs_all: bool = True) -> Generator[None]:
     """Inside the ``with``, layers are compiled and recompute as ``layout`` says, and frozen products are lean."""
     base_of(model).config.use_cache = False
-    stack = room.reached(model)
+    stack, below = room.reached(model, runs_all), room.below(model)
     again = {index * len(stack) // layout.recompute for index in range(layout.recompute)} if layout.recompute else set()
     with ExitStack() as changes:
         changes.enter_context(frozen.lean(model))
@@ -136,7 +148,7 @@ def laid_out(model: nn.Module, layout: Layout) -> Generator[None]:
             vars(layer)["forward"] = partial(checkpoint, forward, use_reentrant=False) if index in again else forward
             changes.callback(vars(layer).pop, "forward")
         if layout.compiled:
-            for layer in list(depth.layers(model))[: -len(stack)]:
+            for layer in below:
                 vars(layer)["forward"] = torch.compile(layer.forward, dynamic=False)
                 changes.callback(vars(layer).pop, "forward")
         yield

@@ -6,8 +6,11 @@ from typing import Any, Self
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import get_cosine_schedule_with_warmup
 
+from depthcut import depth
+from depthcut.training import sharded
 from depthcut.training.batches import Batch
 from depthcut.training.objective import Objective
 from depthcut.training.recipe import Training
@@ -23,16 +26,29 @@ class Healing(L.LightningModule):
         self.objective = objective
         self.strict_loading = False
 
-    def training_step(self, batch: Batch) -> Tensor:
+    def configure_model(self) -> None:
+        """Share the layers out among the processes, where the strategy is to."""
+        if self.device_mesh is not None:
+            sharded.shard(self, depth.layers(self.model), self.device_mesh["data_parallel"])
+
+    def forward(self, batch: Batch) -> Tensor:
         """What is minimised, in nats."""
         return self.objective(self.model, batch)
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """The same, as Lightning asks for it; called, so that what waits for a call fetches the layers' shares."""
+        return self(batch)
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimiser and schedule, stepped once a step."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim < 2]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-        parameters = [group for group in groups if group["params"]]
+        kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for each in trained:  # torch steps shares and whole tensors apart
+            kinds.setdefault((each.ndim < 2, isinstance(each, DTensor)), []).append(each)
+        parameters: list[dict[str, Any]] = [
+            {"params": each} | ({"weight_decay": 0.0} if vectors else {})
+            for (vectors, _), each in sorted(kinds.items(), key=lambda kind: kind[0])
+        ]
         recipe = self.recipe
         settings: dict[str, Any] = {"lr": recipe.lr, "betas": recipe.betas, "weight_decay": recipe.weight_decay}
         if recipe.optimiser == "adamw":
@@ -50,7 +66,8 @@ class Healing(L.LightningModule):
         """Clip the gradient to the recipe's norm, if it has one; the norm before that is kept for the curve."""
         del optimizer, gradient_clip_algorithm
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.grad_norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or math.inf)
+        clip = nn.utils.clip_grad_norm_ if self.device_mesh is None else sharded.clipped
+        self.grad_norm = clip(parameters, gradient_clip_val or math.inf)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Only what is trained: the base is on the disk already."""
@@ -58,9 +75,9 @@ class Healing(L.LightningModule):
         return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """The rows' numbers stay on the host, where a cached teacher is looked up by them."""
+        """The batch where the model is."""
         del dataloader_idx
-        return batch._replace(ids_BT=batch.ids_BT.to(device, non_blocking=True))
+        return batch.on(device)
 
     def cpu(self) -> Self:
         """Stay where it is: Lightning carries a model to the host at the end, and it would be measured there."""

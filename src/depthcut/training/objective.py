@@ -4,6 +4,7 @@ Legend: B sequences, T tokens, N positions, D width, V vocabulary.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from depthcut import depth
+from depthcut.forward import NO_TARGET
+from depthcut.training import packing
 from depthcut.training.batches import Batch
 from depthcut.walk import stubbed
 
@@ -23,34 +26,54 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 CHUNK_BYTES = 2**28
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """An objective with products in bfloat16, of weights in float32."""
+
+    objective: Objective
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What it is of a batch."""
+        with torch.autocast(batch.ids_BT.device.type, torch.bfloat16):
+            return self.objective(model, batch)
+
+
 def next_token(model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of ``ids[:, 1:]`` given what is before them, in float32."""
-    return chunked(model, states(model, batch.ids_BT)[:, :-1], batch.ids_BT[:, 1:], cross_entropy)
+    h_BTD = states(model, batch.ids_BT, batch.places_BT)[:, :-1]
+    return chunked(model, h_BTD, following(batch), cross_entropy, batch.targets)
+
+
+def following(batch: Batch) -> Tensor:
+    """The next token of each position but the last, B x (T-1); ``NO_TARGET`` where that begins another document."""
+    next_BT = batch.ids_BT[:, 1:]
+    return next_BT if batch.places_BT is None else next_BT.masked_fill(batch.places_BT[:, 1:] == 0, NO_TARGET)
 
 
 def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """The sum of the tokens' negative log-likelihoods."""
-    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+    """The sum of the tokens' negative log-likelihoods; 0 for one that is ``NO_TARGET``."""
+    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", ignore_index=NO_TARGET)
 
 
-def states(model: nn.Module, ids_BT: Tensor) -> Tensor:
+def states(model: nn.Module, ids_BT: Tensor, places_BT: Tensor | None = None) -> Tensor:
     """What the head reads, B x T x D: the stream behind the last layer and the final norm."""
-    return depth.decoder(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+    return depth.decoder(model)(**packing.given(model, ids_BT, places_BT)).last_hidden_state
 
 
-def chunked(model: nn.Module, h_BTD: Tensor, targets: Tensor, loss: Loss) -> Tensor:
-    """The mean over all positions of ``loss`` of their logits, of which a few hundred MB are there at a time.
+def chunked(model: nn.Module, h_BTD: Tensor, targets: Tensor, loss: Loss, count: float | None = None) -> Tensor:
+    """The mean over positions of ``loss`` of their logits, of which a few hundred MB are there at a time.
 
     Args:
         model: its head makes the logits, and whatever it does to them (a cap, a scale).
         h_BTD: what the head reads.
         targets: B x T x ..., what each position is to predict.
         loss: its gradient is taken chunk by chunk, on the way forward.
+        count: what the sum is divided by; None: all positions.
     """
     head = base_of(model)
     trained = [each for each in trained_head(head) if each.requires_grad]
     h_ND, targets_N = h_BTD.flatten(0, 1), targets.flatten(0, 1)
-    mean: Any = _Chunked.apply(h_ND, targets_N, head, loss, *trained)
+    mean: Any = _Chunked.apply(h_ND, targets_N, head, loss, count or len(h_ND), *trained)
     return mean
 
 
@@ -83,7 +106,13 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, h_ND: Tensor, targets_N: Tensor, head: PreTrainedModel, loss: Loss, *trained: Tensor
+        ctx: Any,
+        h_ND: Tensor,
+        targets_N: Tensor,
+        head: PreTrainedModel,
+        loss: Loss,
+        count: float,
+        *trained: Tensor,
     ) -> Tensor:
         size = max(1, CHUNK_BYTES // (4 * depth.text_config(head.config).vocab_size))
         total = torch.zeros((), dtype=torch.float32, device=h_ND.device)
@@ -100,13 +129,13 @@ class _Chunked(torch.autograd.Function):
                 grad_ND[here], *more = torch.autograd.grad(summed, [part_ND, *trained])
                 for sum_, each in zip(grads, more, strict=True):
                     sum_ += each
-        ctx.count = len(h_ND)
+        ctx.count = count
         ctx.save_for_backward(*([] if grad_ND is None else [grad_ND, *grads]))
-        return total / len(h_ND)
+        return total / count
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         scale = grad_outputs[0] / ctx.count
         grad_ND, *grads = ctx.saved_tensors
         head = [(each * scale) for each in grads]
-        return grad_ND * scale.to(grad_ND.dtype), None, None, None, *head
+        return grad_ND * scale.to(grad_ND.dtype), None, None, None, None, *head

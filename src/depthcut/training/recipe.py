@@ -1,5 +1,6 @@
 """The knobs that healing methods share: how they train, and where their adapters sit."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -14,6 +15,9 @@ from depthcut.training.origin import Origin
 if TYPE_CHECKING:
     from depthcut.lab import Lab
 
+KINDS = ("layer_types", "block_types", "layers_block_type")
+CARRIES = re.compile("mamba|ssm_|state_size|lru_|linear_(conv|key|value)|conv_(kernel|L_cache|bias)|rescale_every")
+"""Config keys of layers with a state."""
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -36,6 +40,11 @@ class Training:
         recompute: how many layers compute their activations again in the backward pass instead of keeping them.
         compile: have layers compiled; ``auto``: on a GPU, where the run is long enough to pay for it.
         save_every: steps between two checkpoints.
+        packing: whether tokens attend to the documents before their own in a row: ``crossed``, as published; or
+            ``separate``: they do not, positions start again, and no document's first token is predicted.
+        strategy: how several processes hold the model: ``ddp``: each all of it; ``fsdp``: each a share of its layers,
+            put together layer by layer as they run, for a model in 16 or 32 bits that is too large for one card.
+        runs_all: whether the layers behind the last one that is trained are run, and the head.
     """
 
     steps: Positive
@@ -51,7 +60,12 @@ class Training:
     recompute: Annotated[int, Field(ge=0)] | Literal["auto", "none", "all"]
     compile: bool | Literal["auto"]
     save_every: Positive
-    incidental: ClassVar[frozenset[str]] = frozenset({"micro_batch", "recompute", "compile", "save_every"})
+    packing: Literal["crossed", "separate"]
+    strategy: Literal["ddp", "fsdp"]
+    runs_all: ClassVar[bool] = True
+    incidental: ClassVar[frozenset[str]] = frozenset(
+        {"micro_batch", "recompute", "compile", "save_every", "packing", "strategy"}
+    )
 
     @field_validator("betas")
     @classmethod
@@ -62,9 +76,37 @@ class Training:
         return betas
 
     @property
+    def logits(self) -> int:
+        """How often the logits of a chunk of positions are in memory at a time, in float32: as such, their logarithms,
+        gradients.
+        """
+        return 3
+
+    @property
     def sequences(self) -> int:
         """Sequences in all."""
         return self.steps * self.batch
+
+    def content(self, lab: "Lab") -> Any:
+        """What counts only where it is used: documents that are kept apart.
+
+        Raises:
+            ValueError: if the model cannot keep them apart.
+        """
+        if self.packing == "crossed":
+            return None
+        described = lab.checkpoint.files.json("config.json")
+        if carrying := carries(described.get("text_config") or described):
+            raise ValueError(
+                f"heal.packing=separate: {described.get('model_type')} has layers that carry a state from one document "
+                f"of a row to the next ({carrying}); take heal.packing=crossed"
+            )
+        return {"packing": self.packing}
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a share of the model."""
+        return self.strategy == "fsdp" and ranks.world() > 1
 
     def __post_init__(self) -> None:
         among = f" among {ranks.world()} processes" if ranks.world() > 1 else ""
@@ -135,9 +177,17 @@ class Adapters(LowRank):
             ValueError: if these cannot be had, or do not fit.
         """
         content: dict[str, Any] = {"reach": self.reach} if self.layers == "around_cut" else {}
+        content |= super().content(lab) or {}
         if origin := self.origin(lab):
             content["init_from"] = origin.content
         return content or None
+
+
+def carries(described: dict[str, Any]) -> str | None:
+    """What in a model's config says that some layers carry a state, or neighbours, from token to token, if any does."""
+    kinds = {str(kind) for key in KINDS for kind in described.get(key) or ()}
+    odd = [each for each in sorted(kinds) if each == "linear_attention" or not each.endswith("attention")]
+    return next(iter([*odd, *filter(CARRIES.match, described)]), None)
 
 
 def around(plan: Plan, left: int, reach: int) -> list[int]:

@@ -12,13 +12,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from depthcut import depth, memory, ranks
-from depthcut.training.objective import CHUNK_BYTES, base_of
+from depthcut.training.objective import CHUNK_BYTES, base_of, trained_head
 from depthcut.training.recipe import Training
 
 KEPT = {False: 1.2, True: 0.9}
 """Bytes that a layer keeps for its backward pass, over those of what its linear layers read and write; if compiled.
 Measured on an H100 (Llama-2-7B and 70B shapes): 1.15 and 0.89. Dropout before the adapters adds to it."""
 DROPOUT = 1.2
+WIDER = 16
+"""Bytes a token and dimension that a layer keeps besides, where its stream is in 32 bits and its products in 16."""
+ERROR = 18
+"""Bytes a token and dimension of a squared error: both streams and what lies between them, in float32."""
 SPARE = 0.06
 """Share of the free memory that is left alone: fragments, and what libraries take for themselves."""
 UNPACKING = 350
@@ -51,7 +55,8 @@ class Room:
         length: tokens a sequence.
         stream: bytes of one token between two layers.
         kept: bytes of one token that one layer keeps, not compiled and compiled.
-        fixed: gradients, the optimiser's state, a chunk of logits, an unpacked weight.
+        ends: bytes of one token in front of the layers and behind them, logits aside.
+        fixed: gradients, the optimiser's state, chunks of logits, copies of weights; of a model in shares, the weights.
         free: what there is for all of that.
         packed: whether the base has 4-bit weights.
     """
@@ -60,27 +65,30 @@ class Room:
     length: int
     stream: int
     kept: tuple[int, int]
+    ends: int
     fixed: int
     free: int
     packed: bool
 
     @classmethod
-    def of(cls, model: nn.Module, recipe: Training, device: str) -> "Room":
-        """Measure ``model``, as it lies on ``device``."""
-        stack, base = reached(model), base_of(model)
-        size = base.dtype.itemsize
+    def of(cls, model: nn.Module, recipe: Training, device: str, mixed: bool = False) -> "Room":
+        """Measure ``model``, as it lies on ``device``; ``mixed``: products are in bfloat16, of whatever weights."""
+        stack, base = reached(model, recipe.runs_all), base_of(model)
+        stream = hidden(base) * base.dtype.itemsize
+        size = 2 if mixed else base.dtype.itemsize
         wide = max(widths(layer) for layer in stack) * size * (DROPOUT if getattr(recipe, "dropout", 0) else 1)
-        trained = [each for each in model.parameters() if each.requires_grad]
-        state = sum(each.numel() * (2 * each.element_size() if recipe.optimiser == "adamw" else 2) for each in trained)
-        gradients = sum(each.numel() * each.element_size() for each in trained)
+        more = recipe.length * size if recipe.packing == "separate" else 0  # a row of the mask, as attention keeps it
+        more += WIDER * hidden(base) if size < base.dtype.itemsize else 0
         packed = getattr(base, "is_loaded_in_4bit", False)
         unpacked = 4 * max(largest(layer) for layer in stack) if packed else 0
+        weights = sharded(model) if recipe.sharded else 0
         return cls(
             layers=len(stack),
             length=recipe.length,
-            stream=hidden(base) * size,
-            kept=(int(KEPT[False] * wide), int(KEPT[True] * wide)),
-            fixed=state + gradients + unpacked + 3 * CHUNK_BYTES,
+            stream=stream,
+            kept=(int(KEPT[False] * wide) + more, int(KEPT[True] * wide) + more),
+            ends=4 * stream + (0 if recipe.runs_all else ERROR * hidden(base)),
+            fixed=training(model, recipe, mixed) + unpacked + recipe.logits * CHUNK_BYTES + weights,
             free=there(device),
             packed=packed,
         )
@@ -90,7 +98,7 @@ class Room:
         tokens = layout.micro_batch * self.length
         kept = self.kept[layout.compiled]
         again = kept if layout.recompute else 0  # the one whose activations are there for the second time
-        streams = layout.recompute * self.stream + 4 * self.stream
+        streams = layout.recompute * self.stream + self.ends
         return self.fixed + tokens * ((self.layers - layout.recompute) * kept + again + streams)
 
     def cost(self, layout: Layout) -> float:
@@ -152,13 +160,40 @@ def there(device: str) -> int:
     return torch.cuda.mem_get_info(device)[0] + cached
 
 
-def reached(model: nn.Module) -> list[nn.Module]:
-    """The layers that a gradient goes through: from the first on that is trained, or all."""
+def reached(model: nn.Module, runs_all: bool = True) -> list[nn.Module]:
+    """The layers that a gradient goes through: from the first that is trained on, or all; to the last that is run."""
     stack = list(depth.layers(model))
-    trained = [any(each.requires_grad for each in layer.parameters()) for layer in stack]
+    trained = [index for index, layer in enumerate(stack) if any(each.requires_grad for each in layer.parameters())]
     inside = {id(each) for layer in stack for each in layer.parameters()}
     below = any(each.requires_grad and id(each) not in inside for each in depth.decoder(model).parameters())
-    return stack if below or not any(trained) else stack[trained.index(True) :]
+    first = 0 if below or not trained else trained[0]
+    return stack[first:] if runs_all or not trained else stack[first : trained[-1] + 1]
+
+
+def below(model: nn.Module) -> list[nn.Module]:
+    """The layers in front of those: they run without gradient."""
+    stack = list(depth.layers(model))
+    return stack[: len(stack) - len(reached(model))]
+
+
+def training(model: nn.Module, recipe: Training, mixed: bool) -> int:
+    """Bytes of gradients, of the optimiser's state, and of the copies that products and the head's gradient take."""
+    trained = [each for each in model.parameters() if each.requires_grad]
+    head = {id(each) for each in trained_head(base_of(model))}
+    total = 0
+    for each in trained:
+        moments = 2 * each.element_size() if recipe.optimiser == "adamw" else 2
+        again = 2 * each.element_size() if id(each) in head else 0  # a chunk's gradient, and the sum of the chunks'
+        cast = 2 if mixed and each.ndim > 1 else 0
+        total += each.numel() * (each.element_size() + moments + again + cast)
+    return total // (ranks.world() if recipe.sharded else 1)
+
+
+def sharded(model: nn.Module) -> int:
+    """Bytes of a model of whose layers this process holds a share; three are whole at a time, or on their way."""
+    layers = [sum(each.numel() * each.element_size() for each in layer.parameters()) for layer in depth.layers(model)]
+    everything = sum(each.numel() * each.element_size() for each in model.parameters())
+    return everything - sum(layers) + sum(layers) // ranks.world() + 3 * max(layers)
 
 
 def widths(layer: nn.Module) -> int:

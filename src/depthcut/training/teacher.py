@@ -26,6 +26,8 @@ from depthcut import digests, memory, ranks, store
 from depthcut.memory import GIB
 from depthcut.plan import Plan
 from depthcut.progress import track
+from depthcut.training import packing
+from depthcut.training.recipe import Training
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
@@ -105,6 +107,8 @@ def kept(lab: "Lab", asked: dict[str, Any], row_bytes: int, ready: Callable[[], 
     ids_NT = lab.train().ids
     parts = [ids_NT[start : start + ROWS] for start in range(0, len(ids_NT), ROWS)]
     about = {"format": FORMAT, "base": digests.base(lab), **asked}
+    if packing_of(lab) != "crossed":
+        about["packing"] = packing_of(lab)
     folders = [lab.cache / "teacher" / store.digest({**about, "ids": content(part)}) for part in parts]
     missing = [number for number, folder in enumerate(folders) if not store.verified(folder)]
     if missing:
@@ -116,6 +120,18 @@ def kept(lab: "Lab", asked: dict[str, Any], row_bytes: int, ready: Callable[[], 
             for number in track(own_first(missing), "teacher: blocks of rows", len(missing)):
                 store.kept(folders[number], partial(write, says, parts[number]))
     return Kept(folders)
+
+
+def packing_of(lab: "Lab") -> packing.Packing:
+    """Whether the teacher reads the documents of a row apart: as the student does."""
+    recipe = lab.experiment.heal
+    assert isinstance(recipe, Training)
+    return recipe.packing
+
+
+def finder(lab: "Lab") -> packing.Places:
+    """How the teacher finds documents in rows."""
+    return packing.finder(packing_of(lab), lab.train())
 
 
 def content(ids_RT: NDArray[np.int32]) -> list[Any]:

@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from depthcut import depth, ranks, store
 from depthcut.plan import Plan
-from depthcut.training.batches import Batch
 from depthcut.training.fit import fit
-from depthcut.training.objective import Objective, base_of, next_token
+from depthcut.training.objective import Mixed, Objective, base_of, next_token
 from depthcut.training.recipe import Training
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def healed(
     They are kept in the types that they have in ``model``.
     """
     L.seed_everything(lab.experiment.seed, verbose=False)
-    step = objective if lab.experiment.model.dtype == "float32" else in_bfloat16(objective)
+    step = objective if lab.experiment.model.dtype == "float32" else Mixed(objective)
 
     def train(folder: Path) -> None:
         with lab.timed("heal"), masters(model, trained) as types:
@@ -105,16 +104,6 @@ def rounded(weight: Tensor, dtype: torch.dtype, chance: torch.Generator) -> Tens
     drawn = torch.randint(2**16, weight.shape, dtype=torch.int32, generator=chance)
     bits = weight.contiguous().view(torch.int32) + drawn  # carries into the 16 bits that a bfloat16 has
     return (bits & -(2**16)).view(torch.float32).to(dtype)
-
-
-def in_bfloat16(objective: Objective) -> Objective:
-    """The same objective, with products in bfloat16."""
-
-    def step(model: nn.Module, batch: Batch) -> Tensor:
-        with torch.autocast(batch.ids_BT.device.type, torch.bfloat16):
-            return objective(model, batch)
-
-    return step
 
 
 def attach(trained: Parameters, folder: Path) -> None:

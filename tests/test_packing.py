@@ -1,0 +1,206 @@
+"""Documents that share a row are trained as if each were alone."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from composing import composed
+from depthcut import config, digests
+from depthcut.text import Tokens
+from depthcut.training import boundary, distill, fit, packing
+from depthcut.training.batches import Batch, Batches
+from depthcut.training.objective import next_token
+from depthcut.training.room import Layout
+from pico import FAMILIES, pico
+from test_distill import recipe as distilled
+from test_fit import adapted
+from test_training import RECIPE
+
+END, LENGTH = 2, 20
+SEPARATE = dataclasses.replace(RECIPE, packing="separate")
+
+
+def text(*lengths: list[int]) -> Tokens:
+    """One row for each list of the lengths of its documents; of the last document there may be no end."""
+    chance = np.random.default_rng(0)
+    rows = [np.concatenate([[*chance.integers(3, 128, n - 1), END] for n in row])[:LENGTH] for row in lengths]
+    return Tokens(np.array(rows, np.int32), np.full(len(rows), LENGTH, np.int32), np.array([], np.uint64), "x", END)
+
+
+PACKED = text([7, 13], [1, 4, 1, 15], [25], [9, 6, 12])
+
+
+def packed(micro: int = 4, tokens: Tokens = PACKED) -> list[Batch]:
+    return list(Batches(tokens, micro, 4 // micro, seed=0, apart=4))
+
+
+def documents(batch: Batch) -> list[torch.Tensor]:
+    """Each piece of the rows that ends with the separator, found token by token."""
+    found: list[list[int]] = []
+    for row in batch.ids_BT.tolist():
+        begins = True
+        for token in row:
+            found += [[]] if begins else []
+            found[-1].append(token)
+            begins = token == END
+    return [torch.tensor(each)[None] for each in found]
+
+
+def gradients(model, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_where_documents_begin():
+    ids = torch.tensor([[5, 5, 2, 5, 5, 5], [2, 2, 5, 5, 2, 5]])
+    assert packing.places(ids, END).tolist() == [[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 2, 0]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_packed_row_has_the_loss_and_the_gradients_of_its_documents_one_by_one(family):
+    model, (batch,) = pico(family, layers=2), packed()
+    packing.check(model)
+    parts = [model(ids).logits[0, :-1] for ids in documents(batch)]
+    logits, wanted = torch.cat(parts), torch.cat([ids[0, 1:] for ids in documents(batch)])
+    alone = F.cross_entropy(logits, wanted)
+    together = next_token(model, batch)
+    assert together.item() == pytest.approx(alone.item(), rel=1e-5)
+    assert together.item() != pytest.approx(next_token(model, Batch(batch.ids_BT, batch.rows_B)).item(), rel=1e-3)
+    found, expected = gradients(model, together), gradients(model, alone)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_row_of_one_document_is_trained_to_the_bit_as_ever(family):
+    model, (batch,) = pico(family, layers=2), packed(tokens=text([25], [25], [20], [25]))
+    losses = next_token(model, batch), next_token(model, Batch(batch.ids_BT, batch.rows_B))
+    assert torch.equal(*losses)
+    found, expected = (gradients(model, loss) for loss in losses)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_mean_is_over_the_predictions_of_the_step_whatever_the_micro_batch():
+    model = pico("llama", layers=2)
+    whole, ones = (torch.stack([next_token(model, each) for each in packed(micro)]) for micro in (4, 1))
+    assert len(ones) == 4 and ones.mean().item() == pytest.approx(whole.item(), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning has some for every run
+def test_a_run_keeps_documents_apart(tmp_path):
+    """The loss of the first step is that of its documents, and the micro-batch does not change the run."""
+    whole, ones = (run(tmp_path / str(micro), micro) for micro in (2, 1))
+    (first, _) = Batches(PACKED, 2, 2, seed=0, apart=2)
+    assert whole[0] == pytest.approx(next_token(adapted(torch.float32), first).item(), abs=1e-4)
+    assert ones == pytest.approx(whole, abs=1e-4)
+
+
+def run(folder: Path, micro: int) -> list[float]:
+    """The losses of two steps."""
+    fit.fit(
+        adapted(torch.float32),
+        dataclasses.replace(SEPARATE, batch=2, micro_batch=micro, steps=2, length=LENGTH),
+        lab(folder),
+    )
+    return [float(row.split(",")[3]) for row in (folder / "heal.csv").read_text().splitlines()[1:]]
+
+
+def lab(folder: Path) -> Any:
+    experiment = SimpleNamespace(seed=0, log=SimpleNamespace(loggers=lambda _: []))
+    return SimpleNamespace(folder=folder, device="cpu", train=lambda: PACKED, experiment=experiment)
+
+
+def test_recomputed_layers_and_lean_products_keep_documents_apart():
+    model, (batch,) = adapted(torch.float32), packed()
+    wanted = gradients(model, next_token(model, batch))
+    with fit.laid_out(model, Layout(4, 2, False)):
+        found = gradients(model, next_token(model, batch))
+    assert wanted and all((found[name] - wanted[name]).norm() < 1e-5 * wanted[name].norm() + 1e-9 for name in wanted)
+
+
+@pytest.mark.slow
+def test_compiled_layers_keep_documents_apart():
+    """In a process of its own: the compiler imports distutils, after which setuptools warns at each search for pip."""
+    call = [sys.executable, "-c", "import test_packing; test_packing.compile_layers()"]
+    done = subprocess.run(call, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def compile_layers() -> None:
+    model, (batch,) = adapted(torch.float32), packed()
+    wanted = gradients(model, next_token(model, batch))
+    with fit.laid_out(model, Layout(4, 0, True)):
+        found = gradients(model, next_token(model, batch))
+    assert all((found[name] - wanted[name]).norm() < 1e-4 * wanted[name].norm() for name in wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_on_a_gpu_documents_are_kept_apart(compiled):
+    model, (batch,) = adapted(torch.float32), packed()
+    wanted = gradients(model, next_token(model, batch))
+    model.cuda()
+    with fit.laid_out(model, Layout(4, 2, compiled)):
+        found = gradients(model, next_token(model, batch.on(torch.device("cuda"))))
+    assert wanted and all((found[name].cpu() - wanted[name]).norm() < 1e-3 * wanted[name].norm() for name in wanted)
+
+
+def test_a_teacher_reads_documents_apart_too():
+    """Summed over the documents, each by itself, and divided by what is predicted."""
+    model, dense, (batch,) = pico("llama", layers=2), pico("llama", layers=3, seed=1), packed()
+    heal = distilled(mix=0.5)
+    goal = distill.objective(distill.live(dense, heal), heal)
+    alone = [Batch(ids, torch.zeros(1)) for ids in documents(batch) if ids.shape[1] > 1]
+    total = sum(goal(model, each).item() * (each.ids_BT.shape[1] - 1) for each in alone)
+    assert goal(model, batch).item() == pytest.approx(total / batch.targets, rel=1e-4)
+
+
+def test_the_boundary_is_that_of_documents_one_by_one():
+    model, dense, (batch,) = pico("llama", layers=2), pico("llama", layers=3, seed=1), packed()
+    goal = boundary.objective(boundary.live(dense, 2), 1, "relative")
+    alone = [Batch(ids, torch.zeros(1)) for ids in documents(batch)]
+    total = sum(goal(model, each).item() * each.ids_BT.shape[1] for each in alone)
+    assert goal(model, batch).item() == pytest.approx(total / batch.ids_BT.numel(), rel=1e-4)
+
+
+def test_it_is_in_the_digest_where_it_is_used():
+    def knobs(*more: str) -> Any:
+        return config.read(composed("model=pico", "heal=full", *more)).heal
+
+    files = SimpleNamespace(json=lambda _: {"model_type": "llama"})
+    here: Any = SimpleNamespace(checkpoint=SimpleNamespace(files=files))
+    crossed, separate = knobs(), knobs("heal.packing=separate")
+    assert digests.fields(crossed) == digests.fields(separate)
+    assert crossed.content(here) is None and separate.content(here) == {"packing": "separate"}
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"model_type": "qwen3_next", "layer_types": ["full_attention", "linear_attention"]},
+        {"model_type": "mamba", "state_size": 16},
+        {"model_type": "inkling_mm", "text_config": {"layer_types": ["full_attention"], "conv_kernel_size": 4}},
+    ],
+)
+def test_layers_with_a_state_are_refused_by_the_config_alone(described):
+    here: Any = SimpleNamespace(checkpoint=SimpleNamespace(files=SimpleNamespace(json=lambda _: described)))
+    with pytest.raises(ValueError, match=f"separate: {described['model_type']} has layers that carry a state"):
+        SEPARATE.content(here)
+
+
+def test_a_model_whose_mask_knows_no_documents_is_refused():
+    bloom = pico("bloom", layers=2, n_head=4)
+    with pytest.raises(ValueError, match="layer 0 of bloom does not tell documents apart; take heal"):
+        packing.check(bloom)

@@ -1,0 +1,104 @@
+"""What a step is foreseen to take in memory, beside what its tensors take as they come and go."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from composing import composed
+from counting import peak
+from depthcut import config, depth
+from depthcut.plan import Plan
+from depthcut.training import adapters, boundary, distill, fit, objective, room, weights
+from depthcut.training.batches import Batch
+from depthcut.training.objective import Mixed, Objective, next_token
+from depthcut.training.room import Layout, Room
+
+WIDTH, LENGTH, ROWS, VOCABULARY = 256, 256, 2, 2048
+CHUNK = 64 * VOCABULARY * 4
+KNOBS = ("model=pico", "heal.batch=2", f"heal.length={LENGTH}", "heal.warmup=0", "model.heal.rank=8", "data=demo")
+
+
+def llama(layers: int, dtype: torch.dtype) -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 688, "num_attention_heads": 4, "num_key_value_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_hidden_layers=layers, **sizes)).to(dtype).train()  # pyright: ignore
+
+
+def recipe(heal: str, *more: str) -> Any:
+    return config.read(composed(*KNOBS, f"heal={heal}", *more)).heal
+
+
+def lora(heal: str, layers: int = 4, below: int | None = None) -> tuple[nn.Module, Any]:
+    asked = recipe(heal)
+    drop = () if below is None else (below,)
+    return adapters.adapt(llama(layers, torch.bfloat16), asked, Plan(layers + len(drop), drop)), asked
+
+
+def whole(heal: str, last: int | None = None) -> tuple[nn.Module, Any]:
+    model = llama(4, torch.float32)
+    trained = weights.everything(model) if last is None else weights.ending(model, last)
+    model.requires_grad_(False)
+    for each in trained.values():
+        each.requires_grad_(True)
+    return model, recipe(heal)
+
+
+def drawn(edge: int) -> Objective:
+    return boundary.objective(lambda _: torch.randn(ROWS, LENGTH, WIDTH, dtype=torch.bfloat16), edge, "relative")
+
+
+def distilled(asked: Any) -> Objective:
+    positions = ROWS * (LENGTH - 1)
+    ids_NK = torch.randint(0, VOCABULARY, (positions, asked.top_k))
+    log_p_NC = torch.randn(positions, asked.top_k + 1).log_softmax(-1).half()
+    return distill.objective(lambda _: lambda places_N: (ids_NK[places_N], log_p_NC[places_N]), asked)
+
+
+def counted(model: nn.Module, asked: Any, goal: Objective, layout: Layout) -> int:
+    """The most bytes that two steps take; in the second the optimiser's state is there beside the activations."""
+    batch = Batch(torch.randint(0, VOCABULARY, (ROWS, LENGTH)), torch.arange(ROWS))
+    optimiser = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], fused=True)
+
+    def steps() -> None:
+        for _ in range(2):
+            goal(model, batch).backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=False)
+
+    with fit.laid_out(model, layout, asked.runs_all):
+        return peak(steps)
+
+
+CASES: dict[str, Callable[[], tuple[tuple[nn.Module, Any], Callable[[Any], Objective]]]] = {
+    "lora": lambda: (lora("lora"), lambda _: next_token),
+    "distill": lambda: (lora("distill"), distilled),
+    "boundary": lambda: (lora("boundary", 8, 3), lambda _: drawn(3)),
+    "full": lambda: (whole("full"), lambda _: next_token),
+    "full_mixed": lambda: (whole("full"), lambda _: Mixed(next_token)),
+    "partial_mixed": lambda: (whole("partial", 2), lambda _: Mixed(next_token)),
+}
+
+
+@pytest.mark.parametrize(("again", "most"), [(0, 1.1), (3, 1.45)], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_foreseen_is_what_is_taken(case, again, most, monkeypatch):
+    """With layers that recompute it is on the safe side: activations of one more are there beside all else."""
+    for module in (objective, distill, room):
+        monkeypatch.setattr(module, "CHUNK_BYTES", CHUNK)
+    (model, asked), goal = CASES[case]()
+    layout = Layout(ROWS, again, False)
+    space = Room.of(model, asked, "cpu", isinstance(goal(asked), Mixed))
+    taken = counted(model, asked, goal(asked), layout)
+    assert 0.95 * taken < space.needs(layout) < most * taken
+
+
+def test_layers_that_are_not_run_take_no_room():
+    model, asked = lora("boundary", 8, 3)
+    assert room.reached(model, asked.runs_all) == list(depth.layers(model))[:3]
+    assert not room.below(model) and len(room.reached(model)) == 8
+    model, asked = lora("lora", 8, 3)
+    assert len(room.reached(model, asked.runs_all)) == 8
