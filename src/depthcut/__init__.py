@@ -2,9 +2,10 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from depthcut.drafting import draft
 from depthcut.saved import load
 
-__all__ = ["load"]
+__all__ = ["draft", "load"]
 
 try:
     __version__ = version("depthcut")

@@ -7,8 +7,9 @@ module that this config built. A cut is checked by building it anew, without mem
 import copy
 import json
 import re
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -170,23 +171,40 @@ def install(model: nn.Module, stack: nn.ModuleList, config: PreTrainedConfig) ->
 
 
 def trimmed(config: PreTrainedConfig, drop: Collection[int]) -> PreTrainedConfig:
-    """A copy of ``config`` for the model without the layers ``drop``: their number, the lists with one entry a layer.
+    """A copy of ``config`` for the model without the layers ``drop``.
 
     Raises:
-        ValueError: as :func:`text_config`; for a layer that is not there; or if a model built from the copy would have
-            other layers than the kept ones (a pattern counted from layer 0, layers that read each other's cache).
+        ValueError: as :func:`arranged`; for a layer that is not there.
+    """
+    plan = Plan(text_config(config).num_hidden_layers, tuple(drop))
+    return arranged(config, plan.keep, f"a plan {plan.words}", "drop others")
+
+
+def arranged(config: PreTrainedConfig, order: Sequence[int], done: str, mend: str) -> PreTrainedConfig:
+    """A copy of ``config`` for the model of the layers ``order``: their number, the lists with one entry a layer.
+
+    Args:
+        config: of the whole model.
+        order: for each layer of the other model which one it is of the whole one; ascending, or some more than once.
+        done: what makes such a stack, for the complaint.
+        mend: what to do instead.
+
+    Raises:
+        ValueError: as :func:`text_config`, or if a model built from the copy would have other layers than those (a
+            pattern counted from layer 0, layers that read each other's cache).
     """
     new = copy.deepcopy(config)
     text = text_config(new)
-    plan = Plan(text.num_hidden_layers, tuple(drop))
+    whole = text.num_hidden_layers
     for key, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == plan.depth and "token" not in key:
-            setattr(text, key, [value[i] for i in plan.keep])
+        if isinstance(value, list) and len(value) == whole and "token" not in key:
+            setattr(text, key, [value[i] for i in order])
         elif key in FIRST and isinstance(value, int):
-            setattr(text, key, value - sum(i < value for i in plan.drop))
-    text.num_hidden_layers = len(plan.keep)
-    if odd := _odd(config, new, plan.keep):
-        raise ValueError(f"{config.model_type}: no config tells what stays if a plan {plan.words} ({odd}); drop others")
+            first = [*takewhile(lambda i, end=value: i < end, order)]
+            setattr(text, key, len(first) + max(0, value - whole))
+    text.num_hidden_layers = len(order)
+    if odd := _odd(config, new, order):
+        raise ValueError(f"{config.model_type}: no config tells what stays if {done} ({odd}); {mend}")
     return new
 
 

@@ -76,9 +76,9 @@ def point(lab: "Lab") -> str:
 
 
 def pruned(lab: "Lab", plan: Plan) -> str:
-    """The pruned model: the base and the layers that go, however chosen. A cut of nothing is the base itself."""
+    """The pruned model: the base and the layers that go, however chosen. With none gone or added it is the base."""
     replace = lab.experiment.replace
-    if not plan.drop:
+    if not plan.drop and not replace.adds:
         return base(lab)
     parts = {"base": base(lab), "drop": plan.drop, "unit": plan.unit, "replace": fields(replace)}
     if (reads := replace.reads(lab)) is not None:

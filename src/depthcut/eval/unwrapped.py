@@ -1,4 +1,4 @@
-"""A healed model as it is exported, as far as a clock can tell: nothing is wrapped around its layers."""
+"""A healed model as it is exported, or, as far as a clock can tell, so: nothing is wrapped around its layers."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -39,6 +39,32 @@ def unwrapped(model: "nn.Module") -> "Generator[nn.Module]":
             base.set_submodule(name, part)
         for part in adapted.values():
             move(part, part.get_base_layer().weight.device)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def merged(model: "nn.Module") -> "Generator[nn.Module]":
+    """Inside the ``with``, the base of ``model`` with its adapters in its weights; then all is, to the bit, as it was.
+
+    As in the export, save that a model with adapters on a quantised base is given as it is.
+    """
+    import torch
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    before: list[tuple[Any, Any]] = []
+    try:
+        if isinstance(model, PeftModel) and getattr(model.get_base_model(), "hf_quantizer", None) is None:
+            for part in [each for each in model.modules() if isinstance(each, LoraLayer)]:
+                weight: Any = part.get_base_layer().weight  # pyright: ignore[reportAttributeAccessIssue]
+                before.append((weight, weight.data))
+                with torch.no_grad():
+                    delta = part.get_delta_weight(part.active_adapters[0])  # pyright: ignore
+                    weight.data = weight.data + delta.to(weight.dtype)
+        with unwrapped(model) as plain:
+            yield plain
+    finally:
+        for weight, data in before:
+            weight.data = data
 
 
 def move(layer: Any, device: Any) -> None:

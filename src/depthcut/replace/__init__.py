@@ -20,9 +20,11 @@ class Replace(ABC):
 
     Attributes:
         part: the text that it is fitted to; None: it reads none.
+        adds: whether it adds layers where nothing is cut.
     """
 
     part: ClassVar[Literal["calibration", "train"] | None] = None
+    adds: ClassVar[bool] = False
 
     @property
     def sequences(self) -> int | None:

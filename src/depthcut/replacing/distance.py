@@ -26,7 +26,7 @@ def linear_names(empty: nn.Module) -> list[str]:
     others = [n for n, p in empty.named_parameters() if p.ndim > 1 and n.removesuffix(".weight") not in names]
     if others:
         kind = type(empty).__name__
-        raise ValueError(f"replace=shared shares linear layers, and {kind} has {others[0]}; take another replace")
+        raise ValueError(f"only linear layers can be shared, and {kind} has {others[0]}; take another replace")
     return names
 
 

@@ -125,12 +125,12 @@ def model_of(model: nn.Module) -> PreTrainedModel:
 
 
 def dense(config: PreTrainedConfig) -> dict[str, Any]:
-    """The dense model's config, as a fill holds it."""
+    """The config of the model with all its layers, as a fill holds it: the dense one's, or an extended one's."""
     return {"dense": json.loads(config.to_json_string(use_diff=False))}
 
 
 def config_of(fill: Fill) -> PreTrainedConfig:
-    """The dense model's config, as the fill holds it."""
+    """The config of the model with all its layers, as the fill holds it."""
     found = dict(fill.more["dense"])
     return AutoConfig.for_model(found.pop("model_type"), **found)
 

@@ -1,8 +1,9 @@
 """Layers that borrow a kept layer's weights and have low-rank adapters of their own (FlexiGPT, arXiv:2501.14713).
 
 A shared layer is a whole one, with its number and its place in the KV cache. Each of its linear layers asks that of its
-base and adds ``right`` then ``left``; norms and biases are the dropped layer's own. Where the attention and the MLP
-write to the stream, a norm with a small gain follows. What heals or merges the base is seen by all that borrow from it.
+base and adds ``right`` then ``left``; the norms in front and the biases are the dropped layer's own, or, where it is no
+dropped one that comes back but a repeat, the base's. Where the attention and the MLP write to the stream, a norm with a
+small gain follows. What heals or merges the base is seen by all that borrow from it.
 
 Legend: B batch, T tokens, r rank.
 """
@@ -100,22 +101,37 @@ def built(empty: nn.Module, home: nn.Module, tensors: dict[str, Tensor], form: F
         owner, _, leaf = name.rpartition(".")
         module = layer.get_submodule(owner)
         if old.is_meta and isinstance(old, nn.Parameter):
-            own_tensor = tensors[name].to(form.device, form.dtype)
-            module.register_parameter(leaf, nn.Parameter(own_tensor, requires_grad=False))
+            module.register_parameter(leaf, own_or_shared(name, home, tensors, form))
         elif old.is_meta:
             module.register_buffer(leaf, buffers[name], persistent=False)
     return layer.eval()
 
 
+def own_or_shared(name: str, home: nn.Module, tensors: dict[str, Tensor], form: Form) -> nn.Parameter:
+    """What a shared layer has as ``name``: a tensor of its own, or else that of ``home``, and no copy of it."""
+    if name not in tensors:
+        return home.get_parameter(name)
+    return nn.Parameter(tensors[name].to(form.device, form.dtype), requires_grad=False)
+
+
+def homes(model: nn.Module) -> dict[int, nn.Module]:
+    """By the numbers of the shared layers of ``model`` the layers that they borrow from."""
+    found: dict[int, nn.Module] = {}
+    for number, layer in enumerate(depth.layers(model)):
+        if borrowed := [part for part in layer.modules() if isinstance(part, Borrowed)]:
+            found[number] = borrowed[0].home[0]
+    return found
+
+
 def taken(model: nn.Module) -> Fill | None:
     """The shared layers of ``model``; None if it has none."""
-    stack = list(depth.layers(model))
     found: dict[int, dict[str, Tensor]] = {}
     bases: dict[str, int] = {}
-    for number, layer in enumerate(stack):
-        if borrowed := [part for part in layer.modules() if isinstance(part, Borrowed)]:
-            found[number] = layer.state_dict()
-            bases[str(number)] = stack.index(borrowed[0].home[0])
+    stack = list(depth.layers(model))
+    for number, home in homes(model).items():
+        theirs = {id(each) for each in home.parameters()}
+        found[number] = {n: p.detach() for n, p in stack[number].named_parameters() if id(p) not in theirs}
+        bases[str(number)] = stack.index(home)
     if not found:
         return None
     assert isinstance(model, PreTrainedModel)

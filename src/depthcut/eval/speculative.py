@@ -1,0 +1,181 @@
+"""Self-speculative decoding: how much of its drafts a model accepts, how much faster it writes (arXiv:2501.14713).
+
+The model without its shared layers writes a draft of a few tokens; the whole model reads it in one pass, takes what it
+would have written itself, and adds a token (Leviathan et al., arXiv:2211.17192; transformers' assisted generation). The
+draft is the model's own weights: nothing is loaded for it. Greedily written texts are those that the model writes by
+itself, save for ties that rounding breaks: in 16 bits a pass over several tokens rounds otherwise than passes over one.
+
+Times hold for one machine, as in ``eval=speed``, and a healed model is timed as it is exported: with its adapters in
+its weights where the base is not quantised.
+"""
+
+import math
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from depthcut.eval import UNCUT, Cuts, Eval, timing
+from depthcut.eval.speed import PACKAGES, machine
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from depthcut.lab import Lab
+
+Several = Annotated[int, Field(gt=1)]
+
+
+@strict
+class Speculative(Eval):
+    """Acceptance and speed-up at batch 1, greedily; nothing of a model without shared layers, such as the dense one.
+
+    Attributes:
+        prompts: how many texts are continued: beginnings of ``data.validation``.
+        length: tokens of each.
+        tokens: by how many tokens each is continued, neither more nor fewer.
+        draft: tokens that are written before the whole model looks at them.
+        runs: timed runs over all prompts, after one that counts.
+    """
+
+    prompts: Several
+    length: Annotated[int, Field(gt=0)]
+    tokens: Several
+    draft: Annotated[int, Field(gt=0)]
+    runs: Several
+
+    def reads(self, lab: "Lab") -> Any:
+        """The validation text, the machine, and the versions of what does the work on it."""
+        from importlib.metadata import version
+
+        versions = [version(package) for package in PACKAGES]
+        return {
+            "text": lab.text_identity("validation"),
+            "machine": machine(lab.experiment.device),
+            "versions": versions,
+        }
+
+    def prepare(self, lab: "Lab") -> None:
+        """See that there will be shared layers, and prompts.
+
+        Raises:
+            ValueError: for another replacement, or too little text.
+        """
+        from depthcut.replace.extend import Extend
+        from depthcut.replace.shared import Shared
+
+        if not isinstance(replace := lab.experiment.replace, Shared | Extend):
+            word = type(replace).__module__.rpartition(".")[2]
+            raise ValueError(
+                "eval=speculative drafts with the model less its shared layers: "
+                f"take replace=shared or replace=extend, got replace={word}"
+            )
+        self.begun(lab)
+
+    def begun(self, lab: "Lab") -> "list[Tensor]":
+        """The prompts, 1 x T each.
+
+        Raises:
+            ValueError: if the text gives too few of them.
+        """
+        import numpy as np
+        import torch
+
+        text = lab.validation()
+        rows = np.flatnonzero(np.asarray(text.lengths) >= self.length)[: self.prompts]
+        if len(rows) < self.prompts:
+            wanted = f"{self.prompts} prompts of {self.length} tokens"
+            raise ValueError(f"eval.speculative continues {wanted}; data.validation gives {len(rows)}. Ask for fewer")
+        return [torch.from_numpy(np.asarray(text.ids[row, : self.length], dtype=np.int64))[None] for row in rows]
+
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]] | None:
+        """Measure ``speculative/acceptance``, ``accepted_per_draft``, ``same``, ``speedup`` and tokens a second.
+
+        None of cuts: each is to be timed by itself.
+        """
+        import torch
+        from peft import PeftModel
+
+        from depthcut import drafting, loading
+        from depthcut.eval.unwrapped import merged
+        from depthcut.replacing import shared
+
+        if cuts is not UNCUT:
+            return None
+        if not shared.homes(model):
+            return [{}]
+        with merged(model) as plain, loading.quiet(), torch.inference_mode():
+            whole: Any = plain.get_base_model() if isinstance(plain, PeftModel) else plain
+            drafts = drafting.draft(whole, self.draft)
+            prompts = [prompt_1T.to(lab.device) for prompt_1T in self.begun(lab)]
+            return [self.counted(whole, drafts, prompts, lab) | self.timed(whole, drafts, prompts, lab)]
+
+    def counted(self, whole: Any, drafts: "PreTrainedModel", prompts: "list[Tensor]", lab: "Lab") -> dict[str, float]:
+        """What becomes of the drafts, by prompt; of the tokens the whole model has written one a pass."""
+        rows: list[tuple[float, ...]] = []
+        for prompt_1T in prompts:
+            alone = self.write(whole, prompt_1T, lab)
+            with passes(d=drafts, w=whole) as seen:
+                helped = self.write(whole, prompt_1T, lab, drafts)
+            told = "".join(seen)
+            accepted = self.tokens - told.count("w")
+            rows.append((accepted / told.count("d"), accepted / told.count("dw"), alone.equal(helped)))
+        numbers: dict[str, float] = {}
+        for name, values in zip(("acceptance", "accepted_per_draft", "same"), zip(*rows, strict=True), strict=True):
+            mean, error = timing.mean(list(values))
+            numbers |= {f"speculative/{name}": mean, f"speculative/{name}_stderr": error}
+        return numbers
+
+    def timed(self, whole: Any, drafts: "PreTrainedModel", prompts: "list[Tensor]", lab: "Lab") -> dict[str, float]:
+        """How fast the prompts are continued, with drafts and without."""
+        from depthcut.progress import track
+
+        ways: dict[str, tuple[PreTrainedModel | None, list[float]]] = {"plain_": (None, []), "": (drafts, [])}
+        for _ in track(range(self.runs), "speculative decoding", self.runs):
+            for helper, seconds in ways.values():  # in turn, so that what else the machine does falls on both
+
+                def write(helper: "PreTrainedModel | None" = helper) -> None:
+                    for prompt_1T in prompts:
+                        self.write(whole, prompt_1T, lab, helper)
+
+                seconds.append(timing.time_of(write, lab.device))
+        numbers: dict[str, float] = {}
+        for way, (_, seconds) in ways.items():
+            numbers |= timing.per_second(f"speculative/{way}tokens_per_second", self.tokens * len(prompts), seconds)
+        (alone, error), (helped, other) = (timing.mean(seconds) for _, seconds in ways.values())
+        spread = math.hypot(error / alone, other / helped)
+        return numbers | {"speculative/speedup": alone / helped, "speculative/speedup_stderr": alone / helped * spread}
+
+    def write(self, whole: Any, prompt_1T: "Tensor", lab: "Lab", helper: "PreTrainedModel | None" = None) -> "Tensor":
+        """The prompt and its continuation."""
+        import torch
+        from transformers import GenerationConfig
+
+        tokenizer: Any = lab.checkpoint.tokenizer
+        exact = {"do_sample": False, "min_new_tokens": self.tokens, "max_new_tokens": self.tokens, "use_cache": True}
+        ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id or 0}
+        return whole.generate(
+            input_ids=prompt_1T,
+            attention_mask=torch.ones_like(prompt_1T),
+            generation_config=GenerationConfig(**exact, **ends),
+            assistant_model=helper,
+        )
+
+
+@contextmanager
+def passes(**models: "nn.Module") -> Generator[list[str]]:
+    """Inside the ``with``, the name of each model is noted whenever it makes a forward pass."""
+    seen: list[str] = []
+
+    def note(name: str) -> Any:
+        return lambda *_: seen.append(name)
+
+    handles = [model.register_forward_pre_hook(note(name)) for name, model in models.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
