@@ -77,6 +77,8 @@ def test_healed_points_share_what_comes_before_the_healing(tmp_path):
     found = records(tmp_path / "outputs")
     assert len(found) == 2
     assert all("healed/validation/loss" in record and "pruned/validation/loss" in record for record in found.values())
+    whole = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/main/*/record.json")]
+    assert all(record["seconds/heal"] > 0 for record in whole)
 
 
 def test_a_point_with_a_mistake_tells_of_it_and_the_others_are_shared(tmp_path):

@@ -241,6 +241,15 @@ def test_tasks_are_switched_by_their_boxes(opened):
     assert names[0] not in opened.evaluate("location.hash")
 
 
+def test_what_most_runs_have_is_drawn_first(opened):
+    measures = json.loads(opened.locator("script#data").text_content())["measures"]
+    times = {each["name"]: each["times"] for each in measures}
+    boxes = opened.locator("#measures input:checked").all()
+    losses = {name: count for name, count in times.items() if name.endswith("/loss")}
+    first = [name for name in (box.get_attribute("value") for box in boxes) if name in losses]
+    assert [losses[name] for name in first] == [max(losses.values())] and len(set(times.values())) > 1
+
+
 def test_the_transition_table_sorts_and_finds(opened):
     head = opened.locator("#falls-table thead th", has_text="Midpoint")
     head.locator("button").click()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +21,8 @@ def of(found: Found, title: str) -> dict[str, Any]:
     """The page's data. Numbers are rounded to 6 digits; one that is missing is null."""
     rows = tidy(found.records)
     lines, dense = curves.lines(rows), curves.dense(rows)
-    names = sorted(set(rows["name"]))
+    counts = Counter(rows["name"])
+    names = sorted(counts)
     levels = list(dense)
     place = {id(line): at for at, line in enumerate(lines)}
     seen_maps = maps.maps(found.points)
@@ -32,7 +34,7 @@ def of(found: Found, title: str) -> dict[str, Any]:
             "words": found.words,
             "running": live.of(found.running),
             "failures": [[str(folder), reason] for folder, reason in found.failures.items()],
-            "measures": [measure(name) for name in curves.scores(names)],
+            "measures": [measure(name, counts[name]) for name in curves.scores(names)],
             "quantities": [name for name in names if name.startswith(curves.QUANTITIES)],
             "dense": [{"model": key[0], "evaluation": key[1], "y": numbers} for key, numbers in dense.items()],
             "lines": [of_line(line, levels) for line in lines],
@@ -46,10 +48,10 @@ def of(found: Found, title: str) -> dict[str, Any]:
     ) | of_runs(found.points)
 
 
-def measure(name: str) -> dict[str, Any]:
-    """A number that can be drawn: what kind it is, and what guessing gives."""
+def measure(name: str, times: int) -> dict[str, Any]:
+    """A number that can be drawn: what kind it is, what guessing gives, and how often it was measured."""
     kind = "accuracy" if chance.is_accuracy(name) else "loss" if chance.is_loss(name) else "other"
-    return {"name": name, "kind": kind, "chance": chance.of(name)}
+    return {"name": name, "kind": kind, "chance": chance.of(name), "times": times}
 
 
 def of_line(line: curves.Line, levels: list[tuple[str, str]]) -> dict[str, Any]:

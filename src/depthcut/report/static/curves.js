@@ -1,7 +1,8 @@
 // Score against what was cut: small multiples, bands, the dense level, chance, and the midpoints of the transitions.
 const firstMeasures = () => {
-  const good = data.measures.filter((measure) => measure.kind === "accuracy" && measure.name.endsWith("/acc")).slice(0, 3);
-  const losses = data.measures.filter((measure) => measure.kind === "loss").slice(0, 1);
+  const most = [...data.measures].sort((one, other) => other.times - one.times);
+  const good = most.filter((measure) => measure.kind === "accuracy" && measure.name.endsWith("/acc")).slice(0, 3);
+  const losses = most.filter((measure) => measure.kind === "loss").slice(0, 1);
   return [...(byModel() ? good.slice(0, 1) : good), ...losses].map((measure) => measure.name);
 };
 // Many curves of several models in one panel tell nobody anything.
