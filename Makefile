@@ -12,10 +12,10 @@ demo: .venv/.ready
 	@$(BIN)/python run.py
 
 test: .venv/.ready
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/.ready
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: .venv/.ready
 	@$(BIN)/ruff check .

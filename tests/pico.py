@@ -59,6 +59,15 @@ def texts(batch: int = 2, length: int = 20) -> torch.Tensor:
 
 
 @torch.no_grad()
+def awake(adapted: Any, std: float = 0.05) -> Any:
+    """The same model, with adapters that do something: they begin as nothing."""
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(std=std)
+    return adapted
+
+
+@torch.no_grad()
 def slope(loss: Callable[[], torch.Tensor], model: nn.Module, towards: torch.Tensor, step: float = 1e-2) -> float:
     """How fast ``loss`` grows as what is trained of ``model`` moves ``towards`` there, by finite differences."""
     trained = [each for each in model.parameters() if each.requires_grad]

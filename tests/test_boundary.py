@@ -17,7 +17,7 @@ from depthcut.training import adapters, boundary
 from depthcut.training.batches import Batch
 from depthcut.training.fit import laid_out
 from depthcut.training.room import Layout
-from pico import FAMILIES, pico, slope, texts
+from pico import FAMILIES, awake, pico, slope, texts
 from running import PICO, UNHEALED, succeed, text_files
 
 SHORT = ("heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "export=none")
@@ -41,11 +41,7 @@ def student(family: str = "llama", plan: Plan = CUT) -> Any:
     """A pruned model with adapters that matter."""
     torch.manual_seed(0)
     adapted = adapters.adapt(pruned(pico(family), plan), recipe(), plan).eval()
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
-    return adapted
+    return awake(adapted)
 
 
 def batch() -> Batch:

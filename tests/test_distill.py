@@ -19,7 +19,7 @@ from depthcut.training import adapters, distill, objective, teacher
 from depthcut.training.batches import Batch
 from depthcut.training.fit import laid_out
 from depthcut.training.room import Layout
-from pico import FAMILIES, pico, slope, texts
+from pico import FAMILIES, awake, pico, slope, texts
 from running import PICO, UNHEALED, kill_in_healing, run, succeed, text_files
 
 SHORT = ("heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "export=none")
@@ -35,11 +35,7 @@ def student(family: str = "llama", seed: int = 0) -> Any:
     """A pruned model with adapters that matter."""
     torch.manual_seed(seed)
     adapted = adapters.adapt(pico(family, layers=3, seed=7), recipe(rank=4, alpha=4.0), Plan(4, (2,))).eval()
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
-    return adapted
+    return awake(adapted)
 
 
 def batch() -> Batch:

@@ -24,7 +24,7 @@ from depthcut.training import adapters, fit, frozen, objective, room
 from depthcut.training.batches import Batch
 from depthcut.training.objective import next_token
 from depthcut.training.room import Layout, Room
-from pico import FAMILIES, pico
+from pico import FAMILIES, awake, pico
 from test_training import RECIPE, batch
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning has some for every run
@@ -71,11 +71,7 @@ def adapted(dtype: torch.dtype) -> torch.nn.Module:
     """A model with adapters that do something."""
     torch.manual_seed(0)
     model = adapters.adapt(pico("llama", layers=4).to(dtype), RECIPE, Plan(4, ()))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    return model
+    return awake(model, std=0.1)
 
 
 def test_the_gradients_are_those_of_plain_peft():

@@ -17,7 +17,7 @@ from depthcut.plan import Plan
 from depthcut.training import adapters, fit, together
 from depthcut.training.objective import next_token
 from depthcut.training.room import Layout
-from pico import FAMILIES, pico, texts
+from pico import FAMILIES, awake, pico, texts
 from running import UNHEALED, run, start, text_files
 from test_branches import REQUESTS, alone
 from test_curve import equal, records
@@ -38,11 +38,7 @@ def trained(model, plan: Plan, seed: int, recipe=ABOVE):
     """What is left of ``model``, with adapters that matter."""
     torch.manual_seed(seed)
     adapted = adapters.adapt(pruned(model, plan), recipe, plan).eval()
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    return adapted
+    return awake(adapted, std=0.1)
 
 
 def sites(adapted) -> set[int]:

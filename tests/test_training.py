@@ -16,7 +16,7 @@ from depthcut.training import adapters
 from depthcut.training.batches import Batch
 from depthcut.training.module import Healing
 from depthcut.training.objective import next_token
-from pico import FAMILIES, pico
+from pico import FAMILIES, awake, pico
 
 RECIPE = Lora(
     steps=4,
@@ -139,11 +139,8 @@ def test_a_merged_export_is_what_was_trained(checkpoint, tmp_path):
     transformers_logging.disable_progress_bar()
     plan = Plan(4, (1,))
     torch.manual_seed(0)
-    adapted = adapters.adapt(nf4(checkpoint, plan), RECIPE, plan).eval()
+    adapted = awake(adapters.adapt(nf4(checkpoint, plan), RECIPE, plan).eval())
     with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
         wanted = adapted(IDS).logits
         base = nf4(checkpoint, plan)(IDS).logits
     adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)

@@ -43,7 +43,7 @@ class Training:
         packing: whether tokens attend to the documents before their own in a row: ``crossed``, as published; or
             ``separate``: they do not, positions start again, and no document's first token is predicted.
         strategy: how several processes hold the model: ``ddp``: each all of it; ``fsdp``: each a share of its layers,
-            put together layer by layer as they run, for a model in 16 or 32 bits that is too large for one card.
+            put together layer by layer as they run, in 16 or 32 bits.
         runs_all: whether the layers behind the last one that is trained are run, and the head.
     """
 
