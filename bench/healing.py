@@ -72,6 +72,7 @@ CASES = {
     "7b32_unsloth": Case("7b", 32, "unsloth", micro=8),
     "70b40_depthcut": Case("70b", 40, "depthcut"),
     "70b40_hf": Case("70b", 40, "hf", micro=4),
+    "70b40_depthcut_least": Case("70b", 40, "depthcut", micro=1, recompute="all"),
 }
 
 
@@ -292,10 +293,25 @@ def numbers(case: Case, model: Any, seconds: float, base: int) -> dict[str, Any]
 def parity() -> dict[str, Any]:
     """The losses of the first 50 steps on SmolLM2, ours and those of plain HF and peft on the same batches.
 
-    And theirs beside themselves, with the sequences of each batch in another order: what rounding alone comes to.
+    And theirs beside themselves, with the sequences of each batch in another order, and in float32: what rounding alone
+    comes to.
     """
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    compiled = ("depthcut", "depthcut uncompiled") if device != "cpu" else ("depthcut uncompiled",)
+    losses = {who: curve(who, device) for who in (*compiled, "hf", "hf turned round", "hf in float32")}
+    return {"device": device, "last": {who: each[-1] for who, each in losses.items()}} | {
+        f"{who} beside {other}": apart(losses[who], losses[other])
+        for other in ("hf", "hf in float32")
+        for who in losses
+        if who != other
+    }
+
+
+def curve(who: str, device: str) -> list[float]:
+    """The losses of 50 steps of adapters on SmolLM2 without layers 11 to 18, trained as ``who`` does it."""
     import csv
 
+    from depthcut.data.demo import Demo
     from depthcut.heal.lora import Lora
     from depthcut.log.csv import Csv
     from depthcut.model.smollm2 import SmolLM2
@@ -304,38 +320,28 @@ def parity() -> dict[str, Any]:
     from depthcut.training import adapters, fit
     from depthcut.training.batches import Batches
 
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
     heal: Any = {"rank": 32, "lr": 1e-3, "length": 256}
     cache = Path("outputs/cache")
     files = SmolLM2(quantise="none", dtype="bfloat16", separator="<|endoftext|>", heal=heal).open(cache)
     recipe = recipe_of(
-        Lora, lr=1e-3, length=256, warmup=5, rank=32, alpha=32, modules="all", clip=1.0, compile=device != "cpu"
+        Lora, lr=1e-3, length=256, warmup=5, rank=32, alpha=32, modules="all", clip=1.0, compile=who == "depthcut"
     )
-    from depthcut.data.demo import Demo
-
     source = Demo(span=(0.0, 0.9), sequences=None, length=256, pack=True)
     text = tokens(source, files.tokenizer, files.separator, cache, recipe.sequences)
-    plan, losses = Plan(30, tuple(range(11, 19))), dict[str, list[float]]()
-    for who in ("depthcut", "hf", "hf turned round"):
-        torch.manual_seed(0)
-        model = adapters.adapt(files.load(plan, quantise="none", dtype="bfloat16", device=device), recipe, plan)
-        with tempfile.TemporaryDirectory() as folder:
-            lab: Any = SimpleNamespace(
-                folder=Path(folder),
-                device=device,
-                train=lambda: text,
-                experiment=SimpleNamespace(seed=0, log=Csv()),
-            )
-            if who == "depthcut":
-                fit.fit(model, recipe, lab)
-                with (Path(folder) / "heal.csv").open() as file:
-                    losses[who] = [float(row["loss"]) for row in csv.DictReader(file)]
-            else:
-                batches = Batches(text, recipe.batch, recipe.steps, 0)
-                losses[who] = plain(model, recipe, batches, device, turned=who != "hf")
-    return {"device": device, "last": {who: each[-1] for who, each in losses.items()}} | {
-        f"{who} beside hf": apart(losses[who], losses["hf"]) for who in ("depthcut", "hf turned round")
-    }
+    plan = Plan(30, tuple(range(11, 19)))
+    torch.manual_seed(0)
+    base = files.load(plan, quantise="none", dtype="bfloat16", device=device)
+    model = adapters.adapt(base.float() if who == "hf in float32" else base, recipe, plan)
+    if who.startswith("hf"):
+        batches = Batches(text, recipe.batch, recipe.steps, 0)
+        return plain(model, recipe, batches, device, turned=who == "hf turned round")
+    with tempfile.TemporaryDirectory() as folder:
+        lab: Any = SimpleNamespace(
+            folder=Path(folder), device=device, train=lambda: text, experiment=SimpleNamespace(seed=0, log=Csv())
+        )
+        fit.fit(model, recipe, lab)
+        with (Path(folder) / "heal.csv").open() as file:
+            return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
 def apart(ours: list[float], theirs: list[float]) -> dict[str, float]:
