@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from warm import Forked
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {
@@ -23,8 +27,19 @@ UNHEALED = ("model=pico", "eval=[loss]", "data=files")
 PICO = (*UNHEALED, "heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2")
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+# What is read only after the imports; any other change of the environment needs a process that starts anew.
+LATE = re.compile("HOME|PATH|WANDB_.*|TORCHELASTIC_.*|MASTER_.*|(GROUP_|LOCAL_)?(RANK|WORLD_SIZE)")
+
+# Such a change that changes nothing: for what is to be seen in a process that starts anew, with other hashes.
+ANEW = {"PYTHONHASHSEED": "1"}
+AGAIN = {"PYTHONHASHSEED": "2"}
+
+
+def start(*arguments: str, **environment: str) -> "subprocess.Popen[str] | Forked":
     """Start ``python run.py arguments``."""
+    gpus = ENVIRONMENT.get("CUDA_VISIBLE_DEVICES") != ""  # a process that has looked for one must not fork
+    if all(map(LATE.fullmatch, environment)) and not gpus:
+        return Forked(arguments, environment, ENVIRONMENT)
     call = [sys.executable, str(ROOT / "run.py"), *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(call, cwd=ROOT, env={**ENVIRONMENT, **environment}, **pipes)
@@ -37,9 +52,22 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-def kill_in_healing(outputs: Path, *arguments: str) -> None:
+def run_two(*arguments: str) -> str:
+    """Run the two processes that torchrun would start, to their end; what the first of them said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"TORCHELASTIC_RUN_ID": "tests", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    job |= {"GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "2"}
+    both = [start(*arguments, RANK=each, LOCAL_RANK=each, **job) for each in ("0", "1")]
+    said = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    return "".join(said[0])
+
+
+def kill_in_healing(outputs: Path, *arguments: str, **environment: str) -> None:
     """Start a run, and kill it as soon as its healing has left a checkpoint."""
-    process = start(f"outputs={outputs}", *arguments)
+    process = start(f"outputs={outputs}", *arguments, **environment)
     while not list(outputs.glob("main/*/heal/last.ckpt")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
@@ -65,9 +93,9 @@ runpy.run_path("run.py", run_name="__main__")
 """
 
 
-def succeed(*arguments: str) -> dict[str, Any]:
+def succeed(*arguments: str, **environment: str) -> dict[str, Any]:
     """Run it, see it end well, and return the one record of its study."""
-    done = run(*arguments)
+    done = run(*arguments, **environment)
     assert done.returncode == 0, done.stderr
     outputs = next(each.partition("=")[2] for each in arguments if each.startswith("outputs="))
     records = sorted(Path(outputs).glob("main/*/record.json"), key=lambda path: path.stat().st_mtime)

@@ -10,7 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from running import ENVIRONMENT, PICO, ROOT, UNHEALED, kill_in_healing, light, run, start, succeed, text_files
+from running import (
+    AGAIN,
+    ANEW,
+    ENVIRONMENT,
+    PICO,
+    ROOT,
+    UNHEALED,
+    kill_in_healing,
+    light,
+    run,
+    start,
+    succeed,
+    text_files,
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +34,7 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, corpus):
     outputs = tmp_path_factory.mktemp("outputs")
-    return succeed(f"outputs={outputs}", *PICO, *corpus)
+    return succeed(f"outputs={outputs}", *PICO, *corpus, **ANEW)
 
 
 def test_the_record_holds_what_was_done(finished):
@@ -56,7 +69,7 @@ def test_one_more_task_or_export_keeps_the_adapter_and_another_study_finds_what_
     adapter = finished["folder"] / "adapter" / "adapter_model.safetensors"
     stamp = adapter.stat().st_mtime_ns
     more = ("export=adapter", "eval=[loss,harness]", "eval.tasks=[capitals]", "eval.limit=4")
-    again = run(f"outputs={outputs}", *PICO, *corpus, *more)
+    again = run(f"outputs={outputs}", *PICO, *corpus, *more, **AGAIN)
     assert again.returncode == 0, again.stderr
     assert "healing" not in again.stderr and adapter.stat().st_mtime_ns == stamp
     record = json.loads((finished["folder"] / "record.json").read_text())
@@ -170,18 +183,21 @@ def adapter_of(outputs: Path) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "base",
-    [(), ("heal=qlora", "model.quantise=nf4", "model.hidden=64", "heal.length=64", "heal.warmup=1")],
+    ("base", "before", "after"),
+    [
+        ((), ANEW, AGAIN),
+        (("heal=qlora", "model.quantise=nf4", "model.hidden=64", "heal.length=64", "heal.warmup=1"), {}, {}),
+    ],
     ids=["lora", "qlora"],
 )
-def test_killed_in_the_middle_of_healing_it_ends_with_the_same_weights(tmp_path, corpus, base):
+def test_killed_in_the_middle_of_healing_it_ends_with_the_same_weights(tmp_path, corpus, base, before, after):
     arguments = (*PICO, *corpus, *base, *HEAL)
     undisturbed = succeed(f"outputs={tmp_path / 'a'}", *arguments)
-    kill_in_healing(tmp_path / "b", *arguments)
+    kill_in_healing(tmp_path / "b", *arguments, **before)
     assert not list(tmp_path.glob("b/main/*/record.json")) and not list(tmp_path.glob("b/main/*/adapter"))
     (point,) = (path for path in tmp_path.glob("b/main/*") if path.is_dir())
     (point / ".heal.csv.1.tmp").write_text("what a kill in the middle of a write leaves")
-    resumed = succeed(f"outputs={tmp_path / 'b'}", *arguments)
+    resumed = succeed(f"outputs={tmp_path / 'b'}", *arguments, **after)
     log = (resumed["folder"] / "run.log").read_text()
     assert "healing goes on from" in log
     assert adapter_of(tmp_path / "a") == adapter_of(tmp_path / "b")
@@ -245,7 +261,7 @@ def test_a_run_without_some_mlps_is_healed_exported_and_loaded(tmp_path):
 
 
 def test_of_sixteen_processes_on_one_point_one_computes(tmp_path):
-    """The others wait before they import torch: a few seconds of processor time each, and they find it done."""
+    """The others wait, and find it done."""
     corpus = text_files(tmp_path)
     processes = [start(f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "heal=none") for _ in range(16)]
     said = []

@@ -1,0 +1,163 @@
+"""Runs that need not import torch: one process has imported what a run needs, and forks for each of them.
+
+Each run is a process of its own, with its own files, signals and exit status, that does what ``python run.py`` does; of
+its ten seconds seven are spared. What differs: all runs of one such process go through sets in the same order.
+"""
+
+import atexit
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+class Forked:
+    """A run at work, with what the tests use of :class:`subprocess.Popen`."""
+
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str], start: dict[str, str]) -> None:
+        """Fork for ``run.py arguments``; ``start`` is the environment of the process that does so."""
+        self.out, self.err = (TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
+        self.told, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        request = json.dumps([arguments, environment]).encode()
+        server = imported(tuple(start.items()))
+        socket.send_fds(server, [request], [theirs.fileno(), self.out.fileno(), self.err.fileno()])
+        theirs.close()
+        self.pid, self.returncode = int(self.told.recv(99)), None
+
+    def poll(self) -> int | None:
+        """The exit status, as Popen has it, or None while it runs."""
+        return self.hear(0.0)
+
+    def hear(self, seconds: float | None) -> int | None:
+        """The same, after that long at most; None waits for the end."""
+        if self.returncode is None:
+            self.told.settimeout(seconds)
+            try:
+                self.returncode = int(self.told.recv(99))
+            except (BlockingIOError, TimeoutError):
+                return None
+            self.told.close()
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for the end; all that it said."""
+        if self.hear(timeout) is None:
+            raise subprocess.TimeoutExpired("run.py", timeout or 0.0)
+        said = [(each.seek(0), each.read())[1] for each in (self.out, self.err)]
+        for each in (self.out, self.err):
+            each.close()
+        return said[0], said[1]
+
+    def send_signal(self, number: int) -> None:
+        """Signal it, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill it."""
+        self.send_signal(signal.SIGKILL)
+
+
+@cache
+def imported(start: tuple[tuple[str, str], ...]) -> socket.socket:
+    """Start the process that imports; it ends with this one, whose end of the socket then closes."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    call = [sys.executable, __file__, str(theirs.fileno())]
+    process = subprocess.Popen(call, cwd=ROOT, env=dict(start), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    theirs.close()
+
+    def end() -> None:
+        ours.close()
+        process.wait()
+
+    atexit.register(end)
+    return ours
+
+
+def serve(control: socket.socket) -> Any:
+    """Fork for each request, and tell of each its number and its exit status.
+
+    In a forked process return what it is to run; None at the end.
+    """
+    at_work: dict[int, tuple[int, int]] = {}
+    waiting = select.poll()
+    waiting.register(control, select.POLLIN)
+    while True:
+        for ready, _ in waiting.poll():
+            if ready in at_work:
+                waiting.unregister(ready)
+                number, told = at_work.pop(ready)
+                status = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+                with suppress(BrokenPipeError):  # nobody waits for it
+                    os.write(told, str(status).encode())
+                os.close(told)
+                os.close(ready)
+                continue
+            request, given, _, _ = socket.recv_fds(control, 1 << 20, 3)
+            if not request:
+                return None
+            told, *said = given
+            if not (number := os.fork()):
+                for theirs, each in enumerate(said, 1):
+                    os.dup2(each, theirs)
+                os.closerange(3, 1024)
+                return json.loads(request)
+            os.write(told, str(number).encode())
+            ended = os.pidfd_open(number)
+            waiting.register(ended, select.POLLIN)
+            at_work[ended] = number, told
+            for each in said:
+                os.close(each)
+
+
+def ready() -> None:
+    """Import what most runs do."""
+    import gc
+    import importlib
+
+    from depthcut import runlog
+
+    with runlog.quiet():
+        for name in ("algorithm", "metric", "stream", "training.adapters", "training.weights"):
+            importlib.import_module(f"depthcut.{name}")
+        importlib.import_module("transformers.models.llama.modeling_llama")
+    gc.collect()
+    gc.freeze()
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    assert threads == 1, f"{threads} threads: a fork would copy one of them alone"
+
+
+def become(arguments: list[str], environment: dict[str, str]) -> None:
+    """Do what ``python run.py arguments`` does."""
+    import numpy as np
+
+    os.environ.update(environment)
+    np.random.seed()  # torch has a constant seed, random has its own care
+    sys.argv = ["run.py", *arguments]
+    sys.path[0] = str(ROOT)
+    try:
+        runpy.run_path("run.py", run_name="__main__")
+    except SystemExit as end:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        for each in (sys.stdout, sys.stderr):
+            each.flush()
+        os._exit(int(end.code or 0))  # to take down all that is imported would touch, so copy, all of its memory
+
+
+if __name__ == "__main__":
+    ready()
+    if request := serve(socket.socket(fileno=int(sys.argv[1]))):
+        become(*request)
