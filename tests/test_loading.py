@@ -131,6 +131,15 @@ def test_large_tensors_arrive_whole(device: str, llama: Path, monkeypatch) -> No
             assert lazy[name][...].device.type == device
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("quantise", ["none", "nf4"])
+def test_what_is_loaded_to_be_measured_can_be_trained(quantise: Any, device: str, small: Path) -> None:
+    """A metric loads the dense model where it measures, and nothing made in inference mode has a backward pass."""
+    with torch.inference_mode():
+        model = opened(small).load(None, quantise=quantise, dtype="bfloat16", device=device)
+    assert not any(each.is_inference() for each in (*model.parameters(), *model.buffers()))
+
+
 def test_a_file_that_shrinks_while_it_is_read_ahead_is_said(llama: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(llama, tmp_path / "copy")
     tensors = opened(folder).tensors(4)

@@ -50,7 +50,8 @@ class Readers:
 
     def begin(self, one: Slice) -> Arrival:
         """Begin to read a tensor."""
-        bytes_N = torch.empty(one.nbytes, dtype=torch.uint8, device=self.device)
+        with torch.inference_mode(False):  # which holds for a thread: the readers could not write into what it makes
+            bytes_N = torch.empty(one.nbytes, dtype=torch.uint8, device=self.device)
         # The memory may have been freed while work that reads it was still queued: copies into it wait for that.
         free: Any = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
         starts = range(0, one.nbytes, PIECE)
