@@ -305,7 +305,7 @@ def test_a_mistake_is_told_in_a_line(more, line):
 def test_more_tokens_than_there_are_cannot_be_asked_for(tmp_path, corpus):
     here = opened(*corpus, f"outputs={tmp_path}", "heal=distill", "heal.top_k=100000")
     with pytest.raises(ValueError, match=r"heal\.top_k must be at most \d+, the model's vocabulary, got 100000"):
-        healed(here)
+        here.prepare()
 
 
 def test_the_digest_has_the_knobs_that_change_numbers():

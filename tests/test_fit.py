@@ -135,13 +135,14 @@ class Sparse:
         return next_token(model, given)
 
 
-def test_where_memory_runs_out_less_goes_on_with_the_same_batches(tmp_path, caplog):
-    recipe = dataclasses.replace(AUTO, dropout=0.0)
+@pytest.mark.parametrize("save_every", [2, 50], ids=["from a checkpoint", "from the beginning"])
+def test_where_memory_runs_out_less_goes_on_with_the_same_batches(save_every, tmp_path, caplog):
+    recipe = dataclasses.replace(AUTO, dropout=0.0, save_every=save_every)
     whole = healed(tmp_path / "whole", recipe)
     caplog.clear()
     with caplog.at_level("INFO", "depthcut"):
-        less = healed(tmp_path / "less", recipe, Sparse(1, 4))  # in the first step, and after a checkpoint
-    assert max(tensor_gap(whole, less).values()) < 1e-5
+        less = healed(tmp_path / "less", recipe, Sparse(1, 6))  # in the first step, and later on
+    assert max(tensor_gap(whole, less).values()) < 1e-3  # 6e-5; what goes on where it was, at step 1 again: 3e-2
     told = [record.message for record in caplog.records if " a pass, " in record.message]
     assert len(set(told)) == 3 and told[0].startswith("healing: 4 x 8 tokens a pass, 1 pass a step")
     assert [record.levelname for record in caplog.records].count("WARNING") == 2

@@ -40,6 +40,14 @@ class Heal(ABC):
         del lab
         return None
 
+    def prepare(self, lab: "Lab") -> None:
+        """Check what it needs of the model, before a weight is loaded.
+
+        Raises:
+            ValueError: if the model does not have it.
+        """
+        del lab
+
     @abstractmethod
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Heal ``model``, or attach what an earlier run healed; goes on from its own checkpoint where one is left."""

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from depthcut.heal import Heal
 from depthcut.plan import Plan
@@ -47,6 +48,14 @@ class Distill(Adapters, Heal):
     def logits(self) -> int:
         """Also over the temperature, and with what the teacher's likeliest leave; with NLL its own."""
         return 6 if self.mix < 1 else 5
+
+    @override
+    def prepare(self, lab: "Lab") -> None:
+        from depthcut import depth
+
+        vocabulary = depth.text_config(lab.checkpoint.config).vocab_size
+        if self.top_k > vocabulary:
+            raise ValueError(f"heal.top_k must be at most {vocabulary}, the model's vocabulary, got {self.top_k}")
 
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Train the adapters, or attach the trained ones."""

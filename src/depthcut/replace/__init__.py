@@ -51,6 +51,14 @@ class Replace(ABC):
         """The text that it reads, by its part's name."""
         return {self.part: lab.text(self.part, self.sequences)} if self.part else {}
 
+    def prepare(self, lab: "Lab") -> None:
+        """Check what it needs of the model and of its text, before a weight is loaded.
+
+        Raises:
+            ValueError: if that is not there.
+        """
+        del lab
+
     @abstractmethod
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Return the pruned ``model`` with its gap filled; ``lab.checkpoint`` still holds the dropped layers."""

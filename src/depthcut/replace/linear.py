@@ -4,6 +4,7 @@ import logging
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from depthcut.plan import Plan
 from depthcut.replace import Filling
@@ -45,11 +46,25 @@ class Linear(Filling):
             wanted = "needs replace.rank" if self.rank is None else "has no rank: take replace.rank=null"
             raise ValueError(f"replace.map={self.map} {wanted}")
 
+    @override
+    def prepare(self, lab: "Lab") -> None:
+        from depthcut import depth
+
+        width = depth.text_config(lab.checkpoint.config).hidden_size
+        if self.rank is not None and self.rank > width:
+            raise ValueError(f"replace.rank must be at most {width}, the width of the model, got {self.rank}")
+        tokens = int(lab.calibration().lengths.sum())
+        if self.map != "diagonal" and tokens < width:
+            raise ValueError(
+                f"replace.map={self.map} needs {width} tokens or more, as many as the model is wide, got {tokens}: "
+                "raise data.calibration.sequences, or take replace.map=diagonal"
+            )
+
     def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
         """Fit all gaps in one pass.
 
         Raises:
-            ValueError: if there are too few tokens, or with ``fuse`` no MLP that a map can go into.
+            ValueError: if no state is finite, or with ``fuse`` there is no MLP that a map can go into.
         """
         from depthcut.replacing import fusing, maps, states
         from depthcut.replacing.fill import Fill, named
@@ -69,14 +84,6 @@ class Linear(Filling):
         """One gap's map, float64; how well it fits is said."""
         from depthcut.replacing import maps
 
-        width = len(sums.zz_DD)
-        if self.rank is not None and self.rank > width:
-            raise ValueError(f"replace.rank must be at most {width}, the width of the model, got {self.rank}")
-        if self.map != "diagonal" and sums.count < width:
-            raise ValueError(
-                f"replace.map={self.map} needs {width} tokens or more, as many as the model is wide, got {sums.count}: "
-                "raise data.calibration.sequences, or take replace.map=diagonal"
-            )
         parts = maps.fitted(sums, self.map, self.ridge, self.rank)
         share = 1 - sums.unexplained(maps.matrix(parts))
         log.info("the map over the gap at layer %d gives %.1f %% of what the layers added", start, 100 * share)

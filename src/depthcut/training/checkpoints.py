@@ -33,11 +33,6 @@ class DurableIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-def light(module: L.LightningModule) -> bool:
-    """Whether a checkpoint takes no more than a second or two: adapters, and not all weights of a large model."""
-    return sum(each.numel() for each in module.parameters() if each.requires_grad) < 500_000_000
-
-
 class Curve(L.Callback):
     """Keeps the loss curve, in ``heal.csv`` and on the progress line, and saves ``last.ckpt`` every few steps.
 
@@ -77,8 +72,7 @@ class Curve(L.Callback):
             return
         self.note(trainer)
         step = trainer.global_step
-        first = step == 1 and pl_module.device.type == "cuda" and light(pl_module)  # for when memory runs out later on
-        saves = (first or step % self.save_every == 0) and step < trainer.max_steps
+        saves = step % self.save_every == 0 and step < trainer.max_steps
         if saves or time.monotonic() - self.settled > PERIOD:
             self.settle(trainer)
         if saves and self.sound:

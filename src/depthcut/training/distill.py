@@ -43,11 +43,8 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Distill") -> nn.Mo
     """Train adapters on ``model`` towards the dense model, or attach the trained ones.
 
     Raises:
-        ValueError: if the vocabulary has no ``top_k`` tokens, or there is no room for the teacher or its cache.
+        ValueError: if there is no room for the teacher or its cache.
     """
-    vocabulary = depth.text_config(lab.checkpoint.config).vocab_size
-    if recipe.top_k > vocabulary:
-        raise ValueError(f"heal.top_k must be at most {vocabulary}, the model's vocabulary, got {recipe.top_k}")
     done = store.verified(lab.folder / "adapter") or not recipe.reached(plan, len(depth.layers(model)))
     goal = next_token if done else objective(teaching(lab, recipe), recipe)
     return adapters.healed(model, plan, lab, recipe, goal)

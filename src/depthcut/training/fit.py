@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
@@ -40,7 +40,8 @@ def fit(
     """Train the parameters of ``model`` that require a gradient, in place; several processes share each step.
 
     ``lab.folder/heal/last.ckpt`` holds all that an exact resume needs while it runs, and is removed at the end.
-    Where memory runs out, a layout that needs less goes on from there: the same batches, in the same order.
+    Where memory runs out, a layout that needs less goes on from there, or begins again: the same batches, in the same
+    order.
 
     Raises:
         ValueError: if not even the layout that needs least has room.
@@ -57,6 +58,9 @@ def attempts(
         packing.check(model)
     space = Room.of(model, recipe, lab.device, isinstance(objective, Mixed))
     layouts = room.choose(space, recipe, compiles(recipe, lab.device))
+    last = lab.folder / "heal" / "last.ckpt"
+    alone = ranks.world() == 1
+    begin_again = beginning(model) if alone and len(layouts) > 1 and not last.exists() else None
     for number, layout in enumerate(layouts):
         log.info(room.words(layout, space, recipe))
         try:
@@ -64,11 +68,29 @@ def attempts(
                 train(model, recipe, layout, lab, objective, callbacks)
             return
         except torch.OutOfMemoryError:
-            if number + 1 == len(layouts) or ranks.world() > 1:
+            if number + 1 == len(layouts) or not alone:
                 raise ValueError(f"healing ran out of memory on {lab.device}: {advice(layout, recipe)}") from None
             log.warning("healing ran out of memory; it goes on with less at a time")
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
+        if begin_again and not last.exists():
+            begin_again()
+
+
+def beginning(model: nn.Module) -> Callable[[], None]:
+    """What sets the weights that are trained, and the random numbers, back to what they are now; kept on the host."""
+    before = [(p, p.detach().to("cpu", copy=True)) for p in model.parameters() if p.requires_grad]
+    random = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    @torch.no_grad()
+    def again() -> None:
+        for parameter, tensor in before:
+            parameter.copy_(tensor)
+        torch.set_rng_state(random[0])
+        if random[1] is not None:
+            torch.cuda.set_rng_state(random[1])
+
+    return again
 
 
 def advice(layout: Layout, recipe: Training) -> str:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, Strict, field_validator
+from pydantic import Field, Strict, ValidationInfo, field_validator
 from typing_extensions import override
 
 from depthcut import ranks
@@ -74,6 +74,14 @@ class Training:
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"must be two numbers in [0, 1), got {list(betas)}")
         return betas
+
+    @field_validator("warmup")
+    @classmethod
+    def reaches_the_peak(cls, warmup: int, others: ValidationInfo) -> int:
+        """Refuse a warm-up that ends with the run, or later: the rate would not come to its peak, or not down again."""
+        if warmup and warmup >= (steps := others.data.get("steps", warmup + 1)):
+            raise ValueError(f"must be below heal.steps ({steps}), got {warmup}")
+        return warmup
 
     @property
     def logits(self) -> int:
