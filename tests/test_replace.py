@@ -1,6 +1,7 @@
 """What stands in the gap: fitted maps, merged layers, a trained layer; put in, evaluated, saved and loaded again."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import depthcut
-from depthcut import algorithm, depth, export, saved, walk
+import running
+from composing import composed
+from depthcut import algorithm, config, depth, export, lab, saved, walk
 from depthcut.plan import Plan
 from depthcut.replacing import bridge, maps
 from depthcut.replacing.maps import Sums
@@ -27,6 +30,7 @@ PLAN = Plan(DEPTH, (2, 3))
 def replaced(folder, model, words: str, plan: Plan = PLAN, *knobs: str):
     """The lab, and the cut model with its gaps filled, as the page makes it."""
     here = opened(folder, model, *f"replace={words}".split(), *knobs)
+    here.experiment.replace.prepare(here)
     return here, here.experiment.replace(here.load(plan), plan, here)
 
 
@@ -235,6 +239,33 @@ def test_training_lowers_the_error(llama, caplog):
     (line,) = [line for line in caplog.messages if "squared error" in line]
     first, last = (float(line.split(" in the ")[k].split()[-1]) for k in (1, 2))
     assert last < 0.85 * first
+
+
+@pytest.mark.slow
+def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path, caplog):
+    """A process of its own is killed, another one goes on: what is on file in the end is what is made in one go."""
+    text = ("data=files", *running.text_files(tmp_path), "data.train.length=64", "data.validation.length=64")
+    layer = ("replace=layer", "replace.steps=60", "replace.save_every=2", "prune=deepest", "prune.layers=3")
+    asked = ("heal=none", "export=none", "eval=[loss]", "stages=[pruned]", "data.validation.sequences=4")
+    words = ("model=pico", *text, *layer, *asked)
+    process = running.start(f"outputs={tmp_path}/killed", *words)
+    while not (found := list(tmp_path.glob("killed/cache/replacements/*.ckpt"))):
+        assert process.poll() is None and not time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert found[0].exists() and not found[0].with_suffix("").exists()
+
+    caplog.set_level("INFO", "depthcut")
+    made = []
+    for name in ("killed", "peace"):
+        here = lab.enter(config.read(composed(f"outputs={tmp_path}/{name}", *words)))
+        algorithm.run(here.experiment, here)
+        made.append((here.cache / "replacements" / found[0].stem / "replacement.safetensors").read_bytes())
+    (line,) = [line for line in caplog.messages if "goes on from step" in line]
+    assert 0 < int(line.partition("step ")[2].partition(":")[0]) < 60
+    assert made[0] == made[1] and not found[0].exists()
+    known = [line for line in caplog.messages if line.startswith("the layers in the gaps")]
+    assert known[0] == known[1]
 
 
 @pytest.mark.parametrize(

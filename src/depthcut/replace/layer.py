@@ -29,6 +29,7 @@ class Layer(Filling):
         batch: sequences of ``data.train`` a step.
         lr: at the start, on a cosine down to ``lr_end``.
         weight_decay: of AdamW.
+        save_every: steps between two checkpoints of the training; a run that is killed goes on from the last.
     """
 
     steps: Positive
@@ -36,7 +37,9 @@ class Layer(Filling):
     lr: Annotated[float, Field(gt=0)]
     lr_end: Annotated[float, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0)]
+    save_every: Positive
     part: ClassVar[Literal["train"]] = "train"
+    incidental: ClassVar[frozenset[str]] = frozenset({"save_every"})
 
     @property
     @override
@@ -60,3 +63,12 @@ class Layer(Filling):
             )
         trained = imitation.trained(model, plan, lab, self)
         return Fill("layers", named(trained), layer.dense(lab.checkpoint.config))
+
+    @override
+    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+        """Fill the gaps; the training's checkpoint goes once the layers are on file."""
+        from depthcut.replacing import imitation
+
+        filled = super().__call__(model, plan, lab)
+        imitation.checkpoint(lab, plan).unlink(missing_ok=True)
+        return filled

@@ -7,13 +7,14 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from depthcut import depth, forward, walk
+from depthcut import depth, digests, forward, store, walk
 from depthcut.loading import Form
 from depthcut.plan import Plan
 from depthcut.progress import Meter
@@ -27,10 +28,62 @@ BETAS = (0.9, 0.95)
 log = logging.getLogger("depthcut")
 
 
+class Course:
+    """Students, and how far their training is.
+
+    Attributes:
+        students: by the first layer of each gap.
+        step: how many steps they have made.
+        first: the squared error of the first batch.
+        last: of the one behind ``step``.
+    """
+
+    def __init__(self, students: dict[int, nn.Module], recipe: "Layer") -> None:
+        self.students = students
+        parameters = [weight for each in students.values() for weight in each.parameters()]
+        self.optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, betas=BETAS, weight_decay=recipe.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, recipe.steps, recipe.lr_end)
+        self.step, self.first, self.last = 0, math.nan, math.nan
+
+    def made(self, error: float) -> None:
+        """Make a step by the gradients that a batch of this squared error left."""
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.schedule.step()
+        self.step, self.last = self.step + 1, error
+        self.first = error if self.step == 1 else self.first
+
+    def write(self, path: Path) -> None:
+        """Write all that an exact resume needs."""
+        numbers = {"step": self.step, "first": self.first, "last": self.last}
+        states = {name: part.state_dict() for name, part in self.parts().items()}
+        with store.replacing(path) as temporary:
+            torch.save(numbers | {"states": states}, temporary)
+
+    def read(self, path: Path, device: str) -> None:
+        """Go on from where this was written."""
+        found: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        self.step, self.first, self.last = found["step"], found["first"], found["last"]
+        for name, part in self.parts().items():
+            part.load_state_dict(found["states"][name])
+        log.info("replace=layer goes on from step %d: %s", self.step, path)
+
+    def parts(self) -> dict[str, Any]:
+        """What has a state, by name."""
+        students = {f"layer {start}": each for start, each in self.students.items()}
+        return {"optimiser": self.optimiser, "schedule": self.schedule, **students}
+
+
+def checkpoint(lab: "Lab", plan: Plan) -> Path:
+    """Where the training is kept while it lasts: beside what it comes to, for all points that need that."""
+    return lab.cache / "replacements" / f"{digests.pruned(lab, plan)}.ckpt"
+
+
 def trained(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Layer") -> dict[int, dict[str, Tensor]]:
     """For each gap the parameters of its layer, which began as the first one dropped, in float32.
 
-    The dense model computes what goes in and what is to come out, a batch at a time; nothing of it is kept.
+    The dense model computes what goes in and what is to come out, a batch at a time; nothing of it is kept. A training
+    that was killed goes on from its last checkpoint: the same batches, in the same order.
 
     Raises:
         ValueError: if the dense model has no room on the device.
@@ -41,19 +94,18 @@ def trained(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Layer") -> dict[i
             "stream=never, a larger device, or another replace"
         )
     students = {start: student(lab, start, model) for start, _ in layer.gaps(plan)}
-    parameters = [weight for each in students.values() for weight in each.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, betas=BETAS, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps, recipe.lr_end)
-    first = last = math.nan
-    with states.whole(model, plan, lab) as dense, Meter("replacing", recipe.steps) as meter:
-        for step, (ids_BT, mask_BT) in enumerate(batches(lab, recipe)):
-            last = stepped(dense, plan, students, ids_BT, mask_BT)
-            first = last if step == 0 else first
-            optimiser.step()
-            optimiser.zero_grad()
-            schedule.step()
-            meter.step(f"error {last:.4f}")
-    log.info("the layers in the gaps: squared error %.4g in the first batch, %.4g in the last", first, last)
+    course, path = Course(students, recipe), checkpoint(lab, plan)
+    if path.exists():
+        course.read(path, lab.device)
+    with states.whole(model, plan, lab) as dense, Meter("replacing", recipe.steps, course.step) as meter:
+        for ids_BT, mask_BT in batches(lab, recipe, course.step):
+            course.made(stepped(dense, plan, students, ids_BT, mask_BT))
+            meter.step(f"error {course.last:.4f}")
+            if course.step % recipe.save_every == 0:
+                course.write(path)
+    log.info(
+        "the layers in the gaps: squared error %.4g in the first batch, %.4g in the last", course.first, course.last
+    )
     return {start: {n: p.detach() for n, p in each.named_parameters()} for start, each in students.items()}
 
 
@@ -64,10 +116,10 @@ def student(lab: "Lab", number: int, model: nn.Module) -> nn.Module:
     return layer.built(layer.bare(lab)[number], layer.weights(lab, number), form, like).requires_grad_(True)
 
 
-def batches(lab: "Lab", recipe: "Layer") -> Iterator[tuple[Tensor, Tensor]]:
-    """As many batches as there are steps, in the order of the text, and from its beginning again if it is shorter."""
+def batches(lab: "Lab", recipe: "Layer", done: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A batch for each step behind the first ``done``, in the text's order, and from its beginning if it is shorter."""
     text = lab.text("train", recipe.sequences)
-    for step in range(recipe.steps):
+    for step in range(done, recipe.steps):
         rows_B = np.arange(step * recipe.batch, (step + 1) * recipe.batch) % len(text)
         some = dataclasses.replace(text, ids=text.ids[rows_B], lengths=text.lengths[rows_B])
         yield next(some.batches(recipe.batch))
