@@ -1,5 +1,6 @@
 """LoRAPrune whole: it prunes while it heals, goes on where it was killed, and leaves a model that is narrower."""
 
+import csv
 import dataclasses
 import json
 import signal
@@ -19,11 +20,12 @@ from depthcut.lab import Lab
 from depthcut.plan import Plan
 from depthcut.training import adapters
 from depthcut.training.fit import fit
-from depthcut.width import criterion, schedule, selection
+from depthcut.width import criterion, matched, schedule, selection, slicing
 from depthcut.width.pruning import Pruning
 from depthcut.width.widths import FILE, Widths
 from gaps import DEPTH, model_of, opened
 from running import ENVIRONMENT, start, succeed, text_files
+from test_ranks import run_two
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of SLURM, of workers, of its own dependencies
 
@@ -222,6 +224,45 @@ def test_nothing_to_narrow_and_nothing_plain_are_refused(folder):
     assert dataclasses.replace(recipe, keep_first=0.5).free(30) == range(15, 29)
 
 
+@pytest.mark.parametrize("how", ["uniform", "global"])
+@pytest.mark.parametrize(
+    ("family", "frac", "plan", "knobs"),
+    [
+        ("llama", 0.34, Plan(DEPTH, ()), ()),
+        ("opt", 0.5, Plan(DEPTH, ()), ("heal.keep_first=0", "heal.keep_last=0")),
+        ("qwen2", 0.3, Plan(DEPTH, (1, 2)), ("heal.modules=ffn",)),
+        ("llama", 0.0, Plan(DEPTH, ()), ()),
+    ],
+)
+def test_width_by_the_share_of_the_layers_leaves_as_many_parameters(folder, family, frac, plan, knobs, how):
+    """As sliced models say, of which the next one that is wider has more than the model without so many layers."""
+    here = opened(folder, model_of(family), *KNOBS, f"heal.frac={frac}", f"heal.selection={how}", *knobs)
+    asked: Any = here.experiment.heal
+    found = matched.recipe(asked, plan, here)
+    cut = range(len(plan.keep) - round(frac * len(plan.keep)), len(plan.keep))
+    wanted = sum(p.numel() for p in here.load(Plan(DEPTH, (*plan.drop, *(plan.keep[at] for at in cut)))).parameters())
+
+    def sliced(ratio: float) -> int:
+        pruning = Pruning(adapters.adapt(here.load(plan), asked, plan), asked)
+        worth = {place: torch.arange(float(each.count)) for place, each in pruning.free.items()}
+        pruning.masks.keep(selection.kept(worth, ratio, asked.selection))
+        slicing.narrow(model := here.load(plan), pruning.widths())
+        return sum(p.numel() for p in model.parameters())
+
+    assert sliced(found.ratio) <= wanted
+    assert found.ratio == 0 if frac == 0 else sliced(found.ratio - 1e-4) > wanted
+
+
+def test_more_than_the_width_holds_is_refused_and_the_share_names_the_point(folder):
+    here = lab(folder, "heal.frac=0.9")
+    with pytest.raises(ValueError, match=r"^heal.frac=0.9: 5 of 6 layers less are \d+ parameters, and \d+ are left at"):
+        here.experiment.heal(here.load(), Plan(DEPTH, ()), here)
+    digests = [
+        lab(folder, *knobs).digest for knobs in (("heal.frac=0.2",), ("heal.frac=0.3",), ("heal.frac=null",), ())
+    ]
+    assert len(set(digests)) == 3 and digests[2] == digests[3]
+
+
 # As a user gives it
 
 RUN = (
@@ -230,6 +271,8 @@ RUN = (
     "model.heads=4",
     "eval=[loss]",
     "data=files",
+    "data.validation.sequences=8",
+    "model.heal.length=64",
     "heal.steps=20",
     "heal.warmup=1",
     "heal.prune_every=2",
@@ -242,8 +285,26 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
     return text_files(tmp_path_factory.mktemp("text"))
 
 
-def test_a_run_ends_in_a_narrower_model(tmp_path, corpus):
-    record = succeed(f"outputs={tmp_path}", *RUN, *corpus)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, corpus) -> dict[str, Any]:
+    """The record of a run in one process."""
+    return succeed(f"outputs={tmp_path_factory.mktemp('alone')}", *RUN, *corpus)
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_the_widths_and_the_curve_of_one(tmp_path, alone, corpus):
+    """Each reads half of a step's sequences, one at a time; the gradients that are looked at are those of the step."""
+    run_two(f"outputs={tmp_path}", *RUN, *corpus, "heal.micro_batch=1", "stages=[healed]", "export=adapter")
+    one, two = alone["folder"], tmp_path / "main" / alone["folder"].name
+    assert (two / "adapter" / FILE).read_bytes() == (one / "adapter" / FILE).read_bytes()
+    curves = [[float(row["loss"]) for row in csv.DictReader((each / "heal.csv").open())] for each in (one, two)]
+    assert len(curves[0]) == 20 and curves[1] == pytest.approx(curves[0], abs=2e-4)
+    record = json.loads((two / "record.json").read_text())
+    assert record["healed/size/parameters"] == alone["healed/size/parameters"]
+
+
+def test_a_run_ends_in_a_narrower_model(alone):
+    record = alone
     assert record["fraction"] == 0 and record["pruned/validation/loss"] == record["dense/validation/loss"]
     assert record["healed/validation/loss"] < record["dense/validation/loss"]
     exported = record["folder"] / "model"

@@ -113,8 +113,9 @@ def test_every_fraction_is_another_number_of_layers(name):
     per_method: dict[Any, list[int]] = {}
     for x in points(name):
         rest = {key: value for key, value in x.composed["prune"].items() if key != "frac"}
-        key = str((x.composed["model"], x.composed["metric"], x.composed["replace"], rest))
-        per_method.setdefault(key, []).append(count(x))
+        key = str((x.composed["model"], x.composed["metric"], x.composed["replace"], type(x.heal), rest))
+        asked: Any = x.heal  # a width has its fraction for itself
+        per_method.setdefault(key, []).append(round(asked.frac * shape(x)[0]) if width(x) else count(x))
     assert all(counts == sorted(set(counts)) and counts[0] > 0 for counts in per_method.values())
 
 
@@ -129,6 +130,11 @@ def test_it_opens_with_its_command_its_cost_and_what_to_expect(name):
         found = points(name)
         dense = sum(timed(x, shape(x)[0]) for x in found[:1] if "dense" in x.stages)  # once for all points
         assert float(hours) == pytest.approx((dense + sum(map(seconds, found))) / 3600, rel=0.1)
+
+
+def width(x: Experiment) -> bool:
+    """Whether as many parameters go as a cut of layers would take, but no layer."""
+    return getattr(x.heal, "frac", None) is not None
 
 
 def count(x: Experiment) -> int:
@@ -186,3 +192,19 @@ def test_the_page_names_every_sweep():
     page = (ROOT / "docs/wandb.md").read_text()
     assert sorted(set(re.findall(r"sweeps/(\w+)\.yaml", page))) == NAMES
     assert f"{RATE:.0e}".replace("+", "") in page
+
+
+def test_continued_pretraining_is_the_papers_and_of_its_sizes():
+    found = points("shortened_llama_cpt")
+    sizes = [layers * of_layer + 2 * of_head for layers, of_layer, of_head in map(left, found)]
+    assert sizes == pytest.approx([5.5, 3.7, 2.7, 1.5], abs=0.05)
+    for x in found:
+        heal: Any = x.heal
+        assert type(heal).__name__ == "Full" and heal.sequences * heal.length == pytest.approx(37e9, rel=1e-3)
+        assert (heal.batch, heal.lr, heal.betas, heal.weight_decay) == (512, 1e-4, (0.9, 0.95), 0.1)
+
+
+def left(x: Experiment) -> tuple[int, float, float]:
+    """The same without the layers that go."""
+    layers, of_layer, of_head = shape(x)
+    return layers - count(x), of_layer, of_head

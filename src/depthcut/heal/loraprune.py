@@ -24,6 +24,8 @@ class LoraPrune(LowRank, Heal):
         layers: the criterion sees only what has adapters.
         strategy: it needs whole gradients.
         ratio: share of the groups of each kind that goes, in the layers that are narrowed.
+        frac: None, or in place of the ratio: as many parameters go as in a cut of this share of the layers, or, as
+            groups are whole, a few more.
         selection: ``uniform``: so many in each layer, as published; ``global``: the least of all layers.
         prune_every: steps between two choices of the groups, while the share grows.
         smoothing: lambda of the moving average of what groups are worth.
@@ -34,6 +36,7 @@ class LoraPrune(LowRank, Heal):
     layers: Literal["all"]  # pyright: ignore[reportIncompatibleVariableOverride]
     strategy: Literal["ddp"]  # pyright: ignore[reportIncompatibleVariableOverride]
     ratio: Share
+    frac: Share | None
     selection: Literal["uniform", "global"]
     prune_every: Positive
     smoothing: Share
@@ -41,20 +44,23 @@ class LoraPrune(LowRank, Heal):
     keep_last: Annotated[int, Field(ge=0)]
     trains: ClassVar[bool] = True
     bases: ClassVar[tuple[str, ...]] = ("none", "nf4", "int8")
+    incidental: ClassVar[frozenset[str]] = frozenset({"frac"})
 
     def free(self, left: int) -> range:
         """Which of the ``left`` layers of the model are narrowed."""
         return range(int(self.keep_first * left), left - self.keep_last)
 
     def content(self, lab: "Lab") -> Any:
-        """What others of its kind have beside the knobs.
+        """What others of its kind have beside the knobs; the share of the layers, where that is set.
 
         Raises:
             ValueError: where something stands in a gap: what is no plain layer cannot be narrowed.
         """
         if (word := type(lab.experiment.replace).__module__.rpartition(".")[2]) != "none":
             raise ValueError(f"heal=loraprune narrows plain layers; take replace=none, got replace={word}")
-        return super().content(lab)
+        if self.frac is None:
+            return super().content(lab)
+        return {"frac": self.frac, **(super().content(lab) or {})}
 
     def sizes(self, lab: "Lab") -> "dict[Size, int] | None":
         """What the healed model weighs and costs, sliced; None where it is not healed yet."""

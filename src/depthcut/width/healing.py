@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import lightning as L
 from torch import nn
 
-from depthcut import depth, halves, ranks, shape, store
+from depthcut import ranks, shape, store
 from depthcut.heal.loraprune import LoraPrune
 from depthcut.plan import Plan
 from depthcut.training import adapters
 from depthcut.training.fit import fit
-from depthcut.width import masks, slicing
+from depthcut.width import masks, matched, slicing
 from depthcut.width.pruning import Pruning
 from depthcut.width.widths import FILE, Widths
 
@@ -28,8 +28,9 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LoraPrune) -> nn.Mo
     quantised anew, to other values. Its export is narrower all the same.
 
     Raises:
-        ValueError: if no layer can be narrowed.
+        ValueError: if no layer can be narrowed, or not by so much.
     """
+    recipe = matched.recipe(recipe, plan, lab)
     L.seed_everything(lab.experiment.seed, verbose=False)
     adapted = adapters.adapt(model, recipe, plan)
     pruning = Pruning(adapted, recipe)
@@ -61,10 +62,6 @@ def sizes(lab: "Lab") -> dict[shape.Size, int] | None:
     plan, described, widths = lab.plan, lab.experiment.model, Widths.found(lab.folder / "adapter")
     if plan is None or widths is None:
         return None
-    halved = plan.unit != "layer"
-    config = lab.checkpoint.config if halved else depth.trimmed(lab.checkpoint.config, plan.drop)
-    model = shape.bare(config, described.dtype)
-    if halved:
-        halves.remove(model, plan)
+    model = matched.left(lab, plan)
     slicing.narrow(model, widths)
     return shape.of_model(model, described.quantise, described.dtype)

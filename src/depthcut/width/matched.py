@@ -1,0 +1,101 @@
+"""How much width goes for as many parameters as a cut through the depth leaves: ``heal.frac`` as a ``heal.ratio``."""
+
+import bisect
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from depthcut import depth, halves, shape
+from depthcut.heal.loraprune import LoraPrune
+from depthcut.plan import Plan
+from depthcut.width import groups
+from depthcut.width.groups import Groups
+from depthcut.width.selection import nearest
+from depthcut.width.widths import KINDS, Kind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from depthcut.lab import Lab
+
+FINE = 10_000  # ratios that are tried, in [0, 1)
+REACHED: dict[str, tuple[Kind, ...]] = {"all": KINDS, "attention": ("heads",), "ffn": ("channels",)}
+log = logging.getLogger("depthcut")
+
+
+def recipe(asked: LoraPrune, plan: Plan, lab: "Lab") -> LoraPrune:
+    """The recipe with the least ratio that leaves no more parameters than its ``frac`` of the layers would, cut.
+
+    Where groups at different places are of different sizes, ``global`` meets it about, for then it depends on which go.
+
+    Raises:
+        ValueError: if so much cannot go.
+    """
+    if asked.frac is None:
+        return asked
+    model = left(lab, plan)
+    stack, whole = depth.layers(model), numbers(model)
+    cut = math.floor(asked.frac * len(stack) + 0.5)
+    wanted = whole - cut * numbers(stack) / len(stack)
+    parts = list(choices(asked, stack))
+    at = bisect.bisect_left(range(FINE), True, key=lambda step: whole - taken(parts, step / FINE) <= wanted)
+    if at == FINE:
+        least = whole - taken(parts, 1.0)
+        raise ValueError(
+            f"heal.frac={asked.frac:g}: {cut} of {len(stack)} layers less are {wanted:.0f} parameters, and {least:.0f} "
+            "are left at the narrowest; lower it, or heal.keep_first or heal.keep_last"
+        )
+    found = dataclasses.replace(asked, ratio=at / FINE)
+    about = whole - taken(parts, found.ratio)
+    log.info("width: heal.ratio=%g leaves %.0f parameters; %d layers less: %.0f", found.ratio, about, cut, wanted)
+    return found
+
+
+def left(lab: "Lab", plan: Plan) -> "PreTrainedModel":
+    """What ``plan`` leaves of the model, without its weights."""
+    halved = plan.unit != "layer"
+    config = lab.checkpoint.config if halved else depth.trimmed(lab.checkpoint.config, plan.drop)
+    model = shape.bare(config, lab.experiment.model.dtype)
+    if halved:
+        halves.remove(model, plan)
+    return model
+
+
+def numbers(model: nn.Module) -> int:
+    """How many parameters there are; what is tied counts once."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def choices(asked: LoraPrune, stack: nn.ModuleList) -> Iterator[list[tuple[int, int]]]:
+    """What is chosen among together: for each place there the number of groups, and of parameters in one."""
+    found: dict[Any, list[tuple[int, int]]] = {}
+    for number in asked.free(len(stack)):
+        for kind, each in groups.of_layer(stack[number]).items():
+            if kind in REACHED[asked.modules]:
+                place = (number, kind) if asked.selection == "uniform" else kind
+                found.setdefault(place, []).append((each.count, parameters(stack[number], each)))
+    yield from found.values()
+
+
+def parameters(layer: nn.Module, each: Groups) -> int:
+    """The parameters that go with a group: of what is read by it the rows, with their biases, and its columns."""
+    total = 0
+    for linear, axis in each.linears(layer):
+        total += linear.get_parameter("weight").numel()
+        bias = dict(linear.named_parameters()).get("bias")
+        total += bias.numel() if bias is not None and axis == 0 else 0
+    return total // each.count
+
+
+def taken(parts: list[list[tuple[int, int]]], ratio: float) -> float:
+    """The parameters that go at a ratio; one group stays at each place."""
+    total = 0.0
+    for part in parts:
+        count = sum(groups for groups, _ in part)
+        size = sum(groups * size for groups, size in part) / count
+        total += size * min(nearest(ratio * count), count - len(part))
+    return total
