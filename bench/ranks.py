@@ -2,14 +2,23 @@
 
     python bench/ranks.py                           # one GPU, then two in both ways; a torchrun each
     python bench/ranks.py --cases one,ddp2,ddp2_same,fsdp2
+    python bench/ranks.py --cases fsdp2_70b         # a model that fits no single GPU: needs two of 139 GiB
+    python bench/ranks.py --cases fsdp2_tiny        # the same in miniature, on two CPU processes if need be
 
 Llama-2-7B at half its layers, random weights in bfloat16, LoRA of rank 64 on the FFN, 8 x 2,048 tokens a step and GPU
 (``_same``: 8 x 2,048 a step in all). The real healing run, planner and trainer included.
+
+``fsdp2_70b``: all of Llama-2-70B (128 GiB), 8 x 2,048 tokens a step in all, out of files in memory (or, where there is
+no room for all, a third of them in the folder for temporary ones), read by each process in shares; then trained, and
+evaluated on 8 x 2,048 tokens, by the first process with the others' help. Memory on the host is what is neither page
+cache nor shared.
 """
 
 import argparse
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +30,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from transformers import LlamaConfig
 
+import loading as files
+from depthcut import depth
 from healing import BATCH, LENGTH, VOCABULARY, WARM, Case, llama, recipe_of, with_adapters
 
 STEPS = 10
@@ -35,11 +47,17 @@ class Ranks:
         processes: one a GPU.
         strategy: as the recipe says it.
         batch: sequences a step, over all of them.
+        files: the shape of a model that is read from files, in shares; else it is Llama-2-7B, made where it is used.
+        layers: of the model, unless others are asked for.
+        length: tokens a sequence.
     """
 
     processes: int
     strategy: Literal["ddp", "fsdp"] = "ddp"
     batch: int = BATCH
+    files: Literal["70b", "tiny"] | None = None
+    layers: int = 16
+    length: int = LENGTH
 
 
 CASES = {
@@ -47,17 +65,42 @@ CASES = {
     "ddp2": Ranks(2, batch=2 * BATCH),
     "ddp2_same": Ranks(2),
     "fsdp2": Ranks(2, "fsdp", 2 * BATCH),
+    "fsdp2_70b": Ranks(2, "fsdp", files="70b", layers=80),
+    "fsdp2_tiny": Ranks(2, "fsdp", files="tiny", layers=8, length=64),
 }
 
 
-def measured(case: Ranks, layers: int) -> dict[str, Any]:
+def measured(case: Ranks, asked: argparse.Namespace) -> dict[str, Any]:
     """A healing run's tokens a second, as this process sees it, and its peak."""
+    from depthcut import ranks
+    from depthcut.heal.lora import Lora
+    from depthcut.text import Tokens
+
+    gpu = torch.cuda.is_available()
+    device = ranks.gpu() if gpu else "cpu"
+    knobs: dict[str, Any] = {"steps": WARM + STEPS, "batch": case.batch, "strategy": case.strategy}
+    knobs |= {"micro_batch": asked.micro or "auto", "recompute": asked.recompute, "length": case.length}
+    recipe = recipe_of(Lora, **knobs, compile=gpu and not asked.plain)
+    rows = np.random.default_rng(0).integers(0, VOCABULARY, ((WARM + STEPS) * case.batch, case.length)).astype(np.int32)
+    text = Tokens(rows, np.full(len(rows), case.length, np.int32), np.array([], np.uint64), "random")
+    found: dict[str, Any] = {}
+    with files.Watch() as host:
+        made = Case("7b", asked.layers or case.layers, "depthcut", nf4=False)
+        model = spread(asked.folder, device, found) if case.files else llama(made)
+        torch.manual_seed(0)
+        model = with_adapters(model)
+        found |= trained(model, recipe, text, device)
+        if case.files:
+            evaluate(model, text, device, found)
+    return {**found, "host_gib": (host.peak + files.pinned()) / 2**30}
+
+
+def trained(model: Any, recipe: Any, text: Any, device: str) -> dict[str, Any]:
+    """The healing run."""
     import lightning as L
 
     from depthcut import ranks
-    from depthcut.heal.lora import Lora
     from depthcut.log.csv import Csv
-    from depthcut.text import Tokens
     from depthcut.training import fit
 
     seen: dict[int, float] = {}
@@ -65,66 +108,177 @@ def measured(case: Ranks, layers: int) -> dict[str, Any]:
     class Clock(L.Callback):
         """Looks at the clock behind the warm-up and at the end."""
 
-        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:  # pyright: ignore
             step = trainer.global_step
             if step in (WARM, WARM + STEPS) and step not in seen:
-                torch.cuda.synchronize()
+                if device != "cpu":
+                    torch.cuda.synchronize()
                 seen[step] = time.perf_counter()
 
-    device = ranks.gpu()
-    recipe = recipe_of(Lora, steps=WARM + STEPS, batch=case.batch, strategy=case.strategy)
-    model = with_adapters(llama(Case("7b", layers, "depthcut", nf4=False)))
-    rows = np.random.default_rng(0).integers(0, VOCABULARY, ((WARM + STEPS) * case.batch, LENGTH)).astype(np.int32)
-    text = Tokens(rows, np.full(len(rows), LENGTH, np.int32), np.array([], np.uint64), "random")
     shared = Path(tempfile.gettempdir()) / f"depthcut_{os.environ.get('TORCHELASTIC_RUN_ID')}"
     with tempfile.TemporaryDirectory() as own:
-        folder = Path(own) if case.processes == 1 else shared
+        folder = Path(own) if ranks.world() == 1 else shared
         lab: Any = SimpleNamespace(
             folder=folder, device=device, train=lambda: text, experiment=SimpleNamespace(seed=0, log=Csv())
         )
-        torch.cuda.reset_peak_memory_stats()
+        reset()
         fit.fit(model, recipe, lab, callbacks=[Clock()])
     seconds = (seen[WARM + STEPS] - seen[WARM]) / STEPS
-    return {
-        "tokens_s": case.batch * LENGTH / seconds,
-        "step_s": seconds,
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
-    }
+    return {"tokens_s": recipe.batch * recipe.length / seconds, "step_s": seconds, "peak_gib": peak()}
+
+
+def spread(folder: Path, device: str, found: dict[str, Any]) -> Any:
+    """The model in shares, off the files; what that took goes into ``found``."""
+    from depthcut import spread as shares
+    from depthcut.checkpoint import Checkpoint
+    from depthcut.files import Folder, Hashes
+    from depthcut.loading import Form
+
+    checkpoint = Checkpoint(Folder(folder, Hashes(folder / "hashes.json")), separator=None)
+    reset()
+    start = time.perf_counter()
+    model = shares.load(checkpoint, None, Form("none", torch.bfloat16, device))
+    if device != "cpu":
+        torch.cuda.synchronize()
+        found["share_gib"] = torch.cuda.memory_allocated() / 2**30
+    found |= {"load_s": time.perf_counter() - start, "load_peak_gib": peak()}
+    found["model_gib"] = sum(each.numel() * each.element_size() for each in model.parameters()) / 2**30
+    return model
+
+
+def evaluate(model: Any, text: Any, device: str, found: dict[str, Any]) -> None:
+    """The loss on 8 sequences, by the first process."""
+    from depthcut import spread
+    from depthcut.eval import UNCUT, loss
+    from depthcut.text import Tokens
+
+    some = Tokens(text.ids[:BATCH], text.lengths[:BATCH], text.documents, "random")
+    reset()
+
+    def work(given: Any) -> None:
+        if ranks_here():
+            return
+        start = time.perf_counter()
+        (numbers,) = loss.measured(given(), some, "random", 4, UNCUT)
+        found.update({"eval_loss": numbers["random/loss"], "eval_s": time.perf_counter() - start})
+
+    spread.led(device, lambda: model, work)
+    found["eval_peak_gib"] = peak()
+
+
+def ranks_here() -> int:
+    """The number of this process."""
+    from depthcut import ranks
+
+    return ranks.rank()
+
+
+def of_all(found: dict[str, Any]) -> dict[str, Any]:
+    """The first process's numbers; of memory the most that any process took."""
+    import torch.distributed as dist
+
+    from depthcut import spread
+
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, found, group=spread.words())
+    most = {key: max(each[key] for each in every) for key in found if key.endswith("_gib") or key == "load_s"}
+    return found | most
+
+
+def reset() -> None:
+    """Forget the peak."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak() -> float:
+    """GiB of the GPU at the peak."""
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+
+
+def write(case: Ranks, asked: argparse.Namespace) -> None:
+    """The files of a model, where they have room."""
+    assert case.files
+    config = LlamaConfig(vocab_size=VOCABULARY, **files.SHAPES[case.files])
+    config.num_hidden_layers = asked.layers or case.layers
+    size = 2 * sum(each.numel() for each in depth.skeleton(config).parameters())
+    asked.folder.mkdir(parents=True)
+    room = shutil.disk_usage(asked.folder).free > size + 2**30
+    files.write(config, asked.folder, whole=True, spill=None if room else asked.folder_beside)
+
+
+def run(name: str, asked: argparse.Namespace) -> dict[str, Any] | str:
+    """A case, under a torchrun of its own: its numbers, or why there are none."""
+    case, found = CASES[name], {}
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.processes)]
+    start = [sys.executable, *(several if case.processes > 1 else [])]
+    call = [__file__, *sys.argv[1:], "--folder", str(asked.folder)]
+    try:
+        if case.files:
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, *call, "--write", name], check=True)
+            found["write_s"] = time.perf_counter() - begun
+        done = subprocess.run([*start, *call, "--one", name], capture_output=True, text=True, check=False)
+    finally:
+        for folder in (asked.folder, asked.folder_beside):
+            shutil.rmtree(folder, ignore_errors=True)
+    print(*(line for line in done.stderr.splitlines() if "healing: " in line), sep="\n", flush=True)
+    line = next((each for each in done.stdout.splitlines() if each.startswith("{")), "")
+    return done.stderr[-3000:] if done.returncode or not line else found | json.loads(line)
+
+
+def one(case: Ranks, asked: argparse.Namespace) -> None:
+    """A case, as one of its processes; the first one prints the numbers."""
+    if not ranks_here():
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("depthcut").setLevel(logging.INFO)
+    numbers = measured(case, asked)
+    numbers = of_all(numbers) if case.files else numbers
+    if not ranks_here():
+        print(json.dumps(numbers))
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default="one,ddp2,fsdp2", help=f"some of: {', '.join(CASES)}")
+    parser.add_argument("--layers", type=int, help="of the model; as the case has it")
+    parser.add_argument("--plain", action="store_true", help="layers are not compiled")
+    parser.add_argument("--micro", type=int, help="sequences a pass; as the planner chooses")
+    parser.add_argument("--recompute", choices=("auto", "none", "all"), default="auto", help="layers that recompute")
+    parser.add_argument("--folder", type=Path, default=Path("/dev/shm/depthcut_ranks"), help="of a case's files")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--write", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    asked.folder_beside = Path(tempfile.gettempdir()) / "depthcut_ranks_beside"
+    return asked
 
 
 def main() -> None:
-    """Run the cases, each under a torchrun of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default="one,ddp2,fsdp2", help=f"some of: {', '.join(CASES)}")
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    """Run the cases."""
+    asked = arguments()
+    if asked.write:
+        write(CASES[asked.write], asked)
+        return
     if asked.one:
-        numbers = measured(CASES[asked.one], asked.layers)
-        from depthcut import ranks
-
-        if not ranks.rank():
-            print(json.dumps(numbers))
+        one(CASES[asked.one], asked)
         return
     names = asked.cases.split(",")
     if unknown := set(names) - set(CASES):
         sys.exit(f"error: --cases: {', '.join(sorted(unknown))} is none of: {', '.join(CASES)}")
-    if (most := max(CASES[name].processes for name in names)) > torch.cuda.device_count():
-        sys.exit(f"error: this needs {most} GPUs; torch sees {torch.cuda.device_count()}")
+    gpus = torch.cuda.device_count()
+    if (most := max(CASES[name].processes for name in names)) > gpus and names != ["fsdp2_tiny"]:
+        sys.exit(f"error: this needs {most} GPUs; torch sees {gpus}")
     rates: dict[str, float] = {}
     for name in names:
-        several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(CASES[name].processes)]
-        start = [sys.executable, *(several if CASES[name].processes > 1 else [])]
-        call = [*start, __file__, "--one", name, "--layers", str(asked.layers)]
-        done = subprocess.run(call, capture_output=True, text=True, check=False)
-        line = next((each for each in done.stdout.splitlines() if each.startswith("{")), "")
-        if done.returncode or not line:
-            print(name, "failed:", done.stderr[-3000:], flush=True)
+        found = run(name, asked)
+        if isinstance(found, str):
+            print(name, "failed:", found, flush=True)
             continue
-        rates[name] = json.loads(line)["tokens_s"]
+        rates[name] = found["tokens_s"]
         times = f"{rates[name] / rates['one']:.2f} times one" if "one" in rates else ""
-        print(name, line, times, flush=True)
-    print(torch.cuda.get_device_name())
+        print(name, json.dumps(found), times, flush=True)
+    print(torch.cuda.get_device_name() if gpus else "no GPU")
 
 
 if __name__ == "__main__":

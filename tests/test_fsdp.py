@@ -13,13 +13,18 @@ import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
 from composing import composed
-from depthcut import config, depth, ranks
+from depthcut import config, depth, lab, memory, ranks, sharing, spread
+from depthcut.checkpoint import Checkpoint
+from depthcut.files import Folder, Hashes
 from depthcut.heal.full import Full
+from depthcut.loading import Form
 from depthcut.plan import Plan
+from depthcut.shards import Shards
 from depthcut.training import adapters, fit, sharded
 from pico import pico
 from running import ENVIRONMENT
@@ -30,6 +35,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning has some for ever
 LORA = dataclasses.replace(RECIPE, steps=5, batch=4, clip=0.3, recompute=1, weight_decay=0.1, strategy="fsdp")
 FULL = Full(**{field.name: getattr(LORA, field.name) for field in dataclasses.fields(Full)})
 STOP = 3
+DEEP, WIDE = Plan(18, (4, 9)), {"hidden_size": 256, "intermediate_size": 512}  # the model that is read in shares
+HELD: list[int] = []  # the most bytes of parameters at a time
 
 
 class Watch(L.Callback):
@@ -59,6 +66,40 @@ def healed(folder: Path, what: str, stop: int | None = None) -> dict[str, torch.
     return values if ranks.rank() else values | {"logits": model.eval()(torch.arange(8)[None]).logits.detach().float()}
 
 
+def read_and_healed(folder: Path) -> dict[str, torch.Tensor]:
+    """The same of a model that is on the disk, which several processes read in shares; and the most that one held."""
+    checkpoint = Checkpoint(Folder(folder.parent / "model", Hashes(folder.parent / "hashes.json")), separator=None)
+    several = ranks.world() > 1
+    if several:
+        model: nn.Module = spread.load(checkpoint, DEEP, Form("none", torch.float32, "cpu"))
+    else:
+        model = checkpoint.load(DEEP, quantise="none", dtype="float32", device="cpu")
+    for layer in depth.layers(model):
+        layer.mlp.register_forward_hook(lambda *_: look(adapted))
+    torch.manual_seed(0)
+    recipe = dataclasses.replace(LORA, steps=3, recompute="all", save_every=9, modules="attention", rank=1)
+    adapted = adapters.adapt(model, recipe, DEEP)
+    fit.fit(adapted, recipe, a_lab(folder), callbacks=[Watch(None)])
+    values = {name: each.detach().contiguous() for name, each in adapted.named_parameters() if each.requires_grad}
+
+    def measure(model) -> None:
+        if not ranks.rank():
+            values["logits"] = model().eval()(torch.arange(8)[None]).logits.detach().float()
+
+    if several:
+        spread.led("cpu", lambda: adapted, measure)
+    else:
+        measure(lambda: adapted)
+    return values | {"held": torch.tensor(HELD.pop())}
+
+
+def look(model: nn.Module) -> None:
+    """Note the bytes of all parameters that are in this process now."""
+    parts = [each.to_local() if isinstance(each, DTensor) else each for each in model.parameters()]
+    there = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in parts if not each.is_meta}
+    HELD[:] = [max(*HELD, sum(there.values()), 0)]
+
+
 def work(folder: Path) -> None:
     """Heal as one of several processes, stopped in the middle; the first one keeps what came of it."""
     for what in ("lora", "full"):
@@ -68,11 +109,14 @@ def work(folder: Path) -> None:
         values = healed(folder / what, what)
         if not ranks.rank():
             save_file(values, folder / what / "values.safetensors")
+    values = read_and_healed(folder / "read")
+    save_file(values, folder / f"read/values{ranks.rank()}.safetensors")
 
 
 @pytest.fixture(scope="module")
-def spread(tmp_path_factory) -> Path:
+def spread_out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("spread")
+    pico("llama", layers=DEEP.depth, **WIDE).save_pretrained(folder / "model")
     call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
     done = subprocess.run([*call, str(folder)], env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
@@ -86,12 +130,62 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["lora", "full"])
-def test_shares_are_trained_to_what_one_process_trains(tmp_path, spread, what):
+def test_shares_are_trained_to_what_one_process_trains(tmp_path, spread_out, what):
     wanted = healed(tmp_path, what)
-    assert losses(spread / what) == pytest.approx(losses(tmp_path), abs=2e-4)
-    found = load_file(spread / what / "values.safetensors")
+    assert losses(spread_out / what) == pytest.approx(losses(tmp_path), abs=2e-4)
+    found = load_file(spread_out / what / "values.safetensors")
     assert found.keys() == wanted.keys() and len(found) > 20
     assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_read_in_shares_is_healed_and_measured_as_one_that_is_whole(spread_out):
+    wanted = read_and_healed(spread_out / "one")
+    first, second = (load_file(spread_out / f"read/values{rank}.safetensors") for rank in (0, 1))
+    whole, led, helped = (each.pop("held").item() for each in (wanted, first, second))
+    assert losses(spread_out / "read") == pytest.approx(losses(spread_out / "one"), abs=2e-4)
+    assert_close(first, wanted, atol=1e-3, rtol=1e-3)  # a step of AdamW moves a weight by 1e-2
+    assert 0.5 * whole < helped <= led < 0.6 * whole  # its half, what is beside the layers, and one layer
+
+
+def test_a_model_in_shares_runs_where_all_processes_help_and_nowhere_else():
+    with pytest.raises(ValueError, match="the model is in shares, which the processes put together"):
+        spread.Spread([nn.Linear(2, 2)]).run(0, torch.ones(1, 2))
+
+
+@pytest.mark.parametrize(("rows", "processes"), [(7, 2), (8, 2), (3, 4), (5, 4), (0, 2)])
+def test_rows_are_shared_out_as_torch_does(monkeypatch, tmp_path, rows, processes):
+    whole = torch.arange(3.0 * rows).reshape(rows, 3).bfloat16()
+    save_file({"x": whole}, tmp_path / "model.safetensors")
+    shards = Shards(Folder(tmp_path, Hashes(tmp_path / "hashes.json")))
+    chunks = [*whole.chunk(processes), *[whole[:0]] * processes]
+    for rank in range(processes):
+        monkeypatch.setattr(ranks, "world", lambda: processes)
+        monkeypatch.setattr(ranks, "rank", lambda number=rank: number)
+        assert_close(shards.slices(["x"])["x"].rows(*spread.own(rows))[:], chunks[rank])
+    assert shards.bytes_read == processes * whole.nbytes
+
+
+@pytest.mark.parametrize(
+    ("card", "knobs", "shared"),
+    [(10**5, (), True), (10**9, (), False), (10**9, ("stream=always",), True), (10**5, ("stream=never",), False)],
+)
+def test_a_model_is_in_shares_where_no_card_has_room_or_as_it_is_asked_for(monkeypatch, tmp_path, card, knobs, shared):
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(memory, "whole", lambda _: card)
+    given = ("model=pico", "prune=deepest", "heal=lora", "heal.batch=2", "heal.micro_batch=1", f"outputs={tmp_path}")
+    x = config.read(composed(*given, *knobs, "heal.strategy=fsdp", "eval=[loss,speed]"))
+    here = lab.enter(x)
+    assert sharing.wanted(here, None) == shared
+    if not shared:
+        return
+    with pytest.raises(ValueError, match=r"eval\.speed needs a model that is whole on one card"):
+        here.measure("dense", here.dense)
+    with pytest.raises(ValueError, match="metric=angular needs the whole dense model on one card"):
+        here.dense()
+    if card == 10**5:
+        with pytest.raises(ValueError, match="2 processes have 0\\.0 GiB each: take more"):
+            here.load(Plan(8, (5,)))
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 """Several processes that share a point heal as one would; they die together and go on together."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
 
 from depthcut import ranks
 from running import ENVIRONMENT, ROOT, UNHEALED, run, text_files
@@ -56,16 +59,48 @@ def weights(outputs: Path):
     return load_file(next(outputs.glob("main/*/adapter/*.safetensors")))
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
-def test_two_processes_heal_as_one_does_and_leave_one_record(tmp_path, corpus, strategy):
-    one = run(f"outputs={tmp_path}/one", *POINT, *STEPS, *corpus, "heal.micro_batch=4")
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, corpus) -> Path:
+    """What one process leaves."""
+    outputs = tmp_path_factory.mktemp("alone")
+    one = run(f"outputs={outputs}", *POINT, *STEPS, *corpus, "heal.micro_batch=4", "export=merged")
     assert one.returncode == 0, one.stderr
-    shared = ("heal.micro_batch=1", f"heal.strategy={strategy}")
-    said = run_two(f"outputs={tmp_path}/two", *POINT, *STEPS, *corpus, *shared)
+    return outputs
+
+
+def numbers(outputs: Path) -> dict[str, float]:
+    """Of a record those that are of the model, not of the run."""
+    record = json.loads(next(outputs.glob("main/*/record.json")).read_text())
+    return {key: each for key, each in record.items() if "/" in key and not key.startswith(("seconds/", "bytes/peak"))}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("export=none",),
+        pytest.param(("export=none", "heal.strategy=fsdp"), marks=pytest.mark.slow),
+        pytest.param(("export=merged", "heal.strategy=fsdp", "stream=always"), marks=pytest.mark.slow),
+    ],
+    ids=["copies", "shares", "shares all the time"],
+)
+def test_two_processes_heal_as_one_does_and_leave_one_record(tmp_path, corpus, alone, how):
+    said = run_two(f"outputs={tmp_path}", *POINT, *STEPS, *corpus, "heal.micro_batch=1", *how)
     assert said.count("record: ") == 1 and said.count(" tokens a pass") == 1 and said.count("healing:") <= 2
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-4)
-    assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=2e-3, rtol=0)
-    assert len(list(tmp_path.glob("two/main/*/record.json"))) == 1
+    assert said.count("each of 2 processes holds a share") == 2 * ("stream=always" in how)  # dense, pruned
+    assert losses(tmp_path) == pytest.approx(losses(alone), abs=2e-4)
+    assert_close(weights(tmp_path), weights(alone), atol=2e-3, rtol=0)
+    assert [each.parent.name for each in tmp_path.glob("main/*/record.json")] == [
+        each.parent.name for each in alone.glob("main/*/record.json")
+    ]
+    assert numbers(tmp_path) == pytest.approx(numbers(alone), rel=1e-4)
+    if "export=merged" in how:
+        assert_close(exported(tmp_path), exported(alone), atol=1e-4, rtol=0)
+
+
+def exported(outputs: Path) -> dict[str, Any]:
+    """The weights of the model that was left, as transformers reads them."""
+    folder = next(outputs.glob("main/*/model"))
+    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).state_dict()
 
 
 @pytest.mark.slow

@@ -221,7 +221,8 @@ class Checkpoint:
         form = loading.Form(quantise, getattr(torch, dtype), device)
         fill = partial(loading.build, self.files.title, plan=plan, form=form)
         folder = cache / packed.named(self.digest, plan, form) if cache and quantise != "none" else None
-        model = packed.load(folder, config, form, fill, lambda: self._renumbered(plan))
+        with torch.inference_mode(False):  # who asks may only mean to measure, who takes it later may train
+            model = packed.load(folder, config, form, fill, lambda: self._renumbered(plan))
         if "generation_config.json" in self.files.names:
             model.generation_config = loading.generation(self.files.folder)
         return model

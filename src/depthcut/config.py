@@ -45,7 +45,8 @@ class Experiment:
         outputs: folder of all studies.
         seed: of the healing (adapters, batch order, dropout).
         device: ``auto`` takes the GPU where there is one.
-        stream: whether the metric goes through the model layer by layer, off the disk; ``auto``: where it does not fit.
+        stream: whether the metric goes through the model layer by layer, off the disk, and a model that processes heal
+            in shares is in shares all the time; ``auto``: where it does not fit.
         keep_weights: whether the pruned model's quantised weights are kept in the cache, to be loaded again in seconds.
         stages: at which of the three stages ``eval`` measures.
         export: what is left on the disk of the healed model.

@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from depthcut import saved, store
+from depthcut import saved, sharing, store
 from depthcut.plan import Plan
 from depthcut.report import table
 from depthcut.width.widths import Widths
@@ -34,14 +35,19 @@ def export(what: What, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]"
         log.info("adapter and plan: %s", lab.folder / "adapter")
         return
 
-    def make(folder: Path) -> None:
-        model = merged(lab, plan, healed)
-        saved.write(model, plan, folder, Widths.found(lab.folder / "adapter"))
+    def make(model: "Callable[[], nn.Module]", folder: Path) -> None:
+        if sharing.wanted(lab, plan):
+            from depthcut import saving
+
+            saving.write(model(), plan, folder)
+        else:
+            saved.write(merged(lab, plan, model), plan, folder, Widths.found(lab.folder / "adapter"))
         lab.checkpoint.tokenizer.save_pretrained(str(folder))
         plan.write(folder / "plan.json")
 
+    folder = lab.folder / "model"
     with lab.timed("export"):
-        folder = store.kept(lab.folder / "model", make)
+        sharing.led(lab, plan, healed, lambda model: store.kept(folder, partial(make, model)))
     store.write_text(folder / "README.md", card(lab, plan))
     log.info("model: %s", folder)
 

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from depthcut import bases, digests, memory, ranks, store
+from depthcut import bases, digests, measuring, memory, ranks, sharing, store
 from depthcut.plan import Plan, Unit
 from depthcut.prune.block import Block
 from depthcut.shape import Shape
@@ -40,6 +40,7 @@ class Lab:
         numbers: the flat record: ``dense/...``, ``pruned/...``, ``healed/...``, ``seconds/...``, ``bytes/...``.
         evaluated: for each stage the digests of the evaluations whose numbers are in.
         settled: what ``model.quantise=auto`` was taken for, and why, in words.
+        helped: whether all processes are at one piece of work now, which runs a model in shares.
     """
 
     experiment: "Experiment"
@@ -51,6 +52,7 @@ class Lab:
     settled: str = ""
     plan: Plan | None = None
     loaded: "nn.Module | None" = None
+    helped: bool = False
     opened: "Streamed | None" = None
     texts: dict[tuple[Part, int | None], Tokens] = field(default_factory=dict[tuple[Part, int | None], Tokens])
 
@@ -87,7 +89,8 @@ class Lab:
         with self.timed("load_pruned" if plan else "load_dense"):
             keep = self.cache / "weights" if plan and self.experiment.keep_weights else None
             how: Any = {"quantise": model.quantise, "dtype": model.dtype, "device": self.device}
-            loaded = self.checkpoint.load(plan, **how, cache=keep)
+            shared = sharing.wanted(self, plan)
+            loaded = sharing.load(self, plan) if shared else self.checkpoint.load(plan, **how, cache=keep)
         if plan:
             self.numbers["bytes/read"] = self.checkpoint.bytes_read - before
             self.numbers["bytes/weights"] = sum(p.numel() * p.element_size() for p in loaded.parameters())
@@ -121,6 +124,8 @@ class Lab:
             log.info(self.settled)
         for evaluation in self.experiment.eval.values():
             evaluation.prepare(self)
+        self.experiment.heal.prepare(self)
+        self.experiment.replace.prepare(self)
         parts = {"validation": self.validation()}
         if self.experiment.prune.reads_scores:
             self.experiment.metric.prepare(self)
@@ -205,20 +210,7 @@ class Lab:
         """Evaluate a stage, save what is on file already; ``model`` is called only where something is missing."""
         if stage not in self.experiment.stages or (stage == "healed" and not self.experiment.heal.trains):
             return
-        for evaluation in self.experiment.eval.values():
-            for part in evaluation.parts():
-                name = digests.evaluation(part, self)
-                key = store.digest({"subject": self.subject(stage), "evaluation": name})
-
-                def make(part: Any = part) -> dict[str, float]:
-                    subject = model()
-                    with self.timed(f"{stage}_eval"):
-                        (values,) = part(subject, self)
-                    return values
-
-                values = self.kept("evaluations", key, make)
-                self.numbers |= {f"{stage}/{metric}": value for metric, value in values.items()}
-                self.evaluated.setdefault(stage, []).append(name)
+        sharing.led(self, None if stage == "dense" else self.plan, model, partial(measuring.stage, self, stage))
 
     def subject(self, stage: Stage) -> str:
         """Digest of the model that a stage measures."""

@@ -4,6 +4,8 @@ import logging
 import os
 from pathlib import Path
 
+from depthcut import ranks
+
 GIB = 2**30
 log = logging.getLogger("depthcut")
 
@@ -14,6 +16,38 @@ def fits(weights: int, device: str) -> bool:
     if weights > 0.9 * there:
         log.info("the model has %.1f GiB, %.1f are free: it is scored layer by layer", weights / GIB, there / GIB)
     return weights <= 0.9 * there
+
+
+def holds(weights: int, device: str) -> bool:
+    """Whether ``device``, all of it, has room for a model of so many bytes: the same on all machines of one kind."""
+    return weights <= 0.9 * whole(device)
+
+
+def shared(weights: int, device: str) -> None:
+    """Say that each process holds a share of a model of so many bytes.
+
+    Raises:
+        ValueError: if not even shares have room.
+    """
+    there, processes = whole(device), ranks.world()
+    if weights > 0.9 * there * processes:
+        room = f"{processes} processes have {there / GIB:.1f} GiB each"
+        raise ValueError(f"the model has {weights / GIB:.1f} GiB, {room}: take more of them, or a larger cut")
+    log.info(
+        "the model has %.1f GiB, a card %.1f: each of %d processes holds a share of each layer",
+        weights / GIB,
+        there / GIB,
+        processes,
+    )
+
+
+def whole(device: str) -> int:
+    """Bytes of a GPU; or of the host, for each process on it."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * ranks.nodes() // ranks.world()
 
 
 def free(device: str) -> int:

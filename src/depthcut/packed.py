@@ -112,7 +112,7 @@ def write(model: "PreTrainedModel", folder: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    state = own(model)
+    state = own(model.state_dict())
     size, free = sum(tensor.nbytes for tensor in state.values()), shutil.disk_usage(folder).free
     if size + SPARE > free:
         raise OSError(f"they take {size / 1e9:.1f} GB, and {folder.parent} has {free / 1e9:.1f} GB left")
@@ -126,11 +126,11 @@ def write(model: "PreTrainedModel", folder: Path) -> None:
     store.write_json(folder / INDEX, {"weight_map": homes})
 
 
-def own(model: "PreTrainedModel") -> "dict[str, Tensor]":
-    """The model's tensors by name, one that has several names once."""
+def own(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """A model's tensors by name, one that has several names once."""
     seen: set[tuple[int, int]] = set()
     found: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         place = tensor.data_ptr(), tensor.nbytes
         if place not in seen or not tensor.nbytes:
             found[name] = tensor

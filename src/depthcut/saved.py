@@ -32,11 +32,16 @@ def write(model: "PreTrainedModel", plan: Plan, folder: Path, widths: "Widths | 
     if widths is not None:
         widths.write(folder / FILE)
     narrowed = widths is not None and not slicing.describes(model.config, model)
-    if fill is not None or narrowed or (plan.unit != "layer" and plan.drop):
+    describe(folder, plan, fill is not None, narrowed)
+
+
+def describe(folder: Path, plan: Plan, replaced: bool = False, narrowed: bool = False) -> None:
+    """Have the config in ``folder`` say what no plain one can say: halves gone, gaps that are filled, other widths."""
+    if replaced or narrowed or (plan.unit != "layer" and plan.drop):
         path = folder / "config.json"
         base = json.loads(path.read_text(encoding="utf-8"))
         described = {"model_type": KIND, "plan": plan.to_dict(), "base": base}
-        store.write_json(path, {**described, "replaced": fill is not None, "narrowed": narrowed})
+        store.write_json(path, {**described, "replaced": replaced, "narrowed": narrowed})
 
 
 def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") -> "PreTrainedModel":

@@ -5,7 +5,7 @@ import re
 import struct
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,15 @@ class Slice:
                 if not got:
                     raise ValueError(f"{self._path} has been cut short while it was read")
                 rest = rest[got:]
+
+    def rows(self, start: int, stop: int) -> "Slice":
+        """The rows ``start`` to ``stop`` of the tensor, unread. All of its bytes count: others read the other rows."""
+        count, *inner = self._entry.shape
+        size = self.nbytes // max(count, 1)
+        self._count(self.nbytes)
+        shape = (stop - start, *inner)
+        some = replace(self._entry, shape=shape, start=self._entry.start + start * size, nbytes=shape[0] * size)
+        return Slice(self._path, some, lambda _: None)
 
     def shaped(self, bytes_N: "torch.Tensor") -> "torch.Tensor":
         """The tensor that these bytes are."""

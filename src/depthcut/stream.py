@@ -6,23 +6,98 @@ layer computes, threads bring in the next one, so that the device holds two.
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from depthcut import depth, loading, memory
+from depthcut import depth, halves, loading, memory
 from depthcut.ahead import Arrival, Readers
 from depthcut.plan import Plan
 from depthcut.progress import Meter
 from depthcut.shards import Slice
 
 if TYPE_CHECKING:
+    from depthcut.checkpoint import Checkpoint
     from depthcut.lab import Lab
 
 META = torch.device("meta")
+
+
+class Frame:
+    """Embeddings, the first layer of each kind, final norm and head, around layers on the meta device.
+
+    Attributes:
+        checkpoint: the model on the disk.
+        plan: what is left out of it.
+        form: how it lies in memory.
+        config: of what is left.
+        bare: the layers that are left, on the meta device.
+        firsts: the numbers of those that the frame has.
+
+    Raises:
+        ValueError: if the layers' tensors in the files are not named, or not laid out, as those in the model.
+    """
+
+    def __init__(self, checkpoint: "Checkpoint", plan: Plan | None, form: loading.Form) -> None:
+        self.checkpoint = checkpoint
+        self.plan = plan or Plan(checkpoint.depth, ())
+        self.form = form
+        whole = self.plan.unit == "layer" and self.plan.drop
+        self.config = depth.trimmed(checkpoint.config, self.plan.drop) if whole else checkpoint.config
+        model = depth.skeleton(self.config)
+        if self.plan.unit != "layer":
+            halves.remove(model, self.plan)
+        self.bare = list(depth.layers(model))
+        self.firsts = first_of_each_kind(self.config)
+
+    def load(self, stack: nn.ModuleList) -> PreTrainedModel:
+        """Read the frame, put it around ``stack``, whose first layers it replaces, and give the model."""
+        kept = {self.plan.keep[number] for number in self.firsts}
+        plan = Plan(self.plan.depth, tuple(old for old in range(self.plan.depth) if old not in kept))
+        dtype: Any = str(self.form.dtype).removeprefix("torch.")
+        model = self.checkpoint.load(plan, quantise=self.form.quantise, dtype=dtype, device=self.form.device)
+        for number, layer in zip(self.firsts, depth.layers(model), strict=True):
+            stack[number] = layer
+        self.first = stack[self.firsts[0]]
+        depth.install(model, stack, self.config)
+        if self.plan.unit != "layer":
+            halves.remove(model, self.plan)
+        return model
+
+    def tensors(self, number: int) -> dict[str, Slice]:
+        """A layer's tensors by their names in the layer, unread."""
+        old = self.plan.keep[number]
+        prefix = f"{self.checkpoint.prefix}.{old}."
+        there = {name.removeprefix(prefix): one for name, one in self.checkpoint.tensors(old).items()}
+        wanted = dict(self.bare[number].named_parameters()).keys()
+        if missing := sorted(wanted - there.keys()):
+            title = self.checkpoint.files.title
+            raise ValueError(f"{title} cannot be streamed: its files do not hold layer {old}'s {missing[0]} as such")
+        return {name: there[name] for name in sorted(wanted)}
+
+    def filled(self, number: int, put: Callable[[str, nn.Parameter], nn.Parameter]) -> nn.Module:
+        """A copy of a bare layer, whose parameters ``put`` gives by their names and by those on the meta device."""
+        layer = copy.deepcopy(self.bare[number])
+        if self.form.quantise != "none":
+            loading.quantisable(layer, self.form.quantise, self.form.dtype)
+        for name, bare in list(layer.named_parameters()):
+            owner, _, leaf = name.rpartition(".")
+            layer.get_submodule(owner).register_parameter(leaf, put(name, bare))
+        for name, buffer in list(layer.named_buffers()):
+            if buffer.device == META:
+                owner, _, leaf = name.rpartition(".")
+                layer.get_submodule(owner).register_buffer(leaf, self.first_buffer(name, buffer), persistent=False)
+        return layer.eval()
+
+    def first_buffer(self, name: str, like: Tensor) -> Tensor:
+        """A buffer that no file holds, from the first layer, where it is the same."""
+        found: Any = dict(self.first.named_buffers()).get(name)
+        if found is None or found.shape != like.shape or found.device == META:
+            raise ValueError(f"{self.checkpoint.files.title} cannot be streamed: no file holds its layers' {name}")
+        return found
 
 
 class Streamed:
@@ -32,24 +107,19 @@ class Streamed:
         lab: the checkpoint, and how it is to be loaded.
 
     Raises:
-        ValueError: if the layers' tensors in the files are not named, or not laid out, as those in the model.
+        ValueError: as :class:`Frame`.
     """
 
     def __init__(self, lab: "Lab") -> None:
-        self.lab = lab
+        described = lab.experiment.model
+        self.form = loading.Form(described.quantise, getattr(torch, described.dtype), lab.device)
         self.readers = Readers(lab.device)
         self.coming: dict[int, dict[str, Arrival]] = {}
-        whole = depth.skeleton(lab.checkpoint.config)
-        self.bare = list(depth.layers(whole))
-        firsts = first_of_each_kind(lab.checkpoint.config)
-        others = (index for index in range(lab.checkpoint.depth) if index not in firsts)
+        self.frame = Frame(lab.checkpoint, None, self.form)
+        self.bare, firsts = self.frame.bare, self.frame.firsts
         self.fetch(next((index for index in range(len(self.bare)) if index not in firsts), len(self.bare)))
-        model, plan = lab.experiment.model, Plan(lab.checkpoint.depth, tuple(others))
-        self.model = lab.checkpoint.load(plan, quantise=model.quantise, dtype=model.dtype, device=lab.device)
-        there = dict(zip(firsts, depth.layers(self.model), strict=True))
-        self.first = there[0]
-        self.stack = nn.ModuleList(there.get(index, layer) for index, layer in enumerate(self.bare))
-        depth.install(self.model, self.stack, whole.config)
+        self.stack = nn.ModuleList(self.bare)
+        self.model = self.frame.load(self.stack)
 
     def layers(self, name: str) -> Iterator[int]:
         """Bring in each layer in turn and give its number; it is gone when the next one is asked for."""
@@ -78,49 +148,24 @@ class Streamed:
     def fetch(self, number: int) -> None:
         """Begin to read a layer, if that has not begun."""
         if number < len(self.bare) and number not in self.coming:
-            tensors = self.tensors(number)
+            tensors = self.frame.tensors(number)
             self.coming[number] = {rest: self.readers.begin(one) for rest, one in tensors.items()}
-
-    def tensors(self, number: int) -> dict[str, Slice]:
-        """A layer's tensors by their names in the layer, unread."""
-        prefix = f"{self.lab.checkpoint.prefix}.{number}."
-        there = {name.removeprefix(prefix): one for name, one in self.lab.checkpoint.tensors(number).items()}
-        wanted = dict(self.bare[number].named_parameters()).keys()
-        if missing := sorted(wanted - there.keys()):
-            title = self.lab.checkpoint.files.title
-            raise ValueError(f"{title} cannot be streamed: its files do not hold layer {number}'s {missing[0]} as such")
-        return {name: there[name] for name in sorted(wanted)}
 
     def fill(self, number: int, tensors: dict[str, Tensor]) -> None:
         """Put the tensors into their layer, on the device, quantised where the first layer is."""
         if not tensors:
             return
-        layer = copy.deepcopy(self.bare[number])
-        dtype, device = getattr(torch, self.lab.experiment.model.dtype), self.lab.device
-        if self.lab.experiment.model.quantise != "none":
-            loading.quantisable(layer, self.lab.experiment.model.quantise, dtype)
-        for name, tensor in tensors.items():
-            owner, _, leaf = name.rpartition(".")
-            module = layer.get_submodule(owner)
-            module.register_parameter(leaf, loading.parameter(module.get_parameter(leaf), tensor, dtype, device))
-        for name, buffer in layer.named_buffers():
-            if buffer.device == META:
-                owner, _, leaf = name.rpartition(".")
-                layer.get_submodule(owner).register_buffer(leaf, self.first_buffer(name, buffer), persistent=False)
-        self.stack[number] = layer.eval()
+
+        def put(name: str, bare: nn.Parameter) -> nn.Parameter:
+            return loading.parameter(bare, tensors.pop(name), self.form.dtype, self.form.device)
+
+        self.stack[number] = self.frame.filled(number, put)
 
     def empty(self, number: int) -> None:
         """Give a layer's memory back, once the device has done with it."""
         if self.readers.device.type == "cuda":
             torch.cuda.synchronize()
         self.stack[number] = self.bare[number]
-
-    def first_buffer(self, name: str, like: Tensor) -> Tensor:
-        """A buffer that no file holds, from the first layer, where it is the same."""
-        found: Any = dict(self.first.named_buffers()).get(name)
-        if found is None or found.shape != like.shape or found.device == META:
-            raise ValueError(f"{self.lab.checkpoint.files.title} cannot be streamed: no file holds its layers' {name}")
-        return found
 
 
 def first_of_each_kind(config: PreTrainedConfig) -> list[int]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from depthcut.cuts import WHOLE, Cut
 from depthcut.strict import strict
@@ -19,7 +19,13 @@ UNCUT: Cuts = (WHOLE,)
 
 @strict
 class Eval(ABC):
-    """Measures a model. A number that could not be measured has no key."""
+    """Measures a model. A number that could not be measured has no key.
+
+    Attributes:
+        needs_whole: whether the model must be whole on one device: what is put together layer by layer takes longer.
+    """
+
+    needs_whole: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]] | None:

@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -55,6 +55,7 @@ class Speed(Eval):
     prefill_length: Count
     warm_up: Annotated[int, Field(ge=0)]
     runs: Annotated[int, Field(gt=1)]
+    needs_whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if any(batch < 1 for batch in self.batches) or len(set(self.batches)) < len(self.batches):

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from depthcut import depth, memory, ranks
+from depthcut.spread import Spread
 from depthcut.training.objective import CHUNK_BYTES, base_of, trained_head
 from depthcut.training.recipe import Training
 
@@ -190,8 +191,10 @@ def training(model: nn.Module, recipe: Training, mixed: bool) -> int:
 
 
 def sharded(model: nn.Module) -> int:
-    """Bytes of a model of whose layers this process holds a share; three are whole at a time, or on their way."""
+    """Bytes that a model of whose layers this process holds a share still takes; three are whole, or on their way."""
     layers = [sum(each.numel() * each.element_size() for each in layer.parameters()) for layer in depth.layers(model)]
+    if isinstance(depth.layers(model), Spread):
+        return 3 * max(layers)
     everything = sum(each.numel() * each.element_size() for each in model.parameters())
     return everything - sum(layers) + sum(layers) // ranks.world() + 3 * max(layers)
 

@@ -23,7 +23,10 @@ from transformers import PreTrainedConfig
 from typing_extensions import override
 
 from depthcut import depth, memory, ranks
+from depthcut.spread import Spread
 
+SHARES = "depthcut_shares"
+"""Where a twin keeps what its bare parameters will be, by their names."""
 SHARE = 0.9
 """Of the free memory, which a model may take that comes back from the host."""
 
@@ -90,9 +93,10 @@ def share(value: Any, like: Tensor) -> Any:
 
 @contextmanager
 def twinned(model: nn.Module, device: str) -> Generator[None]:
-    """Inside the ``with``, twins stand in for the layers of ``model``, which lies on the host.
+    """Inside the ``with``, twins stand in for the layers of ``model``, which are in shares or lie on the host.
 
-    At the end what was trained goes from them into the layers, and the model to ``device``, if it has room there.
+    At the end what was trained goes from them into the layers; a model that was whole goes to ``device``, if it has
+    room there.
 
     Raises:
         ValueError: if the layers cannot be shared out.
@@ -100,7 +104,8 @@ def twinned(model: nn.Module, device: str) -> Generator[None]:
     stack = depth.layers(model)
     before = list(stack)
     check(before)
-    model.to("cpu")
+    if not isinstance(stack, Spread):
+        model.to("cpu")
     for index, layer in enumerate(before):
         stack[index] = twin(layer)
     try:
@@ -110,8 +115,10 @@ def twinned(model: nn.Module, device: str) -> Generator[None]:
     finally:
         for index, layer in enumerate(before):
             stack[index] = layer
-    weights = sum(each.numel() * each.element_size() for each in model.parameters())
-    model.to(device if weights < SHARE * memory.free("cuda" if device.startswith("cuda") else "cpu") else "cpu")
+    if not isinstance(stack, Spread):
+        weights = sum(each.numel() * each.element_size() for each in model.parameters())
+        room = SHARE * memory.free("cuda" if device.startswith("cuda") else "cpu")
+        model.to(device if weights < room else "cpu")
 
 
 def check(layers: Sequence[nn.Module]) -> None:
@@ -132,21 +139,47 @@ def check(layers: Sequence[nn.Module]) -> None:
 
 
 def twin(layer: nn.Module) -> nn.Module:
-    """A layer of the same weights in memory, but with parameters of its own."""
+    """A layer of the same weights in memory, but with parameters of its own: bare ones of what is in shares."""
     seen: dict[int, Any] = {}
     for part in layer.modules():
         seen |= {id(each): each for each in vars(part).values() if isinstance(each, PreTrainedConfig)}
         for each in part.parameters(recurse=False):
-            seen[id(each)] = nn.Parameter(each.data, requires_grad=each.requires_grad)
-    return copy.deepcopy(layer, seen)
+            bare = torch.empty(each.shape, dtype=each.dtype, device="meta") if isinstance(each, DTensor) else each.data
+            seen[id(each)] = nn.Parameter(bare, requires_grad=each.requires_grad)
+    forward = vars(layer).pop("forward", None)  # of a layer in shares; FSDP2 has its own
+    new = copy.deepcopy(layer, seen)
+    if forward is not None:
+        vars(layer)["forward"] = forward
+        vars(new)[SHARES] = {name: each for name, each in layer.named_parameters() if isinstance(each, DTensor)}
+    return new
 
 
 def take(layer: nn.Module, other: nn.Module) -> None:
     """Copy what was trained in the twin ``other`` into ``layer``."""
     own = dict(layer.named_parameters())
     for name, each in other.named_parameters():
-        if each.requires_grad:
+        if each.requires_grad and isinstance(own[name], DTensor):
+            local(own[name]).copy_(local(each))
+        elif each.requires_grad:
             own[name].data.copy_(whole(each.data))
+
+
+def sizes(like: Tensor) -> dict[str, Any]:
+    """What a share must be told of its whole, where it alone does not tell."""
+    return {"shape": like.shape, "stride": like.stride()}
+
+
+def retype(parameter: nn.Parameter, dtype: torch.dtype) -> None:
+    """Change a parameter's type, in place."""
+    if isinstance(parameter, DTensor):  # its ``data`` is not all that there is to change
+        torch.utils.swap_tensors(parameter, nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad))
+    else:
+        parameter.data = parameter.data.to(dtype)
+
+
+def local(parameter: Any) -> Tensor:
+    """This process's share, as it lies in memory."""
+    return parameter.detach().to_local()
 
 
 def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh) -> None:
@@ -159,6 +192,12 @@ def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh) -> Non
     """
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        own: dict[str, Any] = dict(layer.named_parameters())
+        shares = {
+            name: DTensor.from_local(local(each), mesh, own[name].placements, run_check=False, **sizes(own[name]))
+            for name, each in vars(layer).pop(SHARES, {}).items()
+        }
+        layer.load_state_dict(shares, strict=False, assign=True)
     beside = {each for each in root.parameters() if not isinstance(each, DTensor)}
     fully_shard(root, mesh=mesh, ignored_params=beside)
 

@@ -11,18 +11,20 @@ nearest 6.062; trained in bfloat16 alone 6.076.
 """
 
 import gc
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from depthcut import depth, ranks, store
 from depthcut.plan import Plan
+from depthcut.training import sharded
 from depthcut.training.fit import fit
 from depthcut.training.objective import Mixed, Objective, base_of, next_token
 from depthcut.training.recipe import Training
@@ -56,7 +58,7 @@ def healed(
             fit(model, recipe, lab, step)
             gc.collect()  # the trainer and its module hold each other, and the optimiser's state
             chance = torch.Generator().manual_seed(lab.experiment.seed)
-            kept = {name: rounded(each.detach().cpu(), types[name], chance) for name, each in trained.items()}
+            kept = {name: rounded(each, types[name], chance) for name, each in wholes(trained)}
         save_file(kept, folder / WEIGHTS)
         plan.write(folder / "plan.json")
 
@@ -64,6 +66,8 @@ def healed(
     if ranks.rank() and not store.verified(folder):
         with masters(model, trained):
             fit(model, recipe, lab, step)  # its share of each step; the first process keeps what comes of it
+            for _ in wholes(trained):
+                pass
     store.kept(folder, train)
     attach(trained, folder)
     return model.eval()
@@ -88,13 +92,19 @@ def masters(model: nn.Module, trained: Parameters) -> Generator[dict[str, torch.
     types = {name: each.dtype for name, each in trained.items()}
     model.requires_grad_(False)
     for each in trained.values():
-        each.data = each.data.float()
+        sharded.retype(each, torch.float32)
         each.requires_grad_(True)
     yield types
     for name, each in trained.items():
         each.grad = None
         each.requires_grad_(False)
-        each.data = each.data.to(types[name])
+        sharded.retype(each, types[name])
+
+
+def wholes(trained: Parameters) -> Iterator[tuple[str, Tensor]]:
+    """What is trained, by name, on the host, one at a time; where it is in shares every process has to ask."""
+    for name, each in trained.items():
+        yield name, sharded.whole(each)
 
 
 def rounded(weight: Tensor, dtype: torch.dtype, chance: torch.Generator) -> Tensor:
@@ -108,8 +118,7 @@ def rounded(weight: Tensor, dtype: torch.dtype, chance: torch.Generator) -> Tens
 
 def attach(trained: Parameters, folder: Path) -> None:
     """Read the weights of ``folder`` into the model that ``trained`` is of."""
-    tensors = load_file(folder / WEIGHTS)
-    assert tensors.keys() == trained.keys()
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            trained[name].copy_(tensor)
+    with safe_open(folder / WEIGHTS, "pt") as tensors, torch.no_grad():
+        assert set(tensors.keys()) == trained.keys()
+        for name, each in trained.items():
+            each.copy_(sharded.share(tensors.get_tensor(name), each))
