@@ -3,15 +3,12 @@
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from running import ENVIRONMENT, PICO, ROOT, run, text_files
+from running import PICO, run, start, text_files
 
 KILLS = int(os.environ.get("DEPTHCUT_KILLS", "20"))
 SWEEP = (*PICO, "prune.layers=1,2,3,4,5,6", "seed=0,1", "heal.save_every=2", "export=adapter")
@@ -37,20 +34,13 @@ def records(outputs: Path) -> dict[str, dict]:
 
 
 def killed_at(stage: str, outputs: Path, arguments: tuple[str, ...], chance: random.Random) -> bool:
-    """Start the sweep and kill all of it at a stage, or, where that does not come, some seconds after its start.
+    """Start the sweep and kill it at a stage, or, where that does not come, some seconds after its start.
 
     False if it ended before that.
     """
     before = {path: path.stat().st_mtime_ns for path in outputs.glob(STAGES[stage])}
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), "-m", f"outputs={outputs}", *arguments],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    latest = time.monotonic() + chance.uniform(3, 7)
+    process = start("-m", f"outputs={outputs}", *arguments)
+    latest = time.monotonic() + chance.uniform(1, 5)
     while process.poll() is None:
         try:
             now = {path: path.stat().st_mtime_ns for path in outputs.glob(STAGES[stage])}
@@ -58,8 +48,8 @@ def killed_at(stage: str, outputs: Path, arguments: tuple[str, ...], chance: ran
             continue
         if now.items() - before.items() or time.monotonic() > latest:
             time.sleep(chance.random() * 0.05)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.kill()
+            process.communicate()
             return True
         time.sleep(0.001)
     return False

@@ -24,8 +24,7 @@ from depthcut.training.module import Healing
 from depthcut.training.objective import Mixed, next_token
 from depthcut.training.origin import Origin
 from pico import FAMILIES, pico, texts
-from running import PICO, UNHEALED, kill_in_healing, light, run, succeed, text_files
-from test_ranks import run_two
+from running import PICO, UNHEALED, kill_in_healing, light, run, run_two, succeed, text_files
 from test_shared_prefix import pruned, sites, trained
 from test_training import RECIPE, batch
 
