@@ -49,6 +49,8 @@ class Case:
         micro: sequences a pass; None: the planner's choice.
         recompute: layers that recompute, as the recipe says it.
         packing: as the recipe says it; documents have 512 tokens.
+        rank: of the adapters.
+        optimiser: as the recipe says it.
     """
 
     shape: str
@@ -58,6 +60,8 @@ class Case:
     micro: int | None = None
     recompute: str = "auto"
     packing: str = "crossed"
+    rank: int = RANK
+    optimiser: str = "adamw"
 
 
 CASES = {
@@ -73,6 +77,9 @@ CASES = {
     "70b40_depthcut": Case("70b", 40, "depthcut"),
     "70b40_hf": Case("70b", 40, "hf", micro=4),
     "70b40_depthcut_least": Case("70b", 40, "depthcut", micro=1, recompute="all"),
+    "70b40_depthcut_24gb": Case(
+        "70b", 40, "depthcut", micro=1, recompute="all", rank=8, optimiser="paged_adamw_8bit"
+    ),  # rank and optimiser as conf/model/llama2_70b.yaml and conf/heal/qlora.yaml have them
 }
 
 
@@ -113,11 +120,11 @@ def llama(case: Case) -> Any:
     return model
 
 
-def with_adapters(model: Any) -> Any:
+def with_adapters(model: Any, rank: int = RANK) -> Any:
     """The same with adapters on its FFN."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=FFN, task_type="CAUSAL_LM")
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=FFN, task_type="CAUSAL_LM")
     return get_peft_model(model, config)
 
 
@@ -144,9 +151,12 @@ def ours(case: Case) -> dict[str, Any]:
         micro_batch=case.micro or "auto",
         recompute=case.recompute,
         packing=case.packing,
+        rank=case.rank,
+        alpha=case.rank,
+        optimiser=case.optimiser,
     )
     seen: dict[int, float] = {}
-    model = with_adapters(llama(case))
+    model = with_adapters(llama(case), case.rank)
     base = torch.cuda.memory_allocated()
     rows = np.random.default_rng(0).integers(0, VOCABULARY, ((WARM + STEPS) * BATCH, LENGTH)).astype(np.int32)
     rows[:, 511::512] = 2

@@ -117,6 +117,7 @@ def test_code_and_yaml_have_the_same_names(group):
 EXPERIMENTS = {  # metric, pruner, replacement, layers that go of 30 and of 32
     "gromov": ("Angular", "Block", "NoReplacement", 8, 9),
     "shortened_llama": ("Taylor", "Lowest", "NoReplacement", 6, 6),
+    "shortened_llama_cpt": ("Taylor", "Lowest", "NoReplacement", 6, 6),
     "flexigpt": ("BlockInfluence", "Lowest", "Shared", 8, 9),
 }
 
@@ -129,7 +130,7 @@ def test_an_experiment_is_the_papers_on_any_model(name, model):
     metric, prune, replace, of_30, of_32 = EXPERIMENTS[name]
     assert found == (metric, prune, replace)
     assert (x.prune.count(Shape(30)), x.prune.count(Shape(32))) == (of_30, of_32)
-    assert x.heal.trains and (x.heal.modules == "all" or name == "gromov")
+    assert x.heal.trains and (name in ("gromov", "shortened_llama_cpt") or x.heal.modules == "all")
     assert x.data.train.length == x.heal.length
 
 
@@ -141,6 +142,19 @@ def test_shortened_llama_has_its_calibration_recipe_and_measures():
         assert (x.heal.rank, x.heal.alpha, x.heal.lr, x.heal.dropout, x.heal.length) == (8, 16, 1e-4, 0.05, 256)
         assert x.eval.keys() == {"loss", "harness", "perplexity", "speed"}
         assert [*x.eval["perplexity"].named] == ["demo"]
+        cpt = config.read(composed("experiment=shortened_llama_cpt", f"model={model}"))
+        assert (type(cpt.heal).__name__, cpt.heal.lr, cpt.heal.betas, cpt.heal.weight_decay) == (
+            "Full",
+            1e-4,
+            (0.9, 0.95),
+            0.1,
+        )
+        assert (cpt.prune, cpt.metric, cpt.data.calibration, cpt.eval) == (
+            x.prune,
+            x.metric,
+            x.data.calibration,
+            x.eval,
+        )
     other = config.read(composed("experiment=shortened_llama", "metric=perplexity", "prune.frac=0.35"))
     assert type(other.metric).__name__ == "Perplexity" and other.prune.count(Shape(32)) == 11
 
@@ -176,6 +190,7 @@ SMALL = (
 )
 LITTLE = {
     "gromov": (),
+    "shortened_llama_cpt": ("eval=[loss]",),
     "flexigpt": (),
     "shortened_llama": (
         "eval.tasks=[capitals]",

@@ -213,7 +213,10 @@ def test_gradients_that_are_no_numbers_are_told(folder, caplog):
 def test_nothing_to_narrow_and_nothing_plain_are_refused(folder):
     here = lab(folder, "heal.keep_last=6")
     with pytest.raises(ValueError, match=r"of 6 layers none is left to narrow; lower heal.keep_first"):
-        here.experiment.heal(here.load(), Plan(DEPTH, ()), here)
+        here.prepare()
+    narrow = lab(folder, "heal.frac=0.9")
+    with pytest.raises(ValueError, match=r"heal.frac=0.9: 5 of 6 layers less are \d+ parameters, and \d+ are left"):
+        narrow.prepare()
     filled = ("replace=mean", "prune.frac=0.34", "data.calibration.sequences=8")
     with pytest.raises(ValueError, match="heal=loraprune narrows plain layers; take replace=none, got replace=mean"):
         _ = opened(folder, model_of("llama"), *KNOBS, *filled).digest

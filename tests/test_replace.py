@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import depthcut
 import running
 from composing import composed
-from depthcut import algorithm, config, depth, export, lab, saved, walk
+from depthcut import algorithm, config, depth, digests, export, lab, saved, walk
 from depthcut.plan import Plan
 from depthcut.replacing import bridge, maps
 from depthcut.replacing.maps import Sums
@@ -241,6 +241,14 @@ def test_training_lowers_the_error(llama, caplog):
     assert last < 0.85 * first
 
 
+def test_a_training_that_comes_to_no_numbers_leaves_none(llama):
+    words = "layer replace.steps=20 replace.batch=2 replace.lr=1e30 replace.save_every=1"
+    with pytest.raises(ValueError, match=r"^diverged: replace=layer is no number at step \d+; take a lower"):
+        replaced(*llama, words)
+    here = opened(*llama, *f"replace={words}".split())
+    assert not (here.cache / "replacements" / digests.pruned(here, PLAN)).exists()
+
+
 @pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path, caplog):
     """A process of its own is killed, another one goes on: what is on file in the end is what is made in one go."""
@@ -369,6 +377,7 @@ def test_cuts_with_no_place_for_it_are_refused_before_anything_is_loaded(llama):
     for words, knobs, message in (
         ("linear", ["prune.unit=attention"], r"replace=linear stands in for whole layers, got prune.unit=attention"),
         ("merge", ["prune.frac=0"], r"replace=merge has no gap to fill: nothing is cut"),
+        ("layer", ["prune.layers=1"], r"replace=layer puts one layer in place of several, and one is cut"),
         ("linear", ["replace.rank=3"], r"replace.map=full has no rank: take replace.rank=null"),
         ("linear", ["replace.map=low_rank"], r"replace.map=low_rank needs replace.rank"),
     ):

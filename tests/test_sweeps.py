@@ -151,7 +151,7 @@ def seconds(x: Experiment) -> float:
     left = layers - count(x)
     passed = layers if type(x.replace).__name__ == "Shared" else left
     parameters = 1e9 * (passed * of_layer + of_head)
-    stages = 1 + x.heal.trains
+    stages = ("pruned" in x.stages) + (x.heal.trains and "healed" in x.stages)
     length = x.heal.length if x.heal.trains else 0  # type: ignore[attr-defined]
     operations = (6 * x.heal.sequences * length + 2 * stages * asked(x)) * parameters
     return operations / RATE + stages * timed(x, passed) + REST

@@ -141,14 +141,19 @@ def load(task: str, folder: Path) -> Any:
     return loaded
 
 
+@cache
+def known() -> TaskManager:
+    """Lm-eval's own tasks; to look for them takes seconds."""
+    return TaskManager()
+
+
 def load_by_name(name: str) -> Any:
     """One of lm-eval's own tasks; its data comes from the hub."""
-    manager = TaskManager()
-    if name not in manager.all_tasks:
+    if name not in known().all_tasks:
         local = ", ".join(questions.NAMES)
         raise ValueError(f"eval.tasks: no task {name!r}. Local: {local}; `lm-eval ls tasks` lists lm-eval's own")
     try:
-        return manager.load([name])
+        return known().load([name])
     except Exception as error:  # what stands for a dead network depends on the versions of three libraries
         raise ValueError(
             f"eval.tasks: could not get the data of {name!r} from the hub ({type(error).__name__}). "

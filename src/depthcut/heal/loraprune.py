@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from depthcut.heal import Heal
 from depthcut.plan import Plan
@@ -47,8 +48,18 @@ class LoraPrune(LowRank, Heal):
     incidental: ClassVar[frozenset[str]] = frozenset({"frac"})
 
     def free(self, left: int) -> range:
-        """Which of the ``left`` layers of the model are narrowed."""
-        return range(int(self.keep_first * left), left - self.keep_last)
+        """Which of the ``left`` layers of the model are narrowed.
+
+        Raises:
+            ValueError: if none is.
+        """
+        found = range(int(self.keep_first * left), left - self.keep_last)
+        if not found:
+            raise ValueError(
+                f"heal=loraprune: of {left} layers none is left to narrow; lower heal.keep_first "
+                f"({self.keep_first:g} of the layers) or heal.keep_last ({self.keep_last})"
+            )
+        return found
 
     def content(self, lab: "Lab") -> Any:
         """What others of its kind have beside the knobs; the share of the layers, where that is set.
@@ -61,6 +72,12 @@ class LoraPrune(LowRank, Heal):
         if self.frac is None:
             return super().content(lab)
         return {"frac": self.frac, **(super().content(lab) or {})}
+
+    @override
+    def prepare(self, lab: "Lab") -> None:
+        from depthcut.width import matched
+
+        matched.check(self, lab)
 
     def sizes(self, lab: "Lab") -> "dict[Size, int] | None":
         """What the healed model weighs and costs, sliced; None where it is not healed yet."""

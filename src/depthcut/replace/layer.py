@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from depthcut.plan import Plan
+from depthcut.plan import Plan, Unit
 from depthcut.replace import Filling
 from depthcut.strict import strict
 
@@ -46,6 +46,13 @@ class Layer(Filling):
     def sequences(self) -> int:
         """Sequences in all."""
         return self.steps * self.batch
+
+    @override
+    def check(self, unit: Unit, count: int) -> None:
+        """Also refuse a cut of one layer, which would be replaced by itself."""
+        super().check(unit, count)
+        if count == 1:
+            raise ValueError("replace=layer puts one layer in place of several, and one is cut: cut two, or more")
 
     def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
         """Train the layers of all gaps in one go.

@@ -46,12 +46,19 @@ class Course:
         self.step, self.first, self.last = 0, math.nan, math.nan
 
     def made(self, error: float) -> None:
-        """Make a step by the gradients that a batch of this squared error left."""
+        """Make a step by the gradients that a batch of this squared error left.
+
+        Raises:
+            ValueError: if the error, or what the step makes of the weights, is no number.
+        """
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.schedule.step()
         self.step, self.last = self.step + 1, error
         self.first = error if self.step == 1 else self.first
+        weights = [weight for each in self.students.values() for weight in each.parameters()]
+        if not math.isfinite(error) or not all(torch.stack([weight.isfinite().all() for weight in weights])):
+            raise ValueError(f"diverged: replace=layer is no number at step {self.step}; take a lower replace.lr")
 
     def write(self, path: Path) -> None:
         """Write all that an exact resume needs."""

@@ -27,6 +27,20 @@ REACHED: dict[str, tuple[Kind, ...]] = {"all": KINDS, "attention": ("heads",), "
 log = logging.getLogger("depthcut")
 
 
+def check(asked: LoraPrune, lab: "Lab") -> None:
+    """Make sure that the model can be narrowed so, whichever layers are cut from it.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    pruner, n = lab.experiment.prune, lab.checkpoint.depth
+    gone = pruner.count(lab.shape) if pruner.unit == "layer" else 0
+    model = left(lab, Plan(n, tuple(range(n - gone, n))))
+    list(choices(asked, depth.layers(model)))
+    if asked.frac is not None:
+        matching(asked, model)
+
+
 def recipe(asked: LoraPrune, plan: Plan, lab: "Lab") -> LoraPrune:
     """The recipe with the least ratio that leaves no more parameters than its ``frac`` of the layers would, cut.
 
@@ -37,7 +51,18 @@ def recipe(asked: LoraPrune, plan: Plan, lab: "Lab") -> LoraPrune:
     """
     if asked.frac is None:
         return asked
-    model = left(lab, plan)
+    ratio, about, wanted = matching(asked, left(lab, plan))
+    log.info("width: heal.ratio=%g leaves %.0f parameters, the cut %.0f", ratio, about, wanted)
+    return dataclasses.replace(asked, ratio=ratio)
+
+
+def matching(asked: LoraPrune, model: nn.Module) -> tuple[float, float, float]:
+    """The ratio for the ``frac`` that is asked for, the parameters that it leaves, and those that the cut would.
+
+    Raises:
+        ValueError: if so much cannot go.
+    """
+    assert asked.frac is not None
     stack, whole = depth.layers(model), numbers(model)
     cut = math.floor(asked.frac * len(stack) + 0.5)
     wanted = whole - cut * numbers(stack) / len(stack)
@@ -49,10 +74,7 @@ def recipe(asked: LoraPrune, plan: Plan, lab: "Lab") -> LoraPrune:
             f"heal.frac={asked.frac:g}: {cut} of {len(stack)} layers less are {wanted:.0f} parameters, and {least:.0f} "
             "are left at the narrowest; lower it, or heal.keep_first or heal.keep_last"
         )
-    found = dataclasses.replace(asked, ratio=at / FINE)
-    about = whole - taken(parts, found.ratio)
-    log.info("width: heal.ratio=%g leaves %.0f parameters; %d layers less: %.0f", found.ratio, about, cut, wanted)
-    return found
+    return at / FINE, whole - taken(parts, at / FINE), wanted
 
 
 def left(lab: "Lab", plan: Plan) -> "PreTrainedModel":

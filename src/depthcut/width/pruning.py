@@ -40,10 +40,7 @@ class Pruning(L.Callback):
         self.groups = [of_layer(layer) for layer in self.stack]
         self.free = self.adapted(recipe.free(len(self.stack)))
         if not self.free:
-            raise ValueError(
-                f"heal=loraprune: of {len(self.stack)} layers none is left to narrow; lower heal.keep_first "
-                f"({recipe.keep_first:g} of the layers) or heal.keep_last ({recipe.keep_last})"
-            )
+            raise ValueError("heal=loraprune: nothing that can be narrowed has adapters; take heal.modules=all")
         self.masks = Masks(self.stack, self.free)
         self.averages = criterion.Averages(recipe.smoothing)
 
