@@ -101,6 +101,8 @@ def test_a_mistake_in_the_config_is_told_at_once(override, says, tmp_path):
             ("prune=evolution",),
             "prune=evolution needs a metric that values any cut, such as kl; metric=angular",
         ),
+        (("heal=loraprune", "heal.frac=2"), "heal.frac must be in [0, 1), got 2"),
+        (("heal.steps=3", "heal.warmup=3"), "heal.warmup must be below heal.steps (3), got 3"),
         (("metric=linearity", "prune.unit=mlp"), "metric=linearity scores no prune.unit=mlp; it scores: layer"),
         (("metric=taylor", "stream=always"), "stream=always: metric=taylor needs the whole model in memory"),
         (

@@ -37,7 +37,7 @@ class LoraPrune(LowRank, Heal):
     layers: Literal["all"]  # pyright: ignore[reportIncompatibleVariableOverride]
     strategy: Literal["ddp"]  # pyright: ignore[reportIncompatibleVariableOverride]
     ratio: Share
-    frac: Share | None
+    frac: Annotated[float | None, Field(ge=0, lt=1)]
     selection: Literal["uniform", "global"]
     prune_every: Positive
     smoothing: Share
