@@ -108,10 +108,8 @@ class Checkpoint:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except (ValueError, KeyError, TypeError, OSError) as error:
             kind = self._described.get("model_type")
-            if "auto_map" in self._described:
-                why = "it comes as code of its own, which is never run"
-            else:
-                why = " ".join(str(error).split())[:200]
+            own = "it comes as code of its own, which is never run" if "auto_map" in self._described else ""
+            why = own or " ".join(str(error).split())[:200]
             raise ValueError(f"{self.files.title}: transformers has no model like its {kind} ({why})") from None
         depth.text_config(config)
         return config
