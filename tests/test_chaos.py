@@ -52,6 +52,7 @@ def killed_at(stage: str, outputs: Path, arguments: tuple[str, ...], chance: ran
             process.communicate()
             return True
         time.sleep(0.001)
+    process.communicate()
     return False
 
 

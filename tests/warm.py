@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,8 @@ class Forked:
         socket.send_fds(server, [request], [theirs.fileno(), self.out.fileno(), self.err.fileno()])
         theirs.close()
         self.pid, self.returncode = int(self.told.recv(99)), None
+        for each in (self.out, self.err, self.told):
+            weakref.finalize(self, each.close)  # a run that was killed is not always heard out
 
     def poll(self) -> int | None:
         """The exit status, as Popen has it, or None while it runs."""
