@@ -1,12 +1,12 @@
 # make demo: the main job on a real small model.   make test: the whole suite.   Both set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-export OMP_NUM_THREADS ?= $(if $(filter test test-fast,$(MAKECMDGOALS)),1,)
+export OMP_NUM_THREADS ?= $(if $(filter test%,$(MAKECMDGOALS)),1,)
 ifeq ($(OMP_NUM_THREADS),)
 unexport OMP_NUM_THREADS
 endif
 
-.PHONY: demo test test-fast lint chaos bench bench-gpu clean
+.PHONY: demo test test-fast test-newest test-oldest nightly lock lint chaos bench bench-gpu clean
 
 demo: .venv/.ready
 	@$(BIN)/python run.py
@@ -16,6 +16,22 @@ test: .venv/.ready
 
 test-fast: .venv/.ready
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+# What the newest and the oldest releases that pyproject.toml admits break, without the slow tests.
+test-newest:
+	@$(PYTHON) tools/environment.py .venv-newest --newest
+	@[ ! -x .venv-newest/bin/pytest ] || .venv-newest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+test-oldest:
+	@$(PYTHON) tools/environment.py .venv-oldest --oldest
+	@.venv-oldest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+# Everything that takes longer than CI may: 200 kills with damaged files in between, then the whole suite.
+nightly: chaos test
+
+# Resolve every dependency anew and write constraints.txt.
+lock:
+	@$(PYTHON) tools/environment.py .venv --lock
 
 lint: .venv/.ready
 	@$(BIN)/ruff check .
@@ -31,15 +47,10 @@ bench: .venv/.ready
 bench-gpu: .venv/.ready
 	@$(BIN)/python bench/healing.py
 
-.venv/.ready: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
-		{ echo "depthcut needs Python 3.11 to 3.13, $(PYTHON) is $$($(PYTHON) -V); name another: make PYTHON=python3.12 ..."; exit 2; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-		{ echo "this Python cannot make a virtual environment: apt install python3-venv, then the same command again"; exit 2; }
-	@echo "setting up .venv (once, some minutes)"
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+# The same versions everywhere; interrupted, the set-up resumes where it stopped.
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) tools/environment.py .venv
 	@touch $@
 
 clean:
-	@rm -rf .venv outputs
+	@rm -rf .venv .venv-newest .venv-oldest outputs

@@ -6,6 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+# The name of the KV cache in a model's arguments and outputs; transformers before 5.24 has another.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 SIZES: dict[str, Any] = {
     "vocab_size": 128,

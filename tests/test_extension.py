@@ -16,7 +16,7 @@ from depthcut.replace.extend import Extend
 from depthcut.replacing import shared
 from depthcut.training import adapters
 from gaps import DEPTH, model_of, opened
-from pico import logits, texts, written
+from pico import CACHE, logits, texts, written
 from running import PICO, kill_in_healing, succeed, text_files
 from test_replace import close
 from test_replace_shared import stepped
@@ -127,8 +127,8 @@ def test_cached_token_by_token_saved_and_loaded(order, family, tmp_path):
     with torch.no_grad():
         cache, steps = None, []
         for token in texts().T:
-            out = long(token[:, None], past_key_values=cache, use_cache=True)
-            cache, steps = out.past_key_values, [*steps, out.logits]
+            out = long(token[:, None], **{CACHE: cache}, use_cache=True)
+            cache, steps = out[CACHE], [*steps, out.logits]
     close(torch.cat(steps, 1), wanted)
     assert len(cache.layers) == 9
     saved.write(long, WHOLE, tmp_path / "out")

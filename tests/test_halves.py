@@ -19,7 +19,7 @@ from depthcut.metric.taylor import Taylor
 from depthcut.model.pico import Pico
 from depthcut.plan import Plan
 from labs import lab, tokens
-from pico import FAMILIES, logits, pico, texts, written
+from pico import CACHE, FAMILIES, logits, pico, texts, written
 
 UNITS = [(family, unit) for family in FAMILIES for unit in ("attention", "mlp") if (family, unit) != ("opt", "mlp")]
 
@@ -61,7 +61,7 @@ def test_it_writes_with_a_kv_cache_what_it_writes_without(family, unit):
 def test_the_cache_of_an_attention_that_is_gone_only_counts():
     model = pico("llama")
     with halves.bypass(model, (0, 3), "attention"), torch.no_grad():
-        cache = model(texts(), use_cache=True).past_key_values
+        cache = model(texts(), use_cache=True)[CACHE]
     sizes = [(layer.keys.numel() + layer.values.numel()) / texts().numel() for layer in cache.layers]
     assert sizes == [1, 64, 64, 1, 64, 64]  # two KV heads of 16, keys and values
     assert cache.get_seq_length() == texts().shape[1]

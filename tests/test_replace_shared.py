@@ -18,7 +18,7 @@ from depthcut.training import adapters
 from depthcut.training.module import Healing
 from depthcut.training.objective import next_token
 from gaps import DEPTH, model_of, opened
-from pico import logits, texts, written
+from pico import CACHE, logits, texts, written
 from test_replace import close
 from test_training import RECIPE, batch
 
@@ -179,8 +179,8 @@ def test_saved_and_loaded_and_written_with_a_cache(family, plan, tmp_path):
     with torch.no_grad():  # token by token
         cache, steps = None, []
         for token in texts().T:
-            out = whole(token[:, None], past_key_values=cache, use_cache=True)
-            cache, steps = out.past_key_values, [*steps, out.logits]
+            out = whole(token[:, None], **{CACHE: cache}, use_cache=True)
+            cache, steps = out[CACHE], [*steps, out.logits]
     close(torch.cat(steps, 1), wanted)
     assert len(cache.layers) == DEPTH
     saved.write(whole, plan, tmp_path / "out")

@@ -17,7 +17,7 @@ from depthcut.model.pico import Pico
 from depthcut.plan import Plan
 from depthcut.shape import Shape, nf4
 from gaps import model_of, opened
-from pico import FAMILIES, pico, texts
+from pico import CACHE, FAMILIES, pico, texts
 
 RECIPE = HealDefaults(rank=1, lr=1e-3, length=8)
 
@@ -96,7 +96,7 @@ def test_the_cache_is_what_a_real_one_holds(family: str) -> None:
     cache = DynamicCache(config=model.config)
     ids = texts(batch=1, length=3)  # shorter than every window
     with torch.no_grad():
-        model(ids, past_key_values=cache, use_cache=True)
+        model(ids, **{CACHE: cache}, use_cache=True)
     filled = [sum(each.numel() * 4 for each in (layer.keys, layer.values)) for layer in cache.layers]
     shape = Shape.of(model.config, "layer", "none", "float32")
     assert [3 * each for each in shape.cache_bytes] == filled

@@ -30,7 +30,7 @@ class Arrival:
         """The tensor, once all of it is there.
 
         Raises:
-            ValueError: if the file has been cut short since it was opened.
+            UserError: if the file has been cut short since it was opened.
         """
         for piece in self._pieces:
             piece.result()
@@ -140,7 +140,7 @@ class Lazy:
         """The tensor, on the device.
 
         Raises:
-            ValueError: if the file has been cut short since it was opened.
+            UserError: if the file has been cut short since it was opened.
         """
         return self._ahead.claim(self._name)[index]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from depthcut import saved, shards, store
 from depthcut.files import Files
 from depthcut.plan import Plan, Unit
+from depthcut.runtime.errors import UserError
 from depthcut.shards import Shards, Slice
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Checkpoint:
         separator: the token between documents; None: the tokenizer's own end of text.
 
     Raises:
-        ValueError: if a file of the model is missing, damaged or of a kind that is never opened.
+        UserError: if a file of the model is missing, damaged or of a kind that is never opened.
     """
 
     def __init__(self, files: Files, *, separator: str | None) -> None:
@@ -51,10 +52,10 @@ class Checkpoint:
         self.separator = separator
         if quantised := self._described.get("quantization_config"):
             method = quantised.get("quant_method", "")
-            raise ValueError(f"{files.title} is quantised already ({method}); give the model that it was made from")
+            raise UserError(f"{files.title} is quantised already ({method}); give the model that it was made from")
         if self._described.get("model_type") == saved.KIND:
             mend = "cut the model that it was made from"
-            raise ValueError(f"{files.title} is no plain model any more: depthcut cut it; {mend}")
+            raise UserError(f"{files.title} is no plain model any more: depthcut cut it; {mend}")
         if "auto_map" in self._described:
             assert self.config  # it comes with code: transformers has the model too, or it is refused here
         for name in shards.weights(files):
@@ -97,7 +98,7 @@ class Checkpoint:
         """The model's config.
 
         Raises:
-            ValueError: if it cannot be cut, or transformers has no such model; code that a model brings is never run.
+            UserError: if it cannot be cut, or transformers has no such model; code that a model brings is never run.
         """
         from transformers import AutoConfig
 
@@ -110,7 +111,7 @@ class Checkpoint:
             kind = self._described.get("model_type")
             own = "it comes as code of its own, which is never run" if "auto_map" in self._described else ""
             why = own or " ".join(str(error).split())[:200]
-            raise ValueError(f"{self.files.title}: transformers has no model like its {kind} ({why})") from None
+            raise UserError(f"{self.files.title}: transformers has no model like its {kind} ({why})") from None
         depth.text_config(config)
         return config
 
@@ -119,7 +120,7 @@ class Checkpoint:
         """The model's tokenizer.
 
         Raises:
-            ValueError: if there is none that transformers can read.
+            UserError: if there is none that transformers can read.
         """
         from transformers import AutoTokenizer
 
@@ -128,7 +129,7 @@ class Checkpoint:
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except Exception as error:  # a tokenizer's reader, in Rust, raises plain Exception
             why = " ".join(str(error).split())[:200]
-            raise ValueError(f"{self.files.title} has no tokenizer that transformers can read ({why})") from None
+            raise UserError(f"{self.files.title} has no tokenizer that transformers can read ({why})") from None
 
     @property
     def bytes_read(self) -> int:
@@ -140,7 +141,7 @@ class Checkpoint:
         """The dotted name of the layer list in the files, which may lack the start that it has in the model.
 
         Raises:
-            ValueError: if no list of layers in the files is as long as the config says.
+            UserError: if no list of layers in the files is as long as the config says.
         """
         numbers: defaultdict[str, set[int]] = defaultdict(set)
         for name in self._shards.homes:
@@ -149,7 +150,7 @@ class Checkpoint:
         fits = [prefix for prefix, found in numbers.items() if found >= set(range(self.depth))]
         if not fits:
             wanted = f"all of the {self.depth} layers that its config has"
-            raise ValueError(f"{self.files.title}: its files do not hold {wanted}")
+            raise UserError(f"{self.files.title}: its files do not hold {wanted}")
         if len(fits) > 1:  # e.g. a picture encoder of the same depth
             from depthcut import depth
 
@@ -176,7 +177,7 @@ class Checkpoint:
         """What the names of a unit's tensors begin with inside a layer, e.g. ``mlp.``; empty for whole layers.
 
         Raises:
-            ValueError: if the model's layers have no such part.
+            UserError: if the model's layers have no such part.
         """
         if unit == "layer":
             return ""
@@ -207,7 +208,7 @@ class Checkpoint:
             The model in eval mode; new layer i is old layer ``plan.keep[i]``, or what the plan leaves of it.
 
         Raises:
-            ValueError: if the plan is for another model, a file is damaged, or a tensor is missing.
+            UserError: if the plan is for another model, a file is damaged, or a tensor is missing.
         """
         import torch
 
@@ -228,9 +229,9 @@ class Checkpoint:
     def _check(self, plan: Plan | None) -> None:
         """Refuse a plan that was made for another model."""
         if plan and plan.depth != self.depth:
-            raise ValueError(f"the plan is for a model of {plan.depth} layers; {self.files.title} has {self.depth}")
+            raise UserError(f"the plan is for a model of {plan.depth} layers; {self.files.title} has {self.depth}")
         if plan and plan.model and plan.model != self.digest:
-            raise ValueError(f"the plan was made for model {plan.model}; {self.files.title} is {self.digest}")
+            raise UserError(f"the plan was made for model {plan.model}; {self.files.title} is {self.digest}")
 
     def _renumbered(self, plan: Plan) -> dict[str, Slice]:
         """The tensors outside the layer list and what is kept of the layers, under consecutive numbers."""

@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from depthcut.runtime.errors import UserError
+
 NUMBERS = {
     **dict.fromkeys(("greater_than", "greater_than_equal", "less_than", "less_than_equal"), ""),
     "int_type": "a whole number",
@@ -188,7 +190,7 @@ def expected(error: Exception) -> str | None:
     """A user's mistake, or a disk that refuses, in one line; None for a fault that needs its traceback."""
     if isinstance(error, HydraException | OmegaConfBaseException):
         return of_hydra(error)
-    return str(error) if isinstance(error, ValueError) else of_disk(error)
+    return str(error) if isinstance(error, UserError) else of_disk(error)
 
 
 def tell(line: str, status: int = 2) -> int:
@@ -219,8 +221,8 @@ def refuse_launcher_without_multirun(arguments: list[str]) -> None:
     """Hydra ignores a launcher without -m, silently.
 
     Raises:
-        ValueError: in that case.
+        UserError: in that case.
     """
     launcher = [each for each in arguments if each.startswith("hydra/launcher=")]
     if launcher and not MULTIRUN & set(arguments):
-        raise ValueError(f"{launcher[0]} has an effect with -m only")
+        raise UserError(f"{launcher[0]} has an effect with -m only")

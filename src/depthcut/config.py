@@ -16,6 +16,7 @@ from depthcut.metric import Metric
 from depthcut.model import Model
 from depthcut.prune import Prune
 from depthcut.replace import Replace
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$")]
@@ -75,37 +76,37 @@ class Experiment:
             self._check_base()
         if self.prune.rescores and not self.metric.rescores:
             prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
-            raise ValueError(f"prune={prune} scores again what is left, which metric={metric} cannot: it runs no model")
+            raise UserError(f"prune={prune} scores again what is left, which metric={metric} cannot: it runs no model")
         self._check_scores()
         if getattr(self.heal, "strategy", "ddp") == "fsdp" and not self.model.undecided:
             self._check_shares()
         if self.heal.trains and "healed" not in self.stages and self.export == "none":
-            raise ValueError(
+            raise UserError(
                 "nothing would be left of the healing: add healed to stages, or set export, or take heal=none"
             )
         if self.export == "adapter" and self.heal.leaves != "adapter":
             word = type(self.heal).__module__.rsplit(".", 1)[-1]
-            raise ValueError(f"export=adapter needs a heal that trains adapters; heal={word} leaves none")
+            raise UserError(f"export=adapter needs a heal that trains adapters; heal={word} leaves none")
 
     def _check_shares(self) -> None:
         """Refuse what goes wrong, without a word, with weights of which each process holds a share."""
         if self.model.quantise != "none":
             got = f"got model.quantise={self.model.quantise}"
-            raise ValueError(f"heal.strategy=fsdp corrupts quantised weights; take heal.strategy=ddp, {got}")
+            raise UserError(f"heal.strategy=fsdp corrupts quantised weights; take heal.strategy=ddp, {got}")
         if (optimiser := getattr(self.heal, "optimiser", "adamw")) != "adamw":
-            raise ValueError(f"heal.strategy=fsdp needs heal.optimiser=adamw, got {optimiser}: it knows no shares")
+            raise UserError(f"heal.strategy=fsdp needs heal.optimiser=adamw, got {optimiser}: it knows no shares")
         if (word := type(self.replace).__module__.rpartition(".")[2]) != "none":
-            raise ValueError(f"heal.strategy=fsdp shares out plain layers; take replace=none, got replace={word}")
+            raise UserError(f"heal.strategy=fsdp shares out plain layers; take replace=none, got replace={word}")
 
     def _check_base(self) -> None:
         """Refuse a base that the recipe cannot train on, or the metric cannot score."""
         if self.model.quantise not in self.heal.bases:
             word = type(self.heal).__module__.rsplit(".", 1)[-1]
             wanted = " or ".join(self.heal.bases)
-            raise ValueError(f"heal={word} needs model.quantise={wanted}, got {self.model.quantise}")
+            raise UserError(f"heal={word} needs model.quantise={wanted}, got {self.model.quantise}")
         if self.prune.reads_scores and self.model.quantise not in self.metric.bases:
             word = type(self.metric).__module__.rsplit(".", 1)[-1]
-            raise ValueError(
+            raise UserError(
                 f"metric={word} needs gradients, which model.quantise={self.model.quantise} cannot give; none can"
             )
 
@@ -115,26 +116,26 @@ class Experiment:
             return
         prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
         if self.prune.searches and not self.metric.searches:
-            raise ValueError(f"prune={prune} needs a metric that values any cut, such as kl; metric={metric} does not")
+            raise UserError(f"prune={prune} needs a metric that values any cut, such as kl; metric={metric} does not")
         if self.prune.unit not in self.metric.units:
             there = ", ".join(self.metric.units)
-            raise ValueError(f"metric={metric} scores no prune.unit={self.prune.unit}; it scores: {there}")
+            raise UserError(f"metric={metric} scores no prune.unit={self.prune.unit}; it scores: {there}")
         if self.stream == "always" and not self.metric.streams:
-            raise ValueError(f"stream=always: metric={metric} needs the whole model in memory; take stream=never")
+            raise UserError(f"stream=always: metric={metric} needs the whole model in memory; take stream=never")
         if getattr(self.metric, "until", None) is not None and prune != "block":
-            raise ValueError(f"metric.until stops when one block is sure; that needs prune=block, got {prune}")
+            raise UserError(f"metric.until stops when one block is sure; that needs prune=block, got {prune}")
 
 
 def read(cfg: DictConfig) -> Experiment:
     """Check a composed config and build its methods.
 
     Raises:
-        ValueError: one line that names the key, what was wanted and what was got.
+        UserError: one line that names the key, what was wanted and what was got.
     """
     try:
         composed: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ValueError(complaints.of_omegaconf(error)) from error
+        raise UserError(complaints.of_omegaconf(error)) from error
     values = {key: composed[key] for key in composed if key != "experiment"}
     for group in get_type_hints(Experiment).keys() & {"model", "metric", "prune", "replace", "heal", "log"}:
         values[group] = build(group, composed[group])
@@ -151,17 +152,17 @@ def build(path: str, node: Any) -> Any:
     """Build the method at ``path``. ``_target_`` may name only a class of its group in depthcut: it is code otherwise.
 
     Raises:
-        ValueError: for a foreign target, an unknown key, a wrong type, word or range.
+        UserError: for a foreign target, an unknown key, a wrong type, word or range.
     """
     group = path.partition(".")[0]
     target = node.get("_target_") if isinstance(node, dict) else None
     if not isinstance(target, str) or not target.startswith(f"depthcut.{group}."):
-        raise ValueError(f"{path}._target_ must name a class of depthcut.{group}, got {target}")
+        raise UserError(f"{path}._target_ must name a class of depthcut.{group}, got {target}")
     refuse_nested_targets(path, node)
     try:
         cls = instantiate({"_target_": "hydra.utils.get_class", "path": target})
     except Exception as error:
-        raise ValueError(f"{path}._target_: there is no {target}") from error
+        raise UserError(f"{path}._target_: there is no {target}") from error
     return checked(path, cls, {key: value for key, value in node.items() if key != "_target_"})
 
 
@@ -169,7 +170,7 @@ def refuse_nested_targets(path: str, node: dict[str, Any]) -> None:
     """A method's knobs are plain values."""
     for key, value in node.items():
         if isinstance(value, dict) and "_target_" in value:
-            raise ValueError(f"{path}.{key}._target_ is not allowed: a knob is a plain value")
+            raise UserError(f"{path}.{key}._target_ is not allowed: a knob is a plain value")
 
 
 def checked(path: str, cls: type[Any], values: dict[str, Any]) -> Any:
@@ -177,4 +178,4 @@ def checked(path: str, cls: type[Any], values: dict[str, Any]) -> Any:
     try:
         return cls(**values)
     except ValidationError as error:
-        raise ValueError(complaints.of_pydantic(path, cls, error)) from error
+        raise UserError(complaints.of_pydantic(path, cls, error)) from error

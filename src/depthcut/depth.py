@@ -18,6 +18,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from depthcut.plan import Plan, Unit
+from depthcut.runtime.errors import UserError
 
 SUPPORTED = "depthcut cuts Llama, Mistral, Qwen2, Qwen3, Phi, Phi-3, Gemma2, Gemma3, OPT, GPT-NeoX and their like"
 # What transformers calls a layer's own number, which addresses the KV cache.
@@ -32,14 +33,14 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The part of ``config`` that counts the layers: itself, or the text part of a multimodal one.
 
     Raises:
-        ValueError: for an encoder-decoder, a model that brings its own code (Qwen-1), one that writes no text.
+        UserError: for an encoder-decoder, a model that brings its own code (Qwen-1), one that writes no text.
     """
     kind = getattr(config, "model_type", "") or type(config).__name__
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{kind} is an encoder-decoder, which has two stacks of layers; {SUPPORTED}")
+        raise UserError(f"{kind} is an encoder-decoder, which has two stacks of layers; {SUPPORTED}")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         why = "no language model of transformers' own (one that brings its own code, as Qwen-1 does, is out)"
-        raise ValueError(f"{kind} is {why}; {SUPPORTED}")
+        raise UserError(f"{kind} is {why}; {SUPPORTED}")
     return config.get_text_config(decoder=True)
 
 
@@ -61,7 +62,7 @@ def prefix(model: nn.Module) -> str:
     """The dotted name of the layer list in ``model``, e.g. ``model.layers``.
 
     Raises:
-        ValueError: as :func:`text_config`, or if the model has no such list, or several.
+        UserError: as :func:`text_config`, or if the model has no such list, or several.
     """
     text = text_config(_config(model))
     depth = getattr(text, "num_hidden_layers", None)
@@ -70,14 +71,14 @@ def prefix(model: nn.Module) -> str:
     outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     if len(outermost) != 1:
         found = f"several lists of {depth} layers ({', '.join(outermost)})" if lists else f"no list of {depth} layers"
-        raise ValueError(f"{type(model).__name__} has {found}; {SUPPORTED}")
+        raise UserError(f"{type(model).__name__} has {found}; {SUPPORTED}")
     return outermost[0]
 
 
 def _config(model: nn.Module) -> PreTrainedConfig:
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
-        raise ValueError(f"{type(model).__name__} is no model of transformers: it has no config; {SUPPORTED}")
+        raise UserError(f"{type(model).__name__} is no model of transformers: it has no config; {SUPPORTED}")
     return config
 
 
@@ -95,14 +96,14 @@ def unit_name(layer: nn.Module, unit: Unit) -> str:
     """The name in ``layer`` of what ``unit`` means there, e.g. ``self_attn`` or ``mlp``; empty for the layer itself.
 
     Raises:
-        ValueError: if the layer has no such part as a module of its own (OPT has no MLP).
+        UserError: if the layer has no such part as a module of its own (OPT has no MLP).
     """
     if unit == "layer":
         return ""
     names = [name for name, part in layer.named_children() if HALVES[unit].search(type(part).__name__)]
     if len(names) != 1:
         there = ", ".join(name for name, _ in layer.named_children())
-        raise ValueError(f"{type(layer).__name__} keeps no {unit} of its own ({there}); take prune.unit=layer")
+        raise UserError(f"{type(layer).__name__} keeps no {unit} of its own ({there}); take prune.unit=layer")
     return names[0]
 
 
@@ -116,7 +117,7 @@ def cut(model: nn.Module, drop: Collection[int]) -> nn.Module:
     """Take layers out of ``model``, in place: the others move up, their numbers and the config follow.
 
     Raises:
-        ValueError: as :func:`prefix` and :func:`trimmed`.
+        UserError: as :func:`prefix` and :func:`trimmed`.
     """
     stack, config = layers(model), trimmed(_config(model), drop)
     install(model, nn.ModuleList(stack[i] for i in Plan(len(stack), tuple(drop)).keep), config)
@@ -130,7 +131,7 @@ def bypass(model: nn.Module, drop: Collection[int]) -> Generator[None]:
     Numbers inside count the layers that are left, so one bypass can stand in another.
 
     Raises:
-        ValueError: as :func:`prefix` and :func:`trimmed`.
+        UserError: as :func:`prefix` and :func:`trimmed`.
     """
     stack, config = layers(model), trimmed(_config(model), drop)
     before = copy.copy(text_config(_config(model)))
@@ -174,7 +175,7 @@ def trimmed(config: PreTrainedConfig, drop: Collection[int]) -> PreTrainedConfig
     """A copy of ``config`` for the model without the layers ``drop``.
 
     Raises:
-        ValueError: as :func:`arranged`; for a layer that is not there.
+        UserError: as :func:`arranged`; for a layer that is not there.
     """
     plan = Plan(text_config(config).num_hidden_layers, tuple(drop))
     return arranged(config, plan.keep, f"a plan {plan.words}", "drop others")
@@ -190,7 +191,7 @@ def arranged(config: PreTrainedConfig, order: Sequence[int], done: str, mend: st
         mend: what to do instead.
 
     Raises:
-        ValueError: as :func:`text_config`, or if a model built from the copy would have other layers than those (a
+        UserError: as :func:`text_config`, or if a model built from the copy would have other layers than those (a
             pattern counted from layer 0, layers that read each other's cache).
     """
     new = copy.deepcopy(config)
@@ -204,7 +205,7 @@ def arranged(config: PreTrainedConfig, order: Sequence[int], done: str, mend: st
             setattr(text, key, len(first) + max(0, value - whole))
     text.num_hidden_layers = len(order)
     if odd := _odd(config, new, order):
-        raise ValueError(f"{config.model_type}: no config tells what stays if {done} ({odd}); {mend}")
+        raise UserError(f"{config.model_type}: no config tells what stays if {done} ({odd}); {mend}")
     return new
 
 

@@ -3,6 +3,8 @@
 import copy
 from typing import TYPE_CHECKING
 
+from depthcut.runtime.errors import UserError
+
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
@@ -19,7 +21,7 @@ def draft(model: "nn.Module", tokens: int = 5) -> "PreTrainedModel":
         A model with a config and layer numbers of its own. It holds no tensor that ``model`` does not hold.
 
     Raises:
-        ValueError: if no layer of ``model`` is shared.
+        UserError: if no layer of ``model`` is shared.
     """
     from peft import PeftModel
     from transformers import PreTrainedModel
@@ -31,7 +33,7 @@ def draft(model: "nn.Module", tokens: int = 5) -> "PreTrainedModel":
     assert isinstance(whole, PreTrainedModel)
     gone = shared.homes(whole)
     if not gone:
-        raise ValueError(
+        raise UserError(
             "no layer of this model is shared, so there is none to draft without; take one of replace=shared"
         )
     drafts = copy.deepcopy(whole, held(whole))

@@ -14,6 +14,7 @@ from torch import Tensor
 from depthcut import forward, walk
 from depthcut.plan import Unit
 from depthcut.progress import track
+from depthcut.runtime.errors import UserError
 from depthcut.scores import Scores, weights
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def compared(over: Pass, compare: Compare) -> Scores:
     so is a sample of which no token is left.
 
     Raises:
-        ValueError: if no sample is left.
+        UserError: if no sample is left.
     """
     means: list[Tensor] = []
     left_out = 0
@@ -129,7 +130,7 @@ def compared(over: Pass, compare: Compare) -> Scores:
         if over.until is not None and len(means) in LOOKS and sure(scores(torch.stack(means), left_out), over):
             break
     if not means:
-        raise ValueError(f"metric={over.name}: none of the {left_out} calibration samples gave finite hidden states")
+        raise UserError(f"metric={over.name}: none of the {left_out} calibration samples gave finite hidden states")
     return scores(torch.stack(means), left_out)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from depthcut import store
+from depthcut.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def wheel(requirement: str, cache: Path) -> Path:
     """The wheel of an exactly pinned requirement; fetched once, then kept under ``cache`` and verified.
 
     Raises:
-        ValueError: if pip cannot fetch it, there is no pip, or the index gives another file than the pinned one.
+        UserError: if pip cannot fetch it, there is no pip, or the index gives another file than the pinned one.
     """
     assert requirement in PINS, f"pin the sha256 of {requirement} in fetch.PINS"
     name = requirement.replace("==", "-")
@@ -61,13 +62,13 @@ def download(requirement: str, into: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         logger.debug("pip said: %s", done.stderr.strip())
-        raise ValueError(
+        raise UserError(
             f"could not fetch {requirement} from the package index (no network?); "
             f"connect once, or choose {PINS[requirement].instead}"
         )
     got = store.sha256(next(into.glob("*.whl")))
     if got != PINS[requirement].sha256:
-        raise ValueError(
+        raise UserError(
             f"the package index gave another file for {requirement} than the known one: "
             f"sha256 {got[:16]}, expected {PINS[requirement].sha256[:16]}"
         )
@@ -77,7 +78,7 @@ def pip() -> list[str]:
     """The command that runs pip: this environment's, or the copy that Python carries for environments without one.
 
     Raises:
-        ValueError: if there is neither.
+        UserError: if there is neither.
     """
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
@@ -90,4 +91,4 @@ def bundled_pip() -> list[str]:
         for file in importlib.resources.files("ensurepip").joinpath("_bundled").iterdir():
             if file.name.startswith("pip-"):
                 return [sys.executable, f"{file}/pip"]
-    raise ValueError(f"{sys.executable} has no pip, which fetches the demo's files; add it (uv: `uv pip install pip`)")
+    raise UserError(f"{sys.executable} has no pip, which fetches the demo's files; add it (uv: `uv pip install pip`)")

@@ -14,6 +14,7 @@ from filelock import FileLock
 from typing_extensions import override
 
 from depthcut import store
+from depthcut.runtime.errors import UserError
 
 log = logging.getLogger("depthcut")
 
@@ -88,7 +89,7 @@ class Files(ABC):
         """The file on this machine; it is fetched if it must be.
 
         Raises:
-            ValueError: if there is no such file, or it cannot be had.
+            UserError: if there is no such file, or it cannot be had.
         """
 
     @abstractmethod
@@ -107,18 +108,16 @@ class Files(ABC):
         """Check that there is such a file.
 
         Raises:
-            ValueError: if not.
+            UserError: if not.
         """
         if name not in self.names:
-            raise ValueError(
-                f"{self.title} has no {name}: it is no whole model that transformers saved; fetch it again"
-            )
+            raise UserError(f"{self.title} has no {name}: it is no whole model that transformers saved; fetch it again")
 
     def whole(self, name: str) -> Path:
         """The file on this machine, checked against the hash that its source vouches for.
 
         Raises:
-            ValueError: if it is not what the source says, or cannot be had.
+            UserError: if it is not what the source says, or cannot be had.
         """
         path, vouched = self.path(name), self.vouched(name)
         if vouched and self.hashes(path) != vouched:
@@ -129,7 +128,7 @@ class Files(ABC):
         """A JSON file's content.
 
         Raises:
-            ValueError: if it is not there, or is no JSON object.
+            UserError: if it is not there, or is no JSON object.
         """
         try:
             content = json.loads(self.path(name).read_text(encoding="utf-8"))
@@ -139,10 +138,10 @@ class Files(ABC):
             raise self.damaged(name, "no JSON object")
         return content
 
-    def damaged(self, name: str, why: str) -> ValueError:
+    def damaged(self, name: str, why: str) -> UserError:
         """The error for a file that is not what it should be; it says how to mend that."""
         place = self.here(name) or name
-        return ValueError(f"{self.title}: {name} is cut short or damaged ({why}); delete {place} and fetch it again")
+        return UserError(f"{self.title}: {name} is cut short or damaged ({why}); delete {place} and fetch it again")
 
 
 class Folder(Files):

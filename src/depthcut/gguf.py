@@ -8,6 +8,7 @@ from pathlib import Path
 
 from depthcut import files, store
 from depthcut.files import Folder, Hashes
+from depthcut.runtime.errors import UserError
 
 FORMAT = 1
 log = logging.getLogger("depthcut")
@@ -17,7 +18,7 @@ def opened(path: Path, cache: Path, hashes: Hashes) -> Folder:
     """The model in a GGUF file, unpacked to bfloat16 and kept under ``cache`` by the file's content.
 
     Raises:
-        ValueError: if transformers cannot read it.
+        UserError: if transformers cannot read it.
     """
     folder = cache / "gguf" / store.digest([FORMAT, hashes(path)])
     return Folder(files.kept(folder, lambda new: unpack(path, new), hashes), hashes)
@@ -27,7 +28,7 @@ def unpack(path: Path, folder: Path) -> None:
     """Write the model and the tokenizer in a GGUF file to ``folder``, as bfloat16 safetensors.
 
     Raises:
-        ValueError: if transformers cannot read it.
+        UserError: if transformers cannot read it.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -44,7 +45,7 @@ def unpack(path: Path, folder: Path) -> None:
             )
     except Exception as error:  # the reader raises whatever it stumbles over
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is damaged or holds no model that transformers can unpack ({why})") from None
+        raise UserError(f"{path} is damaged or holds no model that transformers can unpack ({why})") from None
     for role in ("bos", "eos", "pad"):  # some versions of transformers mix them up; the file's own numbers hold
         if isinstance(number := getattr(model.config, f"{role}_token_id", None), int):
             setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(number))

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from depthcut import branches, questions
 from depthcut.cuts import WHOLE, Cut
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
@@ -83,7 +84,7 @@ def evaluate(
     """Run ``tasks`` (``name`` or ``name@shots``) on each of the ``cuts`` of ``model``; their numbers by flat names.
 
     Raises:
-        ValueError: if a task does not exist, or its data is not reached.
+        UserError: if a task does not exist, or its data is not reached.
         Unshared: if a task has the model write and there are other cuts than none.
     """
     flat: list[dict[str, float]] = [{} for _ in cuts]
@@ -127,7 +128,7 @@ def load(task: str, folder: Path) -> Any:
     """The task as lm-eval wants it; ``folder`` keeps the local sets.
 
     Raises:
-        ValueError: as :func:`evaluate`.
+        UserError: as :func:`evaluate`.
     """
     name, _, shots = task.partition("@")
     if name in questions.NAMES:
@@ -151,11 +152,11 @@ def load_by_name(name: str) -> Any:
     """One of lm-eval's own tasks; its data comes from the hub."""
     if name not in known().all_tasks:
         local = ", ".join(questions.NAMES)
-        raise ValueError(f"eval.tasks: no task {name!r}. Local: {local}; `lm-eval ls tasks` lists lm-eval's own")
+        raise UserError(f"eval.tasks: no task {name!r}. Local: {local}; `lm-eval ls tasks` lists lm-eval's own")
     try:
         return known().load([name])
     except Exception as error:  # what stands for a dead network depends on the versions of three libraries
-        raise ValueError(
+        raise UserError(
             f"eval.tasks: could not get the data of {name!r} from the hub ({type(error).__name__}). "
             f"Connect once, or take a local set: {', '.join(questions.NAMES)}"
         ) from error

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from depthcut import store
 from depthcut.files import Files, Hashes
+from depthcut.runtime.errors import UserError
 
 # Everything small that a config or a tokenizer may be made of.
 SMALL = frozenset({".json", ".model", ".txt", ".jinja"})
@@ -25,7 +26,7 @@ class Repo(Files):
     """A repository on the hub, at one commit, through the hub's own client and its cache on this machine.
 
     Raises:
-        ValueError: if there is no such repository or revision, or it can neither be reached nor found on this machine.
+        UserError: if there is no such repository or revision, or it can neither be reached nor found on this machine.
     """
 
     def __init__(self, repo: str, revision: str | None, cache: Path, hashes: Hashes) -> None:
@@ -57,7 +58,7 @@ class Repo(Files):
                 return Path(hf_hub_download(self.repo, name, revision=self.listing.commit))
         except HubUnreachedError as why:
             mend = f"connect and run again, or `hf download {self.repo}` where there is a network"
-            raise ValueError(f"{name} of {self.repo} is not on this machine and {why}; {mend}") from None
+            raise UserError(f"{name} of {self.repo} is not on this machine and {why}; {mend}") from None
 
     @override
     def here(self, name: str) -> Path | None:
@@ -90,7 +91,7 @@ def listed(repo: str, revision: str, cache: Path) -> "tuple[Listing, HubUnreache
         The listing, and why the hub could not be asked, if it could not.
 
     Raises:
-        ValueError: if none of them knows it.
+        UserError: if none of them knows it.
     """
     from huggingface_hub import constants
 
@@ -103,7 +104,7 @@ def listed(repo: str, revision: str, cache: Path) -> "tuple[Listing, HubUnreache
     except HubUnreachedError as why:
         found = known or downloaded(repo, revision)
         if not found:
-            raise ValueError(f"{repo} is not on this machine and {why}; connect, or name a local folder") from None
+            raise UserError(f"{repo} is not on this machine and {why}; connect, or name a local folder") from None
         return found, why
     if found != known:
         store.write_json(memory, {"commit": found.commit, "files": found.files})
@@ -123,7 +124,7 @@ def asked(repo: str, revision: str) -> Listing:
 
     Raises:
         HubUnreachedError: if it says nothing.
-        ValueError: if it says no.
+        UserError: if it says no.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -159,7 +160,7 @@ def explained(repo: str, wanted: str) -> Generator[None]:
 
     Raises:
         HubUnreachedError: if the hub gave no answer.
-        ValueError: if its answer is no, or the answer does not fit on the disk.
+        UserError: if its answer is no, or the answer does not fit on the disk.
     """
     from huggingface_hub import constants, errors
 
@@ -167,7 +168,7 @@ def explained(repo: str, wanted: str) -> Generator[None]:
         yield
     except Exception as error:  # what stands for a dead network depends on the client's version
         if no := refusal(error, repo, wanted):
-            raise ValueError(no) from None
+            raise UserError(no) from None
         cause = error.__cause__ or error
         offline = isinstance(cause, errors.OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else " ".join(str(cause).split())[:200]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from depthcut import record, runlog, store
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.sweep import Point, Sweep
@@ -70,7 +71,7 @@ class Entry:
         return self.state not in ENDED
 
 
-class SilentError(ValueError):
+class SilentError(UserError):
     """``squeue`` gave no answer, which says nothing about the jobs."""
 
 

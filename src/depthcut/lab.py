@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from depthcut import bases, digests, measuring, memory, ranks, sharing, store
 from depthcut.plan import Plan, Unit
 from depthcut.prune.block import Block
+from depthcut.runtime.errors import UserError
 from depthcut.shape import Shape
 from depthcut.text import Tokens, disjoint, tokens
 
@@ -71,13 +72,13 @@ class Lab:
         """``cpu`` or ``cuda``; ``auto`` takes the accelerator where there is one.
 
         Raises:
-            ValueError: if a GPU is asked for and there is none.
+            UserError: if a GPU is asked for and there is none.
         """
         import torch
 
         there = torch.cuda.is_available()
         if self.experiment.device == "cuda" and not there:
-            raise ValueError(
+            raise UserError(
                 "device=cuda: torch sees no GPU here. Use device=cpu, or a machine and a torch build with CUDA"
             )
         return ranks.gpu() if there and self.experiment.device != "cpu" else "cpu"
@@ -118,7 +119,7 @@ class Lab:
         """Fetch, tokenise and check all that this point reads, before a weight is loaded.
 
         Raises:
-            ValueError: if a text or a task cannot be had, a text is too short, or a document is in two parts.
+            UserError: if a text or a task cannot be had, a text is too short, or a document is in two parts.
         """
         if self.settled:
             log.info(self.settled)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from depthcut import ahead, depth
 from depthcut.plan import Plan
+from depthcut.runtime.errors import UserError
 from depthcut.shards import Slice
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def build(
     of tensors that are quantised already.
 
     Raises:
-        ValueError: if a tensor that the model needs is missing, of another shape, or cannot be converted.
+        UserError: if a tensor that the model needs is missing, of another shape, or cannot be converted.
     """
     bare = depth.skeleton(config)
     kind: Any = type(bare)
@@ -74,13 +75,13 @@ def build(
         except RuntimeError as error:
             if "conversion of the weights" not in str(error):
                 raise
-            raise ValueError(f"{title}: its tensors do not fit together as its config wants them; {MEND}") from None
+            raise UserError(f"{title}: its tensors do not fit together as its config wants them; {MEND}") from None
     if found["missing_keys"]:
-        raise ValueError(f"{title}: its files hold no {min(found['missing_keys'])}; {MEND}")
+        raise UserError(f"{title}: its files hold no {min(found['missing_keys'])}; {MEND}")
     if found["mismatched_keys"]:
         name, there, wanted = min(found["mismatched_keys"])
         shapes = f"of shape {list(wanted)}, its files have {list(there)}"
-        raise ValueError(f"{title}: its config wants {name} {shapes}; {MEND}")
+        raise UserError(f"{title}: its config wants {name} {shapes}; {MEND}")
     if found["unexpected_keys"]:
         strangers = found["unexpected_keys"]
         log.warning("%s: %d tensors have no place in the model, e.g. %s", title, len(strangers), min(strangers))

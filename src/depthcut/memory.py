@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from depthcut import ranks
+from depthcut.runtime.errors import UserError
 
 GIB = 2**30
 log = logging.getLogger("depthcut")
@@ -27,12 +28,12 @@ def shared(weights: int, device: str) -> None:
     """Say that each process holds a share of a model of so many bytes.
 
     Raises:
-        ValueError: if not even shares have room.
+        UserError: if not even shares have room.
     """
     there, processes = whole(device), ranks.world()
     if weights > 0.9 * there * processes:
         room = f"{processes} processes have {there / GIB:.1f} GiB each"
-        raise ValueError(f"the model has {weights / GIB:.1f} GiB, {room}: take more of them, or a larger cut")
+        raise UserError(f"the model has {weights / GIB:.1f} GiB, {room}: take more of them, or a larger cut")
     log.info(
         "the model has %.1f GiB, a card %.1f: each of %d processes holds a share of each layer",
         weights / GIB,

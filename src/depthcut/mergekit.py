@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from depthcut import complaints, store
 from depthcut.plan import Plan, spans
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.loading import Dtype
@@ -28,10 +29,10 @@ def slices(plan: Plan, model: str, dtype: "Dtype" = "bfloat16") -> str:
         dtype: of the weights that mergekit writes.
 
     Raises:
-        ValueError: for a plan of halves.
+        UserError: for a plan of halves.
     """
     if plan.unit != "layer":
-        raise ValueError(f"this plan drops the {plan.unit} of layers; a mergekit slice is made of whole layers")
+        raise UserError(f"this plan drops the {plan.unit} of layers; a mergekit slice is made of whole layers")
     import yaml
 
     runs = [{"sources": [{"model": model, "layer_range": list(run)}]} for run in spans(plan.keep)]
@@ -45,7 +46,7 @@ class Parser(argparse.ArgumentParser):
     @override
     def error(self, message: str) -> NoReturn:
         """Refuse what was typed."""
-        raise ValueError(f"{message}; {self.format_usage().strip()}")
+        raise UserError(f"{message}; {self.format_usage().strip()}")
 
 
 def main() -> None:
@@ -63,7 +64,7 @@ def main() -> None:
     try:
         store.write_text(given.file, text)
     except OSError as error:
-        raise ValueError(f"cannot write {given.file}: {error.strerror}") from None
+        raise UserError(f"cannot write {given.file}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

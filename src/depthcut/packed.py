@@ -62,7 +62,7 @@ def load(
         tensors: gives those of the checkpoint.
 
     Raises:
-        ValueError: as ``fill`` and ``tensors`` do.
+        UserError: as ``fill`` and ``tensors`` do.
     """
     if folder is None:
         return fill(config, tensors())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from depthcut import store
+from depthcut.runtime.errors import UserError
 
 FORMAT = 2
 OLDER = 1  # without a unit: whole layers
@@ -28,7 +29,7 @@ class Plan:
         notes: how it was chosen (pruner, metric, score of the cut): recorded, never read.
 
     Raises:
-        ValueError: for a layer outside the model, one named twice, or a plan that keeps no layer.
+        UserError: for a layer outside the model, one named twice, or a plan that keeps no layer.
     """
 
     depth: int
@@ -40,11 +41,11 @@ class Plan:
     def __post_init__(self) -> None:
         wrong = [i for i in self.drop if not 0 <= i < self.depth]
         if wrong:
-            raise ValueError(f"plan drops layer {wrong[0]}, but this model has layers 0-{self.depth - 1}")
+            raise UserError(f"plan drops layer {wrong[0]}, but this model has layers 0-{self.depth - 1}")
         if len(set(self.drop)) != len(self.drop):
-            raise ValueError(f"plan names a layer twice: {list(self.drop)}")
+            raise UserError(f"plan names a layer twice: {list(self.drop)}")
         if len(self.drop) >= self.depth:
-            raise ValueError(f"plan keeps 0 of {self.depth} layers; at least one must stay")
+            raise UserError(f"plan keeps 0 of {self.depth} layers; at least one must stay")
         object.__setattr__(self, "drop", tuple(sorted(self.drop)))
 
     @property
@@ -96,39 +97,39 @@ class Plan:
         """Read a plan back.
 
         Raises:
-            ValueError: if the file is missing, no plan of this format, or not a possible cut; it names the file.
+            UserError: if the file is missing, no plan of this format, or not a possible cut; it names the file.
         """
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise ValueError(f"no plan at {path}") from None
+            raise UserError(f"no plan at {path}") from None
         except OSError as error:
-            raise ValueError(f"cannot read a plan at {path}: {error.strerror}") from None
+            raise UserError(f"cannot read a plan at {path}: {error.strerror}") from None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
-            raise ValueError(f"{path} is no depthcut plan ({error!r})") from None
+            raise UserError(f"{path} is no depthcut plan ({error!r})") from None
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise UserError(f"{path}: {error}") from None
 
     @classmethod
     def from_dict(cls, data: Any) -> "Plan":
         """The inverse of :meth:`to_dict`; what a person wrote by hand is checked.
 
         Raises:
-            ValueError: for a field of another kind, spans that are no cut of such a model, or a cut of all layers.
+            UserError: for a field of another kind, spans that are no cut of such a model, or a cut of all layers.
             KeyError: for a missing field.
         """
         if not isinstance(data, dict):
-            raise ValueError(f"a depthcut plan is a JSON object, got {json.dumps(data)[:40]}")
+            raise UserError(f"a depthcut plan is a JSON object, got {json.dumps(data)[:40]}")
         fields: dict[str, Any] = data
         if fields["format"] not in (OLDER, FORMAT):
-            raise ValueError(f"this plan has format {fields['format']!r}; this version reads format {FORMAT}")
+            raise UserError(f"this plan has format {fields['format']!r}; this version reads format {FORMAT}")
         unit, depth, model = fields.get("unit", "layer"), fields["depth"], fields.get("model", "")
         if unit not in get_args(Unit):
-            raise ValueError(f"this plan drops units called {unit!r}; there are: {', '.join(get_args(Unit))}")
+            raise UserError(f"this plan drops units called {unit!r}; there are: {', '.join(get_args(Unit))}")
         if type(depth) is not int or depth < 1:
-            raise ValueError(f"depth must be the model's number of layers, a whole number from 1, got {depth!r}")
+            raise UserError(f"depth must be the model's number of layers, a whole number from 1, got {depth!r}")
         if not isinstance(model, str):
-            raise ValueError(f"model must be a digest, or empty for any model of this depth, got {model!r}")
+            raise UserError(f"model must be a digest, or empty for any model of this depth, got {model!r}")
         return cls(depth, spanned(fields["drop"], depth), unit, model, fields.get("notes", {}))
 
 
@@ -136,27 +137,27 @@ def spanned(drop: Any, depth: int) -> tuple[int, ...]:
     """The layers in half-open spans, which may come in any order.
 
     Raises:
-        ValueError: for a span that is none, is reversed or empty, leaves a model of ``depth`` layers, or meets another.
+        UserError: for a span that is none, is reversed or empty, leaves a model of ``depth`` layers, or meets another.
     """
     if not isinstance(drop, list):
-        raise ValueError(f"drop must be a list of spans [start, stop), got {drop!r}")
+        raise UserError(f"drop must be a list of spans [start, stop), got {drop!r}")
     checked = sorted(_span(each, depth) for each in drop)
     for (a, b), (c, d) in pairwise(checked):
         if c < b:
-            raise ValueError(f"spans [{a}, {b}) and [{c}, {d}) overlap")
+            raise UserError(f"spans [{a}, {b}) and [{c}, {d}) overlap")
     return tuple(layer for start, stop in checked for layer in range(start, stop))
 
 
 def _span(span: Any, depth: int) -> tuple[int, int]:
     """Check one span by itself."""
     if not isinstance(span, list) or [type(end) for end in span] != [int, int]:
-        raise ValueError(f"span {json.dumps(span)} must be [start, stop), two whole numbers")
+        raise UserError(f"span {json.dumps(span)} must be [start, stop), two whole numbers")
     start, stop = span
     if start >= stop:
         kind = "empty" if start == stop else "reversed"
-        raise ValueError(f"span [{start}, {stop}) is {kind}; the model has layers 0-{depth - 1}, and stop itself stays")
+        raise UserError(f"span [{start}, {stop}) is {kind}; the model has layers 0-{depth - 1}, and stop itself stays")
     if start < 0 or stop > depth:
-        raise ValueError(f"span [{start}, {stop}) leaves the model, which has layers 0-{depth - 1}")
+        raise UserError(f"span [{start}, {stop}) leaves the model, which has layers 0-{depth - 1}")
     return start, stop
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from depthcut import store
 from depthcut.plan import Plan
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,7 +57,7 @@ def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") 
         An ordinary transformers model in eval mode; layers that lost a half hold a stand-in that adds nothing.
 
     Raises:
-        ValueError: if there is no model, or it is damaged.
+        UserError: if there is no model, or it is damaged.
     """
     import torch
     from transformers import AutoConfig
@@ -70,7 +71,7 @@ def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") 
 
     folder = Path(path)
     if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} holds no model: there is no config.json")
+        raise UserError(f"{folder} holds no model: there is no config.json")
     files = Folder(folder, Hashes(folder / ".hashes.json"))
     described: dict[str, Any] = files.json("config.json")
     base: dict[str, Any] = dict(described["base"] if described.get("model_type") == KIND else described)

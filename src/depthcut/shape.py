@@ -68,7 +68,7 @@ class Shape:
             context: tokens that an attention looks at.
 
         Raises:
-            ValueError: if the model cannot be cut, or its layers have no such unit.
+            UserError: if the model cannot be cut, or its layers have no such unit.
         """
         from depthcut import depth
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depthcut.files import Files
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,7 @@ class Slice:
         """Read it, straight into its own memory: safetensors would hold it twice, or map the file and keep its pages.
 
         Raises:
-            ValueError: if the file has been cut short since it was opened.
+            UserError: if the file has been cut short since it was opened.
         """
         import torch
 
@@ -72,7 +73,7 @@ class Slice:
         """Read as many of the tensor's bytes as ``buffer_N`` (uint8, on the host) has, from ``start`` on.
 
         Raises:
-            ValueError: if the file has been cut short since it was opened.
+            UserError: if the file has been cut short since it was opened.
         """
         self._count(len(buffer_N))
         with self._path.open("rb", buffering=0) as file:
@@ -81,7 +82,7 @@ class Slice:
             while rest:
                 got = file.readinto(rest)
                 if not got:
-                    raise ValueError(f"{self._path} has been cut short while it was read")
+                    raise UserError(f"{self._path} has been cut short while it was read")
                 rest = rest[got:]
 
     def rows(self, start: int, stop: int) -> "Slice":
@@ -119,7 +120,7 @@ class Shards:
         """These tensors, unread; the files that hold them are fetched and checked now.
 
         Raises:
-            ValueError: if one of the files cannot be had or is damaged.
+            UserError: if one of the files cannot be had or is damaged.
         """
         return {name: self._slice(name) for name in names}
 
@@ -132,9 +133,7 @@ class Shards:
         if name not in entries:
             raise self.files.damaged(home, f"{INDEX} promises {name}, which it does not hold")
         if entries[name].dtype not in TYPES:
-            raise ValueError(
-                f"{self.files.title}: {name} is of type {entries[name].dtype}; read are {', '.join(TYPES)}"
-            )
+            raise UserError(f"{self.files.title}: {name} is of type {entries[name].dtype}; read are {', '.join(TYPES)}")
         return Slice(path, entries[name], self._count)
 
     def _count(self, size: int) -> None:
@@ -146,7 +145,7 @@ def weights(files: Files) -> tuple[str, ...]:
     """The names of the files that hold the model.
 
     Raises:
-        ValueError: if there is none in safetensors, or one of them is missing.
+        UserError: if there is none in safetensors, or one of them is missing.
     """
     if INDEX not in files.names and SINGLE in files.names:
         return (SINGLE,)
@@ -157,11 +156,11 @@ def homes(files: Files) -> dict[str, str]:
     """For each tensor the file that holds it, as the index says, or the only file's header.
 
     Raises:
-        ValueError: as :func:`weights`, and if the index names a file that is no plain name or not there.
+        UserError: as :func:`weights`, and if the index names a file that is no plain name or not there.
     """
     if INDEX not in files.names:
         if SINGLE not in files.names:
-            raise ValueError(unreadable(files))
+            raise UserError(unreadable(files))
         return dict.fromkeys(header(files, SINGLE, files.whole(SINGLE)), SINGLE)
     places = files.json(INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -199,7 +198,7 @@ def header(files: Files, name: str, path: Path) -> dict[str, Entry]:
     """The tensors in a file, by name. Needs no torch; that the header fits the file is for safetensors to check.
 
     Raises:
-        ValueError: if the file is cut short, too long or none of this format.
+        UserError: if the file is cut short, too long or none of this format.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from depthcut import memory
 from depthcut.plan import Plan
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +37,7 @@ def load(lab: "Lab", plan: Plan | None) -> "nn.Module":
     """This process's share of what ``plan`` keeps.
 
     Raises:
-        ValueError: if not even shares have room; if the dense model is asked for where one process is alone.
+        UserError: if not even shares have room; if the dense model is asked for where one process is alone.
     """
     import torch
 
@@ -44,7 +45,7 @@ def load(lab: "Lab", plan: Plan | None) -> "nn.Module":
 
     if plan is None and not lab.helped:
         word = type(lab.experiment.metric).__module__.rsplit(".", 1)[-1]
-        raise ValueError(f"metric={word} needs the whole dense model on one card, which has no room for it")
+        raise UserError(f"metric={word} needs the whole dense model on one card, which has no room for it")
     gc.collect()  # the layers of an earlier model in shares know their list, which knows them
     memory.shared(weights(lab, plan), lab.device)
     form = loading.Form("none", getattr(torch, lab.experiment.model.dtype), lab.device)
@@ -57,14 +58,14 @@ def led(lab: "Lab", plan: Plan | None, model: "Model", work: "Callable[[Model], 
     Of a model in shares the first process does it, with the help of the others; these then find it on file.
 
     Raises:
-        ValueError: if something is to be measured that a model in shares does not show.
+        UserError: if something is to be measured that a model in shares does not show.
     """
     if not wanted(lab, plan):
         work(model)
         return
     for name, evaluation in lab.experiment.eval.items():
         if evaluation.needs_whole:
-            raise ValueError(
+            raise UserError(
                 f"eval.{name} needs a model that is whole on one card, and each process holds a share of this one: "
                 "leave that out, or take stream=never"
             )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from depthcut import complaints, record
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -58,13 +59,13 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.signal_delay_s >= 60 * self.timeout_min:
-            raise ValueError(
+            raise UserError(
                 f"hydra.launcher.signal_delay_s must be below the time limit of {60 * self.timeout_min} s "
                 f"(timeout_min={self.timeout_min}), got {self.signal_delay_s}"
             )
         taken = sorted(OURS & {key.replace("_", "-") for key in self.additional_parameters})
         if taken:
-            raise ValueError(f"hydra.launcher.additional_parameters.{taken[0]}: the launcher sets that itself")
+            raise UserError(f"hydra.launcher.additional_parameters.{taken[0]}: the launcher sets that itself")
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -91,11 +92,11 @@ def require() -> None:
     """Refuse a machine that cannot submit.
 
     Raises:
-        ValueError: if SLURM's commands are not on the PATH.
+        UserError: if SLURM's commands are not on the PATH.
     """
     missing = [command for command in ("sbatch", "squeue", "srun") if shutil.which(command) is None]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"hydra/launcher=slurm: there is no {missing[0]} on the PATH. Give the command where jobs can be "
             "submitted, or take hydra/launcher=local"
         )

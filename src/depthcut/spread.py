@@ -27,6 +27,7 @@ from depthcut.ahead import Arrival, Readers
 from depthcut.loading import Form
 from depthcut.plan import Plan
 from depthcut.progress import track
+from depthcut.runtime.errors import UserError
 from depthcut.stream import Frame
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Spread(nn.ModuleList):
         """What layer ``number`` makes of its input; it is whole meanwhile.
 
         Raises:
-            ValueError: if the other processes are not there to help.
+            UserError: if the other processes are not there to help.
         """
         layer = self[number]
         with torch.no_grad(), self.whole(number):  # a gradient's graph would hold all layers
@@ -61,10 +62,10 @@ class Spread(nn.ModuleList):
         """Inside the ``with``, layer ``number`` has all its rows.
 
         Raises:
-            ValueError: if the other processes are not there to help.
+            UserError: if the other processes are not there to help.
         """
         if not self.leading:
-            raise ValueError(
+            raise UserError(
                 "the model is in shares, which the processes put together to heal it and to evaluate it, and for "
                 "nothing else; take heal.strategy=ddp with GPUs that have room for it, or stream=never"
             )
@@ -138,7 +139,7 @@ def load(checkpoint: "Checkpoint", plan: Plan | None, form: Form) -> PreTrainedM
         A model in eval mode, which runs inside of :func:`led` alone; what it counts of parameters is what all hold.
 
     Raises:
-        ValueError: as :class:`depthcut.stream.Frame`.
+        UserError: as :class:`depthcut.stream.Frame`.
     """
     meet(form.device)
     frame, readers = Frame(checkpoint, plan, form), Readers(form.device)

@@ -17,6 +17,7 @@ from depthcut import depth, halves, loading, memory
 from depthcut.ahead import Arrival, Readers
 from depthcut.plan import Plan
 from depthcut.progress import Meter
+from depthcut.runtime.errors import UserError
 from depthcut.shards import Slice
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Frame:
         firsts: the numbers of those that the frame has.
 
     Raises:
-        ValueError: if the layers' tensors in the files are not named, or not laid out, as those in the model.
+        UserError: if the layers' tensors in the files are not named, or not laid out, as those in the model.
     """
 
     def __init__(self, checkpoint: "Checkpoint", plan: Plan | None, form: loading.Form) -> None:
@@ -75,7 +76,7 @@ class Frame:
         wanted = dict(self.bare[number].named_parameters()).keys()
         if missing := sorted(wanted - there.keys()):
             title = self.checkpoint.files.title
-            raise ValueError(f"{title} cannot be streamed: its files do not hold layer {old}'s {missing[0]} as such")
+            raise UserError(f"{title} cannot be streamed: its files do not hold layer {old}'s {missing[0]} as such")
         return {name: there[name] for name in sorted(wanted)}
 
     def filled(self, number: int, put: Callable[[str, nn.Parameter], nn.Parameter]) -> nn.Module:
@@ -96,7 +97,7 @@ class Frame:
         """A buffer that no file holds, from the first layer, where it is the same."""
         found: Any = dict(self.first.named_buffers()).get(name)
         if found is None or found.shape != like.shape or found.device == META:
-            raise ValueError(f"{self.checkpoint.files.title} cannot be streamed: no file holds its layers' {name}")
+            raise UserError(f"{self.checkpoint.files.title} cannot be streamed: no file holds its layers' {name}")
         return found
 
 
@@ -107,7 +108,7 @@ class Streamed:
         lab: the checkpoint, and how it is to be loaded.
 
     Raises:
-        ValueError: as :class:`Frame`.
+        UserError: as :class:`Frame`.
     """
 
     def __init__(self, lab: "Lab") -> None:

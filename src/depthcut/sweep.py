@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from depthcut import complaints, config, lab, record, runlog
 from depthcut.lab import Lab
+from depthcut.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Point:
     lab: Lab
 
 
-class UnfinishedError(ValueError):
+class UnfinishedError(UserError):
     """Some points of a sweep are not done."""
 
     status = 1

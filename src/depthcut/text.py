@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from depthcut import store
 from depthcut.data import Source, fingerprint
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,11 +84,11 @@ def tokens(
         As many sequences as asked for, or all that there are: at least one.
 
     Raises:
-        ValueError: if there is not one sequence, nothing says how many, or the separator is no token.
+        UserError: if there is not one sequence, nothing says how many, or the separator is no token.
     """
     asked = [n for n in (source.sequences, sequences) if n is not None]
     if not asked:
-        raise ValueError(f"data.{part}.sequences: a number is needed here, got null")
+        raise UserError(f"data.{part}.sequences: a number is needed here, got null")
     end = separator_id(tokenizer, separator)
 
     def make(into: Path) -> None:
@@ -99,7 +100,7 @@ def tokens(
         digest = store.digest([FORMAT, source.identity(cache), tokenizer_digest(tokenizer), end, shape])
         found = read(store.kept(cache / "tokens" / digest, make), source.length)
     except ValueError as error:
-        raise ValueError(f"data.{part}: {error}") from error
+        raise UserError(f"data.{part}: {error}") from error
     if source.sequences is not None and len(found) < min(asked):
         logger.warning("data.%s: the text gives %d sequences, %d were asked for", part, len(found), min(asked))
     return replace(found, end=end)
@@ -109,7 +110,7 @@ def fill(into: Path, documents: Iterable[tuple[str, list[int]]], source: Source,
     """Write the entry of :func:`tokens`: ids.bin, lengths.npy, documents.npy.
 
     Raises:
-        ValueError: if the documents give not one sequence.
+        UserError: if the documents give not one sequence.
     """
     length, written = source.length, 0
     starts: list[int] = []
@@ -131,7 +132,7 @@ def fill(into: Path, documents: Iterable[tuple[str, list[int]]], source: Source,
         whole = min(written // length, sequences)
         file.truncate(whole * length * 4)
     if not whole:
-        raise ValueError(
+        raise UserError(
             f"text too short: its span {list(source.span)} gives {written} tokens, at least {length} are needed"
         )
     used = [print_ for print_, start in zip(prints, starts, strict=True) if start < whole * length]
@@ -171,14 +172,14 @@ def separator_id(tokenizer: Any, separator: str | None) -> int:
     """The number of the token that ends a document.
 
     Raises:
-        ValueError: if the tokenizer has no such token.
+        UserError: if the tokenizer has no such token.
     """
     token = tokenizer.eos_token if separator is None else separator
     if token is None:
-        raise ValueError("model.separator: the tokenizer names no end-of-text token, so name one of its tokens")
+        raise UserError("model.separator: the tokenizer names no end-of-text token, so name one of its tokens")
     number = tokenizer.get_vocab().get(token)
     if number is None:
-        raise ValueError(f"model.separator: {token!r} is no token of this tokenizer")
+        raise UserError(f"model.separator: {token!r} is no token of this tokenizer")
     return number
 
 
@@ -199,13 +200,13 @@ def disjoint(parts: dict[str, Tokens]) -> None:
     """Make sure that no document is in two parts.
 
     Raises:
-        ValueError: naming two parts that share documents.
+        UserError: naming two parts that share documents.
     """
     for (one, a), (other, b) in combinations(parts.items(), 2):
         shared = len(np.intersect1d(a.documents, b.documents))
         if shared:
             noun = "document" if shared == 1 else "documents"
-            raise ValueError(
+            raise UserError(
                 f"data.{one} and data.{other} share {shared} {noun}; give them other files, "
                 "or spans that do not meet, e.g. data.train.span=[0,0.9] data.validation.span=[0.9,1]"
             )

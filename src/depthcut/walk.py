@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from depthcut import depth, halves
 from depthcut.plan import Unit
+from depthcut.runtime.errors import UserError
 
 
 class Reached(Exception):  # noqa: N818  nothing went wrong
@@ -61,13 +62,13 @@ def enter(model: nn.Module, inputs: dict[str, Any]) -> Walk:
     """Run all of the decoder but its layers, up to the last one's door: embeddings, positions, masks.
 
     Raises:
-        ValueError: if the model does something between its layers, so that they cannot be run one by one.
+        UserError: if the model does something between its layers, so that they cannot be run one by one.
     """
     way, last_BTD = dry_run(model, inputs, tupled=False)
     if last_BTD.ndim == way.h_BTD.ndim - 1:  # what was taken for a tuple is its first sequence
         way, last_BTD = dry_run(model, inputs, tupled=True)
     if last_BTD is not way.h_BTD:
-        raise ValueError(f"{type(model).__name__} computes between its layers, so they cannot be scored one by one")
+        raise UserError(f"{type(model).__name__} computes between its layers, so they cannot be scored one by one")
     return way
 
 

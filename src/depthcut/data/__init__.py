@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, Strict, field_validator
 
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 
@@ -34,7 +35,7 @@ class Source(ABC):
     def inside(cls, span: tuple[float, float]) -> tuple[float, float]:
         """Refuse a span that is empty or outside of [0, 1]."""
         if not 0 <= span[0] < span[1] <= 1:
-            raise ValueError(f"must be two numbers with 0 <= start < stop <= 1, got {list(span)}")
+            raise UserError(f"must be two numbers with 0 <= start < stop <= 1, got {list(span)}")
         return span
 
     @abstractmethod
@@ -42,7 +43,7 @@ class Source(ABC):
         """The texts inside the span, always the same in the same order; what is downloaded is kept in ``cache``.
 
         Raises:
-            ValueError: for whatever keeps the text from being read.
+            UserError: for whatever keeps the text from being read.
         """
 
     @abstractmethod

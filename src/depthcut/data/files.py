@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from depthcut import store
 from depthcut.data import Source
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 FORMAT = 1
@@ -38,7 +39,7 @@ class Files(Source):
                 if self.covers(text):
                     yield text
             if empty:
-                raise ValueError(f"{file} holds no text")
+                raise UserError(f"{file} holds no text")
 
     @override
     def identity(self, cache: Path) -> str:
@@ -56,9 +57,7 @@ class Files(Source):
             case ".parquet":
                 found = parquet(file, self.field)
             case suffix:
-                raise ValueError(
-                    f"{file}: no way to read {suffix or 'a file without suffix'}; .txt, .jsonl or .parquet"
-                )
+                raise UserError(f"{file}: no way to read {suffix or 'a file without suffix'}; .txt, .jsonl or .parquet")
         return (text for text in found if text.strip())
 
 
@@ -66,20 +65,20 @@ def matches(paths: list[str]) -> list[Path]:
     """The files that paths and patterns name, each once; a pattern's in the order of their names.
 
     Raises:
-        ValueError: for a path or pattern that matches no file, and for a folder.
+        UserError: for a path or pattern that matches no file, and for a folder.
     """
     found: list[str] = []
     for path in paths:
         names = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207
         if not names:
-            raise ValueError(f"no file at {path} (seen from {Path.cwd()})")
+            raise UserError(f"no file at {path} (seen from {Path.cwd()})")
         found += names
     files = [Path(name) for name in dict.fromkeys(found)]
     if not files:
-        raise ValueError("data=files needs files: data.train.paths=[corpus.txt]")
+        raise UserError("data=files needs files: data.train.paths=[corpus.txt]")
     for file in files:
         if file.is_dir():
-            raise ValueError(f"{file} is a folder; name its files, e.g. {file}/*.jsonl")
+            raise UserError(f"{file} is a folder; name its files, e.g. {file}/*.jsonl")
     return files
 
 
@@ -89,7 +88,7 @@ def decoded(data: bytes, file: Path, offset: int = 0) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         where = offset + error.start
-        raise ValueError(f"{file} is not UTF-8: byte {where} is 0x{data[error.start]:02x}; convert it first") from None
+        raise UserError(f"{file} is not UTF-8: byte {where} is 0x{data[error.start]:02x}; convert it first") from None
 
 
 def txt(file: Path, divider: str | None) -> Iterator[str]:
@@ -114,11 +113,11 @@ def text_of(line: str, field: str, where: str) -> str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is no JSON: {error.msg} at character {error.pos}") from None
+        raise UserError(f"{where} is no JSON: {error.msg} at character {error.pos}") from None
     if not isinstance(row, dict):
-        raise ValueError(f"{where} is no JSON object")
+        raise UserError(f"{where} is no JSON object")
     if not isinstance(row.get(field), str):
-        raise ValueError(f"{where} has no text in a field `{field}`; there are: {', '.join(row) or 'none'}")
+        raise UserError(f"{where} has no text in a field `{field}`; there are: {', '.join(row) or 'none'}")
     return row[field]
 
 
@@ -130,13 +129,13 @@ def parquet(file: Path, column: str) -> Iterator[str]:
     try:
         table = pq.ParquetFile(file)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} is no parquet file: {error}") from None
+        raise UserError(f"{file} is no parquet file: {error}") from None
     with table:
         schema = table.schema_arrow
         if column not in schema.names:
-            raise ValueError(f"{file} has no column `{column}`; there are: {', '.join(schema.names)}")
+            raise UserError(f"{file} has no column `{column}`; there are: {', '.join(schema.names)}")
         kind = schema.field(column).type
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            raise ValueError(f"{file}: column `{column}` holds {kind}, not text")
+            raise UserError(f"{file}: column `{column}` holds {kind}, not text")
         for batch in table.iter_batches(batch_size=1024, columns=[column]):
             yield from (text for text in batch.column(0).to_pylist() if text is not None)

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from depthcut import store
 from depthcut.data import Source
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 FORMAT = 1
@@ -42,7 +43,7 @@ class Hub(Source):
             )
         while (row := self.row_after(rows)) is not None:
             if not isinstance(row.get(self.field), str):
-                raise ValueError(f"{self.name} has no text in a field `{self.field}`; there are: {', '.join(row)}")
+                raise UserError(f"{self.name} has no text in a field `{self.field}`; there are: {', '.join(row)}")
             text = row[self.field]
             if text.strip() and self.covers(text):
                 yield text
@@ -82,6 +83,6 @@ class Hub(Source):
             yield
         except Exception as error:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise ValueError(
+            raise UserError(
                 f"could not read {self.name} ({reason.rstrip('.')}); connect, or choose other data, e.g. data=demo"
             ) from error

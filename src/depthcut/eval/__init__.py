@@ -50,7 +50,7 @@ class Eval(ABC):
         """Fetch and check what it needs beside the texts, before a weight is loaded.
 
         Raises:
-            ValueError: if something cannot be had.
+            UserError: if something cannot be had.
         """
 
     def parts(self) -> "tuple[Eval, ...]":

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from depthcut import questions
 from depthcut.eval import UNCUT, Cuts, Eval
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ class Harness(Eval):
         for task in self.tasks:
             name, _, shots = task.partition("@")
             if not name or ("@" in task and not shots.isdigit()):
-                raise ValueError(f"eval.tasks: {task!r} is no task; write a name, or name@shots such as mmlu@5")
+                raise UserError(f"eval.tasks: {task!r} is no task; write a name, or name@shots such as mmlu@5")
             if name in questions.NAMES and shots:
-                raise ValueError(f"eval.tasks: {name} has no examples to show as shots; write {name}")
+                raise UserError(f"eval.tasks: {name} has no examples to show as shots; write {name}")
 
     def parts(self) -> tuple[Eval, ...]:
         """One part a task."""
@@ -64,7 +65,7 @@ class Harness(Eval):
         """Measure each task: ``arc_easy/acc``, ``arc_easy/acc_stderr``, ... None of cuts if a task has them write.
 
         Raises:
-            ValueError: as :meth:`prepare`.
+            UserError: as :meth:`prepare`.
         """
         from depthcut import harness
 

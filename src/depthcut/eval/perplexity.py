@@ -15,6 +15,7 @@ from pydantic import Field, StringConstraints
 
 from depthcut.data import Source
 from depthcut.eval import UNCUT, Cuts, Eval, texts
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ class Perplexity(Eval):
 
     def __post_init__(self) -> None:
         if not self.named:
-            raise ValueError(f"{texts.WHERE} names no text; give one: +{texts.WHERE}.mine.paths=[corpus.txt]")
+            raise UserError(f"{texts.WHERE} names no text; give one: +{texts.WHERE}.mine.paths=[corpus.txt]")
         for name in self.named:
             if name in TAKEN:
-                raise ValueError(f"{texts.WHERE}.{name}: other numbers are called so; take another name")
+                raise UserError(f"{texts.WHERE}.{name}: other numbers are called so; take another name")
             self.source(name)
 
     @property
@@ -87,7 +88,7 @@ class Perplexity(Eval):
         """Fetch and tokenise the texts; none may share a document with what the metric or healing reads.
 
         Raises:
-            ValueError: if a text cannot be had, is shorter than a window, or shares a document with another.
+            UserError: if a text cannot be had, is shorter than a window, or shares a document with another.
         """
         from depthcut.text import disjoint
 
@@ -101,7 +102,7 @@ class Perplexity(Eval):
                 try:
                     disjoint({part: text, name: windows})
                 except ValueError:
-                    raise ValueError(
+                    raise UserError(
                         f"{texts.WHERE}.{name} shares documents with data.{part}; give one of them another text or span"
                     ) from None
 
@@ -109,14 +110,14 @@ class Perplexity(Eval):
         """A text's windows, N x T, made once and kept by content; its documents are all that were read for them.
 
         Raises:
-            ValueError: as :meth:`prepare`, and for a tokenizer without a BOS that is wanted before each window.
+            UserError: as :meth:`prepare`, and for a tokenizer without a BOS that is wanted before each window.
         """
         from depthcut import store, text
 
         tokenizer: Any = lab.checkpoint.tokenizer
         source = self.source(name)
         if self.bos == "all" and tokenizer.bos_token_id is None:
-            raise ValueError("eval.perplexity.bos=all: this tokenizer has no BOS; take eval.perplexity.bos=first")
+            raise UserError("eval.perplexity.bos=all: this tokenizer has no BOS; take eval.perplexity.bos=first")
         asked = [self.identity(name, lab), text.tokenizer_digest(tokenizer), self.window, self.windows, self.bos]
 
         def make(into: Path) -> None:
@@ -133,7 +134,7 @@ class Perplexity(Eval):
         """Write the windows as :func:`depthcut.text.read` reads them.
 
         Raises:
-            ValueError: for a text without one window.
+            UserError: for a text without one window.
         """
         import numpy as np
 
@@ -146,7 +147,7 @@ class Perplexity(Eval):
             ids = bos + ids
         count = min(len(ids) // self.window, self.windows or len(ids))
         if not count:
-            raise ValueError(f"the text gives {len(ids)} tokens; a window has {self.window}")
+            raise UserError(f"the text gives {len(ids)} tokens; a window has {self.window}")
         ids_NT = np.asarray(ids[: count * self.window], dtype="<i4").reshape(count, self.window)
         if self.bos == "all":
             ids_NT = np.insert(ids_NT, 0, bos, axis=1)

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from depthcut.eval import UNCUT, Cuts, Eval, timing
 from depthcut.eval.speed import PACKAGES, machine
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -62,14 +63,14 @@ class Speculative(Eval):
         """See that there will be shared layers, and prompts.
 
         Raises:
-            ValueError: for another replacement, or too little text.
+            UserError: for another replacement, or too little text.
         """
         from depthcut.replace.extend import Extend
         from depthcut.replace.shared import Shared
 
         if not isinstance(replace := lab.experiment.replace, Shared | Extend):
             word = type(replace).__module__.rpartition(".")[2]
-            raise ValueError(
+            raise UserError(
                 "eval=speculative drafts with the model less its shared layers: "
                 f"take replace=shared or replace=extend, got replace={word}"
             )
@@ -79,7 +80,7 @@ class Speculative(Eval):
         """The prompts, 1 x T each.
 
         Raises:
-            ValueError: if the text gives too few of them.
+            UserError: if the text gives too few of them.
         """
         import numpy as np
         import torch
@@ -88,7 +89,7 @@ class Speculative(Eval):
         rows = np.flatnonzero(np.asarray(text.lengths) >= self.length)[: self.prompts]
         if len(rows) < self.prompts:
             wanted = f"{self.prompts} prompts of {self.length} tokens"
-            raise ValueError(f"eval.speculative continues {wanted}; data.validation gives {len(rows)}. Ask for fewer")
+            raise UserError(f"eval.speculative continues {wanted}; data.validation gives {len(rows)}. Ask for fewer")
         return [torch.from_numpy(np.asarray(text.ids[row, : self.length], dtype=np.int64))[None] for row in rows]
 
     def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]] | None:

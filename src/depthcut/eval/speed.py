@@ -21,6 +21,7 @@ from pydantic import Field
 
 from depthcut import memory
 from depthcut.eval import UNCUT, Cuts, Eval, timing
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ class Speed(Eval):
 
     def __post_init__(self) -> None:
         if any(batch < 1 for batch in self.batches) or len(set(self.batches)) < len(self.batches):
-            raise ValueError(f"eval.speed.batches must be numbers of sequences from 1, each once, got {self.batches}")
+            raise UserError(f"eval.speed.batches must be numbers of sequences from 1, each once, got {self.batches}")
         if not self.batches and self.prefill_batch is None:
-            raise ValueError("eval.speed measures nothing: give batches, or a prefill_batch")
+            raise UserError("eval.speed measures nothing: give batches, or a prefill_batch")
 
     def parts(self) -> tuple[Eval, ...]:
         """One part for reading, and one a batch size."""

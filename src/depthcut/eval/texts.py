@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Strict, ValidationError
 
 from depthcut.data import Source
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 WHERE = "eval.perplexity.texts"
@@ -40,7 +41,7 @@ class Text:
         """What reads it.
 
         Raises:
-            ValueError: if nothing says where it comes from.
+            UserError: if nothing says where it comes from.
         """
         from depthcut.data.demo import Demo
         from depthcut.data.files import Files
@@ -53,7 +54,7 @@ class Text:
             hub = {"config": self.config, "split": self.split, "field": self.field, "revision": self.revision}
             return Hub(dataset=self.dataset, **hub, **shape)  # pyright: ignore[reportArgumentType]
         if self.span is None:
-            raise ValueError("name its paths, its dataset, or a span of the demo corpus such as [0.95,1.0]")
+            raise UserError("name its paths, its dataset, or a span of the demo corpus such as [0.95,1.0]")
         return Demo(**shape)
 
 
@@ -61,7 +62,7 @@ def source(name: str, given: dict[str, Any], length: int) -> Source:
     """What reads the text ``name``, of which ``given`` tells.
 
     Raises:
-        ValueError: in one line, for a key or a value that cannot be.
+        UserError: in one line, for a key or a value that cannot be.
     """
     from depthcut import complaints
 
@@ -72,7 +73,7 @@ def source(name: str, given: dict[str, Any], length: int) -> Source:
         with told(name):
             return text.source(length)
     except ValidationError as error:
-        raise ValueError(complaints.of_pydantic(f"{WHERE}.{name}", kind, error)) from error
+        raise UserError(complaints.of_pydantic(f"{WHERE}.{name}", kind, error)) from error
 
 
 def enough(documents: Iterable[str], characters: int | None) -> Generator[str]:
@@ -94,4 +95,4 @@ def told(name: str) -> Generator[None]:
         raise
     except ValueError as error:
         said = str(error).replace("choose other data, e.g. data=demo", f"give its files: {WHERE}.{name}.paths=[...]")
-        raise ValueError(f"{WHERE}.{name}: {said}") from error
+        raise UserError(f"{WHERE}.{name}: {said}") from error

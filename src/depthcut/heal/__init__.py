@@ -35,7 +35,7 @@ class Heal(ABC):
         """What it is beside its knobs, for the point's digest; None: nothing.
 
         Raises:
-            ValueError: if something that it needs cannot be had, or does not fit; nothing heavy is loaded yet.
+            UserError: if something that it needs cannot be had, or does not fit; nothing heavy is loaded yet.
         """
         del lab
         return None
@@ -44,7 +44,7 @@ class Heal(ABC):
         """Check what it needs of the model, before a weight is loaded.
 
         Raises:
-            ValueError: if the model does not have it.
+            UserError: if the model does not have it.
         """
         del lab
 

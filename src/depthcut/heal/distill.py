@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from depthcut.heal import Heal
 from depthcut.plan import Plan
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 from depthcut.training.recipe import Adapters, Positive
 
@@ -55,7 +56,7 @@ class Distill(Adapters, Heal):
 
         vocabulary = depth.text_config(lab.checkpoint.config).vocab_size
         if self.top_k > vocabulary:
-            raise ValueError(f"heal.top_k must be at most {vocabulary}, the model's vocabulary, got {self.top_k}")
+            raise UserError(f"heal.top_k must be at most {vocabulary}, the model's vocabulary, got {self.top_k}")
 
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Train the adapters, or attach the trained ones."""

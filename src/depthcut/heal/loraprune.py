@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from depthcut.heal import Heal
 from depthcut.plan import Plan
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 from depthcut.training.recipe import LowRank, Positive, Share
 
@@ -51,11 +52,11 @@ class LoraPrune(LowRank, Heal):
         """Which of the ``left`` layers of the model are narrowed.
 
         Raises:
-            ValueError: if none is.
+            UserError: if none is.
         """
         found = range(int(self.keep_first * left), left - self.keep_last)
         if not found:
-            raise ValueError(
+            raise UserError(
                 f"heal=loraprune: of {left} layers none is left to narrow; lower heal.keep_first "
                 f"({self.keep_first:g} of the layers) or heal.keep_last ({self.keep_last})"
             )
@@ -65,10 +66,10 @@ class LoraPrune(LowRank, Heal):
         """What others of its kind have beside the knobs; the share of the layers, where that is set.
 
         Raises:
-            ValueError: where something stands in a gap: what is no plain layer cannot be narrowed.
+            UserError: where something stands in a gap: what is no plain layer cannot be narrowed.
         """
         if (word := type(lab.experiment.replace).__module__.rpartition(".")[2]) != "none":
-            raise ValueError(f"heal=loraprune narrows plain layers; take replace=none, got replace={word}")
+            raise UserError(f"heal=loraprune narrows plain layers; take replace=none, got replace={word}")
         if self.frac is None:
             return super().content(lab)
         return {"frac": self.frac, **(super().content(lab) or {})}

@@ -9,6 +9,7 @@ from pydantic import Field
 from depthcut.metric import Metric
 from depthcut.plan import Unit
 from depthcut.progress import track
+from depthcut.runtime.errors import UserError
 from depthcut.scores import DRAWS, Array, Matrix, Scores, weights
 from depthcut.strict import strict
 
@@ -53,7 +54,7 @@ class Linearity(Metric):
         """Score all blocks in one pass.
 
         Raises:
-            ValueError: if the calibration text has too few tokens for the map.
+            UserError: if the calibration text has too few tokens for the map.
         """
         from depthcut import depth, edges
 
@@ -71,7 +72,7 @@ class Linearity(Metric):
         """Refuse fewer tokens than the map needs: it takes any two points, and any ``width + 1``, to any others."""
         needed = width + 2 if self.map == "least_squares" else 3
         if tokens < needed:
-            raise ValueError(
+            raise UserError(
                 f"metric=linearity: metric.map={self.map} needs {needed} usable tokens or more, got {tokens}: raise "
                 f"data.calibration.sequences (they hold {there} tokens) or metric.tokens (now {self.tokens})"
             )

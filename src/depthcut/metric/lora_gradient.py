@@ -10,6 +10,7 @@ from pydantic import Field
 from depthcut.metric import Metric
 from depthcut.plan import Unit
 from depthcut.progress import track
+from depthcut.runtime.errors import UserError
 from depthcut.scores import Scores
 from depthcut.strict import strict
 
@@ -45,7 +46,7 @@ class LoraGradient(Metric):
         """Score the single units; the adapters are taken off again.
 
         Raises:
-            ValueError: if a unit has no linear layer.
+            UserError: if a unit has no linear layer.
         """
         from depthcut import depth, forward
 
@@ -53,7 +54,7 @@ class LoraGradient(Metric):
         model, text = lab.dense(), lab.calibration()
         units = [layer.get_submodule(depth.unit_name(layer, unit)) for layer in depth.layers(model)]
         if bare := [index for index, part in enumerate(units) if not linear_names(part)]:
-            raise ValueError(f"metric=lora_gradient needs linear layers; {unit} {bare[0]} of this model has none")
+            raise UserError(f"metric=lora_gradient needs linear layers; {unit} {bare[0]} of this model has none")
         tokens = int((text.lengths - 1).sum())
         batches = math.ceil(len(text) / self.batch)
         with adapted(model, self.rank, self.seed):

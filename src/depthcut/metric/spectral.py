@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from depthcut.metric import Metric
 from depthcut.plan import Unit
 from depthcut.progress import track
+from depthcut.runtime.errors import UserError
 from depthcut.scores import Scores
 from depthcut.strict import strict
 
@@ -32,7 +33,7 @@ class Spectral(Metric):
         """Score the single units.
 
         Raises:
-            ValueError: if a unit has no matrix of rank two or more.
+            UserError: if a unit has no matrix of rank two or more.
         """
         assert not removed
         depth = lab.checkpoint.depth
@@ -46,7 +47,7 @@ class Spectral(Metric):
         found = [alpha for matrix in matrices if (alpha := exponent(eigenvalues(matrix))) is not None]
         if not found:
             what = f"layer {index}" if unit == "layer" else f"the {unit} of layer {index}"
-            raise ValueError(
+            raise UserError(
                 f"metric=spectral needs a matrix of rank 2 or more, and {what} has none; take another metric"
             )
         return fmean(found)

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from depthcut import questions
 from depthcut.metric import Removal
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Task(Removal):
 
     def __post_init__(self) -> None:
         if strangers := [task for task in self.tasks if task not in questions.NAMES]:
-            raise ValueError(f"metric.tasks: no local set {strangers[0]!r}; there are: {', '.join(questions.NAMES)}")
+            raise UserError(f"metric.tasks: no local set {strangers[0]!r}; there are: {', '.join(questions.NAMES)}")
 
     def reads(self, lab: "Lab") -> Any:
         """The questions."""
@@ -48,20 +49,20 @@ class Task(Removal):
         """Fetch the questions.
 
         Raises:
-            ValueError: if a set is too small, or ``eval`` would measure a question that chooses the layers.
+            UserError: if a set is too small, or ``eval`` would measure a question that chooses the layers.
         """
         from depthcut.eval.harness import Harness
 
         for task in self.tasks:
             there = len(questions.items(task, lab.cache))
             if there < self.items:
-                raise ValueError(f"metric.items: wanted {self.items} of {task}, which has {there}")
+                raise UserError(f"metric.items: wanted {self.items} of {task}, which has {there}")
             for each in lab.experiment.eval.values():
                 if not isinstance(each, Harness) or task not in each.tasks:
                     continue
                 if min(each.limit or there, there) > there - self.items:
                     both = f"eval would measure questions of {task} that metric=task chooses the layers by"
-                    raise ValueError(f"{both}: set eval.harness.limit to {there - self.items} or less, or metric.tasks")
+                    raise UserError(f"{both}: set eval.harness.limit to {there - self.items} or less, or metric.tasks")
 
     def reading(self, lab: "Lab", samples: int | None) -> "Reading":
         """Each choice of each question as a sequence; the targets are the tokens of the choice."""

@@ -65,5 +65,5 @@ class Model(ABC):
             cache: folder for what is fetched, unpacked or made, kept by content and shared by all runs.
 
         Raises:
-            ValueError: if it cannot be had, or is damaged, or not of a kind that can be cut.
+            UserError: if it cannot be had, or is damaged, or not of a kind that can be cut.
         """

@@ -12,6 +12,7 @@ from depthcut.checkpoint import Checkpoint
 from depthcut.files import Files, Folder, Hashes
 from depthcut.hub import Repo
 from depthcut.model import Model
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 
@@ -38,6 +39,4 @@ class Local(Model):
         if not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.path):
             return Repo(self.path, None, cache, hashes)
         there = "is another kind of file" if path.exists() else "is not there"
-        raise ValueError(
-            f"model.path={self.path} {there}; wanted a model folder, a .gguf file or OWNER/NAME on the hub"
-        )
+        raise UserError(f"model.path={self.path} {there}; wanted a model folder, a .gguf file or OWNER/NAME on the hub")

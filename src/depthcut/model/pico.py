@@ -10,6 +10,7 @@ from depthcut import files, store
 from depthcut.checkpoint import Checkpoint
 from depthcut.files import Folder, Hashes
 from depthcut.model import Model
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Pico(Model):
 
     def __post_init__(self) -> None:
         if self.hidden % (2 * self.heads):
-            raise ValueError(f"hidden must be a multiple of 2 x heads = {2 * self.heads}, got {self.hidden}")
+            raise UserError(f"hidden must be a multiple of 2 x heads = {2 * self.heads}, got {self.hidden}")
 
     @override
     def open(self, cache: Path) -> Checkpoint:

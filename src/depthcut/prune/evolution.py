@@ -11,6 +11,7 @@ from pydantic import Field
 
 from depthcut.plan import Plan
 from depthcut.prune import Score, Size
+from depthcut.runtime.errors import UserError
 from depthcut.shape import Shape
 from depthcut.strict import strict
 
@@ -48,12 +49,12 @@ class Evolution(Size):
         super().__post_init__()
         if len(self.survivors) != len(self.samples):
             both = f"got {self.survivors} and {self.samples}"
-            raise ValueError(f"prune.survivors and prune.samples must have one entry for each selection step, {both}")
+            raise UserError(f"prune.survivors and prune.samples must have one entry for each selection step, {both}")
         if self.survivors[-1:] != [1] or any(b > a for a, b in pairwise([self.offspring, *self.survivors])):
             wanted = f"numbers that fall from at most prune.offspring={self.offspring} to 1"
-            raise ValueError(f"prune.survivors must be {wanted}, got {self.survivors}")
+            raise UserError(f"prune.survivors must be {wanted}, got {self.survivors}")
         if any(b <= a for a, b in pairwise([0, *self.samples])):
-            raise ValueError(f"prune.samples must be numbers that increase from step to step, got {self.samples}")
+            raise UserError(f"prune.samples must be numbers that increase from step to step, got {self.samples}")
 
     def __call__(self, score: Score, shape: Shape) -> Plan:
         """Search."""

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from depthcut.plan import Plan, Unit
 from depthcut.prune import Prune, Score
+from depthcut.runtime.errors import UserError
 from depthcut.shape import Shape
 from depthcut.strict import strict
 
@@ -26,7 +27,7 @@ class Given(Prune):
         """What goes, as the file says.
 
         Raises:
-            ValueError: if there is no such plan.
+            UserError: if there is no such plan.
         """
         return Plan.read(Path(self.path)).unit
 
@@ -39,11 +40,11 @@ class Given(Prune):
         """How many units go.
 
         Raises:
-            ValueError: if there is no such plan, or it is for a model of another depth.
+            UserError: if there is no such plan, or it is for a model of another depth.
         """
         plan = Plan.read(Path(self.path))
         if plan.depth != shape.depth:
-            raise ValueError(f"{self.path} is a plan for {plan.depth} layers; this model has {shape.depth}")
+            raise UserError(f"{self.path} is a plan for {plan.depth} layers; this model has {shape.depth}")
         return len(plan.drop)
 
     def __call__(self, score: Score, shape: Shape) -> Plan:

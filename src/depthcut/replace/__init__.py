@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from depthcut.plan import Plan, Unit
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Replace(ABC):
             count: how many of these go.
 
         Raises:
-            ValueError: for a cut in which it would have no place.
+            UserError: for a cut in which it would have no place.
         """
         del unit, count
 
@@ -55,7 +56,7 @@ class Replace(ABC):
         """Check what it needs of the model and of its text, before a weight is loaded.
 
         Raises:
-            ValueError: if that is not there.
+            UserError: if that is not there.
         """
         del lab
 
@@ -72,16 +73,16 @@ class Filling(Replace):
         """Refuse halves of layers, and a cut of nothing."""
         word = type(self).__module__.rpartition(".")[2]
         if unit != "layer":
-            raise ValueError(f"replace={word} stands in for whole layers, got prune.unit={unit}; take replace=none")
+            raise UserError(f"replace={word} stands in for whole layers, got prune.unit={unit}; take replace=none")
         if count == 0:
-            raise ValueError(f"replace={word} has no gap to fill: nothing is cut. Cut a layer, or take replace=none")
+            raise UserError(f"replace={word} has no gap to fill: nothing is cut. Cut a layer, or take replace=none")
 
     @abstractmethod
     def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
         """Make what fills the gaps of ``model``, which is left as it was found.
 
         Raises:
-            ValueError: for a gap that it cannot fill, or too little text.
+            UserError: for a gap that it cannot fill, or too little text.
         """
 
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from depthcut.plan import Plan, Unit
 from depthcut.replace import Filling
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Extend(Filling):
         """Refuse a cut."""
         del unit
         if count:
-            raise ValueError(f"replace=extend adds layers to a whole model, and {count} are cut; take prune.layers=0")
+            raise UserError(f"replace=extend adds layers to a whole model, and {count} are cut; take prune.layers=0")
 
     def reads(self, lab: "Lab") -> Any:
         """The order of the layers; raises as :meth:`stack`."""
@@ -60,12 +61,12 @@ class Extend(Filling):
         """For each layer of the extended model which one it is of the ``depth`` layers that there were.
 
         Raises:
-            ValueError: if the span is empty, or leaves the model.
+            UserError: if the span is empty, or leaves the model.
         """
         span = range(depth)[self.start : self.stop]
         if not span or not -depth < self.stop <= depth:
             told = f"replace.start={self.start} replace.stop={self.stop}"
-            raise ValueError(f"{told} is no span of layers 0-{depth - 1}; give its first one, and the one behind it")
+            raise UserError(f"{told} is no span of layers 0-{depth - 1}; give its first one, and the one behind it")
         if self.order == "block":
             again = [number for number in span for _ in range(self.times)]
         else:
@@ -76,7 +77,7 @@ class Extend(Filling):
         """Start the adapters; neither a weight nor a text is read.
 
         Raises:
-            ValueError: for a model whose layers cannot share, whose norms undo the gain, or whose pattern is broken.
+            UserError: for a model whose layers cannot share, whose norms undo the gain, or whose pattern is broken.
         """
         from depthcut import depth
         from depthcut.replacing import layer, shared

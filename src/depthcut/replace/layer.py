@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from depthcut.plan import Plan, Unit
 from depthcut.replace import Filling
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -52,19 +53,19 @@ class Layer(Filling):
         """Also refuse a cut of one layer, which would be replaced by itself."""
         super().check(unit, count)
         if count == 1:
-            raise ValueError("replace=layer puts one layer in place of several, and one is cut: cut two, or more")
+            raise UserError("replace=layer puts one layer in place of several, and one is cut: cut two, or more")
 
     def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
         """Train the layers of all gaps in one go.
 
         Raises:
-            ValueError: for a gap of one layer, which would be replaced by itself.
+            UserError: for a gap of one layer, which would be replaced by itself.
         """
         from depthcut.replacing import imitation, layer
         from depthcut.replacing.fill import Fill, named
 
         if alone := [start for start, stop in layer.gaps(plan) if stop == start + 1]:
-            raise ValueError(
+            raise UserError(
                 f"replace=layer puts one layer in place of several, and layer {alone[0]} is cut alone: "
                 "cut blocks of two or more, or take another replace"
             )

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from depthcut.plan import Plan
 from depthcut.replace import Filling
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Linear(Filling):
     def __post_init__(self) -> None:
         if (self.rank is None) == (self.map == "low_rank"):
             wanted = "needs replace.rank" if self.rank is None else "has no rank: take replace.rank=null"
-            raise ValueError(f"replace.map={self.map} {wanted}")
+            raise UserError(f"replace.map={self.map} {wanted}")
 
     @override
     def prepare(self, lab: "Lab") -> None:
@@ -52,10 +53,10 @@ class Linear(Filling):
 
         width = depth.text_config(lab.checkpoint.config).hidden_size
         if self.rank is not None and self.rank > width:
-            raise ValueError(f"replace.rank must be at most {width}, the width of the model, got {self.rank}")
+            raise UserError(f"replace.rank must be at most {width}, the width of the model, got {self.rank}")
         tokens = int(lab.calibration().lengths.sum())
         if self.map != "diagonal" and tokens < width:
-            raise ValueError(
+            raise UserError(
                 f"replace.map={self.map} needs {width} tokens or more, as many as the model is wide, got {tokens}: "
                 "raise data.calibration.sequences, or take replace.map=diagonal"
             )
@@ -64,7 +65,7 @@ class Linear(Filling):
         """Fit all gaps in one pass.
 
         Raises:
-            ValueError: if no state is finite, or with ``fuse`` there is no MLP that a map can go into.
+            UserError: if no state is finite, or with ``fuse`` there is no MLP that a map can go into.
         """
         from depthcut.replacing import fusing, maps, states
         from depthcut.replacing.fill import Fill, named

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from depthcut.plan import Plan
 from depthcut.replace import Filling
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ class Merge(Filling):
         """Merge from weights that are not quantised.
 
         Raises:
-            ValueError: if no layer stands before a gap, or a layer's parameters have another shape than that one's.
+            UserError: if no layer stands before a gap, or a layer's parameters have another shape than that one's.
         """
         from depthcut.replacing import layer
         from depthcut.replacing.fill import Fill, named
 
         del model
         if plan.drop[0] == 0:
-            raise ValueError(
+            raise UserError(
                 "replace=merge puts dropped layers into the one before them, and there is none before layer 0: "
                 "take prune.keep_first=1"
             )
@@ -48,7 +49,7 @@ class Merge(Filling):
         for number in range(into + 1, stop):
             other = layer.weights(lab, number)
             if {n: t.shape for n, t in other.items()} != {n: t.shape for n, t in base.items()}:
-                raise ValueError(f"replace=merge: layer {number} has other parameters than layer {into}; cut others")
+                raise UserError(f"replace=merge: layer {number} has other parameters than layer {into}; cut others")
             for name, tensor in other.items():
                 found[name] += tensor - base[name]
         return found

@@ -37,7 +37,7 @@ class Shared(Filling):
         """Choose the bases and start the adapters, from weights that are not quantised; no text is read.
 
         Raises:
-            ValueError: for a model whose layers cannot share, or whose norms undo the gain.
+            UserError: for a model whose layers cannot share, or whose norms undo the gain.
         """
         from depthcut.replacing import distance, layer, shared
         from depthcut.replacing.fill import Fill, named

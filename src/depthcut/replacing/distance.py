@@ -9,6 +9,7 @@ from depthcut import store
 from depthcut.plan import Plan
 from depthcut.progress import track
 from depthcut.replacing import layer, lowrank
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
@@ -20,13 +21,13 @@ def linear_names(empty: nn.Module) -> list[str]:
     """The linear layers within a decoder layer.
 
     Raises:
-        ValueError: if it has other matrices too, which could not be shared (experts, GPT-2's).
+        UserError: if it has other matrices too, which could not be shared (experts, GPT-2's).
     """
     names = [name for name, part in empty.named_modules() if isinstance(part, nn.Linear)]
     others = [n for n, p in empty.named_parameters() if p.ndim > 1 and n.removesuffix(".weight") not in names]
     if others:
         kind = type(empty).__name__
-        raise ValueError(f"only linear layers can be shared, and {kind} has {others[0]}; take another replace")
+        raise UserError(f"only linear layers can be shared, and {kind} has {others[0]}; take another replace")
     return names
 
 
@@ -39,7 +40,7 @@ def kept(lab: "Lab", rank: int) -> list[list[float]]:
     """The distances between all layers, from weights that are not quantised; computed once a model and rank.
 
     Raises:
-        ValueError: as :func:`linear_names`, or if the layers' matrices have several shapes.
+        UserError: as :func:`linear_names`, or if the layers' matrices have several shapes.
     """
     key = store.digest({"format": FORMAT, "content": lab.checkpoint.digest, "rank": rank})
     return lab.kept("distances", key, lambda: {"distances": between(lab, rank)})["distances"]
@@ -67,13 +68,13 @@ def squared(matrices: Iterator[Tensor], rank: int) -> Iterator[tuple[tuple[int, 
     """For each pair of matrices the square of their distance.
 
     Raises:
-        ValueError: if they have several shapes.
+        UserError: if they have several shapes.
     """
     pairs: list[lowrank.Pair] = []
     for matrix_mn in matrices:
         pairs.append(lowrank.best(matrix_mn, rank))
         shapes = [tuple(part.shape) for part in (*pairs[0], *pairs[-1])]
         if shapes[:2] != shapes[2:]:
-            raise ValueError("replace=shared needs layers of one shape, got several; take another replace")
+            raise UserError("replace=shared needs layers of one shape, got several; take another replace")
         for j in range(len(pairs) - 1):
             yield (j, len(pairs) - 1), lowrank.beyond(pairs[j], pairs[-1], rank)

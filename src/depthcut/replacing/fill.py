@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from depthcut import store
+from depthcut.runtime.errors import UserError
 
 FORMAT = 1
 DESCRIBED, TENSORS = "replacement.json", "replacement.safetensors"
@@ -49,15 +50,15 @@ class Fill:
         """Read it back.
 
         Raises:
-            ValueError: if it is damaged, or of a format that this version does not know.
+            UserError: if it is damaged, or of a format that this version does not know.
         """
         try:
             described: dict[str, Any] = json.loads((folder / DESCRIBED).read_text(encoding="utf-8"))
             tensors = load_file(folder / TENSORS)
         except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"the replacement in {folder} is damaged ({error}); export the model again") from None
+            raise UserError(f"the replacement in {folder} is damaged ({error}); export the model again") from None
         if described.get("format") != FORMAT:
-            raise ValueError(f"{folder / DESCRIBED}: wanted format {FORMAT}, got {described.get('format')}")
+            raise UserError(f"{folder / DESCRIBED}: wanted format {FORMAT}, got {described.get('format')}")
         return cls(described["kind"], tensors, described["more"])
 
 

@@ -9,6 +9,7 @@ from depthcut import forward, walk
 from depthcut.plan import Plan
 from depthcut.replacing import layer, maps, writers
 from depthcut.replacing.fill import Fill
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
@@ -18,10 +19,10 @@ def check(model: nn.Module, plan: Plan, lab: "Lab") -> None:
     """Make sure that before each gap there is an MLP whose last weights write to the stream.
 
     Raises:
-        ValueError: if there is none.
+        UserError: if there is none.
     """
     if plan.drop[0] == 0:
-        raise ValueError(
+        raise UserError(
             "replace.fuse=true puts the map into the layer before the gap, and there is none before layer 0: "
             "take prune.keep_first=1 or replace.fuse=false"
         )
@@ -31,7 +32,7 @@ def check(model: nn.Module, plan: Plan, lab: "Lab") -> None:
         before = plan.keep.index(plan.drop[0] - 1)
         if not writers.adds(way, before, writers.names(way.stack[before])[1]):
             kind = type(way.stack[before]).__name__
-            raise ValueError(f"replace.fuse=true: {kind} norms what its MLP gives before it adds it; take fuse=false")
+            raise UserError(f"replace.fuse=true: {kind} norms what its MLP gives before it adds it; take fuse=false")
 
 
 def fused(fitted: dict[int, dict[str, Tensor]], lab: "Lab") -> Fill:

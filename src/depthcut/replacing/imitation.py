@@ -19,6 +19,7 @@ from depthcut.loading import Form
 from depthcut.plan import Plan
 from depthcut.progress import Meter
 from depthcut.replacing import layer, states
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
@@ -49,7 +50,7 @@ class Course:
         """Make a step by the gradients that a batch of this squared error left.
 
         Raises:
-            ValueError: if the error, or what the step makes of the weights, is no number.
+            UserError: if the error, or what the step makes of the weights, is no number.
         """
         self.optimiser.step()
         self.optimiser.zero_grad()
@@ -58,7 +59,7 @@ class Course:
         self.first = error if self.step == 1 else self.first
         weights = [weight for each in self.students.values() for weight in each.parameters()]
         if not math.isfinite(error) or not all(torch.stack([weight.isfinite().all() for weight in weights])):
-            raise ValueError(f"diverged: replace=layer is no number at step {self.step}; take a lower replace.lr")
+            raise UserError(f"diverged: replace=layer is no number at step {self.step}; take a lower replace.lr")
 
     def write(self, path: Path) -> None:
         """Write all that an exact resume needs."""
@@ -93,10 +94,10 @@ def trained(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Layer") -> dict[i
     that was killed goes on from its last checkpoint: the same batches, in the same order.
 
     Raises:
-        ValueError: if the dense model has no room on the device.
+        UserError: if the dense model has no room on the device.
     """
     if states.streaming(plan, lab):
-        raise ValueError(
+        raise UserError(
             "replace=layer trains against the dense model, which must be in memory: take model.quantise=nf4 and "
             "stream=never, a larger device, or another replace"
         )

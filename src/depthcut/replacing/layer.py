@@ -12,6 +12,7 @@ from depthcut import depth, loading
 from depthcut.loading import Form
 from depthcut.plan import Plan, spans
 from depthcut.replacing.fill import Fill
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
@@ -29,14 +30,14 @@ def weights(lab: "Lab", number: int, only: str = "") -> dict[str, Tensor]:
         only: the one that is wanted; all if empty.
 
     Raises:
-        ValueError: if the files do not hold them under the names that they have in the model.
+        UserError: if the files do not hold them under the names that they have in the model.
     """
     checkpoint = lab.checkpoint
     start = f"{checkpoint.prefix}.{number}."
     there = {name.removeprefix(start): one for name, one in checkpoint.tensors(number).items()}
     wanted = [only] if only else list(dict(bare(lab)[number].named_parameters()))
     if missing := sorted(set(wanted) - there.keys()):
-        raise ValueError(f"{checkpoint.files.title}: its files do not hold layer {number}'s {missing[0]} as such")
+        raise UserError(f"{checkpoint.files.title}: its files do not hold layer {number}'s {missing[0]} as such")
     return {name: there[name][...].to(lab.device, torch.float32) for name in wanted}
 
 

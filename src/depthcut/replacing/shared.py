@@ -21,6 +21,7 @@ from depthcut.loading import Form
 from depthcut.replacing import writers
 from depthcut.replacing.fill import Fill, named
 from depthcut.replacing.layer import config_of, dense, install
+from depthcut.runtime.errors import UserError
 
 OWN = ("own_delta", "own_norm")  # what is trained as a whole
 EPSILON = 1e-6
@@ -155,10 +156,10 @@ def check_norms(model: nn.Module) -> None:
     """Make sure that a small gain has an effect: nothing norms what the shared layers write.
 
     Raises:
-        ValueError: if something does, as in Gemma 2.
+        UserError: if something does, as in Gemma 2.
     """
     ids_BT = torch.ones(1, 4, dtype=torch.long)
     way = walk.enter(model, forward.inputs(model, ids_BT, ids_BT))
     if not all(writers.adds(way, 0, name) for name in writers.names(way.stack[0])):
         kind = type(way.stack[0]).__name__
-        raise ValueError(f"replace.gain: {kind} norms what its halves give before it adds it; take replace.gain=null")
+        raise UserError(f"replace.gain: {kind} norms what its halves give before it adds it; take replace.gain=null")

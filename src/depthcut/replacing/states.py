@@ -20,6 +20,7 @@ from depthcut import depth, forward, memory, walk
 from depthcut.plan import Plan
 from depthcut.progress import track
 from depthcut.replacing import layer, writers
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
@@ -60,7 +61,7 @@ def sides(model: nn.Module, plan: Plan, lab: "Lab", batch: int, fused: bool = Fa
         fused: the map reads what the MLP of the layer before the gap adds to the stream, not the stream.
 
     Raises:
-        ValueError: if no token gives finite states.
+        UserError: if no token gives finite states.
     """
     ask = partial(_layer_by_layer, lab) if streaming(plan, lab) else partial(_batch_by_batch, model, lab)
     seen = 0
@@ -72,7 +73,7 @@ def sides(model: nn.Module, plan: Plan, lab: "Lab", batch: int, fused: bool = Fa
             seen += int(good_N.sum())
             yield start, z_ND[good_N], (y_ND - x_ND)[good_N]
     if not seen:
-        raise ValueError("replace: none of the calibration tokens gave finite hidden states, so nothing can be fitted")
+        raise UserError("replace: none of the calibration tokens gave finite hidden states, so nothing can be fitted")
 
 
 def streaming(plan: Plan, lab: "Lab") -> bool:

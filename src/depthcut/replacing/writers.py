@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from depthcut import depth, walk
+from depthcut.runtime.errors import UserError
 
 
 def with_mlp(way: walk.Walk, index: int, h_BTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,14 +31,14 @@ def names(layer: nn.Module) -> tuple[str, str]:
     """The names of the linear layers that write what the attention, and what the MLP, adds to the stream.
 
     Raises:
-        ValueError: if the layer has no such two.
+        UserError: if the layer has no such two.
     """
     home = depth.unit_name(layer, "attention")
     linear = [name for name, part in layer.named_modules() if isinstance(part, nn.Linear)]
     inside = [name for name in linear if name.startswith(f"{home}.")]
     outside = [name for name in linear if name not in inside]
     if not inside or not outside:
-        raise ValueError(f"{type(layer).__name__} has no linear layers that write to the stream; take another replace")
+        raise UserError(f"{type(layer).__name__} has no linear layers that write to the stream; take another replace")
     return inside[-1], outside[-1]
 
 

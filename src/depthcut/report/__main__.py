@@ -15,6 +15,7 @@ from rich.console import Console
 
 from depthcut import complaints
 from depthcut.report import state, study, table
+from depthcut.runtime.errors import UserError
 
 FORMATS = ("html", "png", "svg", "pdf", "csv", "md")
 
@@ -52,7 +53,7 @@ def show(found: study.Found, studies: list[Path]) -> None:
     """Print how far the studies are and the table of what is done; of one study also write ``NAME/table.csv``."""
     out = Console()
     if not found.states and not found.points:
-        raise ValueError(f"{', '.join(map(str, studies))}: no points in there; `python run.py -m name=...` makes some")
+        raise UserError(f"{', '.join(map(str, studies))}: no points in there; `python run.py -m name=...` makes some")
     for line in state.of(found):
         out.print(line, highlight=False)
     if not found.points:
@@ -72,7 +73,7 @@ def write(found: study.Found, options: argparse.Namespace) -> None:
     from depthcut.report import files
 
     if not found.points:
-        raise ValueError(f"{', '.join(map(str, options.study))}: no finished record to show ({found.words})")
+        raise UserError(f"{', '.join(map(str, options.study))}: no finished record to show ({found.words})")
     wanted = options.format or (options.output.suffix[1:] if options.output.suffix[1:] in FORMATS else "html")
     title = options.title or ", ".join(path.resolve().name for path in options.study)
     for path in files.write(found, wanted, options.output, title):

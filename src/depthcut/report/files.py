@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from depthcut import store
 from depthcut.report import cells
 from depthcut.report.study import Found
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,7 @@ def write(found: Found, kind: str, output: Path | None, title: str) -> list[Path
         title: of the page.
 
     Raises:
-        ValueError: if there is nothing to draw.
+        UserError: if there is nothing to draw.
     """
     if kind not in NAMES:
         return drawn(found, kind, output or Path("figures"))
@@ -47,7 +48,7 @@ def drawn(found: Found, kind: str, folder: Path) -> list[Path]:
 
     made = figures.of(found.points)
     if not made:
-        raise ValueError("nothing to draw: no finished record measures a cut")
+        raise UserError("nothing to draw: no finished record measures a cut")
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     # Text stays text in a PDF, and the same records make the same SVG.

@@ -10,6 +10,7 @@ from threading import Lock
 
 from depthcut import store
 from depthcut.report import data, live, page, study
+from depthcut.runtime.errors import UserError
 
 EVERY = 5000  # milliseconds between two looks of the page
 
@@ -102,14 +103,14 @@ def server(studies: Sequence[Path], port: int) -> ThreadingHTTPServer:
     """A server that is ready to serve, on this machine's own address alone.
 
     Raises:
-        ValueError: if there are no such studies, or the port is taken.
+        UserError: if there are no such studies, or the port is taken.
     """
     live = Live(studies)
     live.version()
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, live))
     except OSError as error:
-        raise ValueError(f"cannot listen on port {port}: {error.strerror}; choose another with --port") from error
+        raise UserError(f"cannot listen on port {port}: {error.strerror}; choose another with --port") from error
 
 
 def run(studies: Sequence[Path], port: int) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from depthcut import record as records
 from depthcut.plan import Plan
+from depthcut.runtime.errors import UserError
 
 GROUPS = ("model", "metric", "prune", "replace", "heal")
 OTHER_VERSION = "of another version"
@@ -70,7 +71,7 @@ def read(studies: Iterable[Path]) -> Found:
     """Read studies, or folders of studies. The later of two records of one point counts.
 
     Raises:
-        ValueError: if one of the folders is not there.
+        UserError: if one of the folders is not there.
     """
     found, kept = Found(), dict[str, Point]()
     for study in dict.fromkeys(each for path in studies for each in inside(path)):
@@ -100,10 +101,10 @@ def inside(path: Path) -> Iterator[Path]:
     """The folder itself if it is a study, else the studies in it.
 
     Raises:
-        ValueError: if it is no folder.
+        UserError: if it is no folder.
     """
     if not path.is_dir():
-        raise ValueError(f"no study at {path}; `python run.py name=...` makes one under outputs/")
+        raise UserError(f"no study at {path}; `python run.py name=...` makes one under outputs/")
     children = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
     if any(is_point(each) for each in children):
         yield path

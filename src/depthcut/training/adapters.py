@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from depthcut import depth, ranks, replacing, store
 from depthcut.plan import Plan
+from depthcut.runtime.errors import UserError
 from depthcut.training.fit import fit
 from depthcut.training.objective import Objective, next_token
 from depthcut.training.origin import Origin
@@ -81,7 +82,7 @@ def begin(adapted: PeftModel, origin: Origin, plan: Plan) -> None:
     """Copy the adapters of ``origin`` into those layers of ``adapted``, which ``plan`` left, that it has too.
 
     Raises:
-        ValueError: if it has none of them, or its adapters have other shapes.
+        UserError: if it has none of them, or its adapters have other shapes.
     """
     stem, own = depth.prefix(adapted), get_peft_model_state_dict(adapted, save_embedding_layers=False)
     number = {old: new for new, old in enumerate(plan.keep)}
@@ -92,10 +93,10 @@ def begin(adapted: PeftModel, origin: Origin, plan: Plan) -> None:
         if here in own:
             copied[here] = tensor
     if not copied:
-        raise ValueError(f"heal.init_from: no layer has adapters both in {origin.folder} and in this cut")
+        raise UserError(f"heal.init_from: no layer has adapters both in {origin.folder} and in this cut")
     for name, tensor in copied.items():
         if tensor.shape != own[name].shape:
-            raise ValueError(f"heal.init_from: {name} is {list(own[name].shape)} here, {list(tensor.shape)} there")
+            raise UserError(f"heal.init_from: {name} is {list(own[name].shape)} here, {list(tensor.shape)} there")
     assert not set_peft_model_state_dict(adapted, copied).unexpected_keys
     layers = len({(depth.split(name, stem) or (0,))[0] for name in copied})
     log.info("healing starts from %s: %d layers of it, the others fresh", origin.folder, layers)
@@ -112,14 +113,14 @@ def linear_names(layers: Iterable[nn.Module], which: str) -> list[str]:
     """Names of the linear layers within decoder layers, such as ``mlp.up_proj``: attention, ffn (the rest), or all.
 
     Raises:
-        ValueError: if there is none.
+        UserError: if there is none.
     """
     names = sorted({name for layer in layers for name, module in layer.named_modules() if is_linear(module)})
     attention = [name for name in names if "attn" in name or "attention" in name]
     chosen = {"all": names, "attention": attention, "ffn": [name for name in names if name not in attention]}[which]
     if not chosen:
         there = ", ".join(names) or "none"
-        raise ValueError(f"heal.modules={which}: no such linear layer in this model; there are: {there}")
+        raise UserError(f"heal.modules={which}: no such linear layer in this model; there are: {there}")
     return chosen
 
 

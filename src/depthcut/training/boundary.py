@@ -31,7 +31,7 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Boundary") -> nn.M
     """Train adapters on the layers below the cut, or attach the trained ones; with none below, ``model`` as it is.
 
     Raises:
-        ValueError: if there is no room for the teacher or its cache.
+        UserError: if there is no room for the teacher or its cache.
     """
     below = recipe.reached(plan, len(depth.layers(model)))
     if not below:

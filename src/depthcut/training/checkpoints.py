@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from depthcut import ranks, store
 from depthcut.progress import Meter
+from depthcut.runtime.errors import UserError
 
 PATIENCE = 5  # steps in a row without a finite loss
 PERIOD = 2.0  # seconds; to know a loss the host waits for the device
@@ -91,7 +92,7 @@ class Curve(L.Callback):
         """Fetch the numbers of the steps that were noted; the time since the last of them is shared out evenly.
 
         Raises:
-            ValueError: if the loss has not been finite for a few steps.
+            UserError: if the loss has not been finite for a few steps.
         """
         if not self.pending:
             return
@@ -111,7 +112,7 @@ class Curve(L.Callback):
         if len(self.rows) >= PATIENCE and not any(math.isfinite(row[3]) for row in self.rows[-PATIENCE:]):
             self.write()
             first = next(row[0] for row in self.rows if not math.isfinite(row[3]))
-            raise ValueError(f"diverged: the loss is not finite from step {first:.0f} on; {CALMER}")
+            raise UserError(f"diverged: the loss is not finite from step {first:.0f} on; {CALMER}")
 
     @property
     def sound(self) -> bool:
@@ -124,9 +125,7 @@ class Curve(L.Callback):
         self.meter.__exit__()
         self.write()
         if not self.sound:
-            raise ValueError(
-                "diverged: the last step's loss is not finite; take a lower heal.lr or a smaller heal.clip"
-            )
+            raise UserError("diverged: the last step's loss is not finite; take a lower heal.lr or a smaller heal.clip")
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

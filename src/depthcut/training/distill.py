@@ -43,7 +43,7 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Distill") -> nn.Mo
     """Train adapters on ``model`` towards the dense model, or attach the trained ones.
 
     Raises:
-        ValueError: if there is no room for the teacher or its cache.
+        UserError: if there is no room for the teacher or its cache.
     """
     done = store.verified(lab.folder / "adapter") or not recipe.reached(plan, len(depth.layers(model)))
     goal = next_token if done else objective(teaching(lab, recipe), recipe)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from depthcut import ranks
+from depthcut.runtime.errors import UserError
 from depthcut.training import frozen, packing, room, sharded
 from depthcut.training.batches import Batches, HealingData
 from depthcut.training.checkpoints import Curve, DurableIO
@@ -44,7 +45,7 @@ def fit(
     order.
 
     Raises:
-        ValueError: if not even the layout that needs least has room.
+        UserError: if not even the layout that needs least has room.
     """
     with sharded.twinned(model, lab.device) if recipe.sharded else nullcontext():
         attempts(model, recipe, lab, objective, callbacks)
@@ -69,7 +70,7 @@ def attempts(
             return
         except torch.OutOfMemoryError:
             if number + 1 == len(layouts) or not alone:
-                raise ValueError(f"healing ran out of memory on {lab.device}: {advice(layout, recipe)}") from None
+                raise UserError(f"healing ran out of memory on {lab.device}: {advice(layout, recipe)}") from None
             log.warning("healing ran out of memory; it goes on with less at a time")
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()

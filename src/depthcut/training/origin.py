@@ -11,6 +11,7 @@ import yaml
 
 from depthcut import store
 from depthcut.plan import Plan
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
@@ -36,19 +37,19 @@ class Origin:
         """The adapters of the point ``name``: its folder, or its digest in the study of ``lab``.
 
         Raises:
-            ValueError: if there is no such point, it has no adapters, or they do not fit this run.
+            UserError: if there is no such point, it has no adapters, or they do not fit this run.
         """
         said = f"heal.init_from={name}"
         point = next((each for each in (Path(name), lab.study / name) if (each / "config.yaml").is_file()), None)
         if point is None:
-            raise ValueError(f"{said}: no such point; give the folder of one, or the digest of one in {lab.study}")
+            raise UserError(f"{said}: no such point; give the folder of one, or the digest of one in {lab.study}")
         folder = point / "adapter"
         if not store.verified(folder):
-            raise ValueError(f"{said}: there are no whole adapters in {folder}; heal that point with adapters first")
+            raise UserError(f"{said}: there are no whole adapters in {folder}; heal that point with adapters first")
         check(said, yaml.safe_load((point / "config.yaml").read_text(encoding="utf-8")), lab)
         plan = Plan.read(folder / "plan.json")
         if plan.model != lab.checkpoint.digest:
-            raise ValueError(f"{said}: its adapters are for model {plan.model}, this is {lab.checkpoint.digest}")
+            raise UserError(f"{said}: its adapters are for model {plan.model}, this is {lab.checkpoint.digest}")
         return cls(folder, plan)
 
     @property
@@ -66,14 +67,14 @@ def check(said: str, there: dict[str, Any], lab: "Lab") -> None:
         lab: the run that is to start from them.
 
     Raises:
-        ValueError: if they do not fit.
+        UserError: if they do not fit.
     """
     here = lab.experiment.composed
     for key in SAME:
         one, other = there["heal"].get(key), here["heal"][key]
         if one != other:
-            raise ValueError(f"{said}: its adapters have heal.{key}={one}, these heal.{key}={other}; they must agree")
+            raise UserError(f"{said}: its adapters have heal.{key}={one}, these heal.{key}={other}; they must agree")
     for config in (there, here):
         kind = config["replace"]["_target_"].split(".")[-2]
         if kind != "none":
-            raise ValueError(f"{said}: that goes with replace=none in both points, got replace={kind}")
+            raise UserError(f"{said}: that goes with replace=none in both points, got replace={kind}")

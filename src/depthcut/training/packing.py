@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from depthcut import depth, walk
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.text import Tokens
@@ -64,7 +65,7 @@ def check(model: nn.Module) -> None:
     """Make sure that two documents of two tokens each are told apart by what each layer of ``model`` is given.
 
     Raises:
-        ValueError: if they are not.
+        UserError: if they are not.
     """
     places_BT = torch.tensor([[0, 1, 0, 1]], device=next(model.parameters()).device)
     way = walk.enter(model, given(model, torch.zeros_like(places_BT), places_BT))
@@ -73,7 +74,7 @@ def check(model: nn.Module) -> None:
         if len(masks) != 1 or not apart(masks[0]):
             kind = depth.text_config(depth.decoder(model).config).model_type
             why = f"layer {index} of {kind} does not tell documents apart"
-            raise ValueError(f"heal.packing=separate: {why}; take heal.packing=crossed")
+            raise UserError(f"heal.packing=separate: {why}; take heal.packing=crossed")
 
 
 def apart(mask_BHTT: Tensor) -> bool:

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from depthcut import ranks
 from depthcut.plan import Plan, spans
+from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 from depthcut.training.origin import Origin
 
@@ -72,7 +73,7 @@ class Training:
     def shares(cls, betas: tuple[float, float]) -> tuple[float, float]:
         """Refuse what is no share of the moment before."""
         if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"must be two numbers in [0, 1), got {list(betas)}")
+            raise UserError(f"must be two numbers in [0, 1), got {list(betas)}")
         return betas
 
     @field_validator("warmup")
@@ -80,7 +81,7 @@ class Training:
     def reaches_the_peak(cls, warmup: int, others: ValidationInfo) -> int:
         """Refuse a warm-up that ends with the run, or later: the rate would not come to its peak, or not down again."""
         if warmup and warmup >= (steps := others.data.get("steps", warmup + 1)):
-            raise ValueError(f"must be below heal.steps ({steps}), got {warmup}")
+            raise UserError(f"must be below heal.steps ({steps}), got {warmup}")
         return warmup
 
     @property
@@ -99,13 +100,13 @@ class Training:
         """What counts only where it is used: documents that are kept apart.
 
         Raises:
-            ValueError: if the model cannot keep them apart.
+            UserError: if the model cannot keep them apart.
         """
         if self.packing == "crossed":
             return None
         described = lab.checkpoint.files.json("config.json")
         if carrying := carries(described.get("text_config") or described):
-            raise ValueError(
+            raise UserError(
                 f"heal.packing=separate: {described.get('model_type')} has layers that carry a state from one document "
                 f"of a row to the next ({carrying}); take heal.packing=crossed"
             )
@@ -119,9 +120,9 @@ class Training:
     def __post_init__(self) -> None:
         among = f" among {ranks.world()} processes" if ranks.world() > 1 else ""
         if self.micro_batch == "auto" and self.batch % ranks.world():
-            raise ValueError(f"heal.batch must be divided{among}, got {self.batch}")
+            raise UserError(f"heal.batch must be divided{among}, got {self.batch}")
         if self.micro_batch != "auto" and self.batch % (self.micro_batch * ranks.world()):
-            raise ValueError(f"heal.micro_batch must divide heal.batch ({self.batch}){among}, got {self.micro_batch}")
+            raise UserError(f"heal.micro_batch must divide heal.batch ({self.batch}){among}, got {self.micro_batch}")
 
 
 @strict
@@ -182,7 +183,7 @@ class Adapters(LowRank):
         """What counts only where it is used: how far around the gaps, and the adapters that these start from.
 
         Raises:
-            ValueError: if these cannot be had, or do not fit.
+            UserError: if these cannot be had, or do not fit.
         """
         content: dict[str, Any] = {"reach": self.reach} if self.layers == "around_cut" else {}
         content |= super().content(lab) or {}

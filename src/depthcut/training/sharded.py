@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig
 from typing_extensions import override
 
 from depthcut import depth, memory, ranks
+from depthcut.runtime.errors import UserError
 from depthcut.spread import Spread
 
 SHARES = "depthcut_shares"
@@ -99,7 +100,7 @@ def twinned(model: nn.Module, device: str) -> Generator[None]:
     room there.
 
     Raises:
-        ValueError: if the layers cannot be shared out.
+        UserError: if the layers cannot be shared out.
     """
     stack = depth.layers(model)
     before = list(stack)
@@ -125,16 +126,16 @@ def check(layers: Sequence[nn.Module]) -> None:
     """Make sure that what is trained is of one layer alone, and of one type in each.
 
     Raises:
-        ValueError: if it is not.
+        UserError: if it is not.
     """
     seen: set[int] = set()
     for index, layer in enumerate(layers):
         trained = [each for each in layer.parameters() if each.requires_grad]
         types = sorted({str(each.dtype).removeprefix("torch.") for each in trained})
         if len(types) > 1:
-            raise ValueError(f"heal.strategy=fsdp: layer {index} trains {' and '.join(types)} weights; take ddp")
+            raise UserError(f"heal.strategy=fsdp: layer {index} trains {' and '.join(types)} weights; take ddp")
         if not seen.isdisjoint(map(id, trained)):
-            raise ValueError(f"heal.strategy=fsdp: layer {index} trains weights of another layer too; take ddp")
+            raise UserError(f"heal.strategy=fsdp: layer {index} trains weights of another layer too; take ddp")
         seen.update(map(id, trained))
 
 

@@ -26,6 +26,7 @@ from depthcut import digests, memory, ranks, store
 from depthcut.memory import GIB
 from depthcut.plan import Plan
 from depthcut.progress import track
+from depthcut.runtime.errors import UserError
 from depthcut.training import packing
 from depthcut.training.recipe import Training
 
@@ -48,7 +49,7 @@ def load(lab: "Lab", layers: int) -> nn.Module:
     """The first ``layers`` layers of the dense model, as the run's models lie in memory, beside the pruned model.
 
     Raises:
-        ValueError: if there is no room for them.
+        UserError: if there is no room for them.
     """
     form, depth = lab.experiment.model, lab.checkpoint.depth
     beside(sum(lab.weigh("layer").weight_bytes[:layers]), lab.device)
@@ -60,11 +61,11 @@ def beside(wanted: int, device: str) -> None:
     """Make sure that a teacher of so many bytes has room.
 
     Raises:
-        ValueError: if it has not.
+        UserError: if it has not.
     """
     free = memory.free(device)
     if wanted > free:
-        raise ValueError(
+        raise UserError(
             f"the teacher takes {wanted / GIB:.1f} GiB beside the pruned model, {free / GIB:.1f} are "
             f"free on {device}: take model.quantise=nf4, or a larger device"
         )
@@ -102,7 +103,7 @@ def kept(lab: "Lab", asked: dict[str, Any], row_bytes: int, ready: Callable[[], 
         ready: loads the teacher; called only where something is missing.
 
     Raises:
-        ValueError: if the disk has no room.
+        UserError: if the disk has no room.
     """
     ids_NT = lab.train().ids
     parts = [ids_NT[start : start + ROWS] for start in range(0, len(ids_NT), ROWS)]
@@ -152,12 +153,12 @@ def afford(folder: Path, wanted: int) -> None:
     """Make sure that the disk has room.
 
     Raises:
-        ValueError: if it has not.
+        UserError: if it has not.
     """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if wanted > free:
-        raise ValueError(
+        raise UserError(
             f"heal.teacher=cached needs {wanted / GIB:.1f} GiB for what the teacher says, {folder} has "
             f"{free / GIB:.1f} free: take heal.teacher=live, fewer tokens, or outputs= on a larger disk"
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from depthcut.runtime.errors import UserError
 from depthcut.width.widths import Kind
 
 # The linear layers that read the stream, and the names of the one behind them that writes to it.
@@ -56,7 +57,7 @@ def of_layer(layer: nn.Module) -> dict[Kind, Groups]:
     """The groups of a decoder layer; adapters may sit on its linear layers.
 
     Raises:
-        ValueError: if there are none that this package knows, or several of a kind (experts).
+        UserError: if there are none that this package knows, or several of a kind (experts).
     """
     found: dict[Kind, Groups] = {}
     for home, part in layer.named_modules():
@@ -66,12 +67,12 @@ def of_layer(layer: nn.Module) -> dict[Kind, Groups]:
             if outer is None or not children.issuperset(inner):
                 continue
             if kind in found:
-                raise ValueError(f"{type(layer).__name__} has several sets of {kind}; none of them can be narrowed")
+                raise UserError(f"{type(layer).__name__} has several sets of {kind}; none of them can be narrowed")
             found[kind] = Groups(counted(kind, part, inner), home, inner, outer)
             check_alone(layer, found[kind])
     if not found:
         known = " or ".join(" + ".join((*inner, outers[0])) for inner, (_, outers) in NAMES.items())
-        raise ValueError(f"{type(layer).__name__} keeps its weights in other matrices than {known}")
+        raise UserError(f"{type(layer).__name__} keeps its weights in other matrices than {known}")
     return found
 
 
@@ -79,7 +80,7 @@ def check_alone(layer: nn.Module, groups: Groups) -> None:
     """Refuse what has other weights across the groups, such as a norm over all heads (OLMo 2).
 
     Raises:
-        ValueError: if there are such.
+        UserError: if there are such.
     """
     if not groups.home:  # the layer itself: all else is in it too
         return
@@ -87,7 +88,7 @@ def check_alone(layer: nn.Module, groups: Groups) -> None:
     width = vars(owner).get("head_dim")
     for name, weight in owner.named_parameters():
         if name.partition(".")[0] not in (*groups.inner, groups.outer) and weight.numel() != width:
-            raise ValueError(f"{type(owner).__name__}.{name} goes across its heads or channels; none can be taken out")
+            raise UserError(f"{type(owner).__name__}.{name} goes across its heads or channels; none can be taken out")
 
 
 def counted(kind: Kind, part: nn.Module, inner: tuple[str, ...]) -> int:

@@ -28,7 +28,7 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LoraPrune) -> nn.Mo
     quantised anew, to other values. Its export is narrower all the same.
 
     Raises:
-        ValueError: if no layer can be narrowed, or not by so much.
+        UserError: if no layer can be narrowed, or not by so much.
     """
     recipe = matched.recipe(recipe, plan, lab)
     L.seed_everything(lab.experiment.seed, verbose=False)

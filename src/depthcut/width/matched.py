@@ -12,6 +12,7 @@ from torch import nn
 from depthcut import depth, halves, shape
 from depthcut.heal.loraprune import LoraPrune
 from depthcut.plan import Plan
+from depthcut.runtime.errors import UserError
 from depthcut.width import groups
 from depthcut.width.groups import Groups
 from depthcut.width.selection import nearest
@@ -31,7 +32,7 @@ def check(asked: LoraPrune, lab: "Lab") -> None:
     """Make sure that the model can be narrowed so, whichever layers are cut from it.
 
     Raises:
-        ValueError: if it cannot.
+        UserError: if it cannot.
     """
     pruner, n = lab.experiment.prune, lab.checkpoint.depth
     gone = pruner.count(lab.shape) if pruner.unit == "layer" else 0
@@ -47,7 +48,7 @@ def recipe(asked: LoraPrune, plan: Plan, lab: "Lab") -> LoraPrune:
     Where groups at different places are of different sizes, ``global`` meets it about, for then it depends on which go.
 
     Raises:
-        ValueError: if so much cannot go.
+        UserError: if so much cannot go.
     """
     if asked.frac is None:
         return asked
@@ -60,7 +61,7 @@ def matching(asked: LoraPrune, model: nn.Module) -> tuple[float, float, float]:
     """The ratio for the ``frac`` that is asked for, the parameters that it leaves, and those that the cut would.
 
     Raises:
-        ValueError: if so much cannot go.
+        UserError: if so much cannot go.
     """
     assert asked.frac is not None
     stack, whole = depth.layers(model), numbers(model)
@@ -70,7 +71,7 @@ def matching(asked: LoraPrune, model: nn.Module) -> tuple[float, float, float]:
     at = bisect.bisect_left(range(FINE), True, key=lambda step: whole - taken(parts, step / FINE) <= wanted)
     if at == FINE:
         least = whole - taken(parts, 1.0)
-        raise ValueError(
+        raise UserError(
             f"heal.frac={asked.frac:g}: {cut} of {len(stack)} layers less are {wanted:.0f} parameters, and {least:.0f} "
             "are left at the narrowest; lower it, or heal.keep_first or heal.keep_last"
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 from depthcut import depth, halves, loading
 from depthcut.loading import MEND, Form
 from depthcut.plan import Plan
+from depthcut.runtime.errors import UserError
 from depthcut.shards import Slice
 from depthcut.width import slicing
 from depthcut.width.widths import FILE, Widths
@@ -20,7 +21,7 @@ def build(
     """Build the model of ``config`` as narrow as ``widths``, fill it, in eval mode; messages call it ``title``.
 
     Raises:
-        ValueError: if a tensor is missing, or as wide as the widths do not say.
+        UserError: if a tensor is missing, or as wide as the widths do not say.
     """
     kind: Any = type(depth.skeleton(config))
 
@@ -43,6 +44,6 @@ def build(
             output_loading_info=True,
         )
     if wrong := sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]):
-        raise ValueError(f"{title}: its files hold no {wrong[0]} of the width that {FILE} says; {MEND}")
+        raise UserError(f"{title}: its files hold no {wrong[0]} of the width that {FILE} says; {MEND}")
     model.__class__ = kind
     return cast("PreTrainedModel", model).eval()

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from depthcut import depth
 from depthcut.heal.loraprune import LoraPrune
+from depthcut.runtime.errors import UserError
 from depthcut.width import criterion, schedule, selection
 from depthcut.width.groups import Groups, of_layer
 from depthcut.width.masks import Masks
@@ -31,7 +32,7 @@ class Pruning(L.Callback):
         recipe: how much goes, and how.
 
     Raises:
-        ValueError: if nothing can go.
+        UserError: if nothing can go.
     """
 
     def __init__(self, model: nn.Module, recipe: LoraPrune) -> None:
@@ -40,7 +41,7 @@ class Pruning(L.Callback):
         self.groups = [of_layer(layer) for layer in self.stack]
         self.free = self.adapted(recipe.free(len(self.stack)))
         if not self.free:
-            raise ValueError("heal=loraprune: nothing that can be narrowed has adapters; take heal.modules=all")
+            raise UserError("heal=loraprune: nothing that can be narrowed has adapters; take heal.modules=all")
         self.masks = Masks(self.stack, self.free)
         self.averages = criterion.Averages(recipe.smoothing)
 
@@ -84,10 +85,10 @@ class Pruning(L.Callback):
         """Say what is left, and what was skipped.
 
         Raises:
-            ValueError: if no step told what groups are worth.
+            UserError: if no step told what groups are worth.
         """
         if not self.averages.values:
-            raise ValueError("heal=loraprune: no step had finite gradients; lower heal.lr, or take bfloat16")
+            raise UserError("heal=loraprune: no step had finite gradients; lower heal.lr, or take bfloat16")
         log.info("width: %s", self.widths().words)
         if self.averages.skipped:
             log.warning("width: the gradients of %d steps are no numbers, and were left out", self.averages.skipped)

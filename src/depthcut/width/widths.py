@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from depthcut import store
+from depthcut.runtime.errors import UserError
 
 FORMAT = 1
 FILE = "width.json"
@@ -69,15 +70,15 @@ class Widths:
         """Read it back.
 
         Raises:
-            ValueError: if it is missing, damaged, or of a format that this version does not know.
+            UserError: if it is missing, damaged, or of a format that this version does not know.
         """
         try:
             described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if described["format"] != FORMAT:
-                raise ValueError(f"wanted format {FORMAT}, got {described['format']!r}")
+                raise UserError(f"wanted format {FORMAT}, got {described['format']!r}")
             return cls.of(described["layers"])
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-            raise ValueError(f"{path} holds no widths ({error!r}); export the model again") from None
+            raise UserError(f"{path} holds no widths ({error!r}); export the model again") from None
 
     @classmethod
     def found(cls, folder: Path) -> "Widths | None":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from depthcut.runtime.errors import UserError
 from hydra_plugins.depthcut_launchers.points import Points
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class SlurmLauncher(Points):
         """A job for each of these points of one study: the one that is in the queue, or else a new one.
 
         Raises:
-            ValueError: if SLURM does not answer, or refuses the jobs.
+            UserError: if SLURM does not answer, or refuses the jobs.
         """
         from depthcut import jobs, record
         from depthcut.jobs import Ticket, Watched
@@ -82,7 +83,7 @@ class SlurmLauncher(Points):
         """Submit one array, each job of it noted before and after; the study's lock is held.
 
         Raises:
-            ValueError: if SLURM refuses.
+            UserError: if SLURM refuses.
         """
         from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError
@@ -104,7 +105,7 @@ class SlurmLauncher(Points):
             for folder in groups:
                 (folder / jobs.TICKET).unlink()
             shutil.rmtree(logs)
-            raise ValueError(f"SLURM refused the jobs: {error}") from error
+            raise UserError(f"SLURM refused the jobs: {error}") from error
         tickets = [Ticket(name, index, job.job_id) for index, job in enumerate(submitted)]
         watched = [
             Watched(ticket.write(folder), group, adopted=False)
