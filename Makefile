@@ -6,7 +6,7 @@ ifeq ($(OMP_NUM_THREADS),)
 unexport OMP_NUM_THREADS
 endif
 
-.PHONY: demo test test-fast test-newest test-oldest nightly lock lint chaos bench bench-gpu clean
+.PHONY: demo test test-fast test-newest test-oldest nightly records lock lint chaos bench bench-gpu clean
 
 demo: .venv/.ready
 	@$(BIN)/python run.py
@@ -28,6 +28,11 @@ test-oldest:
 
 # Everything that takes longer than CI may: 200 kills with damaged files in between, then the whole suite.
 nightly: chaos test
+
+# Run every method on a tiny model and write what must not change: make records AGAINST=before.json compares.
+records: .venv/.ready
+	@mkdir -p outputs
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/records.py outputs/records.json $(if $(AGAINST),--against $(AGAINST))
 
 # Resolve every dependency anew and write constraints.txt.
 lock:

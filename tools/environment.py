@@ -137,6 +137,8 @@ def reason(log: Path) -> str:
     for pattern, words in REASONS.items():
         if re.search(pattern, text):
             return f"{words}; {again} (log: {log})"
+    if conflict := re.search(r"The conflict is caused by:\n((?: +.+\n)+)", text):
+        return f"versions exclude one another:{'; '.join(conflict[1].rstrip().splitlines())} (log: {log})"
     errors = re.findall(r"^ERROR: (.+)", text, flags=re.MULTILINE)
     return f"pip failed: {errors[-1] if errors else text.strip().splitlines()[-1:]} (log: {log})"
 
