@@ -180,6 +180,14 @@ def fault(folder: Path, key: str = "") -> str | None:
     return _fault(folder, key, lambda name, manifest: sha256(folder / name) == manifest.hashes[name])
 
 
+def owner(folder: Path) -> str | None:
+    """Return the key of the entry in ``folder``, or None if it says none."""
+    try:
+        return Manifest.read(folder).key
+    except (FileNotFoundError, documents.DamagedError):
+        return None
+
+
 def incomplete(folder: Path, key: str = "") -> str | None:
     """Return why ``folder`` is no entry for ``key``, by the sizes of its files alone, which are not read."""
 

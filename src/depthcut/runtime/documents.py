@@ -78,7 +78,7 @@ def text(path: Path, limit: int) -> str:
             raise DamagedError(path, "a folder" if stat.S_ISDIR(about.st_mode) else "no regular file")
         if about.st_size > limit:
             raise DamagedError(path, f"{about.st_size} bytes, at most {limit} were expected")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(path) from None
     except OSError as error:
