@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import struct
 import subprocess
@@ -215,20 +216,30 @@ def test_digest_and_depth_need_no_torch(llama: Path) -> None:
     assert done.stdout.split() == [opened(llama).digest, "6", "set()"]
 
 
-def test_hashes_are_remembered_by_size_and_time(tmp_path: Path) -> None:
+def test_hashes_are_remembered_by_size_times_and_inode(tmp_path: Path) -> None:
     file, memory = tmp_path / "file", tmp_path / "hashes.json"
     file.write_bytes(b"one")
     first = Hashes(memory)(file)
     assert first == store.sha256(file)
     content = json.loads(memory.read_text())
-    content[str(file.resolve())][2] = "remembered"
+    content[str(file.resolve())][-1] = "remembered"
     memory.write_text(json.dumps(content))
     assert Hashes(memory)(file) == "remembered"
     file.write_bytes(b"three")
     assert Hashes(memory)(file) not in (first, "remembered")
-    memory.write_text("{")
     file.write_bytes(b"one")
-    assert Hashes(memory)(file) == first
+    for damaged in ("{", "[1]", json.dumps({str(file.resolve()): 5}), json.dumps({str(file.resolve()): [[], {}]})):
+        memory.write_text(damaged)
+        assert Hashes(memory)(file) == first
+
+
+def test_other_bytes_of_the_same_size_and_time_are_seen(tmp_path: Path) -> None:
+    file, memory = tmp_path / "file", tmp_path / "hashes.json"
+    file.write_bytes(b"one")
+    first, times = Hashes(memory)(file), file.stat()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert Hashes(memory)(file) != first
 
 
 # What can be wrong with a folder: the fault, and what its line must name.
@@ -334,7 +345,7 @@ def test_damage_is_seen_on_opening_even_where_the_plan_would_not_read(copy: Path
 
 
 def test_a_flipped_bit_is_seen_where_a_manifest_vouches(copy: Path) -> None:
-    store.seal(copy)
+    store.seal(copy, copy.name)
     opened(copy).load(None, **PLAIN)
     flip(copy / SHARD)
     with pytest.raises(ValueError, match=f"{SHARD} is cut short or damaged .its bytes are not those"):

@@ -415,7 +415,7 @@ def test_what_it_starts_from_is_in_the_points_name_by_content(smaller, corpus, t
     assert entered(*chained(smaller, corpus, f"heal.init_from={other}")).digest == by_digest
     file = other / "adapter/adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\1\2\3\4")
-    store.seal(other / "adapter")
+    store.seal(other / "adapter", folder.name)
     assert entered(*chained(smaller, corpus, f"heal.init_from={other}")).digest not in (by_digest, fresh)
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(ValueError, match=f"^heal.init_from={other}: there are no whole adapters in {other}/adapter"):

@@ -22,6 +22,7 @@ from depthcut.eval.speed import Speed, machine
 from depthcut.eval.unwrapped import unwrapped
 from depthcut.model.pico import byte_tokenizer
 from depthcut.plan import Plan
+from depthcut.runtime import provenance
 from gaps import model_of, opened
 from pico import pico, texts
 from running import ENVIRONMENT, text_files
@@ -167,7 +168,7 @@ def test_numbers_of_another_machine_are_not_taken(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     name = digests.evaluation(speed(), bare())
     assert name == digests.evaluation(speed(), bare())
-    assert machine("auto") == machine("cpu") == f"{record.device('cpu')} 1"
+    assert machine("auto") == machine("cpu") == f"{provenance.device('cpu')} 1"
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert digests.evaluation(speed(), bare()) != name
 
@@ -184,7 +185,7 @@ assert not {"torch", "transformers"} & set(sys.modules)
 
 def test_the_machine_is_told_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", LIGHT], env=ENVIRONMENT, check=True, capture_output=True, text=True)
-    assert record.device("cpu") in done.stdout
+    assert provenance.device("cpu") in done.stdout
 
 
 def test_cuts_are_left_to_their_points(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import signal
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from depthcut import store
+from depthcut.runtime.errors import UserError
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -96,3 +98,68 @@ def test_of_many_processes_one_makes_it(tmp_path):
         process.join()
     assert [process.exitcode for process in crowd] == [0] * 6
     assert (tmp_path / "calls").read_text() == "x"
+
+
+def entry(folder: Path, content: str = "whole") -> Path:
+    return store.kept(folder, lambda new: store.write_text(new / "x", content))
+
+
+def test_an_entry_says_whose_it_is(tmp_path, caplog):
+    one, other = entry(tmp_path / "one", "1"), entry(tmp_path / "other", "2")
+    one.rename(tmp_path / "aside")
+    other.rename(tmp_path / "one")
+    assert store.fault(tmp_path / "one") == store.incomplete(tmp_path / "one") == "belongs to other"
+    assert (entry(tmp_path / "one", "1") / "x").read_text() == "1"
+    assert f"{tmp_path / 'one'} belongs to other: it is made again" in caplog.messages
+    assert store.verified(tmp_path / "aside", "one") and not store.verified(tmp_path / "aside", "two")
+
+
+def test_an_entry_of_an_earlier_version_counts_by_its_content(tmp_path):
+    path = entry(tmp_path / "one") / store.MANIFEST
+    store.write_json(path, {name: value for name, value in json.loads(path.read_text()).items() if name})
+    assert store.verified(path.parent) and store.incomplete(path.parent) is None
+    (path.parent / "x").write_text("other")
+    assert store.fault(path.parent) == "is damaged (x)"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"x": 1}',
+        '{"": [], "x": "1"}',
+        '{"": {"key": 1, "bytes": {}}, "x": "1"}',
+        "folder",
+        "link",
+        "fifo",
+    ],
+)
+def test_a_damaged_manifest_is_no_error(tmp_path, damage):
+    path = entry(tmp_path / "one") / store.MANIFEST
+    path.unlink()
+    match damage:
+        case "folder":
+            path.mkdir()
+        case "link":
+            path.symlink_to("/dev/zero")
+        case "fifo":
+            os.mkfifo(path)
+        case _:
+            path.write_text(damage)
+    assert store.fault(path.parent) and store.incomplete(path.parent)
+    assert (entry(tmp_path / "one") / "x").read_text() == "whole"
+
+
+def test_what_stands_in_the_place_of_an_entry_gives_way(tmp_path):
+    there = entry(tmp_path / "there")
+    (tmp_path / "file").write_text("")
+    for name in ("link", ".free.tmp"):
+        (tmp_path / name).symlink_to(there)
+    for name in ("file", "link", "free"):
+        assert (entry(tmp_path / name) / "x").read_text() == "whole"
+    assert store.verified(there) and not (tmp_path / "link").is_symlink()
+    (tmp_path / ".locked.lock").mkdir()
+    with pytest.raises(UserError, match=r"locked.lock must be a lock file, and is a folder: delete it"):
+        entry(tmp_path / "locked")

@@ -37,7 +37,7 @@ def test_a_failed_point_leaves_why_and_the_same_command_goes_on_with_what_is_lef
     assert done.stderr.splitlines()[-1].startswith("error: 2 of 3 points are done, 1 failed, 0 are left"), done.stderr
     assert states(outputs) == ["done", "done", "failed"]
     failure = json.loads((outputs / "main" / digest / "failure.json").read_text())
-    assert failure["reason"].startswith("IsADirectoryError") and "Traceback" in failure["traceback"]
+    assert failure["reason"].startswith(f"{in_the_way} is damaged (a folder)") and "Traceback" in failure["traceback"]
     assert f"{failure['reason']} ({outputs}/main/{digest}/failure.json)" in done.stderr
     assert "Traceback" not in done.stderr
     in_the_way.rmdir()

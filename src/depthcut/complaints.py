@@ -1,6 +1,5 @@
 """Other libraries' complaints about a config, in one line each: what was wanted, what was got, the choices."""
 
-import errno
 import os
 import re
 import sys
@@ -17,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from depthcut.runtime import disk
 from depthcut.runtime.errors import UserError
 
 NUMBERS = {
@@ -147,7 +147,9 @@ def missing_key(path: str, cause: BaseException | None) -> str:
 
 
 MULTIRUN = {"-m", "--multirun"}
-faults: list[Exception] = []
+STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What ends the process. Any other BaseException is a fault: Rust's panics are none of Exception's kind."""
+faults: list[BaseException] = []
 
 
 @contextmanager
@@ -155,7 +157,9 @@ def noted() -> Generator[None]:
     """Put an exception aside for :func:`guard`: the other points of a sweep go on, and Hydra adds no words."""
     try:
         yield
-    except Exception as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         faults.append(error)
 
 
@@ -172,7 +176,7 @@ def guard(main: Callable[[], Any]) -> int:
     return max((of(error) for error in faults), default=0)
 
 
-def of(error: Exception) -> int:
+def of(error: BaseException) -> int:
     """Tell of one fault; its exit status."""
     line = expected(error)
     if line is not None:
@@ -181,40 +185,22 @@ def of(error: Exception) -> int:
     return 1
 
 
-def line(error: Exception) -> str:
+def line(error: BaseException) -> str:
     """Any fault in one line."""
     return expected(error) or f"{type(error).__name__}: {error}"
 
 
-def expected(error: Exception) -> str | None:
+def expected(error: BaseException) -> str | None:
     """A user's mistake, or a disk that refuses, in one line; None for a fault that needs its traceback."""
     if isinstance(error, HydraException | OmegaConfBaseException):
         return of_hydra(error)
-    return str(error) if isinstance(error, UserError) else of_disk(error)
+    return str(error) if isinstance(error, UserError) else disk.explain(error)
 
 
 def tell(line: str, status: int = 2) -> int:
     """Print a complaint as one line on stderr."""
     print("error: " + " ".join(line.split()), file=sys.stderr)
     return status
-
-
-def of_disk(error: Exception) -> str | None:
-    """A full, read-only or forbidden disk in one line; None for any other fault.
-
-    Libraries that write files in C++ or Rust lose the errno, but the words of the system are in their message.
-    """
-    text = f"{error}"
-    number = getattr(error, "errno", None)
-    name = getattr(error, "filename", None)
-    where = f" ({name})" if name else ""
-    if number in (errno.ENOSPC, errno.EDQUOT) or re.search(
-        r"No space left|StorageFull|PytorchStreamWriter failed", text
-    ):
-        return f"the disk is full{where}: free some space and give the same command again; what was finished is kept"
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-        return f"cannot write{where}: {os.strerror(number)}. Choose another folder with outputs=..."
-    return None
 
 
 def refuse_launcher_without_multirun(arguments: list[str]) -> None:

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
 from omegaconf import DictConfig
 
 from depthcut import complaints, config, cuts, digests, lab, record, runlog, store
@@ -87,7 +86,7 @@ def heal(here: Lab) -> bool:
     with suppress(Exception), record.alone(here), record.attempt(here), runlog.to(here):
         assert here.plan is not None
         plan = here.decide(here.plan)
-        if adapters(here) and not store.verified(here.folder / "adapter"):
+        if adapters(here) and not store.verified(here.folder / "adapter", here.digest):
             here.experiment.heal(here.load(plan), plan, here)
         return True
     return False
@@ -131,7 +130,7 @@ def measure(labs: Sequence[Lab], stages: Sequence[Stage]) -> None:
     if not labs:
         return
     first = labs[0]
-    with FileLock(first.cache / f".{digests.base(first)}.lock"):  # another sweep may be at it
+    with store.lock(first.cache / f".{digests.base(first)}.lock"):  # another sweep may be at it
         wanted = missing(labs, stages)
         model = ready(labs, stages) if wanted else None
         for part, asker, asked in wanted.values():

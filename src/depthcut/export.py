@@ -30,7 +30,7 @@ def export(what: What, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]"
     if what == "none":
         return
     if what == "adapter":
-        if not (lab.folder / "adapter").exists():
+        if not store.verified(lab.folder / "adapter", lab.digest):
             healed()
         log.info("adapter and plan: %s", lab.folder / "adapter")
         return
@@ -47,7 +47,7 @@ def export(what: What, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]"
 
     folder = lab.folder / "model"
     with lab.timed("export"):
-        sharing.led(lab, plan, healed, lambda model: store.kept(folder, partial(make, model)))
+        sharing.led(lab, plan, healed, lambda model: store.kept(folder, partial(make, model), lab.digest))
     store.write_text(folder / "README.md", card(lab, plan))
     log.info("model: %s", folder)
 

@@ -1,37 +1,38 @@
 """Where a model's bytes come from: a folder's files, one at a time, each known by its SHA-256.
 
-A hash is remembered between processes by path, size and time of change: a model of 100 GB is read for it once.
+A hash is remembered between processes by path, size, times and inode: a model of 100 GB is read for it once.
 """
 
 import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from typing_extensions import override
 
 from depthcut import store
+from depthcut.runtime import documents
 from depthcut.runtime.errors import UserError
 
 log = logging.getLogger("depthcut")
 
 
 class Hashes:
-    """SHA-256 of files, remembered in ``memory`` by path, size and time."""
+    """SHA-256 of files, remembered in ``memory`` by path and :func:`store.mark`."""
 
     def __init__(self, memory: Path) -> None:
         self.memory = memory
 
     def __call__(self, path: Path) -> str:
-        """The SHA-256 of the file's bytes, as 64 hex digits."""
+        """Return the SHA-256 of the file's bytes, as 64 hex digits."""
         stat = path.stat()
-        key, mark = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
+        key, mark = str(path.resolve()), [*store.mark(stat)]
         known = self._read().get(key)
-        if known and known[:2] == mark:
-            return known[2]
+        if isinstance(known, list) and known[:-1] == mark and isinstance(known[-1], str):
+            return known[-1]
         if stat.st_size > 1 << 30:
             log.info("reading %s once, for its checksum", path)
         content = store.sha256(path)
@@ -40,29 +41,24 @@ class Hashes:
 
     def note(self, known: dict[Path, str]) -> None:
         """Remember the SHA-256 of files as they are now."""
-        stats = {path: path.stat() for path in known}
-        self._note({str(p.resolve()): [stats[p].st_size, stats[p].st_mtime_ns, known[p]] for p in known})
+        self._note({str(path.resolve()): [*store.mark(path.stat()), known[path]] for path in known})
 
     def _note(self, known: dict[str, list[int | str]]) -> None:
         self.memory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.memory.with_name(f".{self.memory.name}.lock")):
+        with store.lock(self.memory.with_name(f".{self.memory.name}.lock")):
             store.write_json(self.memory, self._read() | known)
 
     def _read(self) -> dict[str, Any]:
-        try:
-            return json.loads(self.memory.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        return documents.found(self.memory) or {}
 
 
 def kept(folder: Path, make: Callable[[Path], None], hashes: Hashes) -> Path:
     """:func:`store.kept`, save that files which have not changed since they were last verified are not read again."""
-    try:
-        manifest: dict[str, str] = json.loads((folder / store.MANIFEST).read_text(encoding="utf-8"))
-        if all(hashes(folder / name) == content for name, content in manifest.items()):
+    with suppress(OSError, documents.DamagedError):
+        manifest = store.Manifest.read(folder)
+        known = {name: hashes(folder / name) for name in manifest.hashes}
+        if manifest.key in (None, folder.name) and known == manifest.hashes:
             return folder
-    except (OSError, ValueError):
-        pass
     return store.kept(folder, make)
 
 

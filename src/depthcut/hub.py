@@ -5,10 +5,9 @@ A cut model needs no shard that holds only dropped layers.
 """
 
 import errno
-import json
 import re
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from typing_extensions import override
 
 from depthcut import store
 from depthcut.files import Files, Hashes
+from depthcut.runtime import documents
 from depthcut.runtime.errors import UserError
 
 # Everything small that a config or a tokenizer may be made of.
@@ -113,10 +113,9 @@ def listed(repo: str, revision: str, cache: Path) -> "tuple[Listing, HubUnreache
 
 def remembered(memory: Path) -> Listing | None:
     """What an earlier run wrote down."""
-    with suppress(OSError, ValueError, KeyError):
-        content = json.loads(memory.read_text(encoding="utf-8"))
-        return Listing(content["commit"], content["files"])
-    return None
+    content = documents.found(memory) or {}
+    commit, files = content.get("commit"), content.get("files")
+    return Listing(commit, files) if isinstance(commit, str) and isinstance(files, dict) else None
 
 
 def asked(repo: str, revision: str) -> Listing:

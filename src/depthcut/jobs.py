@@ -4,7 +4,6 @@ Their states come from ``squeue``. submitit would ask ``sacct``: without account
 never ends.
 """
 
-import json
 import os
 import subprocess
 import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from depthcut import record, runlog, store
+from depthcut.runtime import documents, private_folders
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,10 +46,11 @@ class Ticket:
     @classmethod
     def read(cls, folder: Path) -> "Ticket | None":
         """The job that was last submitted for the point in ``folder``."""
-        try:
-            return cls(**json.loads((folder / TICKET).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+        found = documents.found(folder / TICKET) or {}
+        name, index, job = (found.get(key) for key in ("name", "index", "job"))
+        if not isinstance(name, str) or not isinstance(index, int) or not isinstance(job, str | None):
             return None
+        return cls(name, index, job)
 
     def write(self, folder: Path) -> "Ticket":
         """Note it in the point's folder, durably."""
@@ -140,13 +141,14 @@ class Watched:
 def private(study: Path) -> Path:
     """Where a study's jobs have their logs, and its launchers their lock."""
     folder = study / ".slurm"
+    private_folders.make(study)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def alone(study: Path) -> FileLock:
     """Held while jobs are looked up and submitted, so that no point is submitted twice."""
-    return FileLock(private(study) / "lock")
+    return store.lock(private(study) / "lock")
 
 
 def watch(sweep: "Sweep", watched: list[Watched]) -> "list[Point]":

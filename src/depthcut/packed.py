@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,12 +71,10 @@ def load(
     hashes = Hashes(folder.parent / "hashes.json")
 
     def make(new: Path) -> None:
-        if folder.exists():
-            log.warning("the quantised weights in %s are damaged: they are made again", folder)
         made.append(fill(config, tensors()))
         write(made[0], new)
 
-    with ThreadPoolExecutor() as readers:
+    with ThreadPoolExecutor() as readers, suppress(OSError):  # what cannot be read is made again
         list(readers.map(hashes, folder.glob("*.safetensors")))
     try:
         files.kept(folder, make, hashes)
@@ -86,7 +85,7 @@ def load(
     if not made:
         shards = Shards(Folder(folder, hashes))
         return fill(quantised(config, form), shards.slices(shards.homes))
-    hashes.note({folder / name: content for name, content in manifest(folder).items()})
+    hashes.note({folder / name: content for name, content in store.Manifest.read(folder).hashes.items()})
     return made[0]
 
 
@@ -96,12 +95,6 @@ def quantised(config: "PreTrainedConfig", form: Form) -> "PreTrainedConfig":
     how: Any = loading.quantiser(form.quantise, form.dtype)
     described.quantization_config = how.to_dict()
     return described
-
-
-def manifest(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file; nothing where there are none."""
-    path = folder / store.MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def write(model: "PreTrainedModel", folder: Path) -> None:

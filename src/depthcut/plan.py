@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from depthcut import store
+from depthcut.runtime import documents
+from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
 
 FORMAT = 2
 OLDER = 1  # without a unit: whole layers
+DEEPEST = 100_000  # layers; a plan names each, and none of the models of 2026 has 1,000
 
 Unit = Literal["layer", "attention", "mlp"]
 NOUNS: dict[Unit, str] = {"layer": "layers", "attention": "attentions", "mlp": "MLPs"}
@@ -100,12 +103,12 @@ class Plan:
             UserError: if the file is missing, no plan of this format, or not a possible cut; it names the file.
         """
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_dict(documents.read(path))
         except FileNotFoundError:
             raise UserError(f"no plan at {path}") from None
-        except OSError as error:
-            raise UserError(f"cannot read a plan at {path}: {error.strerror}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        except DamagedError as error:
+            raise UserError(f"{path} is no depthcut plan ({error.why})") from None
+        except KeyError as error:
             raise UserError(f"{path} is no depthcut plan ({error!r})") from None
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
@@ -126,8 +129,10 @@ class Plan:
         unit, depth, model = fields.get("unit", "layer"), fields["depth"], fields.get("model", "")
         if unit not in get_args(Unit):
             raise UserError(f"this plan drops units called {unit!r}; there are: {', '.join(get_args(Unit))}")
-        if type(depth) is not int or depth < 1:
-            raise UserError(f"depth must be the model's number of layers, a whole number from 1, got {depth!r}")
+        if type(depth) is not int or not 1 <= depth <= DEEPEST:
+            raise UserError(
+                f"depth must be the model's number of layers, a whole number from 1 to {DEEPEST}, got {depth!r}"
+            )
         if not isinstance(model, str):
             raise UserError(f"model must be a digest, or empty for any model of this depth, got {model!r}")
         return cls(depth, spanned(fields["drop"], depth), unit, model, fields.get("notes", {}))

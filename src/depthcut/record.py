@@ -1,31 +1,27 @@
 """What a run leaves: one flat JSON, written last, whose existence means that what it holds is finished."""
 
 import csv
-import json
-import os
+import math
 import platform
 import resource
-import shutil
-import subprocess
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
 
-from depthcut import complaints, digests, store
+from depthcut import complaints, digests, record_check, store
+from depthcut.record_check import FAILURE, FORMAT
+from depthcut.runtime import documents, private_folders, provenance
+from depthcut.runtime.documents import DamagedError
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
-
-FORMAT = 1
-FAILURE = "failure.json"
-PACKAGES = ("depthcut", "torch", "transformers", "peft", "bitsandbytes", "lightning", "lm_eval", "datasets")
 
 
 def write(lab: "Lab") -> dict[str, Any]:
@@ -49,9 +45,9 @@ def write(lab: "Lab") -> dict[str, Any]:
         "evaluated": {**before.get("evaluated", {}), **lab.evaluated},
         "exported": exported,
         "config": x.composed,
-        "versions": {"python": platform.python_version(), **versions()},
-        "commit": commit(),
-        "device": device(lab.device),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "device": provenance.device(lab.device),
     }
     if x.prune.reads_scores:
         record["scores"] = digests.scores(lab)
@@ -71,9 +67,14 @@ def peak(lab: "Lab") -> None:
 
 def clock(lab: "Lab", before: float) -> None:
     """Note how long healing took in all: also where another process did it, or an earlier run began it."""
-    with suppress(FileNotFoundError), (lab.folder / "heal.csv").open(encoding="utf-8", newline="") as file:
+    with (
+        suppress(OSError, ValueError, KeyError, TypeError, csv.Error),  # no healing, or a damaged curve
+        (lab.folder / "heal.csv").open(encoding="utf-8", newline="") as file,
+    ):
         *_, last = csv.DictReader(file)
-        lab.numbers["seconds/heal"] = max(float(last["seconds"]), lab.numbers.get("seconds/heal", 0.0), before)
+        seconds = float(last["seconds"])
+        if math.isfinite(seconds):
+            lab.numbers["seconds/heal"] = max(seconds, lab.numbers.get("seconds/heal", 0.0), before)
 
 
 def weigh(lab: "Lab") -> None:
@@ -97,16 +98,17 @@ State = Literal["done", "failed", "running", "left"]
 
 def enrol(lab: "Lab") -> None:
     """Make the point's folder, which says what the point is: whoever looks at the study counts it."""
+    private_folders.make(lab.study)
     path = lab.folder / "config.yaml"
     text = yaml.safe_dump(lab.experiment.composed, sort_keys=False)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         store.write_text(path, text)
 
 
 def alone(lab: "Lab") -> FileLock:
     """Held while the point is worked on: another process that wants it waits, and then finds it done."""
-    lab.study.mkdir(parents=True, exist_ok=True)
-    return FileLock(lock(lab.folder))
+    private_folders.make(lab.study)
+    return store.lock(lock(lab.folder))
 
 
 def lock(folder: Path) -> Path:
@@ -119,16 +121,19 @@ def attempt(lab: "Lab") -> Generator[None]:
     """Begin on a tidy folder; what goes wrong is left in it as ``failure.json``. Only while the lock is held."""
     enrol(lab)
     for stale in lab.folder.glob(".*.tmp"):
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        store.remove(stale)
     (lab.folder / FAILURE).unlink(missing_ok=True)
     try:
+        record_check.inspect(lab.folder)
         yield
-    except Exception as error:
+    except complaints.STOPS:
+        raise
+    except BaseException as error:
         fail(lab.folder, complaints.line(error), error)
         raise
 
 
-def fail(folder: Path, reason: str, error: Exception | None = None) -> None:
+def fail(folder: Path, reason: str, error: BaseException | None = None) -> None:
     """Note that a point failed, and why; a full disk must not hide what filled it."""
     failure = {
         "format": FORMAT,
@@ -144,7 +149,7 @@ def fail(folder: Path, reason: str, error: Exception | None = None) -> None:
 
 def failure(folder: Path) -> dict[str, Any] | None:
     """How the last attempt at a point failed; None where it did not."""
-    found = parsed(folder / FAILURE)
+    found = documents.found(folder / FAILURE)
     return found if found and isinstance(found.get("reason"), str) else None
 
 
@@ -162,37 +167,39 @@ def busy(folder: Path) -> bool:
     if not lock(folder).exists():
         return False
     try:
-        with FileLock(lock(folder), blocking=False):
+        with store.lock(lock(folder)).acquire(blocking=False):
             return False
     except Timeout:
         return True
-    except OSError:
+    except (OSError, UserError):
         return False
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The record of a point, or None where there is none that this version reads."""
-    record = parsed(folder / "record.json")
-    return record if record and record.get("format") == FORMAT else None
-
-
-def parsed(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, or None where there is none."""
+    """Return the record of a point, or None if it has none that this version reads."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return record_check.load(folder)
+    except (FileNotFoundError, DamagedError):
         return None
-    return value if isinstance(value, dict) else None
 
 
 def finished(lab: "Lab") -> dict[str, Any] | None:
-    """The point's record, if it holds all that this experiment asks for."""
+    """The point's record, if it holds all that this experiment asks for, and what was exported is there."""
     record = read(lab.folder)
     _, export, stages, evaluations = wanted(lab)
     if record is None or export not in record["exported"]:
         return None
+    if missing(export, lab, record):
+        return None
     there = all(evaluations <= set(record["evaluated"].get(stage, [])) for stage in stages)
     return record if there else None
+
+
+def missing(export: str, lab: "Lab", record: dict[str, Any]) -> bool:
+    """Return whether an export that the record names is gone or cut short; one that did not have to be made is not."""
+    if export == "none" or (export == "adapter" and "seconds/heal" not in record):  # a cut that leaves nothing to heal
+        return False
+    return store.incomplete(lab.folder / {"merged": "model"}.get(export, export), lab.digest) is not None
 
 
 Wanted = tuple[Path, str, frozenset[str], frozenset[str]]
@@ -204,46 +211,3 @@ def wanted(lab: "Lab") -> Wanted:
     stages = frozenset(stage for stage in x.stages if stage != "healed" or x.heal.trains)
     evaluations = frozenset(digests.evaluation(part, lab) for each in x.eval.values() for part in each.parts())
     return lab.folder, x.export, stages, evaluations
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that the numbers depend on."""
-    found: dict[str, str] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str | None:
-    """The commit of the checkout that this package runs from, with ``+changes`` where it was edited."""
-    folder = Path(__file__).parent
-    try:
-        head = git(folder, "rev-parse", "HEAD")
-        return head + ("+changes" if git(folder, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def git(folder: Path, *words: str) -> str:
-    """What git answers."""
-    call = ["git", "-C", str(folder), *words]
-    return subprocess.run(call, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
-
-
-def device(name: str) -> str:
-    """The processor or the accelerator, in words."""
-    if name.startswith("cuda"):
-        import torch
-
-        return torch.cuda.get_device_name()
-    model = next((line for line in cpu_lines() if line.startswith("model name")), "")
-    return f"{model.partition(':')[2].strip() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def cpu_lines() -> list[str]:
-    """/proc/cpuinfo, where there is one."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []

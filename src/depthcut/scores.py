@@ -1,16 +1,15 @@
 """What a metric returns: a number for each layer, or for each block of layers, with its standard error."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from depthcut import store
+from depthcut.runtime import documents
 
 Matrix = list[list[float]]
 Array = NDArray[np.float64]
@@ -107,12 +106,14 @@ class Scores:
     @classmethod
     def read(cls, folder: Path) -> "Scores":
         """The inverse of :meth:`write`."""
-        plain: dict[str, Any] = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        plain = documents.read(folder / "scores.json")
         draws = folder / "draws.npy"
         return cls(**plain, draws=np.load(draws).astype(np.float64) if draws.exists() else None)
 
     def __post_init__(self) -> None:
         numbers = [*(self.layers or []), *(value for row in self.between or [] for value in row)]
+        sides = {len(self.between), *map(len, self.between)} if self.between is not None else {self.depth + 1}
+        assert sides == {self.depth + 1} and len(self.layers or range(self.depth)) == self.depth
         assert numbers and all(math.isfinite(value) for value in numbers)
 
 

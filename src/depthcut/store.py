@@ -4,18 +4,27 @@ Every write goes to a temporary name in the destination's own folder, is flushed
 rename across file systems is a copy that a kill can cut short.
 """
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
+import stat
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from depthcut.runtime import documents
+from depthcut.runtime.errors import UserError
+
 MANIFEST = "manifest.json"
+OWNER = ""  # the manifest's key, no file's name, for whose entry it is and how large its files are
+log = logging.getLogger("depthcut")
 
 
 def digest(value: Any) -> str:
@@ -58,68 +67,169 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def kept(folder: Path, make: Callable[[Path], None]) -> Path:
+def lock(path: Path) -> FileLock:
+    """Return the lock at ``path``, not held.
+
+    Raises:
+        UserError: if a folder or a link is in its place.
+    """
+    if path.is_symlink() or path.is_dir():
+        raise UserError(f"{path} must be a lock file, and is a {'link' if path.is_symlink() else 'folder'}: delete it")
+    return FileLock(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def kept(folder: Path, make: Callable[[Path], None], key: str = "") -> Path:
     """Return ``folder`` whole and verified; where it is not, let ``make`` fill an empty folder that takes its place.
 
     One process makes it while the others wait; a maker that dies leaves nothing that is taken for whole.
-    The manifest, written last, holds each file's SHA-256.
+    The manifest, written last, holds each file's SHA-256 and the key.
 
     Args:
-        folder: where the entry lives; its name should be the digest of what went into it.
+        folder: where the entry lives.
         make: fills the empty folder that it is given.
+        key: the digest of what went into it; the folder's name if that is the digest.
     """
-    if verified(folder):
+    if verified(folder, key):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if verified(folder):
+    with lock(folder.with_name(f".{folder.name}.lock")):
+        why = fault(folder, key)
+        if why is None:
             return folder
+        if os.path.lexists(folder):
+            log.warning("%s %s: it is made again", folder, why)
         building = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(building, ignore_errors=True)
+        remove(building)
         building.mkdir()
         try:
             make(building)
-            seal(building)
-            shutil.rmtree(folder, ignore_errors=True)
+            seal(building, key or folder.name)
+            remove(folder)
             building.rename(folder)
         finally:
-            shutil.rmtree(building, ignore_errors=True)
+            remove(building)
         flush(folder.parent)
     return folder
 
 
 def value(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A JSON value of the cache, made once; as :func:`kept`."""
+    """Return a JSON value of the cache, made once; as :func:`kept`."""
     name = "value.json"
     kept(folder, lambda new: write_json(new / name, make()))
-    return json.loads((folder / name).read_text(encoding="utf-8"))
+    return documents.read(folder / name)
 
 
-def seal(folder: Path) -> None:
-    """Flush every file of ``folder`` and write the manifest that vouches for them."""
+@dataclass(frozen=True)
+class Manifest:
+    """What vouches for the files of an entry.
+
+    Attributes:
+        hashes: the SHA-256 of each file, by its path in the folder.
+        sizes: their bytes; empty in an entry of an earlier version.
+        key: the digest of what the entry was made from; None in an entry of an earlier version.
+    """
+
+    hashes: dict[str, str]
+    sizes: dict[str, int]
+    key: str | None
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Read it.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            DamagedError: if it is no manifest.
+        """
+        found = documents.read(folder / MANIFEST)
+        owner: Any = found.pop(OWNER, {"key": None, "bytes": {}})
+        whole = bool(found) and all(isinstance(each, str) for each in found.values())
+        if not whole or not isinstance(owner, dict) or not isinstance(owner.get("bytes"), dict):
+            raise documents.DamagedError(folder / MANIFEST, "no manifest")
+        return cls(found, owner["bytes"], owner.get("key"))
+
+
+def seal(folder: Path, key: str) -> None:
+    """Flush every file of ``folder`` and write the manifest that vouches for them and says what they were made from."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     for path in files:
         flush(path)
-    entries = {str(path.relative_to(folder)): sha256(path) for path in files}
-    write_json(folder / MANIFEST, entries)
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    owner = {"key": key, "bytes": {name: path.stat().st_size for name, path in names.items()}}
+    write_json(folder / MANIFEST, {OWNER: owner, **{name: sha256(path) for name, path in names.items()}})
 
 
-def verified(folder: Path) -> bool:
-    """Whether ``folder`` has a manifest and every file in it still has the content that the manifest names."""
+def verified(folder: Path, key: str = "") -> bool:
+    """Return whether ``folder`` is an entry for ``key``, and each of its files has the content that was written."""
+    return fault(folder, key) is None
+
+
+def fault(folder: Path, key: str = "") -> str | None:
+    """Return why ``folder`` is no entry for ``key`` (its name if empty), or None if it is one.
+
+    An entry of an earlier version has no key, and its content alone counts.
+    """
+    return _fault(folder, key, lambda name, manifest: sha256(folder / name) == manifest.hashes[name])
+
+
+def owner(folder: Path) -> str | None:
+    """Return the key of the entry in ``folder``, or None if it says none."""
     try:
-        manifest: dict[str, str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return all(sha256(folder / name) == content for name, content in manifest.items())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-        return False
+        return Manifest.read(folder).key
+    except (FileNotFoundError, documents.DamagedError):
+        return None
 
 
-_seen: dict[tuple[str, int, int], str] = {}
+def incomplete(folder: Path, key: str = "") -> str | None:
+    """Return why ``folder`` is no entry for ``key``, by the sizes of its files alone, which are not read."""
+
+    def same(name: str, manifest: Manifest) -> bool:
+        size = (folder / name).stat().st_size
+        return size == manifest.sizes.get(name, size)
+
+    return _fault(folder, key, same)
+
+
+def _fault(folder: Path, key: str, same: Callable[[str, Manifest], bool]) -> str | None:
+    """Return why an entry cannot be used, where ``same`` compares one file with the manifest."""
+    try:
+        manifest = Manifest.read(folder)
+        if manifest.key not in (None, key or folder.name):
+            return f"belongs to {manifest.key}"
+        wrong = next((name for name in manifest.hashes if not same(name, manifest)), None)
+    except documents.DamagedError as error:
+        return f"has a damaged {error.path.name} ({error.why})"
+    except OSError as error:
+        return f"is not whole ({error.strerror or 'no ' + MANIFEST})"
+    return f"is damaged ({wrong})" if wrong is not None else None
+
+
+_seen: dict[tuple[str, int, int, int, int], str] = {}
+
+
+def mark(about: os.stat_result) -> tuple[int, int, int, int]:
+    """Return what changes with a file's content: size, time of change, inode, and the time that nobody can set."""
+    return about.st_size, about.st_mtime_ns, about.st_ino, about.st_ctime_ns
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, remembered in this process by path, size and time."""
-    stat = path.stat()
-    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    """Return the SHA-256 of a file's bytes, remembered in this process by path and :func:`mark`.
+
+    Raises:
+        OSError: if it is no regular file, or cannot be read.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    key = (str(path.resolve()), *mark(about))
     if key not in _seen:
         with path.open("rb") as file:
             _seen[key] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -179,7 +179,7 @@ def machine(device: str) -> str:
 
     A CPU's name comes with the number of threads where the environment says it.
     """
-    from depthcut import record
+    from depthcut.runtime import provenance
 
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if device != "cpu" and not hidden and any(list(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "dxg", "kfd")):
@@ -190,5 +190,5 @@ def machine(device: str) -> str:
         import torch
 
         if torch.cuda.is_available():
-            return record.device("cuda")
-    return f"{record.device('cpu')} {os.environ.get('OMP_NUM_THREADS', '')}".strip()
+            return provenance.device("cuda")
+    return f"{provenance.device('cpu')} {os.environ.get('OMP_NUM_THREADS', '')}".strip()

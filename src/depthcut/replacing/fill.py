@@ -1,15 +1,16 @@
 """What fills the gaps of a cut, in memory and on the disk: some tensors, and in JSON how they go into the model."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from depthcut import store
+from depthcut.runtime import documents
+from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
 
 FORMAT = 1
@@ -53,12 +54,14 @@ class Fill:
             UserError: if it is damaged, or of a format that this version does not know.
         """
         try:
-            described: dict[str, Any] = json.loads((folder / DESCRIBED).read_text(encoding="utf-8"))
+            described = documents.read(folder / DESCRIBED)
             tensors = load_file(folder / TENSORS)
-        except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (OSError, SafetensorError, DamagedError) as error:
             raise UserError(f"the replacement in {folder} is damaged ({error}); export the model again") from None
         if described.get("format") != FORMAT:
             raise UserError(f"{folder / DESCRIBED}: wanted format {FORMAT}, got {described.get('format')}")
+        if described.get("kind") not in get_args(Kind) or not isinstance(described.get("more"), dict):
+            raise UserError(f"{folder / DESCRIBED} holds no replacement; export the model again")
         return cls(described["kind"], tensors, described["more"])
 
 

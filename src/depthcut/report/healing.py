@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depthcut.report.study import Point
+from depthcut.runtime import documents
 
 Array = NDArray[np.float64]
 COLUMNS = ("tokens", "seconds", "loss")
@@ -48,6 +49,8 @@ def rows(path: Path) -> Array:
     import pandas as pd
 
     try:
+        if not path.is_file() or path.stat().st_size > documents.LIMIT:
+            return np.empty((0, 3))
         frame = pd.read_csv(path, usecols=list(COLUMNS), on_bad_lines="skip")[list(COLUMNS)]
     except (OSError, ValueError):
         return np.empty((0, 3))

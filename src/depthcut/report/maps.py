@@ -1,6 +1,5 @@
 """The scores of all blocks, start by size, where the records lead to them (Gromov et al., arXiv:2403.17887, fig. 4)."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from depthcut.report import labels
 from depthcut.report.study import Point
+from depthcut.runtime import documents
 from depthcut.scores import Scores
 
 Array = NDArray[np.float64]
@@ -80,7 +80,7 @@ def of(digest: str, model: str, metric: str, unit: str, scores: Scores) -> Map:
 def read(folder: Path) -> Scores | None:
     """Scores of the cache; None where they are gone or of another version."""
     try:
-        plain = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        plain = documents.read(folder / "scores.json")
         return Scores(**{key: value for key, value in plain.items() if key != "draws"})
     except (OSError, ValueError, TypeError, AssertionError, AttributeError):
         return None

@@ -8,15 +8,17 @@ from rich.table import Table
 from rich.text import Text
 
 from depthcut.report import study
+from depthcut.runtime import documents
 
 SHOWN = 20
 
 
 def of(found: study.Found) -> list[Table | Text]:
-    """What to print above the numbers: the counts, then a table of the points that run or failed, if any."""
+    """Return what to print above the numbers: the counts, then a table of the points that need a look, if any."""
     lines: list[Table | Text] = [Text(found.words)]
     rows = [(folder, "running", progress(folder)) for folder in found.running]
     rows += [(folder, "failed", reason) for folder, reason in found.failures.items()]
+    rows += [(folder, "damaged", f"record.json: {why}") for folder, why in found.damaged.items()]
     if rows:
         table = Table(box=box.SIMPLE_HEAD, padding=0)
         for head in ("point", "what", "state", ""):
@@ -63,7 +65,7 @@ def steps(folder: Path) -> tuple[int, int] | None:
     """How many steps a point was healed, by the last row of its curve, and how many it will be."""
     total = mapping(study.config(folder), "heal").get("steps")
     try:
-        step = (folder / "heal.csv").read_text(encoding="utf-8").splitlines()[-1].partition(",")[0]
-    except (OSError, UnicodeDecodeError, IndexError):
+        step = documents.text(folder / "heal.csv", documents.LIMIT).splitlines()[-1].partition(",")[0]
+    except (OSError, ValueError, IndexError):
         return None
-    return (int(step), total) if step.isdecimal() and isinstance(total, int) and total > 0 else None
+    return (int(step), total) if step.isdecimal() and len(step) < 20 and isinstance(total, int) and total > 0 else None

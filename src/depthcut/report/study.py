@@ -1,19 +1,19 @@
 """A study as it lies on the disk: its records, and how far its other points are. Nothing in there is an error."""
 
-import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from depthcut import record as records
-from depthcut.plan import Plan
+from depthcut import record_check
+from depthcut.runtime import documents
+from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
 
-GROUPS = ("model", "metric", "prune", "replace", "heal")
+DIGEST = re.compile("[0-9a-f]{16}")
 OTHER_VERSION = "of another version"
 UNREADABLE = "unreadable"
 DUPLICATE = "that another study has too"
@@ -38,6 +38,7 @@ class Found:
         failures: for each point that failed the reason, in one line.
         running: points that a process is at work on.
         unfinished: all point folders that gave no point.
+        damaged: for each point whose record cannot be read the reason, in one line.
         skipped: how many folders gave no point though they are there, by the reason in words.
     """
 
@@ -46,6 +47,7 @@ class Found:
     failures: dict[Path, str] = field(default_factory=dict[Path, str])
     running: list[Path] = field(default_factory=list[Path])
     unfinished: list[Path] = field(default_factory=list[Path])
+    damaged: dict[Path, str] = field(default_factory=dict[Path, str])
     skipped: Counter[str] = field(default_factory=Counter[str])
 
     @property
@@ -131,15 +133,19 @@ def look(folder: Path, found: Found) -> Point | None:
     if not is_point(folder):
         found.skipped[FOREIGN] += 1
         return None
-    record = parsed(folder)
-    why = fault(record) if (folder / "record.json").exists() else None
-    state = standing(folder)
-    if record is not None and why is None:
+    try:
+        record = checked(folder)
         found.states["done"] += 1
         return Point(folder, record)
-    if why is not None:
+    except FileNotFoundError:
+        pass
+    except DamagedError as error:
+        why = OTHER_VERSION if error.why == OTHER_VERSION else UNREADABLE
         found.skipped[why] += 1
-        state = "left" if state == "done" else state
+        if why == UNREADABLE:
+            found.damaged[folder] = error.why
+    state = records.state(folder)
+    state = "left" if state == "done" else state
     found.unfinished.append(folder)
     found.states[state] += 1
     if state == "failed":
@@ -149,43 +155,27 @@ def look(folder: Path, found: Found) -> Point | None:
     return None
 
 
-def parsed(folder: Path) -> dict[str, Any] | None:
-    """What ``record.json`` holds, of whatever version; None where it cannot be read."""
-    try:
-        return records.parsed(folder / "record.json")
-    except (OSError, RecursionError):
-        return None
+def checked(folder: Path) -> dict[str, Any]:
+    """Return a point's record. A folder whose name is no digest may hold the record of any point.
 
-
-def standing(folder: Path) -> records.State:
-    """How far a point is; what cannot be read is left to do."""
-    try:
-        return records.state(folder)
-    except (OSError, RecursionError):
-        return "left"
-
-
-def fault(record: dict[str, Any] | None) -> str | None:
-    """Why a record cannot be shown; None where it can."""
-    if record is None:
-        return UNREADABLE
-    if record.get("format") != records.FORMAT:
-        return OTHER_VERSION
-    try:
-        Plan.from_dict(record["plan"])
-        words = [record["config"][group]["_target_"].split(".")[-2] for group in GROUPS]
-        texts = [*words, record["digest"], record["finished"], record["study"]]
-        numbers = [record["fraction"], record["config"]["seed"], *(record[key] for key in record if "/" in key)]
-        sound = all(isinstance(text, str) for text in texts) and all(math.isfinite(number) for number in numbers)
-        return None if sound and isinstance(record["plan"]["notes"], dict) else UNREADABLE
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError):
-        return UNREADABLE
+    Raises:
+        FileNotFoundError: if there is none.
+        DamagedError: if it is no record, or of another version; that of another point under a point's name.
+    """
+    path = folder / "record.json"
+    record = documents.read(path)
+    if record.get("format") != record_check.FORMAT:
+        raise DamagedError(path, OTHER_VERSION)
+    if why := record_check.fault(record):
+        raise DamagedError(path, why)
+    if DIGEST.fullmatch(folder.name) and record["digest"] != folder.name:
+        raise DamagedError(path, f"the record of point {record['digest']}")
+    return record
 
 
 def config(folder: Path) -> dict[str, Any]:
     """A point's config as it was composed; empty where none can be read."""
     try:
-        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return documents.read_yaml(folder / "config.yaml")
+    except (FileNotFoundError, DamagedError):
         return {}
-    return found if isinstance(found, dict) else {}

@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,9 +51,9 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LowRank, objective:
         plan.write(folder / "plan.json")
 
     folder = lab.folder / "adapter"
-    if ranks.rank() and not store.verified(folder):
+    if ranks.rank() and not store.verified(folder, lab.digest):
         fit(adapted, recipe, lab, objective)  # its share of each step; the first process keeps what comes of it
-    store.kept(folder, train)
+    store.kept(folder, train, lab.digest)
     attach(adapted, folder)
     return adapted
 
@@ -103,10 +103,28 @@ def begin(adapted: PeftModel, origin: Origin, plan: Plan) -> None:
 
 
 def attach(adapted: PeftModel, folder: Path) -> None:
-    """Read the adapters of ``folder`` into ``adapted``."""
-    outcome = set_peft_model_state_dict(adapted, load_file(folder / WEIGHTS))
-    assert not outcome.unexpected_keys, outcome.unexpected_keys
+    """Read the adapters of ``folder`` into ``adapted``.
+
+    Raises:
+        UserError: if they are not those of all layers that have adapters, and of no others.
+    """
+    found, own = load_file(folder / WEIGHTS), get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    match(folder, found.keys(), own.keys())
+    assert not set_peft_model_state_dict(adapted, found).unexpected_keys
     adapted.eval()
+
+
+def match(folder: Path, found: Set[str], wanted: Set[str]) -> None:
+    """Make sure that the weights in a folder are those that a model has.
+
+    Raises:
+        UserError: if they are not.
+    """
+    if odd := sorted(wanted ^ found):
+        raise UserError(
+            f"{folder} holds weights of another cut or recipe: {len(wanted - found)} are missing and "
+            f"{len(found - wanted)} too many, such as {odd[0]}. Delete the folder to heal the point again"
+        )
 
 
 def linear_names(layers: Iterable[nn.Module], which: str) -> list[str]:

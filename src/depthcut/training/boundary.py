@@ -37,7 +37,7 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Boundary") -> nn.M
     if not below:
         log.info("heal=boundary: no layer is left below the cut, so there is nothing to heal")
         return model
-    if store.verified(lab.folder / "adapter"):
+    if store.verified(lab.folder / "adapter", lab.digest):
         return adapters.healed(model, plan, lab, recipe, next_token)  # attaches them
     above = max(plan.drop) + 1
     teach = live(teacher.load(lab, above), above) if recipe.teacher == "live" else cached(lab, above)

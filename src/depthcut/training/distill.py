@@ -45,7 +45,7 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Distill") -> nn.Mo
     Raises:
         UserError: if there is no room for the teacher or its cache.
     """
-    done = store.verified(lab.folder / "adapter") or not recipe.reached(plan, len(depth.layers(model)))
+    done = store.verified(lab.folder / "adapter", lab.digest) or not recipe.reached(plan, len(depth.layers(model)))
     goal = next_token if done else objective(teaching(lab, recipe), recipe)
     return adapters.healed(model, plan, lab, recipe, goal)
 

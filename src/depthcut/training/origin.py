@@ -3,19 +3,20 @@
 Gromov et al. (arXiv:2403.17887, appendix A.1) heal each cut afresh; here a larger cut goes on from a smaller one.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from depthcut import store
 from depthcut.plan import Plan
+from depthcut.runtime import documents
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
 
+DIGEST = re.compile("[0-9a-f]{16}")
 SAME = ("rank", "alpha", "modules")
 WEIGHTS = "adapter_model.safetensors"
 
@@ -44,9 +45,12 @@ class Origin:
         if point is None:
             raise UserError(f"{said}: no such point; give the folder of one, or the digest of one in {lab.study}")
         folder = point / "adapter"
-        if not store.verified(folder):
+        named = point.resolve().name
+        if (key := store.owner(folder)) and DIGEST.fullmatch(named) and key != named:
+            raise UserError(f"{said}: the adapters in {folder} belong to point {key}; name that one")
+        if not store.verified(folder, key or ""):
             raise UserError(f"{said}: there are no whole adapters in {folder}; heal that point with adapters first")
-        check(said, yaml.safe_load((point / "config.yaml").read_text(encoding="utf-8")), lab)
+        check(said, documents.read_yaml(point / "config.yaml"), lab)
         plan = Plan.read(folder / "plan.json")
         if plan.model != lab.checkpoint.digest:
             raise UserError(f"{said}: its adapters are for model {plan.model}, this is {lab.checkpoint.digest}")
@@ -70,11 +74,14 @@ def check(said: str, there: dict[str, Any], lab: "Lab") -> None:
         UserError: if they do not fit.
     """
     here = lab.experiment.composed
-    for key in SAME:
-        one, other = there["heal"].get(key), here["heal"][key]
-        if one != other:
+    try:
+        theirs = [there["heal"].get(key) for key in SAME]
+        kinds = [config["replace"]["_target_"].split(".")[-2] for config in (there, here)]
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise UserError(f"{said}: its config.yaml is no composed config; name another point") from None
+    for key, one in zip(SAME, theirs, strict=True):
+        if one != (other := here["heal"][key]):
             raise UserError(f"{said}: its adapters have heal.{key}={one}, these heal.{key}={other}; they must agree")
-    for config in (there, here):
-        kind = config["replace"]["_target_"].split(".")[-2]
+    for kind in kinds:
         if kind != "none":
             raise UserError(f"{said}: that goes with replace=none in both points, got replace={kind}")

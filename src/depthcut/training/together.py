@@ -23,11 +23,12 @@ def attached(model: "nn.Module", found: Mapping[str, tuple[Path, Plan]]) -> "Pef
         model: the dense model.
         found: by the name that each set of adapters gets its folder, and the plan that it was trained under.
     """
-    from peft import LoraConfig, PeftModelForCausalLM, set_peft_model_state_dict
+    from peft import LoraConfig, PeftModelForCausalLM, get_peft_model_state_dict, set_peft_model_state_dict
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
     from safetensors.torch import load_file
 
     from depthcut import depth
+    from depthcut.training.adapters import match
 
     adapted: PeftModelForCausalLM | None = None
     for name, (folder, plan) in found.items():
@@ -41,6 +42,8 @@ def attached(model: "nn.Module", found: Mapping[str, tuple[Path, Plan]]) -> "Pef
         stem = depth.prefix(adapted)
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
         dense = {renumbered(key, stem, plan): tensor for key, tensor in tensors.items()}
+        own = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+        match(folder, dense.keys(), own.keys())
         assert not set_peft_model_state_dict(adapted, dense, adapter_name=name).unexpected_keys
     assert adapted is not None
     for layer in depth.layers(adapted):

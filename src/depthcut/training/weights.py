@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from depthcut import depth, ranks, store
 from depthcut.plan import Plan
-from depthcut.training import sharded
+from depthcut.training import adapters, sharded
 from depthcut.training.fit import fit
 from depthcut.training.objective import Mixed, Objective, base_of, next_token
 from depthcut.training.recipe import Training
@@ -63,12 +63,12 @@ def healed(
         plan.write(folder / "plan.json")
 
     folder = lab.folder / "weights"
-    if ranks.rank() and not store.verified(folder):
+    if ranks.rank() and not store.verified(folder, lab.digest):
         with masters(model, trained):
             fit(model, recipe, lab, step)  # its share of each step; the first process keeps what comes of it
             for _ in wholes(trained):
                 pass
-    store.kept(folder, train)
+    store.kept(folder, train, lab.digest)
     attach(trained, folder)
     return model.eval()
 
@@ -117,8 +117,12 @@ def rounded(weight: Tensor, dtype: torch.dtype, chance: torch.Generator) -> Tens
 
 
 def attach(trained: Parameters, folder: Path) -> None:
-    """Read the weights of ``folder`` into the model that ``trained`` is of."""
+    """Read the weights of ``folder`` into the model that ``trained`` is of.
+
+    Raises:
+        UserError: if they are those of another model.
+    """
     with safe_open(folder / WEIGHTS, "pt") as tensors, torch.no_grad():
-        assert set(tensors.keys()) == trained.keys()
+        adapters.match(folder, set(tensors.keys()), trained.keys())
         for name, each in trained.items():
             each.copy_(sharded.share(tensors.get_tensor(name), each))

@@ -44,9 +44,9 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LoraPrune) -> nn.Mo
         pruning.widths().write(folder / FILE)
 
     folder = lab.folder / "adapter"
-    if ranks.rank() and not store.verified(folder):
+    if ranks.rank() and not store.verified(folder, lab.digest):
         fit(adapted, recipe, lab, callbacks=[pruning])  # its share of each step
-    store.kept(folder, train)
+    store.kept(folder, train, lab.digest)
     adapters.attach(adapted, folder)
     pruning.masks.off()
     widths = Widths.read(folder / FILE)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from depthcut import store
+from depthcut.runtime import documents
 from depthcut.runtime.errors import UserError
 
 FORMAT = 1
@@ -73,7 +74,7 @@ class Widths:
             UserError: if it is missing, damaged, or of a format that this version does not know.
         """
         try:
-            described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            described = documents.read(path)
             if described["format"] != FORMAT:
                 raise UserError(f"wanted format {FORMAT}, got {described['format']!r}")
             return cls.of(described["layers"])

@@ -1,0 +1,73 @@
+"""A disk or a file system that refuses, in one line, also where another library lost the number of the error."""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+FULL = re.compile(r"No space left|StorageFull|PytorchStreamWriter failed")
+NUMBER = re.compile(r"\((?:os error|errno) (\d+)\)|\[[Ee]rrno (\d+)\]")  # Rust's, Arrow's and Python's
+OWN = (".tmp", ".lock", ".log")  # what this package writes in place
+AGAIN = "and give the same command again; what was finished is kept"
+WORDS = {
+    errno.ENOSPC: f"the disk is full{{where}}: free some space {AGAIN}",
+    errno.EDQUOT: f"the disk quota is used up{{where}}: free some space {AGAIN}",
+    errno.EFBIG: f"a file is too large for its disk or for `ulimit -f`{{where}}: raise the limit {AGAIN}",
+    errno.EIO: f"the disk failed (input/output error){{where}}: check it, {AGAIN}",
+    errno.ESTALE: f"the network file system lost a file{{where}}: wait until it answers, {AGAIN}",
+    errno.EMFILE: f"too many open files{{where}}: raise `ulimit -n` {AGAIN}",
+    errno.ENFILE: f"this machine has too many open files{{where}}: wait, {AGAIN}",
+    errno.ENAMETOOLONG: "a path is too long{where}: choose a shorter outputs= or name=",
+    errno.ELOOP: "a link leads back to itself{where}: delete it",
+    errno.EISDIR: "a folder is in the place of a file{where}: move it away",
+    errno.EEXIST: "a file is in the place of a folder{where}: move it away",
+}
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
+def explain(error: BaseException) -> str | None:
+    """Return what a disk refused, which file if that is known, and what to do; None for any other error."""
+    for each in chain(error):
+        number, path = numbered(each), named(each)
+        where = f" ({path})" if path else ""
+        if number in WORDS:
+            return WORDS[number].format(where=where)
+        if number in REFUSED:
+            if path and number != errno.EROFS and unreadable(path):
+                return f"cannot read{where}: {os.strerror(number)}. Change its permissions, or choose another file"
+            return f"cannot write{where}: {os.strerror(number)}. Choose another folder with outputs=..."
+    return None
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Give an error and what it was raised from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def numbered(error: BaseException) -> int | None:
+    """Return the system's number of an error; libraries in C++ or Rust have it, or its words, in their text only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    text = str(error)[:10_000]
+    if FULL.search(text):
+        return errno.ENOSPC
+    found = NUMBER.search(text)
+    return int(found[1] or found[2]) if found else None
+
+
+def named(error: BaseException) -> Path | None:
+    """Return the file that an error names."""
+    name: object = getattr(error, "filename", None)
+    return Path(os.fsdecode(name)) if isinstance(name, str | bytes) and name else None
+
+
+def unreadable(path: Path) -> bool:
+    """Return whether a file is there to be read: this package writes beside a file and then renames."""
+    try:
+        return path.is_file() and not path.name.endswith(OWN)
+    except OSError:  # its folder may not be entered
+        return True

@@ -1,0 +1,131 @@
+"""Files of text that this package wrote, read back: whole and of the expected form, or one error that names the file.
+
+Somebody may have cut, edited, copied or replaced any of them, so no other module parses one.
+"""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from depthcut.runtime.errors import UserError
+
+LIMIT = 256 << 20  # bytes of a JSON file: the block scores of a model of 1,000 layers take 50 MB
+YAML_LIMIT = 1 << 20  # bytes of a composed config, which has some 5 kB
+NESTING = 64  # levels; a composed config has 6
+VALUES = 1_000_000  # of a YAML file, whose aliases may stand for any number
+
+
+class DamagedError(UserError):
+    """A file of this package that cannot be read, or does not hold what the package writes there.
+
+    Attributes:
+        path: the file.
+        why: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, why: str) -> None:
+        self.path, self.why = path, why
+        super().__init__(f"{path} is damaged ({why}); delete it, and the same command makes it again")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DamagedError: if it holds something else, or cannot be read.
+    """
+    try:
+        content = text(path, LIMIT)
+        return mapping(json.loads(content, parse_constant=refuse_constant), content, LIMIT)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(path, reason(error)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file. Raises as :func:`read`."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        content = text(path, YAML_LIMIT)
+        return mapping(yaml.load(content, Loader=loader), content, VALUES)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise DamagedError(path, reason(error)) from None
+
+
+def found(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, or None where there is none."""
+    try:
+        return read(path)
+    except (FileNotFoundError, DamagedError):
+        return None
+
+
+def text(path: Path, limit: int) -> str:
+    """Return a file's text.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DamagedError: if it is no regular file of at most ``limit`` bytes, or cannot be read.
+        UnicodeDecodeError: if it is not UTF-8.
+    """
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise DamagedError(path, "a folder" if stat.S_ISDIR(about.st_mode) else "no regular file")
+        if about.st_size > limit:
+            raise DamagedError(path, f"{about.st_size} bytes, at most {limit} were expected")
+        return path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
+    except OSError as error:
+        raise DamagedError(path, os.strerror(error.errno or 0)) from None
+
+
+def mapping(value: Any, content: str, values: int) -> dict[str, Any]:
+    """Return ``value``, parsed from ``content``, if it is a mapping that this package may have written.
+
+    Raises:
+        ValueError: if it is none, is nested too deeply, or has too many values; for a text that no file can hold.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, got {type(value).__name__}")
+    level: list[Any] = [value]
+    for _ in range(NESTING):
+        values -= sum(map(len, level))
+        if values < 0:
+            raise ValueError("too many values")
+        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each) if nests(part)]
+        if not level:
+            break
+    else:
+        raise ValueError(f"nested more than {NESTING} levels deep")
+    if "\\" in content:  # an escape may stand for half a surrogate pair
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    return value
+
+
+def nests(value: Any) -> bool:
+    """Return whether a value has values in it."""
+    return isinstance(value, dict | list) and bool(value)
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """Refuse NaN and the infinities: they are no JSON, and :func:`depthcut.store.write_json` writes none."""
+    raise ValueError(f"{name} is no number")
+
+
+def reason(error: Exception) -> str:
+    """Return a parser's complaint in one line."""
+    if isinstance(error, DamagedError):
+        return error.why
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}"
+    if isinstance(error, UnicodeEncodeError):
+        return "half a surrogate pair in a text"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return " ".join(str(error).split())[:200]
