@@ -21,6 +21,7 @@ from depthcut.checkpoint import Checkpoint
 from depthcut.files import Folder, Hashes
 from depthcut.model.pico import byte_tokenizer
 from depthcut.plan import Plan
+from depthcut.runtime.errors import UserError
 from pico import FAMILIES, SIZES, pico
 
 INDEX = "model.safetensors.index.json"
@@ -295,7 +296,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "index cut": (change(INDEX, lambda old: old[:200]), INDEX),
     "index empty": (change(INDEX, lambda _: b"{}"), INDEX),
-    "index without a tensor": (edit_json(INDEX, weight_map={"model.norm.weight": SHARD}), "layers"),
+    "index without a tensor": (edit_json(INDEX, weight_map={"model.norm.weight": SHARD}), "of two versions"),
     "index out of the folder": (rehome("../other/model.safetensors"), "no plain name"),
     "index to the wrong shard": (rehome(SHARD), "model.norm.weight"),
     "config missing": (lambda folder: (folder / "config.json").unlink(), "config.json"),
@@ -360,6 +361,28 @@ def test_a_file_that_shrinks_while_it_is_read_is_said(copy: Path) -> None:
         [tensor[...] for tensor in tensors.values()]
 
 
+@pytest.mark.parametrize("name", [SHARD, "config.json", "tokenizer.json"])
+def test_a_file_that_changes_during_a_run_is_refused_by_name(name: str, copy: Path) -> None:
+    checkpoint = opened(copy)
+    checkpoint.load(Plan(6, (2,), model=checkpoint.digest), **PLAIN)
+    (copy / name).touch()
+    checkpoint.load(None, **PLAIN)  # touched; the bytes are the same
+    before = (copy / name).read_bytes()
+    changed = before.replace(b"1", b"2") if name.endswith(".json") else before[:-4] + bytes(4)
+    (copy / name).write_bytes(changed)
+    with pytest.raises(UserError, match=f"{name} has changed since this run first read it"):
+        checkpoint.load(Plan(6, (0,)), **PLAIN) if name != "tokenizer.json" else checkpoint.tokenizer
+
+
+def test_a_file_that_changes_while_its_tensors_are_read_is_refused(copy: Path) -> None:
+    (name, tensor), *_ = opened(copy).tensors(4).items()
+    assert tensor[...].isfinite().all(), name
+    for file in copy.glob("*.safetensors"):
+        flip(file)
+    with pytest.raises(UserError, match=r"\.safetensors has changed since this run first read it"):
+        tensor[...]
+
+
 def test_a_plan_for_another_model_is_refused(llama: Path) -> None:
     checkpoint = opened(llama)
     with pytest.raises(ValueError, match=r"the plan is for a model of 7 layers; .*llama has 6"):
@@ -385,6 +408,7 @@ from depthcut import depth
 from depthcut.checkpoint import Checkpoint
 from depthcut.files import Folder, Hashes
 from depthcut.plan import Plan
+from depthcut.runtime.errors import UserError
 torch.set_num_threads(1)
 folder, how, dtype = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 checkpoint = Checkpoint(Folder(folder, Hashes(folder.parent / "hashes.json")), separator=None)

@@ -1,16 +1,15 @@
 """A model on the disk, opened lazily: its config, its tokenizer, its tensors layer by layer."""
 
-import re
-from collections import defaultdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depthcut import saved, shards, store
+from depthcut import saved, store
 from depthcut.files import Files
+from depthcut.model.checkpoint import model_config, quantised, tokenizer_files
 from depthcut.plan import Plan, Unit
 from depthcut.runtime.errors import UserError
-from depthcut.shards import Shards, Slice
+from depthcut.shards import Shards, Slice, absent, layer_lists
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,19 +20,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 # What config.json says of who wrote it, not of the model.
 AUTHORSHIP = frozenset({"transformers_version", "_name_or_path"})
-# The names that a config gives to the number of layers.
-DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-# What tokenizers are read from.
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-)
+# Tensors of a model whose files are not on this machine yet: at most so many.
+UNLISTED = 200_000
 
 
 class Checkpoint:
@@ -50,17 +38,27 @@ class Checkpoint:
     def __init__(self, files: Files, *, separator: str | None) -> None:
         self.files = files
         self.separator = separator
-        if quantised := self._described.get("quantization_config"):
-            method = quantised.get("quant_method", "")
-            raise UserError(f"{files.title} is quantised already ({method}); give the model that it was made from")
+        files.pin(model_config.FILE, *tokenizer_files.NAMES)
+        quantised.check_config(files.title, self._described)
         if self._described.get("model_type") == saved.KIND:
             mend = "cut the model that it was made from"
             raise UserError(f"{files.title} is no plain model any more: depthcut cut it; {mend}")
+        model_config.check_values(files.title, self._described)
         if "auto_map" in self._described:
-            assert self.config  # it comes with code: transformers has the model too, or it is refused here
-        for name in shards.weights(files):
-            if here := files.here(name):
-                shards.header(files, name, here)
+            _ = self._read_config  # it comes with code: transformers has the model too, or it is refused here
+        self._check_headers()
+
+    def _check_headers(self) -> None:
+        """Compare the headers of the files that are on this machine with the index and the config."""
+        shards = self._shards
+        for home in filter(self.files.here, shards.names):
+            entries = shards.entries(home)
+            quantised.check_entries(self.files.title, entries)
+            promised = (name for name, place in shards.homes.items() if place == home)
+            if missing := next((name for name in promised if name not in entries), None):
+                raise UserError(absent(self.files, missing, home))
+        if shards.listed and self._said_depth:
+            assert self.prefix is not None  # a config that counts more layers than the files hold is refused
 
     @cached_property
     def _described(self) -> dict[str, Any]:
@@ -73,63 +71,61 @@ class Checkpoint:
     @cached_property
     def digest(self) -> str:
         """Name of the model by its content: weights, config and tokenizer, wherever they lie."""
+        config = {key: value for key, value in self._described.items() if key not in AUTHORSHIP}
+        tokenizer = [name for name in tokenizer_files.NAMES if name in self.files.names]
         return store.digest(
             {
                 "format": FORMAT,
-                "weights": sorted(self.files.sha256(name) for name in shards.weights(self.files)),
-                "config": {key: value for key, value in self._described.items() if key not in AUTHORSHIP},
-                "tokenizer": {name: self.files.sha256(name) for name in TOKENIZER if name in self.files.names},
+                "weights": sorted(map(self.files.sha256, self._shards.names)),
+                "config": model_config.portable(config),
+                "tokenizer": {name: self.files.sha256(name) for name in tokenizer},
             }
         )
 
     @cached_property
     def depth(self) -> int:
         """Number of layers, L."""
-        text = self._described.get("text_config") or self._described
-        found = next((text[key] for key in DEPTH if key in text), None)
-        if isinstance(found, int):
-            return found
+        if (said := self._said_depth) is not None:
+            return said[1]
         from depthcut import depth
 
         return int(depth.text_config(self.config).num_hidden_layers)
 
     @cached_property
+    def _said_depth(self) -> tuple[str, int] | None:
+        """The key of config.json that counts the layers, and its value; None where the family's default holds."""
+        text = self._described.get("text_config") or self._described
+        return next(((key, text[key]) for key in model_config.DEPTH if key in text), None)
+
+    @cached_property
+    def _read_config(self) -> "PreTrainedConfig":
+        """The config as transformers reads it."""
+        return model_config.read(self.files.title, self.files.folder, self._described)
+
+    @cached_property
+    def bare(self) -> "PreTrainedModel":
+        """The model on the meta device. Raises as :attr:`config`."""
+        most = 2 * len(self._shards.homes) + 1000 if self._shards.listed else UNLISTED
+        return model_config.build(self.files.title, self._read_config, self._described, most)
+
+    @property
     def config(self) -> "PreTrainedConfig":
-        """The model's config.
+        """The model's config, of which a model can be built.
 
         Raises:
             UserError: if it cannot be cut, or transformers has no such model; code that a model brings is never run.
         """
-        from transformers import AutoConfig
-
-        from depthcut import depth
-
-        folder = self.files.folder
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            kind = self._described.get("model_type")
-            own = "it comes as code of its own, which is never run" if "auto_map" in self._described else ""
-            why = own or " ".join(str(error).split())[:200]
-            raise UserError(f"{self.files.title}: transformers has no model like its {kind} ({why})") from None
-        depth.text_config(config)
-        return config
+        assert self.bare is not None  # a config of which none can be built is refused
+        return self._read_config
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The model's tokenizer.
 
         Raises:
-            UserError: if there is none that transformers can read.
+            UserError: if there is none that transformers can read, or it has changed since the model was opened.
         """
-        from transformers import AutoTokenizer
-
-        folder = self.files.folder
-        try:
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # a tokenizer's reader, in Rust, raises plain Exception
-            why = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.files.title} has no tokenizer that transformers can read ({why})") from None
+        return tokenizer_files.read(self.files, self._read_config)
 
     @property
     def bytes_read(self) -> int:
@@ -143,18 +139,17 @@ class Checkpoint:
         Raises:
             UserError: if no list of layers in the files is as long as the config says.
         """
-        numbers: defaultdict[str, set[int]] = defaultdict(set)
-        for name in self._shards.homes:
-            if found := re.match(r"(.+?)\.(\d+)\.", name):
-                numbers[found[1]].add(int(found[2]))
-        fits = [prefix for prefix, found in numbers.items() if found >= set(range(self.depth))]
+        lists = layer_lists(self._shards.homes)
+        fits = [prefix for prefix, length in lists.items() if length >= self.depth]
         if not fits:
-            wanted = f"all of the {self.depth} layers that its config has"
-            raise UserError(f"{self.files.title}: its files do not hold {wanted}")
+            key = self._said_depth[0] if self._said_depth else "num_hidden_layers"
+            wanted = f"all of the {self.depth} layers that its config has ({model_config.FILE}: {key})"
+            there = f"the longest list of layers in them has {max(lists.values(), default=0)}"
+            raise UserError(f"{self.files.title}: its files do not hold {wanted}; {there}")
         if len(fits) > 1:  # e.g. a picture encoder of the same depth
             from depthcut import depth
 
-            model = set(depth.prefix(depth.skeleton(self.config)).split("."))
+            model = set(depth.prefix(self.bare).split("."))
             fits.sort(key=lambda prefix: -len(model & set(prefix.split("."))))
         return fits[0]
 
@@ -190,7 +185,7 @@ class Checkpoint:
         """The first layer, without its weights."""
         from depthcut import depth
 
-        return depth.layers(depth.skeleton(self.config))[0]
+        return depth.layers(self.bare)[0]
 
     def load(
         self, plan: Plan | None, *, quantise: "Quantise", dtype: "Dtype", device: str, cache: Path | None = None
@@ -222,8 +217,9 @@ class Checkpoint:
         folder = cache / packed.named(self.digest, plan, form) if cache and quantise != "none" else None
         with torch.inference_mode(False):  # who asks may only mean to measure, who takes it later may train
             model = packed.load(folder, config, form, fill, lambda: self._renumbered(plan))
-        if "generation_config.json" in self.files.names:
-            model.generation_config = loading.generation(self.files.folder)
+        if (generation := loading.generation(self.files)) is not None:
+            model.generation_config = generation
+        self.files.check_unchanged()
         return model
 
     def _check(self, plan: Plan | None) -> None:

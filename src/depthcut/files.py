@@ -8,8 +8,9 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from typing_extensions import override
 
@@ -17,6 +18,8 @@ from depthcut import store
 from depthcut.runtime import documents
 from depthcut.runtime.errors import UserError
 
+SMALL = 1 << 20  # bytes of a file that is hashed as soon as it is pinned
+ADAPTER = "adapter_config.json"
 log = logging.getLogger("depthcut")
 
 
@@ -62,6 +65,21 @@ def kept(folder: Path, make: Callable[[Path], None], hashes: Hashes) -> Path:
     return store.kept(folder, make)
 
 
+class Stamp(NamedTuple):
+    """State of a file on disk. Equal stamps mean equal bytes; nothing but a write sets ``ctime_ns``."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Stamp":
+        """Return the state of the file at ``path`` now."""
+        stat = path.stat()
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
 class Files(ABC):
     """The files of one model.
 
@@ -100,14 +118,59 @@ class Files(ABC):
     def sha256(self, name: str) -> str:
         """The SHA-256 of the file."""
 
+    @cached_property
+    def pins(self) -> dict[str, Stamp]:
+        """The files that a run depends on, in the state in which it first saw them."""
+        return {}
+
+    def pin(self, *names: str) -> None:
+        """Remember the state of these files; :meth:`check_unchanged` refuses those that change later."""
+        for name in names:
+            if name not in self.pins and (path := self.here(name)):
+                self.pins[name] = Stamp.of(path)
+                if self.pins[name].size <= SMALL:
+                    self.contents[name] = store.sha256(path)
+
+    def check_unchanged(self, *names: str) -> None:
+        """Compare these files with their pinned state; without names, all that are pinned.
+
+        A file with another stamp and the same bytes (touched, copied back) passes if its hash is known.
+
+        Raises:
+            UserError: if one has changed: what was read before and what is read now are of two models.
+        """
+        for name in names if names else tuple(self.pins):
+            path, before = self.here(name), self.pins.get(name)
+            try:
+                now = Stamp.of(path) if path else None
+                if before is None or now == before:
+                    continue
+                if path and now and name in self.contents and self.hashes(path) == self.contents[name]:
+                    self.pins[name] = now
+                    continue
+            except OSError:
+                pass
+            mend = "put the old file back, or start again with the new one"
+            raise UserError(f"{path or name} has changed since this run first read it; {mend}")
+
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """The SHA-256 of the pinned files that have been hashed."""
+        return {}
+
     def require(self, name: str) -> None:
         """Check that there is such a file.
 
         Raises:
             UserError: if not.
         """
-        if name not in self.names:
-            raise UserError(f"{self.title} has no {name}: it is no whole model that transformers saved; fetch it again")
+        if name in self.names:
+            return
+        if name == "config.json" and ADAPTER in self.names:
+            base = self.json(ADAPTER).get("base_model_name_or_path") or "a model that it does not name"
+            mend = "give the base, or merge the adapter into it first"
+            raise UserError(f"{self.title} holds no model, only an adapter ({ADAPTER}) of {base}; {mend}")
+        raise UserError(f"{self.title} has no {name}: it is no whole model that transformers saved; fetch it again")
 
     def whole(self, name: str) -> Path:
         """The file on this machine, checked against the hash that its source vouches for.
@@ -128,8 +191,10 @@ class Files(ABC):
         """
         try:
             content = json.loads(self.path(name).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise self.damaged(name, str(error)) from None
+        except RecursionError:
+            raise self.damaged(name, "nested too deeply") from None
+        except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
+            raise self.damaged(name, str(error).partition(";")[0][:200]) from None
         if not isinstance(content, dict):
             raise self.damaged(name, "no JSON object")
         return content
@@ -169,4 +234,6 @@ class Folder(Files):
 
     @override
     def sha256(self, name: str) -> str:
-        return self.hashes(self.path(name))
+        self.pin(name)
+        self.contents[name] = self.hashes(self.path(name))
+        return self.contents[name]

@@ -9,14 +9,16 @@ wanted it falls back on the old one.
 """
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from depthcut import ahead, depth
+from depthcut.files import Files
+from depthcut.model.checkpoint import quantised
 from depthcut.plan import Plan
 from depthcut.runtime.errors import UserError
 from depthcut.shards import Slice
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 Quantise = Literal["none", "nf4", "int8"]
 Dtype = Literal["bfloat16", "float16", "float32"]
+GENERATION = "generation_config.json"
 MEND = "fetch the whole model again"
 log = logging.getLogger("depthcut")
 
@@ -59,6 +62,8 @@ def build(
     kind: Any = type(bare)
     halved = plan.unit != "layer" and plan.drop
     packed = hasattr(config, "quantization_config")
+    if not packed:
+        check_shapes(title, bare, tensors)
     order = [] if packed else expected(bare, tensors)
     with quiet(), ahead.reading(tensors, order, largest(tensors), form.device) as lazy:
         try:
@@ -84,10 +89,32 @@ def build(
         raise UserError(f"{title}: its config wants {name} {shapes}; {MEND}")
     if found["unexpected_keys"]:
         strangers = found["unexpected_keys"]
+        quantised.check_strangers(title, strangers, tensors)
         log.warning("%s: %d tensors have no place in the model, e.g. %s", title, len(strangers), min(strangers))
     model.__class__ = kind
     keep_differentiable(model)
     return cast("PreTrainedModel", model).eval()
+
+
+def check_shapes(title: str, bare: "PreTrainedModel", tensors: Mapping[str, Slice]) -> None:
+    """Compare the sizes in the files with those of ``bare``, before memory is taken for either.
+
+    Raises:
+        UserError: naming a tensor of another size or of whole numbers, or if ``bare`` is far larger than the files.
+    """
+    wanted, start = bare.state_dict(), f"{bare.base_model_prefix}."
+    for name, tensor in tensors.items():
+        own = next((wanted[key] for key in (name, start + name, name.removeprefix(start)) if key in wanted), None)
+        shape = tensor.get_shape()
+        if own is not None and own.numel() != math.prod(shape):
+            has = f"of shape {list(own.shape)}, its files have {shape}"
+            raise UserError(f"{title}: its config wants {name} {has}; {MEND}")
+        if own is not None and own.is_floating_point() and tensor.get_dtype() not in quantised.FLOATS:
+            raise UserError(f"{title} is quantised already: {name} is stored as {tensor.get_dtype()}; {quantised.MEND}")
+    weights = sum(parameter.numel() for parameter in bare.parameters())
+    held = sum(math.prod(tensor.get_shape()) for tensor in tensors.values())
+    if weights > 2 * held + (1 << 24):
+        raise UserError(f"{title}: its config describes {weights:,} weights, its files hold {held:,}; {MEND}")
 
 
 def expected(bare: "PreTrainedModel", tensors: Mapping[str, Slice]) -> list[str]:
@@ -168,11 +195,23 @@ def parameter(old: Any, tensor: "torch.Tensor", dtype: "torch.dtype", device: st
     return type(old)(tensor.to(dtype), requires_grad=False, **settings).to(device)
 
 
-def generation(folder: Path) -> "GenerationConfig":
-    """How the model's makers had it write, as its folder says."""
+def generation(files: Files) -> "GenerationConfig | None":
+    """Return how the model's makers had it write, as its folder says; None where it does not.
+
+    Raises:
+        UserError: if the file is no JSON object, or transformers refuses it.
+    """
     from transformers import GenerationConfig
 
-    return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    if GENERATION not in files.names:
+        return None
+    described = files.json(GENERATION)
+    try:
+        return GenerationConfig.from_dict(described)
+    except Exception as error:  # whatever a value breaks first
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        mend = "mend or delete the file"
+        raise UserError(f"{files.title}: transformers refuses {GENERATION} ({why}); {mend}") from None
 
 
 @contextmanager

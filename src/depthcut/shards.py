@@ -1,15 +1,17 @@
 """The safetensors files of a model: which tensor is where, read one at a time, every byte counted."""
 
-import json
 import re
-import struct
 import threading
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depthcut.files import Files
+from depthcut.model.checkpoint.headers import Entry, header
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# The format allows 100 MB; no real model's header comes near this.
-HEADER_LIMIT = 16 << 20
 # The names of types, in the format and in torch.
 TYPES = {
     "BF16": "bfloat16",
@@ -37,12 +37,22 @@ TYPES = {
 
 
 class Slice:
-    """A tensor on the disk: indexing reads it."""
+    """A tensor on the disk: indexing reads it.
 
-    def __init__(self, path: Path, entry: "Entry", count: Callable[[int], None]) -> None:
+    Args:
+        path: of its file.
+        entry: its place there.
+        count: called with the number of bytes before they are read.
+        check: called after they are read; raises if the file is not the one that was opened.
+    """
+
+    def __init__(
+        self, path: Path, entry: Entry, count: Callable[[int], None], check: Callable[[], None] = lambda: None
+    ) -> None:
         self._path = path
         self._entry = entry
         self._count = count
+        self._check = check
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +71,7 @@ class Slice:
         """Read it, straight into its own memory: safetensors would hold it twice, or map the file and keep its pages.
 
         Raises:
-            UserError: if the file has been cut short since it was opened.
+            UserError: if the file has changed since it was opened.
         """
         import torch
 
@@ -73,7 +83,7 @@ class Slice:
         """Read as many of the tensor's bytes as ``buffer_N`` (uint8, on the host) has, from ``start`` on.
 
         Raises:
-            UserError: if the file has been cut short since it was opened.
+            UserError: if the file has changed since it was opened.
         """
         self._count(len(buffer_N))
         with self._path.open("rb", buffering=0) as file:
@@ -84,6 +94,7 @@ class Slice:
                 if not got:
                     raise UserError(f"{self._path} has been cut short while it was read")
                 rest = rest[got:]
+        self._check()
 
     def rows(self, start: int, stop: int) -> "Slice":
         """The rows ``start`` to ``stop`` of the tensor, unread. All of its bytes count: others read the other rows."""
@@ -92,7 +103,7 @@ class Slice:
         self._count(self.nbytes)
         shape = (stop - start, *inner)
         some = replace(self._entry, shape=shape, start=self._entry.start + start * size, nbytes=shape[0] * size)
-        return Slice(self._path, some, lambda _: None)
+        return Slice(self._path, some, lambda _: None, self._check)
 
     def shaped(self, bytes_N: "torch.Tensor") -> "torch.Tensor":
         """The tensor that these bytes are."""
@@ -105,16 +116,52 @@ class Shards:
     """The tensors of a model's files.
 
     Attributes:
-        homes: for each tensor the name of its file.
         bytes_read: bytes of all the tensors read so far.
     """
 
     def __init__(self, files: Files) -> None:
         self.files = files
-        self.homes = homes(files)
         self.bytes_read = 0
-        self._open: dict[str, tuple[Path, dict[str, Entry]]] = {}
+        self._headers: dict[str, dict[str, Entry]] = {}
+        self._whole: set[str] = set()
         self._lock = threading.Lock()  # several threads read
+
+    @cached_property
+    def homes(self) -> dict[str, str]:
+        """For each tensor the name of its file, as the index says, or the only file's header.
+
+        Raises:
+            UserError: if there are no weights in safetensors, or the index is damaged.
+        """
+        if INDEX in self.files.names:
+            return indexed(self.files)
+        return dict.fromkeys(self.entries(self.names[0]), SINGLE)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The files that hold the model. Raises as :attr:`homes`."""
+        if INDEX in self.files.names:
+            return tuple(sorted(set(self.homes.values())))
+        if SINGLE not in self.files.names:
+            raise UserError(unreadable(self.files))
+        return (SINGLE,)
+
+    @property
+    def listed(self) -> bool:
+        """Whether the tensors' names are known without fetching a file of weights."""
+        return INDEX in self.files.names or self.files.here(SINGLE) is not None
+
+    def entries(self, home: str) -> dict[str, Entry]:
+        """The header of a file, which must be on this machine or is fetched.
+
+        Raises:
+            UserError: if it cannot be had or is damaged.
+        """
+        if home not in self._headers:
+            path = self.files.path(home)
+            self.files.pin(home)
+            self._headers[home] = header(self.files, home, path)
+        return self._headers[home]
 
     def slices(self, names: Collection[str]) -> dict[str, Slice]:
         """These tensors, unread; the files that hold them are fetched and checked now.
@@ -126,42 +173,28 @@ class Shards:
 
     def _slice(self, name: str) -> Slice:
         home = self.homes[name]
-        if home not in self._open:
-            path = self.files.whole(home)
-            self._open[home] = path, header(self.files, home, path)
-        path, entries = self._open[home]
+        if home not in self._whole:
+            self.files.whole(home)
+            self._whole.add(home)
+        entries = self.entries(home)
         if name not in entries:
-            raise self.files.damaged(home, f"{INDEX} promises {name}, which it does not hold")
+            raise UserError(absent(self.files, name, home))
         if entries[name].dtype not in TYPES:
             raise UserError(f"{self.files.title}: {name} is of type {entries[name].dtype}; read are {', '.join(TYPES)}")
-        return Slice(path, entries[name], self._count)
+        check = partial(self.files.check_unchanged, home)
+        return Slice(self.files.path(home), entries[name], self._count, check)
 
     def _count(self, size: int) -> None:
         with self._lock:
             self.bytes_read += size
 
 
-def weights(files: Files) -> tuple[str, ...]:
-    """The names of the files that hold the model.
+def indexed(files: Files) -> dict[str, str]:
+    """For each tensor the file that holds it, as the index says.
 
     Raises:
-        UserError: if there is none in safetensors, or one of them is missing.
+        UserError: if the index is damaged, or names a file that is no plain name or not there.
     """
-    if INDEX not in files.names and SINGLE in files.names:
-        return (SINGLE,)
-    return tuple(sorted(set(homes(files).values())))
-
-
-def homes(files: Files) -> dict[str, str]:
-    """For each tensor the file that holds it, as the index says, or the only file's header.
-
-    Raises:
-        UserError: as :func:`weights`, and if the index names a file that is no plain name or not there.
-    """
-    if INDEX not in files.names:
-        if SINGLE not in files.names:
-            raise UserError(unreadable(files))
-        return dict.fromkeys(header(files, SINGLE, files.whole(SINGLE)), SINGLE)
     places = files.json(INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise files.damaged(INDEX, "no weight_map")
@@ -170,6 +203,21 @@ def homes(files: Files) -> dict[str, str]:
             raise files.damaged(INDEX, f"{name!r} is no plain name of a safetensors file")
         files.require(name)
     return places
+
+
+def layer_lists(names: Iterable[str]) -> dict[str, int]:
+    """For each dotted name that numbers follow, how many of the numbers 0, 1, 2, ... follow it without a gap."""
+    numbers: defaultdict[str, set[int]] = defaultdict(set)
+    for name in names:
+        if found := re.match(r"(.+?)\.(\d{1,9})\.", name):
+            numbers[found[1]].add(int(found[2]))
+    return {prefix: next(i for i in count() if i not in found) for prefix, found in numbers.items()}
+
+
+def absent(files: Files, name: str, home: str) -> str:
+    """The message for a tensor that the index names and its file does not hold."""
+    mend = "the index and its files are of two versions: fetch them together, or take the line out of the index"
+    return f"{files.title}: {INDEX} names {name} in {home}, which does not hold it; {mend}"
 
 
 def unreadable(files: Files) -> str:
@@ -182,40 +230,3 @@ def unreadable(files: Files) -> str:
         mend = "take a copy in safetensors; on the hub many have one at model.revision=refs/pr/N"
         return f"{files.title} has only pickled weights ({pickles[0]}), which can run code and are never opened; {mend}"
     return f"{files.title} has no weights: wanted {SINGLE}, or {INDEX} and its shards"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a tensor lies in its file, in bytes from the file's start, and what it is."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    nbytes: int
-
-
-def header(files: Files, name: str, path: Path) -> dict[str, Entry]:
-    """The tensors in a file, by name. Needs no torch; that the header fits the file is for safetensors to check.
-
-    Raises:
-        UserError: if the file is cut short, too long or none of this format.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > HEADER_LIMIT:
-                raise files.damaged(name, f"its header claims {size} bytes; at most {HEADER_LIMIT} are read")
-            with safe_open(path, framework="numpy"):
-                described: dict[str, Any] = json.loads(file.read(size))
-    except (OSError, struct.error, SafetensorError) as error:
-        raise files.damaged(name, str(error)) from None
-    described.pop("__metadata__", None)
-    return {tensor: entry(8 + size, **fields) for tensor, fields in described.items()}
-
-
-def entry(origin: int, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> Entry:
-    """An entry of a header whose file's tensors begin at ``origin``."""
-    start, stop = data_offsets
-    return Entry(dtype, tuple(shape), origin + start, stop - start)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from depthcut.checkpoint import Checkpoint
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
+    from depthcut.checkpoint import Checkpoint
     from depthcut.loading import Quantise as Base
 else:
     # A config may leave it open; it is settled on entering the run, and nothing behind that sees ``auto``.
@@ -58,7 +58,7 @@ class Model(ABC):
         return str(self.quantise) == "auto"
 
     @abstractmethod
-    def open(self, cache: Path) -> Checkpoint:
+    def open(self, cache: Path) -> "Checkpoint":
         """Open it lazily: no weight is read, nothing is on the accelerator.
 
         Args:

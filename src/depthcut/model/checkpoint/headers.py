@@ -1,0 +1,52 @@
+"""The header of a safetensors file: which tensor lies where. Needs no torch."""
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from depthcut.files import Files
+from depthcut.runtime.errors import UserError
+
+# The format allows 100 MB; no real model's header comes near this.
+HEADER_LIMIT = 16 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies in its file, in bytes from the file's start, and what it is."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+def header(files: Files, name: str, path: Path) -> dict[str, Entry]:
+    """The tensors in a file, by name. Needs no torch; that the header fits the file is for safetensors to check.
+
+    Raises:
+        UserError: if the file is cut short, too long or none of this format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            if size > HEADER_LIMIT:
+                raise files.damaged(name, f"its header claims {size} bytes; at most {HEADER_LIMIT} are read")
+            with safe_open(path, framework="numpy"):
+                described: dict[str, Any] = json.loads(file.read(size))
+            described.pop("__metadata__", None)
+            return {tensor: entry(8 + size, **fields) for tensor, fields in described.items()}
+    except UserError:
+        raise
+    except (OSError, struct.error, SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise files.damaged(name, str(error)[:200]) from None
+
+
+def entry(origin: int, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> Entry:
+    """An entry of a header whose file's tensors begin at ``origin``."""
+    start, stop = data_offsets
+    return Entry(dtype, tuple(shape), origin + start, stop - start)

@@ -1,0 +1,209 @@
+"""A model's config.json: its values checked before torch is imported, then read by transformers under one guard."""
+
+import json
+import logging
+import math
+import re
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from depthcut.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+FILE = "config.json"
+# The names that a config gives to the number of layers.
+DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+# Sizes: whole numbers from 1 on, or one for each layer.
+SIZES = frozenset(
+    {
+        *("hidden_size", "n_embd", "d_model", "intermediate_size", "ffn_dim", "n_inner", "vocab_size", "head_dim"),
+        *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
+        *("max_position_embeddings", "n_positions"),
+    }
+)
+OBJECTS = frozenset({"text_config", "vision_config", "audio_config", "rope_scaling", "rope_parameters"})
+# No real model comes near these; a larger value is a mistake that would take hours or all of the memory.
+DEEPEST, LARGEST, NESTED = 1000, 2**31 - 1, 50
+# What chooses code, kernels or the form of the output, and says nothing of the weights.
+CHOICES = re.compile(
+    r"_?(attn|experts)_implementation\w*|auto_map|custom_\w+|use_kernels|kernel_config|distributed_config"
+    r"|base_model_\w+_plan|(use_)?return_dict|output_attentions|output_hidden_states|torchscript|num_labels"
+)
+log = logging.getLogger("depthcut")
+
+
+def check_values(title: str, described: dict[str, Any]) -> None:
+    """Check the values of a config that transformers checks late, with a traceback, or not at all.
+
+    Raises:
+        UserError: naming the key, what was expected and what was given.
+    """
+    for path, value in leaves(described):
+        if isinstance(value, float) and math.isnan(value):
+            raise wrong(title, path, value, "a number")
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63:
+            raise wrong(title, path, value, "a number of at most 63 bits")
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", value + path):
+            raise wrong(title, path, value, "text without a lone surrogate")
+        check_size(title, path, value)
+    kind = described.get("model_type")
+    if not isinstance(kind, str) or not kind:
+        raise wrong(title, "model_type", kind, "the name of a model family")
+
+
+def check_size(title: str, path: str, value: Any) -> None:
+    """Check one value that counts something.
+
+    Raises:
+        UserError: naming the key.
+    """
+    part, _, key = path.rpartition(".")
+    tower = part not in ("", "text_config") and (value is None or value == 0)
+    if key in DEPTH and not is_size(value, DEEPEST) and not tower:
+        raise wrong(title, path, value, f"a whole number from 1 to {DEEPEST}")
+    if key in SIZES and not is_size(value, LARGEST) and value is not None:
+        raise wrong(title, path, value, f"a whole number from 1 to {LARGEST}")
+    if key in OBJECTS and value is not None:
+        raise wrong(title, path, value, "an object")
+
+
+def is_size(value: Any, most: int) -> bool:
+    """Whether a value is a whole number from 1 to ``most``."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def leaves(described: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Go through the values of a config that are no objects, with their dotted paths; those of a list have its path."""
+    waiting: list[tuple[str, Any, int]] = [(key, value, 1) for key, value in described.items()]
+    while waiting:
+        path, value, level = waiting.pop()
+        if level > NESTED:
+            raise UserError(f"{FILE}: {path[:80]} is nested more than {NESTED} levels deep")
+        if isinstance(value, dict) and value:
+            waiting += [(f"{path}.{key}", inner, level + 1) for key, inner in value.items()]
+        elif isinstance(value, list) and value and path.rpartition(".")[2] not in (*DEPTH, *OBJECTS):
+            waiting += [(path, inner, level + 1) for inner in value]
+        elif not isinstance(value, dict):
+            yield path, value
+
+
+def wrong(title: str, path: str, value: Any, wanted: str) -> UserError:
+    """Return the error for a value of the config."""
+    return UserError(f"{title}: {FILE}: {printable(path)} must be {wanted}, got {printable(repr(value))}")
+
+
+def printable(text: str, most: int = 80) -> str:
+    """Shorten a text that a file holds to one printable line."""
+    line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def portable(value: Any) -> Any:
+    """Return a config's value with its infinities written as transformers writes them, so that it is plain JSON."""
+    if isinstance(value, dict):
+        return {key: portable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [portable(inner) for inner in value]
+    if isinstance(value, float) and math.isinf(value):
+        return {"__float__": "Infinity" if value > 0 else "-Infinity"}
+    return value
+
+
+def without_choices(value: Any) -> Any:
+    """Return a config, or a part of one, without the keys that choose code, kernels or the form of the output."""
+    if isinstance(value, dict):
+        return {key: without_choices(inner) for key, inner in value.items() if not CHOICES.fullmatch(key)}
+    return value
+
+
+def read(title: str, folder: Path, described: dict[str, Any]) -> "PreTrainedConfig":
+    """Have transformers read a config that :func:`check_values` has checked. Code that a model brings is never run.
+
+    Args:
+        title: of the model, for messages.
+        folder: of the model.
+        described: the content of its config.json.
+
+    Raises:
+        UserError: if transformers has no such model, or refuses a value; naming the key where it can be known.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from depthcut.loading import quiet
+
+    kind = described["model_type"]
+    if kind not in CONFIG_MAPPING:
+        own = " (it comes as code of its own, which is never run)" if "auto_map" in described else ""
+        raise UserError(f"{title}: {FILE}: transformers has no model_type={printable(repr(kind))}{own}")
+    used = without_choices(described)
+    if layers := used.get("num_nextn_predict_layers"):
+        log.info("%s: its %s layers that predict later tokens (num_nextn_predict_layers) are left out", title, layers)
+        used["num_nextn_predict_layers"] = 0
+    with explained(title, described), quiet(), tempfile.TemporaryDirectory() as clean:
+        (Path(clean) / FILE).write_text(json.dumps(used), encoding="utf-8")
+        config = AutoConfig.from_pretrained(clean, trust_remote_code=False, local_files_only=True)
+    config.name_or_path = str(folder)
+    return config
+
+
+def build(title: str, config: "PreTrainedConfig", described: dict[str, Any], most: int) -> "PreTrainedModel":
+    """Build the model of a config on the meta device, and stop once it has more than ``most`` parameters.
+
+    Raises:
+        UserError: if the config cannot be cut or describes no model; naming the key where it can be known.
+    """
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    from depthcut import depth
+    from depthcut.loading import quiet
+
+    depth.text_config(config)
+    count = iter(range(most))
+
+    def stop(*_: Any) -> None:
+        if next(count, None) is None:
+            raise UserError(f"{title}: {FILE} describes more than {most} tensors, far more than its files hold")
+
+    hook = register_module_parameter_registration_hook(stop)
+    try:
+        with explained(title, described), quiet():
+            return depth.skeleton(config)
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def explained(title: str, described: dict[str, Any]) -> Generator[None]:
+    """Turn what transformers and torch raise for a wrong config into one line.
+
+    Raises:
+        UserError: naming the key where it can be known.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # KeyError, AssertionError, ZeroDivisionError, ...: whatever the value breaks first
+        why = printable(f"{type(error).__name__}: {error}", 200)
+        key = culprit(described, error)
+        named = (
+            f"{key}={printable(repr(dict(leaves(described)).get(key)))} is wrong" if key else "no model can be built"
+        )
+        raise UserError(f"{title}: {FILE}: {named} ({why})") from None
+
+
+def culprit(described: dict[str, Any], error: Exception) -> str:
+    """Return the path of the value that an error is about: it names the key, or the value; empty if neither."""
+    said = str(error)
+    if "adding_idx" in said:
+        said += " pad_token_id"
+    found = dict(leaves(described))
+    keys = [path for path in found if re.search(rf"(?<!\w){re.escape(path.rpartition('.')[2])}(?!\w)", said)]
+    values = [path for path, value in found.items() if isinstance(value, str) and value and value in said]
+    return max(keys or values, key=lambda path: len(path.rpartition(".")[2]), default="")

@@ -1,0 +1,74 @@
+"""Recognise weights that are quantised already, whatever their config says."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from depthcut.model.checkpoint.headers import Entry
+from depthcut.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
+# Tensors that only quantisers write: GPTQ, AWQ, compressed-tensors, Model-Optimizer, FP8, bitsandbytes, HQQ.
+QUANTISERS = re.compile(
+    r"(?:^|\.)(?:\w+_)?(?:qweight|qzeros|g_idx|weight_packed|weight_scale\w*|weight_zero_point|weight_global_scale"
+    r"|input_scale\w*|input_global_scale|activation_scale|scale_inv|SCB|absmax|quant_map|quant_state\.\S+)$"
+)
+# What a quantiser puts next to the weight ``X.weight`` or ``X``, as ``X.scales`` or ``X_scale``.
+COMPANIONS = re.compile(r"[._](?:\w+_)?(?:scales?|scale_inv|zeros|zero_points?|qmin|qmax)$")
+MEND = "give the model that it was made from"
+
+
+def check_config(title: str, described: Mapping[str, Any]) -> None:
+    """Refuse a config that says that its model is quantised.
+
+    Raises:
+        UserError: naming the method.
+    """
+    for part in (described, described.get("text_config")):
+        for key in ("quantization_config", "compression_config"):
+            if isinstance(part, dict) and (method := part.get(key)):
+                named = method.get("quant_method", "") if isinstance(method, dict) else method
+                raise UserError(f"{title} is quantised already ({str(named)[:80]}); {MEND}")
+
+
+def check_entries(title: str, entries: Mapping[str, Entry]) -> None:
+    """Refuse a file whose tensors are those of a quantised model.
+
+    Raises:
+        UserError: naming a tensor that shows it.
+    """
+    for name, entry in entries.items():
+        if QUANTISERS.search(name):
+            raise UserError(f"{title} is quantised already: it holds {name}; {MEND}")
+        if name.endswith(".weight") and entry.dtype not in FLOATS:
+            raise UserError(f"{title} is quantised already: {name} is stored as {entry.dtype}; {MEND}")
+
+
+def check_strangers(title: str, strangers: Collection[str], held: Collection[str]) -> None:
+    """Refuse tensors without a place in the model that change the meaning of tensors that have one.
+
+    Raises:
+        UserError: naming one.
+    """
+    for name in sorted(strangers):
+        owner = COMPANIONS.sub("", name)
+        if owner != name and (owner in held or f"{owner}.weight" in held):
+            raise UserError(f"{title} is quantised already: {name} scales its weights; {MEND}")
+
+
+def unquantised(layers: "Iterable[nn.Module]") -> dict[str, float]:
+    """Return the matrices that bitsandbytes leaves as they are: their share of all the layers' weights, by name."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    total, left = 0, dict[str, int]()
+    for layer in layers:
+        for name, weight in layer.named_parameters():
+            owner = layer.get_submodule(name.rpartition(".")[0])
+            total += weight.numel()
+            if weight.ndim > 1 and not isinstance(owner, nn.Linear | Conv1D):
+                left[name] = left.get(name, 0) + weight.numel()
+    return {name: size / total for name, size in left.items()}

@@ -1,0 +1,44 @@
+"""A model's tokenizer, read by transformers under one guard."""
+
+from typing import TYPE_CHECKING
+
+from depthcut.files import Files
+from depthcut.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+# What tokenizers are read from.
+NAMES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+
+
+def read(files: Files, config: "PreTrainedConfig") -> "PreTrainedTokenizerBase":
+    """Have transformers read the tokenizer of the model of ``config``.
+
+    Raises:
+        UserError: if it cannot, or if a file has changed since it was pinned.
+    """
+    from transformers import AutoTokenizer
+
+    folder = files.folder
+    there = [name for name in NAMES if name in files.names]
+    files.check_unchanged(*there)
+    try:
+        found = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
+    except BaseException as error:  # its reader, in Rust, raises plain Exception, and a panic is not even that
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
+        why = " ".join(str(error).split())[:200]
+        given = f"there is {', '.join(there) or 'no file of one'}"
+        raise UserError(f"{files.title} has no tokenizer that transformers can read ({why}); {given}") from None
+    files.check_unchanged(*there)
+    return found
