@@ -113,13 +113,13 @@ def verified(folder: Path) -> bool:
         return False
 
 
-_seen: dict[tuple[str, int, int], str] = {}
+_seen: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, remembered in this process by path, size and time."""
+    """SHA-256 of a file's bytes, remembered in this process by path, size, inode and times."""
     stat = path.stat()
-    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     if key not in _seen:
         with path.open("rb") as file:
             _seen[key] = hashlib.file_digest(file, "sha256").hexdigest()
