@@ -201,11 +201,14 @@ parquet.write_table(pyarrow.table({"text": column}), file, compression="zstd")
 assert file.stat().st_size < 1000
 before = peak()
 assert sum(len(each) for each in documents.read(file, "text", None)) == 1000 * len(text)
+long = file.with_name("a.txt")
+long.write_text(("x" * 999 + "\\n") * 300_000)
+assert sum(1 for each in documents.read(long, "text", "\\n")) == 300_000
 print((peak() - before) >> 10)
 """
 
 
-def test_a_small_parquet_file_that_holds_gigabytes_is_streamed(tmp_path):
+def test_files_larger_than_memory_allows_are_streamed(tmp_path):
     call = [sys.executable, "-c", EXPANDS, str(tmp_path / "a.parquet")]
     done = subprocess.run(call, capture_output=True, text=True, check=True, env={**os.environ, **PATHS})
     assert int(done.stdout) < 200, "MiB"

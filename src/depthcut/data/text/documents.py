@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import itertools
 import json
 import logging
 import zlib
@@ -64,7 +65,7 @@ def characters(file: Path) -> Iterator[str]:
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, kept, mac = 0, "", None
-    for data in (*chunks(file), b""):
+    for data in itertools.chain(chunks(file), [b""]):
         waiting = decoder.getstate()[0]
         try:
             text = kept + decoder.decode(data, final=not data)
