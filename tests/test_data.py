@@ -202,7 +202,8 @@ assert file.stat().st_size < 1000
 before = peak()
 assert sum(len(each) for each in documents.read(file, "text", None)) == 1000 * len(text)
 long = file.with_name("a.txt")
-long.write_text(("x" * 999 + "\\n") * 300_000)
+with long.open("w") as lines:
+    lines.writelines(("x" * 999 + "\\n") * 1000 for _ in range(300))
 assert sum(1 for each in documents.read(long, "text", "\\n")) == 300_000
 print((peak() - before) >> 10)
 """
