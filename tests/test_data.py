@@ -1,5 +1,6 @@
 """Data: the demo corpus, files, hub sets; what they give, always the same; and their errors."""
 
+import gzip
 import importlib
 import itertools
 import json
@@ -18,9 +19,12 @@ from depthcut.data import fingerprint
 from depthcut.data.demo import Demo, articles, sections, speeches
 from depthcut.data.files import Files
 from depthcut.data.hub import Hub
+from depthcut.data.text import documents
+from depthcut.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "outputs/cache"
+PATHS = {"PYTHONPATH": str(ROOT / "src")}
 TEXTS = [f"Document number {i} is about the number {i * i}.\n\nIt has two paragraphs." for i in range(40)]
 PARTS = {"calibration": (0.9, 0.95), "train": (0.0, 0.9), "validation": (0.95, 1.0)}
 
@@ -100,6 +104,148 @@ def test_three_formats_give_the_same_documents(tmp_path):
     assert len(list(files([tmp_path / "a.txt"], divider="\n\n").documents(tmp_path))) == 41
 
 
+def zstandard(data):
+    import pyarrow
+
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+JSONL = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
+BOM = "\ufeff".encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("bom.jsonl", BOM + JSONL),
+        ("crlf.jsonl", JSONL.replace(b"\n", b"\r\n")),
+        ("mac.jsonl", JSONL.replace(b"\n", b"\r")),
+        ("lines.json", JSONL),
+        ("nulls.jsonl", b'{"text": null}\n' + JSONL + b'{"text": null}'),
+        ("a.jsonl.gz", gzip.compress(BOM + JSONL)),
+        ("a.json.gz", gzip.compress(JSONL)),
+        ("a.jsonl.zst", zstandard(JSONL)),
+        ("a.txt.gz", gzip.compress("\n====\n".join(TEXTS).encode())),
+        ("mac.txt", BOM + "\n====\n".join(TEXTS).replace("\n", "\r").encode()),
+    ],
+)
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+def test_texts_as_they_come_give_the_same_documents(tmp_path, name, content, chunk, monkeypatch, caplog):
+    monkeypatch.setattr(documents, "CHUNK", chunk)
+    (tmp_path / name).write_bytes(content)
+    with caplog.at_level("INFO"):
+        assert list(files([tmp_path / name], divider="\n====\n").documents(tmp_path)) == TEXTS
+    assert ("skipped 2 rows without text (text is null)" in caplog.text) == (name == "nulls.jsonl")
+
+
+def test_lone_surrogates_are_replaced(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "cut \\ud83d off, \\ud83d\\ude00 whole"}')
+    assert list(files([tmp_path / "a.jsonl"]).documents(tmp_path)) == ["cut \ufffd off, \U0001f600 whole"]
+
+
+def test_every_text_column_of_arrow_is_read(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    kinds = (pyarrow.large_string(), pyarrow.string_view(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string()))
+    for place, kind in enumerate(kinds):
+        parquet.write_table(pyarrow.table({"text": pyarrow.array([*TEXTS, None], kind)}), tmp_path / f"{place}.parquet")
+        assert list(files([tmp_path / f"{place}.parquet"]).documents(tmp_path)) == TEXTS
+
+
+def test_parquet_that_is_no_utf_8_names_its_row(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    column = pyarrow.array([b"fine", b"caf\xe9"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: row 2 of column `text` is not UTF-8"):
+        list(files([tmp_path / "a.parquet"]).documents(tmp_path))
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    for name in ("pipe.jsonl", "zero.txt"):
+        with pytest.raises(UserError, match=rf"{name} is no regular file"):
+            files([tmp_path / name]).identity(tmp_path)
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "set" / name)
+        with pytest.raises(UserError, match=rf"{name} is no regular file"):
+            hub(tmp_path / "set").identity(tmp_path)
+        (tmp_path / "set" / name).unlink()
+
+
+def test_a_document_without_an_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "LONGEST", 1 << 20)
+    (tmp_path / "a.txt").write_text("word " * 300_000)
+    (tmp_path / "a.jsonl").write_text('{"text": "short"}\n{"text": "' + "x" * 1_100_000 + '"}')
+    for name, where in (("a.txt", r"a\.txt"), ("a.jsonl", r"a\.jsonl, line 2")):
+        with pytest.raises(UserError, match=rf"{where} holds a document of more than 1 million characters"):
+            list(files([tmp_path / name], divider="\n\n").documents(tmp_path))
+
+
+EXPANDS = """
+import resource, sys
+from pathlib import Path
+import pyarrow
+from pyarrow import parquet
+from depthcut.data.text import documents
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+file, text = Path(sys.argv[1]), "x" * (2 << 20)
+column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000), pyarrow.array([text]))
+parquet.write_table(pyarrow.table({"text": column}), file, compression="zstd")
+assert file.stat().st_size < 1000
+before = peak()
+assert sum(len(each) for each in documents.read(file, "text", None)) == 1000 * len(text)
+long = file.with_name("a.txt")
+with long.open("w") as lines:
+    lines.writelines(("x" * 999 + "\\n") * 1000 for _ in range(300))
+assert sum(1 for each in documents.read(long, "text", "\\n")) == 300_000
+print((peak() - before) >> 10)
+"""
+
+
+def test_files_larger_than_memory_allows_are_streamed(tmp_path):
+    call = [sys.executable, "-c", EXPANDS, str(tmp_path / "a.parquet")]
+    done = subprocess.run(call, capture_output=True, text=True, check=True, env={**os.environ, **PATHS})
+    assert int(done.stdout) < 200, "MiB"
+
+
+def test_a_corpus_that_is_one_document_says_so(tmp_path):
+    (tmp_path / "book.txt").write_text("\n".join(TEXTS))
+    book = [files([tmp_path / "book.txt"], divider="\n====\n", span=span) for span in ([0, 0.5], [0.5, 1])]
+    told = []
+    for half in book:
+        try:
+            assert len(list(half.documents(tmp_path))) == 1
+        except UserError as error:
+            told.append(str(error))
+    assert len(told) == 1
+    assert "is one document" in told[0] and "set divider to what stands between its documents" in told[0]
+    with pytest.raises(UserError, match=r"none of the 40 documents of .*a\.jsonl is in the span \[0\.9999, 1\.0\]"):
+        list(files([write_jsonl(tmp_path / "a.jsonl")], span=[0.9999, 1.0]).documents(tmp_path))
+
+
+def test_a_sequence_is_no_longer_than_any_model(tmp_path):
+    with pytest.raises(ValidationError, match="less than or equal to 1048576"):
+        files([tmp_path / "a.txt"], length=10**8)
+
+
+def test_names_of_plain_files_are_those_of_earlier_versions(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(JSONL)
+    assert files([path]).identity(tmp_path) == "ba9fce2509623190"
+    assert hub("nobody/nothing", revision="0" * 40).identity(tmp_path) == "b7c5518fa5d583e4"
+    (tmp_path / "set").mkdir()
+    path.rename(tmp_path / "set/train.jsonl")
+    assert hub(tmp_path / "set").identity(tmp_path) == "6707655fa3a9ea17"
+    assert demo("train").identity(tmp_path) == "9fc3fda55525f137"
+
+
 def test_patterns_and_spans(tmp_path):
     write_jsonl(tmp_path / "x/1.jsonl", TEXTS[:20])
     write_jsonl(tmp_path / "x/2.jsonl", TEXTS[20:])
@@ -127,7 +273,15 @@ def test_identity_is_by_content(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', r"a\.jsonl, line 3 is no JSON: Expecting value"),
         ("a.jsonl", b'["x"]\n', r"a\.jsonl, line 1 is no JSON object"),
         ("a.jsonl", b'{"body": "x", "id": 1}\n', r"line 1 has no text in a field `text`; there are: body, id"),
-        ("a.jsonl", b'{"text": null}\n', r"line 1 has no text in a field `text`; there are: text"),
+        ("a.jsonl", b'{"text": null}\n', r"a\.jsonl holds no text"),
+        ("a.jsonl", b'{"text": 7}\n', r"a\.jsonl, line 1: field `text` holds int, not text"),
+        ("a.jsonl", b'{"text": ' + b"7" * 6000 + b"}", r"a\.jsonl, line 1 cannot be read as JSON: .*digits"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, r"a\.jsonl, line 1 cannot be read as JSON: .*recursion"),
+        ("a.json", b'[{"text": "x"}]', r"a\.json, line 1 is no JSON object but a list; write one object a line"),
+        ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz is cut short or damaged"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n')[:-9], r"a\.jsonl\.gz is cut short or damaged"),
+        ("a.jsonl.zst", b"no zstandard", r"a\.jsonl\.zst is cut short or damaged"),
+        ("a.parquet.gz", b"x", r"no way to read \.gz"),
         ("a.parquet", b"no parquet", r"a\.parquet is no parquet file"),
         ("a.csv", b"text\nx", r"a\.csv: no way to read \.csv; \.txt, \.jsonl or \.parquet"),
         ("a", b"x", r"no way to read a file without suffix"),

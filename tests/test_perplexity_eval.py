@@ -14,9 +14,11 @@ import torch
 
 from composing import composed
 from depthcut import algorithm, config, cuts, depth, digests, lab
+from depthcut.eval import texts
 from depthcut.eval.perplexity import Perplexity
 from depthcut.lab import Lab
 from depthcut.model.pico import byte_tokenizer
+from depthcut.runtime.errors import UserError
 from pico import pico
 from running import ENVIRONMENT, text_files
 
@@ -28,7 +30,10 @@ def bare(cache: Path, tokenizer: Any = None) -> Any:
     """A lab that reads no other text."""
     x = SimpleNamespace(heal=SimpleNamespace(trains=False), prune=SimpleNamespace(reads_scores=False))
     return SimpleNamespace(
-        experiment=x, cache=cache, checkpoint=SimpleNamespace(tokenizer=tokenizer or byte_tokenizer())
+        experiment=x,
+        cache=cache,
+        contents={},
+        checkpoint=SimpleNamespace(tokenizer=tokenizer or byte_tokenizer()),
     )
 
 
@@ -151,6 +156,23 @@ def test_a_folder_laid_out_like_the_hub_s_penn_treebank(tmp_path: Path) -> None:
     assert np.array_equal(ptb.windowed("ptb", bare(tmp_path)).ids, rows.ids)
 
 
+def test_a_text_that_changes_after_the_run_was_named_is_an_error(file: Path, tmp_path: Path) -> None:
+    here: Any = bare(tmp_path)
+    digests.evaluation(evaluation(file), here)
+    jsonl(file, DOCUMENTS[::-1])  # of the same length
+    with pytest.raises(UserError, match=r"^eval\.perplexity\.texts\.a: .*a\.jsonl changed during the run"):
+        evaluation(file).prepare(here)
+
+
+def test_more_text_than_can_be_tokenised_as_one_is_refused(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "LONGEST", 500)
+    with pytest.raises(UserError, match=r"texts\.a: the text has more than .* set eval\.perplexity\.windows"):
+        evaluation(file).prepare(bare(tmp_path))
+    assert len(evaluation(file, windows=1).windowed("a", bare(tmp_path))) == 1
+
+
 WRONG = {
     "no text": ({}, r"eval\.perplexity\.texts names no text; give one"),
     "no source": ({"a": {}}, r"texts\.a: name its paths, its dataset, or a span of the demo corpus"),
@@ -163,9 +185,9 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_is_told_in_one_line(case: str) -> None:
-    texts, said = WRONG[case]
+    given, said = WRONG[case]
     with pytest.raises(ValueError, match=said) as error:
-        Perplexity(texts=texts, **KNOBS)
+        Perplexity(texts=given, **KNOBS)
     assert str(error.value).startswith("1 validation error") or "\n" not in str(error.value)
 
 
@@ -231,7 +253,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from depthcut.eval.perplexity import Perplexity
 read = Perplexity(texts={"a": {"paths": [sys.argv[1]]}}, window=16, windows=None, bos="first", batch=1)
-assert read.reads(SimpleNamespace(cache=Path(sys.argv[2])))["a"]
+assert read.reads(SimpleNamespace(cache=Path(sys.argv[2]), contents={}))["a"]
 assert not {"torch", "transformers", "datasets"} & set(sys.modules)
 """
 

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depthcut import text
+from composing import composed
+from depthcut import config, lab, text
 from depthcut.data import fingerprint
 from depthcut.data.demo import Demo
 from depthcut.data.files import Files
+from depthcut.runtime.errors import UserError
+from running import text_files
 
 CACHE = Path(__file__).parents[1] / "outputs/cache"
 TEXTS = [f"Document number {i} is about the number {i * i}.\n\nIt has two paragraphs." for i in range(40)]
@@ -172,3 +175,31 @@ def test_the_demo_parts_never_overlap(tokenizer):
     parts = {part: text.tokens(source, tokenizer, None, CACHE, part=part) for part, source in sources.items()}
     text.disjoint(parts)
     assert all(len(tokens) == 300 for tokens in parts.values())
+
+
+class Rewritten(Files):
+    """Files of which one gets other bytes of the same length while it is read."""
+
+    def documents(self, cache):
+        yield from super().documents(cache)
+        write_jsonl(Path(self.paths[0]), [each.upper() for each in TEXTS])
+
+
+def test_a_text_that_changes_while_it_is_read_is_an_error_that_names_it(tmp_path, tokenizer):
+    knobs = {"span": [0.0, 1.0], "sequences": None, "length": 16, "pack": True, "field": "text", "divider": None}
+    source = Rewritten(paths=[str(write_jsonl(tmp_path / "a.jsonl"))], **knobs)
+    with pytest.raises(
+        UserError, match=r"^data\.train: .*a\.jsonl changed during the run; give the same command again"
+    ):
+        text.tokens(source, tokenizer, None, tmp_path, 10**6, part="train")
+    assert not [entry for entry in (tmp_path / "tokens").iterdir() if not entry.name.startswith(".")]
+
+
+def test_a_text_that_changes_after_the_run_was_named_is_an_error(tmp_path):
+    corpus = text_files(tmp_path)
+    here = lab.enter(config.read(composed(f"outputs={tmp_path}/outputs", "model=pico", "data=files", *corpus)))
+    assert here.digest
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(path.read_text().replace("cat", "emu"))
+    with pytest.raises(UserError, match=r"corpus\.jsonl changed during the run"):
+        here.train()

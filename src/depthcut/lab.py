@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from depthcut import bases, digests, measuring, memory, ranks, sharing, store
+from depthcut.data import Contents, first_content
 from depthcut.plan import Plan, Unit
 from depthcut.prune.block import Block
 from depthcut.runtime.errors import UserError
@@ -42,6 +43,7 @@ class Lab:
         evaluated: for each stage the digests of the evaluations whose numbers are in.
         settled: what ``model.quantise=auto`` was taken for, and why, in words.
         helped: whether all processes are at one piece of work now, which runs a model in shares.
+        contents: what each text held when it was first asked for: the run is named by it, so it may not change.
     """
 
     experiment: "Experiment"
@@ -56,6 +58,7 @@ class Lab:
     helped: bool = False
     opened: "Streamed | None" = None
     texts: dict[tuple[Part, int | None], Tokens] = field(default_factory=dict[tuple[Part, int | None], Tokens])
+    contents: Contents = field(default_factory=dict[str, dict[str, str]])
 
     @cached_property
     def digest(self) -> str:
@@ -101,7 +104,8 @@ class Lab:
         """What a part of the data will hold, by content, without reading it."""
         source = getattr(self.experiment.data, part)
         shape = [source.sequences, source.length, source.pack]
-        return {"text": source.identity(self.cache), "shape": shape, "separator": self.checkpoint.separator}
+        text = source.named(first_content(self.contents, source, self.cache))
+        return {"text": text, "shape": shape, "separator": self.checkpoint.separator}
 
     def calibration(self) -> Tokens:
         """The text that metrics read."""
@@ -143,7 +147,9 @@ class Lab:
         if (part, sequences) not in self.texts:
             source = getattr(self.experiment.data, part)
             tokenizer, separator = self.checkpoint.tokenizer, self.checkpoint.separator
-            self.texts[part, sequences] = tokens(source, tokenizer, separator, self.cache, sequences, part)
+            found = tokens(source, tokenizer, separator, self.cache, sequences, part)
+            source.require(first_content(self.contents, source, self.cache), self.cache)
+            self.texts[part, sequences] = found
         return self.texts[part, sequences]
 
     def dense(self) -> "nn.Module":

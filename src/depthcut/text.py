@@ -84,7 +84,8 @@ def tokens(
         As many sequences as asked for, or all that there are: at least one.
 
     Raises:
-        UserError: if there is not one sequence, nothing says how many, or the separator is no token.
+        UserError: if there is not one sequence, nothing says how many, the separator is no token, or the
+            text changes meanwhile.
     """
     asked = [n for n in (source.sequences, sequences) if n is not None]
     if not asked:
@@ -94,10 +95,12 @@ def tokens(
     def make(into: Path) -> None:
         logger.info("tokenising data.%s: %d sequences of %d tokens", part, min(asked), source.length)
         fill(into, encoded(source.documents(cache), tokenizer), source, min(asked), end)
+        source.require(content, cache)
 
     try:
+        content = source.content(cache)
         shape = [source.length, source.pack, min(asked)]
-        digest = store.digest([FORMAT, source.identity(cache), tokenizer_digest(tokenizer), end, shape])
+        digest = store.digest([FORMAT, source.named(content), tokenizer_digest(tokenizer), end, shape])
         found = read(store.kept(cache / "tokens" / digest, make), source.length)
     except ValueError as error:
         raise UserError(f"data.{part}: {error}") from error

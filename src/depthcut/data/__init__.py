@@ -11,6 +11,9 @@ from pydantic import Field, Strict, field_validator
 from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
+LONGEST = 1 << 20
+"""Tokens of a sequence at most; unpacked sequences are padded to their length on the disk."""
+
 
 @strict
 class Source(ABC):
@@ -27,7 +30,7 @@ class Source(ABC):
 
     span: Annotated[tuple[float, float], Strict(False)]  # YAML has no tuples
     sequences: Annotated[int | None, Field(gt=0)]
-    length: Annotated[int, Field(gt=0)]
+    length: Annotated[int, Field(gt=0, le=LONGEST)]
     pack: bool
 
     @field_validator("span")
@@ -47,8 +50,27 @@ class Source(ABC):
         """
 
     @abstractmethod
+    def content(self, cache: Path) -> dict[str, str]:
+        """Return what pins the content of each file, or of the data set: a SHA-256, a commit."""
+
+    @abstractmethod
+    def named(self, content: dict[str, str]) -> str:
+        """Name what :meth:`documents` gives of this :meth:`content`."""
+
     def identity(self, cache: Path) -> str:
         """Name by content what :meth:`documents` gives, without reading all of it where its content is pinned."""
+        return self.named(self.content(cache))
+
+    def require(self, content: dict[str, str], cache: Path) -> None:
+        """Check that the content is still this, after documents were read.
+
+        Raises:
+            UserError: naming what changed meanwhile.
+        """
+        now = self.content(cache)
+        changed = [name for name in content | now if content.get(name) != now.get(name)]
+        if changed:
+            raise UserError(f"{', '.join(changed)} changed during the run; give the same command again")
 
     def covers(self, text: str) -> bool:
         """Whether a whole document is inside the span."""
@@ -63,3 +85,14 @@ def within(text: str, span: tuple[float, float]) -> bool:
 def fingerprint(text: str) -> int:
     """64 bits of SHA-256 over a document's words: the same for a text that differs in white space only."""
     return int.from_bytes(hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).digest()[:8], "big")
+
+
+Contents = dict[str, dict[str, str]]
+"""The content of sources when they were first asked for."""
+
+
+def first_content(contents: Contents, source: Source, cache: Path) -> dict[str, str]:
+    """Return the content that a source had when this was first called for it."""
+    if repr(source) not in contents:
+        contents[repr(source)] = source.content(cache)
+    return contents[repr(source)]

@@ -31,9 +31,12 @@ class Demo(Source):
         yield from sorted(texts, key=order)
 
     @override
-    def identity(self, cache: Path) -> str:
-        pins = [fetch.PINS[name].sha256 for name in (ARTICLES, SPEECHES)]
-        return store.digest({"demo": FORMAT, "wheels": pins, "span": self.span})
+    def content(self, cache: Path) -> dict[str, str]:
+        return {name: fetch.PINS[name].sha256 for name in (ARTICLES, SPEECHES)}
+
+    @override
+    def named(self, content: dict[str, str]) -> str:
+        return store.digest({"demo": FORMAT, "wheels": list(content.values()), "span": self.span})
 
 
 def order(text: str) -> int:

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from depthcut import store
 from depthcut.data import Source
+from depthcut.data.text.documents import tell_nulls, well_formed
 from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
@@ -35,41 +36,49 @@ class Hub(Source):
 
     @override
     def documents(self, cache: Path) -> Iterator[str]:
+        revision = None if Path(self.dataset).is_dir() else next(iter(self.content(cache).values()))
         with self.readable():
             from datasets import load_dataset
 
-            rows = iter(
-                load_dataset(self.dataset, self.config, split=self.split, revision=self.revision, streaming=True)
-            )
+            rows = iter(load_dataset(self.dataset, self.config, split=self.split, revision=revision, streaming=True))
+        nulls = 0
         while (row := self.row_after(rows)) is not None:
+            if self.field in row and row[self.field] is None:
+                nulls += 1
+                continue
             if not isinstance(row.get(self.field), str):
                 raise UserError(f"{self.name} has no text in a field `{self.field}`; there are: {', '.join(row)}")
-            text = row[self.field]
+            text = well_formed(row[self.field])
             if text.strip() and self.covers(text):
                 yield text
+        tell_nulls(self.name, self.field, nulls)
 
     @override
-    def identity(self, cache: Path) -> str:
+    def named(self, content: dict[str, str]) -> str:
+        pins = [f"{name} {sha256}" for name, sha256 in content.items()]
+        if not Path(self.dataset).is_dir():
+            pins = [self.dataset, *content.values()]
         reading = [self.config, self.split, self.field, self.span]
-        return store.digest({"hub": FORMAT, "content": self.content(), "reading": reading})
+        return store.digest({"hub": FORMAT, "content": pins, "reading": reading})
 
     @property
     def name(self) -> str:
         """The split, as a person would name it."""
         return " ".join(filter(None, [self.dataset, self.config, self.split]))
 
-    def content(self) -> list[str]:
-        """What pins the data set's content: its commit on the hub, or the hashes of the folder's files."""
+    @override
+    def content(self, cache: Path) -> dict[str, str]:
         folder = Path(self.dataset)
         if folder.is_dir():
-            files = sorted(path for path in folder.rglob("*") if path.is_file())
-            return [f"{path.relative_to(folder)} {store.sha256(path)}" for path in files]
-        if self.revision is not None:
-            return [self.dataset, self.revision]
+            return {str(path.relative_to(folder)): store.sha256(path) for path in regular(folder)}
+        return {self.dataset: self.revision or self.head()}
+
+    def head(self) -> str:
+        """Look up the newest commit of the data set on the hub."""
         with self.readable():
             from huggingface_hub import HfApi
 
-            return [self.dataset, str(HfApi().dataset_info(self.dataset).sha)]
+            return str(HfApi().dataset_info(self.dataset).sha)
 
     def row_after(self, rows: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
         """The next row, or None at the end."""
@@ -86,3 +95,16 @@ class Hub(Source):
             raise UserError(
                 f"could not read {self.name} ({reason.rstrip('.')}); connect, or choose other data, e.g. data=demo"
             ) from error
+
+
+def regular(folder: Path) -> list[Path]:
+    """List the files of a folder and its sub-folders.
+
+    Raises:
+        UserError: for a device, a pipe or a socket, which may never end.
+    """
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path} is no regular file; remove it from the data set")
+    return files

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
-from depthcut.data import Source
+from depthcut.data import LONGEST, Source, first_content
 from depthcut.eval import UNCUT, Cuts, Eval, texts
 from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
@@ -47,7 +47,7 @@ class Perplexity(Eval):
     """
 
     texts: dict[Name, dict[str, Any] | None]
-    window: Annotated[int, Field(gt=1)]
+    window: Annotated[int, Field(gt=1, le=LONGEST)]
     windows: Count | None
     bos: Literal["first", "all"]
     batch: Count
@@ -81,8 +81,12 @@ class Perplexity(Eval):
 
     def identity(self, name: str, lab: "Lab") -> str:
         """Name a text by content."""
+        return self.source(name).named(self.content(name, lab))
+
+    def content(self, name: str, lab: "Lab") -> dict[str, str]:
+        """Return the content that the text had when this run first asked for it."""
         with texts.told(name):
-            return self.source(name).identity(lab.cache)
+            return first_content(lab.contents, self.source(name), lab.cache)
 
     def prepare(self, lab: "Lab") -> None:
         """Fetch and tokenise the texts; none may share a document with what the metric or healing reads.
@@ -118,10 +122,12 @@ class Perplexity(Eval):
         source = self.source(name)
         if self.bos == "all" and tokenizer.bos_token_id is None:
             raise UserError("eval.perplexity.bos=all: this tokenizer has no BOS; take eval.perplexity.bos=first")
-        asked = [self.identity(name, lab), text.tokenizer_digest(tokenizer), self.window, self.windows, self.bos]
+        content = self.content(name, lab)
+        asked = [source.named(content), text.tokenizer_digest(tokenizer), self.window, self.windows, self.bos]
 
         def make(into: Path) -> None:
             self.fill(into, source.documents(lab.cache), tokenizer)
+            source.require(content, lab.cache)
 
         with texts.told(name):
             folder = store.kept(lab.cache / "tokens" / store.digest(["windows", FORMAT, *asked]), make)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Strict, ValidationError
 
 from depthcut.data import Source
+from depthcut.data.text.documents import LONGEST
 from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
@@ -77,11 +78,20 @@ def source(name: str, given: dict[str, Any], length: int) -> Source:
 
 
 def enough(documents: Iterable[str], characters: int | None) -> Generator[str]:
-    """Documents until there are so many characters; all with None."""
+    """Documents until there are so many characters; all with None.
+
+    Raises:
+        UserError: for more text than can be tokenised as one.
+    """
     size = 0
     for each in documents:
         yield each
         size += len(each)
+        if size > LONGEST:
+            raise UserError(
+                f"the text has more than {LONGEST >> 20} million characters, which are tokenised as one; "
+                "set eval.perplexity.windows, e.g. 1000"
+            )
         if characters is not None and size >= characters:
             return
 

@@ -1,0 +1,1 @@
+"""Text files and how they become documents."""

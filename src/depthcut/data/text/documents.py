@@ -1,0 +1,206 @@
+"""Documents of text, JSON lines and parquet files, read piece by piece, so that no file has to fit in memory."""
+
+import codecs
+import gzip
+import itertools
+import json
+import logging
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from depthcut.runtime.errors import UserError
+
+TEXT = frozenset({".txt", ".raw", ".tokens"})
+JSON = frozenset({".jsonl", ".json"})
+COMPRESSED = frozenset({".gz", ".zst"})
+READABLE = ".txt, .jsonl or .parquet; .txt and .jsonl also as .gz or .zst"
+CHUNK = 1 << 20
+LONGEST = 16 << 20
+"""Characters of a document at most: tokenising takes up to 265 bytes of memory for each, where each is a token."""
+log = logging.getLogger("depthcut")
+
+
+def format_of(file: Path) -> str:
+    """Return the suffix that says how a file is read, e.g. ``.jsonl`` for ``a.jsonl.gz``.
+
+    Raises:
+        UserError: for a file that cannot be read.
+    """
+    packed = file.suffix in COMPRESSED
+    suffix = Path(file.stem).suffix if packed else file.suffix
+    if suffix in TEXT | JSON or (suffix == ".parquet" and not packed):
+        return suffix
+    raise UserError(f"{file}: no way to read {file.suffix or 'a file without suffix'}; {READABLE}")
+
+
+def read(file: Path, field: str, divider: str | None) -> Iterator[str]:
+    """Yield the documents of a file, empty ones left out.
+
+    Args:
+        file: a text, JSON lines or parquet file.
+        field: the field of a JSON line, or the column of a parquet file, that holds the text.
+        divider: what stands between the documents of a text file; None: the file is one document.
+
+    Raises:
+        UserError: in one line that names the file and the line or row.
+    """
+    match format_of(file):
+        case suffix if suffix in TEXT:
+            found = divided(characters(file), divider, file)
+        case ".parquet":
+            from depthcut.data.text import parquet
+
+            found = parquet.read(file, field)
+        case _:
+            found = json_lines(file, field)
+    return (text for text in found if text.strip())
+
+
+def characters(file: Path) -> Iterator[str]:
+    """Yield the text of a UTF-8 file in pieces, without a byte order mark, its line ends as ``\\n``.
+
+    Carriage returns alone end lines only where the first piece that has any has no ``\\n`` (old Macs).
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset, kept, mac = 0, "", None
+    for data in itertools.chain(chunks(file), [b""]):
+        waiting = decoder.getstate()[0]
+        try:
+            text = kept + decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            where = offset - len(waiting) + error.start
+            byte = error.object[error.start]
+            raise UserError(f"{file} is not UTF-8: byte {where} is 0x{byte:02x}; convert it first") from None
+        text = text if offset else text.removeprefix("\ufeff")
+        offset += len(data)
+        kept = "\r" if data and text.endswith("\r") else ""
+        text = text.removesuffix(kept)
+        if mac is None and ("\r" in text or "\n" in text):
+            mac = "\n" not in text
+        yield text.replace("\r\n", "\n").replace("\r", "\n" if mac else "\r")
+
+
+def chunks(file: Path) -> Iterator[bytes]:
+    """Yield the bytes of a file, decompressed.
+
+    Raises:
+        UserError: if a compressed file is damaged.
+    """
+    try:
+        with opened(file) as source:
+            while data := source.read(CHUNK):
+                yield data
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{file} is cut short or damaged ({error}); make or fetch it again") from None
+    except OSError as error:
+        if file.suffix not in COMPRESSED or error.errno is not None:
+            raise
+        raise UserError(f"{file} is cut short or damaged ({error}); make or fetch it again") from None
+
+
+def opened(file: Path) -> IO[bytes]:
+    """Open a file for reading; a ``.gz`` or ``.zst`` file is decompressed on the way."""
+    if file.suffix == ".gz":
+        return gzip.open(file)  # pyright: ignore[reportReturnType]
+    if file.suffix == ".zst":
+        import pyarrow
+
+        return pyarrow.input_stream(str(file), compression="zstd")  # pyright: ignore[reportReturnType]
+    return file.open("rb")
+
+
+def divided(pieces: Iterable[str], divider: str | None, file: Path) -> Iterator[str]:
+    """Split text that comes in pieces at ``divider``, as :meth:`str.split` splits the whole.
+
+    Raises:
+        UserError: for a document longer than ``LONGEST``.
+    """
+    rest = ""
+    for piece in pieces:
+        rest += piece
+        if divider:
+            *whole, rest = rest.split(divider)
+            yield from whole
+        if len(rest) > LONGEST:
+            raise too_long(file, f"set divider to what stands between its documents (now {divider!r})")
+    yield rest
+
+
+def too_long(where: object, remedy: str) -> UserError:
+    """Return the error for a document that memory has no room for."""
+    return UserError(f"{where} holds a document of more than {LONGEST >> 20} million characters; {remedy}")
+
+
+def bounded(text: str, where: str) -> str:
+    """Return the text, unless it is longer than ``LONGEST``."""
+    if len(text) > LONGEST:
+        raise too_long(where, "split it")
+    return text
+
+
+def json_lines(file: Path, field: str) -> Iterator[str]:
+    """Yield the text of each line of a file of one JSON object a line; a null is skipped."""
+    nulls = 0
+    try:
+        for number, line in enumerate(lines(file), 1):
+            if line.strip():
+                text = text_of(line, field, f"{file}, line {number}")
+                nulls += text is None
+                if text is not None:
+                    yield well_formed(bounded(text, f"{file}, line {number}"))
+    finally:
+        tell_nulls(file, field, nulls)
+
+
+def lines(file: Path) -> Iterator[str]:
+    """Yield the lines of a text file.
+
+    Raises:
+        UserError: for a line longer than ``LONGEST``.
+    """
+    rest, number = "", 1
+    for piece in characters(file):
+        *whole, rest = (rest + piece).split("\n")
+        yield from whole
+        number += len(whole)
+        if len(rest) > LONGEST:
+            raise too_long(f"{file}, line {number}", "write one document a line")
+    yield rest
+
+
+def text_of(line: str, field: str, where: str) -> str | None:
+    """Return the text in one line of JSON, None for a null."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is no JSON: {error.msg} at character {error.pos}") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits; deep nesting
+        raise UserError(f"{where} cannot be read as JSON: {error}") from None
+    if isinstance(row, list):
+        raise UserError(f'{where} is no JSON object but a list; write one object a line, such as {{"{field}": ...}}')
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is no JSON object")
+    if field in row and row[field] is None:
+        return None
+    if field in row and not isinstance(row[field], str):
+        raise UserError(f"{where}: field `{field}` holds {type(row[field]).__name__}, not text")
+    if field not in row:
+        raise UserError(f"{where} has no text in a field `{field}`; there are: {', '.join(row) or 'none'}")
+    return row[field]
+
+
+def well_formed(text: str) -> str:
+    """Return the text with each lone surrogate, which no tokenizer takes, replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def tell_nulls(where: object, field: str, nulls: int) -> None:
+    """Log how many rows were skipped because they hold a null."""
+    if nulls:
+        log.info("%s: skipped %d %s without text (%s is null)", where, nulls, "row" if nulls == 1 else "rows", field)
