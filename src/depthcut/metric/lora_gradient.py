@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from depthcut.lab import Lab
 
 NAME = "depthcut"  # of the adapters
-LEFT_OUT = 0.01  # of the weights: where more have no part in the scores, the user is told
 log = logging.getLogger("depthcut")
 
 
@@ -87,8 +86,8 @@ def check(layers: "list[nn.Module]", unit: Unit, rank: int) -> None:
         raise UserError(f"metric.rank must be at most {limit}, the width of the layers it scores, got {rank}")
     covered = {id(weight) for part in found for each in part for weight in each.parameters()}
     share, names = linear.left_out(map(linear.matrices, units), covered)
-    if share >= LEFT_OUT:
-        left = " and ".join(names[:3])
+    if names:
+        left = ", ".join(names)
         log.warning("metric=lora_gradient scores %.0f%% of the weights; it does not see %s", 100 - 100 * share, left)
 
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from depthcut.lab import Lab
 
 WEIGHTS = "adapter_model.safetensors"
-LEFT_OUT = 0.01
-"""Share of the weights above which the user is told that adapters do not reach them: not a router, nor a kernel."""
 log = logging.getLogger("depthcut")
 
 
@@ -79,10 +77,10 @@ def check(lab: "Lab", recipe: LowRank) -> None:
         adapted = put(model, recipe, range(len(parts)))
     covered = {id(each.get_base_layer().weight) for each in adapted.modules() if isinstance(each, LoraLayer)}
     share, names = linear.left_out(parts, covered)
-    if share >= LEFT_OUT:
+    if names:
         of = "the layers'" if recipe.modules == "all" else f"their {recipe.modules}"
-        said = f"heal.modules={recipe.modules}: adapters reach {1 - share:.0%} of {of} weights"
-        log.warning("%s; none sit on %s", said, " and ".join(names[:3]))
+        reach = f"adapters reach {1 - share:.0%} of {of} weights"
+        log.warning("heal.modules=%s: %s; none sit on %s", recipe.modules, reach, ", ".join(names))
 
 
 def adapt(model: nn.Module, recipe: LowRank, plan: Plan) -> PeftModel:
@@ -117,11 +115,9 @@ def put(model: nn.Module, recipe: LowRank, places: Sequence[int]) -> PeftModel:
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:  # peft knows architectures where an adapter would have no effect
-        why = " ".join(str(error).split())
+        why = " ".join(str(error).split()).split(". ")[0]
         mend = "take other heal.modules, heal=partial or heal=full"
-        raise UserError(
-            f"heal.modules={recipe.modules}: this model cannot have such adapters ({why}); {mend}"
-        ) from None
+        raise UserError(f"heal.modules={recipe.modules} does not go with this model ({why}); {mend}") from None
     assert isinstance(adapted, PeftModel)
     return adapted
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 Modules = Literal["ffn", "attention", "all"]
+NEGLIGIBLE = 0.01
+"""Share of the weights that a router, or the kernel of a convolution, stays below."""
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -48,7 +50,7 @@ def matrices(part: nn.Module, modules: Modules = "all") -> dict[str, nn.Paramete
 
 
 def left_out(parts: Iterable[dict[str, nn.Parameter]], covered: Collection[int]) -> tuple[float, list[str]]:
-    """Return the share of the weights that is not covered, and the names of what is not, the largest first.
+    """Return the share of the weights that is not covered, and which ones are not, save those below ``NEGLIGIBLE``.
 
     Args:
         parts: of each decoder layer the matrices, by their names in it.
@@ -60,4 +62,5 @@ def left_out(parts: Iterable[dict[str, nn.Parameter]], covered: Collection[int])
             total += each.numel()
             if id(each) not in covered:
                 sizes[name] = sizes.get(name, 0) + each.numel()
-    return sum(sizes.values()) / max(total, 1), sorted(sizes, key=lambda name: -sizes[name])
+    large = [name for name, size in sizes.items() if size >= NEGLIGIBLE * total]
+    return sum(sizes.values()) / max(total, 1), sorted(large, key=lambda name: -sizes[name])
