@@ -1,5 +1,6 @@
 """A healing run: how it fits the memory, what it does when that runs out, or when the loss is no number."""
 
+import csv
 import dataclasses
 import math
 import subprocess
@@ -25,6 +26,7 @@ from depthcut.training.batches import Batch
 from depthcut.training.objective import next_token
 from depthcut.training.room import Layout, Room
 from pico import FAMILIES, awake, pico, picture_model
+from running import PICO, succeed, text_files
 from test_training import RECIPE, batch
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning has some for every run
@@ -198,6 +200,15 @@ def test_where_memory_runs_out_less_goes_on_with_the_same_batches(save_every, tm
     told = [record.message for record in caplog.records if " a pass, " in record.message]
     assert len(set(told)) == 3 and told[0].startswith("healing: 4 x 8 tokens a pass, 1 pass a step")
     assert [record.levelname for record in caplog.records].count("WARNING") == 2
+
+
+def test_the_curve_counts_the_tokens_that_are_read(tmp_path):
+    words = (*PICO, *text_files(tmp_path), "heal.length=32", "heal.steps=2", "stages=[healed]")
+    folder = succeed(f"outputs={tmp_path}/outputs", *words)["folder"]
+    rows = list(csv.DictReader((folder / "heal.csv").open()))
+    assert [int(row["tokens"]) for row in rows] == [4 * 32, 8 * 32]
+    said = (folder / "run.log").read_text()
+    assert "data.train: 8 sequences of 32 tokens" in said and "healing: 2 x 32 tokens a pass, 2 passes a step" in said
 
 
 def tensor_gap(one, other) -> dict[str, float]:
