@@ -35,7 +35,7 @@ def opened(folder: Path, model: PreTrainedModel, *knobs: str) -> Lab:
         (folder / "corpus.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
     paths = [f"data.{part}.paths=[{folder}/corpus.jsonl]" for part in ("calibration", "train", "validation")]
     sizes = ["data.calibration.sequences=60", "data.validation.sequences=8"]
-    sizes += [f"data.{part}.length=32" for part in ("calibration", "train", "validation")]
+    sizes += ["data.calibration.length=32", "data.validation.length=32", "model.heal.length=32"]
     base = [f"outputs={folder}/outputs", "model=local", f"model.path={folder}/model", "model.dtype=float32"]
     return lab.enter(config.read(composed(*base, "data=files", *paths, *sizes, "eval=[loss]", *knobs)))
 

@@ -57,6 +57,18 @@ def pico(family: str, layers: int = 6, seed: int = 0, **changes: Any) -> PreTrai
     return model.eval()
 
 
+def picture_model(layers: int = 6) -> PreTrainedModel:
+    """A Gemma 3 that sees: its picture encoder has as many layers, with linear layers of the same names."""
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
+    text = pico("gemma3", layers).config.to_dict()
+    config = AutoConfig.for_model(
+        "gemma3", text_config=text, vision_config=tower | {"image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
 def texts(batch: int = 2, length: int = 20) -> torch.Tensor:
     """Token numbers, longer than any window of a pico model, with no special one."""
     return torch.randint(3, 128, (batch, length), generator=torch.Generator().manual_seed(1))

@@ -5,6 +5,7 @@ import pytest
 from composing import ROOT, composed
 from depthcut import algorithm, config, lab
 from depthcut.report import methods
+from depthcut.runtime.errors import UserError
 from depthcut.shape import Shape
 from running import text_files
 
@@ -132,6 +133,26 @@ def test_an_experiment_is_the_papers_on_any_model(name, model):
     assert (x.prune.count(Shape(30)), x.prune.count(Shape(32))) == (of_30, of_32)
     assert x.heal.trains and (name in ("gromov", "shortened_llama_cpt") or x.heal.modules == "all")
     assert x.data.train.length == x.heal.length
+
+
+@pytest.mark.parametrize(
+    ("overrides", "length"),
+    [
+        (("heal.length=1000",), 1000),
+        (("model.heal.length=99",), 99),
+        (("heal=none", "model.heal.length=99"), 99),
+        (("data=c4", "heal=distill", "heal.length=33"), 33),
+    ],
+)
+def test_the_training_text_is_as_wide_as_healing_reads(overrides, length):
+    x = config.read(composed("model=pico", *overrides))
+    assert x.data.train.length == length == getattr(x.heal, "length", length)
+
+
+def test_a_training_text_of_another_width_is_refused():
+    said = r"data.train.length must be heal.length \(64\), got 512; set heal.length alone, which the text follows"
+    with pytest.raises(UserError, match=said):
+        config.read(composed("model=pico", "data.train.length=512"))
 
 
 def test_shortened_llama_has_its_calibration_recipe_and_measures():

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from depthcut import depth
-from pico import SIZES, logits, pico, written
+from pico import SIZES, logits, pico, picture_model, written
 
 DEPTH = 6
 
@@ -42,13 +42,7 @@ def test_a_config_loses_what_its_layers_took_with_them_and_nothing_else(tmp_path
 
 
 def test_the_text_part_of_a_multimodal_model_is_cut_and_its_eyes_are_not(tmp_path: Path) -> None:
-    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 2}
-    eyes = tower | {"image_size": 28, "patch_size": 14}
-    text = pico("gemma3").config.to_dict()
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model("gemma3", text_config=text, vision_config=eyes, mm_tokens_per_image=4)
-    ).eval()
+    model = picture_model(DEPTH)
     assert depth.prefix(model) == "model.language_model.layers"
     with depth.bypass(model, (0, 2)):
         expected = logits(model)

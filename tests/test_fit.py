@@ -1,5 +1,6 @@
 """A healing run: how it fits the memory, what it does when that runs out, or when the loss is no number."""
 
+import csv
 import dataclasses
 import math
 import subprocess
@@ -24,7 +25,8 @@ from depthcut.training import adapters, fit, frozen, objective, room
 from depthcut.training.batches import Batch
 from depthcut.training.objective import next_token
 from depthcut.training.room import Layout, Room
-from pico import FAMILIES, awake, pico
+from pico import FAMILIES, awake, pico, picture_model
+from running import PICO, succeed, text_files
 from test_training import RECIPE, batch
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning has some for every run
@@ -46,10 +48,62 @@ def healed(folder, recipe=AUTO, asked=next_token) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
+GROUPS: dict[str, Any] = {"num_key_value_heads": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LOCAL = GROUPS | {"num_local_experts": 4}
+ROUTED = GROUPS | {
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+LATENT = ROUTED | {"num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 16}
+LATENT |= {"qk_rope_head_dim": 8, "v_head_dim": 16}
+LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+# Heads that read more of their decoder's output than states: mixtures of experts, decoders that can cross-attend.
+HEADS: dict[str, dict[str, Any]] = {
+    "mixtral": LOCAL | {"output_router_logits": True},
+    "qwen2_moe": GROUPS | {"num_experts": 4, "shared_expert_intermediate_size": 16},
+    "qwen3_moe": GROUPS | {"num_experts": 4, "head_dim": 16},
+    "olmoe": GROUPS | {"num_experts": 4},
+    "gpt_oss": LOCAL | {"head_dim": 16},
+    "granitemoe": LOCAL,
+    "llama4_text": LOCAL | {"head_dim": 16, "intermediate_size_mlp": 64},
+    "deepseek_v2": LATENT | {"topk_method": "greedy"},
+    "deepseek_v3": LATENT,
+    "glm4_moe": ROUTED | {"head_dim": 16},
+    "jamba": GROUPS | {"num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
+    "ernie4_5_moe": GROUPS | {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1},
+    "qwen3_next": GROUPS | LINEAR | {"num_experts": 4, "head_dim": 16, "shared_expert_intermediate_size": 16},
+    "doge": {"num_key_value_heads": 2, "is_moe": True, "num_experts": 16, "num_experts_per_tok": 2},
+    "gpt2": {},
+    "gpt_bigcode": {"n_inner": 128},
+    "biogpt": {},
+    "xglm": {"ffn_dim": 128, "attention_heads": 4, "num_layers": 4},
+    "bert": {"is_decoder": True},
+}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_in_chunks_is_that_of_all_logits(family, monkeypatch):
     monkeypatch.setattr(objective, "CHUNK_BYTES", 4 * 128 * 5)  # 5 positions of 38
-    model, ids = pico(family, layers=2), torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(0))
+    check_loss(pico(family, layers=2))
+
+
+@pytest.mark.parametrize("family", HEADS)
+def test_every_head_reads_the_output_of_its_own_decoder(family):
+    check_loss(pico(family, layers=4, **HEADS[family]), atol=1e-4)
+
+
+def test_a_multimodal_models_head_is_not_what_sees():
+    model = picture_model()
+    assert {id(each) for each in objective.head_parameters(model)} == {id(model.lm_head.weight)}
+    check_loss(model)
+
+
+def check_loss(model, atol: float = 1e-6) -> None:
+    """The loss in chunks and its gradients are those of all logits."""
+    ids = torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(0))
     grads = []
     for loss in (next_token(model, batch(ids)), plain_loss(model, ids)):
         model.zero_grad()
@@ -60,7 +114,7 @@ def test_the_loss_in_chunks_is_that_of_all_logits(family, monkeypatch):
     assert grads[0][0] == pytest.approx(grads[1][0], rel=1e-6)
     assert grads[0][1].keys() == grads[1][1].keys()
     for name, gradient in grads[0][1].items():
-        torch.testing.assert_close(gradient, grads[1][1][name], rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(gradient, grads[1][1][name], rtol=1e-4, atol=atol, msg=name)
 
 
 def plain_loss(model, ids) -> torch.Tensor:
@@ -146,6 +200,15 @@ def test_where_memory_runs_out_less_goes_on_with_the_same_batches(save_every, tm
     told = [record.message for record in caplog.records if " a pass, " in record.message]
     assert len(set(told)) == 3 and told[0].startswith("healing: 4 x 8 tokens a pass, 1 pass a step")
     assert [record.levelname for record in caplog.records].count("WARNING") == 2
+
+
+def test_the_curve_counts_the_tokens_that_are_read(tmp_path):
+    words = (*PICO, *text_files(tmp_path), "heal.length=32", "heal.steps=2", "stages=[healed]")
+    folder = succeed(f"outputs={tmp_path}/outputs", *words)["folder"]
+    rows = list(csv.DictReader((folder / "heal.csv").open()))
+    assert [int(row["tokens"]) for row in rows] == [4 * 32, 8 * 32]
+    said = (folder / "run.log").read_text()
+    assert "data.train: 8 sequences of 32 tokens" in said and "healing: 2 x 32 tokens a pass, 2 passes a step" in said
 
 
 def tensor_gap(one, other) -> dict[str, float]:

@@ -8,8 +8,9 @@ from peft.tuners.lora import LoraLayer
 
 import labs
 from depthcut import depth
-from depthcut.metric.lora_gradient import NAME, LoraGradient, adapted, dense, importance
+from depthcut.metric.lora_gradient import NAME, LoraGradient, adapted, check, dense, importance
 from depthcut.model.pico import Pico
+from depthcut.runtime.errors import UserError
 from labs import tokens
 from pico import pico
 
@@ -43,9 +44,12 @@ def mean_loss(model, weights: dict[str, torch.Tensor]) -> torch.Tensor:
 def by_hand(model, rank: int, seed: int) -> dict[str, float]:
     """Equation 10 with W + BA written out, B = 0, and plain autograd: by the name of the weight."""
     a = {name: half.requires_grad_() for name, half in first_halves(model, rank, seed).items()}
-    held = {name: weight.detach() for name, weight in model.named_parameters()}
+    turn = (
+        torch.t if model.config.model_type == "gpt2" else torch.Tensor.clone
+    )  # it keeps its weights as inputs x outputs
+    held = {name: turn(weight.detach()) for name, weight in model.named_parameters() if name in a}
     b = {name: torch.zeros(len(held[name]), rank, requires_grad=True) for name in a}
-    mean_loss(model, {name: held[name] + b[name] @ a[name] for name in a}).backward()
+    mean_loss(model, {name: turn(held[name] + b[name] @ a[name]) for name in a}).backward()
     found = {}
     for name in a:
         w, a_, b_, da, db = (
@@ -57,7 +61,7 @@ def by_hand(model, rank: int, seed: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("batch", [1, 5])
-@pytest.mark.parametrize("family", ["llama", "opt", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma2", "gpt2"])
 def test_equals_equation_10_with_plain_autograd(family, batch):
     model = pico(family)
     found = by_hand(model, 4, 3)
@@ -126,9 +130,21 @@ def test_the_seed_alone_decides_and_the_callers_is_not_touched():
     assert one == scored(model) != scored(model, LoraGradient(rank=4, seed=4, batch=2))
 
 
-def test_a_unit_without_linear_layers_is_told():
-    with pytest.raises(ValueError, match="metric=lora_gradient needs linear layers; layer 0 of this model has none"):
-        scored(pico("gpt2"))
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+
+
+def test_weights_that_it_does_not_score_are_reported_before_anything_is_loaded(caplog):
+    layers = list(depth.layers(pico("mixtral", **EXPERTS)))
+    with pytest.raises(UserError, match="metric=lora_gradient needs linear layers; mlp 0 of this model has none"):
+        check(layers, "mlp", 4)
+    with pytest.raises(UserError, match=r"metric.rank must be at most 64, .* got 65"):
+        check(layers, "layer", 65)
+    check(layers, "layer", 64)
+    assert "scores 11% of the weights; it does not see mlp.experts.gate_up_proj, mlp.experts.down_proj\n" in caplog.text
+    caplog.clear()
+    check(layers, "attention", 4)
+    check(list(depth.layers(pico("gpt2"))), "layer", 4)
+    assert not caplog.text
 
 
 def picture(model) -> tuple[Any, ...]:

@@ -7,16 +7,18 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
-from depthcut import depth, export
+from depthcut import depth, export, saving
+from depthcut.eval import unwrapped
 from depthcut.heal.lora import Lora
 from depthcut.model.pico import Pico
 from depthcut.plan import Plan
 from depthcut.replace.none import NoReplacement
-from depthcut.training import adapters
+from depthcut.runtime.errors import UserError
+from depthcut.training import adapters, frozen, weights
 from depthcut.training.batches import Batch
 from depthcut.training.module import Healing
 from depthcut.training.objective import next_token
-from pico import FAMILIES, awake, pico
+from pico import FAMILIES, awake, pico, picture_model
 
 RECIPE = Lora(
     steps=4,
@@ -127,10 +129,10 @@ def test_dropout_is_on_while_it_trains():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_ffn_and_the_attention_are_told_apart_by_structure(family):
-    model = depth.layers(pico(family, layers=2))
-    ffn, attention = adapters.linear_names(model, "ffn"), adapters.linear_names(model, "attention")
+    layers = list(depth.layers(pico(family, layers=2)))
+    ffn, attention = adapters.chosen(layers, "ffn"), adapters.chosen(layers, "attention")
     assert ffn and attention and not set(ffn) & set(attention)
-    assert sorted(ffn + attention) == adapters.linear_names(model, "all")
+    assert {*ffn, *attention} == {*adapters.chosen(layers, "all")}
     assert 2 <= len(ffn) <= 3 and all("attn" not in name for name in ffn)
 
 
@@ -161,3 +163,72 @@ def test_a_merged_export_is_what_was_trained(checkpoint, tmp_path):
     assert moved(base) > 0.1, "the adapters must matter in this test"
     assert moved(merged) < 0.01
     assert moved(into_4bit) > 3 * moved(merged)
+
+
+def laboratory(config) -> Any:
+    return SimpleNamespace(checkpoint=SimpleNamespace(config=config))
+
+
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+
+
+def test_weights_that_adapters_do_not_reach_are_reported_before_anything_is_loaded(caplog):
+    mixture = laboratory(pico("mixtral", layers=2, **EXPERTS).config)
+    adapters.check(mixture, RECIPE)
+    expected = "heal.modules=all: adapters reach 11% of the layers' weights; none sit on mlp.experts.gate_up_proj, "
+    assert [record.getMessage() for record in caplog.records] == [expected + "mlp.experts.down_proj"]
+    caplog.clear()
+    adapters.check(mixture, dataclasses.replace(RECIPE, modules="attention"))
+    for family in ("llama", "gpt2"):
+        adapters.check(laboratory(pico(family, layers=2).config), RECIPE)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("mixtral", {"modules": "ffn"}, "heal.modules=ffn: no such linear layer in this model; there are: self_attn"),
+        ("mamba", {}, "heal.modules=all does not go with this model .*out_proj.*; take other heal.modules, heal=par"),
+        ("llama", {"rank": 10**9}, "heal.rank must be at most 64, the width of the layers it adapts, got 1000000000"),
+    ],
+)
+def test_adapters_that_a_model_cannot_have_are_refused_before_anything_is_loaded(family, changes, said):
+    model = pico(family, layers=2, **(EXPERTS if family == "mixtral" else {}))
+    with pytest.raises(UserError, match=said) as error:
+        adapters.check(laboratory(model.config), dataclasses.replace(RECIPE, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_adapters_sit_on_the_language_model_of_a_multimodal_one():
+    adapted = adapters.adapt(picture_model(2), RECIPE, WHOLE)
+    homes = {name.partition(".lora_")[0] for name, each in adapted.named_parameters() if each.requires_grad}
+    assert len(homes) == 2 * 7 and all(".language_model.layers." in name for name in homes)
+    next_token(adapted, batch(IDS % 128)).backward()
+    assert all(each.grad is not None for each in adapted.parameters() if each.requires_grad)
+
+
+def test_the_weights_of_a_multimodal_model_that_are_trained_are_its_language_models():
+    model = picture_model(2)
+    everything = weights.everything(model).keys()
+    assert everything == {name for name, _ in model.named_parameters() if "vision" not in name and "modal" not in name}
+    last = {name.partition(".layers.1.")[0] for name in weights.ending(model, 1)}
+    assert last <= {"model.language_model", "lm_head.weight"}
+
+
+def test_adapters_on_gpt_2_are_merged_as_they_compute():
+    """Its linear layers keep their weights transposed."""
+    torch.manual_seed(0)
+    adapted = awake(adapters.adapt(pico("gpt2", layers=2), RECIPE, WHOLE).eval())
+    with torch.no_grad():
+        wanted = adapted(IDS % 128).logits
+        with adapted.disable_adapter():
+            assert (adapted(IDS % 128).logits - wanted).abs().max() > 0.1
+        with frozen.lean(adapted):
+            torch.testing.assert_close(adapted(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
+        with unwrapped.merged(adapted) as merged:
+            torch.testing.assert_close(merged(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
+        layer = saving.merged(depth.layers(adapted)[0])
+        plain = adapted.merge_and_unload()
+        for name, each in depth.layers(plain)[0].named_parameters():
+            torch.testing.assert_close(layer[name], each, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(plain(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)

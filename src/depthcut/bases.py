@@ -140,6 +140,7 @@ def room_of(lab: "Lab", n: int, free: int) -> Any:
     import torch
 
     from depthcut import depth
+    from depthcut.model.decoder import linear
     from depthcut.training.room import Room
 
     x = lab.experiment
@@ -148,8 +149,8 @@ def room_of(lab: "Lab", n: int, free: int) -> Any:
     bare.is_loaded_in_4bit = x.model.quantise == "nf4"
     space = Room.of(bare, recipe, "cpu")
     layers = space.layers - (n if x.prune.unit == "layer" else 0)
-    linear = [each for each in depth.layers(bare)[0].modules() if isinstance(each, torch.nn.Linear)]
-    adapters = layers * recipe.rank * sum(each.in_features + each.out_features for each in linear)
+    widths = [sum(linear.features(each)) for each in linear.linear_layers(depth.layers(bare)[0]).values()]
+    adapters = layers * recipe.rank * sum(widths)
     state = 2 + 4 + (2 if recipe.optimiser != "adamw" else 8)  # of each number, with its gradient
     return dataclasses.replace(space, layers=max(layers, 1), fixed=space.fixed + state * adapters, free=max(free, 0))
 

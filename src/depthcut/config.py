@@ -78,6 +78,7 @@ class Experiment:
             prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
             raise UserError(f"prune={prune} scores again what is left, which metric={metric} cannot: it runs no model")
         self._check_scores()
+        self._check_length()
         if getattr(self.heal, "strategy", "ddp") == "fsdp" and not self.model.undecided:
             self._check_shares()
         if self.heal.trains and "healed" not in self.stages and self.export == "none":
@@ -87,6 +88,13 @@ class Experiment:
         if self.export == "adapter" and self.heal.leaves != "adapter":
             word = type(self.heal).__module__.rsplit(".", 1)[-1]
             raise UserError(f"export=adapter needs a heal that trains adapters; heal={word} leaves none")
+
+    def _check_length(self) -> None:
+        """Refuse rows of text of another length than healing counts with."""
+        length = getattr(self.heal, "length", self.data.train.length)
+        if length != self.data.train.length:
+            mend = "set heal.length alone, which the text follows"
+            raise UserError(f"data.train.length must be heal.length ({length}), got {self.data.train.length}; {mend}")
 
     def _check_shares(self) -> None:
         """Refuse what goes wrong, without a word, with weights of which each process holds a share."""

@@ -54,6 +54,7 @@ class Distill(Adapters, Heal):
     def prepare(self, lab: "Lab") -> None:
         from depthcut import depth
 
+        super().prepare(lab)
         vocabulary = depth.text_config(lab.checkpoint.config).vocab_size
         if self.top_k > vocabulary:
             raise UserError(f"heal.top_k must be at most {vocabulary}, the model's vocabulary, got {self.top_k}")

@@ -78,6 +78,7 @@ class LoraPrune(LowRank, Heal):
     def prepare(self, lab: "Lab") -> None:
         from depthcut.width import matched
 
+        super().prepare(lab)
         matched.check(self, lab)
 
     def sizes(self, lab: "Lab") -> "dict[Size, int] | None":

@@ -1,5 +1,6 @@
 """Importance of a layer's weights, by the gradients of LoRA adapters alone (LoRAPrune, arXiv:2305.18403, eq. 10)."""
 
+import logging
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from depthcut.lab import Lab
 
 NAME = "depthcut"  # of the adapters
+log = logging.getLogger("depthcut")
 
 
 @strict
@@ -42,19 +44,23 @@ class LoraGradient(Metric):
     streams: ClassVar[bool] = False
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
-        """Score the single units; the adapters are taken off again.
+    def prepare(self, lab: "Lab") -> None:
+        """Check that each unit has linear layers, and report in one line what has no part in the scores.
 
         Raises:
-            UserError: if a unit has no linear layer.
+            UserError: if a unit has none, or the rank exceeds their widths.
         """
+        from depthcut import depth
+
+        check(list(depth.layers(depth.skeleton(lab.checkpoint.config))), lab.experiment.prune.unit, self.rank)
+
+    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+        """Score the single units; the adapters are taken off again."""
         from depthcut import depth, forward
 
         assert not removed
         model, text = lab.dense(), lab.calibration()
         units = [layer.get_submodule(depth.unit_name(layer, unit)) for layer in depth.layers(model)]
-        if bare := [index for index, part in enumerate(units) if not linear_names(part)]:
-            raise UserError(f"metric=lora_gradient needs linear layers; {unit} {bare[0]} of this model has none")
         tokens = int((text.lengths - 1).sum())
         batches = math.ceil(len(text) / self.batch)
         with adapted(model, self.rank, self.seed):
@@ -66,20 +72,48 @@ class LoraGradient(Metric):
         return Scores.of_layers(scores, [0.0] * len(scores), len(text))
 
 
+def check(layers: "list[nn.Module]", unit: Unit, rank: int) -> None:
+    """Do as :meth:`LoraGradient.prepare` says."""
+    from depthcut import depth
+    from depthcut.model.decoder import linear
+
+    units = [layer.get_submodule(depth.unit_name(layer, unit)) for layer in layers]
+    found = [list(linear.linear_layers(part).values()) for part in units]
+    if bare := [index for index, each in enumerate(found) if not each]:
+        raise UserError(f"metric=lora_gradient needs linear layers; {unit} {bare[0]} of this model has none")
+    limit = max(min(linear.features(each)) for part in found for each in part)
+    if rank > limit:
+        raise UserError(f"metric.rank must be at most {limit}, the width of the layers it scores, got {rank}")
+    covered = {id(weight) for part in found for each in part for weight in each.parameters()}
+    share, names = linear.left_out(map(linear.matrices, units), covered)
+    if names:
+        left = ", ".join(names)
+        log.warning("metric=lora_gradient scores %.0f%% of the weights; it does not see %s", 100 - 100 * share, left)
+
+
 @contextmanager
 def adapted(model: "nn.Module", rank: int, seed: int) -> Generator[None]:
     """Inside the ``with``, fresh adapters on all linear layers of the decoder's layers, and nothing else to train."""
     import torch
     from peft import LoraConfig, LoraModel
+    from transformers.pytorch_utils import Conv1D
 
     from depthcut import depth
+    from depthcut.model.decoder import linear
 
     trained = {weight: weight.requires_grad for weight in model.parameters()}
     stem, layers = depth.prefix(model), depth.layers(model)
-    names = [f"{stem}.{index}.{name}" for index, layer in enumerate(layers) for name in linear_names(layer)]
+    found = {
+        f"{stem}.{index}.{name}": each
+        for index, layer in enumerate(layers)
+        for name, each in linear.linear_layers(layer).items()
+    }
+    stored = any(isinstance(each, Conv1D) for each in found.values())
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tuner = LoraModel(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=names), NAME)
+        tuner = LoraModel(
+            model, LoraConfig(r=rank, lora_alpha=rank, target_modules=[*found], fan_in_fan_out=stored), NAME
+        )
     for half in model.parameters():
         if half.requires_grad:
             half.data = half.data.float()  # their gradients add up over the batches
@@ -89,13 +123,6 @@ def adapted(model: "nn.Module", rank: int, seed: int) -> Generator[None]:
         tuner.unload()
         for weight, needed in trained.items():
             weight.requires_grad_(needed)
-
-
-def linear_names(part: "nn.Module") -> list[str]:
-    """Where the linear layers in ``part`` are; bitsandbytes' quantised ones are such too."""
-    from torch import nn
-
-    return [name for name, module in part.named_modules() if isinstance(module, nn.Linear)]
 
 
 def score(part: "nn.Module", tokens: int) -> float:
@@ -113,13 +140,15 @@ def score(part: "nn.Module", tokens: int) -> float:
 
 
 def dense(linear: Any) -> "Tensor":
-    """The weight of a linear layer in float32, whatever it is quantised to."""
+    """The weight of a linear layer in float32, O x I, whatever it is quantised to."""
     from peft.utils.integrations import dequantize_bnb_weight, get_bnb_param_type
+
+    from depthcut.model.decoder.linear import oriented
 
     held = linear.weight
     if get_bnb_param_type(held):
         held = dequantize_bnb_weight(held, getattr(linear, "state", None))
-    return held.detach().float()
+    return oriented(linear, held).detach().float()
 
 
 def importance(w_OI: "Tensor", a_RI: "Tensor", b_OR: "Tensor", grad_a_RI: "Tensor", grad_b_OR: "Tensor") -> float:

@@ -2,17 +2,21 @@
 
 import gc
 import logging
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from depthcut import depth, ranks, replacing, store
+from depthcut.model.decoder import linear
 from depthcut.plan import Plan
 from depthcut.runtime.errors import UserError
 from depthcut.training.fit import fit
@@ -58,22 +62,62 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LowRank, objective:
     return adapted
 
 
+def check(lab: "Lab", recipe: LowRank) -> None:
+    """Put adapters on the model without its weights, and report in one line what they do not reach.
+
+    Raises:
+        UserError: if the layers have no such linear layers, peft cannot adapt them, or the rank exceeds their widths.
+    """
+    model = depth.skeleton(lab.checkpoint.config)
+    parts = [linear.matrices(layer, recipe.modules) for layer in depth.layers(model)]
+    limit = max(min(linear.features(each)) for each in chosen(list(depth.layers(model)), recipe.modules).values())
+    if recipe.rank > limit:
+        raise UserError(f"heal.rank must be at most {limit}, the width of the layers it adapts, got {recipe.rank}")
+    with torch.device("meta"):
+        adapted = put(model, recipe, range(len(parts)))
+    covered = {id(each.get_base_layer().weight) for each in adapted.modules() if isinstance(each, LoraLayer)}
+    share, names = linear.left_out(parts, covered)
+    if names:
+        of = "the layers'" if recipe.modules == "all" else f"their {recipe.modules}"
+        reach = f"adapters reach {1 - share:.0%} of {of} weights"
+        log.warning("heal.modules=%s: %s; none sit on %s", recipe.modules, reach, ", ".join(names))
+
+
 def adapt(model: nn.Module, recipe: LowRank, plan: Plan) -> PeftModel:
     """Freeze ``model``, which ``plan`` left, and put fresh adapters (B = 0) where the recipe says."""
+    return put(model, recipe, recipe.reached(plan, len(depth.layers(model))))
+
+
+def put(model: nn.Module, recipe: LowRank, places: Sequence[int]) -> PeftModel:
+    """Freeze ``model``, and put fresh adapters on the decoder layers ``places``.
+
+    Raises:
+        UserError: if they have no such linear layers, or peft cannot adapt them.
+    """
     assert isinstance(model, PreTrainedModel)
-    layers = depth.layers(model)
-    places = recipe.reached(plan, len(layers))
+    stack, stem = depth.layers(model), depth.prefix(model)
+    targets = chosen([stack[index] for index in places], recipe.modules)
+    more = replacing.adapting(model)
+    others = [name for name in linear.linear_layers(model) if not name.startswith(f"{stem}.") and ends(name, targets)]
+    if others:  # a picture encoder's
+        more["exclude_modules"] = [*more.get("exclude_modules", ()), *others]
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]  a float works, and alpha / r may be one
         lora_dropout=recipe.dropout,
-        target_modules=linear_names([layers[index] for index in places], recipe.modules),
+        target_modules=sorted(targets),
         layers_to_transform=list(places),
-        layers_pattern=depth.prefix(model).rpartition(".")[2],
+        layers_pattern=stem.rpartition(".")[2],
+        fan_in_fan_out=any(isinstance(each, Conv1D) for each in targets.values()),
         task_type="CAUSAL_LM",
-        **replacing.adapting(model),
+        **more,
     )
-    adapted = get_peft_model(model, config)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:  # peft knows architectures where an adapter would have no effect
+        why = " ".join(str(error).split()).split(". ")[0]
+        mend = "take other heal.modules, heal=partial or heal=full"
+        raise UserError(f"heal.modules={recipe.modules} does not go with this model ({why}); {mend}") from None
     assert isinstance(adapted, PeftModel)
     return adapted
 
@@ -127,21 +171,20 @@ def match(folder: Path, found: Set[str], wanted: Set[str]) -> None:
         )
 
 
-def linear_names(layers: Iterable[nn.Module], which: str) -> list[str]:
-    """Names of the linear layers within decoder layers, such as ``mlp.up_proj``: attention, ffn (the rest), or all.
+def chosen(layers: Sequence[nn.Module], modules: linear.Modules) -> dict[str, nn.Module]:
+    """Return the linear layers within decoder layers by their names there, such as ``mlp.up_proj``.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none of the kind that ``modules`` names.
     """
-    names = sorted({name for layer in layers for name, module in layer.named_modules() if is_linear(module)})
-    attention = [name for name in names if "attn" in name or "attention" in name]
-    chosen = {"all": names, "attention": attention, "ffn": [name for name in names if name not in attention]}[which]
-    if not chosen:
-        there = ", ".join(names) or "none"
-        raise UserError(f"heal.modules={which}: no such linear layer in this model; there are: {there}")
-    return chosen
+    found = {name: each for layer in layers for name, each in linear.linear_layers(layer).items()}
+    names = linear.select(sorted(found), modules)
+    if not names:
+        there = ", ".join(sorted(found)) or "none"
+        raise UserError(f"heal.modules={modules}: no such linear layer in this model; there are: {there}")
+    return {name: found[name] for name in names}
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether an adapter can sit on ``module`` (bitsandbytes' quantised layers are ``nn.Linear`` too)."""
-    return isinstance(module, nn.Linear)
+def ends(name: str, targets: Iterable[str]) -> bool:
+    """Return whether peft takes the module ``name`` for one of ``targets``, wherever it is."""
+    return any(name == each or name.endswith(f".{each}") for each in targets)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
 
 from depthcut import depth, store
 from depthcut.forward import NO_TARGET
@@ -16,13 +17,14 @@ from depthcut.plan import Plan
 from depthcut.training import adapters, teacher
 from depthcut.training.batches import Batch
 from depthcut.training.objective import (
-    CHUNK_BYTES,
     Objective,
     base_of,
     chunked,
     cross_entropy,
+    decode,
     following,
     next_token,
+    positions,
     project,
     states,
 )
@@ -71,9 +73,9 @@ def objective(teach: Teacher, recipe: "Distill") -> Objective:
             total = mix * temperature**2 * kl_N.sum()
             return total + (1 - mix) * cross_entropy(z_NV, next_N[places_N]) if mix < 1 else total
 
-        h_BTD = states(model, batch.ids_BT, batch.places_BT)[:, :-1]
-        places_BT = torch.arange(len(next_N), device=h_BTD.device).view(h_BTD.shape[:2])
-        return chunked(model, h_BTD, places_BT, loss, batch.targets)
+        decoded = decode(model, batch.ids_BT, batch.places_BT)
+        places_N = torch.arange(len(next_N), device=next_N.device)
+        return chunked(model, decoded, places_N.view(len(batch.ids_BT), -1), loss, batch.targets)
 
     return mixed
 
@@ -96,18 +98,23 @@ def others(log_p_NV: Tensor, ids_NK: Tensor) -> Tensor:
     return log_p_NV.scatter(1, ids_NK, -torch.inf).logsumexp(-1, keepdim=True)
 
 
-def likeliest(dense: nn.Module, h_ND: Tensor, recipe: "Distill") -> Thought:
+def likeliest(dense: nn.Module, kind: type[ModelOutput], h_ND: Tensor, recipe: "Distill") -> Thought:
     """What the dense model thinks, from what its head reads: int64 N x K, float16 N x (K + 1).
+
+    Args:
+        dense: the teacher.
+        kind: the class of what its decoder gives.
+        h_ND: the states in that.
+        recipe: K, the temperature.
 
     Half precision moves no probability by more than 0.0002. A live teacher's are rounded too: it says what a cached one
     does.
     """
     head = base_of(dense)
-    size = max(1, CHUNK_BYTES // (4 * depth.text_config(head.config).vocab_size))
     ids: list[Tensor] = []
     logs: list[Tensor] = []
-    for part_ND in h_ND.split(size):
-        log_p_NV = (project(head, part_ND).float() / recipe.temperature).log_softmax(-1)
+    for part_ND in h_ND.split(positions(head)):
+        log_p_NV = (project(head, kind, part_ND).float() / recipe.temperature).log_softmax(-1)
         log_p_NC, ids_NK = log_p_NV.topk(recipe.top_k)
         if recipe.top_k < log_p_NV.shape[1]:
             log_p_NC = torch.cat([log_p_NC, others(log_p_NV, ids_NK)], -1)
@@ -121,11 +128,12 @@ def live(dense: nn.Module, recipe: "Distill") -> Teacher:
 
     def teach(batch: Batch) -> Callable[[Tensor], Thought]:
         with torch.no_grad():
-            h_ND = states(dense, batch.ids_BT, batch.places_BT)[:, :-1].flatten(0, 1)
+            decoded = decode(dense, batch.ids_BT, batch.places_BT)
+        h_ND = states(decoded)
 
         def thought(places_N: Tensor) -> Thought:
             with torch.no_grad():
-                return likeliest(dense, h_ND[places_N], recipe)
+                return likeliest(dense, type(decoded), h_ND[places_N], recipe)
 
         return thought
 
@@ -144,9 +152,9 @@ def cached(lab: "Lab", recipe: "Distill") -> Teacher:
         def says(ids_BT: Tensor) -> teacher.Said:
             batch = Batch(ids_BT, torch.empty(0), find(ids_BT)).on(torch.device(lab.device))
             with torch.no_grad():
-                h_BTD = states(dense, batch.ids_BT, batch.places_BT)[:, :-1]
-                found = likeliest(dense, h_BTD.flatten(0, 1), recipe)
-            ids_BTK, log_p_BTC = (each.cpu().unflatten(0, h_BTD.shape[:2]) for each in found)
+                decoded = decode(dense, batch.ids_BT, batch.places_BT)
+                found = likeliest(dense, type(decoded), states(decoded), recipe)
+            ids_BTK, log_p_BTC = (each.cpu().unflatten(0, (len(ids_BT), -1)) for each in found)
             return {"ids": ids_BTK.to(small), "log_p": log_p_BTC}
 
         return says

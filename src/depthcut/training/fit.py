@@ -117,7 +117,8 @@ def train(
     accumulate = recipe.batch // (layout.micro_batch * ranks.world())
     gpu = lab.device.startswith("cuda")
     apart = recipe.batch if recipe.packing == "separate" else None
-    batches = Batches(lab.train(), layout.micro_batch, recipe.steps * accumulate, lab.experiment.seed, gpu, apart)
+    text = lab.train()
+    batches = Batches(text, layout.micro_batch, recipe.steps * accumulate, lab.experiment.seed, gpu, apart)
     trainer = L.Trainer(
         max_steps=recipe.steps,
         accumulate_grad_batches=accumulate,
@@ -128,7 +129,7 @@ def train(
         num_nodes=ranks.nodes(),
         use_distributed_sampler=False,
         logger=[] if ranks.rank() else lab.experiment.log.loggers(lab),
-        callbacks=[Curve(folder, recipe.save_every, recipe.batch * recipe.length), *callbacks],
+        callbacks=[Curve(folder, recipe.save_every, recipe.batch * text.ids.shape[1]), *callbacks],
         plugins=[DurableIO(), ranks.environment()],
         enable_checkpointing=False,
         enable_progress_bar=False,

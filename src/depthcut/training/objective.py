@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import ModelOutput
 
 from depthcut import depth
 from depthcut.forward import NO_TARGET
@@ -40,8 +40,8 @@ class Mixed:
 
 def next_token(model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of ``ids[:, 1:]`` given what is before them, in float32."""
-    h_BTD = states(model, batch.ids_BT, batch.places_BT)[:, :-1]
-    return chunked(model, h_BTD, following(batch), cross_entropy, batch.targets)
+    decoded = decode(model, batch.ids_BT, batch.places_BT)
+    return chunked(model, decoded, following(batch), cross_entropy, batch.targets)
 
 
 def following(batch: Batch) -> Tensor:
@@ -55,42 +55,66 @@ def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", ignore_index=NO_TARGET)
 
 
-def states(model: nn.Module, ids_BT: Tensor, places_BT: Tensor | None = None) -> Tensor:
-    """What the head reads, B x T x D: the stream behind the last layer and the final norm."""
-    return depth.decoder(model)(**packing.given(model, ids_BT, places_BT)).last_hidden_state
+def decode(model: nn.Module, ids_BT: Tensor, places_BT: Tensor | None = None) -> ModelOutput:
+    """Run the decoder. Its ``last_hidden_state``, B x T x D behind the final norm, is what the head reads."""
+    return depth.decoder(model)(**packing.given(model, ids_BT, places_BT))
 
 
-def chunked(model: nn.Module, h_BTD: Tensor, targets: Tensor, loss: Loss, count: float | None = None) -> Tensor:
+def chunked(model: nn.Module, decoded: ModelOutput, targets: Tensor, loss: Loss, count: float | None = None) -> Tensor:
     """The mean over positions of ``loss`` of their logits, of which a few hundred MB are there at a time.
 
     Args:
         model: its head makes the logits, and whatever it does to them (a cap, a scale).
-        h_BTD: what the head reads.
+        decoded: what the decoder gave, of T + 1 positions; the last one has nothing to predict.
         targets: B x T x ..., what each position is to predict.
         loss: its gradient is taken chunk by chunk, on the way forward.
         count: what the sum is divided by; None: all positions.
     """
     head = base_of(model)
-    trained = [each for each in trained_head(head) if each.requires_grad]
-    h_ND, targets_N = h_BTD.flatten(0, 1), targets.flatten(0, 1)
-    mean: Any = _Chunked.apply(h_ND, targets_N, head, loss, count or len(h_ND), *trained)
+    trained = [each for each in head_parameters(head) if each.requires_grad]
+    h_ND, targets_N = states(decoded), targets.flatten(0, 1)
+
+    def summed(part_ND: Tensor, wanted_N: Tensor) -> Tensor:
+        return loss(project(head, type(decoded), part_ND), wanted_N)
+
+    mean: Any = _Chunked.apply(h_ND, targets_N, summed, positions(head), count or len(h_ND), *trained)
     return mean
 
 
-def trained_head(head: PreTrainedModel) -> list[nn.Parameter]:
-    """The parameters behind the decoder: all but its own, and the embedding where the head is tied to it."""
-    inside = {id(each) for each in depth.decoder(head).parameters()}
-    output = head.get_output_embeddings()
+def states(decoded: ModelOutput) -> Tensor:
+    """The hidden states that predict a token, N x D: of each sequence all but the last."""
+    return decoded["last_hidden_state"][:, :-1].flatten(0, 1)
+
+
+def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Return the parameters of the head, with the embedding where it is tied to that.
+
+    A multimodal model keeps its towers and projectors beside the decoder, in the part that holds it.
+    """
+    decoder, output = depth.decoder(model), model.get_output_embeddings()
+    parts = [part for part in model.children() if not any(each is decoder for each in part.modules())]
     tied = list(output.parameters()) if isinstance(output, nn.Module) else []
-    return list({id(each): each for each in [*tied, *(p for p in head.parameters() if id(p) not in inside)]}.values())
+    found = [*tied, *model.parameters(recurse=False), *(each for part in parts for each in part.parameters())]
+    return list({id(each): each for each in found}.values())
 
 
-def project(head: PreTrainedModel, h_ND: Tensor) -> Tensor:
-    """The logits that the model makes of what its head reads, N x V."""
-    given = BaseModelOutputWithPast(last_hidden_state=h_ND[None])  # pyright: ignore[reportArgumentType]
+def project(head: PreTrainedModel, kind: type[ModelOutput], h_ND: Tensor) -> Tensor:
+    """Return the logits that the head computes from hidden states, N x V.
+
+    Args:
+        head: the model; in place of its decoder stands an output with these states and nothing else.
+        kind: the class of what its decoder gives: heads read fields of it (router logits, cross-attentions).
+        h_ND: the states.
+    """
+    given = kind(last_hidden_state=h_ND[None])
     ids = torch.zeros(1, 1, dtype=torch.long, device=h_ND.device)
     with stubbed(nn.ModuleList([depth.decoder(head)]), lambda _: lambda *_, **__: given):
         return head(input_ids=ids, use_cache=False).logits[0]
+
+
+def positions(head: PreTrainedModel) -> int:
+    """How many positions' logits fit into a chunk."""
+    return max(1, CHUNK_BYTES // (4 * depth.text_config(head.config).vocab_size))
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -109,12 +133,11 @@ class _Chunked(torch.autograd.Function):
         ctx: Any,
         h_ND: Tensor,
         targets_N: Tensor,
-        head: PreTrainedModel,
         loss: Loss,
+        size: int,
         count: float,
         *trained: Tensor,
     ) -> Tensor:
-        size = max(1, CHUNK_BYTES // (4 * depth.text_config(head.config).vocab_size))
         total = torch.zeros((), dtype=torch.float32, device=h_ND.device)
         wanted = any(ctx.needs_input_grad)
         grad_ND = torch.empty_like(h_ND) if wanted else None
@@ -123,7 +146,7 @@ class _Chunked(torch.autograd.Function):
             here = slice(start, start + size)
             with torch.set_grad_enabled(wanted):
                 part_ND = h_ND[here].detach().requires_grad_(wanted)
-                summed = loss(project(head, part_ND), targets_N[here])
+                summed = loss(part_ND, targets_N[here])
             total += summed.detach()
             if grad_ND is not None:
                 grad_ND[here], *more = torch.autograd.grad(summed, [part_ND, *trained])

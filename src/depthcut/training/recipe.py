@@ -149,6 +149,16 @@ class LowRank(Training):
         """Which of the ``left`` layers of the pruned model get adapters; with nothing missing none is behind it."""
         return range(left) if self.layers == "all" else range(min(plan.drop, default=left), left)
 
+    def prepare(self, lab: "Lab") -> None:
+        """Check that the model can have such adapters, before a weight is loaded.
+
+        Raises:
+            UserError: if it cannot.
+        """
+        from depthcut.training import adapters
+
+        adapters.check(lab, self)
+
     def origin(self, lab: "Lab") -> Origin | None:
         """The point whose adapters these start from; None: they start fresh."""
         del lab

@@ -4,6 +4,7 @@ Pruning frees memory. Spent on activations it saves the second forward pass of r
 work; spent on longer passes it spreads the unpacking of 4-bit weights over more tokens.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from depthcut import depth, memory, ranks
+from depthcut.model.decoder import linear
 from depthcut.spread import Spread
-from depthcut.training.objective import CHUNK_BYTES, base_of, trained_head
+from depthcut.training.objective import CHUNK_BYTES, base_of, head_parameters
 from depthcut.training.recipe import Training
 
 KEPT = {False: 1.2, True: 0.9}
@@ -180,7 +182,7 @@ def below(model: nn.Module) -> list[nn.Module]:
 def training(model: nn.Module, recipe: Training, mixed: bool) -> int:
     """Bytes of gradients, of the optimiser's state, and of the copies that products and the head's gradient take."""
     trained = [each for each in model.parameters() if each.requires_grad]
-    head = {id(each) for each in trained_head(base_of(model))}
+    head = {id(each) for each in head_parameters(base_of(model))}
     total = 0
     for each in trained:
         moments = 2 * each.element_size() if recipe.optimiser == "adamw" else 2
@@ -201,14 +203,14 @@ def sharded(model: nn.Module) -> int:
 
 def widths(layer: nn.Module) -> int:
     """Numbers a token that the linear layers of a decoder layer read and write, each counted once."""
-    linear = [(m.in_features, m.out_features) for m in layer.modules() if isinstance(m, nn.Linear)] or [(0, 0)]
-    big = [pair for pair in linear if min(pair) >= max(max(pair) for pair in linear) // 32]  # adapters are small
+    pairs = [linear.features(each) for each in linear.linear_layers(layer).values()] or [(0, 0)]
+    big = [pair for pair in pairs if min(pair) >= max(max(pair) for pair in pairs) // 32]  # adapters are small
     return sum(out for _, out in big) + max(into for into, _ in big) + 4 * min(into for into, _ in big)
 
 
 def largest(layer: nn.Module) -> int:
     """Weights of the largest linear layer."""
-    return max((m.in_features * m.out_features for m in layer.modules() if isinstance(m, nn.Linear)), default=0)
+    return max((math.prod(linear.features(each)) for each in linear.linear_layers(layer).values()), default=0)
 
 
 def hidden(base: PreTrainedModel) -> int:

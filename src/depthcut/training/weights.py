@@ -26,7 +26,7 @@ from depthcut import depth, ranks, store
 from depthcut.plan import Plan
 from depthcut.training import adapters, sharded
 from depthcut.training.fit import fit
-from depthcut.training.objective import Mixed, Objective, base_of, next_token
+from depthcut.training.objective import Mixed, Objective, base_of, head_parameters, next_token
 from depthcut.training.recipe import Training
 
 if TYPE_CHECKING:
@@ -74,15 +74,16 @@ def healed(
 
 
 def everything(model: nn.Module) -> Parameters:
-    """All parameters."""
-    return dict(model.named_parameters())
+    """All parameters of the decoder and of the head, hence all of a model that only writes text."""
+    wanted = {id(each) for each in [*depth.decoder(model).parameters(), *head_parameters(base_of(model))]}
+    return {name: each for name, each in model.named_parameters() if id(each) in wanted}
 
 
 def ending(model: nn.Module, last: int) -> Parameters:
     """The parameters of the ``last`` layers and of the head; one that is tied to the embedding is not among them."""
     decoder = {id(each) for each in depth.decoder(model).parameters()}
     wanted = {id(each) for layer in list(depth.layers(model))[-last:] for each in layer.parameters()}
-    wanted |= {id(each) for each in base_of(model).parameters()} - decoder
+    wanted |= {id(each) for each in head_parameters(base_of(model))} - decoder
     return {name: each for name, each in model.named_parameters() if id(each) in wanted}
 
 

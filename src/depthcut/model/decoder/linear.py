@@ -1,0 +1,66 @@
+"""Linear layers of a decoder: the matrices that adapters sit on, and how much of the weights they leave out.
+
+Legend: O outputs, I inputs.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+Modules = Literal["ffn", "attention", "all"]
+NEGLIGIBLE = 0.01
+"""Share of the weights that a router, or the kernel of a convolution, stays below."""
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether ``module`` is a linear layer: ``nn.Linear``, as bitsandbytes' are too, or GPT-2's ``Conv1D``."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def linear_layers(part: nn.Module) -> dict[str, nn.Module]:
+    """Return the linear layers in ``part`` by name."""
+    return {name: module for name, module in part.named_modules() if is_linear(module)}
+
+
+def features(linear: Any) -> tuple[int, int]:
+    """Return the numbers of inputs and of outputs of a linear layer."""
+    if isinstance(linear, Conv1D):
+        inputs, outputs = linear.weight.shape
+        return int(inputs), int(outputs)
+    return int(linear.in_features), int(linear.out_features)
+
+
+def oriented(linear: Any, weight: Tensor) -> Tensor:
+    """Return ``weight``, or a gradient like it, as O x I; ``Conv1D`` keeps it as I x O."""
+    return weight.T if isinstance(linear, Conv1D) else weight
+
+
+def select(names: Iterable[str], modules: Modules) -> list[str]:
+    """Return those of ``names`` within a decoder layer that are in its attention, or in the rest (``ffn``), or all."""
+    wanted = {"all": (True, False), "attention": (True,), "ffn": (False,)}[modules]
+    return [name for name in names if ("attn" in name or "attention" in name) in wanted]
+
+
+def matrices(part: nn.Module, modules: Modules = "all") -> dict[str, nn.Parameter]:
+    """Return the parameters in ``part`` that are matrices, or stacks of them as fused experts are, by name."""
+    found = {name: each for name, each in part.named_parameters() if each.ndim > 1}
+    return {name: found[name] for name in select(found, modules)}
+
+
+def left_out(parts: Iterable[dict[str, nn.Parameter]], covered: Collection[int]) -> tuple[float, list[str]]:
+    """Return the share of the weights that is not covered, and which ones are not, save those below ``NEGLIGIBLE``.
+
+    Args:
+        parts: of each decoder layer the matrices, by their names in it.
+        covered: the ids of those that count as covered.
+    """
+    total, sizes = 0, dict[str, int]()
+    for part in parts:
+        for name, each in part.items():
+            total += each.numel()
+            if id(each) not in covered:
+                sizes[name] = sizes.get(name, 0) + each.numel()
+    large = [name for name, size in sizes.items() if size >= NEGLIGIBLE * total]
+    return sum(sizes.values()) / max(total, 1), sorted(large, key=lambda name: -sizes[name])
