@@ -10,6 +10,7 @@ from typing_extensions import override
 from depthcut import store
 from depthcut.data import Source
 from depthcut.runtime.errors import UserError
+from depthcut.runtime.paths import PathText
 from depthcut.strict import strict
 
 FORMAT = 1
@@ -26,7 +27,7 @@ class Files(Source):
         divider: what stands between documents in a .txt file; None: a file is one document.
     """
 
-    paths: list[str]
+    paths: list[PathText]
     field: str
     divider: str | None
 
