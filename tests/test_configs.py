@@ -102,7 +102,7 @@ def options() -> list[str]:
 def test_every_stored_choice_makes_an_experiment(choice):
     extra = {
         "heal=qlora": ["model.quantise=nf4"],
-        "prune=plan": ["prune.path=plan.json"],
+        "prune=plan": ["prune.drop=[1-2]"],
         "prune=greedy": ["metric=kl"],
         "prune=evolution": ["metric=kl"],
     }.get(choice, [])

@@ -4,6 +4,7 @@ import re
 import pytest
 
 from depthcut.plan import Plan, spans
+from depthcut.runtime.errors import UserError
 
 
 def test_words_name_what_goes_and_what_stays():
@@ -74,7 +75,10 @@ def written(tmp_path, **changes):
         ([[True, 2]], "span [true, 2] must be [start, stop)"),
         ([["1", "2"]], 'span ["1", "2"] must be'),
         ([[1, 2, 3]], "span [1, 2, 3] must be"),
-        ([21, 22], "span 21 must be [start, stop)"),
+        ([32], "layer 32 leaves the model, which has layers 0-31"),
+        (["9-40"], "span 9-40 leaves the model"),
+        (["9-4"], "span 9-4 is reversed"),
+        (["nine"], 'span "nine" must be'),
         ([None], "span null must be"),
         ({"21": 22}, "drop must be a list of spans [start, stop), got {'21': 22}"),
         (21, "drop must be a list of spans [start, stop), got 21"),
@@ -92,9 +96,9 @@ def test_spans_may_touch_and_come_in_any_order(tmp_path):
     assert Plan.read(written(tmp_path, drop=[[9, 10], [4, 6], [2, 4]])).drop == (2, 3, 4, 5, 9)
 
 
-@pytest.mark.parametrize("depth", ["32", 32.0, None, True, 0, -1, [32]])
+@pytest.mark.parametrize("depth", ["32", 32.0, None, True, 0, -1, [32], 10**18])
 def test_a_depth_that_is_no_number_of_layers_is_refused(tmp_path, depth):
-    says = f"depth must be the model's number of layers, a whole number from 1, got {depth!r}"
+    says = f"depth must be the model's number of layers, a whole number from 1 to 10000, got {depth!r}"
     with pytest.raises(ValueError, match=re.escape(says)):
         Plan.read(written(tmp_path, depth=depth))
 
@@ -131,3 +135,40 @@ def test_a_plan_of_halves_keeps_all_layers_and_comes_back(tmp_path):
 
 def test_a_plan_of_an_older_version_is_one_of_whole_layers(tmp_path):
     assert Plan.read(written(tmp_path, format=1)) == Plan(32, (2, 3, 4))
+
+
+HANDMADE = [  # what a file says, and which of 32 layers go
+    ({"drop": [3, 4]}, (3, 4)),
+    ({"drop": [[3, 5], 9, "11-13"]}, (3, 4, 9, 11, 12, 13)),
+    ({"drop": ["7"], "unit": "mlp"}, (7,)),
+    ({"drop": []}, ()),
+]
+
+
+@pytest.mark.parametrize(("content", "drop"), HANDMADE)
+def test_a_plan_by_hand_needs_only_what_goes(tmp_path, content, drop):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(content))
+    assert Plan.read(path, 32) == Plan(32, drop, content.get("unit", "layer"))
+    with pytest.raises(ValueError, match='the key "depth", the model\'s number of layers, is missing'):
+        Plan.read(path)
+
+
+BROKEN = [
+    ('{"depth": 8}', 'the key "drop" is missing. A plan by hand: {"drop": '),
+    ('{"drop": [1], "notes": []}', "notes must be a JSON object, got []"),
+    ('{"drop": [1], "notes": {"wins": "11"}}', "notes.wins must map layers to shares, got '11'"),
+    ('{"drop": [1], "notes": {"score": NaN}}', "NaN is not a number in JSON"),
+    ('{"drop": [1], "depth": 1' + "0" * 5000 + "}", "plan.json: Exceeds the limit"),
+    ("[" * 100_000, "is not a plan in JSON"),
+    ('{"drop": [1],}', "is not a plan in JSON"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), BROKEN, ids=[says for _, says in BROKEN])
+def test_a_broken_plan_is_refused_in_one_line(tmp_path, text, says):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        Plan.read(path, 32)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value) and len(str(caught.value)) < 400

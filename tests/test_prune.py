@@ -144,13 +144,13 @@ def test_random_layers_depend_on_the_seed_alone_and_are_fair():
 def test_a_plan_out_of_a_file(tmp_path):
     path = tmp_path / "plan.json"
     Plan(8, (2, 5), model="abc").write(path)
-    given = Given(path=str(path))
+    given = Given(path=str(path), drop=None)
     assert given(never, Shape(8)) == Plan(8, (2, 5), model="abc")
     assert given.count(Shape(8)) == 2 and given.content() == {"unit": "layer", "drop": (2, 5)}
     with pytest.raises(ValueError, match="is a plan for 8 layers; this model has 9"):
         given.count(Shape(9))
     with pytest.raises(ValueError, match="no plan at"):
-        Given(path=str(tmp_path / "none.json")).content()
+        Given(path=str(tmp_path / "none.json"), drop=None).content()
 
 
 def test_greedy_scores_again_what_is_left():
@@ -244,7 +244,7 @@ def test_a_budget_on_a_real_model_is_that_of_the_model_that_is_left():
 def test_weights_are_needed_for_a_budget_only(tmp_path):
     assert not any(sized(Block, **each).needs_weights for each in ({}, {"layers": 3}))
     assert all(sized(Block, **{each: 1e9}).needs_weights for each in ("parameters", "weight_bytes", "cache_bytes"))
-    assert not Given(path=str(tmp_path)).needs_weights
+    assert not Given(path=str(tmp_path), drop=None).needs_weights
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_every_pruner_says_what_goes(prune, unit, tmp_path):
     assert (nothing.unit, nothing.drop) == (unit, ())
     assert prune not in (Lowest, Greedy, Evolution) or plan.drop == (1, 3)
     plan.write(tmp_path / "plan.json")
-    given = Given(path=str(tmp_path / "plan.json"))
+    given = Given(path=str(tmp_path / "plan.json"), drop=None)
     assert (given.unit, given(never, Shape(6)), given.count(Shape(6))) == (unit, plan, 2)
     assert given.content() == {"unit": unit, "drop": plan.drop}
 

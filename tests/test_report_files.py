@@ -16,7 +16,9 @@ import pytest
 from matplotlib.figure import Figure
 
 import studies
+from depthcut.report import __main__ as command
 from depthcut.report import curves, data, falls, figures, files, page, plotlyjs, serve, study, tidy
+from depthcut.runtime.errors import UserError
 from running import ENVIRONMENT, ROOT
 
 
@@ -109,10 +111,55 @@ def test_figures_for_a_paper(outputs, tmp_path, kind):
 
 def test_the_same_records_give_the_same_svg(outputs, tmp_path):
     for folder in ("a", "b"):
-        made = files.write(study.read([outputs]), "svg", tmp_path / folder, "")
+        made = files.write(study.read([outputs]), "svg", tmp_path / folder, "", tmp_path)
         assert len(made) == 7
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_every_legend_is_whole_however_narrow_the_figure(points):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    def one_task(record):
+        heal = record["config"]["heal"] | {"an_option_with_a_long_name": record["digest"]}
+        numbers = {key: value for key, value in record.items() if "/" not in key or "mmlu" in key}
+        return numbers | {"config": record["config"] | {"heal": heal}}
+
+    made = figures.of([study.Point(point.folder, one_task(point.record)) for point in points[::10]])
+    for name in ("curves", "healing"):
+        canvas = FigureCanvasAgg(made[name])
+        canvas.draw()
+        (legend,) = made[name].legends
+        box, whole = legend.get_window_extent(canvas.get_renderer()), made[name].bbox
+        assert whole.x0 <= box.x0 < box.x1 <= whole.x1 and whole.y0 <= box.y0 < box.y1 <= whole.y1, name
+        assert min(axis.get_window_extent().height for axis in made[name].axes) > 1.2 * made[name].dpi
+
+
+def test_files_go_into_the_study_unless_a_name_says_otherwise(outputs, tmp_path):
+    made = tmp_path / "o" / "made_llama2_7b"
+    made.mkdir(parents=True)
+    for point in list((outputs / made.name).iterdir())[:3]:
+        shutil.copytree(point, made / point.name)
+    done = report(made, "--format", "csv")
+    assert done.stdout.strip() == str(made / "report.csv"), done.stderr
+    (figure,) = (path for path in files.write(study.read([made]), "svg", None, "", made) if path.stem == "healing")
+    assert figure == made / "figures/healing.svg" and figure.is_file()
+    assert "skipped" not in study.read([made]).words
+    assert command.home([made]) == made and command.home([made, tmp_path / "o"]) == tmp_path / "o"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("-o", "x.xlsx"), "-o x.xlsx: the name must end in .html, .csv or .md"),
+        (("-o", "figs"), "-o figs: the name must end in .html, .csv or .md"),
+        (("-o", "x.png"), "-o x.png: the name must end in .html, .csv or .md; for figures: --format png -o FOLDER"),
+        (("-o", "x.md", "--format", "csv"), "-o x.md --format csv: the name says another format"),
+    ],
+)
+def test_a_name_that_is_no_format_is_refused(words, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        command.check_output(command.parser().parse_args(["outputs/main", *words]))
 
 
 def test_figures_are_values_that_a_logger_can_send(points):

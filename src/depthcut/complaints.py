@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -18,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from depthcut.runtime import disk
 from depthcut.runtime.errors import UserError
+from depthcut.runtime.paths import quoted
 
 NUMBERS = {
     **dict.fromkeys(("greater_than", "greater_than_equal", "less_than", "less_than_equal"), ""),
@@ -119,7 +121,7 @@ def of_hydra(error: Exception) -> str:
     """A complaint of Hydra's composition or of its override grammar."""
     text = str(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: {text.splitlines()[0]}. Write key=value; a list is [a,b], words are 'quoted'"
+        return unreadable(str(error.override), text.splitlines()[0])
     missing = re.search(r"Could not (?:find|load) '([\w./-]+)/([^'/]+)'", text)
     if missing:
         return missing_option(missing[1], missing[2], text)
@@ -130,6 +132,15 @@ def of_hydra(error: Exception) -> str:
     if ambiguous:
         return f"{ambiguous[1]}: several values make a sweep, which needs -m (a list is written [a,b])"
     return " ".join(line.strip() for line in text.splitlines()[:2])
+
+
+def unreadable(override: str, why: str) -> str:
+    """An override that Hydra cannot parse, and what to type in the shell instead."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"{override}: {why}. Write key=value"
+    typed = shlex.quote(f'{key}="{value}"')
+    return f"{override}: {why}. A list is [a,b]. To give it as text, type the quotes too: {typed}"
 
 
 def missing_option(group: str, word: str, text: str) -> str:
@@ -165,7 +176,7 @@ def noted() -> Generator[None]:
 
 def guard(main: Callable[[], Any]) -> int:
     """Run ``main``; a user's mistake becomes one line and status 2, anything else keeps its traceback and status 1."""
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)  # argparse wants it first
+    sys.argv[1:] = sorted(map(quoted, sys.argv[1:]), key=lambda word: word not in MULTIRUN)  # argparse wants it first
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed in several lines
     try:
         with noted():

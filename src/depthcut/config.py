@@ -17,6 +17,7 @@ from depthcut.model import Model
 from depthcut.prune import Prune
 from depthcut.replace import Replace
 from depthcut.runtime.errors import UserError
+from depthcut.runtime.paths import PathText
 from depthcut.strict import strict
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$")]
@@ -54,7 +55,7 @@ class Experiment:
     """
 
     name: Name
-    outputs: Annotated[str, Field(min_length=1)]
+    outputs: PathText
     seed: Annotated[int, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda"]
     stream: Literal["auto", "always", "never"]

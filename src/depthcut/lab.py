@@ -243,7 +243,9 @@ def enter(x: "Experiment") -> Lab:
     """Open the model on the disk and set up the lab for one run; neither torch nor a weight is loaded."""
     outputs = Path(x.outputs)
     cache = outputs / "cache"
-    lab = bases.settled(Lab(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=outputs / x.name))
+    checkpoint = x.model.open(cache)
+    x.prune.check(checkpoint)
+    lab = bases.settled(Lab(experiment=x, checkpoint=checkpoint, cache=cache, study=outputs / x.name))
     x.replace.check(x.prune.unit, x.prune.count(lab.shape))  # either may refuse a cut
     lab.checkpoint.unit_prefix(x.prune.unit)  # and halves that the layers do not have
     return lab

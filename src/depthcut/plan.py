@@ -1,6 +1,8 @@
 """Which layers go and which stay: 0-based, readable as words, written and read back as JSON."""
 
 import json
+import re
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,7 +16,8 @@ from depthcut.runtime.errors import UserError
 
 FORMAT = 2
 OLDER = 1  # without a unit: whole layers
-DEEPEST = 100_000  # layers; a plan names each, and none of the models of 2026 has 1,000
+DEEPEST = 10_000  # layers; more are a mistake, and would take all memory
+EXAMPLE = 'A plan by hand: {"drop": [3, 4, [6, 9], "11-18"]} drops layers 3-4, 6-8 and 11-18'
 
 Unit = Literal["layer", "attention", "mlp"]
 NOUNS: dict[Unit, str] = {"layer": "layers", "attention": "attentions", "mlp": "MLPs"}
@@ -96,53 +99,69 @@ class Plan:
         }
 
     @classmethod
-    def read(cls, path: Path) -> "Plan":
-        """Read a plan back.
+    def read(cls, path: Path, depth: int | None = None) -> "Plan":
+        """Read a plan, as :meth:`write` leaves it or written by hand.
+
+        Args:
+            path: the file.
+            depth: layers of the model, for a file that does not say it.
 
         Raises:
-            UserError: if the file is missing, no plan of this format, or not a possible cut; it names the file.
+            UserError: if the file is missing, not a plan, or not a possible cut; it names the file and the key.
         """
         try:
-            return cls.from_dict(documents.read(path))
+            return cls.from_dict(documents.read(path), depth)
         except FileNotFoundError:
             raise UserError(f"no plan at {path}") from None
         except DamagedError as error:
-            raise UserError(f"{path} is no depthcut plan ({error.why})") from None
-        except KeyError as error:
-            raise UserError(f"{path} is no depthcut plan ({error!r})") from None
-        except ValueError as error:
+            raise UserError(f"{path} is not a plan in JSON ({error.why}). {EXAMPLE}") from None
+        except UserError as error:
             raise UserError(f"{path}: {error}") from None
 
     @classmethod
-    def from_dict(cls, data: Any) -> "Plan":
-        """The inverse of :meth:`to_dict`; what a person wrote by hand is checked.
+    def from_dict(cls, data: Any, depth: int | None = None) -> "Plan":
+        """Return the plan that :meth:`to_dict` gave, or one written by hand: only ``drop`` must be there.
 
         Raises:
-            UserError: for a field of another kind, spans that are no cut of such a model, or a cut of all layers.
-            KeyError: for a missing field.
+            UserError: for a missing key, a value of the wrong type, spans that are not a possible cut, or a cut of all
+                layers.
         """
         if not isinstance(data, dict):
-            raise UserError(f"a depthcut plan is a JSON object, got {json.dumps(data)[:40]}")
-        fields: dict[str, Any] = data
+            raise UserError(f"a depthcut plan is a JSON object, got {json.dumps(data)[:40]}. {EXAMPLE}")
+        fields: dict[str, Any] = {"depth": depth, "format": FORMAT, "unit": "layer", "model": "", "notes": {}} | data
         if fields["format"] not in (OLDER, FORMAT):
             raise UserError(f"this plan has format {fields['format']!r}; this version reads format {FORMAT}")
-        unit, depth, model = fields.get("unit", "layer"), fields["depth"], fields.get("model", "")
+        if "drop" not in fields:
+            raise UserError(f'the key "drop" is missing. {EXAMPLE}')
+        unit, depth, model, notes = fields["unit"], fields["depth"], fields["model"], fields["notes"]
         if unit not in get_args(Unit):
             raise UserError(f"this plan drops units called {unit!r}; there are: {', '.join(get_args(Unit))}")
+        if "depth" not in data and depth is None:
+            raise UserError('the key "depth", the model\'s number of layers, is missing: add it, such as "depth": 32')
         if type(depth) is not int or not 1 <= depth <= DEEPEST:
-            raise UserError(
-                f"depth must be the model's number of layers, a whole number from 1 to {DEEPEST}, got {depth!r}"
-            )
+            wanted = f"a whole number from 1 to {DEEPEST}"
+            raise UserError(f"depth must be the model's number of layers, {wanted}, got {reprlib.repr(depth)}")
         if not isinstance(model, str):
             raise UserError(f"model must be a digest, or empty for any model of this depth, got {model!r}")
-        return cls(depth, spanned(fields["drop"], depth), unit, model, fields.get("notes", {}))
+        _check_notes(notes)
+        return cls(depth, spanned(fields["drop"], depth), unit, model, notes)
+
+
+def _check_notes(notes: Any) -> None:
+    """Refuse notes that could not be shown or written again."""
+    if not isinstance(notes, dict):
+        raise UserError(f"notes must be a JSON object, got {reprlib.repr(notes)}; delete the key, nothing needs it")
+    wins = notes.get("wins", {})
+    if not isinstance(wins, dict) or not all(type(share) in (int, float) for share in wins.values()):
+        raise UserError(f"notes.wins must map layers to shares, got {reprlib.repr(wins)}; delete the key")
 
 
 def spanned(drop: Any, depth: int) -> tuple[int, ...]:
-    """The layers in half-open spans, which may come in any order.
+    """Return the layers that a list names: layers, half-open spans, and ``"first-last"`` with both ends, in any order.
 
     Raises:
-        UserError: for a span that is none, is reversed or empty, leaves a model of ``depth`` layers, or meets another.
+        UserError: for an entry of another kind, that is reversed or empty, leaves a model of ``depth`` layers, or
+            overlaps another.
     """
     if not isinstance(drop, list):
         raise UserError(f"drop must be a list of spans [start, stop), got {drop!r}")
@@ -153,16 +172,25 @@ def spanned(drop: Any, depth: int) -> tuple[int, ...]:
     return tuple(layer for start, stop in checked for layer in range(start, stop))
 
 
-def _span(span: Any, depth: int) -> tuple[int, int]:
-    """Check one span by itself."""
-    if not isinstance(span, list) or [type(end) for end in span] != [int, int]:
-        raise UserError(f"span {json.dumps(span)} must be [start, stop), two whole numbers")
-    start, stop = span
+def _span(entry: Any, depth: int) -> tuple[int, int]:
+    """Check one entry by itself; return it as a half-open span."""
+    words = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", entry) if isinstance(entry, str) else None
+    if words:
+        entry = [int(words[1]), int(words[2] or words[1]) + 1]
+        name = f"span {words[0].strip()}"
+    elif type(entry) is int:
+        entry, name = [entry, entry + 1], f"layer {entry}"
+    elif isinstance(entry, list) and [type(end) for end in entry] == [int, int]:
+        name = f"span [{entry[0]}, {entry[1]})"
+    else:
+        got = reprlib.repr(entry) if isinstance(entry, dict) else json.dumps(entry)[:80]
+        raise UserError(f'span {got} must be [start, stop), two whole numbers, or "first-last", or a layer')
+    start, stop = entry
     if start >= stop:
         kind = "empty" if start == stop else "reversed"
-        raise UserError(f"span [{start}, {stop}) is {kind}; the model has layers 0-{depth - 1}, and stop itself stays")
+        raise UserError(f"{name} is {kind}; the model has layers 0-{depth - 1}, and stop itself stays")
     if start < 0 or stop > depth:
-        raise UserError(f"span [{start}, {stop}) leaves the model, which has layers 0-{depth - 1}")
+        raise UserError(f"{name} leaves the model, which has layers 0-{depth - 1}")
     return start, stop
 
 

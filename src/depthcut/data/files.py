@@ -11,6 +11,7 @@ from depthcut import store
 from depthcut.data import Source
 from depthcut.data.text import documents
 from depthcut.runtime.errors import UserError
+from depthcut.runtime.paths import PathText
 from depthcut.strict import strict
 
 FORMAT = 1
@@ -27,7 +28,7 @@ class Files(Source):
         divider: what stands between documents in a .txt file; None: a file is one document.
     """
 
-    paths: list[str]
+    paths: list[PathText]
     field: str
     divider: str | None
 

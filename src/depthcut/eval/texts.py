@@ -9,6 +9,7 @@ from pydantic import Strict, ValidationError
 from depthcut.data import Source
 from depthcut.data.text.documents import LONGEST
 from depthcut.runtime.errors import UserError
+from depthcut.runtime.paths import PathText
 from depthcut.strict import strict
 
 WHERE = "eval.perplexity.texts"
@@ -29,7 +30,7 @@ class Text:
         span: share of the documents by their hashes; alone it means the demo corpus. None: all.
     """
 
-    paths: list[str] | None = None
+    paths: list[PathText] | None = None
     divider: str | None = None
     dataset: str | None = None
     config: str | None = None

@@ -2,9 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import StringConstraints
 from typing_extensions import override
 
 from depthcut import gguf
@@ -13,6 +11,7 @@ from depthcut.files import Files, Folder, Hashes
 from depthcut.hub import Repo
 from depthcut.model import Model
 from depthcut.runtime.errors import UserError
+from depthcut.runtime.paths import PathText
 from depthcut.strict import strict
 
 
@@ -24,14 +23,14 @@ class Local(Model):
         path: a folder as transformers saves it, a .gguf file, or, where there is no such path, OWNER/NAME on the hub.
     """
 
-    path: Annotated[str, StringConstraints(min_length=1)]
+    path: PathText
 
     @override
     def open(self, cache: Path) -> Checkpoint:
         return Checkpoint(self._files(cache, Hashes(cache / "hashes.json")), separator=self.separator)
 
     def _files(self, cache: Path, hashes: Hashes) -> Files:
-        path = Path(self.path).expanduser()
+        path = Path(self.path)
         if path.is_dir():
             return Folder(path, hashes)
         if path.is_file() and path.suffix == ".gguf":

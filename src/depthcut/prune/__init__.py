@@ -13,6 +13,9 @@ from depthcut.scores import Scores
 from depthcut.shape import Quantity, Shape
 from depthcut.strict import strict
 
+if TYPE_CHECKING:
+    from depthcut.checkpoint import Checkpoint
+
 
 class Score(Protocol):
     """Runs the metric, at a price. Units are of the pruner's kind: layers, or their attentions or MLPs."""
@@ -56,6 +59,14 @@ class Prune(ABC):
     def needs_weights(self) -> bool:
         """Whether the shape must say what the units weigh; else ``Shape(depth)`` will do."""
         return False
+
+    def check(self, checkpoint: "Checkpoint") -> None:
+        """Refuse a model that this pruner was not made for, before anything else is read of it.
+
+        Raises:
+            UserError: in that case.
+        """
+        del checkpoint
 
     @abstractmethod
     def count(self, shape: Shape) -> int:

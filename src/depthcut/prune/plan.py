@@ -1,53 +1,100 @@
-"""A plan out of a file: made by an earlier run, by another tool, or by hand."""
+"""Layers by hand, on the command line or in a file, or the plan.json of an earlier run."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from depthcut.plan import Plan, Unit
+from pydantic import field_validator
+from typing_extensions import override
+
+from depthcut.plan import DEEPEST, Plan, Unit, spanned
 from depthcut.prune import Prune, Score
 from depthcut.runtime.errors import UserError
+from depthcut.runtime.paths import PathText
 from depthcut.shape import Shape
 from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from depthcut.checkpoint import Checkpoint
 
 
 @strict
 class Given(Prune):
-    """Drops what the file says.
+    """Drops the layers that it is given.
 
     Attributes:
-        path: a plan.json; a plan that names its model fits no other.
+        drop: the layers, and spans of layers with both ends included, such as ``[3, "11-18"]``.
+        path: or a JSON file with at least ``{"drop": [...]}``: layers, half-open spans ``[start, stop]``, or
+            ``"first-last"``. A plan that names its model fits no other.
     """
 
-    path: str
+    drop: list[int | str] | None
+    path: PathText | None
     reads_scores: ClassVar[bool] = False
-    incidental: ClassVar[frozenset[str]] = frozenset({"path"})
+    incidental: ClassVar[frozenset[str]] = frozenset({"drop", "path"})
+
+    @field_validator("drop", mode="before")
+    @classmethod
+    def listed(cls, drop: Any) -> Any:
+        """Take one span without brackets, and refuse half-open spans, which could be mistaken for these."""
+        if isinstance(drop, list) and any(isinstance(each, list) for each in drop):
+            raise UserError(f"must be layers and spans with both ends, such as [3,11-18], got {drop}")
+        return drop if drop is None or isinstance(drop, list) else [drop]
+
+    def __post_init__(self) -> None:
+        if (self.drop is None) == (self.path is None):
+            both = "both are set" if self.path else "neither is set"
+            raise UserError(f"prune=plan needs either prune.drop=[11-18] or prune.path=plan.json; {both}")
+        if self.drop is not None:
+            self.plan()
+
+    def plan(self, depth: int = DEEPEST) -> Plan:
+        """Return the plan for a model of ``depth`` layers.
+
+        Raises:
+            UserError: if there is no such plan, or it is not a possible cut.
+        """
+        if self.path is not None:
+            return Plan.read(Path(self.path), depth)
+        try:
+            return Plan(depth, spanned(self.drop, depth))
+        except UserError as error:
+            raise UserError(f"prune.drop: {error}") from None
 
     @property
     def unit(self) -> Unit:
-        """What goes, as the file says.
-
-        Raises:
-            UserError: if there is no such plan.
-        """
-        return Plan.read(Path(self.path)).unit
+        """The unit that the file names; layers otherwise."""
+        return self.plan().unit
 
     def content(self) -> Any:
         """The units that go."""
-        plan = Plan.read(Path(self.path))
+        plan = self.plan()
         return {"unit": plan.unit, "drop": plan.drop}
 
+    @override
+    def check(self, checkpoint: "Checkpoint") -> None:
+        self._fits(checkpoint.depth)
+        model = self.plan(checkpoint.depth).model
+        if model and model != checkpoint.digest:
+            raise UserError(
+                f"{self.path} was made for model {model[:8]}, this is {checkpoint.digest[:8]}. "
+                'Choose the matching model, or delete "model" from the plan'
+            )
+
+    def _fits(self, depth: int) -> None:
+        """Refuse a plan for a model of another depth."""
+        if (plan := self.plan(depth)).depth != depth:
+            raise UserError(f"{self.path} is a plan for {plan.depth} layers; this model has {depth}")
+
     def count(self, shape: Shape) -> int:
-        """How many units go.
+        """Return how many units go.
 
         Raises:
             UserError: if there is no such plan, or it is for a model of another depth.
         """
-        plan = Plan.read(Path(self.path))
-        if plan.depth != shape.depth:
-            raise UserError(f"{self.path} is a plan for {plan.depth} layers; this model has {shape.depth}")
-        return len(plan.drop)
+        self._fits(shape.depth)
+        return len(self.plan(shape.depth).drop)
 
     def __call__(self, score: Score, shape: Shape) -> Plan:
-        """Read the plan."""
-        del score, shape  # count() has compared the depth
-        return Plan.read(Path(self.path))
+        """Return the plan."""
+        del score
+        return self.plan(shape.depth)

@@ -2,7 +2,7 @@
 
 python -m depthcut.report outputs/A                      how far it is, and the table of what is done
 python -m depthcut.report outputs/A outputs/B -o r.html  one page that needs nothing else: to send, or for an appendix
-python -m depthcut.report outputs/A --format pdf         figures/*.pdf for a paper (png, svg; csv, md: the tables)
+python -m depthcut.report outputs/A --format pdf         outputs/A/figures/*.pdf for a paper (png, svg; csv, md: tables)
 python -m depthcut.report serve outputs                  the page on localhost; it follows running sweeps
 """
 
@@ -26,6 +26,7 @@ def main() -> None:
     if sys.argv[1:2] == ["serve"]:
         return serve(sys.argv[2:])
     options = parser().parse_args()
+    check_output(options)
     found = study.read(options.study)
     if options.format or options.output:
         return write(found, options)
@@ -43,10 +44,34 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("study", type=Path, nargs="+", help="folder of a study, such as outputs/main, or of several: outputs")
-    add("-o", "--output", type=Path, help="file of the page or table, or folder of the figures")
-    add("--format", choices=FORMATS, help="what to write; html where OUTPUT ends so")
+    where = "file of the page or table, or folder of the figures; by default in the study's folder"
+    add("-o", "--output", type=Path, help=where)
+    add("--format", choices=FORMATS, help="what to write; by default what the name of OUTPUT ends in")
     add("--title", default="", help="heading of the page; the names of the studies where there is none")
     return parser
+
+
+def check_output(options: argparse.Namespace) -> None:
+    """Refuse a file name that does not say the format, or says another one than ``--format``.
+
+    Raises:
+        UserError: in that case.
+    """
+    from depthcut.report import files
+
+    if options.output is None:
+        return
+    suffix = options.output.suffix
+    if options.format is None and suffix[1:] not in files.NAMES:
+        figures = f"; for figures: --format {suffix[1:]} -o FOLDER" if suffix[1:] in FORMATS else ""
+        raise UserError(f"-o {options.output}: the name must end in .html, .csv or .md{figures}")
+    if options.format is not None and suffix[1:] != options.format and suffix[1:] in FORMATS:
+        raise UserError(f"-o {options.output} --format {options.format}: the name says another format")
+
+
+def home(studies: list[Path]) -> Path:
+    """Return the folder that files go to by default: the study's own, or the one that several studies are in."""
+    return Path(os.path.commonpath([path.resolve() for path in studies])) if len(studies) > 1 else studies[0]
 
 
 def show(found: study.Found, studies: list[Path]) -> None:
@@ -74,9 +99,9 @@ def write(found: study.Found, options: argparse.Namespace) -> None:
 
     if not found.points:
         raise UserError(f"{', '.join(map(str, options.study))}: no finished record to show ({found.words})")
-    wanted = options.format or (options.output.suffix[1:] if options.output.suffix[1:] in FORMATS else "html")
+    wanted = options.format or options.output.suffix[1:]
     title = options.title or ", ".join(path.resolve().name for path in options.study)
-    for path in files.write(found, wanted, options.output, title):
+    for path in files.write(found, wanted, options.output, title, home(options.study)):
         Console().print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -11,24 +11,26 @@ from depthcut.runtime.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+FIGURES = "figures"
 NAMES = {"html": "report.html", "csv": "report.csv", "md": "report.md"}
 
 
-def write(found: Found, kind: str, output: Path | None, title: str) -> list[Path]:
+def write(found: Found, kind: str, output: Path | None, title: str, home: Path) -> list[Path]:
     """Write what is asked for; give the paths.
 
     Args:
         found: the studies.
         kind: ``html``, ``csv`` or ``md``: one file. ``png``, ``svg`` or ``pdf``: a folder of figures.
-        output: that file or folder; None: ``report.*``, or ``figures``, in the current folder.
+        output: that file or folder; None: ``report.*``, or ``figures``, in ``home``.
+        home: the folder of the studies.
         title: of the page.
 
     Raises:
         UserError: if there is nothing to draw.
     """
     if kind not in NAMES:
-        return drawn(found, kind, output or Path("figures"))
-    path = output or Path(NAMES[kind])
+        return drawn(found, kind, output or home / FIGURES)
+    path = output or home / NAMES[kind]
     if kind == "html":
         from depthcut.report import data, page
 

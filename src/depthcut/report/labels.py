@@ -9,7 +9,7 @@ from depthcut.report import table
 Config = dict[str, Any]
 
 # What differs between the points of one curve, or changes no number.
-SIZES = frozenset({"frac", "layers", "parameters", "weight_bytes", "cache_bytes", "path"})
+SIZES = frozenset({"frac", "layers", "parameters", "weight_bytes", "cache_bytes", "path", "drop"})
 SEEDS = frozenset({"seed"})
 INCIDENTAL = {
     "model": frozenset({"heal", "path", "repo"}),

@@ -40,7 +40,7 @@ def words(folder: Path) -> str:
     return " ".join(filter(None, (*names, size, method(config, "heal"), f"seed={config.get('seed', '?')}")))
 
 
-SIZES = ("layers", "parameters", "weight_bytes", "cache_bytes")
+SIZES = ("layers", "parameters", "weight_bytes", "cache_bytes", "drop")
 
 
 def mapping(config: dict[str, Any], key: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ OTHER_VERSION = "of another version"
 UNREADABLE = "unreadable"
 DUPLICATE = "that another study has too"
 FOREIGN = "no points"
+BESIDE = frozenset({"figures", records.NAMED})  # folders of a study that are not points
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def read(studies: Iterable[Path]) -> Found:
     """
     found, kept = Found(), dict[str, Point]()
     for study in dict.fromkeys(each for path in studies for each in inside(path)):
-        for folder in sorted(path for path in study.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        for folder in sorted(path for path in subfolders(study) if path.name not in BESIDE):
             point = look(folder, found)
             if point is None:
                 continue

@@ -10,6 +10,7 @@ from typing_extensions import override
 from depthcut import ranks
 from depthcut.plan import Plan, spans
 from depthcut.runtime.errors import UserError
+from depthcut.runtime.paths import PathText
 from depthcut.strict import strict
 from depthcut.training.origin import Origin
 
@@ -178,7 +179,7 @@ class Adapters(LowRank):
 
     layers: Literal["all", "after_cut", "around_cut"]  # pyright: ignore[reportIncompatibleVariableOverride]
     reach: Positive
-    init_from: Annotated[str | None, Field(min_length=1)]
+    init_from: PathText | None
     incidental: ClassVar[frozenset[str]] = frozenset({"reach", "init_from"})
 
     @override

@@ -1,5 +1,6 @@
 """What depthcut's launchers have in common: all points are composed and enrolled, then those that are left are run."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +22,8 @@ class Points(Launcher):
         """Take over what Hydra gives."""
         hydra_context.config_loader = cast(ConfigLoader, Once(hydra_context.config_loader))
         self.hydra_context, self.task, self.config = hydra_context, task_function, config
+        with flag_override(config, ["readonly", "struct"], False):  # Hydra's sweeper makes this folder as it is written
+            config.hydra.sweep.dir = os.path.expanduser(config.hydra.sweep.dir)  # noqa: PTH111
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Enrol the points of ``job_overrides``, run those that are not done, tell how it ended."""

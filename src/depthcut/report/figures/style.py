@@ -14,6 +14,7 @@ COLOURS = ("#0072B2", "#D55E00", "#007A5A", "#AA4499", "#2F9BD6", "#B8860B", "#3
 DASHES = ("-", "-.", (0, (6, 2)), (0, (6, 1, 1, 1)))
 MARKS = ("o", "s", "D", "^", "P", "X", "*", "p")
 QUIET = "#57606a"
+MARGIN = 0.15  # inches between the legend and the edges of the figure
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,21 @@ def panels(count: int, columns: int, size: tuple[float, float]) -> "tuple[Figure
 
 
 def legend(figure: "Figure", axes: "Sequence[Axes]") -> None:
-    """One legend below all panels, each name once."""
+    """Add one legend below all panels, each name once, in as many columns as fit; widen a figure too narrow for one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     found = {label: handle for each in axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)}
-    if found:
-        columns = 2 if len(found) > 3 else 1
-        figure.legend(
+    if not found:
+        return
+    canvas = FigureCanvasAgg(figure)
+    width, tall, height = 0.0, 0.0, figure.get_figheight()
+    for columns in (3, 2, 1) if len(found) > 3 else (1,):
+        drawn = figure.legend(
             found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize=7.5, frameon=False
         )
+        box = drawn.get_window_extent(canvas.get_renderer())
+        width, tall = (size / figure.dpi for size in (box.width, box.height))
+        if width <= figure.get_figwidth() - 2 * MARGIN or columns == 1:
+            break
+        drawn.remove()
+    figure.set_size_inches(max(figure.get_figwidth(), width + 2 * MARGIN), height + tall)

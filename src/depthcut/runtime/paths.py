@@ -1,0 +1,45 @@
+"""Paths in options: ``~`` is the home folder, and ``=``, spaces or parentheses need no quotes on the command line."""
+
+import os
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, StringConstraints
+
+expanded = os.path.expanduser  # leaves ``~nobody`` as it is; pathlib raises
+PathText = Annotated[str, StringConstraints(min_length=1), AfterValidator(expanded)]
+"""A path, or a pattern of paths, in a config."""
+
+OPTION = re.compile(
+    r"(?P<key>[+]{0,2}(?:outputs|model\.path|prune\.path|heal\.init_from|eval\.include_path"
+    r"|(?P<list>data\.\w+\.paths|eval\.perplexity\.texts\.[\w.-]+\.paths)))=(?P<value>.*)",
+    re.DOTALL,
+)
+QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|str|extend_list)\(")
+PLAIN = re.compile(r"[A-Za-z0-9_/\\+.$%*@?|: -]*")  # what Hydra reads without quotes
+NUMBER = re.compile(r"[0-9_]+([.e][0-9_]+)?")  # such as a digest without letters
+
+
+def quoted(word: str) -> str:
+    """Return an argument of the command line with quotes around each path that Hydra would not read as it is.
+
+    Other arguments, functions and interpolations stay as they are. A comma still separates the values of a sweep.
+    """
+    option = OPTION.fullmatch(word)
+    if option is None or FUNCTION.match(option["value"]):
+        return word
+    breaks = r",\[\]" if option["list"] else ","
+    return f"{option['key']}={re.sub(rf'{QUOTED}|[^{breaks}]+', _quoted, option['value'])}"
+
+
+def _quoted(found: re.Match[str]) -> str:
+    """Quote one path, unless it needs no quotes."""
+    text = found[0].strip()
+    if text[:1] in ("'", '"'):
+        return text[0] + expanded(text[1:-1]) + text[-1]
+    text = expanded(text)
+    if "${" in text or (PLAIN.fullmatch(text) and not NUMBER.fullmatch(text)):
+        return text
+    escaped = re.sub(r"(\\*)('|$)", lambda each: each[1] * 2 + each[2].replace("'", "\\'"), text)
+    return f"'{escaped}'"
