@@ -128,4 +128,6 @@ def reason(error: Exception) -> str:
         return "half a surrogate pair in a text"
     if isinstance(error, RecursionError):
         return "nested too deeply"
+    if "integer string conversion" in str(error):
+        return "a number of thousands of digits"
     return " ".join(str(error).split())[:200]
