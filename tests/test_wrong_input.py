@@ -63,6 +63,7 @@ CONFIG = [
     ("prune.frac=[1", "prune.frac=[1: no viable alternative"),
     ("seed=-1", "seed must be at least 0, got -1"),
     ("name=../../etc", "name must be letters, digits, '.', '_' and '-', at most 80, got '../../etc'"),
+    ("name=cache", "name=cache is the folder that all studies share; choose another name"),
     ("metric._target_=os.system", "metric._target_ must name a class of depthcut.metric, got os.system"),
     ("heal=qlora", "heal=qlora needs model.quantise=nf4 or int8, got none"),
     ("prune.layers=2.5", "prune.layers must be a whole number at least 0, got 2.5"),

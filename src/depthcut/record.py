@@ -147,6 +147,12 @@ def fail(folder: Path, reason: str, error: BaseException | None = None) -> None:
         store.write_json(folder / FAILURE, failure)
 
 
+def forget_failure(folder: Path) -> None:
+    """Remove what an earlier attempt at a point that is done by now left."""
+    with suppress(OSError):
+        (folder / FAILURE).unlink(missing_ok=True)
+
+
 def failure(folder: Path) -> dict[str, Any] | None:
     """How the last attempt at a point failed; None where it did not."""
     found = documents.found(folder / FAILURE)
