@@ -163,7 +163,7 @@ def test_what_is_no_point_is_counted_in_words_and_never_an_error(made):
         study.DUPLICATE: 1,
     }
     assert len(found.points) == 280 - 6
-    assert found.damaged[b.parent].startswith("Unterminated string") or found.damaged[b.parent]
+    assert set(found.damaged) == {each.parent for each in (b, c, d, e, f)}
     assert found.damaged[e.parent] == "a folder" and found.damaged[f.parent] == "nested too deeply"
     assert "skipped: 1 folder no points, 1 folder of another version" in found.words
     assert report(made).returncode == 0
@@ -185,7 +185,7 @@ def test_records_of_absurd_models_and_half_characters_are_skipped_by_name(made):
     assert "odd\\udcff" in (made / "r.html").read_text()
     shown = report(made / "made_llama2_7b").stdout
     assert "skipped: 4 folders unreadable" in shown and "half a surrogate pair" in shown
-    assert "from 1 to 100000" not in shown and "the record of point 0000000000000000" in shown
+    assert "the record of point 0000000000000000" in shown
 
 
 def test_the_later_of_two_records_of_one_point_counts(made):

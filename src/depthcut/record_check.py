@@ -8,6 +8,7 @@ from typing import Any
 from depthcut.plan import Plan
 from depthcut.runtime import documents
 from depthcut.runtime.documents import DamagedError
+from depthcut.runtime.errors import UserError
 
 FORMAT = 1
 FAILURE = "failure.json"
@@ -48,6 +49,8 @@ def fault(record: dict[str, Any]) -> str | None:
         return None if right and all(math.isfinite(number) for number in numbers) else "no record"
     except KeyError as error:
         return f"no key {error.args[0]!r}"
+    except UserError as error:  # of the plan
+        return str(error)
     except (IndexError, TypeError, AttributeError, ValueError, OverflowError):
         return "no record"
 
