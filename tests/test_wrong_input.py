@@ -4,11 +4,12 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from running import PICO, light, run, succeed, text_files
+from running import PICO, light, run, start, succeed, text_files
 
 UNWRITABLE = "cannot write"
 
@@ -255,6 +256,20 @@ def test_a_full_disk(study, disk, kilobytes):
     line = complain(f"outputs={disk}/outputs", *PICO, *corpus, "seed=1", "model.heal.rank=32")
     assert line.startswith("the disk is full"), line
     assert before.items() <= snapshot(disk / "outputs" / "main").items()
+
+
+def test_a_disk_that_fills_up_in_healing_is_told_once(study, disk):
+    """The checkpoint, the curve and the log all meet it."""
+    _, corpus, _ = study
+    words = (*PICO, *corpus, "heal.steps=400", "heal.save_every=1", "stages=[healed]", "prune=deepest")
+    process = start(f"outputs={disk}/outputs", *words)
+    while not list(disk.glob("outputs/main/*/heal/last.ckpt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    (disk / "ballast").write_bytes(b"\0" * shutil.disk_usage(disk).free)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "Logging error" not in err and "Traceback" not in err, err
+    assert err.splitlines()[-1].startswith("error: the disk is full")
 
 
 def test_every_finished_file_is_intact(study):
