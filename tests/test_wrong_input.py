@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from running import PICO, light, run, start, succeed, text_files
+from running import ENVIRONMENT, PICO, ROOT, light, run, start, succeed, text_files
 
 UNWRITABLE = "cannot write"
 
@@ -138,6 +139,12 @@ def test_spans_that_make_no_cut(drop, says, tmp_path):
     path.write_text(json.dumps({"format": 2, "depth": 8, "unit": "layer", "drop": drop, "model": "", "notes": {}}))
     line = complain(f"outputs={tmp_path}/outputs", "model=pico", "prune=plan", f"prune.path={path}")
     assert line.startswith(f"{path}: {says}")
+
+
+def test_a_current_folder_that_was_deleted():
+    script = f'cd "$(mktemp -d)" && rmdir "$PWD" && exec {sys.executable} {ROOT}/run.py model=pico'
+    done = subprocess.run(["bash", "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert line_of(done) == "the current folder was deleted; change to one that exists"
 
 
 def test_help_answers_at_once():

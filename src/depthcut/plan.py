@@ -14,7 +14,7 @@ from depthcut.runtime.errors import UserError
 
 FORMAT = 2
 OLDER = 1  # without a unit: whole layers
-DEEPEST = 100_000  # layers; a plan names each, and none of the models of 2026 has 1,000
+DEEPEST = 10_000  # layers; a plan names each, and the deepest models of 2026 have some 200
 
 Unit = Literal["layer", "attention", "mlp"]
 NOUNS: dict[Unit, str] = {"layer": "layers", "attention": "attentions", "mlp": "MLPs"}
@@ -130,9 +130,8 @@ class Plan:
         if unit not in get_args(Unit):
             raise UserError(f"this plan drops units called {unit!r}; there are: {', '.join(get_args(Unit))}")
         if type(depth) is not int or not 1 <= depth <= DEEPEST:
-            raise UserError(
-                f"depth must be the model's number of layers, a whole number from 1 to {DEEPEST}, got {depth!r}"
-            )
+            wanted = f"the model's number of layers, a whole number from 1 to {DEEPEST}"
+            raise UserError(f"depth must be {wanted}, got {depth!r:.40}")
         if not isinstance(model, str):
             raise UserError(f"model must be a digest, or empty for any model of this depth, got {model!r}")
         return cls(depth, spanned(fields["drop"], depth), unit, model, fields.get("notes", {}))

@@ -11,6 +11,7 @@ from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
 
 FORMAT = 1
+LIMIT = 8 << 20  # bytes of a record; one of 100 tasks takes 50 kB
 FAILURE = "failure.json"
 GROUPS = ("model", "metric", "prune", "replace", "heal")
 FILES = ("config.yaml", "run.log", "plan.json", "heal.csv", "record.json", FAILURE)
@@ -25,7 +26,7 @@ def load(folder: Path) -> dict[str, Any]:
         DamagedError: if it is no record, of another version, or of another point.
     """
     path = folder / "record.json"
-    record = documents.read(path)
+    record = documents.read(path, LIMIT)
     if record.get("format") != FORMAT:
         raise DamagedError(path, f"format {record.get('format')!r}, this version reads {FORMAT}")
     if why := fault(record):
