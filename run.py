@@ -38,6 +38,7 @@ def point(cfg: DictConfig) -> None:
                 kept = record.write(here)
             x.log.finish(here, kept)
         else:
+            record.forget_failure(here.folder)
             runlog.say("done already: this config's record is on file, nothing was computed")
             x.log.again(here, kept)
     return runlog.show(kept, here.folder)

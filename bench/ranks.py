@@ -119,7 +119,11 @@ def trained(model: Any, recipe: Any, text: Any, device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as own:
         folder = Path(own) if ranks.world() == 1 else shared
         lab: Any = SimpleNamespace(
-            folder=folder, device=device, train=lambda: text, experiment=SimpleNamespace(seed=0, log=Csv())
+            digest="point",
+            folder=folder,
+            device=device,
+            train=lambda: text,
+            experiment=SimpleNamespace(seed=0, log=Csv()),
         )
         reset()
         fit.fit(model, recipe, lab, callbacks=[Clock()])

@@ -1,4 +1,8 @@
-"""Killed again and again, a sweep ends with the records of one left in peace. DEPTHCUT_KILLS says how often."""
+"""Killed again and again, and damaged in between, a sweep ends with the records of one left in peace.
+
+DEPTHCUT_KILLS says how often; after every third kill one file of the cache or of a point is cut, garbled, emptied,
+removed, or changes places with another of its name.
+"""
 
 import json
 import os
@@ -8,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from depthcut import record, store
 from running import PICO, run, start, text_files
 
 KILLS = int(os.environ.get("DEPTHCUT_KILLS", "20"))
@@ -56,21 +61,62 @@ def killed_at(stage: str, outputs: Path, arguments: tuple[str, ...], chance: ran
     return False
 
 
+def damage(outputs: Path, chance: random.Random) -> Path | None:
+    """Damage one file of those that a run reads again."""
+    files = [
+        path for path in outputs.rglob("*") if path.is_file() and "/." not in str(path.relative_to(outputs.parent))
+    ]
+    files = sorted(path for path in files if path.name not in ("run.log", "README.md"))
+    if not files:
+        return None
+    path = chance.choice(files)
+    content = path.read_bytes()
+    alike = [each for each in files if each.name == path.name and each != path]
+    match chance.choice(("cut", "garble", "empty", "remove", *(("swap",) * bool(alike)))):
+        case "cut":
+            path.write_bytes(content[: len(content) // 2])
+        case "garble" if content:
+            at = chance.randrange(len(content))
+            path.write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
+        case "swap":
+            swap(*(each if each.parent.parent.name == "main" else each.parent for each in (path, chance.choice(alike))))
+        case "remove":
+            path.unlink()
+        case _:
+            path.write_bytes(b"")
+    return path
+
+
+def swap(one: Path, other: Path) -> None:
+    """Exchange two files of points, or two whole entries."""
+    one.rename(aside := one.with_name("aside"))
+    other.rename(one)
+    aside.rename(other)
+
+
+def sound(path: Path) -> bool:
+    """Whether the point of a record is still done after something was damaged."""
+    return record.read(path.parent) is not None and store.incomplete(path.parent / "adapter", path.parent.name) is None
+
+
 def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):
     arguments = (*SWEEP, *text_files(tmp_path))
-    outputs, chance, kills, done = tmp_path / "outputs", random.Random(0), 0, {}
+    outputs, chance, kills, done, damaged = tmp_path / "outputs", random.Random(0), 0, {}, []
     for number in range(KILLS):
         kills += killed_at(list(STAGES)[number % len(STAGES)], outputs, arguments, chance)
-        for path in outputs.glob("main/*/record.json"):
+        if number % 3 == 2 and (hit := damage(outputs, chance)):
+            damaged.append(hit)
+            done = {path: time for path, time in done.items() if sound(path)}  # the others are made again
+        for path in filter(sound, outputs.glob("main/*/record.json")):
             assert done.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, "a point ran twice"
     last = run("-m", f"outputs={outputs}", *arguments)
-    assert last.returncode == 0, last.stderr
-    assert kills >= KILLS // 2
+    assert last.returncode == 0, (last.stderr, damaged)
+    assert kills >= KILLS // 2 and damaged
     peace = run("-m", f"outputs={tmp_path}/peace", *arguments)
     assert peace.returncode == 0, peace.stderr
     found, wanted = records(outputs), records(tmp_path / "peace")
     assert len(wanted) == 12
-    assert found == wanted
+    assert found == wanted, damaged
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
     strays = [path for path in outputs.rglob("*") if path.name.endswith(".tmp")]
     assert not strays

@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,7 @@ def test_other_bytes_of_the_same_size_and_time_are_seen(tmp_path: Path) -> None:
     file, memory = tmp_path / "file", tmp_path / "hashes.json"
     file.write_bytes(b"one")
     first, times = Hashes(memory)(file), file.stat()
+    time.sleep(0.02)  # the clock of a file system ticks every few milliseconds
     file.write_bytes(b"two")
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert Hashes(memory)(file) != first

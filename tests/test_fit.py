@@ -38,7 +38,7 @@ def a_lab(folder, device="cpu"):
     ids = np.random.default_rng(0).integers(3, 128, (12, 8)).astype(np.int32)
     text = Tokens(ids, np.full(12, 8, np.int32), np.array([], np.uint64), "x")
     experiment = SimpleNamespace(seed=0, log=Csv())
-    return SimpleNamespace(folder=folder, device=device, train=lambda: text, experiment=experiment)
+    return SimpleNamespace(digest="point", folder=folder, device=device, train=lambda: text, experiment=experiment)
 
 
 def healed(folder, recipe=AUTO, asked=next_token) -> dict[str, torch.Tensor]:

@@ -117,7 +117,7 @@ def run(folder: Path, micro: int) -> list[float]:
 
 def lab(folder: Path) -> Any:
     experiment = SimpleNamespace(seed=0, log=SimpleNamespace(loggers=lambda _: []))
-    return SimpleNamespace(folder=folder, device="cpu", train=lambda: PACKED, experiment=experiment)
+    return SimpleNamespace(digest="point", folder=folder, device="cpu", train=lambda: PACKED, experiment=experiment)
 
 
 def test_recomputed_layers_and_lean_products_keep_documents_apart():

@@ -96,7 +96,7 @@ def test_spans_may_touch_and_come_in_any_order(tmp_path):
     assert Plan.read(written(tmp_path, drop=[[9, 10], [4, 6], [2, 4]])).drop == (2, 3, 4, 5, 9)
 
 
-@pytest.mark.parametrize("depth", ["32", 32.0, None, True, 0, -1, [32], 10**18])
+@pytest.mark.parametrize("depth", ["32", 32.0, None, True, 0, -1, [32], 10**10, 10**18])
 def test_a_depth_that_is_no_number_of_layers_is_refused(tmp_path, depth):
     says = f"depth must be the model's number of layers, a whole number from 1 to 10000, got {depth!r}"
     with pytest.raises(ValueError, match=re.escape(says)):
@@ -122,6 +122,22 @@ def test_other_fields_of_another_kind_are_refused(tmp_path, changes, says):
 def test_a_folder_is_no_plan(tmp_path):
     with pytest.raises(ValueError, match=r"is not a plan in JSON \(a folder\)"):
         Plan.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"notes": ' + "[" * 100 + "]" * 100 + "}", "nested more than 64 levels deep"),
+        ('{"notes": NaN}', "NaN is no number"),
+        ('{"notes": "\\ud800"}', "half a surrogate pair in a text"),
+        ("[]", "expected an object, got list"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_told_in_a_line(tmp_path, text, says):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(UserError, match=re.escape(f"plan.json is no depthcut plan ({says})")):
+        Plan.read(tmp_path / "plan.json")
 
 
 def test_a_plan_of_halves_keeps_all_layers_and_comes_back(tmp_path):

@@ -163,8 +163,29 @@ def test_what_is_no_point_is_counted_in_words_and_never_an_error(made):
         study.DUPLICATE: 1,
     }
     assert len(found.points) == 280 - 6
+    assert set(found.damaged) == {each.parent for each in (b, c, d, e, f)}
+    assert found.damaged[e.parent] == "a folder" and found.damaged[f.parent] == "nested too deeply"
     assert "skipped: 1 folder no points, 1 folder of another version" in found.words
     assert report(made).returncode == 0
+
+
+def test_records_of_absurd_models_and_half_characters_are_skipped_by_name(made):
+    a, b, c, d, e, *_ = first(made)
+    plan = json.loads(a.read_text())["plan"]
+    studies.changed(a, plan={**plan, "depth": 10**9, "drop": [[0, 10**8]]})
+    studies.changed(b, plan={**plan, "depth": 10**18})
+    studies.changed(c, study="half \ud800")
+    studies.changed(d, digest="0" * 16)
+    for scores in (made / "cache/scores").glob("*/scores.json"):
+        scores.write_text(json.dumps({**json.loads(scores.read_text()), "depth": 10**9}))
+    odd = e.parent.with_name("odd\udcff")
+    e.parent.rename(odd)
+    done = report(made, "-o", made / "r.html")
+    assert done.returncode == 0, done.stderr
+    assert "odd\\udcff" in (made / "r.html").read_text()
+    shown = report(made / "made_llama2_7b").stdout
+    assert "skipped: 4 folders unreadable" in shown and "half a surrogate pair" in shown
+    assert "the record of point 0000000000000000" in shown
 
 
 def test_the_later_of_two_records_of_one_point_counts(made):
@@ -195,9 +216,11 @@ def test_a_missing_or_empty_study_is_told_in_one_line(tmp_path):
 def test_the_table_as_csv_holds_all_numbers_and_no_formula(made):
     record = json.loads(first(made)[0].read_text())
     record["config"]["model"]["repo"] = "=HYPERLINK(evil)"
+    record |= {"=HYPERLINK(1)/x": 1.0, "@SUM(1)/y": 2.0}
     table.write_csv([record], made / "t.csv")
     (row,) = csv.DictReader((made / "t.csv").read_text().splitlines())
     assert row["model"] == "'=HYPERLINK(evil)"
+    assert row["'=HYPERLINK(1)/x"] == "1.0" and not any(head.startswith(("=", "@")) for head in row)
     assert float(row["dense/boolq/acc"]) == record["dense/boolq/acc"]
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -257,8 +258,26 @@ def test_the_server_answers_this_machine_alone_and_builds_what_changed(outputs, 
         after = json.loads(get(port, "/now")[1])
         assert after["version"] != before["version"] and "2 done" in after["words"]
         assert later.parent.name in get(port, "/")[1]
-        assert get(port, "/", host="evil.example:80")[0] == 403
+        for host in ("evil.example:80", "127.0.0.1:evil.com", "localhost.evil.com:80", "127.0.0.1:"):
+            assert get(port, "/", host=host)[0] == 403
+        two = b"GET /now HTTP/1.1\r\nHost: localhost:80\r\nHost: evil.example\r\n\r\n"
+        assert b" 403 " in sent(port, two)
         assert get(port, "/../../etc/passwd")[0] == 404
+        serving.shutdown()
+
+
+def sent(port: int, request: bytes) -> bytes:
+    """The answer to a raw request, until the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_a_client_that_says_nothing_is_left(outputs, monkeypatch):
+    monkeypatch.setattr(serve.Handler, "timeout", 0.2)
+    with serve.server([outputs], 0) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        assert sent(serving.server_port, b"GET / HT") == b""
         serving.shutdown()
 
 

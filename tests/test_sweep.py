@@ -53,9 +53,7 @@ def test_a_mistake_in_one_point_is_told_before_the_first_one_runs(tmp_path, corp
     lines = done.stderr.splitlines()
     assert done.returncode == 1
     assert lines[0].startswith("error: prune.layers=8: plan keeps 0 of 8 layers")
-    assert lines[-1] == (
-        "error: 2 of 3 points are done, 1 failed, 0 are left; the same command goes on with what is not done"
-    )
+    assert lines[-1] == "error: 2 of 3 points are done, 1 failed, 0 are left; correct what is named above"
     assert states(tmp_path) == ["done", "done"]
 
 
@@ -81,6 +79,10 @@ def test_points_are_there_to_be_counted_while_the_first_one_runs(tmp_path, corpu
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130 and "the same command goes on from here" in err
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == (
+        "stopped: 0 of 3 points are done, 0 failed, 3 are left; give the same command again to resume"
+    )
+    assert "Traceback" not in next(tmp_path.glob("main/*/run.log")).read_text()
     assert "failed" not in states(tmp_path)
     assert subprocess.run(["find", str(tmp_path), "-name", "failure.json"], capture_output=True).stdout == b""

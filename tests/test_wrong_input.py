@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from running import PICO, light, run, succeed, text_files
+from running import ENVIRONMENT, PICO, ROOT, light, run, start, succeed, text_files
 
 UNWRITABLE = "cannot write"
 
@@ -63,6 +65,7 @@ CONFIG = [
     ("prune.frac=[1", "prune.frac=[1: no viable alternative"),
     ("seed=-1", "seed must be at least 0, got -1"),
     ("name=../../etc", "name must be letters, digits, '.', '_' and '-', at most 80, got '../../etc'"),
+    ("name=cache", "name=cache is the folder that all studies share; choose another name"),
     ("metric._target_=os.system", "metric._target_ must name a class of depthcut.metric, got os.system"),
     ("heal=qlora", "heal=qlora needs model.quantise=nf4 or int8, got none"),
     ("prune.layers=2.5", "prune.layers must be a whole number at least 0, got 2.5"),
@@ -136,6 +139,12 @@ def test_spans_that_make_no_cut(drop, says, tmp_path):
     path.write_text(json.dumps({"format": 2, "depth": 8, "unit": "layer", "drop": drop, "model": "", "notes": {}}))
     line = complain(f"outputs={tmp_path}/outputs", "model=pico", "prune=plan", f"prune.path={path}")
     assert line.startswith(f"{path}: {says}")
+
+
+def test_a_current_folder_that_was_deleted():
+    script = f'cd "$(mktemp -d)" && rmdir "$PWD" && exec {sys.executable} {ROOT}/run.py model=pico'
+    done = subprocess.run(["bash", "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert line_of(done) == "the current folder was deleted; change to one that exists"
 
 
 def test_help_answers_at_once():
@@ -254,6 +263,20 @@ def test_a_full_disk(study, disk, kilobytes):
     line = complain(f"outputs={disk}/outputs", *PICO, *corpus, "seed=1", "model.heal.rank=32")
     assert line.startswith("the disk is full"), line
     assert before.items() <= snapshot(disk / "outputs" / "main").items()
+
+
+def test_a_disk_that_fills_up_in_healing_is_told_once(study, disk):
+    """The checkpoint, the curve and the log all meet it."""
+    _, corpus, _ = study
+    words = (*PICO, *corpus, "heal.steps=400", "heal.save_every=1", "stages=[healed]", "prune=deepest")
+    process = start(f"outputs={disk}/outputs", *words)
+    while not list(disk.glob("outputs/main/*/heal/last.ckpt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    (disk / "ballast").write_bytes(b"\0" * shutil.disk_usage(disk).free)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "Logging error" not in err and "Traceback" not in err, err
+    assert err.splitlines()[-1].startswith("error: the disk is full")
 
 
 def test_every_finished_file_is_intact(study):

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -174,16 +175,30 @@ def noted() -> Generator[None]:
         faults.append(error)
 
 
+@contextmanager
+def suppressed() -> Generator[None]:
+    """Leave a fault to each point that it is of: it meets the same one, and fails with it."""
+    try:
+        yield
+    except STOPS:
+        raise
+    except BaseException:
+        pass
+
+
 def guard(main: Callable[[], Any]) -> int:
     """Run ``main``; a user's mistake becomes one line and status 2, anything else keeps its traceback and status 1."""
     sys.argv[1:] = sorted(map(quoted, sys.argv[1:]), key=lambda word: word not in MULTIRUN)  # argparse wants it first
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed in several lines
     try:
         with noted():
+            refuse_lost_folder()
             refuse_launcher_without_multirun(sys.argv[1:])
             main()
-    except KeyboardInterrupt:
-        return tell("stopped; the same command goes on from here", 130)
+    except KeyboardInterrupt as stop:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C again: no traceback of what is being closed
+        print(f"stopped: {stop or 'give the same command again to resume'}", file=sys.stderr)
+        return 130
     return max((of(error) for error in faults), default=0)
 
 
@@ -212,6 +227,18 @@ def tell(line: str, status: int = 2) -> int:
     """Print a complaint as one line on stderr."""
     print("error: " + " ".join(line.split()), file=sys.stderr)
     return status
+
+
+def refuse_lost_folder() -> None:
+    """Refuse a current folder that was deleted: no path can be read from there.
+
+    Raises:
+        UserError: in that case.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was deleted; change to one that exists") from None
 
 
 def refuse_launcher_without_multirun(arguments: list[str]) -> None:

@@ -73,6 +73,8 @@ class Experiment:
     composed: dict[str, Any]
 
     def __post_init__(self) -> None:
+        if self.name == "cache":
+            raise UserError("name=cache is the folder that all studies share; choose another name")
         if not self.model.undecided:
             self._check_base()
         if self.prune.rescores and not self.metric.rescores:

@@ -41,7 +41,9 @@ def share(configs: Iterable[DictConfig]) -> set[Path]:
     for labs in bases.values():
         try:
             failed |= together(labs)
-        except Exception as error:
+        except complaints.STOPS:
+            raise
+        except BaseException as error:
             runlog.say(f"no shared pass, each point goes by itself: {complaints.line(error)}")
     return failed
 
@@ -64,7 +66,7 @@ def planned(labs: Iterable[Lab]) -> list[Lab]:
     loaded: nn.Module | None = None
     for here in labs:
         here.loaded = loaded
-        with suppress(Exception):
+        with complaints.suppressed():
             here.prepare()
             here.plan = here.experiment.prune(Pricing(here), here.shape)
             found.append(here)
@@ -83,7 +85,7 @@ def healed_above(here: Lab) -> bool:
 
 def heal(here: Lab) -> bool:
     """Heal a point as it would by itself, so that it finds its adapter; whether that went well."""
-    with suppress(Exception), record.alone(here), record.attempt(here), runlog.to(here):
+    with complaints.suppressed(), record.alone(here), record.attempt(here), runlog.to(here):
         assert here.plan is not None
         plan = here.decide(here.plan)
         if adapters(here) and not store.verified(here.folder / "adapter", here.digest):

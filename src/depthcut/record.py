@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NAMED = "named"  # folder of a study with a readable link to each point
 
+
 def write(lab: "Lab") -> dict[str, Any]:
     """Gather the record of a finished run and write it, durably."""
     x = lab.experiment
@@ -146,6 +147,12 @@ def fail(folder: Path, reason: str, error: BaseException | None = None) -> None:
     }
     with suppress(OSError):
         store.write_json(folder / FAILURE, failure)
+
+
+def forget_failure(folder: Path) -> None:
+    """Remove what an earlier attempt at a point that is done by now left."""
+    with suppress(OSError):
+        (folder / FAILURE).unlink(missing_ok=True)
 
 
 def failure(folder: Path) -> dict[str, Any] | None:

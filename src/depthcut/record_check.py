@@ -8,8 +8,10 @@ from typing import Any
 from depthcut.plan import Plan
 from depthcut.runtime import documents
 from depthcut.runtime.documents import DamagedError
+from depthcut.runtime.errors import UserError
 
 FORMAT = 1
+LIMIT = 8 << 20  # bytes of a record; one of 100 tasks takes 50 kB
 FAILURE = "failure.json"
 GROUPS = ("model", "metric", "prune", "replace", "heal")
 FILES = ("config.yaml", "run.log", "plan.json", "heal.csv", "record.json", FAILURE)
@@ -24,7 +26,7 @@ def load(folder: Path) -> dict[str, Any]:
         DamagedError: if it is no record, of another version, or of another point.
     """
     path = folder / "record.json"
-    record = documents.read(path)
+    record = documents.read(path, LIMIT)
     if record.get("format") != FORMAT:
         raise DamagedError(path, f"format {record.get('format')!r}, this version reads {FORMAT}")
     if why := fault(record):
@@ -48,6 +50,8 @@ def fault(record: dict[str, Any]) -> str | None:
         return None if right and all(math.isfinite(number) for number in numbers) else "no record"
     except KeyError as error:
         return f"no key {error.args[0]!r}"
+    except UserError as error:  # of the plan
+        return str(error)
     except (IndexError, TypeError, AttributeError, ValueError, OverflowError):
         return "no record"
 

@@ -1,14 +1,16 @@
 """What a run says: short lines in the terminal, the same with their times and any traceback in the point's run.log."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
+from typing_extensions import override
 
 from depthcut.lab import Lab
 from depthcut.progress import console
@@ -23,6 +25,20 @@ CHATTY = (
     "httpx",
     "datasets",
 )
+
+
+class LogFile(logging.FileHandler):
+    """A log that a full disk cuts short without another word: what filled it is told once, as the run's error."""
+
+    @override
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    @override
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 def say(text: str) -> None:
@@ -51,7 +67,7 @@ def to(lab: Lab) -> Generator[None]:
         highlighter=None,
         level=logging.INFO,
     )
-    file = logging.FileHandler(lab.folder / "run.log", encoding="utf-8")
+    file = LogFile(lab.folder / "run.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
     level, log.propagate = log.level, False
     log.setLevel(logging.DEBUG)
@@ -61,6 +77,10 @@ def to(lab: Lab) -> Generator[None]:
         with quiet():
             log.info("point %s on %s", lab.digest, lab.device)
             yield
+    except KeyboardInterrupt:
+        log.removeHandler(terminal)
+        log.info("stopped by Ctrl-C")
+        raise
     except BaseException:
         log.removeHandler(terminal)
         log.exception("stopped here")

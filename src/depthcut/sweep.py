@@ -29,6 +29,13 @@ class Point:
     lab: Lab
 
 
+def done(point: Point) -> bool:
+    """Return whether a point is done; one whose texts or model have gone meanwhile is not, and says so as it runs."""
+    with complaints.suppressed():
+        return record.finished(point.lab) is not None
+    return False
+
+
 class UnfinishedError(UserError):
     """Some points of a sweep are not done."""
 
@@ -58,7 +65,9 @@ class Sweep:
                 self.add(
                     Point(tuple(overrides), words, composed := compose(overrides), lab.enter(config.read(composed)))
                 )
-            except Exception as error:
+            except complaints.STOPS:
+                raise
+            except BaseException as error:
                 self.mistakes += 1
                 complaints.tell(f"{words}: {complaints.line(error)}")
 
@@ -72,12 +81,15 @@ class Sweep:
 
     def left(self) -> list[Point]:
         """The points that are not done."""
-        return [point for point in self.points if record.finished(point.lab) is None]
+        return [point for point in self.points if not done(point)]
 
     def open(self) -> list[Point]:
         """The points that are to be run now; what is done already is said in one line."""
         left = self.left()
         done = len(self.points) - len(left)
+        for point in self.points:
+            if point not in left:
+                record.forget_failure(point.lab.folder)
         if done:
             runlog.say(f"{done} of {len(self.points)} points are done already; their records are on file")
         return left
@@ -107,12 +119,24 @@ class Sweep:
             UnfinishedError: if a point failed or is left.
         """
         left = self.left()
+        counts = self.counts(left)
+        if left:
+            also = "; correct the config of the others" if self.mistakes else ""
+            raise UnfinishedError(f"{counts}; give the same command again to run those that are not done{also}")
+        if self.mistakes:
+            raise UnfinishedError(f"{counts}; correct what is named above")
+        runlog.say(f"{counts}: python -m depthcut.report {self.points[0].lab.study}")
+
+    def stop(self) -> KeyboardInterrupt:
+        """Return what to raise after Ctrl-C: it says how far the sweep came."""
+        counts = self.counts(self.left())
+        return KeyboardInterrupt(f"{counts}; give the same command again to resume")
+
+    def counts(self, left: Sequence[Point]) -> str:
+        """Return how many points are done, failed and left, in words."""
         failed = sum(self.failed(point) for point in left)
         asked = len(self.points) + self.mistakes
-        counts = (
+        return (
             f"{asked - len(left) - self.mistakes} of {asked} points are done, {failed + self.mistakes} failed, "
             f"{len(left) - failed} are left"
         )
-        if left or self.mistakes:
-            raise UnfinishedError(f"{counts}; the same command goes on with what is not done")
-        runlog.say(f"{counts}: python -m depthcut.report {self.points[0].lab.study}")

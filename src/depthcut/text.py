@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from depthcut import store
 from depthcut.data import Source, fingerprint
+from depthcut.runtime import panics
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ def encoded(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, lis
     """Tokenise in batches, which a fast tokenizer spreads over the cores."""
     for texts in batches_of(documents):
         # verbose=False: that a document is longer than the model's context is no matter here.
-        ids = tokenizer(texts, add_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
+        with panics.explained(f"{tokenizer.name_or_path}/tokenizer.json"):
+            ids = tokenizer(texts, add_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
         yield from ((text, row) for text, row in zip(texts, ids, strict=True) if row)
 
 

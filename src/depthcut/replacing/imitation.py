@@ -19,6 +19,7 @@ from depthcut.loading import Form
 from depthcut.plan import Plan
 from depthcut.progress import Meter
 from depthcut.replacing import layer, states
+from depthcut.runtime import resume
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Course:
 
     def write(self, path: Path) -> None:
         """Write all that an exact resume needs."""
-        numbers = {"step": self.step, "first": self.first, "last": self.last}
+        numbers = {"step": self.step, "first": self.first, "last": self.last, resume.KEY: resume.identity(path.stem)}
         states = {name: part.state_dict() for name, part in self.parts().items()}
         with store.replacing(path) as temporary:
             torch.save(numbers | {"states": states}, temporary)
@@ -103,7 +104,7 @@ def trained(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Layer") -> dict[i
         )
     students = {start: student(lab, start, model) for start, _ in layer.gaps(plan)}
     course, path = Course(students, recipe), checkpoint(lab, plan)
-    if path.exists():
+    if resume.usable(path, path.stem):
         course.read(path, lab.device)
     with states.whole(model, plan, lab) as dense, Meter("replacing", recipe.steps, course.step) as meter:
         for ids_BT, mask_BT in batches(lab, recipe, course.step):

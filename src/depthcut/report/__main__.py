@@ -7,6 +7,7 @@ python -m depthcut.report serve outputs                  the page on localhost; 
 """
 
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from depthcut import complaints
-from depthcut.report import state, study, table
+from depthcut.report import cells, state, study, table
 from depthcut.runtime.errors import UserError
 
 FORMATS = ("html", "png", "svg", "pdf", "csv", "md")
@@ -23,6 +24,9 @@ FORMATS = ("html", "png", "svg", "pdf", "csv", "md")
 def main() -> None:
     """Show the studies that the command line names."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the fits are many and small: threads only wait for each other
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=cells.ERRORS)
     if sys.argv[1:2] == ["serve"]:
         return serve(sys.argv[2:])
     options = parser().parse_args()

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from depthcut.report.transition import Interval
 
+ERRORS = "backslashreplace"  # for the name of a folder that is no UTF-8
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -23,7 +24,7 @@ def disarmed(value: Any) -> Any:
 def write(path: Path, table: "pd.DataFrame") -> None:
     """Write a table as CSV; what is missing is an empty cell."""
     with store.replacing(path) as temporary:
-        table.map(disarmed).to_csv(temporary, index=False)
+        table.map(disarmed).rename(columns=disarmed).to_csv(temporary, index=False, errors=ERRORS)
 
 
 def markdown(table: "pd.DataFrame") -> str:
@@ -31,6 +32,11 @@ def markdown(table: "pd.DataFrame") -> str:
     lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
     lines += ["| " + " | ".join(escaped(str(cell)) for cell in row) + " |" for row in table.itertuples(index=False)]
     return "\n".join(lines) + "\n"
+
+
+def encodable(text: str) -> str:
+    """Return a text that any file can hold: of a name that is no UTF-8, the bytes as escapes."""
+    return text.encode(errors=ERRORS).decode()
 
 
 def escaped(text: str) -> str:

@@ -38,7 +38,8 @@ def write(found: Found, kind: str, output: Path | None, title: str, home: Path) 
     elif kind == "csv":
         cells.write(path, numbers(found))
     else:
-        store.write_text(path, f"# {cells.escaped(title)}\n\n{found.words}\n\n{cells.markdown(transitions(found))}")
+        text = f"# {cells.escaped(title)}\n\n{found.words}\n\n{cells.markdown(transitions(found))}"
+        store.write_text(path, cells.encodable(text))
     return [path]
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from depthcut import store
-from depthcut.report import plotlyjs
+from depthcut.report import cells, plotlyjs
 
 SCRIPTS = ("core", "lines", "figures", "curves", "falls", "layers", "more", "runs", "main")
 
 
 def write(data: dict[str, Any], path: Path) -> None:
     """Write the page of :func:`depthcut.report.data.of`."""
-    store.write_text(path, text(data))
+    store.write_text(path, cells.encodable(text(data)))
 
 
 def text(data: dict[str, Any]) -> str:

@@ -1,18 +1,20 @@
 """The page of some studies on localhost: made anew whenever a point is done; it follows those that run meanwhile."""
 
 import json
+import re
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 
 from depthcut import store
-from depthcut.report import data, live, page, study
+from depthcut.report import cells, data, live, page, study
 from depthcut.runtime.errors import UserError
 
 EVERY = 5000  # milliseconds between two looks of the page
+PATIENCE = 10.0  # seconds for a client to send its request, and to take the answer
+HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
 
 
 class Live:
@@ -22,7 +24,7 @@ class Live:
         self.studies = studies
         self.lock = Lock()
         self.kept: tuple[str, study.Found] = ("", study.Found())
-        self.built = ("", "")
+        self.built = ("", b"")
 
     def version(self) -> str:
         """Names what lies in the studies' folders: the same name, the same page."""
@@ -37,13 +39,14 @@ class Live:
             self.kept = (version, study.read(self.studies))
         return version, study.again(self.kept[1])
 
-    def page(self) -> str:
-        """The HTML; two that ask at once wait for one build."""
+    def page(self) -> bytes:
+        """Return the HTML, of which all connections send the same bytes; two that ask at once wait for one build."""
         with self.lock:
             version, found = self.found()
             if self.built[0] != version:
                 title = ", ".join(str(each) for each in self.studies)
-                self.built = (version, page.text({**data.of(found, title), "version": version, "follow": EVERY}))
+                text = page.text({**data.of(found, title), "version": version, "follow": EVERY})
+                self.built = (version, cells.encodable(text).encode())
             return self.built[1]
 
     def now(self) -> str:
@@ -69,30 +72,34 @@ def mark(path: Path) -> list[str | int]:
 class Handler(BaseHTTPRequestHandler):
     """Answers ``/`` with the page and ``/now`` with what has changed since, to this machine alone."""
 
+    timeout = PATIENCE
+
     def __init__(self, live: Live, *rest: object) -> None:
         self.live = live
         super().__init__(*rest)  # pyright: ignore[reportArgumentType]
 
     def do_GET(self) -> None:
         """Answer; a page of elsewhere that points a name of its own at this address gets nothing."""
-        if self.headers.get("Host", "").rpartition(":")[0] not in ("127.0.0.1", "localhost"):
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
             return self.send_error(403)
         if self.path == "/now":
-            return self.answer(self.live.now(), "application/json")
+            return self.answer(cells.encodable(self.live.now()).encode(), "application/json")
         if self.path == "/":
             return self.answer(self.live.page(), "text/html")
         return self.send_error(404)
 
-    def answer(self, text: str, kind: str) -> None:
-        """Send ``text``."""
-        body = text.encode()
+    def answer(self, body: bytes, kind: str) -> None:
+        """Send ``body``, to a client that takes it in time."""
         self.send_response(200)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
-        with suppress(ConnectionError):  # the page was closed, or asked for anew, meanwhile
+        try:
             self.wfile.write(body)
+        except (ConnectionError, TimeoutError):  # the page was closed, or asked for anew, meanwhile
+            self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing of each request."""

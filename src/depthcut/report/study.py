@@ -164,7 +164,7 @@ def checked(folder: Path) -> dict[str, Any]:
         DamagedError: if it is no record, or of another version; that of another point under a point's name.
     """
     path = folder / "record.json"
-    record = documents.read(path)
+    record = documents.read(path, record_check.LIMIT)
     if record.get("format") != record_check.FORMAT:
         raise DamagedError(path, OTHER_VERSION)
     if why := record_check.fault(record):

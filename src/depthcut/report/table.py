@@ -148,9 +148,12 @@ def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
     rows = list(rows)
     numbers = sorted({key for row in rows for key in row if "/" in key})
     heads = ["digest", "model", "fraction", "keeps", *METHODS, "seed"]
-    with store.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        store.replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors=cells.ERRORS) as file,
+    ):
         writer = csv.writer(file)
-        writer.writerow([*heads, *numbers])
+        writer.writerow(map(cells.disarmed, [*heads, *numbers]))
         for row in rows:
             words = [row["digest"], *described(row)[:-1], row["config"]["seed"]]
             writer.writerow([*map(cells.disarmed, words), *(row.get(key, "") for key in numbers)])

@@ -30,16 +30,16 @@ class DamagedError(UserError):
         super().__init__(f"{path} is damaged ({why}); delete it, and the same command makes it again")
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
+def read(path: Path, limit: int = LIMIT) -> dict[str, Any]:
+    """Return the JSON object in a file of at most ``limit`` bytes.
 
     Raises:
         FileNotFoundError: if there is no such file.
         DamagedError: if it holds something else, or cannot be read.
     """
     try:
-        content = text(path, LIMIT)
-        return mapping(json.loads(content, parse_constant=refuse_constant), content, LIMIT)
+        content = text(path, limit)
+        return mapping(json.loads(content, parse_constant=refuse_constant), content, limit)
     except (ValueError, RecursionError) as error:
         raise DamagedError(path, reason(error)) from None
 

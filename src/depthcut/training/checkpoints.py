@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from depthcut import ranks, store
 from depthcut.progress import Meter
+from depthcut.runtime import resume
 from depthcut.runtime.errors import UserError
 
 PATIENCE = 5  # steps in a row without a finite loss
@@ -41,8 +42,9 @@ class Curve(L.Callback):
     does not. With another number of processes they cannot be had again; all else can.
     """
 
-    def __init__(self, folder: Path, save_every: int, tokens_a_step: int) -> None:
+    def __init__(self, folder: Path, save_every: int, tokens_a_step: int, digest: str) -> None:
         self.folder = folder
+        self.digest = digest
         self.save_every = save_every
         self.tokens_a_step = tokens_a_step
         self.rows: list[list[float]] = []
@@ -151,6 +153,10 @@ class Curve(L.Callback):
         if ranks.world() > 1:
             torch.distributed.all_gather_object(random, mine)
         return {"rows": self.rows, "random": random}
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[resume.KEY] = resume.identity(self.digest)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from depthcut import ranks
+from depthcut.runtime import resume
 from depthcut.runtime.errors import UserError
 from depthcut.training import frozen, packing, room, sharded
 from depthcut.training.batches import Batches, HealingData
@@ -61,7 +62,8 @@ def attempts(
     layouts = room.choose(space, recipe, compiles(recipe, lab.device))
     last = lab.folder / "heal" / "last.ckpt"
     alone = ranks.world() == 1
-    begin_again = beginning(model) if alone and len(layouts) > 1 and not last.exists() else None
+    resumes = resume.usable(last, lab.digest)
+    begin_again = beginning(model) if alone and len(layouts) > 1 and not resumes else None
     for number, layout in enumerate(layouts):
         log.info(room.words(layout, space, recipe))
         try:
@@ -129,7 +131,7 @@ def train(
         num_nodes=ranks.nodes(),
         use_distributed_sampler=False,
         logger=[] if ranks.rank() else lab.experiment.log.loggers(lab),
-        callbacks=[Curve(folder, recipe.save_every, recipe.batch * text.ids.shape[1]), *callbacks],
+        callbacks=[Curve(folder, recipe.save_every, recipe.batch * text.ids.shape[1], lab.digest), *callbacks],
         plugins=[DurableIO(), ranks.environment()],
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -137,9 +139,9 @@ def train(
         default_root_dir=folder,
     )
     last = folder / "last.ckpt"
-    if last.exists():
+    start = last if resume.usable(last, lab.digest) else None
+    if start:
         log.info("healing goes on from %s", last)
-    start = last if last.exists() else None
     try:
         trainer.fit(Healing(model, recipe, objective), HealingData(batches), ckpt_path=start, weights_only=True)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C

@@ -15,6 +15,6 @@ class LocalLauncher(Points):
         """Run one point after the other; one that fails does not stop the others."""
         from depthcut import runlog
 
-        for number, point in enumerate(points, 1):
-            runlog.say(f"point {number} of {len(points)}: {point.words}")
+        for point in points:
+            runlog.say(f"point {sweep.points.index(point) + 1} of {len(sweep.points)}: {point.words}")
             sweep.run(point, self.task)

@@ -35,7 +35,10 @@ class Points(Launcher):
         sweep = Sweep()
         with complaints.noted():
             sweep.enrol(job_overrides, self.composed)
-            self.run(sweep, sweep.open())
+            try:
+                self.run(sweep, sweep.open())
+            except KeyboardInterrupt:
+                raise sweep.stop() from None
             sweep.close()
         return [ended(overrides) for overrides in job_overrides]
 

@@ -1,0 +1,78 @@
+"""What a disk refuses is one line, whichever library met it: which file, reading or writing, and what to do."""
+
+import errno
+import os
+
+import pytest
+
+from depthcut import complaints
+from depthcut.runtime import disk
+
+SAYS = {
+    errno.ENOSPC: "the disk is full (F): free some space and give the same command again",
+    errno.EDQUOT: "the disk quota is used up (F): free some space",
+    errno.EFBIG: "a file is too large for its disk or for `ulimit -f` (F): raise the limit",
+    errno.EIO: "the disk failed (input/output error) (F): check it, and give the same command again",
+    errno.ESTALE: "the network file system lost a file (F): wait until it answers",
+    errno.EMFILE: "too many open files (F): raise `ulimit -n`",
+    errno.ENAMETOOLONG: "a path is too long (F): choose a shorter outputs= or name=",
+    errno.ELOOP: "a link leads back to itself (F): delete it",
+    errno.EISDIR: "a folder is in the place of a file (F): move it away",
+    errno.EEXIST: "a file is in the place of a folder (F): move it away",
+    errno.EACCES: "cannot write (F): Permission denied. Choose another folder with outputs=...",
+    errno.EROFS: "cannot write (F): Read-only file system. Choose another folder with outputs=...",
+    errno.ENOTDIR: "cannot write (F): Not a directory. Choose another folder with outputs=...",
+}
+
+
+@pytest.mark.parametrize("number", SAYS, ids=errno.errorcode.get)
+def test_an_error_of_the_system_and_the_same_one_through_rust_and_arrow(number):
+    assert complaints.line(OSError(number, os.strerror(number), "F")).startswith(SAYS[number])
+    words = f"{os.strerror(number)} (os error {number})"
+    for text in (f"Error while serializing: I/O error: {words}", f"Opening F failed. Detail: [errno {number}] x"):
+        assert complaints.line(RuntimeError(text)).startswith(SAYS[number].replace(" (F)", ""))
+
+
+def test_what_an_error_was_raised_from_counts():
+    try:
+        try:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded", "x.arrow")
+        except OSError as error:
+            raise RuntimeError("An error occurred while generating the dataset") from error
+    except RuntimeError as error:
+        assert complaints.line(error).startswith("the disk quota is used up (x.arrow)")
+
+
+def test_a_file_that_may_not_be_read_is_told_as_such(tmp_path):
+    (tmp_path / "corpus.txt").write_text("text")
+    refused = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "corpus.txt"))
+    assert complaints.line(refused).startswith(f"cannot read ({tmp_path}/corpus.txt): Permission denied. Change its")
+
+
+def test_a_real_one_through_safetensors(tmp_path):
+    """A file that grows beyond RLIMIT_FSIZE, written by Rust."""
+    import resource
+    import signal
+
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(Exception, match="os error 27") as caught:
+            save_file({"x": np.zeros(100_000)}, tmp_path / "x.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert complaints.line(caught.value).startswith("a file is too large")
+
+
+def test_any_other_error_keeps_its_traceback():
+    for error in (
+        FileNotFoundError(errno.ENOENT, "x", "F"),
+        RuntimeError("shape mismatch"),
+        ValueError("bad (os error)"),
+    ):
+        assert disk.explain(error) is None

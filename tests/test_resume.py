@@ -1,0 +1,59 @@
+"""Only a whole checkpoint of the same training, written under the same code, is resumed."""
+
+import pytest
+import torch
+
+from depthcut.runtime import resume
+from depthcut.runtime.errors import UserError
+
+
+def saved(path, **changes):
+    torch.save({"step": 3, "weights": torch.ones(1000), resume.KEY: resume.identity("mine") | changes}, path)
+    return path
+
+
+def test_the_same_training_is_resumed(tmp_path):
+    path = tmp_path / "last.ckpt"
+    assert not resume.usable(path, "mine")
+    assert resume.usable(saved(path), "mine") and path.exists()
+
+
+def middle(content: bytes) -> bytes:
+    at = content.index(torch.ones(9).numpy().tobytes())
+    return content[:at] + b"\1" + content[at + 1 :]
+
+
+DAMAGE = {
+    "empty": lambda _: b"",
+    "cut": lambda content: content[:-100],
+    "a bit in a weight": middle,
+    "garbage": lambda content: b"\0" * len(content),
+    "a pickle": lambda _: b"cos\nsystem\n(S'false'\ntR.",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_begun_anew(tmp_path, damage, caplog):
+    path = saved(tmp_path / "last.ckpt")
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    assert not resume.usable(path, "mine") and not path.exists()
+    (said,) = caplog.messages
+    assert said.startswith(f"{path} cannot be used (") and said.endswith("): training begins anew")
+
+
+def test_another_points_checkpoint_is_not_resumed(tmp_path, caplog):
+    assert not resume.usable(saved(tmp_path / "last.ckpt", digest="other"), "mine")
+    assert "it belongs to other" in caplog.text
+    torch.save({"step": 3}, tmp_path / "last.ckpt")
+    assert not resume.usable(tmp_path / "last.ckpt", "mine")
+    assert "it does not say whose it is" in caplog.text
+
+
+def test_a_checkpoint_of_other_code_is_refused_and_kept(tmp_path):
+    path = saved(tmp_path / "last.ckpt", code="0" * 16)
+    with pytest.raises(UserError, match=r"last.ckpt was written under other code of depthcut\. Restore that to resume"):
+        resume.usable(path, "mine")
+    saved(path, versions={**resume.identity("")["versions"], "torch": "1.0"})
+    with pytest.raises(UserError, match=rf"was written under torch 1\.0 \(now {torch.__version__.replace('+', '.')}"):
+        resume.usable(path, "mine")
+    assert path.exists()
