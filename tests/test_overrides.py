@@ -13,28 +13,8 @@ LOADER = Loader()
 BASE = ("model=pico", "eval=[loss,harness,perplexity,speed]")
 START = config.read(cli.compose(LOADER, BASE)).composed
 PATHS = [path for path, _ in walk("", START) if "[" not in path]
-GROUPS = [
-    "model",
-    "metric",
-    "prune",
-    "replace",
-    "heal",
-    "eval",
-    "log",
-    "experiment",
-    "data",
-    "data/train",
-    "hydra/launcher",
-]
-FOREIGN = [
-    "hydra",
-    "hydra.callbacks.x._target_",
-    "hydra.searchpath",
-    "hydra.job.env_set.PATH",
-    "composed",
-    "eval.taks",
-    "_target_",
-]
+GROUPS = ["model", "metric", "prune", "replace", "heal", "eval", "log", "experiment", "data", "data/train"]
+FOREIGN = ["hydra", "hydra/launcher", "hydra.callbacks.x._target_", "hydra.searchpath", "hydra.job.env_set.PATH"]
 
 keys = st.one_of(
     st.sampled_from(PATHS),
@@ -43,59 +23,19 @@ keys = st.one_of(
         ".".join
     ),
     st.sampled_from(GROUPS),
-    st.sampled_from(FOREIGN),
+    st.sampled_from([*FOREIGN, "composed", "eval.taks", "_target_"]),
 )
+# fmt: off
 ODD = [
-    *[
-        "nan",
-        "-inf",
-        "-0.0",
-        "1e400",
-        "1e300",
-        "1e16",
-        "0x10",
-        "1_0",
-        "-1",
-        "0",
-        "1.5",
-        "true",
-        "off",
-        "null",
-        "???",
-        "''",
-        "a",
-        "50%",
-        "a,b",
-        "[1,2,3]",
-        "[]",
-        "[[1]]",
-        "=",
-        "a=b",
-        "@",
-        "💥",
-    ],
-    *[
-        "range(0,3)",
-        "choice(1,2)",
-        "interval(0,1)",
-        "${nosuch}",
-        "${oc.env:HOME}",
-        "${prune.frac}",
-        "${eval}",
-        "${.}",
-        "${",
-        "${now:%Y}",
-    ],
-    *[
-        "os.system",
-        "depthcut.metric.angular",
-        "depthcut.metric.Metric",
-        "depthcut.eval.loss.Eval",
-        "depthcut.log.wandb.Path",
-    ],
-    *("", "a b", "'a b'", "{a: 1}", "{a: {_target_: os.system}}", "{1: 2}", "${oc.${name}:HOME}"),
-    *("9" * 30, "9" * 5000, "x" * 5000, "[" * 300, "\\", "\x1b[31m", "\udcff"),
+    "nan", "-inf", "-0.0", "1e400", "1e300", "1e16", "0x10", "1_0", "-1", "0", "1.5", "true", "off", "null", "???", "",
+    "''", "a", "a b", "'a b'", "50%", "a,b", "=", "a=b", "@", "💥", "\\", "\x1b[31m", "\udcff", "9" * 30,
+    "9" * 5000, "x" * 5000,
+    "[1,2,3]", "[]", "[[1]]", "[" * 300, "{a: 1}", "{a: {_target_: os.system}}", "{1: 2}",
+    "range(0,3)", "choice(1,2)", "interval(0,1)", "${nosuch}", "${oc.env:HOME}", "'${oc.${name}:HOME}'", "${prune.frac}",
+    "${eval}", "${.}", "${", "${now:%Y}", "os.system", "depthcut.metric.angular", "depthcut.metric.Metric",
+    "depthcut.eval.loss.Eval", "depthcut.log.wandb.Path",
 ]
+# fmt: on
 values = st.one_of(
     st.sampled_from(ODD),
     st.integers(1, 8).map(str),

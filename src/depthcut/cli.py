@@ -2,11 +2,12 @@
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
 from hydra._internal.callbacks import Callbacks
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -83,7 +84,7 @@ def compose(loader: Loader, overrides: Sequence[str]) -> DictConfig:
         UserError: for whatever cannot be composed, or has an effect in a sweep only.
     """
     for each in loader.parse(overrides):
-        if each.key_or_group.startswith("hydra"):
+        if of_hydra(each):
             raise UserError(f"{each.input_line} has an effect with -m only")
     return without_hydra(loader.load_configuration("config", list(overrides), RunMode.RUN))
 
@@ -93,17 +94,31 @@ def run_point(loader: Loader, task: Task, overrides: Sequence[str]) -> None:
     task(compose(loader, overrides))
 
 
+def master(loader: Loader, overrides: Iterable[Override]) -> DictConfig:
+    """Compose the config that the launcher is built from; its points have configs of their own.
+
+    Raises:
+        UserError: as :func:`compose`.
+    """
+    words = [str(each.input_line) for each in overrides if of_hydra(each)]
+    return loader.load_configuration("config", words, RunMode.MULTIRUN)
+
+
+def of_hydra(override: Override) -> bool:
+    """Return whether an override is an option of the launcher."""
+    return override.key_or_group.startswith("hydra")
+
+
 def run_sweep(loader: Loader, task: Task, overrides: Sequence[str]) -> None:
     """Hand every point of a sweep to the launcher."""
     from depthcut import runlog
     from depthcut.expansion import expand
 
     parsed = loader.parse(overrides)
-    of_hydra = [str(each.input_line) for each in parsed if each.key_or_group.startswith("hydra")]
-    master = loader.load_configuration("config", of_hydra, RunMode.MULTIRUN)
-    points, notes = expand(loader, master, [each for each in parsed if each.input_line not in of_hydra])
+    config = master(loader, parsed)
+    points, notes = expand(loader, config, [each for each in parsed if not of_hydra(each)])
     for note in notes:
         runlog.say(note)
     context = HydraContext(config_loader=loader, callbacks=Callbacks())
-    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
+    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
     launcher.launch(points, initial_job_idx=0)

@@ -23,7 +23,7 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from depthcut import config_errors, config_values
-from depthcut.config import CONF
+from depthcut.config import CONF, stored_evaluations
 from depthcut.runtime.errors import UserError
 
 LAUNCHERS = ("local", "curve", "slurm")
@@ -203,10 +203,11 @@ def refuse_idle(overrides: Iterable[Override], cfg: DictConfig) -> None:
         return
     chosen = {word: value for word, value in node.items() if isinstance(value, dict) and "_target_" in value}
     read = set(re.findall(r"\$\{eval\.(\w+)", str(chosen)))
+    stored = stored_evaluations()
     for each in overrides:
         group, _, word = each.key_or_group.partition(".")
         word = word.partition(".")[0]
-        if group == "eval" and word in node and word not in {*chosen, *read}:
+        if group == "eval" and word in node.keys() & stored.keys() and word not in {*chosen, *read}:
             choice = ",".join([*chosen, word])
             raise UnknownKeyError(
                 each.key_or_group,

@@ -1,6 +1,6 @@
 """From the composed config to one frozen Experiment: every mistake is found here, before anything heavy is loaded."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -78,6 +78,8 @@ class Experiment:
     composed: dict[str, Any]
 
     def __post_init__(self) -> None:
+        if self.name == "cache":
+            raise UserError("name must not be cache: OUTPUTS/cache holds what all studies share")
         if not self.model.undecided:
             self._check_base()
         if self.prune.rescores and not self.metric.rescores:
@@ -205,16 +207,23 @@ def evaluations(node: Any) -> dict[str, Eval]:
     return {key: build(f"eval.{key}", value) for key, value in chosen.items()}
 
 
+@cache
+def stored_evaluations() -> dict[str, Any]:
+    """Return what the files of conf/eval put under ``eval``: options of each evaluation, and shared ones."""
+    stored: dict[str, Any] = {}
+    for path in (CONF / "eval").glob("*.yaml"):
+        node = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stored |= node if path.stem in node else {path.stem: node}
+    return stored
+
+
 def refuse_unknown_options(left: dict[str, Any]) -> None:
     """Check the shared options under ``eval``, and those of evaluations that are not chosen.
 
     Raises:
         UserError: for a key that no file of conf/eval has, or a plain value in place of an evaluation.
     """
-    stored: dict[str, Any] = {}
-    for path in (CONF / "eval").glob("*.yaml"):
-        node = yaml.safe_load(path.read_text(encoding="utf-8"))
-        stored |= node if path.stem in node else {path.stem: node}
+    stored = stored_evaluations()
     for key, value in left.items():
         if key not in stored:
             raise UserError(config_errors.no_such_key(f"eval.{key}", stored))

@@ -1,6 +1,5 @@
 """Errors of pydantic, Hydra and OmegaConf about a config, in one line: what was expected, what was given."""
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -45,8 +44,8 @@ def of_pydantic(path: str, cls: type[Any], error: ValidationError) -> str:
 def of_union(path: str, ways: Sequence[ErrorDetails]) -> str:
     """A value that none of several types would have, with one complaint from each."""
     wanted = " or ".join(dict.fromkeys(way(each) for each in ways))
-    shared = os.path.commonprefix([each["loc"] for each in ways])
-    return f"{'.'.join([path, *map(str, shared)]).lstrip('.')} must be {wanted}, got {shown(ways[0]['input'])}"
+    shared = [str(parts[0]) for parts in zip(*(each["loc"] for each in ways), strict=False) if len({*parts}) == 1]
+    return f"{'.'.join([path, *shared]).lstrip('.')} must be {wanted}, got {shown(ways[0]['input'])}"
 
 
 def of_one(path: str, cls: type[Any], first: ErrorDetails) -> str:
@@ -152,7 +151,7 @@ def of_omegaconf(error: OmegaConfBaseException) -> str:
 def of_override(word: str, error: Exception) -> str:
     """Name a word of the command line that is no override."""
     if isinstance(error, OverrideParseException):
-        reason = str(error).splitlines()[0]
+        reason = next((line for line in str(error).splitlines() if not line.startswith("Error parsing override")), "")
         return f"{clipped(word)}: {clipped(reason)}. Write key=value; a list is [a,b], words are 'quoted'"
     return f"{clipped(word)}: cannot be read ({type(error).__name__}). Write key=value with a plain value"
 
