@@ -31,8 +31,8 @@ ODD = [
     "''", "a", "a b", "'a b'", "50%", "a,b", "=", "a=b", "@", "💥", "\\", "\x1b[31m", "\udcff", "9" * 30,
     "9" * 5000, "x" * 5000,
     "[1,2,3]", "[]", "[[1]]", "[" * 300, "{a: 1}", "{a: {_target_: os.system}}", "{1: 2}",
-    "range(0,3)", "choice(1,2)", "interval(0,1)", "${nosuch}", "${oc.env:HOME}", "'${oc.${name}:HOME}'", "${prune.frac}",
-    "${eval}", "${.}", "${", "${now:%Y}", "os.system", "depthcut.metric.angular", "depthcut.metric.Metric",
+    "range(0,3)", "choice(1,2)", "interval(0,1)", "${nosuch}", "${prune.frac}", "${eval}", "${.}", "${", "${now:%Y}",
+    "${oc.env:HOME}", "'${oc.${name}:HOME}'", "os.system", "depthcut.metric.angular", "depthcut.metric.Metric",
     "depthcut.eval.loss.Eval", "depthcut.log.wandb.Path",
 ]
 # fmt: on

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from depthcut import help_text
 from depthcut.composition import Loader, without_hydra
 from depthcut.runtime.errors import UserError
+from depthcut.runtime.paths import quoted
 
 Task = Callable[[DictConfig], Any]
 
@@ -25,7 +26,7 @@ def run(task: Task, words: Sequence[str]) -> None:
     Raises:
         UserError: for a mistake in it, before anything heavy is loaded.
     """
-    asked = parse(words)
+    asked = parse([quoted(word) for word in words])
     if asked.version:
         print(f"depthcut {version('depthcut')}")
     elif asked.help:

@@ -1,6 +1,7 @@
 """Errors of pydantic, Hydra and OmegaConf about a config, in one line: what was expected, what was given."""
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -149,11 +150,16 @@ def of_omegaconf(error: OmegaConfBaseException) -> str:
 
 
 def of_override(word: str, error: Exception) -> str:
-    """Name a word of the command line that is no override."""
-    if isinstance(error, OverrideParseException):
-        reason = next((line for line in str(error).splitlines() if not line.startswith("Error parsing override")), "")
-        return f"{clipped(word)}: {clipped(reason)}. Write key=value; a list is [a,b], words are 'quoted'"
-    return f"{clipped(word)}: cannot be read ({type(error).__name__}). Write key=value with a plain value"
+    """Name a word of the command line that is no override, and what to type in the shell instead."""
+    if not isinstance(error, OverrideParseException):
+        return f"{clipped(word)}: cannot be read ({type(error).__name__}). Write key=value with a plain value"
+    lines = (line for line in str(error).splitlines() if not line.startswith("Error parsing override"))
+    why = f"{clipped(word)}: {clipped(next(lines, 'cannot be read'))}"
+    key, equals, value = word.partition("=")
+    if not equals:
+        return f"{why}. Write key=value"
+    typed = shlex.quote(f'{key}="{value}"')
+    return f"{why}. A list is [a,b]. To give it as text, type the quotes too: {clipped(typed)}"
 
 
 def of_composition(error: Exception, word: str) -> str:

@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from depthcut.config_errors import shown
 from depthcut.runtime.errors import UserError
 
-PLAIN = re.compile(r"\$\{\s*[\w.\[\]-]*\s*\}")
-"""An interpolation of another key, such as ``${model.heal.rank}``."""
+PLAIN = re.compile(r"\$\{\s*(oc\.select:\s*[\w.]+\s*(,\s*[\w.-]*)?|[\w.\[\]-]*)\s*\}")
+"""A reference to another key, such as ``${model.heal.rank}``; ``${oc.select:KEY,DEFAULT}`` is one too."""
 SECRET = re.compile(
     r"(?i)(^|[_.-])(secret|password|passwd|credentials?|key)$|(access|api|auth|bearer|hf|hub|login|user)[_-]?token$|apikey"
 )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NAMED = "named"  # folder of a study with a readable link to each point
 
+
 def write(lab: "Lab") -> dict[str, Any]:
     """Gather the record of a finished run and write it, durably."""
     x = lab.experiment
