@@ -3,19 +3,18 @@
 python run.py                                    a small real model, on a CPU, in minutes
 python run.py model=llama2_70b prune.frac=0.5    the paper's run
 python run.py -m prune.frac=0,0.25,0.5           several points of one study
-python run.py --help                             every choice and every knob
+python run.py --help                             the groups, and how to list their choices and options
 """
 
 import gc
 import sys
+from functools import partial
 
-import hydra
 from omegaconf import DictConfig
 
-from depthcut import complaints, config, lab, ranks, record, runlog
+from depthcut import cli, complaints, config, lab, ranks, record, runlog
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Run one point of a study; what goes wrong is told at the end."""
     with complaints.noted():
@@ -55,4 +54,4 @@ def assist(here: lab.Lab) -> None:
 
 if __name__ == "__main__":
     gc.set_threshold(700, 10, 1000)  # imports leave no garbage; to look for it among all that there is took 2 s of 9
-    sys.exit(complaints.guard(main))
+    sys.exit(complaints.guard(partial(cli.run, main, sys.argv[1:])))

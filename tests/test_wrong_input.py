@@ -65,8 +65,8 @@ CONFIG = [
     ("prune.frac=[1", "prune.frac=[1: no viable alternative"),
     ("seed=-1", "seed must be at least 0, got -1"),
     ("name=../../etc", "name must be letters, digits, '.', '_' and '-', at most 80, got '../../etc'"),
-    ("name=cache", "name=cache is the folder that all studies share; choose another name"),
-    ("metric._target_=os.system", "metric._target_ must name a class of depthcut.metric, got os.system"),
+    ("name=cache", "name must not be cache: OUTPUTS/cache holds what all studies share"),
+    ("metric._target_=os.system", "metric._target_ must name a class of depthcut.metric, got 'os.system'"),
     ("heal=qlora", "heal=qlora needs model.quantise=nf4 or int8, got none"),
     ("prune.layers=2.5", "prune.layers must be a whole number at least 0, got 2.5"),
     ("prune.unit=half", "prune.unit must be one of layer, attention or mlp, got 'half'"),
@@ -105,7 +105,10 @@ def test_a_mistake_in_the_config_is_told_at_once(override, says, tmp_path):
             "prune=evolution needs a metric that values any cut, such as kl; metric=angular",
         ),
         (("heal=loraprune", "heal.frac=2"), "heal.frac must be in [0, 1), got 2"),
-        (("heal.steps=3", "heal.warmup=3"), "heal.warmup must be below heal.steps (3), got 3"),
+        (
+            ("heal.steps=3", "heal.warmup=3"),
+            "heal.warmup must be below heal.steps (3), or a share of them such as 0.05, got 3",
+        ),
         (("metric=linearity", "prune.unit=mlp"), "metric=linearity scores no prune.unit=mlp; it scores: layer"),
         (("metric=taylor", "stream=always"), "stream=always: metric=taylor needs the whole model in memory"),
         (
@@ -149,7 +152,11 @@ def test_a_current_folder_that_was_deleted():
 
 def test_help_answers_at_once():
     done = light("--help")
-    assert done.returncode == 0 and "llama2_70b" in done.stdout and "metric: angular, block_influence" in done.stdout
+    assert (
+        done.returncode == 0
+        and "llama2_70b" in done.stdout
+        and "metric: angular (default), block_influence" in done.stdout
+    )
 
 
 def test_a_plan_that_keeps_no_layer(study):

@@ -1,17 +1,20 @@
 """From the composed config to one frozen Experiment: every mistake is found here, before anything heavy is loaded."""
 
+from functools import cache, partial
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from hydra.utils import instantiate
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints
 
-from depthcut import complaints
+from depthcut import config_errors, config_values
 from depthcut.data import Source
 from depthcut.eval import Eval
 from depthcut.heal import Heal
 from depthcut.log import Log
+from depthcut.methods import GROUPS, build, checked
 from depthcut.metric import Metric
 from depthcut.model import Model
 from depthcut.prune import Prune
@@ -20,6 +23,8 @@ from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
 from depthcut.strict import strict
 
+CONF = Path(__file__).parents[2] / "conf"
+PARTS = ("calibration", "train", "validation")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$")]
 
 
@@ -74,7 +79,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.name == "cache":
-            raise UserError("name=cache is the folder that all studies share; choose another name")
+            raise UserError("name must not be cache: OUTPUTS/cache holds what all studies share")
         if not self.model.undecided:
             self._check_base()
         if self.prune.rescores and not self.metric.rescores:
@@ -143,50 +148,91 @@ def read(cfg: DictConfig) -> Experiment:
     Raises:
         UserError: one line that names the key, what was wanted and what was got.
     """
-    try:
-        composed: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError(complaints.of_omegaconf(error)) from error
-    values = {key: composed[key] for key in composed if key != "experiment"}
-    for group in get_type_hints(Experiment).keys() & {"model", "metric", "prune", "replace", "heal", "log"}:
-        values[group] = build(group, composed[group])
-    parts = {part: build(f"data.{part}", value) for part, value in composed["data"].items()}
-    values["data"] = checked("data", Data, parts)
-    evaluations = {
-        key: value for key, value in composed["eval"].items() if isinstance(value, dict) and "_target_" in value
-    }
-    values["eval"] = {key: build(f"eval.{key}", value) for key, value in evaluations.items()}
+    config_values.check(cfg)
+    composed = resolved(cfg)
+    fields = get_type_hints(Experiment).keys() - {"composed"}
+    for key in composed:
+        if key not in fields:
+            raise UserError(config_errors.no_such_key(str(key), fields))
+    values = dict(composed)
+    for group in (each for each in GROUPS if each in composed):
+        read_group = {"data": sources, "eval": evaluations}.get(group, partial(build, group))
+        values[group] = read_group(composed[group])
     return checked("", Experiment, {**values, "composed": composed})
 
 
-def build(path: str, node: Any) -> Any:
-    """Build the method at ``path``. ``_target_`` may name only a class of its group in depthcut: it is code otherwise.
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Return the config as plain values, with every reference followed.
 
     Raises:
-        UserError: for a foreign target, an unknown key, a wrong type, word or range.
+        UserError: for a value that is missing, or a reference that leads nowhere or to itself.
     """
-    group = path.partition(".")[0]
-    target = node.get("_target_") if isinstance(node, dict) else None
-    if not isinstance(target, str) or not target.startswith(f"depthcut.{group}."):
-        raise UserError(f"{path}._target_ must name a class of depthcut.{group}, got {target}")
-    refuse_nested_targets(path, node)
     try:
-        cls = instantiate({"_target_": "hydra.utils.get_class", "path": target})
-    except Exception as error:
-        raise UserError(f"{path}._target_: there is no {target}") from error
-    return checked(path, cls, {key: value for key, value in node.items() if key != "_target_"})
+        composed: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(config_errors.of_omegaconf(error)) from error
+    except RecursionError as error:
+        raise UserError("config: a value refers to itself through ${...}; give it a plain value") from error
+    return composed
 
 
-def refuse_nested_targets(path: str, node: dict[str, Any]) -> None:
-    """A method's knobs are plain values."""
-    for key, value in node.items():
-        if isinstance(value, dict) and "_target_" in value:
-            raise UserError(f"{path}.{key}._target_ is not allowed: a knob is a plain value")
+def sources(node: Any) -> Data:
+    """Build the three texts.
+
+    Raises:
+        UserError: as :func:`build`.
+    """
+    if not isinstance(node, dict):
+        raise UserError(f"data must be calibration, train and validation, got {config_errors.shown(node)}")
+    parts = {str(part): build(f"data.{part}", value) if part in PARTS else value for part, value in node.items()}
+    return checked("data", Data, parts)
 
 
-def checked(path: str, cls: type[Any], values: dict[str, Any]) -> Any:
-    """Construct ``cls``, with pydantic's complaint in one line that names the key as it is written in the config."""
-    try:
-        return cls(**values)
-    except ValidationError as error:
-        raise UserError(complaints.of_pydantic(path, cls, error)) from error
+def evaluations(node: Any) -> dict[str, Eval]:
+    """Build the evaluations.
+
+    A model's or an experiment's file may hold options of evaluations that are not chosen; they must exist.
+
+    Raises:
+        UserError: for a key that no evaluation has, a plain value where an evaluation belongs, and as :func:`build`.
+    """
+    if not isinstance(node, dict):
+        raise UserError(
+            f"eval must be a list of evaluations, as in eval=[loss,harness], got {config_errors.shown(node)}"
+        )
+    chosen = {key: value for key, value in node.items() if isinstance(value, dict) and "_target_" in value}
+    left = {str(key): value for key, value in node.items() if key not in chosen}
+    if left:
+        refuse_unknown_options(left)
+    return {key: build(f"eval.{key}", value) for key, value in chosen.items()}
+
+
+@cache
+def stored_evaluations() -> dict[str, Any]:
+    """Return what the files of conf/eval put under ``eval``: options of each evaluation, and shared ones."""
+    stored: dict[str, Any] = {}
+    for path in (CONF / "eval").glob("*.yaml"):
+        node = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stored |= node if path.stem in node else {path.stem: node}
+    return stored
+
+
+def refuse_unknown_options(left: dict[str, Any]) -> None:
+    """Check the shared options under ``eval``, and those of evaluations that are not chosen.
+
+    Raises:
+        UserError: for a key that no file of conf/eval has, or a plain value in place of an evaluation.
+    """
+    stored = stored_evaluations()
+    for key, value in left.items():
+        if key not in stored:
+            raise UserError(config_errors.no_such_key(f"eval.{key}", stored))
+        if not isinstance(stored[key], dict):
+            continue
+        if not isinstance(value, dict):
+            raise UserError(
+                f"eval.{key} must be the options of an evaluation, got {config_errors.shown(value)}; "
+                "to leave one out, list the others: eval=[...]"
+            )
+        for option in value.keys() - stored[key].keys():
+            raise UserError(config_errors.no_such_key(f"eval.{key}.{option}", stored[key]))

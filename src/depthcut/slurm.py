@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
 OURS = frozenset({"array", "error", "job-name", "open-mode", "output", "requeue", "signal"})
-Count = Annotated[int, Field(ge=1)]
-Word = Annotated[str | None, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Line = Annotated[str, Field(pattern=r"^[^\r\n\x00]+$")]
+"""Text that stands in one line of the batch script."""
+Option = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
 
 
 @strict
@@ -40,21 +42,21 @@ class Request:
         wait: whether the command stays until all points ended.
     """
 
-    partition: Word
-    account: Word
-    qos: Word
-    constraint: Word
+    partition: Line | None
+    account: Line | None
+    qos: Line | None
+    constraint: Line | None
     nodes: Count
     tasks_per_node: Count
     cpus_per_task: Count
-    gpus_per_node: Annotated[int, Field(ge=0)]
-    mem_gb: Annotated[float | None, Field(gt=0)]
+    gpus_per_node: Annotated[int, Field(ge=0, le=1024)]
+    mem_gb: Annotated[float | None, Field(ge=0.001, le=100_000)]
     timeout_min: Count
     signal_delay_s: Count
-    max_timeouts: Annotated[int, Field(ge=0)]
+    max_timeouts: Annotated[int, Field(ge=0, le=10_000)]
     array_parallelism: Count
-    setup: list[str]
-    additional_parameters: dict[str, str | int | float | bool]
+    setup: list[Line]
+    additional_parameters: dict[Option, Line | int | float | bool]
     wait: bool
 
     def __post_init__(self) -> None:

@@ -1,11 +1,14 @@
 """The one way to declare a method: a frozen pydantic dataclass that takes no unknown key and converts nothing."""
 
-from typing import TypeVar, dataclass_transform
+from typing import Annotated, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
+Rank = Annotated[int, Field(ge=1, le=65_536)]
+Length = Annotated[int, Field(gt=0, le=10_000_000)]
+"""Tokens of a sequence."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

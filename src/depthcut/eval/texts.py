@@ -66,7 +66,7 @@ def source(name: str, given: dict[str, Any], length: int) -> Source:
     Raises:
         UserError: in one line, for a key or a value that cannot be.
     """
-    from depthcut import complaints
+    from depthcut import config_errors
 
     kind: type[Any] = Text
     try:
@@ -75,7 +75,7 @@ def source(name: str, given: dict[str, Any], length: int) -> Source:
         with told(name):
             return text.source(length)
     except ValidationError as error:
-        raise UserError(complaints.of_pydantic(f"{WHERE}.{name}", kind, error)) from error
+        raise UserError(config_errors.of_pydantic(f"{WHERE}.{name}", kind, error)) from error
 
 
 def enough(documents: Iterable[str], characters: int | None) -> Generator[str]:

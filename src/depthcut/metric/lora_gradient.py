@@ -13,7 +13,7 @@ from depthcut.plan import Unit
 from depthcut.progress import track
 from depthcut.runtime.errors import UserError
 from depthcut.scores import Scores
-from depthcut.strict import strict
+from depthcut.strict import Rank, strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,7 +38,7 @@ class LoraGradient(Metric):
         batch: sequences a backward pass.
     """
 
-    rank: Annotated[int, Field(ge=1)]
+    rank: Rank
     seed: Annotated[int, Field(ge=0)]
     batch: Annotated[int, Field(gt=0)]
     streams: ClassVar[bool] = False

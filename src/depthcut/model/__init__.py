@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from depthcut.strict import strict
+from depthcut.strict import Length, Rank, strict
 
 if TYPE_CHECKING:
     from depthcut.checkpoint import Checkpoint
@@ -26,9 +26,9 @@ class HealDefaults:
         length: tokens of a training sequence.
     """
 
-    rank: Annotated[int, Field(ge=1)]
+    rank: Rank
     lr: Annotated[float, Field(gt=0)]
-    length: Annotated[int, Field(ge=1)]
+    length: Length
 
 
 def _recipe(value: Any) -> Any:

@@ -31,9 +31,9 @@ class Pico(Model):
         seed: of the weights.
     """
 
-    layers: Annotated[int, Field(ge=1)]
-    hidden: Annotated[int, Field(ge=1)]
-    heads: Annotated[int, Field(ge=1)]
+    layers: Annotated[int, Field(ge=1, le=1000)]
+    hidden: Annotated[int, Field(ge=1, le=16_384)]
+    heads: Annotated[int, Field(ge=1, le=1024)]
     seed: Annotated[int, Field(ge=0)]
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field
 from depthcut.plan import Plan, Unit
 from depthcut.replace import Filling
 from depthcut.runtime.errors import UserError
-from depthcut.strict import strict
+from depthcut.strict import Rank, strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,7 +41,7 @@ class Extend(Filling):
     stop: int
     times: Annotated[int, Field(ge=2)]
     order: Literal["block", "sequence"]
-    rank: Annotated[int, Field(ge=1)]
+    rank: Rank
     gain: Annotated[float | None, Field(ge=0)]
     adds: ClassVar[bool] = True
     # What they come to is in what it reads.

@@ -35,7 +35,7 @@ class Linear(Filling):
     """
 
     map: Literal["diagonal", "full", "orthogonal", "low_rank"]
-    rank: Annotated[int | None, Field(ge=1)]
+    rank: Annotated[int | None, Field(ge=1, le=65_536)]
     ridge: Annotated[float, Field(ge=0)]
     fuse: bool
     batch: Annotated[int, Field(gt=0)]

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from depthcut.plan import Plan
 from depthcut.replace import Filling
-from depthcut.strict import strict
+from depthcut.strict import Rank, strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +30,7 @@ class Shared(Filling):
         gain: the output norms' weights at the start, small (the paper names no number); null: no output norm.
     """
 
-    rank: Annotated[int, Field(ge=1)]
+    rank: Rank
     gain: Annotated[float | None, Field(gt=0)]
 
     def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":

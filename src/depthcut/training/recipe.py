@@ -11,7 +11,7 @@ from depthcut import ranks
 from depthcut.plan import Plan, spans
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
-from depthcut.strict import strict
+from depthcut.strict import Rank, strict
 from depthcut.training.origin import Origin
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Training:
         lr: peak learning rate; cosine schedule down to 0 after ``warmup`` steps.
         betas: of AdamW: how much of the gradient's first and second moment a step keeps.
         weight_decay: of AdamW, on matrices; norms and biases are left alone.
+        warmup: steps in which the learning rate rises; in a config also a share of ``steps``.
         clip: largest gradient norm; 0 clips nothing.
         optimiser: torch's AdamW, or bitsandbytes' paged 8-bit one.
         recompute: how many layers compute their activations again in the backward pass instead of keeping them.
@@ -52,7 +53,7 @@ class Training:
     steps: Positive
     batch: Positive
     micro_batch: Positive | Literal["auto"]
-    length: Annotated[int, Field(gt=1)]
+    length: Annotated[int, Field(gt=1, le=10_000_000)]
     lr: Annotated[float, Field(gt=0)]
     warmup: Annotated[int, Field(ge=0)]
     betas: Annotated[tuple[float, float], Strict(False)]  # YAML has no tuples
@@ -77,12 +78,19 @@ class Training:
             raise UserError(f"must be two numbers in [0, 1), got {list(betas)}")
         return betas
 
+    @field_validator("warmup", mode="before")
+    @classmethod
+    def count_steps(cls, warmup: Any, others: ValidationInfo) -> Any:
+        """Turn a share of the steps into steps."""
+        share = isinstance(warmup, float) and 0 <= warmup < 1
+        return round(warmup * others.data["steps"]) if share and "steps" in others.data else warmup
+
     @field_validator("warmup")
     @classmethod
     def reaches_the_peak(cls, warmup: int, others: ValidationInfo) -> int:
         """Refuse a warm-up that ends with the run, or later: the rate would not come to its peak, or not down again."""
         if warmup and warmup >= (steps := others.data.get("steps", warmup + 1)):
-            raise UserError(f"must be below heal.steps ({steps}), got {warmup}")
+            raise UserError(f"must be below heal.steps ({steps}), or a share of them such as 0.05, got {warmup}")
         return warmup
 
     @property
@@ -139,7 +147,7 @@ class LowRank(Training):
             then the dense model still: no gradient goes there, and the models of several cuts share it.
     """
 
-    rank: Positive
+    rank: Rank
     alpha: Annotated[float, Field(gt=0)]
     dropout: Share
     modules: Literal["ffn", "attention", "all"]

@@ -32,7 +32,7 @@ class SlurmLauncher(Points):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take over what Hydra gives; what is asked of the cluster is checked before a point is composed."""
         from depthcut import slurm
-        from depthcut.config import checked
+        from depthcut.methods import checked
 
         self.request: Request = checked("hydra.launcher", slurm.Request, self.knobs)
         slurm.require()

@@ -1,0 +1,125 @@
+"""The command line: compose the config under depthcut's rules, then run one point or a sweep of them."""
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from depthcut import help_text
+from depthcut.composition import Loader, without_hydra
+from depthcut.runtime.errors import UserError
+from depthcut.runtime.paths import quoted
+
+Task = Callable[[DictConfig], Any]
+
+
+def run(task: Task, words: Sequence[str]) -> None:
+    """Do what the command line ``words`` asks for; ``task`` runs one point.
+
+    Raises:
+        UserError: for a mistake in it, before anything heavy is loaded.
+    """
+    asked = parse([quoted(word) for word in words])
+    if asked.version:
+        print(f"depthcut {version('depthcut')}")
+    elif asked.help:
+        print(help_text.render(asked.overrides), end="")
+    elif asked.cfg:
+        refuse_deleted_folder()
+        cfg = Loader(asked.config_dir).load_configuration("config", asked.overrides, RunMode.RUN)
+        print(OmegaConf.to_yaml(without_hydra(cfg), resolve=asked.resolve), end="")
+    else:
+        refuse_deleted_folder()
+        loader = Loader(asked.config_dir)
+        (run_sweep if asked.multirun else run_point)(loader, task, asked.overrides)
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Read the flags of the command line; what is left are overrides.
+
+    Raises:
+        UserError: for a flag that does not exist.
+    """
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job"])
+    parser.add_argument("--config-dir", "-cd")
+    for flag in ("--resolve", "--version"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("overrides", nargs="*")
+    return parser.parse_intermixed_args(words)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is an exception."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse a flag, or its value."""
+        raise UserError(f"{message}. The flags are -m, --help, --version, --cfg job, --resolve and --config-dir FOLDER")
+
+
+def refuse_deleted_folder() -> None:
+    """Hydra, and every relative path, needs the current folder.
+
+    Raises:
+        UserError: if it is gone.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109  Path.cwd() is the same
+    except FileNotFoundError as error:
+        raise UserError("the current folder was deleted; change to one that exists") from error
+
+
+def compose(loader: Loader, overrides: Sequence[str]) -> DictConfig:
+    """Compose the config of one point.
+
+    Raises:
+        UserError: for whatever cannot be composed, or has an effect in a sweep only.
+    """
+    for each in loader.parse(overrides):
+        if of_hydra(each):
+            raise UserError(f"{each.input_line} has an effect with -m only")
+    return without_hydra(loader.load_configuration("config", list(overrides), RunMode.RUN))
+
+
+def run_point(loader: Loader, task: Task, overrides: Sequence[str]) -> None:
+    """Run one point here."""
+    task(compose(loader, overrides))
+
+
+def master(loader: Loader, overrides: Iterable[Override]) -> DictConfig:
+    """Compose the config that the launcher is built from; its points have configs of their own.
+
+    Raises:
+        UserError: as :func:`compose`.
+    """
+    words = [str(each.input_line) for each in overrides if of_hydra(each)]
+    return loader.load_configuration("config", words, RunMode.MULTIRUN)
+
+
+def of_hydra(override: Override) -> bool:
+    """Return whether an override is an option of the launcher."""
+    return override.key_or_group.startswith("hydra")
+
+
+def run_sweep(loader: Loader, task: Task, overrides: Sequence[str]) -> None:
+    """Hand every point of a sweep to the launcher."""
+    from depthcut import runlog
+    from depthcut.expansion import expand
+
+    parsed = loader.parse(overrides)
+    config = master(loader, parsed)
+    points, notes = expand(loader, config, [each for each in parsed if not of_hydra(each)])
+    for note in notes:
+        runlog.say(note)
+    context = HydraContext(config_loader=loader, callbacks=Callbacks())
+    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
+    launcher.launch(points, initial_job_idx=0)

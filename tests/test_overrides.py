@@ -1,0 +1,90 @@
+"""Random overrides of any key: each is refused in one line that names it, or it does something."""
+
+import dataclasses
+
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from depthcut import cli, complaints, config
+from depthcut.composition import Loader
+from depthcut.config_values import walk
+
+LOADER = Loader()
+BASE = ("model=pico", "eval=[loss,harness,perplexity,speed]")
+START = config.read(cli.compose(LOADER, BASE)).composed
+PATHS = [path for path, _ in walk("", START) if "[" not in path]
+GROUPS = ["model", "metric", "prune", "replace", "heal", "eval", "log", "experiment", "data", "data/train"]
+FOREIGN = ["hydra", "hydra/launcher", "hydra.callbacks.x._target_", "hydra.searchpath", "hydra.job.env_set.PATH"]
+
+keys = st.one_of(
+    st.sampled_from(PATHS),
+    st.sampled_from(PATHS + GROUPS).map(lambda path: f"{path}._target_"),
+    st.tuples(st.sampled_from(PATHS), st.sampled_from(["x", "a.b", "0", "frac", "é", "api_key", "limit"])).map(
+        ".".join
+    ),
+    st.sampled_from(GROUPS),
+    st.sampled_from([*FOREIGN, "composed", "eval.taks", "_target_"]),
+)
+# fmt: off
+ODD = [
+    "nan", "-inf", "-0.0", "1e400", "1e300", "1e16", "0x10", "1_0", "-1", "0", "1.5", "true", "off", "null", "???", "",
+    "''", "a", "a b", "'a b'", "50%", "a,b", "=", "a=b", "@", "💥", "\\", "\x1b[31m", "\udcff", "9" * 30,
+    "9" * 5000, "x" * 5000,
+    "[1,2,3]", "[]", "[[1]]", "[" * 300, "{a: 1}", "{a: {_target_: os.system}}", "{1: 2}",
+    "range(0,3)", "choice(1,2)", "interval(0,1)", "${nosuch}", "${prune.frac}", "${eval}", "${.}", "${", "${now:%Y}",
+    "${oc.env:HOME}", "'${oc.${name}:HOME}'", "os.system", "depthcut.metric.angular", "depthcut.metric.Metric",
+    "depthcut.eval.loss.Eval", "depthcut.log.wandb.Path",
+]
+# fmt: on
+values = st.one_of(
+    st.sampled_from(ODD),
+    st.integers(1, 8).map(str),
+    st.integers().map(str),
+    st.floats(0, 1).map(str),
+    st.text(max_size=12),
+)
+words = st.builds("{}{}={}".format, st.sampled_from(["", "", "", "+", "++", "~"]), keys, values)
+deletions = keys.map("~{}".format)
+
+
+@settings(max_examples=1000, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.one_of(words, words, words, words, deletions))
+@example("~prune")
+@example("eval=[1,2,3]")
+@example("++data.train.span.a=1")
+@example("log=-0.0")
+@example("replace=${nosuch}")
+def test_an_override_does_something_or_is_refused_in_one_line_that_names_it(word):
+    key = word.lstrip("+~").partition("=")[0]
+    try:
+        x = config.read(cli.compose(LOADER, [*BASE, word]))
+    except Exception as error:
+        line = complaints.expected(error)
+        assert line is not None, (word, repr(error))
+        assert key.split("/")[0].split(".")[-1] in line or key.rpartition(".")[2] in line, (word, line)
+        assert len(line) < 1500, (word, line)
+        return
+    assert word.startswith("~") or is_read(x, key), word
+
+
+def is_read(x, key: str) -> bool:
+    """Whether a key of the config is a field of what was built from it, or a choice."""
+    if key in GROUPS:
+        return True
+    first, *rest = key.split(".")
+    value = getattr(x, first)
+    if first == "eval" and rest in (["tasks"], ["limit"]):
+        return True
+    for name in rest:
+        if name == "_target_":
+            return True
+        if isinstance(value, dict):
+            value = value[name]
+            continue
+        assert name in {each.name for each in dataclasses.fields(value)}, (key, name)
+        value = getattr(value, name)
+    return True
+
+
+def test_configs_composed_before_leave_no_trace():
+    assert config.read(cli.compose(LOADER, BASE)).composed == START
