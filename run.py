@@ -13,6 +13,7 @@ import hydra
 from omegaconf import DictConfig
 
 from depthcut import complaints, config, lab, ranks, record, runlog
+from depthcut.study import links
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -40,6 +41,7 @@ def point(cfg: DictConfig) -> None:
         else:
             runlog.say("done already: this config's record is on file, nothing was computed")
             x.log.again(here, kept)
+        links.add(here.folder, x)
     return runlog.show(kept, here.folder)
 
 

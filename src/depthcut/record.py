@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FAILURE = "failure.json"
-NAMED = "named"  # folder of a study with a readable link to each point
 PACKAGES = ("depthcut", "torch", "transformers", "peft", "bitsandbytes", "lightning", "lm_eval", "datasets")
 
 

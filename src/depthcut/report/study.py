@@ -12,13 +12,14 @@ import yaml
 from depthcut import record as records
 from depthcut.plan import Plan
 from depthcut.runtime.errors import UserError
+from depthcut.study import links
 
 GROUPS = ("model", "metric", "prune", "replace", "heal")
 OTHER_VERSION = "of another version"
 UNREADABLE = "unreadable"
 DUPLICATE = "that another study has too"
 FOREIGN = "no points"
-BESIDE = frozenset({"figures", records.NAMED})  # folders of a study that are not points
+BESIDE = frozenset({"figures", links.FOLDER})  # folders of a study that are not points
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Studies: the points in a folder of outputs."""
