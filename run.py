@@ -13,6 +13,7 @@ from functools import partial
 from omegaconf import DictConfig
 
 from depthcut import cli, complaints, config, lab, ranks, record, runlog
+from depthcut.study import links
 
 
 def main(cfg: DictConfig) -> None:
@@ -40,6 +41,7 @@ def point(cfg: DictConfig) -> None:
             record.forget_failure(here.folder)
             runlog.say("done already: this config's record is on file, nothing was computed")
             x.log.again(here, kept)
+        links.add(here.folder, x)
     return runlog.show(kept, here.folder)
 
 

@@ -19,6 +19,7 @@ from depthcut import config, curve, depth, lab, store
 from depthcut.heal.full import Full
 from depthcut.heal.partial import Partial
 from depthcut.plan import Plan
+from depthcut.study import links
 from depthcut.training import adapters, weights
 from depthcut.training.module import Healing
 from depthcut.training.objective import Mixed, next_token
@@ -411,6 +412,10 @@ def test_what_it_starts_from_is_in_the_points_name_by_content(smaller, corpus, t
         for words in ((), (f"heal.init_from={folder.name}",), (f"heal.init_from={folder}",))
     )
     assert by_digest == by_folder != fresh
+    link = folder.parent / links.FOLDER / "deepest-layers1-lora"
+    assert link.is_symlink() and link.resolve() == folder.resolve()
+    for name in (folder.name[:8], folder / "adapter", link, link.name):
+        assert entered(*chained(smaller, corpus, f"heal.init_from='{name}'")).digest == by_digest
     other = shutil.copytree(folder, tmp_path / "other")
     assert entered(*chained(smaller, corpus, f"heal.init_from={other}")).digest == by_digest
     file = other / "adapter/adapter_model.safetensors"
@@ -423,11 +428,14 @@ def test_what_it_starts_from_is_in_the_points_name_by_content(smaller, corpus, t
 
 
 MISTAKES = [
-    (("heal.init_from=nowhere",), r"no such point; give the folder of one, or the digest of one in .*/main$"),
+    (
+        ("heal.init_from=nowhere",),
+        r"no such point; give the folder of one, or at least 4 digits of the digest of one in ",
+    ),
     (("model.heal.rank=8",), r"its adapters have heal.rank=4, these heal.rank=8; they must agree$"),
     (("heal.alpha=8",), r"its adapters have heal.alpha=4, these heal.alpha=8; they must agree$"),
     (("heal.modules=ffn",), r"its adapters have heal.modules=all, these heal.modules=ffn; they must agree$"),
-    (("model.seed=1",), r"its adapters are for model [0-9a-f]{16}, this is [0-9a-f]{16}$"),
+    (("model.seed=1",), r"its adapters are for model [0-9a-f]{8}, this is [0-9a-f]{8}$"),
     (("replace=mean",), r"that goes with replace=none in both points, got replace=mean$"),
 ]
 

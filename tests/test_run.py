@@ -113,6 +113,26 @@ def test_the_exported_model_loads_where_depthcut_is_not(finished):
     assert f"{finished['healed/validation/loss']:.3f}" in card
 
 
+def test_generation_stops_at_the_token_that_ended_the_training_documents(tmp_path, corpus):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    words = (*UNHEALED, *corpus, "prune=deepest", "stages=[]", "model.separator=A", "heal.steps=1", "heal.warmup=0")
+    folder = succeed(f"outputs={tmp_path}", *words)["folder"] / "model"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids, separator = tokenizer("The cat", return_tensors="pt").input_ids, tokenizer.convert_tokens_to_ids("A")
+    assert set(model.generation_config.eos_token_id) == {tokenizer.eos_token_id, separator}
+    written = model.generate(ids, max_new_tokens=8, prefix_allowed_tokens_fn=lambda *_: [separator])
+    assert written[0, ids.shape[1] :].tolist() == [separator]
+
+
+def test_the_adapters_card_and_config_name_the_base_and_its_cut(finished):
+    adapter = finished["folder"] / "adapter"
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == f"pico, {finished['plan']['words']}"
+    card = (adapter / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\n") and f"# {base}" in card and "More Information" not in card
+
+
 def test_the_report_prints_the_study_and_writes_its_csv(finished):
     study = finished["folder"].parent
     call = [sys.executable, "-m", "depthcut.report", str(study)]

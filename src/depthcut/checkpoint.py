@@ -227,7 +227,7 @@ class Checkpoint:
         if plan and plan.depth != self.depth:
             raise UserError(f"the plan is for a model of {plan.depth} layers; {self.files.title} has {self.depth}")
         if plan and plan.model and plan.model != self.digest:
-            raise UserError(f"the plan was made for model {plan.model}; {self.files.title} is {self.digest}")
+            raise UserError(f"the plan was made for model {plan.model[:8]}; {self.files.title} is {self.digest[:8]}")
 
     def _renumbered(self, plan: Plan) -> dict[str, Slice]:
         """The tensors outside the layer list and what is kept of the layers, under consecutive numbers."""

@@ -1,14 +1,15 @@
 """What is left on the disk of a run: a plain model folder, or the adapter with its plan."""
 
+import json
 import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from depthcut import saved, sharing, store
+from depthcut import saved, sharing, store, text
 from depthcut.plan import Plan
-from depthcut.report import table
+from depthcut.study import card
 from depthcut.width.widths import Widths
 
 if TYPE_CHECKING:
@@ -43,13 +44,29 @@ def export(what: What, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]"
         else:
             saved.write(merged(lab, plan, model), plan, folder, Widths.found(lab.folder / "adapter"))
         lab.checkpoint.tokenizer.save_pretrained(str(folder))
+        if lab.experiment.heal.trains:
+            stop_at_separator(folder, text.separator_id(lab.checkpoint.tokenizer, lab.checkpoint.separator))
         plan.write(folder / "plan.json")
 
     folder = lab.folder / "model"
     with lab.timed("export"):
         sharing.led(lab, plan, healed, lambda model: store.kept(folder, partial(make, model), lab.digest))
-    store.write_text(folder / "README.md", card(lab, plan))
+    alone = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] != saved.KIND
+    store.write_text(folder / "README.md", card.of_model(lab, plan, alone))
     log.info("model: %s", folder)
+
+
+def stop_at_separator(folder: Path, separator: int) -> None:
+    """Let generation end at the token that ended each training document, besides the model's own ends of text."""
+    path = folder / "generation_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = config.get("eos_token_id")
+    if before is None:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        before = described.get("base", described).get("eos_token_id")
+    ends = before if isinstance(before, list) else [] if before is None else [before]
+    if separator not in ends:
+        store.write_json(path, {**config, "eos_token_id": [*ends, separator]})
 
 
 def merged(lab: "Lab", plan: Plan, healed: "Callable[[], nn.Module]") -> "PreTrainedModel":
@@ -84,34 +101,3 @@ def plain(model: "nn.Module") -> "PreTrainedModel":
     if getattr(model, "hf_quantizer", None) is not None:
         return model.dequantize()  # pyright: ignore[reportReturnType]
     return model
-
-
-def card(lab: "Lab", plan: Plan) -> str:
-    """The model card: what was done and what was measured."""
-    x = lab.experiment
-    units = {"layer": "layers", "attention": "attentions", "mlp": "MLPs"}[plan.unit]
-    name = x.composed["model"].get("repo") or type(x.model).__name__
-    replace, heal = (type(each).__module__.rpartition(".")[2] for each in (x.replace, x.heal))
-    stages = [stage for stage in table.STAGES if any(key.startswith(f"{stage}/") for key in lab.numbers)]
-    heads = " | ".join(("measured", *stages))
-    rows = [
-        " | ".join((name, *(table.cell(lab.numbers, f"{stage}/{name}") for stage in stages)))
-        for name in table.metrics(lab.numbers)
-    ]
-    lines = [
-        "---",
-        "library_name: transformers",
-        f"base_model: {name}" if "/" in str(name) else "tags: [depthcut]",
-        "---",
-        f"# {name}, {plan.words}",
-        "",
-        f"Made by depthcut from `{name}` ({plan.fraction:.0%} of the {units} cut; `plan.json` has the list).",
-        f"In the gaps: `{replace}`.",
-        f"Healing: `{heal}` on a base with quantise={x.model.quantise}; the weights here are plain {x.model.dtype}.",
-        "",
-        f"| {heads} |",
-        "|---" * (len(stages) + 1) + "|",
-        *(f"| {row} |" for row in rows),
-        "",
-    ]
-    return "\n".join(lines)

@@ -23,8 +23,6 @@ from depthcut.runtime.errors import UserError
 if TYPE_CHECKING:
     from depthcut.lab import Lab
 
-NAMED = "named"  # folder of a study with a readable link to each point
-
 
 def write(lab: "Lab") -> dict[str, Any]:
     """Gather the record of a finished run and write it, durably."""

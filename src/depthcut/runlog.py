@@ -75,7 +75,7 @@ def to(lab: Lab) -> Generator[None]:
         log.addHandler(handler)
     try:
         with quiet():
-            log.info("point %s on %s", lab.digest, lab.device)
+            log.info("point %s on %s", lab.digest[:8], lab.device)
             yield
     except KeyboardInterrupt:
         log.removeHandler(terminal)

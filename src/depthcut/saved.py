@@ -81,10 +81,12 @@ def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") 
     shards = Shards(files)
     form = loading.Form("none", getattr(torch, dtype), device)
     if described.get("narrowed", False):
-        widths = Widths.read(folder / FILE)
-        return narrow.build(files.title, config, shards.slices(shards.homes), plan, widths, form)
-    replaced = described.get("replaced", False)
-    model = loading.build(files.title, config, shards.slices(shards.homes), whole if replaced else plan, form)
-    if replaced:
-        replacing.put(model, Fill.read(folder), plan, form)
+        model = narrow.build(files.title, config, shards.slices(shards.homes), plan, Widths.read(folder / FILE), form)
+    else:
+        replaced = described.get("replaced", False)
+        model = loading.build(files.title, config, shards.slices(shards.homes), whole if replaced else plan, form)
+        if replaced:
+            replacing.put(model, Fill.read(folder), plan, form)
+    if "generation_config.json" in files.names:
+        model.generation_config = loading.generation(folder)
     return model

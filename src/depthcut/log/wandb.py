@@ -92,7 +92,7 @@ class Wandb(Log):
         drawn = bool(os.environ.get("WANDB_SWEEP_ID"))
         place = {} if drawn else {"project": self.project, "entity": self.entity, "id": lab.digest}
         return place | {
-            "name": f"{lab.study.name}-{lab.digest[:6]}",
+            "name": f"{lab.study.name}-{lab.digest[:8]}",
             "group": lab.study.name,
             "job_type": knobs["heal"],
             "tags": sorted({word for word in words if word != "none"}),

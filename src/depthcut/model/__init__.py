@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -45,8 +45,10 @@ class Model(ABC):
         dtype: of everything that is not quantised, and of the computation.
         separator: token put between documents and before an empty context; None: the tokenizer's own end of text.
         heal: the recipe that fits this model.
+        published: OWNER/NAME on the hub, of a model that comes from elsewhere.
     """
 
+    published: ClassVar[str | None] = None
     quantise: Base
     dtype: Literal["bfloat16", "float16", "float32"]
     separator: str | None

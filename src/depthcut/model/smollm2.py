@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import ClassVar
 
 from typing_extensions import override
 
@@ -27,6 +28,8 @@ log = logging.getLogger("depthcut")
 @strict
 class SmolLM2(Model):
     """The demo model."""
+
+    published: ClassVar[str | None] = REPO
 
     @override
     def open(self, cache: Path) -> Checkpoint:

@@ -24,7 +24,7 @@ def of(found: study.Found) -> list[Table | Text]:
         for head in ("point", "what", "state", ""):
             table.add_column(head, overflow="fold")
         for folder, state, text in rows[:SHOWN]:
-            table.add_row(*map(Text, (str(Path(folder.parent.name, folder.name)), words(folder), state, text)))
+            table.add_row(*map(Text, (str(Path(folder.parent.name, folder.name[:8])), words(folder), state, text)))
         lines.append(table)
     if len(rows) > SHOWN:
         lines.append(Text(f"and {len(rows) - SHOWN} more"))

@@ -12,13 +12,14 @@ from depthcut import record_check
 from depthcut.runtime import documents
 from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
+from depthcut.study import links
 
 DIGEST = re.compile("[0-9a-f]{16}")
 OTHER_VERSION = "of another version"
 UNREADABLE = "unreadable"
 DUPLICATE = "that another study has too"
 FOREIGN = "no points"
-BESIDE = frozenset({"figures", records.NAMED})  # folders of a study that are not points
+BESIDE = frozenset({"figures", links.FOLDER})  # folders of a study that are not points
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def of_record(record: dict[str, Any]) -> Table:
 def of_study(rows: Iterable[dict[str, Any]]) -> Table:
     """A study: a row for each dense model, then one a point and stage. What is the same everywhere stands in the title.
 
-    Only losses and accuracies are shown; the CSV has all numbers.
+    Only losses and accuracies are shown; the CSV has all numbers. The first digits of a point stand at its last stage.
     """
     rows = sorted(rows, key=lambda row: (model_name(row), row["fraction"], *described(row)[3:]))
     names = [
@@ -51,18 +51,20 @@ def of_study(rows: Iterable[dict[str, Any]]) -> Table:
     varying = [at for at, values in enumerate(seen) if len(values) > 1]
     same = [f"{head} {values[0]}" for head, values in zip(heads, seen, strict=True) if len(values) == 1 and values[0]]
     table = Table(title=Text(", ".join(same)), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
-    for head in (*(heads[at] for at in varying), "stage"):
+    for head in ("point", *(heads[at] for at in varying), "stage"):
         table.add_column(head, no_wrap=True)
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    lines = [
-        (*(word[at] if heads[at] in OF_STAGE[stage] else "" for at in varying), stage, *cells)
-        for row, word in zip(rows, words, strict=True)
-        for stage in STAGES
-        if any(cells := [cell(row, f"{stage}/{name}") for name in names])
-    ]
-    for line in dict.fromkeys(lines):
-        table.add_row(*map(Text, line))
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for row, word in zip(rows, words, strict=True):
+        measured = {stage: [cell(row, f"{stage}/{name}") for name in names] for stage in STAGES}
+        stages = [stage for stage in STAGES if any(measured[stage])]
+        for stage in stages:
+            line = (*(word[at] if heads[at] in OF_STAGE[stage] else "" for at in varying), stage, *measured[stage])
+            lines.setdefault(line, []).extend([row["digest"][:8]] if stage == stages[-1] else [])
+    for line, points in lines.items():
+        for point in points or [""]:
+            table.add_row(*map(Text, (point, *line)))
     return table
 
 

@@ -19,6 +19,7 @@ from depthcut import depth, ranks, replacing, store
 from depthcut.model.decoder import linear
 from depthcut.plan import Plan
 from depthcut.runtime.errors import UserError
+from depthcut.study import card
 from depthcut.training.fit import fit
 from depthcut.training.objective import Objective, next_token
 from depthcut.training.origin import Origin
@@ -49,9 +50,11 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LowRank, objective:
         with lab.timed("heal"):
             fit(adapted, recipe, lab, objective)
         gc.collect()  # the trainer and its module hold each other, and else the model beside the next point's
-        # Asked to look after embeddings, peft would look for the base on the hub; it names no base, because the whole
-        # model under these adapters would be the wrong one.
+        # Asked to look after embeddings, peft would look for the base on the hub. The base is named in words that no
+        # loader can resolve: under these adapters the whole model would be the wrong one.
+        adapted.peft_config["default"].base_model_name_or_path = f"{card.name(lab)}, {plan.words}"
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
+        store.write_text(folder / "README.md", card.of_adapter(lab, plan))
         plan.write(folder / "plan.json")
 
     folder = lab.folder / "adapter"

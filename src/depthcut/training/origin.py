@@ -12,6 +12,7 @@ from depthcut import store
 from depthcut.plan import Plan
 from depthcut.runtime import documents
 from depthcut.runtime.errors import UserError
+from depthcut.study import links
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
@@ -35,15 +36,20 @@ class Origin:
 
     @classmethod
     def found(cls, name: str, lab: "Lab") -> "Origin":
-        """The adapters of the point ``name``: its folder, or its digest in the study of ``lab``.
+        """Return the adapters of the point ``name``: its folder, its readable link, or the start of its digest.
 
         Raises:
-            UserError: if there is no such point, it has no adapters, or they do not fit this run.
+            UserError: if there is no such point, or several, it has no adapters, or they do not fit this run.
         """
         said = f"heal.init_from={name}"
-        point = next((each for each in (Path(name), lab.study / name) if (each / "config.yaml").is_file()), None)
-        if point is None:
-            raise UserError(f"{said}: no such point; give the folder of one, or the digest of one in {lab.study}")
+        points = links.find(name, lab.study)
+        if not points:
+            wanted = "give the folder of one, or at least 4 digits of the digest of one"
+            raise UserError(f"{said}: no such point; {wanted} in {lab.study.parent}")
+        if len(points) > 1:
+            there = ", ".join(sorted(each.name for each in points))
+            raise UserError(f"{said}: {len(points)} points begin so: {there}; give more digits")
+        point = points[0]
         folder = point / "adapter"
         named = point.resolve().name
         if (key := store.owner(folder)) and DIGEST.fullmatch(named) and key != named:
@@ -53,7 +59,7 @@ class Origin:
         check(said, documents.read_yaml(point / "config.yaml"), lab)
         plan = Plan.read(folder / "plan.json")
         if plan.model != lab.checkpoint.digest:
-            raise UserError(f"{said}: its adapters are for model {plan.model}, this is {lab.checkpoint.digest}")
+            raise UserError(f"{said}: its adapters are for model {plan.model[:8]}, this is {lab.checkpoint.digest[:8]}")
         return cls(folder, plan)
 
     @property

@@ -181,7 +181,7 @@ class Adapters(LowRank):
     Attributes:
         layers: also ``around_cut``: the layers next to each gap, and what stands in it.
         reach: for ``around_cut``, how many on each side of a gap.
-        init_from: the folder of a point of this model, or its digest in this study: layers that both cuts keep start
+        init_from: the folder of a point of this model, or the start of its digest: layers that both cuts keep start
             from its adapters, by their number in the dense model, the others fresh. None: all start fresh.
     """
 

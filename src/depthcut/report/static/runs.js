@@ -18,7 +18,7 @@ function runRows() {
 }
 
 function drawRunTable() {
-  const names = chosenMeasures(), open = (digest) => el("a", { href: "#run=" + digest, onclick: (event) => { event.preventDefault(); set({ run: digest }, true); } }, digest);
+  const names = chosenMeasures(), open = (digest) => el("a", { href: "#run=" + digest, onclick: (event) => { event.preventDefault(); set({ run: digest }, true); } }, digest.slice(0, 8));
   const columns = [{ head: "Run", show: open }, { head: "Study" }, { head: "Model" }, { head: "Choice" }, { head: "Healing" }, { head: "Cut", number: true, show: percent }, { head: "Seed", number: true }];
   for (const name of names) columns.push({ head: name, number: true }, { head: "healed", number: true });
   sortable("runs-table", "Runs: a row a record", columns, runRows(), shownMost, "sort-runs");

@@ -1,0 +1,171 @@
+"""Model cards: where a model comes from, its licence, what was measured, how to use it and how it was made."""
+
+import re
+import shlex
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from depthcut import record
+from depthcut.plan import NOUNS, Plan
+from depthcut.report import table
+
+if TYPE_CHECKING:
+    from depthcut.lab import Lab
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+LICENCES = {  # by the start of a hub name, where the repository itself does not say it
+    "huggingfacetb/smollm2": "apache-2.0",
+    "meta-llama/llama-2": "llama2",
+    "meta-llama/meta-llama-3": "llama3",
+    "mistralai/mistral-7b": "apache-2.0",
+    "microsoft/phi-2": "mit",
+    "qwen/qwen3": "apache-2.0",
+    "google/gemma-3": "gemma",
+}
+TEXTS = {  # by what a licence file says
+    r"Apache License\s+Version 2\.0": "apache-2.0",
+    r"MIT License|Permission is hereby granted, free of charge": "mit",
+    r"LLAMA 2 COMMUNITY LICENSE": "llama2",
+    r"META LLAMA 3 COMMUNITY LICENSE": "llama3",
+}
+UNKNOWN = {"license": "other", "license_name": "fill-in-the-licence-of-the-base-model"}
+CITATION = """```bibtex
+@article{gromov2024unreasonable,
+  title   = {The Unreasonable Ineffectiveness of the Deeper Layers},
+  author  = {Gromov, Andrey and Tirumala, Kushal and Shapourian, Hassan and Glorioso, Paolo and Roberts, Daniel A.},
+  journal = {arXiv preprint arXiv:2403.17887},
+  year    = {2024}
+}
+```"""
+
+
+def of_model(lab: "Lab", plan: Plan, alone: bool) -> str:
+    """Return the card of an exported model.
+
+    Args:
+        lab: the run, with its numbers.
+        plan: what was cut.
+        alone: whether transformers loads the model without depthcut.
+    """
+    load = "AutoModelForCausalLM.from_pretrained(path)" if alone else "depthcut.load(path)"
+    imports = "AutoModelForCausalLM, AutoTokenizer" if alone else "AutoTokenizer"
+    usage = ["import depthcut"] if not alone else []
+    usage += [
+        f"from transformers import {imports}",
+        f"tokenizer, model = AutoTokenizer.from_pretrained(path), {load}  # path: this folder",
+        'print(tokenizer.decode(model.generate(**tokenizer("The capital of France", return_tensors="pt"))[0]))',
+    ]
+    return card(lab, plan, {"library_name": "transformers", "pipeline_tag": "text-generation"}, usage)
+
+
+def of_adapter(lab: "Lab", plan: Plan) -> str:
+    """Return the card of adapters, which fit the pruned model only."""
+    usage = [
+        "from peft import PeftModel",
+        "# cut: the base model without the layers that plan.json drops (`heal=none export=merged` writes it)",
+        "model = PeftModel.from_pretrained(cut, path)  # path: this folder",
+    ]
+    return card(lab, plan, {"library_name": "peft", "pipeline_tag": "text-generation"}, usage)
+
+
+def card(lab: "Lab", plan: Plan, about: dict[str, Any], usage: list[str]) -> str:
+    """Return a card; ``about`` opens its front matter."""
+    x = lab.experiment
+    front = about | matter(lab)
+    replace, heal = (type(each).__module__.rpartition(".")[2] for each in (x.replace, x.heal))
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions().items())
+    config = {key: x.composed[key] for key in ("model", "data", "metric", "prune", "replace", "heal", "seed")}
+    unlicensed = UNKNOWN.items() <= front.items()
+    unknown = ["", "Fill in the licence above: it is that of the base model."] if unlicensed else []
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False).strip(),
+        "---",
+        f"# {name(lab)}, {plan.words}",
+        "",
+        f"Made by depthcut from `{name(lab)}`: {plan.fraction:.0%} of the {NOUNS[plan.unit]} are cut (`plan.json`).",
+        f"In the gaps: `{replace}`.",
+        f"Healing: `{heal}` on a base with quantise={x.model.quantise}; the weights here are plain {x.model.dtype}.",
+        *unknown,
+        *numbers(lab),
+        *("", "## Usage", "", "```python", *usage, "```"),
+        *("", "## How it was made", "", "```", command(lab), "```", ""),
+        *("<details><summary>Config</summary>", "", "```yaml"),
+        *(yaml.safe_dump(config, sort_keys=False).strip(), "```", "", "</details>", ""),
+        f"Versions: {versions}.",
+        *("", "## Citation", "", CITATION, ""),
+    ]
+    return "\n".join(lines)
+
+
+def numbers(lab: "Lab") -> list[str]:
+    """Return the table of what was measured, with standard errors; nothing where nothing was."""
+    stages = [stage for stage in table.STAGES if any(key.startswith(f"{stage}/") for key in lab.numbers)]
+    names = table.metrics(lab.numbers)
+    if not names:
+        return []
+    rows = [" | ".join((each, *(table.cell(lab.numbers, f"{stage}/{each}") for stage in stages))) for each in names]
+    heads = [f"| {' | '.join(('measured', *stages))} |", "|---" * (len(stages) + 1) + "|"]
+    return ["", *heads, *(f"| {row} |" for row in rows)]
+
+
+def name(lab: "Lab") -> str:
+    """Return what the base model is called: its name on the hub, or else its folder's."""
+    return hub_name(lab) or table.model_name({"config": lab.experiment.composed})
+
+
+def hub_name(lab: "Lab") -> str | None:
+    """Return OWNER/NAME of the base model on the hub; None where nothing says it."""
+    known = lab.experiment.model.published or getattr(lab.checkpoint.files, "repo", None)
+    noted = lab.checkpoint.files.json("config.json").get("_name_or_path")
+    local = isinstance(noted, str) and HUB_NAME.fullmatch(noted) and not Path(noted).exists()
+    return known or (str(noted) if local else None)
+
+
+def matter(lab: "Lab") -> dict[str, Any]:
+    """Return what the front matter says of the model's origin: base, licence, data sets, tags."""
+    base, dataset = hub_name(lab), getattr(lab.experiment.data.train, "dataset", None)
+    found: dict[str, Any] = {"base_model": base} if base else {}
+    found |= licence(lab, base or "")
+    if dataset and lab.experiment.heal.trains and HUB_NAME.fullmatch(dataset):
+        found["datasets"] = [dataset]
+    return found | {"tags": ["depthcut", "pruned"]}
+
+
+def licence(lab: "Lab", base: str) -> dict[str, str]:
+    """Return the licence of the base model: from its card, its config or its licence file, or by its name."""
+    keys = ("license", "license_name", "license_link")
+    front = re.match(r"---\n(.*?)\n---", read(lab, "README.md"), re.DOTALL)
+    with suppress(yaml.YAMLError):
+        given = yaml.safe_load(front[1]) if front else {}
+        if isinstance(given, dict) and isinstance(given.get("license"), str):
+            return {key: str(given[key]) for key in keys if key in given}
+    if isinstance(said := lab.checkpoint.files.json("config.json").get("license"), str):
+        return {"license": said}
+    text = next(filter(None, (read(lab, file) for file in ("LICENSE", "LICENSE.txt", "LICENSE.md"))), "")
+    known = [word for pattern, word in TEXTS.items() if re.search(pattern, text)]
+    known += [word for start, word in LICENCES.items() if base.lower().startswith(start)]
+    return {"license": known[0]} if known else dict(UNKNOWN)
+
+
+def read(lab: "Lab", file: str) -> str:
+    """Return the start of a file of the base model; nothing where there is none, or the hub is out of reach."""
+    files = lab.checkpoint.files
+    with suppress(OSError, ValueError):
+        if file in files.names:
+            return files.path(file).read_text(encoding="utf-8", errors="replace")[:100_000].replace("\r\n", "\n")
+    return ""
+
+
+def command(lab: "Lab") -> str:
+    """Return the command line of this process, or, of a job that has none, the words that choose the methods."""
+    if Path(sys.argv[0]).name == "run.py":
+        return shlex.join(["python", "run.py", *sys.argv[1:]])
+    composed = lab.experiment.composed
+    groups = ("model", "metric", "prune", "replace", "heal")
+    words = [f"{group}={table.method_name({'config': composed}, group)}" for group in groups]
+    return f"python run.py {' '.join(words)}  # with the config below"

@@ -1,0 +1,57 @@
+"""Readable links to points: ``outputs/STUDY/named/deepest-0.25-lora`` leads to ``outputs/STUDY/DIGEST``."""
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from depthcut.config import Experiment
+
+FOLDER = "named"  # not the study's own folder: patterns such as outputs/STUDY/*/record.json must find a point once
+SIZES = ("layers", "parameters", "weight_bytes", "cache_bytes", "drop")
+
+
+def add(point: Path, x: "Experiment") -> None:
+    """Link to ``point`` by name; a name that another point has gets the digest too. Some file systems have no links."""
+    folder = point.parent / FOLDER
+    name = label(x)
+    with suppress(OSError):
+        folder.mkdir(exist_ok=True)
+        for link in (folder / name, folder / f"{name}-{point.name[:8]}"):
+            if link.is_symlink() and not link.exists():
+                link.unlink()  # its point was deleted
+            with suppress(FileExistsError):
+                link.symlink_to(os.path.join("..", point.name))  # noqa: PTH118
+            if link.resolve() == point.resolve():
+                return
+
+
+def label(x: "Experiment") -> str:
+    """Return what tells the points of a study apart: metric, pruner, size of the cut, replacement, healing."""
+    word = {
+        group: type(getattr(x, group)).__module__.rpartition(".")[2] for group in ("metric", "prune", "replace", "heal")
+    }
+    prune: dict[str, Any] = x.composed["prune"]
+    size = next((f"{key}{prune[key]}" for key in SIZES if prune.get(key) is not None), str(prune.get("frac", "")))
+    metric = word["metric"] if x.prune.reads_scores else ""
+    replace = "" if word["replace"] == "none" else word["replace"]
+    heal = "unhealed" if word["heal"] == "none" else word["heal"]
+    parts = [re.sub(r"[^\w.+-]+", "_", each).strip("_") for each in (metric, word["prune"], size, replace, heal)]
+    return "-".join(filter(None, parts))[:120]
+
+
+def find(name: str, study: Path) -> list[Path]:
+    """Return the points that ``name`` may mean, each digest once: a folder, a link, or the start of a digest.
+
+    A point of ``study`` comes before one of another study in the same outputs.
+    """
+    path = Path(name).parent if Path(name).name == "adapter" else Path(name)
+    for each in (path, study / path, study / FOLDER / path):
+        if (each / "config.yaml").is_file():
+            return [each]
+    if not re.fullmatch("[0-9a-f]{4,16}", name):
+        return []
+    near = [*study.parent.glob(f"*/{name}*"), *study.glob(f"{name}*")]
+    return list({each.name: each for each in near if (each / "config.yaml").is_file()}.values())

@@ -1,0 +1,61 @@
+"""Readable names of points: links beside them, and the start of a digest."""
+
+from pathlib import Path
+
+import pytest
+
+from composing import composed
+from depthcut import config
+from depthcut.report import study as studies
+from depthcut.study import links
+
+
+def point(study: Path, digest: str) -> Path:
+    folder = study / digest
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        (("prune=deepest", "prune.frac=0.25"), "deepest-0.25-lora"),
+        (("prune.frac=0.5", "heal=none", "replace=mean"), "angular-block-0.5-mean-unhealed"),
+        (("prune=lowest", "prune.layers=8"), "angular-lowest-layers8-lora"),
+        (("prune=plan", "prune.drop=[3,11-18]"), "plan-drop_3_11-18-lora"),
+    ],
+)
+def test_a_link_says_what_a_point_is(words: tuple[str, ...], label: str) -> None:
+    assert links.label(config.read(composed("model=pico", *words))) == label
+
+
+def test_two_points_of_one_name_both_get_a_link(tmp_path: Path) -> None:
+    x = config.read(composed("model=pico", "prune=deepest", "prune.frac=0.25"))
+    study = tmp_path / "main"
+    one, two = point(study, "0123456789abcdef"), point(study, "0123456fedcba987")
+    for each in (one, two, one, two):
+        links.add(each, x)
+    found = {link.name: link.readlink() for link in (study / links.FOLDER).iterdir()}
+    assert found == {
+        "deepest-0.25-lora": Path("../0123456789abcdef"),
+        "deepest-0.25-lora-0123456f": Path("../0123456fedcba987"),
+    }
+    assert len(list(study.glob("*/config.yaml"))) == 2
+    assert studies.read([study]).words == "2 points: 0 done, 0 failed, 0 running, 2 left"
+    (one / "config.yaml").unlink()
+    one.rmdir()
+    links.add(two, x)
+    assert (study / links.FOLDER / "deepest-0.25-lora").resolve() == two
+
+
+def test_a_point_is_found_by_the_start_of_its_digest(tmp_path: Path) -> None:
+    study = tmp_path / "main"
+    one, two = point(study, "0123456789abcdef"), point(study, "0123456fedcba987")
+    point(tmp_path / "other", "0123456789abcdef")
+    far = point(tmp_path / "other", "aaaa456789abcdef")
+    assert links.find("01234567", study) == [one]
+    assert set(links.find("0123456", study)) == {one, two}
+    assert links.find("aaaa", study) == [far]
+    assert links.find("012", study) == [] == links.find("bbbb", study) == links.find("../x", study)
+    assert links.find(str(one / "adapter"), study) == [one]
