@@ -40,7 +40,7 @@ def point(cfg: DictConfig) -> None:
         else:
             runlog.say("done already: this config's record is on file, nothing was computed")
             x.log.again(here, kept)
-    return runlog.show(kept, here.folder)
+    return runlog.show(kept, here.folder, here.remarks)
 
 
 def assist(here: lab.Lab) -> None:

@@ -95,7 +95,7 @@ def card(lab: "Lab", plan: Plan) -> str:
     stages = [stage for stage in table.STAGES if any(key.startswith(f"{stage}/") for key in lab.numbers)]
     heads = " | ".join(("measured", *stages))
     rows = [
-        " | ".join((name, *(table.cell(lab.numbers, f"{stage}/{name}") for stage in stages)))
+        " | ".join((table.titled(lab.numbers, name), *(table.cell(lab.numbers, f"{stage}/{name}") for stage in stages)))
         for name in table.metrics(lab.numbers)
     ]
     lines = [
