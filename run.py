@@ -42,7 +42,7 @@ def point(cfg: DictConfig) -> None:
             runlog.say("done already: this config's record is on file, nothing was computed")
             x.log.again(here, kept)
         links.add(here.folder, x)
-    return runlog.show(kept, here.folder)
+    return runlog.show(kept, here.folder, here.remarks)
 
 
 def assist(here: lab.Lab) -> None:

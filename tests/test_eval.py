@@ -37,6 +37,7 @@ def test_the_loss_is_the_mean_over_all_tokens_without_padding(batch):
     assert got["validation/perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
     assert got["validation/loss_over_log_v"] == pytest.approx(loss / math.log(128), abs=1e-5)
     means = np.array(sums) / np.array(counts)
+    assert (got["validation/items"], got["validation/tokens"]) == (4, 31)
     assert got["validation/loss_stderr"] == pytest.approx(means.std(ddof=1) / 2, abs=1e-5)
 
 
@@ -51,7 +52,8 @@ def test_a_loss_that_is_not_finite_has_no_key():
     model = pico("llama")
     with torch.no_grad():
         model.lm_head.weight[7] = float("nan")
-    assert Loss(batch=2)(model, text((9, 9))[0]) == [{}]
+    counts = {"validation/items": 2, "validation/tokens": 16}
+    assert Loss(batch=2)(model, text((9, 9))[0]) == [{"validation/loss_finite": 0, **counts}]
 
 
 def test_lm_evals_results_as_flat_names():
@@ -92,7 +94,11 @@ def test_the_harness_agrees_with_log_likelihoods_computed_by_hand():
         scores = [log_likelihood(model, tokenizer, item["prompt"], " " + choice.strip()) for choice in item["choices"]]
         right += int(np.argmax(scores) == item["answer"])
     assert got["capitals/acc"] == pytest.approx(right / 12)
-    assert got["capitals/acc_stderr"] > 0
+    assert got["capitals/acc_stderr"] > 0 and got["capitals/items"] == 12
+    with torch.no_grad():
+        model.lm_head.weight[7] = float("nan")
+    (got,) = Harness(tasks=["capitals"], limit=12, batch=5)(model, lab)
+    assert got == {"capitals/likelihood_finite": 0, "capitals/items": 12}
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_neox"])

@@ -72,7 +72,8 @@ def test_it_is_transformers_own_loss_over_the_windows(bos: str, file: Path, tmp_
     assert len(whole) % 16 and len(rows) > 60 and end not in whole[1:]
     losses = own_losses(model, rows)
     (got,) = evaluation(file, bos=bos)(model, bare(tmp_path))
-    assert got.keys() == {"a/loss", "a/loss_stderr", "a/loss_over_log_v", "a/perplexity"}
+    assert got.keys() == {"a/loss", "a/loss_stderr", "a/loss_over_log_v", "a/perplexity", "a/items", "a/tokens"}
+    assert (got["a/items"], got["a/tokens"]) == (len(rows), len(rows) * (len(rows[0]) - 1))
     assert got["a/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert got["a/loss_stderr"] == pytest.approx(np.std(losses, ddof=1) / math.sqrt(len(losses)), rel=1e-4)
     assert got["a/perplexity"] == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from depthcut.report import study
 from running import (
     AGAIN,
     ANEW,
@@ -193,6 +194,30 @@ def test_deepest_never_opens_the_layers_that_it_drops(tmp_path, finished, corpus
     assert 0 < record["pruned/validation/loss"] < 20
     kept = sum(tensor.nbytes for name, tensor in tensors.items() if not name.startswith(dropped))
     assert record["bytes/read"] == kept
+
+
+def test_a_model_whose_loss_is_not_finite_has_diverged(tmp_path, finished, corpus):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(finished["folder"] / "model", tmp_path / "model")
+    (tmp_path / "model" / "manifest.json").unlink()
+    weights = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.norm.weight"].fill_(float("nan"))
+    save_file(tensors, weights, {"format": "pt"})
+    base = ("model=local", f"model.path={tmp_path}/model", "heal=none", "prune=deepest", "export=none")
+    arguments = (f"outputs={tmp_path}/out", *UNHEALED[1:], *corpus, *base)
+    dense = run(*arguments)
+    assert dense.returncode == 2 and dense.stderr.count("error: ") == 1
+    assert "error: eval.loss: the dense model's validation/loss is not finite" in dense.stderr
+    pruned = run(*arguments, "stages=[pruned]")
+    assert pruned.returncode == 0, pruned.stderr
+    assert "not finite" in pruned.stdout and "warning: the pruned model's validation/loss" in pruned.stdout
+    record = json.loads(next(tmp_path.glob("out/main/*/record.json")).read_text())
+    assert record["status"] == "diverged" and record["pruned/validation/loss_finite"] == 0
+    assert "pruned/validation/loss" not in record
+    read = study.read([tmp_path / "out/main"])
+    assert read.words == "1 point: 1 done, 0 failed, 0 running, 0 left; 1 diverged (a loss is not finite)"
 
 
 HEAL = ("heal.steps=12", "heal.save_every=2", "heal.dropout=0.2", "heal.batch=4", "heal.micro_batch=2", "export=none")

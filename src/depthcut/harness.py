@@ -96,8 +96,22 @@ def evaluate(
                 results: Any = lm_evaluate(
                     lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False
                 )
-                flat[lm.now] |= numbers(results["results"])
+                flat[lm.now] |= measured(lm, results)
     return flat
+
+
+def measured(lm: Scorer, results: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of the cut that was evaluated, with the items of each task; none if a likelihood was NaN."""
+    groups: dict[str, list[str]] = results.get("group_subtasks", {})
+    counts: dict[str, int] = {task: each["effective"] for task, each in results["n-samples"].items()}
+
+    def items(task: str) -> int:
+        return counts[task] if task in counts else sum(map(items, groups.get(task, ())))
+
+    counted: dict[str, float] = {f"{task}/items": items(task) for task in results["results"]}
+    if any(math.isnan(answers[lm.now][0]) for answers in lm.known.values()):
+        return {f"{task}/likelihood_finite": 0 for task in results["results"]} | counted
+    return numbers(results["results"]) | counted
 
 
 def numbers(results: dict[str, dict[str, Any]]) -> dict[str, float]:

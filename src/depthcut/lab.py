@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from depthcut import bases, digests, measuring, memory, ranks, sharing, store
 from depthcut.data import Contents, first_content
+from depthcut.measured import Stage as Measurements
 from depthcut.plan import Plan, Unit
 from depthcut.prune.block import Block
 from depthcut.runtime.errors import UserError
@@ -40,7 +41,8 @@ class Lab:
         cache: what does not depend on the point, by content; shared by all runs.
         study: the folder of the study; the point's folder is in it.
         numbers: the flat record: ``dense/...``, ``pruned/...``, ``healed/...``, ``seconds/...``, ``bytes/...``.
-        evaluated: for each stage the digests of the evaluations whose numbers are in.
+        measured: for each stage the evaluations whose numbers are in, with those of earlier runs.
+        remarks: what the last lines of the run say.
         settled: what ``model.quantise=auto`` was taken for, and why, in words.
         helped: whether all processes are at one piece of work now, which runs a model in shares.
         contents: what each text held when it was first asked for: the run is named by it, so it may not change.
@@ -51,7 +53,8 @@ class Lab:
     cache: Path
     study: Path
     numbers: dict[str, float] = field(default_factory=dict[str, float])
-    evaluated: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    measured: dict[str, Measurements] = field(default_factory=dict[str, Measurements])
+    remarks: list[str] = field(default_factory=list[str])
     settled: str = ""
     plan: Plan | None = None
     loaded: "nn.Module | None" = None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
-from depthcut import complaints, digests, record_check, store
+from depthcut import complaints, digests, measured, record_check, store
 from depthcut.record_check import FAILURE, FORMAT
 from depthcut.runtime import documents, private_folders, provenance
 from depthcut.runtime.documents import DamagedError
@@ -32,6 +32,7 @@ def write(lab: "Lab") -> dict[str, Any]:
     weigh(lab)
     before = read(lab.folder) or {}
     clock(lab, before.get("seconds/heal", 0.0))
+    found = {stage: measured.to_dict(lab.measured[stage]) for stage in lab.measured}
     exported = sorted({*before.get("exported", []), x.export})
     record = {
         "format": FORMAT,
@@ -40,9 +41,11 @@ def write(lab: "Lab") -> dict[str, Any]:
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "plan": lab.plan.to_dict(),
         "fraction": lab.plan.fraction,
-        **{key: value for key, value in before.items() if "/" in key},
+        **kept_numbers(before, lab),
         **lab.numbers,
-        "evaluated": {**before.get("evaluated", {}), **lab.evaluated},
+        "status": "diverged" if diverged(lab) else "done",
+        "measured": {**before.get("measured", {}), **found},
+        "evaluated": {**before.get("evaluated", {}), **{stage: list(found[stage]) for stage in found}},
         "exported": exported,
         "config": x.composed,
         "versions": provenance.versions(),
@@ -53,6 +56,18 @@ def write(lab: "Lab") -> dict[str, Any]:
         record["scores"] = digests.scores(lab)
     store.write_json(lab.folder / "record.json", record)
     return record
+
+
+def kept_numbers(before: dict[str, Any], lab: "Lab") -> dict[str, float]:
+    """Return the numbers of an earlier record, without those that this run measured or named anew."""
+    earlier = {stage: measured.named(measured.from_record(before, stage)) for stage in lab.measured}
+    stale = {f"{stage}/{name}" for stage, numbers in earlier.items() for name in numbers}
+    return {key: value for key, value in before.items() if "/" in key and key not in stale}
+
+
+def diverged(lab: "Lab") -> bool:
+    """Tell whether a number of the cut or the healed model is not finite."""
+    return any(not value for key, value in lab.numbers.items() if key.endswith("_finite"))
 
 
 def peak(lab: "Lab") -> None:

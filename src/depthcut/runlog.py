@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,12 @@ def say(text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def show(record: dict[str, Any], folder: Path) -> None:
-    """Print a record as a table, and where it is."""
+def show(record: dict[str, Any], folder: Path, remarks: Sequence[str] = ()) -> None:
+    """Print a record as a table, what is to be said of the run, and where the record is."""
     out = Console()
     out.print(table.of_record(record))
-    for line in table.findings(record):
-        out.print(line, highlight=False, soft_wrap=True)
+    for line in (*table.findings(record), *remarks):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
     out.print(f"record: {folder / 'record.json'}", highlight=False, soft_wrap=True)
 
 

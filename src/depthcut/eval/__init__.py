@@ -23,9 +23,11 @@ class Eval(ABC):
 
     Attributes:
         needs_whole: whether the model must be whole on one device: what is put together layer by layer takes longer.
+        sample: the options that bound how much is measured, such as ``limit``.
     """
 
     needs_whole: ClassVar[bool] = False
+    sample: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]] | None:
@@ -52,6 +54,13 @@ class Eval(ABC):
         Raises:
             UserError: if something cannot be had.
         """
+
+    def settings(self, lab: "Lab") -> dict[str, Any]:
+        """Return the options that the numbers depend on, to tell apart evaluations that give the same names."""
+        from depthcut import digests
+
+        del lab
+        return {key: value for key, value in digests.fields(self).items() if key != "class"}
 
     def parts(self) -> "tuple[Eval, ...]":
         """The pieces that are measured and kept one by one, so that one more task repeats none of the others."""

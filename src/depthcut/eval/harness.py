@@ -4,6 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
+from typing_extensions import override
 
 from depthcut import questions
 from depthcut.eval import UNCUT, Cuts, Eval
@@ -32,6 +33,7 @@ class Harness(Eval):
     limit: Annotated[int | None, Field(gt=0)]
     batch: Count
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+    sample: ClassVar[frozenset[str]] = frozenset({"limit"})
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -44,6 +46,10 @@ class Harness(Eval):
     def parts(self) -> tuple[Eval, ...]:
         """One part a task."""
         return tuple(dataclasses.replace(self, tasks=[task]) for task in self.tasks)
+
+    @override
+    def settings(self, lab: "Lab") -> dict[str, Any]:
+        return {"limit": self.limit, "shots": ",".join(task.partition("@")[2] for task in self.tasks) or None}
 
     def reads(self, lab: "Lab") -> Any:
         """The questions of the local sets, and lm-eval's version for the others."""

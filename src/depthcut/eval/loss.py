@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
+from typing_extensions import override
 
 from depthcut.eval import UNCUT, Cuts, Eval
 from depthcut.strict import strict
@@ -25,10 +26,17 @@ class Loss(Eval):
 
     batch: Annotated[int, Field(gt=0)]
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+    sample: ClassVar[frozenset[str]] = frozenset({"sequences"})
 
     def reads(self, lab: "Lab") -> Any:
         """The validation text, tokenised."""
         return lab.text_identity("validation")
+
+    @override
+    def settings(self, lab: "Lab") -> dict[str, Any]:
+        from depthcut import digests
+
+        return digests.fields(lab.experiment.data.validation)
 
     def prepare(self, lab: "Lab") -> None:
         """Nothing: the text is checked with the others."""
@@ -50,8 +58,8 @@ def measured(model: "nn.Module", text: "Tokens", name: str, batch: int, cuts: Cu
         cuts: the sub-networks.
 
     Returns:
-        For each cut ``NAME/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``; no key for one whose
-        loss is not finite.
+        For each cut ``NAME/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``, and the ``items``
+        (sequences) and ``tokens`` that they are of. A loss that is not finite has no key, but ``loss_finite`` is 0.
     """
     import torch
 
@@ -77,14 +85,15 @@ def measured(model: "nn.Module", text: "Tokens", name: str, batch: int, cuts: Cu
 def summary(sums_N: "Tensor", count_N: "Tensor", vocabulary: int) -> dict[str, float]:
     """The figures of one loss; the standard error is taken over the sequences' means."""
     loss = (sums_N.sum() / count_N.sum()).item()
+    counts = {"items": len(count_N), "tokens": int(count_N.sum())}
     if not math.isfinite(loss):
-        return {}
+        return {"loss_finite": 0, **counts}
     means_N = sums_N / count_N
     stderr = (means_N.std() / math.sqrt(len(means_N))).item() if len(means_N) > 1 else 0.0
     numbers = {"loss": loss, "loss_stderr": stderr, "loss_over_log_v": loss / math.log(vocabulary)}
     if loss < 700:  # beyond it exp overflows
         numbers["perplexity"] = math.exp(loss)
-    return numbers
+    return numbers | counts
 
 
 def vocabulary(model: "nn.Module") -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
+from typing_extensions import override
 
 from depthcut.data import LONGEST, Source, first_content
 from depthcut.eval import UNCUT, Cuts, Eval, texts
@@ -53,6 +54,7 @@ class Perplexity(Eval):
     batch: Count
     # Texts are in `reads`, by their content.
     incidental: ClassVar[frozenset[str]] = frozenset({"texts", "batch"})
+    sample: ClassVar[frozenset[str]] = frozenset({"windows"})
 
     def __post_init__(self) -> None:
         if not self.named:
@@ -74,6 +76,10 @@ class Perplexity(Eval):
     def parts(self) -> tuple[Eval, ...]:
         """One part a text."""
         return tuple(dataclasses.replace(self, texts={name: given}) for name, given in self.named.items())
+
+    @override
+    def settings(self, lab: "Lab") -> dict[str, Any]:
+        return super().settings(lab) | {key: value for given in self.named.values() for key, value in given.items()}
 
     def reads(self, lab: "Lab") -> Any:
         """The texts, by name and content."""

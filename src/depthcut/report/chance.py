@@ -1,6 +1,7 @@
 """What guessing gives at a task: the floor of an accuracy."""
 
 import math
+import re
 
 GUESSED = {
     **dict.fromkeys(("boolq", "piqa", "winogrande", "copa", "rte", "wic", "sst2", "qnli", "mrpc", "qqp", "wsc"), 1 / 2),
@@ -23,7 +24,7 @@ def of(name: str) -> float | None:
     task, _, metric = name.partition("/")
     if metric.partition(",")[0] not in ACCURACIES:
         return None
-    words = task.partition("@")[0].split("_")
+    words = re.split(r"[@[]", task)[0].split("_")
     known = ("_".join(words[:count]) for count in range(len(words), 0, -1))
     return next((GUESSED[each] for each in known if each in GUESSED), None)
 

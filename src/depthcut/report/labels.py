@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from depthcut import measured
 from depthcut.plan import Plan
 from depthcut.report import table
 
@@ -65,8 +66,25 @@ def named(record: dict[str, Any]) -> tuple[dict[str, str], dict[str, dict[str, s
         own = {key: value for key, value in flat(methods) if leaf(key) not in skipped(group)}
         for part in texts.get(group, ()):
             own |= {f"{part}.{key}": value for key, value in flat(mapping(data.get(part)))}
+        if group == "evaluation":
+            own |= samples(record)
         knobs[group] = own if words[group] or group == "evaluation" else {}
     return words, knobs
+
+
+def samples(record: dict[str, Any]) -> dict[str, str]:
+    """Return how much the plain names were measured on, such as ``harness.limit``, where the record says it.
+
+    The config says what was asked for last; a smaller sample does not replace a larger one.
+    """
+    seen: dict[str, set[str]] = {}
+    for stage in table.STAGES:
+        found = measured.from_record(record, stage)
+        for digest in {measured.plain(found, name) for each in found.values() for name in each.numbers}:
+            part = {"loss": "validation"}.get(found[digest].part, found[digest].part)
+            for option, value in found[digest].sample.items():
+                seen.setdefault(f"{part}.{option}", set()).add(str(value))
+    return {key: ",".join(sorted(values)) for key, values in seen.items()}
 
 
 def skipped(group: str) -> frozenset[str]:

@@ -63,6 +63,8 @@ class Found:
         total = sum(self.states.values())
         counts = ", ".join(f"{self.states[state]} {state}" for state in ("done", "failed", "running", "left"))
         skipped = ", ".join(f"{counted(count, 'folder')} {why}" for why, count in sorted(self.skipped.items()))
+        diverged = sum(record.get("status") == "diverged" for record in self.records)
+        counts += f"; {diverged} diverged (a loss is not finite)" if diverged else ""
         return f"{counted(total, 'point')}: {counts}" + (f"; skipped: {skipped}" if skipped else "")
 
 

@@ -32,7 +32,7 @@ def of_record(record: dict[str, Any]) -> Table:
     for stage in stages:
         table.add_column(stage, justify="right")
     for name in metrics(record):
-        table.add_row(name, *(cell(record, f"{stage}/{name}") for stage in stages))
+        table.add_row(Text(titled(record, name)), *(cell(record, f"{stage}/{name}") for stage in stages))
     return table
 
 
@@ -54,7 +54,7 @@ def of_study(rows: Iterable[dict[str, Any]]) -> Table:
     for head in ("point", *(heads[at] for at in varying), "stage"):
         table.add_column(head, no_wrap=True)
     for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(Text(name), justify="right", no_wrap=True)
     lines: dict[tuple[str, ...], list[str]] = {}
     for row, word in zip(rows, words, strict=True):
         measured = {stage: [cell(row, f"{stage}/{name}") for name in names] for stage in STAGES}
@@ -103,13 +103,31 @@ def findings(record: dict[str, Any]) -> list[str]:
 
 
 def metrics(record: dict[str, Any]) -> list[str]:
-    """Names of what was measured at any stage, without the standard errors and what a model weighs."""
+    """Names of what was measured at any stage, without standard errors, counts of items and what a model weighs."""
     found = (key.partition("/")[2] for key in record if key.startswith(tuple(f"{stage}/" for stage in STAGES)))
-    return list(dict.fromkeys(name for name in found if not name.endswith("_stderr") and not name.startswith("size/")))
+    kept = (name for name in found if not is_note(name) and not name.startswith("size/"))
+    return list(dict.fromkeys(name.removesuffix("_finite") for name in kept))
+
+
+def is_note(name: str) -> bool:
+    """Tell whether a number says something of other numbers: a standard error, a count of items."""
+    return name.endswith(("_stderr", "/items", "/tokens"))
+
+
+def titled(record: dict[str, Any], name: str) -> str:
+    """Return a number's name with what it is measured on, where that is known: ``capitals/acc (100 items)``."""
+    subject = name.rpartition("/")[0]
+    for unit in ("tokens", "items"):
+        counts = {record[key] for stage in STAGES if (key := f"{stage}/{subject}/{unit}") in record}
+        if counts:
+            return f"{name} ({' or '.join(f'{count:,.0f}' for count in sorted(counts))} {unit})"
+    return name
 
 
 def cell(record: dict[str, Any], key: str) -> str:
     """A number with its standard error; empty where it was not measured."""
+    if record.get(f"{key}_finite") == 0:
+        return "not finite"
     if key not in record:
         return ""
     stderr = record.get(f"{key}_stderr")

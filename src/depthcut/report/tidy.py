@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from depthcut.report import labels
+from depthcut.report import labels, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +24,7 @@ COLUMNS = (
     "name",
     "value",
     "stderr",
+    "items",
 )
 OF_CUT = ("metric", "prune", "replace")
 
@@ -34,7 +35,8 @@ def tidy(records: Sequence[dict[str, Any]]) -> "pd.DataFrame":
     Columns: ``run`` (place among the records), ``digest``, ``study``, ``stage``; ``model``, ``metric``, ``prune``,
     ``replace``, ``recipe``, ``evaluation`` (names; empty where they had no part in the number: a dense model has no
     cut, an unhealed one no recipe); ``unit``, ``depth``, ``dropped`` (layers), ``fraction``, ``cut`` (which layers, as
-    text), ``seed``; ``name`` (such as ``boolq/acc``), ``value``, ``stderr`` (NaN where there is none).
+    text), ``seed``; ``name`` (such as ``boolq/acc``), ``value``, ``stderr`` and ``items``, on which it is
+    measured (NaN where there is none, or it is not known).
     """
     import pandas as pd
 
@@ -59,11 +61,11 @@ def of_record(run: int, record: dict[str, Any], label: dict[str, str]) -> list[t
         seed = config["seed"] if stage == "healed" else 0
         for key, value in record.items():
             name = key.removeprefix(f"{stage}/")
-            if name != key and not name.endswith("_stderr"):
+            if name != key and not table.is_note(name) and not name.endswith("_finite"):
                 stderr = record.get(f"{key}_stderr", float("nan"))
-                rows.append(
-                    (run, record["digest"], record["study"], stage, *named, *sized, seed, name, float(value), stderr)
-                )
+                items = record.get(f"{key.rpartition('/')[0]}/items", float("nan"))
+                about = (run, record["digest"], record["study"], stage, *named, *sized, seed)
+                rows.append((*about, name, float(value), stderr, items))
     return rows
 
 

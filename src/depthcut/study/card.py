@@ -108,7 +108,10 @@ def numbers(lab: "Lab") -> list[str]:
     names = table.metrics(lab.numbers)
     if not names:
         return []
-    rows = [" | ".join((each, *(table.cell(lab.numbers, f"{stage}/{each}") for stage in stages))) for each in names]
+    rows = [
+        " | ".join((table.titled(lab.numbers, each), *(table.cell(lab.numbers, f"{stage}/{each}") for stage in stages)))
+        for each in names
+    ]
     heads = [f"| {' | '.join(('measured', *stages))} |", "|---" * (len(stages) + 1) + "|"]
     return ["", *heads, *(f"| {row} |" for row in rows)]
 

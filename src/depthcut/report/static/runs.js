@@ -77,7 +77,7 @@ function drawRun() {
 const pairs = (caption, rows) => el("table", {}, el("caption", { class: "unseen" }, caption), el("tbody", {}, ...rows.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value == null ? "" : String(value))))));
 
 function stages(run) {
-  const numbers = numbersOf(run), names = unique(Object.keys(numbers).filter((name) => /^(dense|pruned|healed)\//.test(name) && !name.endsWith("_stderr")).map((name) => name.slice(name.indexOf("/") + 1)));
+  const numbers = numbersOf(run), names = unique(Object.keys(numbers).filter((name) => /^(dense|pruned|healed)\//.test(name) && !/(_stderr|_finite|\/items|\/tokens)$/.test(name)).map((name) => name.slice(name.indexOf("/") + 1)));
   const cellOf = (stage, name) => el("td", { class: "number" }, numbers[`${stage}/${name}`] == null ? "" : within(numbers[`${stage}/${name}`], numbers[`${stage}/${name}_stderr`]));
   return el("table", {}, el("caption", { class: "unseen" }, "Scores by stage"), el("thead", {}, el("tr", {}, el("td", {}), ...run.stages.map((stage) => el("th", { scope: "col", class: "number" }, stage)))),
     el("tbody", {}, ...names.map((name) => el("tr", {}, el("th", { scope: "row" }, name), ...run.stages.map((stage) => cellOf(stage, name))))));

@@ -1,0 +1,114 @@
+"""Numbers of several settings of an evaluation: told apart by name, and none replaced by a smaller sample."""
+
+import json
+from pathlib import Path
+
+from depthcut import measured
+from depthcut.measured import Measured
+from depthcut.report import chance, labels, table, tidy
+from running import UNHEALED, run, succeed, text_files
+
+
+def capitals(limit, acc, shots=None, items=None):
+    numbers = {"capitals/acc": acc, "capitals/acc_stderr": 0.1, "capitals/items": items or limit or 197}
+    return Measured("harness", {"shots": shots}, {"limit": limit}, numbers)
+
+
+def test_a_smaller_sample_stands_beside_a_larger_one_whichever_comes_first():
+    large, small = capitals(100, 0.5), capitals(20, 0.4)
+    for found in ({"a": large, "b": small}, {"b": small, "a": large}):
+        numbers = measured.named(found)
+        assert (numbers["capitals/acc"], numbers["capitals/items"]) == (0.5, 100)
+        assert (numbers["capitals[limit=20]/acc"], numbers["capitals[limit=20]/items"]) == (0.4, 20)
+    assert measured.named({"a": large, "b": capitals(None, 0.6)})["capitals/acc"] == 0.6
+    assert measured.remarks({"a": large, "b": small}, ["b"]) == [
+        "capitals was measured on 100 items before; kept. capitals[limit=20], on 20 items, stands beside it"
+    ]
+    assert measured.remarks({"a": large, "b": small}, ["a"]) == []
+
+
+def test_of_other_settings_the_last_that_was_asked_for_has_the_plain_name():
+    found = {"a": capitals(100, 0.5, "0"), "b": capitals(20, 0.4, "5"), "c": capitals(100, 0.6, "5")}
+    numbers = measured.named(found)
+    assert {name: value for name, value in numbers.items() if name.endswith("/acc")} == {
+        "capitals/acc": 0.6,
+        "capitals[shots=0]/acc": 0.5,
+        "capitals[limit=20]/acc": 0.4,
+    }
+
+
+def test_the_same_settings_on_other_content_or_versions_replace_what_was_there():
+    found = {"a": capitals(100, 0.5, items=90), "b": capitals(100, 0.4, items=80)}
+    assert list(measured.current(found)) == ["b"]
+    assert measured.named(found)["capitals/acc"] == 0.4
+
+
+def test_parts_that_share_a_subject_but_no_name_keep_their_names():
+    one = Measured("speed", {"batches": [1]}, {}, {"speed/latency_s@1": 1.0})
+    eight = Measured("speed", {"batches": [8]}, {}, {"speed/latency_s@8": 2.0})
+    assert measured.named({"a": one, "b": eight}) == {"speed/latency_s@1": 1.0, "speed/latency_s@8": 2.0}
+
+
+def test_a_value_that_is_no_word_is_named_by_its_content():
+    texts = [Measured("perplexity", {"paths": [path]}, {}, {"wiki/loss": 1.0}) for path in ("a/b.txt", "c/d.txt")]
+    (name,) = [name for name in measured.named({"a": texts[0], "b": texts[1]}) if "[" in name]
+    assert len(name) == len("wiki[paths=12345678]/loss") and name.count("/") == 1
+    assert chance.of("capitals[limit=20]/acc") == 0.25
+
+
+def acc(record):
+    return {name: value for name, value in record.items() if name.startswith("pruned/") and name.endswith("/acc")}
+
+
+def test_a_quick_look_changes_no_number_of_a_finished_point(tmp_path):
+    corpus = text_files(tmp_path)
+    base = (f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "heal=none", "stages=[pruned]", "eval=[harness]")
+    whole = succeed(*base, "eval.tasks=[capitals,topics]", "eval.limit=8")
+    assert whole["pruned/capitals/items"] == whole["pruned/topics/items"] == 8 and whole["status"] == "done"
+    done = run(*base, "eval.tasks=[capitals]", "eval.limit=4")
+    assert done.returncode == 0, done.stderr
+    assert "capitals was measured on 8 items before; kept. capitals[limit=4], on 4 items" in done.stdout
+    assert "capitals/acc (8 items)" in done.stdout
+    record = json.loads((whole["folder"] / "record.json").read_text())
+    assert acc(record) == {**acc(whole), "pruned/capitals[limit=4]/acc": record["pruned/capitals[limit=4]/acc"]}
+    assert record["pruned/capitals[limit=4]/items"] == 4
+    card = (whole["folder"] / "model/README.md").read_text()
+    assert "capitals/acc (8 items)" in card and "topics/acc (8 items)" in card
+    assert "done already" in run(*base, "eval.tasks=[capitals,topics]", "eval.limit=8").stderr
+    assert labels.samples(record) == {"harness.limit": "8"}
+    rows = tidy.tidy([record])
+    assert set(rows.loc[rows["name"] == "topics/acc", "items"]) == {8}
+    assert not any(table.is_note(name) for name in rows["name"])
+
+
+def test_a_study_over_an_option_of_an_evaluation_ends_with_all_numbers(tmp_path):
+    corpus = text_files(tmp_path)
+    wiki = f"eval.perplexity.texts.wikitext2={{paths:[{tmp_path}/corpus.jsonl],field:text}}"
+    texts = (wiki, "+eval.perplexity.texts.wikitext2.span=[0.95,1.0]", "eval.perplexity.texts.ptb=null")
+    study = (
+        *("-m", f"outputs={tmp_path}/outputs", "model=pico", "data=files", *corpus, "heal=none", "export=none"),
+        *("eval=[loss,perplexity]", *texts, "eval.perplexity.bos=all,first", "data.validation.length=64,128"),
+        *("prune=deepest", "eval.perplexity.windows=8", "eval.perplexity.window=32"),
+    )
+    done = run(*study)
+    assert done.returncode == 0, done.stderr
+    assert "4 of 4 points are done" in done.stderr + done.stdout
+    (path,) = Path(tmp_path).glob("outputs/main/*/record.json")
+    record = json.loads(path.read_text())
+    losses = {name for name in record if name.startswith("pruned/") and name.endswith("/loss")}
+    assert losses == {
+        *("pruned/wikitext2/loss", "pruned/wikitext2[bos=all]/loss"),
+        *("pruned/validation/loss", "pruned/validation[length=128]/loss"),
+    }
+    assert record["config"]["eval"]["perplexity"]["bos"] == "first"  # the plain names are those of the config
+    assert record["config"]["data"]["validation"]["length"] == 64
+    again = run(*study)
+    assert again.returncode == 0 and "4 of 4 points are done already" in again.stderr, again.stderr
+    assert json.loads(path.read_text()) == record
+
+
+def test_records_of_earlier_versions_are_still_read():
+    numbers = {"pruned/capitals/acc": 0.5, "pruned/capitals/acc_stderr": 0.1}
+    assert measured.from_record(numbers, "pruned") == {}
+    assert table.titled(numbers, "capitals/acc") == "capitals/acc"
+    assert labels.samples(numbers) == {}
