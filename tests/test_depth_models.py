@@ -114,7 +114,12 @@ class Qwen1(PreTrainedModel):
 
 
 QWEN1 = {"model_type": "qwen", "num_hidden_layers": 3, "auto_map": {"AutoConfig": "configuration_qwen.QWenConfig"}}
+SHARED = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 3}
 T5 = {"vocab_size": 128, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_heads": 4, "num_layers": 3}
+
+
+def config_of(kind: str, **changes: Any) -> PreTrainedConfig:
+    return AutoConfig.for_model(kind, **({"num_hidden_layers": 6} | changes))
 
 
 def listless() -> nn.Module:
@@ -137,6 +142,11 @@ def twofold() -> nn.Module:
         (lambda: depth.skeleton(PreTrainedConfig.from_dict(QWEN1)), "qwen is no .*Qwen-1"),
         (lambda: depth.layers(Qwen1(PreTrainedConfig.from_dict(QWEN1))), "qwen is no .*Qwen-1"),
         (lambda: depth.trimmed(ViTConfig(), (1,)), "vit is no language model"),
+        (lambda: depth.trimmed(config_of("gemma4_text", **SHARED), (1,)), r"gemma4_text \(num_kv_shared_layers=2\)"),
+        (
+            lambda: depth.trimmed(config_of("gemma3n_text", num_kv_shared_layers=0), (1,)),
+            r"gemma3n_text \(altup_num_inputs=4\)",
+        ),
         (lambda: depth.layers(nn.Linear(2, 2)), "Linear is no model of transformers"),
         (lambda: depth.layers(listless()), "no list of 3 layers"),
         (lambda: depth.layers(twofold()), r"several lists of 3 layers \(model.layers, model.norms\)"),
@@ -153,7 +163,40 @@ def bart() -> nn.Module:
     return BartForCausalLM(BartConfig(**sizes, encoder_layers=3, decoder_layers=3))
 
 
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "mlp_only_layers": [1]}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 2}
+GROUPS: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 16}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "num_key_value_heads": 2}
+ALTERNATING = ["sliding_attention", "full_attention"] * 3
+GEMMA4 = GROUPS | {
+    "layer_types": ALTERNATING,
+    "sliding_window": 8,
+    "global_head_dim": 32,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 128,
+}
+# Configs that list layers by number, by pattern, by mapping, or hold an infinity.
+LISTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "numbers": ("qwen3_moe", GROUPS | MOE | {"decoder_sparse_step": 1, "mlp_only_layers": [0, 4]}),
+    "all numbers": ("llama4_text", GROUPS | {"num_local_experts": 2, "moe_layers": [*range(6)]}),
+    "mapping": ("gemma4_text", GEMMA4),
+    "pattern": ("recurrent_gemma", {"num_key_value_heads": 1, "head_dim": 16, "lru_width": 64}),
+    "infinity": ("granitemoehybrid", MAMBA | {"layer_types": ["mamba", "attention"] * 3, "num_local_experts": 0}),
+}
+
+
+@pytest.mark.parametrize("drop", [(1, 2), (0, 4)])
+@pytest.mark.parametrize("case", LISTED)
+def test_lists_of_layers_follow_a_cut(case: str, drop: tuple[int, ...], tmp_path: Path) -> None:
+    kind, changes = LISTED[case]
+    model = pico(kind, **changes)
+    dense = logits(model)
+    with depth.bypass(model, drop):
+        expected = logits(model)
+    assert torch.equal(logits(model), dense)
+    depth.cut(model, drop).save_pretrained(tmp_path)
+    assert torch.equal(logits(model), expected)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from depthcut import depth, walk
+from depthcut.runtime.errors import UserError
 from pico import FAMILIES, logits, pico, texts
 
 MASK = torch.ones(2, 20, dtype=torch.long)
@@ -81,6 +82,23 @@ def test_layers_that_give_tuples(monkeypatch):
 
 def _through(stubbed):
     return lambda stack, forward: stubbed([each.layer for each in stack], forward)
+
+
+@torch.no_grad()
+def test_layers_whose_tuple_the_model_unpacks():
+    mamba = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+    model = pico("bamba", num_key_value_heads=2, attn_layer_indices=[1, 3], **mamba)
+    way = walk.enter(model, {"input_ids": texts(4), "attention_mask": None, "use_cache": False})
+    h = way.h_BTD
+    for index in range(6):
+        h = way.step(index, h)
+    assert torch.equal(way.logits(h), model(texts(4), use_cache=False).logits)
+
+
+def test_layers_that_pass_on_a_state_of_their_own_are_refused_in_one_line():
+    model = pico("rwkv", attention_hidden_size=64, context_length=64)
+    with pytest.raises(UserError, match=r"RwkvForCausalLM: its layers pass on more .* take prune=deepest"):
+        walk.enter(model, {"input_ids": texts(4), "use_cache": False})
 
 
 def test_the_model_is_left_as_it_was_even_after_an_error():

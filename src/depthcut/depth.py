@@ -5,28 +5,33 @@ module that this config built. A cut is checked by building it anew, without mem
 """
 
 import copy
-import json
 import re
+import tempfile
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from depthcut.model.decoder.config_lists import rearranged
 from depthcut.plan import Plan, Unit
 from depthcut.runtime.errors import UserError
 
 SUPPORTED = "depthcut cuts Llama, Mistral, Qwen2, Qwen3, Phi, Phi-3, Gemma2, Gemma3, OPT, GPT-NeoX and their like"
 # What transformers calls a layer's own number, which addresses the KV cache.
 NUMBER = ("layer_idx", "layer_id", "layer_num", "layer_number")
+# What may differ between equal layers; Gemma 4's last layers store their keys for other models.
+IGNORED = {*NUMBER, "training", "store_full_length_kv"}
+# Config keys of what ties layers together: the largest value that does not, and what a larger one means.
+UNSUPPORTED = {
+    "num_kv_shared_layers": (0, "its last layers read keys and values of earlier ones"),
+    "altup_num_inputs": (1, "its layers pass on several hidden states"),
+}
 # What the classes of a layer's two halves are called.
 HALVES = {"attention": re.compile("attention", re.I), "mlp": re.compile("mlp|feed_?forward|ffn|moe|mixture", re.I)}
-# Config keys that mean "the first k layers": a cut among those makes them fewer.
-FIRST = ("max_window_layers", "first_k_dense_replace")
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -41,7 +46,11 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         why = "no language model of transformers' own (one that brings its own code, as Qwen-1 does, is out)"
         raise UserError(f"{kind} is {why}; {SUPPORTED}")
-    return config.get_text_config(decoder=True)
+    text = config.get_text_config(decoder=True)
+    for key, (most, why) in UNSUPPORTED.items():
+        if (value := getattr(text, key, most)) is not None and value > most:
+            raise UserError(f"{kind} ({key}={value}): {why}, which depthcut does not support yet; {SUPPORTED}")
+    return text
 
 
 def layers(model: nn.Module) -> nn.ModuleList:
@@ -194,28 +203,27 @@ def arranged(config: PreTrainedConfig, order: Sequence[int], done: str, mend: st
         UserError: as :func:`text_config`, or if a model built from the copy would have other layers than those (a
             pattern counted from layer 0, layers that read each other's cache).
     """
-    new = copy.deepcopy(config)
-    text = text_config(new)
-    whole = text.num_hidden_layers
-    for key, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == whole and "token" not in key:
-            setattr(text, key, [value[i] for i in order])
-        elif key in FIRST and isinstance(value, int):
-            first = [*takewhile(lambda i, end=value: i < end, order)]
-            setattr(text, key, len(first) + max(0, value - whole))
-    text.num_hidden_layers = len(order)
-    if odd := _odd(config, new, order):
-        raise UserError(f"{config.model_type}: no config tells what stays if {done} ({odd}); {mend}")
-    return new
+    old, odd = text_config(config), ""
+    for changes in rearranged(old, old.num_hidden_layers, order):
+        new = copy.deepcopy(config)
+        text = text_config(new)
+        for key, value in changes.items():
+            setattr(text, key, value)
+        odd = _odd(config, new, order)
+        if not odd:
+            return new
+    raise UserError(f"{config.model_type}: no config tells what stays if {done} ({odd}); {mend}")
 
 
 def _odd(config: PreTrainedConfig, new: PreTrainedConfig, keep: Iterable[int]) -> str:
     """What differs between the layers ``keep`` of ``config``'s model and those of ``new``'s, as it would be on file."""
     whole = _traits(skeleton(config))
     try:
-        built = _traits(skeleton(type(new).from_dict(json.loads(new.to_json_string()))))
-    except (ValueError, StrictDataclassError) as error:
-        return " ".join(str(error).split(";")[0].split())
+        with tempfile.TemporaryDirectory() as folder:  # through its own format, which writes an infinity as an object
+            new.to_json_file(file := Path(folder) / "config.json")
+            built = _traits(skeleton(type(new).from_json_file(file)))
+    except Exception as error:  # whatever breaks first in a config that describes no model
+        return " ".join(f"{type(error).__name__}: {error}".split(";")[0].split())[:200]
     pairs = zip([whole[i] for i in (*keep, -1)], built, strict=True)
     return min((name for a, b in pairs for name in sorted({*a, *b}) if a.get(name) != b.get(name)), key=len, default="")
 
@@ -226,7 +234,7 @@ def _traits(model: nn.Module) -> list[dict[str, Any]]:
     for layer, trait in zip(layers(model), traits, strict=False):
         for name, part in layer.named_modules():
             plain = {key: value for key, value in vars(part).items() if isinstance(value, bool | int | float | str)}
-            trait |= {f"{name}.{key}".strip("."): plain[key] for key in plain.keys() - {*NUMBER, "training"}}
+            trait |= {f"{name}.{key}".strip("."): plain[key] for key in plain.keys() - IGNORED}
     stem = prefix(model)
     for name, parameter in model.named_parameters():
         layer, rest = split(name, stem) or (-1, name)

@@ -17,6 +17,8 @@ from depthcut import depth, halves
 from depthcut.plan import Unit
 from depthcut.runtime.errors import UserError
 
+MEND = "take prune=deepest or prune=plan, which score nothing"
+
 
 class Reached(Exception):  # noqa: N818  nothing went wrong
     """The dry run has seen what it wanted."""
@@ -64,12 +66,25 @@ def enter(model: nn.Module, inputs: dict[str, Any]) -> Walk:
     Raises:
         UserError: if the model does something between its layers, so that they cannot be run one by one.
     """
-    way, last_BTD = dry_run(model, inputs, tupled=False)
-    if last_BTD.ndim == way.h_BTD.ndim - 1:  # what was taken for a tuple is its first sequence
-        way, last_BTD = dry_run(model, inputs, tupled=True)
-    if last_BTD is not way.h_BTD:
-        raise UserError(f"{type(model).__name__} computes between its layers, so they cannot be scored one by one")
+    name = type(model).__name__
+    found = tried(model, inputs, tupled=False) or tried(model, inputs, tupled=True)
+    if found is None:
+        raise UserError(f"{name}: its layers pass on more than hidden states, so they cannot be scored; {MEND}")
+    way, last_BTD = found
+    if last_BTD is not way.h_BTD or last_BTD.ndim != 3:
+        raise UserError(f"{name} computes between its layers, so they cannot be scored one by one; {MEND}")
     return way
+
+
+def tried(model: nn.Module, inputs: dict[str, Any], tupled: bool) -> tuple[Walk, Tensor] | None:
+    """Return what :func:`dry_run` does; None if the model takes its layers' output in another form."""
+    try:
+        way, last_BTD = dry_run(model, inputs, tupled)
+    except ValueError:  # the model unpacks a tuple of another length
+        return None
+    if last_BTD.ndim == way.h_BTD.ndim - 1:  # what was taken for a tuple is its first sequence
+        return None
+    return way, last_BTD
 
 
 def dry_run(model: nn.Module, inputs: dict[str, Any], tupled: bool) -> tuple[Walk, Tensor]:

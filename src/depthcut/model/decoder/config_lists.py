@@ -1,0 +1,64 @@
+"""What a config says of single layers, rewritten for a model of other layers.
+
+Configs speak of layers in four ways: a list with one entry a layer, a list of layer numbers, a mapping from layer
+numbers, and "the first k". No config says which of them a list is; where both readings are possible, the caller tries
+the first and then the second.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from typing import Any
+
+# Keys that mean "the first k layers": a cut among those makes them fewer.
+FIRST = ("max_window_layers", "first_k_dense_replace")
+# Keys of lists that are repeated until every layer has an entry.
+REPEATED = ("block_types",)
+# Keys of lists of layer numbers.
+NUMBERED = re.compile(r"(^|_)(layers?|blocks?)(_|$)|(^|_)(idxs?|ids|ind(ex|ic)es)$")
+
+
+def rearranged(text: Any, whole: int, order: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Rewrite what a text config says of single layers, in the readings that its lists allow.
+
+    Args:
+        text: the text config of a model of ``whole`` layers.
+        whole: number of its layers.
+        order: for each layer of the other model which one it is of the whole one.
+
+    Yields:
+        The keys that change, with their values: once, or twice where some list can be read in two ways.
+    """
+    first: dict[str, Any] = {"num_hidden_layers": len(order)}
+    doubtful: dict[str, Any] = {}
+    for key, value in vars(text).items():
+        if isinstance(value, list) and "token" not in key:
+            readings = list(readings_of(key, value, whole, order))
+            first |= {key: readings[0]} if readings else {}
+            doubtful |= {key: readings[1]} if len(readings) > 1 else {}
+        elif key in FIRST and isinstance(value, int):
+            kept = [*takewhile(lambda i, end=value: i < end, order)]
+            first[key] = len(kept) + max(0, value - whole)
+    if getattr(text, "is_heterogeneous", False):
+        overrides = {int(number): each for number, each in text.to_dict()["per_layer_config"].items()}
+        first["per_layer_config"] = {new: overrides[old] for new, old in enumerate(order) if old in overrides}
+    yield first
+    if doubtful:
+        yield first | doubtful
+
+
+def readings_of(key: str, value: list[Any], whole: int, order: Sequence[int]) -> Iterator[list[Any]]:
+    """Rewrite one list in each way in which it can speak of layers, the likelier first."""
+    if key in REPEATED and value:
+        yield [value[i % len(value)] for i in order]
+        return
+    if is_numbered(key, value, whole):
+        yield [new for new, old in enumerate(order) if old in value]
+    if len(value) == whole:
+        yield [value[i] for i in order]
+
+
+def is_numbered(key: str, value: list[Any], whole: int) -> bool:
+    """Whether a list can be one of layer numbers: named so, ascending, each once, each a layer of the model."""
+    numbers = all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < whole for each in value)
+    return numbers and bool(value) and value == sorted(set(value)) and NUMBERED.search(key) is not None
