@@ -186,6 +186,20 @@ def test_laco_by_hand(llama):
     assert not torch.allclose(new[1]["mlp.up_proj.weight"], dense[4]["mlp.up_proj.weight"], atol=0.1)  # the notebooks'
 
 
+def test_the_notebooks_merge_is_the_last_dropped_layer_with_the_first_ones_norms(llama):
+    folder, model = llama
+    plan = Plan(DEPTH, (1, 3, 4))
+    here, merged = replaced(folder, model, "merge replace.formula=notebook", plan)
+    dense = [layer.state_dict() for layer in depth.layers(model)]
+    new = [layer.state_dict() for layer in depth.layers(merged)]
+    for name, first in dense[0].items():
+        close(new[0][name], dense[1][name] if first.ndim > 1 else first)
+        close(new[1][name], dense[4 if first.ndim > 1 else 2][name])
+    paper = opened(folder, model, "replace=merge")
+    assert digests.pruned(here, plan) != digests.pruned(paper, plan) and here.digest != paper.digest
+    assert paper.experiment.replace.reads(paper) is None and "formula" not in digests.fields(paper.experiment.replace)
+
+
 def test_a_layer_learns_by_the_error_behind_the_gap(llama):
     """Two steps, against the plain loop: hooks, one document at a time, torch's AdamW by its paper's formula."""
     folder, model = llama

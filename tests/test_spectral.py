@@ -58,6 +58,16 @@ def test_the_score_is_minus_the_mean_exponent_of_a_units_matrices(lab, unit):
     assert (scores.depth, scores.samples, scores.summed) == (4, 0, True)
 
 
+def test_each_expert_of_a_fused_stack_is_a_matrix(tmp_path):
+    sizes = {"num_local_experts": 3, "num_experts_per_tok": 2, "num_key_value_heads": 2, "head_dim": 16}
+    model = pico("gpt_oss", layers=2, **sizes)
+    wanted: list[float] = []
+    for layer in depth.layers(model):
+        stacks = [each.reshape(-1, *each.shape[-2:]) for each in layer.parameters() if each.ndim > 1]
+        wanted.append(-np.mean([by_hand(matrix) for stack in stacks for matrix in stack]))
+    assert Spectral()(saved(model, tmp_path / "model")).layers == pytest.approx(wanted, rel=1e-5)
+
+
 def test_each_matrix_is_read_once_and_nothing_else(lab):
     before = lab.checkpoint.bytes_read
     Spectral()(lab)

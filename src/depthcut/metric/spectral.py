@@ -41,9 +41,14 @@ class Spectral(Metric):
         return Scores.of_layers(scores, [0.0] * depth)
 
     def alpha(self, lab: "Lab", index: int, unit: Unit) -> float:
-        """The mean exponent of one unit's matrices; norms, biases and matrices of rank 0 or 1 have none."""
+        """The mean exponent of one unit's matrices; norms, biases and matrices of rank 0 or 1 have none.
+
+        Each expert of a fused stack of them counts as a matrix, as it does where files keep experts apart.
+        """
         tensors = lab.checkpoint.tensors(index, unit).values()
-        matrices = (tensor[...].to(lab.device) for tensor in tensors if len(tensor.get_shape()) == 2)
+        shapes = ((tensor, tensor.get_shape()) for tensor in tensors)
+        stacks = (tensor[...] for tensor, shape in shapes if len(shape) > 1 and min(shape[-2:]) > 1)
+        matrices = (each.to(lab.device) for stack in stacks for each in stack.reshape(-1, *stack.shape[-2:]))
         found = [alpha for matrix in matrices if (alpha := exponent(eigenvalues(matrix))) is not None]
         if not found:
             what = f"layer {index}" if unit == "layer" else f"the {unit} of layer {index}"

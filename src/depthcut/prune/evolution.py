@@ -24,9 +24,9 @@ log = logging.getLogger("depthcut")
 class Evolution(Size):
     """One parent; its children swap a few dropped units for kept ones and are selected in steps, on more and more text.
 
-    The start is the cut of :mod:`depthcut.prune.lowest`. The parent takes part in the last step, so a generation is
-    never worse than the one before. All cuts meet the same text, so no cut is measured twice on as much of it, and
-    what has met the last step once is not born again: it has lost.
+    The start is the cut of :mod:`depthcut.prune.lowest` on the text of the first step. The parent takes part in the
+    last step, so a generation is never worse than the one before. All cuts meet the same text, so no cut is measured
+    twice on as much of it, and what has met the last step once is not born again: it has lost.
 
     Attributes:
         generations: at most; the search ends sooner where every cut within reach has been measured.
@@ -61,9 +61,9 @@ class Evolution(Size):
         n, free = self.count(shape), self.free(shape.depth)
         if n == 0:
             return Plan(shape.depth, (), self.unit)
-        scores, found, random = score(), Measured(score), Random(self.seed)
-        ranked = sorted(free, key=lambda layer: (scores.layer(layer), layer))
-        parent: Cut = tuple(sorted(ranked[:n]))
+        found, random = Measured(score), Random(self.seed)
+        alone = Measured(score).ranked([(layer,) for layer in free], self.samples[0])
+        parent: Cut = tuple(sorted(layer for (layer,) in alone[:n]))
         history = [found.value(parent, self.samples[-1])]
         for generation in range(self.generations):
             children = self.children(parent, free, found, random)
@@ -81,6 +81,10 @@ class Evolution(Size):
             "history": history,
         }
         return Plan(shape.depth, parent, self.unit, notes=notes)
+
+    def content(self) -> Any:
+        """On how much text the start is chosen."""
+        return {"start": self.samples[0]}
 
     def children(self, parent: Cut, free: range, found: "Measured", random: Random) -> list[Cut]:
         """Cuts near ``parent``, no two the same, none that has met the last step; fewer where no more are in reach."""

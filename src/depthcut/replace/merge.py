@@ -1,6 +1,6 @@
 """Layers merged into the one before: ``theta_l + sum_k (theta_{l+k} - theta_l)`` (LaCo, arXiv:2402.11187, RDSC)."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from depthcut.plan import Plan
 from depthcut.replace import Filling
@@ -16,11 +16,21 @@ if TYPE_CHECKING:
 
 @strict
 class Merge(Filling):
-    """Adds to each parameter of the layer before a gap what the dropped layers' differ from it by; its norms too.
+    """Merges dropped layers into the one before them.
 
-    The paper's formula. Its notebooks run over the weight that they have just changed, so that the last dropped layer
-    is all that is left.
+    Attributes:
+        formula: ``paper``: add to each parameter of the layer what the dropped layers' differ from it by; its norms
+            too. ``notebook``: as the published notebooks do, add to each matrix what a dropped layer's differs by from
+            the matrix as changed so far. The last dropped layer's matrices are left, beside the layer's own norms.
     """
+
+    formula: Literal["paper", "notebook"]
+    incidental: ClassVar[frozenset[str]] = frozenset({"formula"})  # in the digest only where it is not the paper's
+
+    def reads(self, lab: "Lab") -> Any:
+        """The formula, where it is not the paper's."""
+        del lab
+        return None if self.formula == "paper" else {"formula": self.formula}
 
     def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
         """Merge from weights that are not quantised.
@@ -51,5 +61,8 @@ class Merge(Filling):
             if {n: t.shape for n, t in other.items()} != {n: t.shape for n, t in base.items()}:
                 raise UserError(f"replace=merge: layer {number} has other parameters than layer {into}; cut others")
             for name, tensor in other.items():
-                found[name] += tensor - base[name]
+                if self.formula == "paper":
+                    found[name] += tensor - base[name]
+                elif tensor.ndim > 1:
+                    found[name] += tensor - found[name]
         return found
