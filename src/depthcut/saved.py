@@ -87,6 +87,6 @@ def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") 
         model = loading.build(files.title, config, shards.slices(shards.homes), whole if replaced else plan, form)
         if replaced:
             replacing.put(model, Fill.read(folder), plan, form)
-    if "generation_config.json" in files.names:
-        model.generation_config = loading.generation(folder)
+    if (generation := loading.generation(files)) is not None:
+        model.generation_config = generation
     return model

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from depthcut import record
 from depthcut.plan import NOUNS, Plan
 from depthcut.report import table
+from depthcut.runtime import provenance
 
 if TYPE_CHECKING:
     from depthcut.lab import Lab
@@ -77,7 +77,7 @@ def card(lab: "Lab", plan: Plan, about: dict[str, Any], usage: list[str]) -> str
     x = lab.experiment
     front = about | matter(lab)
     replace, heal = (type(each).__module__.rpartition(".")[2] for each in (x.replace, x.heal))
-    versions = ", ".join(f"{name} {version}" for name, version in record.versions().items())
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
     config = {key: x.composed[key] for key in ("model", "data", "metric", "prune", "replace", "heal", "seed")}
     unlicensed = UNKNOWN.items() <= front.items()
     unknown = ["", "Fill in the licence above: it is that of the base model."] if unlicensed else []
