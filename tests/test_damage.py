@@ -232,7 +232,10 @@ def test_one_point_that_cannot_be_had_stops_no_other(whole, tmp_path):
     (pan,) = (path.parent for path in tmp_path.glob("out/main/*/failure.json"))
     (good / "record.json").unlink()
     (good / "record.json").mkdir()
+    (pan.with_name(f".{pan.name}.lock")).unlink(missing_ok=True)
+    (pan.with_name(f".{pan.name}.lock")).mkdir()
     studies = run(*words, *texts, *spans, paths, "prune.layers=1,2")
+    assert f".{pan.name}.lock must be a lock file, and is a folder: delete it" in studies.stderr
     assert studies.stderr.splitlines()[-1].startswith("error: 1 of 4 points are done, 3 failed"), studies.stderr
     assert f"{good}/record.json is damaged (a folder)" in studies.stderr
     assert "Traceback" not in studies.stderr and pan.exists()

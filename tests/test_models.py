@@ -90,6 +90,14 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
     assert Pico(**SMALL).open(tmp_path).digest == digest
 
 
+def test_two_models_of_the_cache_that_changed_names_are_made_anew(tmp_path: Path) -> None:
+    digests = [Pico(**SMALL | {"seed": seed}).open(tmp_path).digest for seed in (0, 7)]
+    one, other = sorted(path for path in (tmp_path / "models").iterdir() if path.is_dir())
+    for path, name in ((one, "aside"), (other, one.name), (one.with_name("aside"), other.name)):
+        path.rename(path.with_name(name))
+    assert [Pico(**SMALL | {"seed": seed}).open(tmp_path).digest for seed in (0, 7)] == digests
+
+
 def test_a_local_folder_opens(tmp_path: Path) -> None:
     with loading.quiet():
         pico("gemma2").save_pretrained(tmp_path / "model")

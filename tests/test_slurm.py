@@ -203,7 +203,8 @@ def test_a_point_that_fails_is_killed_preempted_or_requeued_disturbs_no_other(tm
         rf"SLURM job {job(killed)} ended as [A-Z]+ and left no record; its log is {outputs}/main/.slurm/\S+_0_log.out"
     )
     assert re.fullmatch(lost, reason(killed)) and reason(killed) in said
-    assert reason(wrong).startswith("IsADirectoryError") and "IsADirectoryError" in log(outputs, job(wrong))
+    assert reason(wrong).startswith(f"{in_the_way} is damaged (a folder)")
+    assert "DamagedError" in log(outputs, job(wrong))
     assert f"that was job {job(wrong)}, which logs to {outputs}/main/.slurm" in said
     for point in (preempted, requeued):
         assert "healing goes on from" in log(outputs, job(point))

@@ -74,10 +74,13 @@ def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") 
         raise UserError(f"{folder} holds no model: there is no config.json")
     files = Folder(folder, Hashes(folder / ".hashes.json"))
     described: dict[str, Any] = files.json("config.json")
-    base: dict[str, Any] = dict(described["base"] if described.get("model_type") == KIND else described)
-    config = AutoConfig.for_model(base.pop("model_type"), **base)
-    whole = Plan(config.get_text_config().num_hidden_layers, ())
-    plan = Plan.from_dict(described["plan"]) if "plan" in described else whole
+    try:
+        base: dict[str, Any] = dict(described["base"] if described.get("model_type") == KIND else described)
+        config = AutoConfig.for_model(base.pop("model_type"), **base)
+        whole = Plan(config.get_text_config().num_hidden_layers, ())
+        plan = Plan.from_dict(described["plan"]) if "plan" in described else whole
+    except (KeyError, TypeError) as error:
+        raise files.damaged("config.json", repr(error)) from None
     shards = Shards(files)
     form = loading.Form("none", getattr(torch, dtype), device)
     if described.get("narrowed", False):

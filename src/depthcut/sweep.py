@@ -55,6 +55,7 @@ class Sweep:
         self.mistakes = 0
         self.wanted: set[record.Wanted] = set()
         self.told: set[Path] = set()
+        self.unrecorded: set[Path] = set()  # failed before they could leave a failure.json
 
     def enrol(self, sayings: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], DictConfig]) -> None:
         """Read the config of each point and make its folder. A mistake is told at once, and the others go on."""
@@ -97,10 +98,12 @@ class Sweep:
     def run(self, point: Point, task: Callable[[DictConfig], Any]) -> None:
         """Run a point here; how it failed is told at once, and the next one can have its turn."""
         before = len(complaints.faults)
+        record.forget_failure(point.lab.folder)
         task(point.config)
         if not self.failed(point):
             for fault in complaints.faults[before:]:
                 complaints.tell(f"{point.words}: {complaints.line(fault)}")
+                self.unrecorded.add(point.lab.folder)
         del complaints.faults[before:]
 
     def failed(self, point: Point) -> bool:
@@ -110,7 +113,7 @@ class Sweep:
         if found and folder not in self.told:
             self.told.add(folder)
             complaints.tell(f"{point.words}: {found['reason']} ({folder / record.FAILURE})")
-        return found is not None
+        return found is not None or folder in self.unrecorded
 
     def close(self) -> None:
         """Say how the sweep ended.
