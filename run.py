@@ -33,6 +33,8 @@ def point(cfg: DictConfig) -> None:
         if kept is None:
             from depthcut import algorithm
 
+            for evaluation in x.eval.values():
+                evaluation.check()
             with record.attempt(here), runlog.to(here):
                 algorithm.run(x, here)
                 kept = record.write(here)

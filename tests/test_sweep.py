@@ -57,6 +57,17 @@ def test_a_mistake_in_one_point_is_told_before_the_first_one_runs(tmp_path, corp
     assert states(tmp_path) == ["done", "done"]
 
 
+def test_an_option_of_some_choices_is_left_out_of_the_others(tmp_path, corpus):
+    words = ("model=pico", "eval=[loss]", "data=files", "export=none", "prune=deepest", "prune.layers=2", *corpus)
+    done = run("-m", f"outputs={tmp_path}", *words, "heal=none,lora", "heal.steps=2", "heal.batch=2")
+    assert done.returncode == 0, done.stderr
+    assert "heal.steps is no option of heal=none, and is left out there" in done.stderr
+    found = [
+        json.loads(path.read_text())["config"]["heal"].get("steps") for path in tmp_path.glob("main/*/record.json")
+    ]
+    assert sorted(found, key=str) == [2, None]
+
+
 def test_a_sweep_that_is_done_loads_nothing(tmp_path, corpus):
     sweep = ("-m", f"outputs={tmp_path}", *POINTS, *corpus, "prune.layers=1,2")
     assert run(*sweep).returncode == 0

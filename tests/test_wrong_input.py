@@ -6,13 +6,18 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from depthcut import cli, config, help_text
+from depthcut.composition import Loader
+from depthcut.runtime.errors import UserError
 from running import ENVIRONMENT, PICO, ROOT, light, run, start, succeed, text_files
 
 UNWRITABLE = "cannot write"
+LOADER = Loader()
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +91,16 @@ CONFIG = [
 
 @pytest.mark.parametrize(("override", "says"), CONFIG, ids=[override for override, _ in CONFIG])
 def test_a_mistake_in_the_config_is_told_at_once(override, says, tmp_path):
-    done = light(f"outputs={tmp_path}", override)
-    assert line_of(done).startswith(says)
+    with pytest.raises(UserError) as error:
+        config.read(cli.compose(LOADER, [f"outputs={tmp_path}", override]))
+    assert str(error.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    "words", [("prune.frac=1.5",), ("-m", "heal=lora", "heal.stepz=1,2"), ("+hydra.x=1",), ("--foo",)]
+)
+def test_a_mistake_is_one_line_with_status_2_before_anything_heavy_is_loaded(words, tmp_path):
+    assert line_of(light(*words, f"outputs={tmp_path}"))
     assert not list(tmp_path.iterdir())
 
 
@@ -148,6 +161,14 @@ def test_a_current_folder_that_was_deleted():
     script = f'cd "$(mktemp -d)" && rmdir "$PWD" && exec {sys.executable} {ROOT}/run.py model=pico'
     done = subprocess.run(["bash", "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert line_of(done) == "the current folder was deleted; change to one that exists"
+
+
+def test_version_and_help_on_a_choice():
+    assert run("--version").stdout == f"depthcut {version('depthcut')}\n"
+    assert "  heal=lora: LoRA healing on a 16- or 32-bit base" in help_text.render(["heal"])
+    assert "steps: 64" in help_text.render(["heal=lora"]) and "# sequences a step" in help_text.render(["heal=lora"])
+    with pytest.raises(UserError, match=r"^heal=lara: no such heal. Did you mean lora\?"):
+        help_text.render(["heal=lara"])
 
 
 def test_help_answers_at_once():
@@ -224,12 +245,14 @@ def test_no_network(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "says"), [("arc_easi", "no task 'arc_easi'"), ("arc_easy", "could not get the data of")]
+    ("task", "says"),
+    [("captials", "no task 'captials'. Did you mean capitals?"), ("arc_easy", "could not get the data of")],
 )
 def test_a_task_that_is_not_to_be_had(study, task, says):
     folder, corpus, _ = study
     line = complain(f"outputs={folder}/outputs", *PICO, *corpus, "eval=[harness]", f"eval.tasks=[{task}]")
     assert line.startswith("eval.tasks: ") and says in line and "capitals" in line
+    assert task == "arc_easy" or not list(folder.glob("outputs/main/*/failure.json"))
 
 
 def test_outputs_where_nothing_can_be_written(study):

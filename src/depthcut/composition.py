@@ -71,6 +71,9 @@ class Loader(ConfigLoaderImpl):
         """
         parsed: list[Override] = []
         for word in overrides:
+            key, _, value = word.partition("=")
+            if config_values.calls_resolver(value):
+                raise UserError(config_values.RESOLVER.format(config_errors.clipped(key.lstrip("+~"))))
             try:
                 parsed += OverridesParser.create(config_loader=self).parse_overrides([word])
             except Exception as error:  # Hydra's grammar, or Python's, refuses what the user typed
@@ -112,7 +115,7 @@ class Loader(ConfigLoaderImpl):
     def culprit(self, text: str, config_name: str | None, overrides: Sequence[str], run_mode: RunMode) -> str:
         """Return the override that an error's ``text`` names, or else the first with which they do not compose."""
         for word in overrides:
-            if word.partition("=")[0].lstrip("+~") in text:
+            if word in text or f"'{word.partition('=')[0].lstrip('+~')}'" in text:
                 return word
         for count in range(1, len(overrides) + 1):
             try:
@@ -144,7 +147,8 @@ class Loader(ConfigLoaderImpl):
             UserError: if it sets the ``hydra`` section and may not.
         """
         loaded: Any = super()._load_single_config(default, repo)
-        if "hydra" in loaded.config and not OURS.fullmatch(default.config_path):
+        ours = OURS.fullmatch(default.config_path) and loaded.provider != "command-line"
+        if "hydra" in loaded.config and not ours:
             raise UserError(
                 f"{default.config_path}.yaml must not set hydra.*: give the launcher's options on the command line, "
                 "or in conf/hydra/launcher"

@@ -11,6 +11,7 @@ from depthcut.runtime.errors import UserError
 
 PLAIN = re.compile(r"\$\{\s*(oc\.select:\s*[\w.]+\s*(,\s*[\w.-]*)?|[\w.\[\]-]*)\s*\}")
 """A reference to another key, such as ``${model.heal.rank}``; ``${oc.select:KEY,DEFAULT}`` is one too."""
+RESOLVER = "{} must not call a resolver; a config refers to its own keys only, as in ${{prune.frac}}"
 SECRET = re.compile(
     r"(?i)(^|[_.-])(secret|password|passwd|credentials?|key)$|(access|api|auth|bearer|hf|hub|login|user)[_-]?token$|apikey"
 )
@@ -33,9 +34,7 @@ def check(cfg: DictConfig) -> None:
         if not writable(path) or (isinstance(value, str) and not writable(value)):
             raise UserError(f"{shown(path)} must be UTF-8 text without null characters")
         if isinstance(value, str) and calls_resolver(value):
-            raise UserError(
-                f"{path} must not call a resolver; a config refers to its own keys only, as in ${{prune.frac}}"
-            )
+            raise UserError(RESOLVER.format(path))
         if isinstance(value, int | float) and LARGEST < abs(value) < float("inf"):
             raise UserError(f"{path} must be a number of at most {LARGEST:.0e}, got {shown(value)}")
 

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,11 +163,23 @@ def known() -> TaskManager:
     return TaskManager()
 
 
+def require(name: str) -> None:
+    """Check that a task exists, without its data.
+
+    Raises:
+        UserError: if neither depthcut nor lm-eval has it.
+    """
+    if name in questions.NAMES or name in known().all_tasks:
+        return
+    close = get_close_matches(name, questions.NAMES, n=1) or get_close_matches(name, known().all_tasks, n=1)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    local = ", ".join(questions.NAMES)
+    raise UserError(f"eval.tasks: no task {name!r}.{meant} Local: {local}; `lm-eval ls tasks` lists lm-eval's own")
+
+
 def load_by_name(name: str) -> Any:
     """One of lm-eval's own tasks; its data comes from the hub."""
-    if name not in known().all_tasks:
-        local = ", ".join(questions.NAMES)
-        raise UserError(f"eval.tasks: no task {name!r}. Local: {local}; `lm-eval ls tasks` lists lm-eval's own")
+    require(name)
     try:
         return known().load([name])
     except Exception as error:  # what stands for a dead network depends on the versions of three libraries

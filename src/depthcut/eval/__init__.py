@@ -47,6 +47,13 @@ class Eval(ABC):
     def reads(self, lab: "Lab") -> Any:
         """What it reads beside the model, by content, as JSON: a part of the name its numbers are kept under."""
 
+    def check(self) -> None:  # noqa: B027  most name nothing that could be missing
+        """Check what can be known without a model, before the point begins.
+
+        Raises:
+            UserError: if something that it names does not exist.
+        """
+
     @abstractmethod
     def prepare(self, lab: "Lab") -> None:
         """Fetch and check what it needs beside the texts, before a weight is loaded.

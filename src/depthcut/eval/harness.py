@@ -59,6 +59,16 @@ class Harness(Eval):
         items = {name: questions.identity(name) for name in names if name in questions.NAMES}
         return {"lm_eval": version("lm_eval"), "questions": items, "separator": lab.checkpoint.separator}
 
+    @override
+    def check(self) -> None:
+        names = [task.partition("@")[0] for task in self.tasks]
+        if others := [name for name in names if name not in questions.NAMES]:
+            from depthcut import harness
+
+            with harness.quiet():
+                for name in others:
+                    harness.require(name)
+
     def prepare(self, lab: "Lab") -> None:
         """Load the tasks: a name that lm-eval does not know, or a hub that is not reached, is found out now."""
         from depthcut import harness
