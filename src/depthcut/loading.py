@@ -11,13 +11,14 @@ wanted it falls back on the old one.
 import logging
 import re
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from depthcut import ahead, depth
 from depthcut.plan import Plan
+from depthcut.progress import Meter
 from depthcut.runtime.errors import UserError
 from depthcut.shards import Slice
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Quantise = Literal["none", "nf4", "int8"]
 Dtype = Literal["bfloat16", "float16", "float32"]
+LARGE = 4 << 30  # bytes; loading less takes seconds
 MEND = "fetch the whole model again"
 log = logging.getLogger("depthcut")
 
@@ -60,7 +62,11 @@ def build(
     halved = plan.unit != "layer" and plan.drop
     packed = hasattr(config, "quantization_config")
     order = [] if packed else expected(bare, tensors)
-    with quiet(), ahead.reading(tensors, order, largest(tensors), form.device) as lazy:
+    with (
+        quiet(),
+        counted(tensors) as claimed,
+        ahead.reading(tensors, order, largest(tensors), form.device, claimed) as lazy,
+    ):
         try:
             model, found = (without_halves(kind, plan) if halved else kind).from_pretrained(
                 None,
@@ -88,6 +94,16 @@ def build(
     model.__class__ = kind
     keep_differentiable(model)
     return cast("PreTrainedModel", model).eval()
+
+
+@contextmanager
+def counted(tensors: Mapping[str, Slice]) -> Generator[Callable[[], object]]:
+    """Show a bar that the yielded function moves by one tensor, where loading takes more than a few seconds."""
+    if sum(one.nbytes for one in tensors.values()) < LARGE:
+        yield lambda: None
+        return
+    with Meter("loading: tensors", len(tensors)) as meter:
+        yield meter.step
 
 
 def expected(bare: "PreTrainedModel", tensors: Mapping[str, Slice]) -> list[str]:

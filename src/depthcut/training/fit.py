@@ -136,8 +136,6 @@ def train(
         default_root_dir=folder,
     )
     last = folder / "last.ckpt"
-    if last.exists():
-        log.info("healing goes on from %s", last)
     start = last if last.exists() else None
     try:
         trainer.fit(Healing(model, recipe, objective), HealingData(batches), ckpt_path=start, weights_only=True)
