@@ -32,11 +32,13 @@ def point(cfg: DictConfig) -> None:
         kept = record.finished(here)
         if kept is None:
             from depthcut import algorithm
+            from depthcut.study import control
 
             for evaluation in x.eval.values():
                 evaluation.check()
             with record.attempt(here), runlog.to(here):
                 algorithm.run(x, here)
+                control.measure(here)
                 kept = record.write(here)
             x.log.finish(here, kept)
         else:

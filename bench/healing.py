@@ -201,6 +201,7 @@ def recipe_of(kind: Any, **knobs: Any) -> Any:
         "betas": (0.9, 0.999),
         "reach": 1,
         "init_from": None,
+        "control": False,
     }
     known = {each.name for each in fields(kind)}
     return kind(**{key: value for key, value in (usual | knobs).items() if key in known})

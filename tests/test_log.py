@@ -24,6 +24,7 @@ def kept(tmp_path_factory) -> SimpleNamespace:
     command = (f"outputs={home}/outputs", *PICO, *text_files(home), "log=wandb", "export=none")
     done = run(*command, "prune.frac=0.25", **client(home))
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("wandb: ") <= 5 and "W&B run: offline; wandb sync" in done.stderr
     (path,) = home.glob("outputs/main/*/record.json")
     first = newest(path.parent)
     again = begun(path.parent, "0.25", *command, **client(home))

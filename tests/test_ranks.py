@@ -115,7 +115,7 @@ def test_two_that_were_killed_go_on_to_the_same_weights(tmp_path, corpus):
         each.kill()
     process.communicate()
     assert not list(tmp_path.glob("killed/main/*/adapter"))
-    assert "healing goes on from" in run_two(f"outputs={tmp_path}/killed", *point)
+    assert "healing resumes at step" in run_two(f"outputs={tmp_path}/killed", *point)
     run_two(f"outputs={tmp_path}/peace", *point)
     assert_close(weights(tmp_path / "killed"), weights(tmp_path / "peace"), atol=0, rtol=0)
 

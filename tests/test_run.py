@@ -1,6 +1,7 @@
 """The main job as a user gives it: ends, is not repeated, survives a kill, leaves a model that loads anywhere."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -48,6 +49,12 @@ def test_the_record_holds_what_was_done(finished):
     assert finished["bytes/read"] > 0 and finished["seconds/heal"] > 0
     names = {path.name for path in finished["folder"].iterdir() if path.suffix != ".lock"}
     assert names == {"config.yaml", "run.log", "plan.json", "heal.csv", "record.json", "model", "adapter"}
+
+
+def test_the_log_says_how_healing_went(finished):
+    log = (finished["folder"] / "run.log").read_text()
+    assert re.search(r"healing: .* gradient checkpointing: no layer;", log)
+    assert re.search(r"healed: 6 steps, 1,536 tokens, \d+ s, loss \d\.\d{3}, [\d,]+ tokens/s", log)
 
 
 def test_the_curve_has_one_row_a_step(finished):

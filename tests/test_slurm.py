@@ -207,7 +207,7 @@ def test_a_point_that_fails_is_killed_preempted_or_requeued_disturbs_no_other(tm
     assert "DamagedError" in log(outputs, job(wrong))
     assert f"that was job {job(wrong)}, which logs to {outputs}/main/.slurm" in said
     for point in (preempted, requeued):
-        assert "healing goes on from" in log(outputs, job(point))
+        assert "healing resumes at step" in log(outputs, job(point))
         adapters = [
             each / "adapter/adapter_model.safetensors" for each in (point, tmp_path / "peace/main" / point.name)
         ]
@@ -215,7 +215,7 @@ def test_a_point_that_fails_is_killed_preempted_or_requeued_disturbs_no_other(tm
     in_the_way.rmdir()
     status, said = end(launch(outputs, *sweep, "seed=0,1,2,3"))
     assert status == 0 and "slurm: 2 submitted" in said, said
-    assert "healing goes on from" in log(outputs, job(killed)) and not list(outputs.glob("main/*/failure.json"))
+    assert "healing resumes at step" in log(outputs, job(killed)) and not list(outputs.glob("main/*/failure.json"))
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ RECIPE = Lora(
     save_every=1,
     packing="crossed",
     strategy="ddp",
+    control=False,
     rank=4,
     alpha=4,
     dropout=0.0,

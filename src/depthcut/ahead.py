@@ -4,7 +4,7 @@ Reading, copying and what the device computes go on at the same time. What has a
 """
 
 import threading
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -99,6 +99,7 @@ class Ahead:
         self._coming: dict[str, Arrival] = {}
         self._taken = 0
         self._at_work = 0
+        self.claimed: Callable[[], object] = lambda: None
         self._lock = threading.Lock()  # a model that is not quantised is filled by several threads
 
     def claim(self, name: str) -> Tensor:
@@ -112,6 +113,7 @@ class Ahead:
             self._at_work = self._tensors[name].nbytes
             while self._next and self._taken + self._tensors[first := next(iter(self._next))].nbytes <= self._room:
                 self._begin(first)
+            self.claimed()
         return arrival.tensor()
 
     def _begin(self, name: str) -> None:
@@ -152,11 +154,20 @@ def exactly(device: str) -> torch.device:
 
 @contextmanager
 def reading(
-    tensors: Mapping[str, Slice], order: Iterable[str], room: int, device: str
+    tensors: Mapping[str, Slice],
+    order: Iterable[str],
+    room: int,
+    device: str,
+    claimed: Callable[[], object] = lambda: None,
 ) -> Generator[Mapping[str, Lazy]]:
-    """Inside the ``with``, tensors that arrive on ``device`` when they are indexed; as :class:`Ahead`."""
+    """Inside the ``with``, tensors that arrive on ``device`` when they are indexed; as :class:`Ahead`.
+
+    ``claimed`` is called for each.
+    """
     readers = Readers(device)
     try:
-        yield Ahead(readers, tensors, order, room).lazy
+        found = Ahead(readers, tensors, order, room)
+        found.claimed = claimed
+        yield found.lazy
     finally:
         readers.close()

@@ -12,7 +12,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -20,6 +20,7 @@ from depthcut import ahead, depth
 from depthcut.files import Files
 from depthcut.model.checkpoint import quantised
 from depthcut.plan import Plan
+from depthcut.progress import Meter
 from depthcut.runtime.errors import UserError
 from depthcut.shards import Slice
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 Quantise = Literal["none", "nf4", "int8"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 GENERATION = "generation_config.json"
+LARGE = 4 << 30  # bytes; loading less takes seconds
 MEND = "fetch the whole model again"
 log = logging.getLogger("depthcut")
 
@@ -65,7 +67,11 @@ def build(
     if not packed:
         check_shapes(title, bare, tensors)
     order = [] if packed else expected(bare, tensors)
-    with quiet(), ahead.reading(tensors, order, largest(tensors), form.device) as lazy:
+    with (
+        quiet(),
+        counted(tensors) as claimed,
+        ahead.reading(tensors, order, largest(tensors), form.device, claimed) as lazy,
+    ):
         try:
             model, found = (without_halves(kind, plan) if halved else kind).from_pretrained(
                 None,
@@ -115,6 +121,16 @@ def check_shapes(title: str, bare: "PreTrainedModel", tensors: Mapping[str, Slic
     held = sum(math.prod(tensor.get_shape()) for tensor in tensors.values())
     if weights > 2 * held + (1 << 24):
         raise UserError(f"{title}: its config describes {weights:,} weights, its files hold {held:,}; {MEND}")
+
+
+@contextmanager
+def counted(tensors: Mapping[str, Slice]) -> Generator[Callable[[], object]]:
+    """Show a bar that the yielded function moves by one tensor, where loading takes more than a few seconds."""
+    if sum(one.nbytes for one in tensors.values()) < LARGE:
+        yield lambda: None
+        return
+    with Meter("loading: tensors", len(tensors)) as meter:
+        yield meter.step
 
 
 def expected(bare: "PreTrainedModel", tensors: Mapping[str, Slice]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a person sees while it works: a bar in a terminal, a few lines in a log file."""
+"""Progress: a bar with the time left in a terminal, and a line now and then in the log."""
 
 import logging
 import time
@@ -11,12 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from depthcut import ranks
 
 T = TypeVar("T")
+PERIOD = 30.0  # seconds between two lines of the log
+MEMORY = 3600.0  # seconds of steps that the time left is estimated from; a step may take minutes
 log = logging.getLogger("depthcut")
 console = Console(stderr=True, quiet=ranks.rank() > 0)
 
 
 class Meter:
-    """A counter with a line of figures: redrawn in a terminal; elsewhere logged now and then.
+    """A counter with a line of figures: redrawn in a terminal, and logged now and then.
+
+    In a terminal the log's lines go to files only, because the bar says the same.
 
     Args:
         what: name of the work.
@@ -36,7 +40,13 @@ class Meter:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self.bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=console, transient=True)
+        self.bar = Progress(
+            *columns,
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=True,
+            speed_estimate_period=MEMORY,
+        )
         self.bar.disable = not console.is_terminal
         self.task = self.bar.add_task(what, total=total, completed=done, figures="")
 
@@ -49,11 +59,16 @@ class Meter:
 
     def step(self, figures: str = "") -> None:
         """Count one step."""
-        self.done += 1
-        self.bar.update(self.task, completed=self.done, figures=figures)
-        if self.bar.disable and (time.monotonic() - self.logged > 30 or self.done == self.total):
+        self.reach(self.done + 1, figures)
+
+    def reach(self, done: int, figures: str = "") -> None:
+        """Count up to ``done`` steps."""
+        before, self.done = self.done, done
+        self.bar.update(self.task, completed=done, figures=figures)
+        if time.monotonic() - self.logged > PERIOD or before < self.total == done:
             self.logged = time.monotonic()
-            log.info("%s: %d of %d %s", self.what, self.done, self.total, figures)
+            level = logging.INFO if self.bar.disable else logging.DEBUG
+            log.log(level, "%s: %d of %d %s", self.what, done, self.total, figures)
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:

@@ -229,6 +229,7 @@ Wanted = tuple[Path, str, frozenset[str], frozenset[str]]
 def wanted(lab: "Lab") -> Wanted:
     """What is asked of a point: its folder, the export, the stages that are measured, the evaluations."""
     x = lab.experiment
-    stages = frozenset(stage for stage in x.stages if stage != "healed" or x.heal.trains)
+    control = ["control"] if getattr(x.heal, "control", False) else []
+    stages = frozenset(stage for stage in [*x.stages, *control] if stage != "healed" or x.heal.trains)
     evaluations = frozenset(digests.evaluation(part, lab) for each in x.eval.values() for part in each.parts())
     return lab.folder, x.export, stages, evaluations

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from depthcut import store
 from depthcut.data import Source, fingerprint
+from depthcut.progress import Meter
 from depthcut.runtime import panics
 from depthcut.runtime.errors import UserError
 
@@ -120,7 +121,7 @@ def fill(into: Path, documents: Iterable[tuple[str, list[int]]], source: Source,
     starts: list[int] = []
     lengths: list[int] = []
     prints: list[int] = []
-    with (into / "ids.bin").open("wb") as file:
+    with (into / "ids.bin").open("wb") as file, Meter("tokenising: sequences", sequences) as meter:
         for text, ids in documents:
             if source.pack:
                 row = ids if ids[-1] == end else [*ids, end]
@@ -131,6 +132,7 @@ def fill(into: Path, documents: Iterable[tuple[str, list[int]]], source: Source,
             lengths.append(min(len(ids), length))
             prints.append(fingerprint(text))
             written += len(row)
+            meter.reach(min(written // length, sequences))
             if written >= sequences * length:
                 break
         whole = min(written // length, sequences)

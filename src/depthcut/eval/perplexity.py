@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 ROOM = 16  # characters that are read for a token that is wanted; a text has fewer
-TAKEN = ("validation", "size", "speed", "speculative")  # what other numbers' names begin with
+TAKEN = ("validation", "documentation", "size", "speed", "speculative")  # what other numbers' names begin with
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$")]
 Count = Annotated[int, Field(gt=0)]
 log = logging.getLogger("depthcut")

@@ -99,7 +99,9 @@ class Wandb(Log):
             "dir": lab.folder,
             "resume": "allow",
             "config": knobs,
-            "settings": wandb.Settings(init_timeout=self.wait, finish_timeout=self.wait, finish_timeout_raises=True),
+            "settings": wandb.Settings(
+                init_timeout=self.wait, finish_timeout=self.wait, finish_timeout_raises=True, quiet=True
+            ),
         }
 
 
@@ -194,8 +196,12 @@ def image(figure: "Figure") -> Any:
 
 def end(run: Any, status: int) -> None:
     """Finish a run; what W&B does not take in time stays on the disk."""
+    from depthcut import runlog
+
+    where = f"offline; wandb sync {Path(run.dir).parent} sends it" if run.offline else run.url
     try:
         run.finish(exit_code=status)
+        runlog.say(f"W&B run: {where}")
     except TimeoutError:
         log.warning("W&B: not all was sent in time; wandb sync --include-online %s sends it", Path(run.dir).parent)
 

@@ -16,7 +16,7 @@ INCIDENTAL = {
     "model": frozenset({"heal", "path", "repo"}),
     "metric": frozenset({"batch"}) | SEEDS,
     "prune": SIZES | SEEDS | {"unit"},
-    "recipe": frozenset({"micro_batch", "recompute", "save_every", "strategy"}),
+    "recipe": frozenset({"micro_batch", "recompute", "save_every", "strategy", "control"}),
     "evaluation": frozenset({"batch", "tasks"}),
 }
 GROUPS = ("model", "metric", "prune", "replace", "recipe", "evaluation")

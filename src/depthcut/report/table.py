@@ -16,10 +16,11 @@ from rich.text import Text
 from depthcut import store
 from depthcut.report import cells
 
-STAGES = ("dense", "pruned", "healed")
+CUT_STAGES = ("dense", "pruned", "healed")
+STAGES = (*CUT_STAGES, "control")
 METHODS = ("metric", "prune", "replace", "heal")
 CUT = ("model", "frac", "keeps", "metric", "prune", "replace")
-OF_STAGE = {"dense": ("model",), "pruned": CUT, "healed": (*CUT, "heal", "seed")}
+OF_STAGE = {"dense": ("model",), "pruned": CUT, "healed": (*CUT, "heal", "seed"), "control": ("model", "heal", "seed")}
 
 
 def of_record(record: dict[str, Any]) -> Table:
@@ -83,15 +84,15 @@ def described(record: dict[str, Any]) -> list[str]:
 def findings(record: dict[str, Any]) -> list[str]:
     """What healing did, in sentences; a gain is claimed only beyond two standard errors of the difference."""
     said: list[str] = []
-    loss = [record.get(f"{stage}/validation/loss") for stage in STAGES]
+    loss = [record.get(f"{stage}/validation/loss") for stage in CUT_STAGES]
     if all(value is not None for value in loss):
         dense, pruned, healed = (float(value or 0) for value in loss)
         opened = pruned - dense
-        if opened > 2 * math.hypot(*(record.get(f"{stage}/validation/loss_stderr", 0) for stage in STAGES[:2])):
-            share = (pruned - healed) / opened
-            said.append(
-                f"healing closed {share:.0%} of the loss that the cut had opened ({pruned:.3f} to {healed:.3f})"
-            )
+        if opened > 2 * math.hypot(*(record.get(f"{stage}/validation/loss_stderr", 0) for stage in CUT_STAGES[:2])):
+            said.append(closed(dense, pruned, healed) + (" (in-domain text)" if in_domain(record) else ""))
+    if "control/validation/loss" in record and "healed/validation/loss" in record:
+        control, healed = (record[f"{stage}/validation/loss"] for stage in ("control", "healed"))
+        said.append(f"the dense model with the same healing: {control:.3f}; healed minus that {healed - control:+.3f}")
     for name in metrics(record):
         keys = [f"{stage}/{name}" for stage in ("pruned", "healed")]
         if name.endswith("/acc") and all(f"{key}_stderr" in record for key in keys):
@@ -100,6 +101,26 @@ def findings(record: dict[str, Any]) -> list[str]:
             verdict = "" if abs(gain) > 2 * stderr else ": no difference beyond two standard errors"
             said.append(f"{name}: healed minus pruned {gain:+.3f} ± {stderr:.3f}{verdict}")
     return said
+
+
+def closed(dense: float, pruned: float, healed: float) -> str:
+    """Say how much of the loss that a cut opened healing closed."""
+    change = f"{pruned:.3f} to {healed:.3f}"
+    if healed < dense:
+        return f"healing closed all of the loss that the cut had opened: {change}, below the dense model's {dense:.3f}"
+    if healed > pruned:
+        return f"healing raised the loss: {change}"
+    return f"healing closed {(pruned - healed) / (pruned - dense):.0%} of the loss that the cut had opened: {change}"
+
+
+def in_domain(record: dict[str, Any]) -> bool:
+    """Whether the text that the loss is measured on is of the kind that healing read."""
+    data: Any = record["config"].get("data") or {}
+    kinds = [
+        {key: (data.get(part) or {}).get(key) for key in ("_target_", "paths", "dataset", "config")}
+        for part in ("train", "validation")
+    ]
+    return kinds[0] == kinds[1]
 
 
 def metrics(record: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """Checkpoints of a healing run: whole or not there, with all that an exact resume needs, and the curve beside them."""
 
 import csv
+import logging
 import math
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from depthcut.runtime.errors import UserError
 PATIENCE = 5  # steps in a row without a finite loss
 PERIOD = 2.0  # seconds; to know a loss the host waits for the device
 CALMER = "take a lower heal.lr, a longer heal.warmup or a smaller heal.clip"
+log = logging.getLogger("depthcut")
 COLUMNS = ("step", "tokens", "seconds", "loss", "lr", "grad_norm", "tokens_per_second")
 
 
@@ -60,6 +62,7 @@ class Curve(L.Callback):
             if torch.cuda.is_available() and random["cuda"] is not None:
                 torch.cuda.set_rng_state(random["cuda"])
         if trainer.global_step:
+            log.info("healing resumes at step %d of %d", trainer.global_step, trainer.max_steps)
             progress = trainer.fit_loop.epoch_loop.batch_progress.current  # may count micro-batches of another size
             progress.ready = trainer.global_step * trainer.accumulate_grad_batches
             progress.completed = progress.ready - 1  # Lightning was saved before it counted the last one
@@ -126,8 +129,16 @@ class Curve(L.Callback):
         self.settle(trainer)
         self.meter.__exit__()
         self.write()
+        log.info("healed: %s", self.summary())
         if not self.sound:
             raise UserError("diverged: the last step's loss is not finite; take a lower heal.lr or a smaller heal.clip")
+
+    def summary(self) -> str:
+        """Return what the healing took in all, e.g. ``64 steps, 65,536 tokens, 2 min 04 s, loss 3.521, ...``."""
+        step, tokens, seconds, loss, *_ = self.rows[-1]
+        minutes, rest = divmod(round(seconds), 60)
+        took = f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+        return f"{step:.0f} steps, {tokens:,.0f} tokens, {took}, loss {loss:.3f}, {tokens / seconds:,.0f} tokens/s"
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

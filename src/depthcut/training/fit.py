@@ -140,8 +140,6 @@ def train(
     )
     last = folder / "last.ckpt"
     start = last if resume.usable(last, lab.digest) else None
-    if start:
-        log.info("healing goes on from %s", last)
     try:
         trainer.fit(Healing(model, recipe, objective), HealingData(batches), ckpt_path=start, weights_only=True)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C

@@ -47,6 +47,7 @@ class Training:
             ``separate``: they do not, positions start again, and no document's first token is predicted.
         strategy: how several processes hold the model: ``ddp``: each all of it; ``fsdp``: each a share of its layers,
             put together layer by layer as they run, in 16 or 32 bits.
+        control: also heal the dense model alike, and record its numbers as ``control/...``.
         runs_all: whether the layers behind the last one that is trained are run, and the head.
     """
 
@@ -65,9 +66,10 @@ class Training:
     save_every: Positive
     packing: Literal["crossed", "separate"]
     strategy: Literal["ddp", "fsdp"]
+    control: bool
     runs_all: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset(
-        {"micro_batch", "recompute", "compile", "save_every", "packing", "strategy"}
+        {"micro_batch", "recompute", "compile", "save_every", "packing", "strategy", "control"}
     )
 
     @field_validator("betas")
@@ -127,11 +129,22 @@ class Training:
         return self.strategy == "fsdp" and ranks.world() > 1
 
     def __post_init__(self) -> None:
+        if self.control:
+            self._check_control()
         among = f" among {ranks.world()} processes" if ranks.world() > 1 else ""
         if self.micro_batch == "auto" and self.batch % ranks.world():
             raise UserError(f"heal.batch must be divided{among}, got {self.batch}")
         if self.micro_batch != "auto" and self.batch % (self.micro_batch * ranks.world()):
             raise UserError(f"heal.micro_batch must divide heal.batch ({self.batch}){among}, got {self.micro_batch}")
+
+    def _check_control(self) -> None:
+        """Refuse a control of what needs a cut, or narrows the model itself, or starts from another cut."""
+        needs = {"layers": "all", "init_from": None, "ratio": None}
+        for key, wanted in needs.items():
+            if (got := getattr(self, key, wanted)) != wanted:
+                raise UserError(f"heal.control=true heals a model without a cut, which heal.{key}={got} does not fit")
+        if ranks.world() > 1:
+            raise UserError("heal.control=true runs in one process; heal prune=plan prune.drop=[] as a point instead")
 
 
 @strict

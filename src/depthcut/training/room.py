@@ -142,10 +142,10 @@ def thinned(ranked: Sequence[Layout], room: Room) -> list[Layout]:
 def words(layout: Layout, room: Room, recipe: Training) -> str:
     """What was chosen, and why, in a line."""
     steps = recipe.batch // (layout.micro_batch * ranks.world())
-    again = {0: "none recomputed", room.layers: "all recomputed"}
+    again = {0: "no layer", room.layers: f"all {room.layers} layers"}
     parts = [
         f"{layout.micro_batch} x {room.length} tokens a pass, {steps} {'passes' if steps > 1 else 'pass'} a step",
-        f"of {room.layers} layers {again.get(layout.recompute, f'{layout.recompute} recomputed')}",
+        f"gradient checkpointing: {again.get(layout.recompute, f'{layout.recompute} of {room.layers} layers')}",
     ]
     if layout.compiled:
         parts.append("layers compiled")

@@ -1,0 +1,79 @@
+"""Loss on text of another kind than the demo's: the reference documentation that comes with Python."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from depthcut import store
+from depthcut.data import Source
+from depthcut.eval import UNCUT, Cuts, Eval
+from depthcut.strict import strict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.lab import Lab
+    from depthcut.text import Tokens
+
+Count = Annotated[int, Field(gt=0)]
+
+
+@strict
+class Topics(Source):
+    """The topics of Python's ``help``: 0.7 M characters, which differ a little between versions of Python."""
+
+    @override
+    def documents(self, cache: Path) -> Iterator[str]:
+        from pydoc_data.topics import topics
+
+        yield from (text for _, text in sorted(topics.items()))
+
+    @override
+    def identity(self, cache: Path) -> str:
+        return store.digest(list(self.documents(cache)))
+
+
+@strict
+class Documentation(Eval):
+    """Mean negative log-likelihood of a token of Python's documentation, in nats.
+
+    Attributes:
+        sequences: how many.
+        length: tokens of a sequence.
+        batch: sequences a forward pass.
+    """
+
+    sequences: Count
+    length: Annotated[int, Field(gt=1)]
+    batch: Count
+    incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+
+    @property
+    def source(self) -> Topics:
+        """The text, packed."""
+        return Topics(span=(0.0, 1.0), sequences=self.sequences, length=self.length, pack=True)
+
+    def reads(self, lab: "Lab") -> Any:
+        """The text, tokenised."""
+        return {"text": self.source.identity(lab.cache), "separator": lab.checkpoint.separator}
+
+    def prepare(self, lab: "Lab") -> None:
+        """Tokenise the text."""
+        self.tokens(lab)
+
+    def tokens(self, lab: "Lab") -> "Tokens":
+        """Return the text, tokenised once and kept by content."""
+        from depthcut import text
+
+        return text.tokens(
+            self.source, lab.checkpoint.tokenizer, lab.checkpoint.separator, lab.cache, part="documentation"
+        )
+
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]]:
+        """Measure ``documentation/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``."""
+        from depthcut.eval.loss import measured
+
+        return measured(model, self.tokens(lab), "documentation", self.batch, cuts)

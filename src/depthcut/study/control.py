@@ -1,0 +1,67 @@
+"""The control of a healing: the dense model with the same recipe, text and seed, as a point of its own in the study.
+
+Healing on text of the kind that is measured lowers the loss of the dense model too. Only the difference from this
+control says what the cut cost.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from depthcut import lab as labs
+from depthcut import record, runlog
+from depthcut.prune.plan import Given
+from depthcut.replace.none import NoReplacement
+
+if TYPE_CHECKING:
+    from depthcut.config import Experiment
+    from depthcut.lab import Lab
+
+
+def measure(lab: "Lab") -> None:
+    """Note ``control/...`` in the record of ``lab``, if its recipe asks for it; an earlier control is used again."""
+    if not getattr(lab.experiment.heal, "control", False):
+        return
+    twin = labs.enter(of(lab.experiment))
+    if twin.digest == lab.digest:
+        found: dict[str, Any] = {**lab.numbers, "evaluated": lab.evaluated}
+    else:
+        lab.release()
+        found = healed(twin)
+    lab.numbers |= {key.replace("healed/", "control/", 1): found[key] for key in found if key.startswith("healed/")}
+    lab.evaluated["control"] = found["evaluated"]["healed"]
+
+
+def of(x: "Experiment") -> "Experiment":
+    """Return the experiment that heals the dense model as ``x`` heals the cut one, and leaves the adapter alone."""
+    recipe: Any = x.heal
+    prune = Given(drop=[], path=None)
+    changed: dict[str, Any] = {
+        "prune": {"_target_": "depthcut.prune.plan.Given", "drop": [], "path": None},
+        "replace": {"_target_": "depthcut.replace.none.NoReplacement"},
+        "heal": {**x.composed["heal"], "control": False},
+        "stages": ["healed"],
+        "export": "none",
+    }
+    return dataclasses.replace(
+        x,
+        prune=prune,
+        replace=NoReplacement(),
+        heal=dataclasses.replace(recipe, control=False),
+        stages=["healed"],
+        export="none",
+        composed={**x.composed, **changed},
+    )
+
+
+def healed(twin: "Lab") -> dict[str, Any]:
+    """Return the record of the control, made now or earlier."""
+    from depthcut import algorithm
+
+    with record.alone(twin):
+        kept = record.finished(twin)
+        if kept is None:
+            runlog.say(f"control: the dense model with the same healing, point {twin.digest[:8]}")
+            with record.attempt(twin):
+                algorithm.run(twin.experiment, twin)
+                kept = record.write(twin)
+    return kept
