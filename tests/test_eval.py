@@ -41,6 +41,12 @@ def test_the_loss_is_the_mean_over_all_tokens_without_padding(batch):
     assert got["validation/loss_stderr"] == pytest.approx(means.std(ddof=1) / 2, abs=1e-5)
 
 
+def test_a_sequence_that_predicts_nothing_has_no_part_in_the_error():
+    model = pico("llama")
+    (got,) = Loss(batch=2)(model, text((12, 7, 1))[0])
+    assert got["validation/loss_stderr"] > 0 and got["validation/tokens"] == 17
+
+
 def test_a_model_that_knows_nothing_is_at_log_v():
     model = pico("llama")
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Numbers of one stage that was measured in several settings, under names that tell these apart.
 
-The plain name, such as ``capitals/acc``, belongs to the evaluation that the record's config asks for. A smaller sample never
-takes it from a larger one in the same settings. The others state where they differ: ``capitals[limit=20]/acc``.
+The plain name, such as ``capitals/acc``, belongs to the evaluation that the record's config asks for. A smaller sample
+never takes it from a larger one in the same settings. The others state where they differ: ``capitals[limit=20]/acc``.
 """
 
 import json
