@@ -10,6 +10,8 @@ import gc
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from depthcut import complaints, config, lab, ranks, record, runlog
@@ -25,6 +27,8 @@ def main(cfg: DictConfig) -> None:
 def point(cfg: DictConfig) -> None:
     """Run the point, or say that it is done."""
     x = config.read(cfg)
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+        config.require_tasks_of_command_line(x, HydraConfig.get().overrides.task)
     here = lab.enter(x)
     if ranks.rank():
         return assist(here)

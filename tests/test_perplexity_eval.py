@@ -81,7 +81,7 @@ def test_it_is_transformers_own_loss_over_the_windows(bos: str, file: Path, tmp_
 
 @pytest.mark.parametrize(("bos", "stride"), [("first", 5), ("first", 16), ("all", 4)])
 def test_a_stride_is_the_loop_of_transformers_documentation(bos: str, stride: int, file: Path, tmp_path: Path) -> None:
-    """Its code, save that a window's loss counts for the tokens that are predicted in it, and for the BOS before each."""
+    """Its code, save that a window's loss counts for the tokens that it predicts, and for the BOS before each."""
     tokenizer, model = byte_tokenizer(), byte_model()
     ids = tokenizer("\n\n".join(DOCUMENTS), add_special_tokens=False)["input_ids"]
     ids, before = ([tokenizer.bos_token_id, *ids], []) if bos == "first" else (ids, [tokenizer.bos_token_id])

@@ -1,5 +1,6 @@
 """From the composed config to one frozen Experiment: every mistake is found here, before anything heavy is loaded."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_type_hints
 
 from hydra.utils import instantiate
@@ -10,6 +11,8 @@ from pydantic import Field, StringConstraints, ValidationError
 from depthcut import complaints
 from depthcut.data import Source
 from depthcut.eval import Eval
+from depthcut.eval.harness import Harness
+from depthcut.eval.likelihood import task_files
 from depthcut.heal import Heal
 from depthcut.log import Log
 from depthcut.metric import Metric
@@ -146,6 +149,17 @@ def read(cfg: DictConfig) -> Experiment:
     }
     values["eval"] = {key: build(f"eval.{key}", value) for key, value in evaluations.items()}
     return checked("", Experiment, {**values, "composed": composed})
+
+
+def require_tasks_of_command_line(x: Experiment, overrides: Sequence[str]) -> None:
+    """Check that only the command line names files of lm-eval tasks: they can run code.
+
+    Raises:
+        UserError: naming a path that stands in a config file.
+    """
+    for each in x.eval.values():
+        if isinstance(each, Harness):
+            task_files.require_command_line(each.tasks, each.include_path, overrides)
 
 
 def build(path: str, node: Any) -> Any:

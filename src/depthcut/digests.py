@@ -97,4 +97,4 @@ def pruned(lab: "Lab", plan: Plan) -> str:
 
 def evaluation(part: "Eval", lab: "Lab") -> str:
     """An evaluation, whatever the model: its knobs and what it reads."""
-    return store.digest({"evaluation": fields(part), "reads": part.reads(lab)})
+    return store.digest({"evaluation": fields(part) | part.digested(), "reads": part.reads(lab)})

@@ -55,9 +55,9 @@ class Sweep:
         for overrides in sayings:
             words = " ".join(each for each in overrides if each not in common)
             try:
-                self.add(
-                    Point(tuple(overrides), words, composed := compose(overrides), lab.enter(config.read(composed)))
-                )
+                x = config.read(composed := compose(overrides))
+                config.require_tasks_of_command_line(x, overrides)
+                self.add(Point(tuple(overrides), words, composed, lab.enter(x)))
             except Exception as error:
                 self.mistakes += 1
                 complaints.tell(f"{words}: {complaints.line(error)}")
