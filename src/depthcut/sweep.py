@@ -113,6 +113,9 @@ class Sweep:
             f"{asked - len(left) - self.mistakes} of {asked} points are done, {failed + self.mistakes} failed, "
             f"{len(left) - failed} are left"
         )
+        records = [record.read(folder) or {} for folder in {point.lab.folder for point in self.points}]
+        diverged = sum(each.get("status") == "diverged" for each in records)
+        counts += f", {diverged} diverged: a loss is not finite" if diverged else ""
         if left or self.mistakes:
             raise UnfinishedError(f"{counts}; the same command goes on with what is not done")
         runlog.say(f"{counts}: python -m depthcut.report {self.points[0].lab.study}")
