@@ -41,6 +41,12 @@ def test_the_loss_is_the_mean_over_all_tokens_without_padding(batch):
     assert got["validation/loss_stderr"] == pytest.approx(means.std(ddof=1) / 2, abs=1e-5)
 
 
+def test_a_sequence_that_predicts_nothing_has_no_part_in_the_error():
+    model = pico("llama")
+    (got,) = Loss(batch=2)(model, text((12, 7, 1))[0])
+    assert got["validation/loss_stderr"] > 0 and got["validation/tokens"] == 17
+
+
 def test_a_model_that_knows_nothing_is_at_log_v():
     model = pico("llama")
     with torch.no_grad():
@@ -65,7 +71,7 @@ def test_lm_evals_results_as_flat_names():
 
 
 def test_each_task_is_a_part_of_its_own():
-    harness = Harness(tasks=["capitals", "mmlu@5"], limit=3, batch=4)
+    harness = Harness(tasks=["capitals", "mmlu@5"], limit=3, include_path=None, batch=4)
     assert [part.tasks for part in harness.parts()] == [["capitals"], ["mmlu@5"]]
     assert all(part.limit == 3 for part in harness.parts())
 
@@ -73,7 +79,7 @@ def test_each_task_is_a_part_of_its_own():
 @pytest.mark.parametrize("task", ["", "@5", "mmlu@five", "capitals@1"])
 def test_a_task_that_is_none_is_refused(task):
     with pytest.raises(ValueError, match=r"eval\.tasks"):
-        Harness(tasks=[task], limit=None, batch=1)
+        Harness(tasks=[task], limit=None, include_path=None, batch=1)
 
 
 CACHE = Path(__file__).parents[1] / "outputs" / "cache"
@@ -88,7 +94,7 @@ def test_the_harness_agrees_with_log_likelihoods_computed_by_hand():
     model = pico("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
     checkpoint = SimpleNamespace(tokenizer=tokenizer, separator="<|endoftext|>")
     lab: Any = SimpleNamespace(checkpoint=checkpoint, device="cpu", cache=CACHE)
-    (got,) = Harness(tasks=["capitals"], limit=12, batch=5)(model, lab)
+    (got,) = Harness(tasks=["capitals"], limit=12, include_path=None, batch=5)(model, lab)
     right = 0
     for item in questions.items("capitals", CACHE)[:12]:
         scores = [log_likelihood(model, tokenizer, item["prompt"], " " + choice.strip()) for choice in item["choices"]]
@@ -97,7 +103,7 @@ def test_the_harness_agrees_with_log_likelihoods_computed_by_hand():
     assert got["capitals/acc_stderr"] > 0 and got["capitals/items"] == 12
     with torch.no_grad():
         model.lm_head.weight[7] = float("nan")
-    (got,) = Harness(tasks=["capitals"], limit=12, batch=5)(model, lab)
+    (got,) = Harness(tasks=["capitals"], limit=12, include_path=None, batch=5)(model, lab)
     assert got == {"capitals/likelihood_finite": 0, "capitals/items": 12}
 
 

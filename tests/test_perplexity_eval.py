@@ -22,7 +22,7 @@ from depthcut.runtime.errors import UserError
 from pico import pico
 from running import ENVIRONMENT, text_files
 
-KNOBS: dict[str, Any] = {"window": 16, "windows": None, "bos": "first", "batch": 3}
+KNOBS: dict[str, Any] = {"window": 16, "stride": None, "windows": None, "bos": "first", "batch": 3}
 DOCUMENTS = [f"Document {i} says {i * i * 977} {'and more ' * (i % 4)}." for i in range(30)]
 
 
@@ -77,6 +77,42 @@ def test_it_is_transformers_own_loss_over_the_windows(bos: str, file: Path, tmp_
     assert got["a/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert got["a/loss_stderr"] == pytest.approx(np.std(losses, ddof=1) / math.sqrt(len(losses)), rel=1e-4)
     assert got["a/perplexity"] == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
+
+
+@pytest.mark.parametrize(("bos", "stride"), [("first", 5), ("first", 16), ("all", 4)])
+def test_a_stride_is_the_loop_of_transformers_documentation(bos: str, stride: int, file: Path, tmp_path: Path) -> None:
+    """Its code, save that a window's loss counts for the tokens that it predicts, and for the BOS before each."""
+    tokenizer, model = byte_tokenizer(), byte_model()
+    ids = tokenizer("\n\n".join(DOCUMENTS), add_special_tokens=False)["input_ids"]
+    ids, before = ([tokenizer.bos_token_id, *ids], []) if bos == "first" else (ids, [tokenizer.bos_token_id])
+    nll_sum, n_tokens, prev_end_loc = 0.0, 0, 0
+    for begin_loc in range(0, len(ids), stride):
+        end_loc = min(begin_loc + 16, len(ids))
+        trg_len = end_loc - prev_end_loc
+        input_ids = torch.tensor([[*before, *ids[begin_loc:end_loc]]])
+        target_ids = input_ids.clone()
+        target_ids[:, :-trg_len] = -100
+        num_loss_tokens = int((target_ids[:, 1:] != -100).sum())
+        with torch.no_grad():
+            nll_sum += model(input_ids, labels=target_ids).loss.item() * num_loss_tokens
+        n_tokens += num_loss_tokens
+        prev_end_loc = end_loc
+        if end_loc == len(ids):
+            break
+    (got,) = evaluation(file, bos=bos, stride=stride)(model, bare(tmp_path))
+    assert got["a/tokens"] == n_tokens
+    assert stride == 16 or n_tokens == len(ids) - (bos == "first")
+    assert got["a/loss"] == pytest.approx(nll_sum / n_tokens, rel=1e-5)
+
+
+def test_a_stride_has_a_digest_of_its_own_and_null_has_that_of_earlier_versions(file: Path, tmp_path: Path) -> None:
+    here: Any = bare(tmp_path)
+    assert "stride" not in digests.fields(evaluation(file))
+    assert digests.evaluation(evaluation(file), here) == "ce5358ed189ad188"
+    assert digests.evaluation(evaluation(file, stride=8), here) != digests.evaluation(evaluation(file, stride=4), here)
+    assert evaluation(file).windowed("a", here).digest == "57a9f665186c3274"
+    with pytest.raises(ValueError, match=r"stride must be at most eval\.perplexity\.window=16, got 17"):
+        evaluation(file, stride=17)
 
 
 def test_fewer_windows_are_the_first_and_read_no_more_text_than_it_takes(file: Path, tmp_path: Path) -> None:
@@ -253,7 +289,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from depthcut.eval.perplexity import Perplexity
-read = Perplexity(texts={"a": {"paths": [sys.argv[1]]}}, window=16, windows=None, bos="first", batch=1)
+read = Perplexity(texts={"a": {"paths": [sys.argv[1]]}}, window=16, stride=None, windows=None, bos="first", batch=1)
 assert read.reads(SimpleNamespace(cache=Path(sys.argv[2]), contents={}))["a"]
 assert not {"torch", "transformers", "datasets"} & set(sys.modules)
 """

@@ -79,10 +79,12 @@ def test_questions_of_several_sizes_are_told_apart():
 def test_no_question_both_chooses_and_measures(here):
     there = len(questions.items("capitals", here.cache))
     metric = Task(tasks=["capitals"], items=48, by="accuracy", batch=5)
-    here.experiment.eval = {"harness": Harness(tasks=["topics", "capitals"], limit=there - 48, batch=1)}
+    here.experiment.eval = {
+        "harness": Harness(tasks=["topics", "capitals"], limit=there - 48, include_path=None, batch=1)
+    }
     metric.prepare(here)
     for limit in (there - 47, None):
-        here.experiment.eval = {"harness": Harness(tasks=["capitals"], limit=limit, batch=1)}
+        here.experiment.eval = {"harness": Harness(tasks=["capitals"], limit=limit, include_path=None, batch=1)}
         with pytest.raises(ValueError, match=f"set eval.harness.limit to {there - 48} or less, or metric.tasks"):
             metric.prepare(here)
 

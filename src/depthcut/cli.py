@@ -92,7 +92,11 @@ def compose(loader: Loader, overrides: Sequence[str]) -> DictConfig:
 
 def run_point(loader: Loader, task: Task, overrides: Sequence[str]) -> None:
     """Run one point here."""
-    task(compose(loader, overrides))
+    from depthcut import config
+
+    composed = compose(loader, overrides)
+    config.require_tasks_of_command_line(config.read(composed), overrides)
+    task(composed)
 
 
 def master(loader: Loader, overrides: Iterable[Override]) -> DictConfig:

@@ -1,5 +1,6 @@
 """From the composed config to one frozen Experiment: every mistake is found here, before anything heavy is loaded."""
 
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -12,6 +13,8 @@ from pydantic import Field, StringConstraints
 from depthcut import config_errors, config_values
 from depthcut.data import Source
 from depthcut.eval import Eval
+from depthcut.eval.harness import Harness
+from depthcut.eval.likelihood import task_files
 from depthcut.heal import Heal
 from depthcut.log import Log
 from depthcut.methods import GROUPS, build, checked
@@ -159,6 +162,17 @@ def read(cfg: DictConfig) -> Experiment:
         read_group = {"data": sources, "eval": evaluations}.get(group, partial(build, group))
         values[group] = read_group(composed[group])
     return checked("", Experiment, {**values, "composed": composed})
+
+
+def require_tasks_of_command_line(x: Experiment, overrides: Sequence[str]) -> None:
+    """Check that only the command line names files of lm-eval tasks: they can run code.
+
+    Raises:
+        UserError: naming a path that stands in a config file.
+    """
+    for each in x.eval.values():
+        if isinstance(each, Harness):
+            task_files.require_command_line(each.tasks, each.include_path, overrides)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

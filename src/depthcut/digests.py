@@ -17,10 +17,19 @@ FORMAT = 3
 
 
 def fields(method: Any) -> dict[str, Any]:
-    """A method by its class and its knobs, save those that change speed and memory only (``incidental``)."""
-    incidental: set[str] = set().union(*(vars(cls).get("incidental", ()) for cls in type(method).__mro__))
+    """A method by its class and its knobs, save those that change speed and memory only (``incidental``).
+
+    A knob that was added later (``optional``) is in it only where it is not null, so that earlier digests hold.
+    """
+    incidental, optional = (
+        set[str]().union(*(vars(cls).get(kind, ()) for cls in type(method).__mro__))
+        for kind in ("incidental", "optional")
+    )
+    values = {each.name: getattr(method, each.name) for each in dataclasses.fields(method)}
     knobs = {
-        each.name: getattr(method, each.name) for each in dataclasses.fields(method) if each.name not in incidental
+        name: value
+        for name, value in values.items()
+        if name not in incidental and not (name in optional and value is None)
     }
     return {"class": f"{type(method).__module__}.{type(method).__name__}", **knobs}
 
@@ -88,4 +97,4 @@ def pruned(lab: "Lab", plan: Plan) -> str:
 
 def evaluation(part: "Eval", lab: "Lab") -> str:
     """An evaluation, whatever the model: its knobs and what it reads."""
-    return store.digest({"evaluation": fields(part), "reads": part.reads(lab)})
+    return store.digest({"evaluation": fields(part) | part.digested(), "reads": part.reads(lab)})

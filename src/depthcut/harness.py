@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from depthcut import branches, questions
 from depthcut.cuts import WHOLE, Cut
+from depthcut.eval.likelihood import task_files
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from depthcut.eval.harness import Harness
     from depthcut.lab import Lab
 
 BOOTSTRAP = 1000  # lm-eval gives no standard error at all where this is 0, though that of a mean needs no bootstrap
@@ -79,10 +81,8 @@ def cropped(context: branches.Ids, follow: branches.Ids, longest: int) -> branch
     return context[-max(1, longest + 1 - len(follow)) :], follow
 
 
-def evaluate(
-    model: nn.Module, lab: "Lab", tasks: list[str], limit: int | None, batch: int, cuts: Sequence[Cut]
-) -> list[dict[str, float]]:
-    """Run ``tasks`` (``name`` or ``name@shots``) on each of the ``cuts`` of ``model``; their numbers by flat names.
+def evaluate(model: nn.Module, lab: "Lab", asked: "Harness", cuts: Sequence[Cut]) -> list[dict[str, float]]:
+    """Run the tasks (``name`` or ``name@shots``) on each of the ``cuts`` of ``model``; their numbers by flat names.
 
     Raises:
         UserError: if a task does not exist, or its data is not reached.
@@ -90,12 +90,12 @@ def evaluate(
     """
     flat: list[dict[str, float]] = [{} for _ in cuts]
     with quiet():
-        lm = wrap(model, lab, batch, cuts)
-        for task in tasks:
-            loaded, lm.known, lm.encoded = load(task, lab.cache), {}, {}
+        lm = wrap(model, lab, asked.batch, cuts)
+        for task in asked.tasks:
+            loaded, lm.known, lm.encoded = load(task, lab.cache, asked.include_path), {}, {}
             for lm.now in range(len(cuts)):
                 results: Any = lm_evaluate(
-                    lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False
+                    lm=lm, task_dict=loaded, limit=asked.limit, bootstrap_iters=BOOTSTRAP, log_samples=False
                 )
                 flat[lm.now] |= measured(lm, results)
     return flat
@@ -139,17 +139,17 @@ def wrap(model: nn.Module, lab: "Lab", batch: int, cuts: Sequence[Cut]) -> Score
 
 
 @cache
-def load(task: str, folder: Path) -> Any:
-    """The task as lm-eval wants it; ``folder`` keeps the local sets.
+def load(task: str, folder: Path, include_path: str | None = None) -> Any:
+    """The task as lm-eval wants it; ``folder`` keeps the local sets, ``include_path`` the user's own.
 
     Raises:
         UserError: as :func:`evaluate`.
     """
-    name, _, shots = task.partition("@")
+    name, shots = task_files.split(task)
     if name in questions.NAMES:
         loaded: Any = TaskManager(include_defaults=False).load([questions.task(name, folder)])
     else:
-        loaded = load_by_name(name)
+        loaded = load_own(name, include_path) if task_files.is_path(task) else load_by_name(name, include_path)
     for each in loaded["tasks"].values():
         if shots:
             each.set_config(key="num_fewshot", value=int(shots))
@@ -158,30 +158,44 @@ def load(task: str, folder: Path) -> Any:
 
 
 @cache
-def known() -> TaskManager:
-    """Lm-eval's own tasks; to look for them takes seconds."""
-    return TaskManager()
+def known(include_path: str | None) -> TaskManager:
+    """Lm-eval's own tasks, and those of a folder; to look for them takes seconds."""
+    return TaskManager(include_path=include_path and str(task_files.path_of(include_path)))
 
 
-def require(name: str) -> None:
+def require(name: str, include_path: str | None) -> None:
     """Check that a task exists, without its data.
 
     Raises:
         UserError: if neither depthcut nor lm-eval has it.
     """
-    if name in questions.NAMES or name in known().all_tasks:
+    if name in questions.NAMES or name in known(include_path).all_tasks:
         return
-    close = get_close_matches(name, questions.NAMES, n=1) or get_close_matches(name, known().all_tasks, n=1)
+    close = get_close_matches(name, questions.NAMES, n=1) or get_close_matches(name, known(include_path).all_tasks, n=1)
     meant = f" Did you mean {close[0]}?" if close else ""
     local = ", ".join(questions.NAMES)
     raise UserError(f"eval.tasks: no task {name!r}.{meant} Local: {local}; `lm-eval ls tasks` lists lm-eval's own")
 
 
-def load_by_name(name: str) -> Any:
-    """One of lm-eval's own tasks; its data comes from the hub."""
-    require(name)
+def load_own(name: str, include_path: str | None) -> Any:
+    """Load a task from a yaml of the user's own.
+
+    Raises:
+        UserError: for whatever lm-eval says of it.
+    """
+    path = task_files.path_of(name)
     try:
-        return known().load([name])
+        return known(include_path).load([str(path)])
+    except Exception as error:  # its keys, its functions, its data: what can be wrong has no bounds
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"eval.tasks: lm-eval cannot load {path}: {type(error).__name__}: {reason}") from error
+
+
+def load_by_name(name: str, include_path: str | None) -> Any:
+    """One of lm-eval's own tasks, whose data comes from the hub, or one of a folder's."""
+    require(name, include_path)
+    try:
+        return known(include_path).load([name])
     except Exception as error:  # what stands for a dead network depends on the versions of three libraries
         raise UserError(
             f"eval.tasks: could not get the data of {name!r} from the hub ({type(error).__name__}). "

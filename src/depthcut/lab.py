@@ -1,4 +1,4 @@
-"""What the stages of one run share: the model on the disk, the texts, the caches, and the record that fills up."""
+"""One run: the model on disk, the texts, the caches, and the record that fills up."""
 
 import logging
 import time
@@ -236,17 +236,15 @@ class Lab:
     @contextmanager
     def timed(self, what: str) -> Generator[None]:
         """Add the seconds of a piece of work to the record."""
-        start = time.monotonic()
+        start, key = time.monotonic(), f"seconds/{what}"
         yield
-        key = f"seconds/{what}"
         self.numbers[key] = self.numbers.get(key, 0.0) + time.monotonic() - start
 
 
 def enter(x: "Experiment") -> Lab:
     """Open the model on the disk and set up the lab for one run; neither torch nor a weight is loaded."""
     outputs = Path(x.outputs)
-    cache = outputs / "cache"
-    checkpoint = x.model.open(cache)
+    checkpoint = x.model.open(cache := outputs / "cache")
     x.prune.check(checkpoint)
     lab = bases.settled(Lab(experiment=x, checkpoint=checkpoint, cache=cache, study=outputs / x.name))
     x.replace.check(x.prune.unit, x.prune.count(lab.shape))  # either may refuse a cut

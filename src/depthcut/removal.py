@@ -45,9 +45,13 @@ class Rows:
 
     @classmethod
     def of(cls, text: "Tokens", size: int) -> "Iterator[Rows]":
-        """All of a text, ``size`` sequences at a time; each token but the first is a target."""
+        """All of a text, ``size`` sequences at a time; each token but the first, or the context, is a target."""
         for place, (ids_BT, mask_BT) in enumerate(text.batches(size)):
             targets_BT = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, forward.NO_TARGET)
+            if text.context is not None:
+                context_B = torch.from_numpy(text.context[place * size :][: len(ids_BT)].astype("int64"))
+                places_T = torch.arange(1, ids_BT.shape[1])
+                targets_BT = targets_BT.masked_fill(places_T < context_B[:, None], forward.NO_TARGET)
             yield cls(place * size, ids_BT, mask_BT, targets_BT)
 
 

@@ -9,8 +9,9 @@ from depthcut.plan import Plan
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
+    from depthcut.files import Files
     from depthcut.loading import Dtype
     from depthcut.width.widths import Widths
 
@@ -60,7 +61,6 @@ def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") 
         UserError: if there is no model, or it is damaged.
     """
     import torch
-    from transformers import AutoConfig
 
     from depthcut import loading, replacing
     from depthcut.files import Folder, Hashes
@@ -74,13 +74,8 @@ def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") 
         raise UserError(f"{folder} holds no model: there is no config.json")
     files = Folder(folder, Hashes(folder / ".hashes.json"))
     described: dict[str, Any] = files.json("config.json")
-    try:
-        base: dict[str, Any] = dict(described["base"] if described.get("model_type") == KIND else described)
-        config = AutoConfig.for_model(base.pop("model_type"), **base)
-        whole = Plan(config.get_text_config().num_hidden_layers, ())
-        plan = Plan.from_dict(described["plan"]) if "plan" in described else whole
-    except (KeyError, TypeError) as error:
-        raise files.damaged("config.json", repr(error)) from None
+    config, plan = read_config(files, described)
+    whole = Plan(config.get_text_config().num_hidden_layers, ())
     shards = Shards(files)
     form = loading.Form("none", getattr(torch, dtype), device)
     if described.get("narrowed", False):
@@ -93,3 +88,20 @@ def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") 
     if (generation := loading.generation(files)) is not None:
         model.generation_config = generation
     return model
+
+
+def read_config(files: "Files", described: dict[str, Any]) -> "tuple[PreTrainedConfig, Plan]":
+    """Return the config of an exported model and its plan, out of what its config.json holds.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    from transformers import AutoConfig
+
+    try:
+        base: dict[str, Any] = dict(described["base"] if described.get("model_type") == KIND else described)
+        config = AutoConfig.for_model(base.pop("model_type"), **base)
+        whole = Plan(config.get_text_config().num_hidden_layers, ())
+        return config, Plan.from_dict(described["plan"]) if "plan" in described else whole
+    except (KeyError, TypeError) as error:
+        raise files.damaged("config.json", repr(error)) from None

@@ -63,9 +63,9 @@ class Sweep:
         for overrides in sayings:
             words = " ".join(each for each in overrides if each not in common)
             try:
-                self.add(
-                    Point(tuple(overrides), words, composed := compose(overrides), lab.enter(config.read(composed)))
-                )
+                x = config.read(composed := compose(overrides))
+                config.require_tasks_of_command_line(x, overrides)
+                self.add(Point(tuple(overrides), words, composed, lab.enter(x)))
             except complaints.STOPS:
                 raise
             except BaseException as error:
@@ -139,7 +139,9 @@ class Sweep:
         """Return how many points are done, failed and left, in words."""
         failed = sum(self.failed(point) for point in left)
         asked = len(self.points) + self.mistakes
+        records = [record.read(folder) or {} for folder in {point.lab.folder for point in self.points}]
+        diverged = sum(each.get("status") == "diverged" for each in records)
         return (
             f"{asked - len(left) - self.mistakes} of {asked} points are done, {failed + self.mistakes} failed, "
-            f"{len(left) - failed} are left"
+            f"{len(left) - failed} are left" + (f", {diverged} diverged: a loss is not finite" if diverged else "")
         )

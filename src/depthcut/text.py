@@ -36,6 +36,7 @@ class Tokens:
         documents: uint64 [D], fingerprints of the documents (or sections of long ones) that are in there.
         digest: the same digest, the same tokens.
         end: the token that ends each document; None: not known.
+        context: int32 [N], the tokens at the start of each sequence that are read and not predicted; None: the first.
     """
 
     ids: NDArray[np.int32]
@@ -43,6 +44,7 @@ class Tokens:
     documents: NDArray[np.uint64]
     digest: str
     end: int | None = None
+    context: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         """The number of sequences, N."""
@@ -50,7 +52,8 @@ class Tokens:
 
     def first(self, sequences: int | None) -> "Tokens":
         """The first ``sequences`` of them; all with None."""
-        return replace(self, ids=self.ids[:sequences], lengths=self.lengths[:sequences])
+        context = None if self.context is None else self.context[:sequences]
+        return replace(self, ids=self.ids[:sequences], lengths=self.lengths[:sequences], context=context)
 
     def batches(self, size: int) -> "Iterator[tuple[Tensor, Tensor]]":
         """Go through the sequences in order, ``size`` at a time: ids and attention mask, both int64 [B, T].
@@ -149,7 +152,9 @@ def fill(into: Path, documents: Iterable[tuple[str, list[int]]], source: Source,
 def read(folder: Path, length: int) -> Tokens:
     """Open an entry that :func:`fill` wrote."""
     ids = np.memmap(folder / "ids.bin", dtype="<i4", mode="r").reshape(-1, length)
-    return Tokens(ids, np.load(folder / "lengths.npy"), np.load(folder / "documents.npy"), folder.name)
+    lengths, documents = np.load(folder / "lengths.npy"), np.load(folder / "documents.npy")
+    context = np.load(folder / "context.npy") if (folder / "context.npy").exists() else None
+    return Tokens(ids, lengths, documents, folder.name, context=context)
 
 
 def encoded(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:

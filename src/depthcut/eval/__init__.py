@@ -69,6 +69,10 @@ class Eval(ABC):
         del lab
         return {key: value for key, value in digests.fields(self).items() if key != "class"}
 
+    def digested(self) -> dict[str, Any]:
+        """Return options as they stand in its digest, where that is not as they were given: files without folders."""
+        return {}
+
     def parts(self) -> "tuple[Eval, ...]":
         """The pieces that are measured and kept one by one, so that one more task repeats none of the others."""
         return (self,)

@@ -1,6 +1,7 @@
 """Tasks through lm-eval's own evaluator: local question sets, or any of its tasks by name (Gao et al.)."""
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -8,6 +9,7 @@ from typing_extensions import override
 
 from depthcut import questions
 from depthcut.eval import UNCUT, Cuts, Eval
+from depthcut.eval.likelihood import task_files
 from depthcut.runtime.errors import UserError
 from depthcut.strict import strict
 
@@ -24,21 +26,25 @@ class Harness(Eval):
     """Multiple choice by log-likelihood, and whatever else lm-eval measures.
 
     Attributes:
-        tasks: names; ``mmlu@5`` means five shots. ``capitals``, ``topics`` and what ends with ``_local`` need no hub.
+        tasks: names; ``mmlu@5`` means five shots. ``capitals``, ``topics`` and what ends with ``_local`` need no hub. A
+            path such as ``/x/mine.yaml`` is a task of the user's own.
+        include_path: folder of the user's own tasks, which ``tasks`` then names; None: lm-eval's alone.
         limit: items a task at most; null takes all.
         batch: requests a forward pass.
     """
 
     tasks: list[str]
     limit: Annotated[int | None, Field(gt=0)]
+    include_path: str | None
     batch: Count
-    incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+    # What a task of the user's own holds is in `reads`.
+    incidental: ClassVar[frozenset[str]] = frozenset({"include_path", "batch"})
     sample: ClassVar[frozenset[str]] = frozenset({"limit"})
 
     def __post_init__(self) -> None:
         for task in self.tasks:
-            name, _, shots = task.partition("@")
-            if not name or ("@" in task and not shots.isdigit()):
+            name, shots = task_files.split(task)
+            if not name or ("@" in name and not task_files.is_path(task)):
                 raise UserError(f"eval.tasks: {task!r} is no task; write a name, or name@shots such as mmlu@5")
             if name in questions.NAMES and shots:
                 raise UserError(f"eval.tasks: {name} has no examples to show as shots; write {name}")
@@ -49,25 +55,42 @@ class Harness(Eval):
 
     @override
     def settings(self, lab: "Lab") -> dict[str, Any]:
-        return {"limit": self.limit, "shots": ",".join(task.partition("@")[2] for task in self.tasks) or None}
+        own = [task_files.split(task)[0] for task in self.tasks if task_files.is_path(task)]
+        shots = ",".join(task_files.split(task)[1] for task in self.tasks)
+        return {"limit": self.limit, "shots": shots or None, "task": own or None}
+
+    @override
+    def digested(self) -> dict[str, Any]:
+        return {"tasks": [Path(task).name if task_files.is_path(task) else task for task in self.tasks]}
 
     def reads(self, lab: "Lab") -> Any:
         """The questions of the local sets, and lm-eval's version for the others."""
         from importlib.metadata import version
 
-        names = [task.partition("@")[0] for task in self.tasks]
+        names = [task_files.split(task)[0] for task in self.tasks]
         items = {name: questions.identity(name) for name in names if name in questions.NAMES}
-        return {"lm_eval": version("lm_eval"), "questions": items, "separator": lab.checkpoint.separator}
+        about = {"lm_eval": version("lm_eval"), "questions": items, "separator": lab.checkpoint.separator}
+        own = [sorted(self.content(task, lab).values()) for task in self.tasks]
+        return about | ({"files": own} if any(own) else {})
+
+    def content(self, task: str, lab: "Lab") -> dict[str, str]:
+        """Return the content of the files of a task of the user's own when this run first asked for it."""
+        if task in questions.NAMES:
+            return {}
+        key = f"eval.tasks {task}"
+        if key not in lab.contents:
+            lab.contents[key] = task_files.content(task, self.include_path)
+        return lab.contents[key]
 
     @override
     def check(self) -> None:
-        names = [task.partition("@")[0] for task in self.tasks]
+        names = [task_files.split(task)[0] for task in self.tasks if not task_files.is_path(task)]
         if others := [name for name in names if name not in questions.NAMES]:
             from depthcut import harness
 
             with harness.quiet():
                 for name in others:
-                    harness.require(name)
+                    harness.require(name, self.include_path)
 
     def prepare(self, lab: "Lab") -> None:
         """Load the tasks: a name that lm-eval does not know, or a hub that is not reached, is found out now."""
@@ -75,7 +98,10 @@ class Harness(Eval):
 
         with harness.quiet():
             for task in self.tasks:
-                harness.load(task, lab.cache)
+                before = self.content(task, lab)
+                harness.load(task, lab.cache, self.include_path)
+                if before and before != task_files.content(task, self.include_path):
+                    raise UserError(f"eval.tasks: a file of {task} changed during the run; give the same command again")
 
     def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> "list[dict[str, float]] | None":
         """Measure each task: ``arc_easy/acc``, ``arc_easy/acc_stderr``, ... None of cuts if a task has them write.
@@ -86,6 +112,6 @@ class Harness(Eval):
         from depthcut import harness
 
         try:
-            return harness.evaluate(model, lab, self.tasks, self.limit, self.batch, cuts)
+            return harness.evaluate(model, lab, self, cuts)
         except harness.Unshared:
             return None

@@ -88,7 +88,7 @@ def summary(sums_N: "Tensor", count_N: "Tensor", vocabulary: int) -> dict[str, f
     counts = {"items": len(count_N), "tokens": int(count_N.sum())}
     if not math.isfinite(loss):
         return {"loss_finite": 0, **counts}
-    means_N = sums_N / count_N
+    means_N = (sums_N / count_N)[count_N > 0]  # a sequence of one token predicts none
     stderr = (means_N.std() / math.sqrt(len(means_N))).item() if len(means_N) > 1 else 0.0
     numbers = {"loss": loss, "loss_stderr": stderr, "loss_over_log_v": loss / math.log(vocabulary)}
     if loss < 700:  # beyond it exp overflows

@@ -1,8 +1,10 @@
 """Perplexity of named texts in short windows, as Shortened LLaMA has it for WikiText-2 and PTB (arXiv:2402.02834).
 
 A text's documents are joined by blank lines and tokenised as one; what comes is cut into windows that do not overlap,
-and a rest is left out. The BOS stands before the first window's tokens, as one of them, or before each window's, beside
-them. Rows of a data set that hold no text are left out; the paper's code joins them too, which adds blank lines.
+and a rest is left out. With a stride they overlap, as in transformers' documentation of perplexity: each token is
+predicted once, behind all that its window holds in front of it, and the last window may be shorter. The BOS stands
+before the first window's tokens, as one of them, or before each window's, beside them. Rows of a data set that hold no
+text are left out; the paper's code joins them too, which adds blank lines.
 """
 
 import dataclasses
@@ -41,6 +43,7 @@ class Perplexity(Eval):
         texts: by the names that their numbers get, where they come from, as :class:`depthcut.eval.texts.Text` has it;
             null leaves one out.
         window: tokens of a window, T.
+        stride: tokens from one window's start to the next one's; None: windows do not overlap.
         windows: how many of a text at most; None: all.
         bos: before the first window's tokens, as one of them; or before those of all windows, beside them. A tokenizer
             that has none has none ``first``.
@@ -49,14 +52,21 @@ class Perplexity(Eval):
 
     texts: dict[Name, dict[str, Any] | None]
     window: Annotated[int, Field(gt=1, le=LONGEST)]
+    stride: Count | None
     windows: Count | None
     bos: Literal["first", "all"]
     batch: Count
     # Texts are in `reads`, by their content.
     incidental: ClassVar[frozenset[str]] = frozenset({"texts", "batch"})
+    optional: ClassVar[frozenset[str]] = frozenset({"stride"})
     sample: ClassVar[frozenset[str]] = frozenset({"windows"})
 
     def __post_init__(self) -> None:
+        if self.stride is not None and self.stride > self.window:
+            raise UserError(
+                f"eval.perplexity.stride must be at most eval.perplexity.window={self.window}, got {self.stride}: "
+                "tokens between the windows would be left out"
+            )
         if not self.named:
             raise UserError(f"{texts.WHERE} names no text; give one: +{texts.WHERE}.mine.paths=[corpus.txt]")
         for name in self.named:
@@ -130,6 +140,7 @@ class Perplexity(Eval):
             raise UserError("eval.perplexity.bos=all: this tokenizer has no BOS; take eval.perplexity.bos=first")
         content = self.content(name, lab)
         asked = [source.named(content), text.tokenizer_digest(tokenizer), self.window, self.windows, self.bos]
+        asked += [] if self.stride is None else [self.stride]
 
         def make(into: Path) -> None:
             self.fill(into, source.documents(lab.cache), tokenizer)
@@ -157,14 +168,19 @@ class Perplexity(Eval):
         bos: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         if self.bos == "first":
             ids = bos + ids
-        count = min(len(ids) // self.window, self.windows or len(ids))
-        if not count:
+        if len(ids) < self.window:
             raise UserError(f"the text gives {len(ids)} tokens; a window has {self.window}")
-        ids_NT = np.asarray(ids[: count * self.window], dtype="<i4").reshape(count, self.window)
+        starts = window_starts(len(ids), self.window, self.stride)[: self.windows]
+        rows = [ids[start : start + self.window] for start in starts]
+        lengths = np.asarray([len(row) for row in rows], dtype=np.int32)
+        ids_NT = np.asarray([row + row[-1:] * (self.window - len(row)) for row in rows], dtype="<i4")
+        context = np.asarray([0, *(self.window - (self.stride or self.window) for _ in rows[1:])], dtype=np.int32)
         if self.bos == "all":
-            ids_NT = np.insert(ids_NT, 0, bos, axis=1)
+            ids_NT, lengths, context = np.insert(ids_NT, 0, bos, axis=1), lengths + 1, context + 1
         (into / "ids.bin").write_bytes(ids_NT.tobytes())
-        np.save(into / "lengths.npy", np.full(count, ids_NT.shape[1], dtype=np.int32))
+        np.save(into / "lengths.npy", lengths)
+        if self.stride is not None:
+            np.save(into / "context.npy", context)
         np.save(into / "documents.npy", np.asarray([fingerprint(each) for each in used], dtype=np.uint64))
 
     def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]]:
@@ -176,3 +192,10 @@ class Perplexity(Eval):
             found = measured(model, self.windowed(name, lab), name, self.batch, cuts)
             flat = [before | numbers for before, numbers in zip(flat, found, strict=True)]
         return flat
+
+
+def window_starts(tokens: int, window: int, stride: int | None) -> range:
+    """Return where windows begin: end to end without a rest, or ``stride`` apart until one reaches the end."""
+    if stride is None:
+        return range(0, tokens - window + 1, window)
+    return range(0, max(tokens - window, 0) + stride, stride)

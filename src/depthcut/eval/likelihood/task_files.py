@@ -1,0 +1,136 @@
+"""The user's own lm-eval tasks: a yaml by its path, or by its name in a folder of yamls, and all files they name.
+
+Such a yaml can run code (``!function``, templates), so it is loaded only where the command line names it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from depthcut import store
+from depthcut.runtime.errors import UserError
+
+MOST = 10_000
+"""Files of ``eval.include_path`` at most."""
+
+
+def split(task: str) -> tuple[str, str]:
+    """Return a task's name, or path, and its number of shots; empty where it states none."""
+    name, sign, shots = task.rpartition("@")
+    return (name, shots) if sign and shots.isdigit() else (task, "")
+
+
+def is_path(task: str) -> bool:
+    """Tell whether a task is a yaml file rather than a name."""
+    return split(task)[0].endswith((".yaml", ".yml"))
+
+
+def content(task: str, include_path: str | None) -> dict[str, str]:
+    """Return the SHA-256 of each file that a task of the user's own may read, by path; none for lm-eval's own tasks.
+
+    Raises:
+        UserError: for a file that is not there, or is no yaml.
+    """
+    name = split(task)[0]
+    found: dict[Path, None] = {}
+    if is_path(task):
+        follow(path_of(name), found)
+    if include_path is not None:
+        found |= dict.fromkeys(listed(include_path))
+    return {str(path): store.sha256(path) for path in found}
+
+
+def path_of(name: str) -> Path:
+    """Return a task's file; ``~`` is the home folder."""
+    return Path(name).expanduser()
+
+
+def listed(include_path: str) -> list[Path]:
+    """List the yaml and Python files in a folder of tasks and its sub-folders.
+
+    Raises:
+        UserError: if it is no folder, or a very large one.
+    """
+    folder = path_of(include_path)
+    if not folder.is_dir():
+        raise UserError(f"eval.include_path: no folder at {folder}; give one that holds the yaml files of tasks")
+    files = sorted(each for each in folder.rglob("*") if each.suffix in (".yaml", ".yml", ".py") and each.is_file())
+    if len(files) > MOST:
+        raise UserError(f"eval.include_path: {folder} holds {len(files)} yaml and py files, at most {MOST} are read")
+    return files
+
+
+def follow(path: Path, found: dict[Path, None]) -> None:
+    """Add a yaml to ``found``, with the yamls it includes, the Python files of its functions and its local data."""
+    if path in found:
+        return
+    if not path.is_file():
+        raise UserError(f"eval.tasks: no file at {path} (seen from {Path.cwd()})")
+    found[path] = None
+    functions: list[str] = []
+    task = parsed(path, functions)
+    for function in functions:
+        module = path.parent / f"{function.rpartition('.')[0].replace('.', '/')}.py"
+        if module.is_file():
+            found[module] = None
+    includes = task.get("include", [])
+    for each in includes if isinstance(includes, list) else [includes]:
+        follow(path.parent / path_of(str(each)), found)
+    for text in texts([task.get("dataset_path"), task.get("dataset_kwargs")]):
+        local = path_of(text)
+        found |= dict.fromkeys([local] if local.is_file() else files_in(local))
+
+
+def files_in(folder: Path) -> list[Path]:
+    """List the regular files of a folder, none of what is no folder."""
+    return sorted(each for each in folder.rglob("*") if each.is_file()) if folder.is_dir() else []
+
+
+def parsed(path: Path, functions: list[str]) -> dict[str, Any]:
+    """Read a task's yaml without running anything; note the functions that it names.
+
+    Raises:
+        UserError: if it is no yaml of a task.
+    """
+
+    class Loader(yaml.SafeLoader):
+        """YAML whose ``!function`` is text."""
+
+    def function(_: yaml.SafeLoader, node: yaml.Node) -> str:
+        functions.append(str(node.value))
+        return str(node.value)
+
+    Loader.add_constructor("!function", function)
+    try:
+        task = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"eval.tasks: {path} is no YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(task, dict):
+        raise UserError(f"eval.tasks: {path} is no task of lm-eval: it holds no keys such as task and dataset_path")
+    return task
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Yield all texts in a nested value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from texts(each)
+
+
+def require_command_line(tasks: Iterable[str], include_path: str | None, overrides: Sequence[str]) -> None:
+    """Check that the command line, not a config file, names each yaml of tasks: it can run code.
+
+    Raises:
+        UserError: naming the path that it does not name.
+    """
+    said = [override for override in overrides if "eval." in override.partition("=")[0]]
+    for key, path in [("tasks", split(task)[0]) for task in tasks if is_path(task)] + [("include_path", include_path)]:
+        if path is not None and not any(path in override for override in said):
+            raise UserError(
+                f"eval.{key}: {path} stands in a config file. A task's yaml can run code, so give its path on the "
+                f"command line: eval.{key}=..."
+            )
