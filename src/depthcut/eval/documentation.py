@@ -32,8 +32,12 @@ class Topics(Source):
         yield from (text for _, text in sorted(topics.items()))
 
     @override
-    def identity(self, cache: Path) -> str:
-        return store.digest(list(self.documents(cache)))
+    def content(self, cache: Path) -> dict[str, str]:
+        return {"topics": store.digest(list(self.documents(cache)))}
+
+    @override
+    def named(self, content: dict[str, str]) -> str:
+        return content["topics"]
 
 
 @strict

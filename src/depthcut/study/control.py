@@ -8,7 +8,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from depthcut import lab as labs
-from depthcut import record, runlog
+from depthcut import measured, record, runlog
 from depthcut.prune.plan import Given
 from depthcut.replace.none import NoReplacement
 
@@ -23,12 +23,13 @@ def measure(lab: "Lab") -> None:
         return
     twin = labs.enter(of(lab.experiment))
     if twin.digest == lab.digest:
-        found: dict[str, Any] = {**lab.numbers, "evaluated": lab.evaluated}
+        found: dict[str, Any] = lab.numbers
+        lab.measured["control"] = lab.measured["healed"]
     else:
         lab.release()
         found = healed(twin)
+        lab.measured["control"] = measured.from_record(found, "healed")
     lab.numbers |= {key.replace("healed/", "control/", 1): found[key] for key in found if key.startswith("healed/")}
-    lab.evaluated["control"] = found["evaluated"]["healed"]
 
 
 def of(x: "Experiment") -> "Experiment":
