@@ -2,12 +2,15 @@
 
 import json
 import logging
+import re
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from depthcut import saved, sharing, store, text
+from depthcut.files import Files
 from depthcut.plan import Plan
 from depthcut.study import card
 from depthcut.width.widths import Widths
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from depthcut.lab import Lab
 
 What = Literal["merged", "adapter", "none"]
+# What AutoProcessor reads next to the tokenizer.
+SIDE = re.compile(r"(\w+_)?(pre)?processor_config\.json|chat_template\.(json|jinja)")
 log = logging.getLogger("depthcut")
 
 
@@ -46,6 +51,7 @@ def export(what: What, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]"
         lab.checkpoint.tokenizer.save_pretrained(str(folder))
         if lab.experiment.heal.trains:
             stop_at_separator(folder, text.separator_id(lab.checkpoint.tokenizer, lab.checkpoint.separator))
+        copy_side_files(lab.checkpoint.files, folder)
         plan.write(folder / "plan.json")
 
     folder = lab.folder / "model"
@@ -67,6 +73,13 @@ def stop_at_separator(folder: Path, separator: int) -> None:
     ends = before if isinstance(before, list) else [] if before is None else [before]
     if separator not in ends:
         store.write_json(path, {**config, "eos_token_id": [*ends, separator]})
+
+
+def copy_side_files(files: Files, folder: Path) -> None:
+    """Copy the settings of the model's processors and its chat template, where ``folder`` has none yet."""
+    for name in sorted(filter(SIDE.fullmatch, files.names)):
+        if not (folder / name).exists():
+            shutil.copyfile(files.path(name), folder / name)
 
 
 def merged(lab: "Lab", plan: Plan, healed: "Callable[[], nn.Module]") -> "PreTrainedModel":

@@ -16,6 +16,7 @@ from depthcut.plan import Plan, Unit
 from depthcut.prune.block import Block
 from depthcut.runtime.errors import UserError
 from depthcut.shape import Shape
+from depthcut.study import preflight
 from depthcut.text import Tokens, disjoint, tokens
 
 if TYPE_CHECKING:
@@ -84,9 +85,8 @@ class Lab:
 
         there = torch.cuda.is_available()
         if self.experiment.device == "cuda" and not there:
-            raise UserError(
-                "device=cuda: torch sees no GPU here. Use device=cpu, or a machine and a torch build with CUDA"
-            )
+            mend = "Use device=cpu, or a machine and a torch build with CUDA"
+            raise UserError(f"device=cuda: torch sees no GPU here. {mend}")
         return ranks.gpu() if there and self.experiment.device != "cpu" else "cpu"
 
     def load(self, plan: Plan | None = None) -> "nn.Module":
@@ -128,8 +128,7 @@ class Lab:
         Raises:
             UserError: if a text or a task cannot be had, a text is too short, or a document is in two parts.
         """
-        if self.settled:
-            log.info(self.settled)
+        preflight.check(self)
         for evaluation in self.experiment.eval.values():
             evaluation.prepare(self)
         self.experiment.heal.prepare(self)
@@ -143,6 +142,7 @@ class Lab:
             parts["train"] = self.train()
         for part, text in self.experiment.replace.text(self).items():
             parts[part] = max(parts.get(part, text), text, key=len)
+        preflight.check_tokens(self, parts)
         disjoint(parts)
 
     def text(self, part: Part, sequences: int | None = None) -> Tokens:

@@ -31,6 +31,9 @@ class Local(Model):
 
     def _files(self, cache: Path, hashes: Hashes) -> Files:
         path = Path(self.path)
+        if snapshots := sorted(path.glob("snapshots/*/config.json")):
+            found = " or ".join(str(config.parent) for config in snapshots[:3])
+            raise UserError(f"model.path={self.path} is a repository in the hub's cache, not a model; give {found}")
         if path.is_dir():
             return Folder(path, hashes)
         if path.is_file() and path.suffix == ".gguf":

@@ -43,7 +43,7 @@ def check_values(title: str, described: dict[str, Any]) -> None:
     Raises:
         UserError: naming the key, what was expected and what was given.
     """
-    for path, value in leaves(described):
+    for path, value in leaves(title, described):
         if isinstance(value, float) and math.isnan(value):
             raise wrong(title, path, value, "a number")
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63:
@@ -77,13 +77,13 @@ def is_size(value: Any, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
-def leaves(described: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def leaves(title: str, described: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Go through the values of a config that are no objects, with their dotted paths; those of a list have its path."""
     waiting: list[tuple[str, Any, int]] = [(key, value, 1) for key, value in described.items()]
     while waiting:
         path, value, level = waiting.pop()
         if level > NESTED:
-            raise UserError(f"{FILE}: {path[:80]} is nested more than {NESTED} levels deep")
+            raise UserError(f"{title}: {FILE}: {path[:80]} is nested more than {NESTED} levels deep")
         if isinstance(value, dict) and value:
             waiting += [(f"{path}.{key}", inner, level + 1) for key, inner in value.items()]
         elif isinstance(value, list) and value and path.rpartition(".")[2] not in (*DEPTH, *OBJECTS):
@@ -163,7 +163,10 @@ def build(title: str, config: "PreTrainedConfig", described: dict[str, Any], mos
     from depthcut import depth
     from depthcut.loading import quiet
 
-    depth.text_config(config)
+    try:
+        depth.text_config(config)
+    except UserError as error:
+        raise UserError(f"{title}: {error}") from None
     count = iter(range(most))
 
     def stop(*_: Any) -> None:
@@ -192,9 +195,8 @@ def explained(title: str, described: dict[str, Any]) -> Generator[None]:
     except Exception as error:  # KeyError, AssertionError, ZeroDivisionError, ...: whatever the value breaks first
         why = printable(f"{type(error).__name__}: {error}", 200)
         key = culprit(described, error)
-        named = (
-            f"{key}={printable(repr(dict(leaves(described)).get(key)))} is wrong" if key else "no model can be built"
-        )
+        value = printable(repr(dict(leaves(title, described)).get(key)))
+        named = f"{key}={value} is wrong" if key else "no model can be built"
         raise UserError(f"{title}: {FILE}: {named} ({why})") from None
 
 
@@ -203,7 +205,7 @@ def culprit(described: dict[str, Any], error: Exception) -> str:
     said = str(error)
     if "adding_idx" in said:
         said += " pad_token_id"
-    found = dict(leaves(described))
+    found = dict(leaves("the model", described))
     keys = [path for path in found if re.search(rf"(?<!\w){re.escape(path.rpartition('.')[2])}(?!\w)", said)]
     values = [path for path, value in found.items() if isinstance(value, str) and value and value in said]
     return max(keys or values, key=lambda path: len(path.rpartition(".")[2]), default="")

@@ -1,14 +1,11 @@
 """Recognise weights that are quantised already, whatever their config says."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from depthcut.model.checkpoint.headers import Entry
 from depthcut.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
 # Tensors that only quantisers write: GPTQ, AWQ, compressed-tensors, Model-Optimizer, FP8, bitsandbytes, HQQ.
@@ -57,18 +54,3 @@ def check_strangers(title: str, strangers: Collection[str], held: Collection[str
         owner = COMPANIONS.sub("", name)
         if owner != name and (owner in held or f"{owner}.weight" in held):
             raise UserError(f"{title} is quantised already: {name} scales its weights; {MEND}")
-
-
-def unquantised(layers: "Iterable[nn.Module]") -> dict[str, float]:
-    """Return the matrices that bitsandbytes leaves as they are: their share of all the layers' weights, by name."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    total, left = 0, dict[str, int]()
-    for layer in layers:
-        for name, weight in layer.named_parameters():
-            owner = layer.get_submodule(name.rpartition(".")[0])
-            total += weight.numel()
-            if weight.ndim > 1 and not isinstance(owner, nn.Linear | Conv1D):
-                left[name] = left.get(name, 0) + weight.numel()
-    return {name: size / total for name, size in left.items()}

@@ -1,0 +1,134 @@
+"""What config, headers and tokenizer tell is told before a weight is loaded."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from composing import composed
+from depthcut import config, export, lab, loading
+from depthcut.files import Folder, Hashes
+from depthcut.model.pico import byte_tokenizer
+from depthcut.runtime.errors import UserError
+from pico import pico
+from running import text_files
+
+BYTES = {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
+OPT = BYTES | {"ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 48}
+SHORT = [f"data.{part}.length=48" for part in ("calibration", "validation")] + ["heal.length=48"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    return text_files(tmp_path_factory.mktemp("corpus"))
+
+
+def saved(folder: Path, family: str, added: str = "", **changes: Any) -> None:
+    """Write a model with a tokenizer of bytes, to which a token is added; its embedding stays as it is."""
+    with loading.quiet():
+        pico(family, **changes).save_pretrained(folder / "model")
+    tokenizer = byte_tokenizer()
+    if added:
+        tokenizer.add_special_tokens({"eos_token": added})
+    tokenizer.save_pretrained(folder / "model")
+
+
+def prepared(folder: Path, corpus: tuple[str, ...], *words: str) -> None:
+    """Prepare a run of the model in ``folder``; no weight is read."""
+    model = ("model=local", f"model.path={folder / 'model'}", "data=files", "eval=[loss]", "device=cpu")
+    entered = lab.enter(config.read(composed(*model, f"outputs={folder}", *corpus, "heal=none", *words)))
+    entered.prepare()
+    assert entered.checkpoint.bytes_read == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("opt", OPT),
+        ("gpt2", BYTES | {"max_position_embeddings": 48}),
+        ("gptj", BYTES | {"max_position_embeddings": 48, "rotary_dim": 8}),
+    ],
+)
+def test_texts_longer_than_the_positions_are_refused(
+    family: str, changes: Any, corpus: tuple[str, ...], tmp_path: Path
+) -> None:
+    saved(tmp_path, family, **changes)
+    with pytest.raises(UserError, match=r"validation\.length=256, but the model has 48 positions; take at most 48"):
+        prepared(tmp_path, corpus)
+    prepared(tmp_path, corpus, *SHORT[:2])
+
+
+def test_rotary_models_take_any_length(corpus: tuple[str, ...], tmp_path: Path) -> None:
+    saved(tmp_path, "llama", **BYTES, max_position_embeddings=48)
+    prepared(tmp_path, corpus)
+
+
+def test_a_separator_without_a_row_is_refused(corpus: tuple[str, ...], tmp_path: Path) -> None:
+    saved(tmp_path, "llama", added="<|im_end|>", **BYTES)
+    with pytest.raises(UserError, match=r"token 258 \(<\|im_end\|>\) has no row in an embedding of 258; name another"):
+        prepared(tmp_path, corpus)
+    prepared(tmp_path, corpus, "model.separator='<|endoftext|>'")
+
+
+def test_a_text_that_holds_a_token_without_a_row_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, "llama", added="<|im_end|>", **BYTES)
+    words = text_files(tmp_path)
+    lines = [json.dumps({"text": f"{i} is a number.<|im_end|>" * 40}) for i in range(400)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"data\.\w+: token 258 \(<\|im_end\|>\) has no row .*; resize the embedding"):
+        prepared(tmp_path, words, "model.separator='<|endoftext|>'")
+
+
+def test_what_stays_unquantised_is_reported_or_refused(
+    corpus: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mixture = BYTES | {"num_key_value_heads": 2, "num_local_experts": 4}
+    saved(tmp_path, "mixtral", **mixture)
+    with pytest.raises(UserError, match=r"nf4 would leave 89% of the layers' weights in bfloat16 \(mlp\.experts\."):
+        prepared(tmp_path, corpus, "model.quantise=nf4", "model.dtype=bfloat16")
+    saved(tmp_path, "mixtral", **mixture | {"intermediate_size": 8, "num_local_experts": 2})
+    with caplog.at_level(logging.WARNING, "depthcut"):
+        prepared(tmp_path, corpus, "model.quantise=nf4", "model.dtype=bfloat16")
+    assert "model.quantise=nf4 leaves 21% of the layers' weights in bfloat16" in caplog.text
+
+
+def test_broken_generation_settings_are_told_at_once(corpus: tuple[str, ...], tmp_path: Path) -> None:
+    saved(tmp_path, "llama", **BYTES)
+    (tmp_path / "model" / "generation_config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"generation_config\.json is cut short or damaged"):
+        prepared(tmp_path, corpus)
+
+
+def test_an_export_takes_the_settings_of_the_processors_along(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    names = (
+        "preprocessor_config.json",
+        "processor_config.json",
+        "video_preprocessor_config.json",
+        "chat_template.json",
+    )
+    for name in (*names, "config.json", "model.safetensors"):
+        (source / name).write_text(name)
+    (target / "chat_template.json").write_text("the tokenizer's own")
+    export.copy_side_files(Folder(source, Hashes(tmp_path / "hashes.json")), target)
+    assert {file.name for file in target.iterdir()} == set(names)
+    assert (target / "chat_template.json").read_text() == "the tokenizer's own"
+
+
+def test_an_adapter_alone_names_its_base(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "me/base"}))
+    with pytest.raises(UserError, match=r"holds no model, only an adapter \(adapter_config\.json\) of me/base"):
+        prepared(tmp_path, text_files(tmp_path))
+
+
+def test_a_repository_of_the_hubs_cache_names_its_snapshot(tmp_path: Path) -> None:
+    snapshot = tmp_path / "model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"a repository in the hub's cache, not a model; give {snapshot}"):
+        prepared(tmp_path, text_files(tmp_path))
