@@ -18,6 +18,7 @@ import depthcut
 from depthcut import depth
 from depthcut.lab import Lab
 from depthcut.plan import Plan
+from depthcut.runtime.errors import UserError
 from depthcut.training import adapters
 from depthcut.training.fit import fit
 from depthcut.width import criterion, matched, schedule, selection, slicing
@@ -355,3 +356,10 @@ def test_killed_it_goes_on_to_the_same_model_which_plain_transformers_loads(tmp_
     call = [sys.executable, "-W", "ignore", "-c", PLAINLY, str(whole["folder"] / "model")]
     done = subprocess.run(call, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_adapters_on_nothing_that_can_be_narrowed_are_refused_before_anything_is_loaded(tmp_path):
+    """StarCoder 2 has an FFN whose names are not known."""
+    here = opened(tmp_path, model_of("starcoder2", num_key_value_heads=2), "heal=loraprune", "heal.modules=ffn")
+    with pytest.raises(UserError, match=r"heal\.modules=ffn adapts nothing that can be narrowed"):
+        here.experiment.heal.prepare(here)

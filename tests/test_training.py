@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from depthcut import depth, export, saving
+from depthcut.checkpoint import Checkpoint
 from depthcut.eval import unwrapped
+from depthcut.files import Folder, Hashes
 from depthcut.heal.lora import Lora
 from depthcut.model.pico import Pico
 from depthcut.plan import Plan
@@ -233,3 +236,26 @@ def test_adapters_on_gpt_2_are_merged_as_they_compute():
         for name, each in depth.layers(plain)[0].named_parameters():
             torch.testing.assert_close(layer[name], each, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(plain(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("quantise", ["nf4", "int8"])
+def test_gpt_2_healed_on_a_quantised_base_is_exported_as_transformers_keeps_it(quantise, tmp_path):
+    transformers_logging.disable_progress_bar()
+    pico("gpt2", layers=3).save_pretrained(tmp_path / "dense")
+    checkpoint = Checkpoint(Folder(tmp_path / "dense", Hashes(tmp_path / "hashes.json")), separator=None)
+    plan = Plan(3, (1,))
+
+    def load(plan: Plan) -> Any:
+        return checkpoint.load(plan, quantise=quantise, dtype="float32", device="cpu")
+
+    torch.manual_seed(0)
+    adapted = awake(adapters.adapt(load(plan), RECIPE, plan).eval())
+    adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    lab: Any = SimpleNamespace(
+        folder=tmp_path, device="cpu", load=load, experiment=SimpleNamespace(replace=NoReplacement())
+    )
+    export.merged(lab, plan, lambda: adapted).save_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        wanted = adapted(IDS % 128).logits
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(IDS % 128).logits
+    assert (found - wanted).norm() < 0.03 * wanted.norm()

@@ -90,6 +90,8 @@ def merged(lab: "Lab", plan: Plan, healed: "Callable[[], nn.Module]") -> "PreTra
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from depthcut import depth
+    from depthcut.model.decoder import linear
     from depthcut.width import slicing
 
     model = healed()
@@ -102,6 +104,7 @@ def merged(lab: "Lab", plan: Plan, healed: "Callable[[], nn.Module]") -> "PreTra
     else:
         model = plain(model)
     assert isinstance(model, PreTrainedModel)
+    linear.restore_conv1d(model, depth.skeleton(model.config))
     model.config.use_cache = True
     return model
 

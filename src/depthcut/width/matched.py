@@ -37,7 +37,8 @@ def check(asked: LoraPrune, lab: "Lab") -> None:
     pruner, n = lab.experiment.prune, lab.checkpoint.depth
     gone = pruner.count(lab.shape) if pruner.unit == "layer" else 0
     model = left(lab, Plan(n, tuple(range(n - gone, n))))
-    list(choices(asked, depth.layers(model)))
+    if not list(choices(asked, depth.layers(model))):
+        raise UserError(f"heal=loraprune: heal.modules={asked.modules} adapts nothing that can be narrowed; take all")
     if asked.frac is not None:
         matching(asked, model)
 

@@ -6,6 +6,7 @@ Legend: O outputs, I inputs.
 from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -35,6 +36,25 @@ def features(linear: Any) -> tuple[int, int]:
 def oriented(linear: Any, weight: Tensor) -> Tensor:
     """Return ``weight``, or a gradient like it, as O x I; ``Conv1D`` keeps it as I x O."""
     return weight.T if isinstance(linear, Conv1D) else weight
+
+
+def restore_conv1d(model: nn.Module, like: nn.Module) -> None:
+    """Turn what dequantising left as ``nn.Linear`` back into ``Conv1D`` where ``like`` has that.
+
+    Args:
+        model: changed in place.
+        like: the same model as its config builds it, on the meta device.
+    """
+    found = dict(model.named_modules())
+    for name, each in like.named_modules():
+        dense = found.get(name)
+        if isinstance(each, Conv1D) and isinstance(dense, nn.Linear):
+            inputs, outputs = features(dense)
+            with torch.device("meta"):
+                turned = Conv1D(outputs, inputs)
+            turned.weight = nn.Parameter(dense.weight.detach().T.contiguous(), requires_grad=False)
+            turned.bias = dense.bias
+            model.set_submodule(name, turned)
 
 
 def select(names: Iterable[str], modules: Modules) -> list[str]:
