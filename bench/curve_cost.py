@@ -26,6 +26,7 @@ from torch import nn
 
 import subjects
 from depthcut import config, cuts, depth, harness, lab, runlog
+from depthcut.eval.harness import Harness
 from depthcut.eval.loss import Loss
 from depthcut.plan import Plan
 from depthcut.pricing import Pricing
@@ -188,7 +189,8 @@ class Questions:
 
     def shared(self, asked: Sequence[cuts.Cut]) -> list[Numbers]:
         """All cuts together."""
-        return harness.evaluate(self.here.dense(), self.here, list(TASKS), self.limit, self.batch, asked)
+        part = Harness(tasks=list(TASKS), limit=self.limit, include_path=None, batch=self.batch)
+        return harness.evaluate(self.here.dense(), self.here, part, asked)
 
     def alone(self, plan: Plan) -> tuple[float, Numbers]:
         """One cut through lm-eval's own HFLM: seconds, numbers."""
