@@ -389,7 +389,7 @@ def test_a_plan_for_another_model_is_refused(llama: Path) -> None:
     checkpoint = opened(llama)
     with pytest.raises(ValueError, match=r"the plan is for a model of 7 layers; .*llama has 6"):
         checkpoint.load(Plan(7, (3,)), **PLAIN)
-    with pytest.raises(ValueError, match=f"the plan was made for model other; .*llama is {checkpoint.digest}"):
+    with pytest.raises(ValueError, match=f"the plan was made for model other; .*llama is {checkpoint.digest[:8]}"):
         checkpoint.load(Plan(6, (3,), model="other"), **PLAIN)
     checkpoint.load(Plan(6, (3,), model=checkpoint.digest), **PLAIN)
 

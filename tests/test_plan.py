@@ -136,7 +136,7 @@ def test_a_folder_is_no_plan(tmp_path):
 )
 def test_a_file_that_is_no_plan_is_told_in_a_line(tmp_path, text, says):
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(UserError, match=re.escape(f"plan.json is no depthcut plan ({says})")):
+    with pytest.raises(UserError, match=re.escape(f"plan.json is not a plan in JSON ({says})")):
         Plan.read(tmp_path / "plan.json")
 
 

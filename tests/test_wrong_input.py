@@ -50,7 +50,7 @@ def line_of(done) -> str:
 CONFIG = [
     ("model=lama2_7b", "model=lama2_7b: no such model. Did you mean llama2_7b? There are: gemma3_270m, "),
     ("metric=angle", "metric=angle: no such metric. Did you mean angular? There are: angular"),
-    ("eval=[loss,los]", "eval=los: no such eval. Did you mean loss? There are: harness, loss"),
+    ("eval=[loss,los]", "eval=los: no such eval. Did you mean loss? There are: documentation, harness, loss"),
     (
         "prune.fraq=0.3",
         "prune.fraq: no such key. Did you mean frac? There are: "
@@ -249,10 +249,11 @@ def test_no_network(tmp_path):
     [("captials", "no task 'captials'. Did you mean capitals?"), ("arc_easy", "could not get the data of")],
 )
 def test_a_task_that_is_not_to_be_had(study, task, says):
-    folder, corpus, _ = study
+    folder, corpus, point = study
+    (point / "failure.json").unlink(missing_ok=True)
     line = complain(f"outputs={folder}/outputs", *PICO, *corpus, "eval=[harness]", f"eval.tasks=[{task}]")
     assert line.startswith("eval.tasks: ") and says in line and "capitals" in line
-    assert task == "arc_easy" or not list(folder.glob("outputs/main/*/failure.json"))
+    assert (point / "failure.json").exists() == (task == "arc_easy")
 
 
 def test_outputs_where_nothing_can_be_written(study):
@@ -312,6 +313,7 @@ def test_a_disk_that_fills_up_in_healing_is_told_once(study, disk):
 def test_every_finished_file_is_intact(study):
     """Runs last in this file: the study above is as it was, and its record is still found."""
     folder, corpus, point = study
+    (point / "failure.json").unlink(missing_ok=True)
     before = snapshot(point)
     again = run(f"outputs={folder}/outputs", *PICO, *corpus)
     assert again.returncode == 0 and "done already" in again.stderr
@@ -325,3 +327,20 @@ def test_halves_that_the_layers_do_not_have_are_refused_before_a_weight_is_read(
     line = complain(f"outputs={tmp_path}/outputs", "model=local", f"model.path={tmp_path}/opt", "prune.unit=mlp")
     assert line.startswith("OPTDecoderLayer keeps no mlp of its own (self_attn, ")
     assert not (tmp_path / "outputs/main").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "says"),
+    [
+        (None, [], "--config: no file at "),
+        ("[1]", [], "point.yaml is damaged (expected an object, got list)"),
+        ("{name: main}", ["seed=1"], "--config FILE takes no overrides"),
+        ("{nme: main}", [], "nme"),
+    ],
+)
+def test_a_stored_config_that_cannot_be_run(tmp_path, content, more, says):
+    if content:
+        (tmp_path / "point.yaml").write_text(content)
+    with pytest.raises(UserError) as error:
+        cli.run(print, ["--config", str(tmp_path / "point.yaml"), *more])
+    assert says in str(error.value) and "\n" not in str(error.value)

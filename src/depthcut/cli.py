@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra._internal.callbacks import Callbacks
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from depthcut import help_text
 from depthcut.composition import Loader, without_hydra
+from depthcut.runtime import documents
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import quoted
 
@@ -31,6 +33,9 @@ def run(task: Task, words: Sequence[str]) -> None:
         print(f"depthcut {version('depthcut')}")
     elif asked.help:
         print(help_text.render(asked.overrides), end="")
+    elif asked.config:
+        refuse_deleted_folder()
+        task(stored(Path(asked.config), asked))
     elif asked.cfg:
         refuse_deleted_folder()
         cfg = Loader(asked.config_dir).load_configuration("config", asked.overrides, RunMode.RUN)
@@ -52,6 +57,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("-c", "--cfg", choices=["job"])
     parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config")
     for flag in ("--resolve", "--version"):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("overrides", nargs="*")
@@ -63,7 +69,31 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Refuse a flag, or its value."""
-        raise UserError(f"{message}. The flags are -m, --help, --version, --cfg job, --resolve and --config-dir FOLDER")
+        flags = "-m, --help, --version, --cfg job, --resolve, --config FILE and --config-dir FOLDER"
+        raise UserError(f"{message}. The flags are {flags}")
+
+
+def stored(path: Path, asked: argparse.Namespace) -> DictConfig:
+    """Read the config of a point, as its config.yaml holds it.
+
+    Raises:
+        UserError: if the file cannot be read, or something else is said beside it.
+    """
+    if asked.overrides or asked.multirun:
+        raise UserError("--config FILE takes no overrides: it holds the whole config of a point")
+    try:
+        found: Any = OmegaConf.create(documents.read_yaml(path))
+    except FileNotFoundError:
+        raise UserError(f"--config: no file at {path}") from None
+    require_own_tasks(found, [])
+    return found
+
+
+def require_own_tasks(composed: DictConfig, overrides: Sequence[str]) -> None:
+    """Check the whole config, and that only the command line names files of lm-eval tasks."""
+    from depthcut import config
+
+    config.require_tasks_of_command_line(config.read(composed), overrides)
 
 
 def refuse_deleted_folder() -> None:
@@ -92,10 +122,8 @@ def compose(loader: Loader, overrides: Sequence[str]) -> DictConfig:
 
 def run_point(loader: Loader, task: Task, overrides: Sequence[str]) -> None:
     """Run one point here."""
-    from depthcut import config
-
     composed = compose(loader, overrides)
-    config.require_tasks_of_command_line(config.read(composed), overrides)
+    require_own_tasks(composed, overrides)
     task(composed)
 
 

@@ -51,7 +51,7 @@ def guard(main: Callable[[], Any]) -> int:
             main()
     except KeyboardInterrupt as stop:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C again: no traceback of what is being closed
-        print(f"stopped: {stop or 'give the same command again to resume'}", file=sys.stderr)
+        print(f"stopped: {str(stop) or 'give the same command again to resume'}", file=sys.stderr)
         return 130
     return max((of(error) for error in faults), default=0)
 

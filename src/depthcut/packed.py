@@ -82,6 +82,7 @@ def load(
         if not made:
             raise
         log.warning("the quantised weights are not kept: %s", error)
+        return made[0]
     if not made:
         shards = Shards(Folder(folder, hashes))
         return fill(quantised(config, form), shards.slices(shards.homes))

@@ -43,7 +43,8 @@ def attached(model: "nn.Module", found: Mapping[str, tuple[Path, Plan]]) -> "Pef
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
         dense = {renumbered(key, stem, plan): tensor for key, tensor in tensors.items()}
         own = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
-        match(folder, dense.keys(), own.keys())
+        gone = {key for key in own if (depth.split(key, stem) or (-1,))[0] in plan.drop}  # of sublayers that were cut
+        match(folder, dense.keys(), own.keys() - (gone - dense.keys()))
         assert not set_peft_model_state_dict(adapted, dense, adapter_name=name).unexpected_keys
     assert adapted is not None
     for layer in depth.layers(adapted):

@@ -55,7 +55,7 @@ function drawRun() {
   document.title = `${labels[at].model}: ${run.words} – ${data.title}`;
   const label = labels[at], config = yaml(configOf(run)), gone = new Set(run.drop.flatMap(([a, b]) => Array.from({ length: b - a }, (_, i) => a + i)));
   const stack = el("div", { class: "stack", role: "img", "aria-label": run.words }, ...Array.from({ length: run.depth }, (_, i) => el("span", { class: gone.has(i) && "gone" }, String(i))));
-  const command = `python run.py --config-path "${run.folder.startsWith("/") ? "" : "$PWD/"}${run.folder}" --config-name config`;
+  const command = `python run.py --config "${run.folder}/config.yaml"`;
   const copy = el("button", { type: "button", id: "copy", onclick: () => navigator.clipboard.writeText(command).then(() => say("Copied."), () => say("Could not copy.")) }, "Copy");
   const keep = el("button", { type: "button", id: "config", onclick: () => save("config.yaml", config, "text/yaml") }, "Save config.yaml");
   const shown = el("div", { class: "plot", "aria-hidden": "true" }), curve = data.healing.find((each) => each.run === at);
