@@ -93,9 +93,7 @@ class Experiment:
         if getattr(self.heal, "strategy", "ddp") == "fsdp" and not self.model.undecided:
             self._check_shares()
         if self.heal.trains and "healed" not in self.stages and self.export == "none":
-            raise UserError(
-                "nothing would be left of the healing: add healed to stages, or set export, or take heal=none"
-            )
+            raise UserError("nothing would be left of the healing: add healed to stages, set export, or take heal=none")
         if self.export == "adapter" and self.heal.leaves != "adapter":
             word = type(self.heal).__module__.rsplit(".", 1)[-1]
             raise UserError(f"export=adapter needs a heal that trains adapters; heal={word} leaves none")

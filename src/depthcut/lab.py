@@ -85,14 +85,12 @@ class Lab:
 
         there = torch.cuda.is_available()
         if self.experiment.device == "cuda" and not there:
-            mend = "Use device=cpu, or a machine and a torch build with CUDA"
-            raise UserError(f"device=cuda: torch sees no GPU here. {mend}")
+            raise UserError("device=cuda: torch sees no GPU here. Use device=cpu, or a machine and a torch build with CUDA")
         return ranks.gpu() if there and self.experiment.device != "cpu" else "cpu"
 
     def load(self, plan: Plan | None = None) -> "nn.Module":
         """Load the dense model, or only what ``plan`` keeps, as ``model.quantise`` and ``model.dtype`` say."""
-        model = self.experiment.model
-        before = self.checkpoint.bytes_read
+        model, before = self.experiment.model, self.checkpoint.bytes_read
         with self.timed("load_pruned" if plan else "load_dense"):
             keep = self.cache / "weights" if plan and self.experiment.keep_weights else None
             how: Any = {"quantise": model.quantise, "dtype": model.dtype, "device": self.device}
