@@ -85,7 +85,7 @@ class Lab:
 
         there = torch.cuda.is_available()
         if self.experiment.device == "cuda" and not there:
-            raise UserError("device=cuda: torch sees no GPU here. Use device=cpu, or a machine and a torch build with CUDA")
+            raise UserError("device=cuda: torch sees no GPU here. Take device=cpu, or a machine and torch with CUDA")
         return ranks.gpu() if there and self.experiment.device != "cpu" else "cpu"
 
     def load(self, plan: Plan | None = None) -> "nn.Module":
