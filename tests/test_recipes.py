@@ -231,7 +231,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(tmp_path, corpus, fu
     kill_in_healing(tmp_path / "killed", *same)
     assert not list(tmp_path.glob("killed/main/*/weights"))
     resumed = succeed(f"outputs={tmp_path}/killed", *same)
-    assert "healing goes on from" in (resumed["folder"] / "run.log").read_text()
+    assert "healing resumes at step" in (resumed["folder"] / "run.log").read_text()
     assert kept(tmp_path / "killed") == kept(full["folder"].parents[1])
     assert resumed["healed/validation/loss"] == full["healed/validation/loss"]
 

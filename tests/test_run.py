@@ -226,7 +226,7 @@ def test_killed_in_the_middle_of_healing_it_ends_with_the_same_weights(tmp_path,
     (point / ".heal.csv.1.tmp").write_text("what a kill in the middle of a write leaves")
     resumed = succeed(f"outputs={tmp_path / 'b'}", *arguments, **after)
     log = (resumed["folder"] / "run.log").read_text()
-    assert "healing goes on from" in log
+    assert "healing resumes at step" in log
     assert adapter_of(tmp_path / "a") == adapter_of(tmp_path / "b")
     assert resumed["healed/validation/loss"] == undisturbed["healed/validation/loss"]
     curves = [
