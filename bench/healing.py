@@ -166,7 +166,11 @@ def ours(case: Case) -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         lab: Any = SimpleNamespace(
-            folder=Path(folder), device="cuda:0", train=lambda: text, experiment=SimpleNamespace(seed=0, log=Csv())
+            digest="bench",
+            folder=Path(folder),
+            device="cuda:0",
+            train=lambda: text,
+            experiment=SimpleNamespace(seed=0, log=Csv()),
         )
         fit.fit(model, recipe, lab, callbacks=[Clock()])
     seconds = (seen[WARM + STEPS] - seen[WARM]) / STEPS
@@ -348,7 +352,11 @@ def curve(who: str, device: str) -> list[float]:
         return plain(model, recipe, batches, device, turned=who == "hf turned round")
     with tempfile.TemporaryDirectory() as folder:
         lab: Any = SimpleNamespace(
-            folder=Path(folder), device=device, train=lambda: text, experiment=SimpleNamespace(seed=0, log=Csv())
+            digest="bench",
+            folder=Path(folder),
+            device=device,
+            train=lambda: text,
+            experiment=SimpleNamespace(seed=0, log=Csv()),
         )
         fit.fit(model, recipe, lab)
         with (Path(folder) / "heal.csv").open() as file:
