@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from versions import strict_python
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNREACHABLE = "http://127.0.0.1:9"
 
@@ -60,7 +62,7 @@ def run(script: str, home: Path, url: str, **environment: str) -> list[str]:
     known = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
     path = ":".join(sys.path)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
+        [sys.executable, *strict_python(), "-c", program],
         env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "HOME": str(home)} | known | environment,
         capture_output=True,
         text=True,

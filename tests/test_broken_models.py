@@ -159,7 +159,7 @@ BROKEN: dict[str, tuple[Do, str | None]] = {
     "code beside": (config(auto_map={"AutoConfig": "own.Own"}), None),
     "code alone": (config(auto_map={"AutoConfig": "own.Own"}, model_type="own"), "code of its own"),
     "several prediction layers": (config(num_nextn_predict_layers=1), None),
-    "architectures a number": (config(architectures=3), None),
+    "architectures a number": (config(architectures=3), "architectures"),
     "dtype unknown": (config(dtype="float3"), "dtype"),
     **{f"weights cut to {n}": (raw(lambda old, n=n: old[:n]), WEIGHTS) for n in (0, 5, 60, -1, -5000)},
     "weights with a tail": (raw(lambda old: old + b"\0"), WEIGHTS),
@@ -257,6 +257,9 @@ def expected(whole: Path) -> torch.Tensor:
     return loaded(whole)
 
 
+ACCEPTED_BY_SOME = {"architectures a number"}  # versions of transformers
+
+
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_folder_works_or_is_refused_in_one_line(
     case: str, whole: Path, expected: torch.Tensor, tmp_path: Path
@@ -272,7 +275,7 @@ def test_a_broken_folder_works_or_is_refused_in_one_line(
         line = str(error)
     assert time.process_time() - start < SECONDS
     assert psutil.Process().memory_info().rss - before < BYTES_MORE
-    if named is None:
+    if named is None or (line is None and case in ACCEPTED_BY_SOME):
         assert line is None
     else:
         assert line is not None, "it was accepted"

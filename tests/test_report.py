@@ -31,6 +31,7 @@ from depthcut.report import (
 )
 from depthcut.report.transition import Curve, Interval, Transition
 from running import ENVIRONMENT, ROOT
+from versions import strict_python
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def made(made_once, tmp_path):
 
 
 def report(*arguments) -> subprocess.CompletedProcess[str]:
-    call = [sys.executable, "-W", "error", "-m", "depthcut.report", *map(str, arguments)]
+    call = [sys.executable, *strict_python(), "-m", "depthcut.report", *map(str, arguments)]
     return subprocess.run(call, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
 
 

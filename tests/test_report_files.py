@@ -21,6 +21,7 @@ from depthcut.report import __main__ as command
 from depthcut.report import curves, data, falls, figures, files, page, plotlyjs, serve, study, tidy
 from depthcut.runtime.errors import UserError
 from running import ENVIRONMENT, ROOT
+from versions import strict_python
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def points(outputs):
 
 
 def report(*arguments, **more) -> subprocess.CompletedProcess[str]:
-    call = [sys.executable, "-W", "error", "-m", "depthcut.report", *map(str, arguments)]
+    call = [sys.executable, *strict_python(), "-m", "depthcut.report", *map(str, arguments)]
     return subprocess.run(
         call, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False, **more
     )

@@ -1,0 +1,29 @@
+"""Whether the tests run on the versions of constraints.txt."""
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
+
+
+@cache
+def differing() -> list[str]:
+    """Return the packages whose installed version is another, with that version."""
+    lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+    wanted = dict(line.split("==") for line in lines if not line.startswith("#"))
+    found = {name: installed(name) for name in wanted}
+    return [f"{name} {found[name]}" for name in wanted if found[name] not in (None, wanted[name])]
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a package without its local part, or None."""
+    try:
+        return version(package).partition("+")[0]
+    except PackageNotFoundError:
+        return None
+
+
+def strict_python() -> tuple[str, ...]:
+    """Return the options of Python that make warnings errors, where the libraries are known to give none."""
+    return () if differing() else ("-W", "error")
