@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from composing import composed
-from depthcut import complaints, config, lab, record
+from depthcut import complaints, config, lab, record, record_check
 from depthcut.report import study
 from depthcut.runtime.errors import UserError
 from running import PICO, ROOT, run, text_files
@@ -151,6 +152,10 @@ def test_a_curve_that_is_damaged_costs_its_seconds_alone(damaged):
         damaged.lose("record.json")
 
 
+def evaluation(content: dict[str, Any]) -> dict[str, Any]:
+    return next(iter(content["measured"]["healed"].values()))
+
+
 RECORDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "exported is missing": lambda r: r.pop("exported"),
     "exported is null": lambda r: r.update(exported=None),
@@ -161,6 +166,14 @@ RECORDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "depth is absurd": lambda r: r["plan"].update(depth=10**18),
     "a number is a text": lambda r: r.update({"healed/validation/loss": "4"}),
     "a number is endless": lambda r: r.update({"healed/validation/loss": 1e999}),
+    "measured is null": lambda r: r.update(measured=None),
+    "measured is a list": lambda r: r.update(measured=[1]),
+    "an evaluation is something else": lambda r: r.update(measured={"dense": {"x": [1]}}),
+    "an evaluation lacks its numbers": lambda r: r.update(measured={"dense": {"x": {"part": "loss"}}}),
+    "an evaluation's part is a number": lambda r: evaluation(r).update(part=1),
+    "an evaluation's numbers are null": lambda r: evaluation(r).update(numbers=None),
+    "an evaluation's number is a text": lambda r: evaluation(r).update(numbers={"validation/loss": "4"}),
+    "an evaluation has another key": lambda r: evaluation(r).update(more=1),
     "config is a list": lambda r: r.update(config=[]),
     "format is a list": lambda r: r.update(format=[1]),
 }
@@ -175,6 +188,22 @@ def test_a_record_of_a_wrong_form_is_named_and_made_again(damaged, change, caplo
     assert record.read(damaged.point) is None
     damaged.holds(path)
     assert f"{path} cannot be used (" in caplog.text
+    assert numbers(damaged.point) == damaged.wanted
+
+
+def test_a_number_beyond_the_range_is_no_number(damaged):
+    path = damaged.point / "record.json"
+    path.write_text(path.read_text().replace('"status": "done"', '"status": 1e999'))
+    with pytest.raises(UserError, match=r"1e999 is beyond the range of numbers"):
+        record_check.load(damaged.point)
+    damaged.holds(path)
+    assert json.loads(path.read_text())["status"] == "done"
+
+
+def test_a_record_of_wrong_evaluations_is_named_where_another_export_is_asked_for(damaged):
+    path = damaged.point / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "measured": [1]}))
+    POINT(OmegaConf.merge(damaged.config, {"export": "none"}))
     assert numbers(damaged.point) == damaged.wanted
 
 
