@@ -143,6 +143,38 @@ def test_damaged_weights_and_tokens_are_made_again(damaged, name, damage):
         assert path.read_bytes() == before
 
 
+def put(kind: str, path: Path) -> None:
+    """Put something odd in a path's place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    {
+        "file": lambda: path.write_text("x"),
+        "folder": path.mkdir,
+        "loop": lambda: path.symlink_to(path),
+        "nowhere": lambda: path.symlink_to("nowhere/at/all"),
+        "full": lambda: path.symlink_to("/dev/full"),
+    }[kind]()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, kind) for name in ("heal", "adapter", "model", "../named") for kind in ("file", "nowhere")),
+        *((f"../../cache{name}", "file") for name in ("", "/evaluations", "/scores", "/tokens")),
+        *((".x.tmp", kind) for kind in ("folder", "nowhere")),
+        *(("run.log", kind) for kind in ("folder", "loop", "nowhere", "full")),
+        ("heal.csv", "full"),
+    ],
+)
+def test_an_odd_entry_in_the_place_of_a_folder_or_log_is_told_or_repaired(damaged, name, kind):
+    damaged.lose("record.json")
+    path = damaged.point / name
+    put(kind, path)
+    damaged.holds(Path(os.path.normpath(path)))
+    study.read([damaged.outputs / "main"])
+
+
 def test_a_curve_that_is_damaged_costs_its_seconds_alone(damaged):
     damaged.lose("record.json")
     for content in (b"", b"step,tokens\n1,2\n", b"\xff", b"step,seconds\n1,nan\n", b"step,seconds\n1,x\n"):
