@@ -86,11 +86,8 @@ def peak(lab: "Lab") -> None:
 
 def clock(lab: "Lab", before: float) -> None:
     """Note how long healing took in all: also where another process did it, or an earlier run began it."""
-    with (
-        suppress(OSError, ValueError, KeyError, TypeError, csv.Error),  # no healing, or a damaged curve
-        (lab.folder / "heal.csv").open(encoding="utf-8", newline="") as file,
-    ):
-        *_, last = csv.DictReader(file)
+    with suppress(OSError, ValueError, KeyError, TypeError, csv.Error):  # no healing, or a damaged curve
+        *_, last = csv.DictReader(documents.text(lab.folder / "heal.csv", documents.LIMIT).splitlines())
         seconds = float(last["seconds"])
         if math.isfinite(seconds):
             lab.numbers["seconds/heal"] = max(seconds, lab.numbers.get("seconds/heal", 0.0), before)
