@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from composing import composed
-from depthcut import complaints, config, lab, record
+from depthcut import complaints, config, lab, record, record_check
 from depthcut.report import study
 from depthcut.runtime.errors import UserError
 from running import PICO, ROOT, run, text_files
@@ -142,6 +143,38 @@ def test_damaged_weights_and_tokens_are_made_again(damaged, name, damage):
         assert path.read_bytes() == before
 
 
+def put(kind: str, path: Path) -> None:
+    """Put something odd in a path's place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    {
+        "file": lambda: path.write_text("x"),
+        "folder": path.mkdir,
+        "loop": lambda: path.symlink_to(path),
+        "nowhere": lambda: path.symlink_to("nowhere/at/all"),
+        "full": lambda: path.symlink_to("/dev/full"),
+    }[kind]()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, kind) for name in ("heal", "adapter", "model", "../named") for kind in ("file", "nowhere")),
+        *((f"../../cache{name}", "file") for name in ("", "/evaluations", "/scores", "/tokens")),
+        *((".x.tmp", kind) for kind in ("folder", "nowhere")),
+        *(("run.log", kind) for kind in ("folder", "loop", "nowhere", "full")),
+        ("heal.csv", "full"),
+    ],
+)
+def test_an_odd_entry_in_the_place_of_a_folder_or_log_is_told_or_repaired(damaged, name, kind):
+    damaged.lose("record.json")
+    path = damaged.point / name
+    put(kind, path)
+    damaged.holds(Path(os.path.normpath(path)))
+    study.read([damaged.outputs / "main"])
+
+
 def test_a_curve_that_is_damaged_costs_its_seconds_alone(damaged):
     damaged.lose("record.json")
     for content in (b"", b"step,tokens\n1,2\n", b"\xff", b"step,seconds\n1,nan\n", b"step,seconds\n1,x\n"):
@@ -149,6 +182,10 @@ def test_a_curve_that_is_damaged_costs_its_seconds_alone(damaged):
         damaged.holds(damaged.point / "heal.csv")
         assert "seconds/heal" not in json.loads((damaged.point / "record.json").read_text())
         damaged.lose("record.json")
+
+
+def evaluation(content: dict[str, Any]) -> dict[str, Any]:
+    return next(iter(content["measured"]["healed"].values()))
 
 
 RECORDS: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -161,6 +198,14 @@ RECORDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "depth is absurd": lambda r: r["plan"].update(depth=10**18),
     "a number is a text": lambda r: r.update({"healed/validation/loss": "4"}),
     "a number is endless": lambda r: r.update({"healed/validation/loss": 1e999}),
+    "measured is null": lambda r: r.update(measured=None),
+    "measured is a list": lambda r: r.update(measured=[1]),
+    "an evaluation is something else": lambda r: r.update(measured={"dense": {"x": [1]}}),
+    "an evaluation lacks its numbers": lambda r: r.update(measured={"dense": {"x": {"part": "loss"}}}),
+    "an evaluation's part is a number": lambda r: evaluation(r).update(part=1),
+    "an evaluation's numbers are null": lambda r: evaluation(r).update(numbers=None),
+    "an evaluation's number is a text": lambda r: evaluation(r).update(numbers={"validation/loss": "4"}),
+    "an evaluation has another key": lambda r: evaluation(r).update(more=1),
     "config is a list": lambda r: r.update(config=[]),
     "format is a list": lambda r: r.update(format=[1]),
 }
@@ -175,6 +220,22 @@ def test_a_record_of_a_wrong_form_is_named_and_made_again(damaged, change, caplo
     assert record.read(damaged.point) is None
     damaged.holds(path)
     assert f"{path} cannot be used (" in caplog.text
+    assert numbers(damaged.point) == damaged.wanted
+
+
+def test_a_number_beyond_the_range_is_no_number(damaged):
+    path = damaged.point / "record.json"
+    path.write_text(path.read_text().replace('"status": "done"', '"status": 1e999'))
+    with pytest.raises(UserError, match=r"1e999 is beyond the range of numbers"):
+        record_check.load(damaged.point)
+    damaged.holds(path)
+    assert json.loads(path.read_text())["status"] == "done"
+
+
+def test_a_record_of_wrong_evaluations_is_named_where_another_export_is_asked_for(damaged):
+    path = damaged.point / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "measured": [1]}))
+    POINT(OmegaConf.merge(damaged.config, {"export": "none"}))
     assert numbers(damaged.point) == damaged.wanted
 
 

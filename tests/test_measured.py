@@ -1,6 +1,7 @@
 """Numbers of several settings of an evaluation: told apart by name, and none replaced by a smaller sample."""
 
 import json
+import time
 from pathlib import Path
 
 from depthcut import measured
@@ -47,6 +48,47 @@ def test_parts_that_share_a_subject_but_no_name_keep_their_names():
     one = Measured("speed", {"batches": [1]}, {}, {"speed/latency_s@1": 1.0})
     eight = Measured("speed", {"batches": [8]}, {}, {"speed/latency_s@8": 2.0})
     assert measured.named({"a": one, "b": eight}) == {"speed/latency_s@1": 1.0, "speed/latency_s@8": 2.0}
+
+
+def loss(length, **numbers):
+    named = {f"validation/{name}": value for name, value in numbers.items()}
+    return Measured("loss", {"length": length}, {"sequences": 8}, {**named, "validation/items": 8})
+
+
+def test_a_loss_that_is_not_finite_has_one_owner_with_one_that_is():
+    broken, sound = loss(1, loss_finite=0), loss(64, loss=5.9, loss_stderr=0.1)
+    assert measured.named({"a": broken, "b": sound}) == {
+        "validation[length=1]/loss_finite": 0,
+        "validation[length=1]/items": 8,
+        "validation/items": 8,
+        "validation/loss": 5.9,
+        "validation/loss_stderr": 0.1,
+    }
+    assert measured.named({"b": sound, "a": broken}) == {
+        "validation/loss_finite": 0,
+        "validation/items": 8,
+        "validation[length=64]/items": 8,
+        "validation[length=64]/loss": 5.9,
+        "validation[length=64]/loss_stderr": 0.1,
+    }
+    mended = loss(1, loss=6.0)
+    assert measured.current({"a": broken, "b": mended}) == {"b": mended}
+    assert measured.named({"a": broken, "b": mended}) == {"validation/loss": 6.0, "validation/items": 8}
+
+
+def test_other_names_of_a_task_that_was_not_finite_go_with_it():
+    broken = Measured("harness", {}, {"limit": 8}, {"capitals/likelihood_finite": 0, "capitals/items": 8})
+    numbers = measured.named({"a": broken, "b": capitals(100, 0.5)})
+    assert numbers["capitals/acc"] == 0.5 and "capitals/likelihood_finite" not in numbers
+
+
+def test_thousands_of_evaluations_are_named_in_seconds():
+    tasks = {str(n): Measured("harness", {}, {}, {f"t{n}/acc": 0.5, f"t{n}/items": 8}) for n in range(5000)}
+    record = {"measured": {"pruned": measured.to_dict(tasks | {f"c{n}": capitals(n, 0.5) for n in range(1, 1000)})}}
+    began = time.process_time()
+    assert len(measured.named(measured.from_record(record, "pruned"))) == 2 * 5000 + 3 * 999
+    assert labels.samples(record) == {"harness.limit": "999"}
+    assert time.process_time() - began < 5
 
 
 def test_a_value_that_is_no_word_is_named_by_its_content():
@@ -105,6 +147,17 @@ def test_a_study_over_an_option_of_an_evaluation_ends_with_all_numbers(tmp_path)
     again = run(*study)
     assert again.returncode == 0 and "4 of 4 points are done already" in again.stderr, again.stderr
     assert json.loads(path.read_text()) == record
+
+
+def test_a_point_that_is_measured_in_sound_settings_after_broken_ones_is_done(tmp_path):
+    corpus = text_files(tmp_path)
+    base = (f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "heal=none", "export=none", "stages=[pruned]")
+    broken = succeed(*base, "data.validation.length=1")
+    assert broken["status"] == "diverged" and broken["pruned/validation/loss_finite"] == 0
+    sound = succeed(*base, "data.validation.length=64")
+    assert sound["status"] == "done" and sound["pruned/validation[length=1]/loss_finite"] == 0
+    assert "pruned/validation/loss_finite" not in sound
+    assert table.cell(sound, "pruned/validation/loss").startswith(f"{sound['pruned/validation/loss']:.3f}")
 
 
 def test_records_of_earlier_versions_are_still_read():

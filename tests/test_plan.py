@@ -153,6 +153,20 @@ def test_a_plan_of_an_older_version_is_one_of_whole_layers(tmp_path):
     assert Plan.read(written(tmp_path, format=1)) == Plan(32, (2, 3, 4))
 
 
+@pytest.mark.parametrize("older", [{"format": 1}, {"format": 1, "unit": "layer"}, {}])
+def test_plans_that_this_and_earlier_versions_wrote_are_read(tmp_path, older):
+    words, keys = Plan(32, (2, 3, 4)).to_dict(), ("depth", "drop", "words", "model", "notes")
+    (tmp_path / "plan.json").write_text(json.dumps({key: words[key] for key in keys} | older))
+    assert Plan.read(tmp_path / "plan.json").drop == (2, 3, 4)
+
+
+def test_starts_that_rarely_win_are_not_named():
+    wins = {"11": 0.996, "12": 0.004, "13": 0.0001}
+    assert Plan(32, (11,), notes={"wins": wins}).surest == "11 in 100%"
+    assert Plan(32, (11,), notes={"wins": {"11": 0.99, "12": 0.01}}).surest == "11 in 99%, 12 in 1%"
+    assert Plan(32, (11,)).surest == ""
+
+
 HANDMADE = [  # what a file says, and which of 32 layers go
     ({"drop": [3, 4]}, (3, 4)),
     ({"drop": [[3, 5], 9, "11-13"]}, (3, 4, 9, 11, 12, 13)),
@@ -172,6 +186,10 @@ def test_a_plan_by_hand_needs_only_what_goes(tmp_path, content, drop):
 
 BROKEN = [
     ('{"depth": 8}', 'the key "drop" is missing. A plan by hand: {"drop": '),
+    ('{"drop": [1], "dpeth": 8}', "dpeth: no such key. Did you mean depth? There are: depth, drop, format, "),
+    ('{"drop": [1], "units": "mlp"}', "units: no such key. Did you mean unit?"),
+    ('{"drop": [1], "' + "x" * 5000 + '": 1}', "(5,000 characters): no such key. There are: depth, drop"),
+    ('{"drop": [1], "notes": {"score": 1e999}}', "is not a plan in JSON (1e999 is beyond the range of numbers)"),
     ('{"drop": [1], "notes": []}', "notes must be a JSON object, got []"),
     ('{"drop": [1], "notes": {"wins": "11"}}', "notes.wins must map layers to shares, got '11'"),
     ('{"drop": [1], "notes": {"score": NaN}}', "is not a plan in JSON (NaN is no number)"),

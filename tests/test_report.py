@@ -24,12 +24,14 @@ from depthcut.report import (
     layers,
     live,
     maps,
+    serve,
     study,
     table,
     tidy,
     transition,
 )
 from depthcut.report.transition import Curve, Interval, Transition
+from depthcut.runtime.errors import UserError
 from running import ENVIRONMENT, ROOT
 from versions import strict_python
 
@@ -187,6 +189,26 @@ def test_records_of_absurd_models_and_half_characters_are_skipped_by_name(made):
     shown = report(made / "made_llama2_7b").stdout
     assert "skipped: 4 folders unreadable" in shown and "half a surrogate pair" in shown
     assert "the record of point 0000000000000000" in shown
+
+
+@pytest.mark.parametrize("output", ["r.html", "r.csv"])
+def test_a_record_of_wrong_evaluations_spoils_no_report(made, output):
+    a, b, c, d, *_ = first(made)
+    studies.changed(a, measured={"dense": {"x": [1]}})
+    studies.changed(b, measured={"dense": {"x": {"part": 1, "settings": {}, "sample": {}, "numbers": {}}}})
+    studies.changed(c, measured={"dense": {"x": {"part": "loss", "settings": {}, "sample": {}, "numbers": None}}})
+    studies.changed(d, measured=[1])
+    done = report(made / "made_llama2_7b", "-o", made / output)
+    assert done.returncode == 0, done.stderr
+    assert (made / output).exists()
+    found = study.read([made])
+    assert set(found.damaged) == {each.parent for each in (a, b, c, d)}
+
+
+@pytest.mark.parametrize("port", [99999999, 65536, -1])
+def test_a_port_that_is_none_is_told_in_one_line(tmp_path, port):
+    with pytest.raises(UserError, match=f"--port must be a whole number from 0 to 65535, got {port}"):
+        serve.server([tmp_path], port)
 
 
 def test_the_later_of_two_records_of_one_point_counts(made):

@@ -333,7 +333,12 @@ def test_halves_that_the_layers_do_not_have_are_refused_before_a_weight_is_read(
     ("content", "more", "says"),
     [
         (None, [], "--config: no file at "),
-        ("[1]", [], "point.yaml is damaged (expected an object, got list)"),
+        ("[1]", [], "point.yaml holds no config (expected an object, got list); correct the file"),
+        ("a: [", [], "point.yaml holds no config (while parsing a flow"),
+        ("hydra: {x: 1}", [], "hydra: no such key"),
+        ("hydra: 3", [], "hydra: no such key"),
+        ("hydra: {launcher: {x: 1}}", [], "hydra: no such key"),
+        ("hydra: {x: '${oc.env:HOME}'}", [], "hydra.x must not call a resolver"),
         ("{name: main}", ["seed=1"], "--config FILE takes no overrides"),
         ("{nme: main}", [], "nme"),
     ],

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from depthcut import help_text
 from depthcut.composition import Loader, without_hydra
 from depthcut.runtime import documents
+from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import quoted
 
@@ -85,6 +86,8 @@ def stored(path: Path, asked: argparse.Namespace) -> DictConfig:
         found: Any = OmegaConf.create(documents.read_yaml(path))
     except FileNotFoundError:
         raise UserError(f"--config: no file at {path}") from None
+    except DamagedError as error:
+        raise UserError(f"--config: {path} holds no config ({error.why}); correct the file") from None
     require_own_tasks(found, [])
     return found
 

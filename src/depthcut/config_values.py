@@ -26,8 +26,11 @@ def check(cfg: DictConfig) -> None:
             that no file can hold; a number beyond all use.
     """
     composed: Any = OmegaConf.to_container(cfg, resolve=False)
-    if "hydra" in composed:  # of which only the launcher can be set
-        composed["hydra"] = {"launcher": composed["hydra"]["launcher"]}
+    match composed:
+        case {"hydra": {"launcher": launcher}}:  # the only part that can be set
+            composed["hydra"] = {"launcher": launcher}
+        case _:
+            pass
     for path, value in walk("", composed):
         if SECRET.search(path):
             raise UserError(f"{path} looks like a secret, which records would keep in clear. Set it in the environment")

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from depthcut import store
@@ -32,14 +33,14 @@ class Measured:
     sample: dict[str, Value]
     numbers: dict[str, float]
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """What it measures, however much of it."""
         return json.dumps([self.part, self.settings], sort_keys=True)
 
     def size(self, name: str) -> float:
         """Return how many items a number is measured on; by the bound where an earlier version did not count them."""
-        items = self.numbers.get(f"{name.partition('/')[0]}/items")
+        items = self.numbers.get(f"{subject(name)}/items")
         bounds = [bound for bound in self.sample.values() if isinstance(bound, int)]
         return items if items is not None else min(bounds, default=math.inf)
 
@@ -60,9 +61,34 @@ def short(value: Value) -> str:
     return text if re.fullmatch(r"[\w.+-]{1,40}", text) else store.digest(value)[:8]
 
 
+def subject(name: str) -> str:
+    """Return the first part of a name: the task or the text."""
+    return name.partition("/")[0]
+
+
+def rivals(found: Stage) -> dict[str, Stage]:
+    """Return for each plain name the evaluations of its subject, which alone decide whose it is."""
+    subjects: dict[str, Stage] = {}
+    for digest, each in found.items():
+        for of in {subject(name) for name in each.numbers}:
+            subjects.setdefault(of, {})[digest] = each
+    return {name: subjects[subject(name)] for each in found.values() for name in each.numbers}
+
+
 def plain(found: Stage, name: str) -> str:
-    """Return the digest of the evaluation that the plain ``name`` belongs to."""
-    there = [digest for digest, each in found.items() if name in each.numbers]
+    """Return the digest of the evaluation that the plain ``name`` belongs to, whether it gave that number or not.
+
+    A loss that is not finite has other names than one that is, so the evaluations that count a subject's items share
+    all its names.
+    """
+    last = [each for each in found.values() if name in each.numbers][-1]
+    items = f"{subject(name)}/items"
+    key = items if items in last.numbers else name
+    there = [
+        digest
+        for digest, each in found.items()
+        if name in each.numbers or (key in each.numbers and each.part == last.part)
+    ]
     alike = [digest for digest in there if found[digest].kind == found[there[-1]].kind]
     newest = [digest for digest in alike if found[digest].sample == found[alike[-1]].sample][-1]
     larger = [digest for digest in alike if found[digest].sample != found[newest].sample]
@@ -71,24 +97,24 @@ def plain(found: Stage, name: str) -> str:
 
 def shown(found: Stage, name: str) -> dict[str, str]:
     """Return the mark behind which each evaluation's ``name`` is shown; of equal settings the newest alone is."""
-    owner = found[plain(found, name)]
-    marks = {each.differences(owner): digest for digest, each in found.items() if name in each.numbers}
-    return {digest: mark for mark, digest in (marks | {"": plain(found, name)}).items()}
+    owner = plain(found, name)
+    marks = {each.differences(found[owner]): digest for digest, each in found.items() if name in each.numbers}
+    return {digest: mark for mark, digest in (marks | {"": owner}).items() if name in found[digest].numbers}
 
 
 def named(found: Stage) -> dict[str, float]:
     """Return all numbers of a stage, under names that tell settings apart."""
     flat: dict[str, float] = {}
-    for name in dict.fromkeys(name for each in found.values() for name in each.numbers):
-        subject, _, rest = name.partition("/")
-        for digest, mark in shown(found, name).items():
-            flat[f"{subject}{mark}/{rest}"] = found[digest].numbers[name]
+    for name, those in rivals(found).items():
+        of, _, rest = name.partition("/")
+        for digest, mark in shown(those, name).items():
+            flat[f"{of}{mark}/{rest}"] = found[digest].numbers[name]
     return flat
 
 
 def current(found: Stage) -> Stage:
     """Return the evaluations without those of which nothing is shown: other content or versions took their place."""
-    used = {digest for each in found.values() for name in each.numbers for digest in shown(found, name)}
+    used = {digest for name, those in rivals(found).items() for digest in shown(those, name)}
     return {digest: each for digest, each in found.items() if digest in used or not each.numbers}
 
 
@@ -99,10 +125,9 @@ def remarks(found: Stage, asked: Iterable[str]) -> list[str]:
         for name in found[digest].numbers:
             owner = found[plain(found, name)]
             if owner is not found[digest]:
-                subject = name.partition("/")[0]
                 mark = found[digest].differences(owner)
-                now = f"{subject}{mark}, on {counted(found[digest].size(name))}, stands beside it"
-                said[f"{subject} was measured on {counted(owner.size(name))} before; kept. {now}"] = None
+                now = f"{subject(name)}{mark}, on {counted(found[digest].size(name))}, stands beside it"
+                said[f"{subject(name)} was measured on {counted(owner.size(name))} before; kept. {now}"] = None
     return list(said)
 
 

@@ -9,13 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from depthcut import store
+from depthcut import config_errors, store
 from depthcut.runtime import documents
 from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
 
 FORMAT = 2
 OLDER = 1  # without a unit: whole layers
+KEYS = ("format", "depth", "unit", "drop", "words", "model", "notes")
 DEEPEST = 10_000  # layers; more are a mistake, and would take all memory
 EXAMPLE = 'A plan by hand: {"drop": [3, 4, [6, 9], "11-18"]} drops layers 3-4, 6-8 and 11-18'
 
@@ -79,7 +80,7 @@ class Plan:
     def surest(self) -> str:
         """How often the block's start and its rivals win in a bootstrap, e.g. ``11 in 83%, 12 in 17%``; or nothing."""
         wins: dict[str, float] = self.notes.get("wins", {})
-        return ", ".join(f"{start} in {share:.0%}" for start, share in list(wins.items())[:3])
+        return ", ".join(f"{start} in {share:.0%}" for start, share in list(wins.items())[:3] if share > 0.005)
 
     def write(self, path: Path) -> None:
         """Write the plan as JSON; ``drop`` holds half-open spans."""
@@ -123,11 +124,10 @@ class Plan:
         """Return the plan that :meth:`to_dict` gave, or one written by hand: only ``drop`` must be there.
 
         Raises:
-            UserError: for a missing key, a value of the wrong type, spans that are not a possible cut, or a cut of all
-                layers.
+            UserError: for a missing or unknown key, a value of the wrong type, spans that are not a possible cut, or a
+                cut of all layers.
         """
-        if not isinstance(data, dict):
-            raise UserError(f"a depthcut plan is a JSON object, got {json.dumps(data)[:40]}. {EXAMPLE}")
+        _check_keys(data)
         fields: dict[str, Any] = {"depth": depth, "format": FORMAT, "unit": "layer", "model": "", "notes": {}} | data
         if fields["format"] not in (OLDER, FORMAT):
             raise UserError(f"this plan has format {fields['format']!r}; this version reads format {FORMAT}")
@@ -145,6 +145,14 @@ class Plan:
             raise UserError(f"model must be a digest, or empty for any model of this depth, got {model!r}")
         _check_notes(notes)
         return cls(depth, spanned(fields["drop"], depth), unit, model, notes)
+
+
+def _check_keys(data: Any) -> None:
+    """Refuse what is no JSON object, and keys that would be ignored."""
+    if not isinstance(data, dict):
+        raise UserError(f"a depthcut plan is a JSON object, got {json.dumps(data)[:40]}. {EXAMPLE}")
+    if unknown := data.keys() - KEYS:
+        raise UserError(config_errors.no_such_key(config_errors.clipped(min(unknown)), KEYS))
 
 
 def _check_notes(notes: Any) -> None:

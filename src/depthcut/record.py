@@ -60,14 +60,18 @@ def write(lab: "Lab") -> dict[str, Any]:
 
 def kept_numbers(before: dict[str, Any], lab: "Lab") -> dict[str, float]:
     """Return the numbers of an earlier record, without those that this run measured or named anew."""
-    earlier = {stage: measured.named(measured.from_record(before, stage)) for stage in lab.measured}
-    stale = {f"{stage}/{name}" for stage, numbers in earlier.items() for name in numbers}
+    earlier = {stage: measured.from_record(before, stage) for stage in lab.measured}
+    stale = {
+        f"{stage}/{name}"
+        for stage, found in earlier.items()
+        for name in (*measured.named(found), *measured.rivals(found))
+    }
     return {key: value for key, value in before.items() if "/" in key and key not in stale}
 
 
 def diverged(lab: "Lab") -> bool:
-    """Tell whether a number of the cut or the healed model is not finite."""
-    return any(not value for key, value in lab.numbers.items() if key.endswith("_finite"))
+    """Tell whether a number of the cut or the healed model is not finite, in the settings of the config."""
+    return any(not value for key, value in lab.numbers.items() if key.endswith("_finite") and "[" not in key)
 
 
 def peak(lab: "Lab") -> None:
@@ -82,11 +86,8 @@ def peak(lab: "Lab") -> None:
 
 def clock(lab: "Lab", before: float) -> None:
     """Note how long healing took in all: also where another process did it, or an earlier run began it."""
-    with (
-        suppress(OSError, ValueError, KeyError, TypeError, csv.Error),  # no healing, or a damaged curve
-        (lab.folder / "heal.csv").open(encoding="utf-8", newline="") as file,
-    ):
-        *_, last = csv.DictReader(file)
+    with suppress(OSError, ValueError, KeyError, TypeError, csv.Error):  # no healing, or a damaged curve
+        *_, last = csv.DictReader(documents.text(lab.folder / "heal.csv", documents.LIMIT).splitlines())
         seconds = float(last["seconds"])
         if math.isfinite(seconds):
             lab.numbers["seconds/heal"] = max(seconds, lab.numbers.get("seconds/heal", 0.0), before)

@@ -15,6 +15,7 @@ LIMIT = 8 << 20  # bytes of a record; one of 100 tasks takes 50 kB
 FAILURE = "failure.json"
 GROUPS = ("model", "metric", "prune", "replace", "heal")
 FILES = ("config.yaml", "run.log", "plan.json", "heal.csv", "record.json", FAILURE)
+MEASURED = {"part": str, "settings": dict, "sample": dict, "numbers": dict}
 log = logging.getLogger("depthcut")
 
 
@@ -45,7 +46,10 @@ def fault(record: dict[str, Any]) -> str | None:
         texts = [*words, record["digest"], record["finished"], record["study"], record["plan"]["words"]]
         texts += [text for each in lists for text in each]
         numbers = [record["fraction"], record["config"]["seed"], *(record[key] for key in record if "/" in key)]
-        right = all(isinstance(each, list) for each in lists) and all(isinstance(text, str) for text in texts)
+        entries = [each for stage in record.get("measured", {}).values() for each in stage.values()]
+        numbers += [number for each in entries for number in each["numbers"].values()]
+        right = all({key: type(value) for key, value in each.items()} == MEASURED for each in entries)
+        right = right and all(isinstance(each, list) for each in lists) and all(isinstance(text, str) for text in texts)
         right = right and isinstance(record["plan"]["notes"], dict)
         return None if right and all(math.isfinite(number) for number in numbers) else "no record"
     except KeyError as error:

@@ -80,7 +80,7 @@ def samples(record: dict[str, Any]) -> dict[str, str]:
     seen: dict[str, set[str]] = {}
     for stage in table.STAGES:
         found = measured.from_record(record, stage)
-        for digest in {measured.plain(found, name) for each in found.values() for name in each.numbers}:
+        for digest in {measured.plain(those, name) for name, those in measured.rivals(found).items()}:
             part = {"loss": "validation"}.get(found[digest].part, found[digest].part)
             for option, value in found[digest].sample.items():
                 seen.setdefault(f"{part}.{option}", set()).add(str(value))

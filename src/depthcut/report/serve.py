@@ -14,6 +14,7 @@ from depthcut.runtime.errors import UserError
 
 EVERY = 5000  # milliseconds between two looks of the page
 PATIENCE = 10.0  # seconds for a client to send its request, and to take the answer
+PORTS = 65535
 HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
 
 
@@ -110,8 +111,10 @@ def server(studies: Sequence[Path], port: int) -> ThreadingHTTPServer:
     """A server that is ready to serve, on this machine's own address alone.
 
     Raises:
-        UserError: if there are no such studies, or the port is taken.
+        UserError: if there are no such studies, or the port is none or taken.
     """
+    if not 0 <= port <= PORTS:
+        raise UserError(f"--port must be a whole number from 0 to {PORTS}, got {port}")
     live = Live(studies)
     live.version()
     try:

@@ -33,6 +33,8 @@ def explain(error: BaseException) -> str | None:
         where = f" ({path})" if path else ""
         if number in WORDS:
             return WORDS[number].format(where=where)
+        if number == errno.ENOENT and path and path.is_symlink():
+            return f"a link leads nowhere{where}: delete it"
         if number in REFUSED:
             if path and number != errno.EROFS and unreadable(path):
                 return f"cannot read{where}: {os.strerror(number)}. Change its permissions, or choose another file"

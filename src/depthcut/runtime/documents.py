@@ -4,6 +4,7 @@ Somebody may have cut, edited, copied or replaced any of them, so no other modul
 """
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -39,7 +40,7 @@ def read(path: Path, limit: int = LIMIT) -> dict[str, Any]:
     """
     try:
         content = text(path, limit)
-        return mapping(json.loads(content, parse_constant=refuse_constant), content, limit)
+        return mapping(json.loads(content, parse_constant=refuse_constant, parse_float=finite), content, limit)
     except (ValueError, RecursionError) as error:
         raise DamagedError(path, reason(error)) from None
 
@@ -116,6 +117,13 @@ def nests(value: Any) -> bool:
 def refuse_constant(name: str) -> NoReturn:
     """Refuse NaN and the infinities: they are no JSON, and :func:`depthcut.store.write_json` writes none."""
     raise ValueError(f"{name} is no number")
+
+
+def finite(text: str) -> float:
+    """Return a number, unless it is beyond a float's range: ``1e999`` is JSON, but reads as infinity."""
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text} is beyond the range of numbers")
+    return number
 
 
 def reason(error: Exception) -> str:
