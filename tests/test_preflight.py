@@ -2,10 +2,12 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from composing import composed
 from depthcut import config, export, lab, loading
@@ -58,6 +60,45 @@ def test_texts_longer_than_the_positions_are_refused(
     with pytest.raises(UserError, match=r"validation\.length=256, but the model has 48 positions; take at most 48"):
         prepared(tmp_path, corpus)
     prepared(tmp_path, corpus, *SHORT[:2])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("eval=[documentation]",),
+            r"^eval\.documentation\.length=256, but the model has 48 positions; take at most 48$",
+        ),
+        (
+            ("eval=[speed]", "eval.speed.prompt=abcdefgh", "eval.speed.prefill_batch=null"),
+            r"^eval\.speed\.tokens=128, but the model has 48 positions, 7 of which are taken; take at most 41$",
+        ),
+        (("eval=[speed]",), r"^eval\.speed\.prefill_length=512, but"),
+        (
+            ("eval=[perplexity]", "eval.perplexity.window=48", "eval.perplexity.bos=all"),
+            r"^eval\.perplexity\.window=48, but .*, 1 of which are taken; take at most 47$",
+        ),
+        (("replace=mean", "prune=deepest", "data.calibration.length=256"), r"^data\.calibration\.length=256, but"),
+        (("replace=linear", "prune=deepest", "data.calibration.length=256"), r"^data\.calibration\.length=256, but"),
+        (("replace=layer", "prune=deepest", "data.train.length=256"), r"^data\.train\.length=256, but"),
+    ],
+)
+def test_other_lengths_beyond_the_positions(
+    words: tuple[str, ...], said: str, corpus: tuple[str, ...], tmp_path: Path
+) -> None:
+    saved(tmp_path, "opt", **OPT)
+    with pytest.raises(UserError, match=said):
+        prepared(tmp_path, corpus, *SHORT[:2], *words)
+
+
+def test_as_many_tokens_as_there_are_positions_can_be_written(corpus: tuple[str, ...], tmp_path: Path) -> None:
+    saved(tmp_path, "opt", **OPT)
+    short = ("eval.speed.prompt=abcdefgh", "eval.speed.prefill_batch=null", "eval.speed.tokens=41")
+    prepared(tmp_path, corpus, *SHORT[:2], "eval=[speed]", *short)
+    ids, model = torch.ones(1, 8, dtype=torch.long), pico("opt", **OPT)
+    for tokens, refused in ((41, nullcontext()), (42, pytest.raises(IndexError))):
+        with loading.quiet(), refused:
+            model.generate(ids, min_new_tokens=tokens, max_new_tokens=tokens)  # pyright: ignore[reportCallIssue]
 
 
 def test_rotary_models_take_any_length(corpus: tuple[str, ...], tmp_path: Path) -> None:

@@ -91,6 +91,10 @@ class Perplexity(Eval):
     def settings(self, lab: "Lab") -> dict[str, Any]:
         return super().settings(lab) | {key: value for given in self.named.values() for key, value in given.items()}
 
+    @override
+    def lengths(self, lab: "Lab") -> dict[str, int]:
+        return {"window": int(self.bos == "all")}
+
     def reads(self, lab: "Lab") -> Any:
         """The texts, by name and content."""
         return {name: self.identity(name, lab) for name in self.named}
