@@ -85,6 +85,7 @@ CONFIG = [
     ("data=files", "data.calibration.paths must be given: data.calibration.paths=..."),
     ("model=local", "model.path must be given: model.path=..."),
     ("hydra/launcher=basic", "hydra/launcher=basic has an effect with -m only"),
+    ("eval.tasks=[]", "eval.tasks names no task; name one, or leave harness out of eval"),
     ("eval.tasks=[capitals@5]", "eval.tasks: capitals has no examples to show as shots; write capitals"),
 ]
 
@@ -94,6 +95,25 @@ def test_a_mistake_in_the_config_is_told_at_once(override, says, tmp_path):
     with pytest.raises(UserError) as error:
         config.read(cli.compose(LOADER, [f"outputs={tmp_path}", override]))
     assert str(error.value).startswith(says)
+
+
+@pytest.mark.parametrize("words", [("~eval.loss",), ("eval=[]",), ("stages=[]",), ("stages=[healed]",)])
+def test_a_run_that_would_leave_nothing(words, tmp_path):
+    read = (f"outputs={tmp_path}", "model=pico", *words, "prune=deepest", "heal=none", "export=none")
+    with pytest.raises(
+        UserError, match=r"^nothing would be left of the run: set export, or have eval measure a stage$"
+    ):
+        config.read(cli.compose(LOADER, read))
+    for more in ("export=merged", "prune=block"):  # block: the scores are left
+        config.read(cli.compose(LOADER, [*read, more]))
+
+
+@pytest.mark.parametrize("word", ["eval=[]", "stages=[]", "stages=[dense,pruned]"])
+def test_healing_of_which_nothing_would_be_left(word, tmp_path):
+    with pytest.raises(
+        UserError, match=r"^nothing would be left of the healing: set export, or have eval measure stages="
+    ):
+        config.read(cli.compose(LOADER, [f"outputs={tmp_path}", "heal=lora", word, "export=none"]))
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ class Speed(Eval):
     """Latency, throughput and peak memory of writing at some batch sizes; tokens a second of reading.
 
     Attributes:
-        batches: how many copies of the prompt are continued at a time; each size is measured.
+        batches: how many copies of the prompt are continued at a time; each size is measured. Empty: writing is not.
         prompt: what is continued.
         tokens: by how many tokens each copy is, neither more nor fewer.
         prefill_batch: sequences of the forward pass; None: reading is not measured.
