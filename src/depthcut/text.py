@@ -107,7 +107,7 @@ def tokens(
         shape = [source.length, source.pack, min(asked)]
         digest = store.digest([FORMAT, source.named(content), tokenizer_digest(tokenizer), end, shape])
         found = read(store.kept(cache / "tokens" / digest, make), source.length)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"data.{part}: {error}") from error
     if source.sequences is not None and len(found) < min(asked):
         logger.warning("data.%s: the text gives %d sequences, %d were asked for", part, len(found), min(asked))

@@ -125,7 +125,7 @@ class Perplexity(Eval):
             for part, text in ((part, given()) for part, given in read.items()):
                 try:
                     disjoint({part: text, name: windows})
-                except ValueError:
+                except UserError:
                     raise UserError(
                         f"{texts.WHERE}.{name} shares documents with data.{part}; give one of them another text or span"
                     ) from None
