@@ -97,6 +97,22 @@ def test_a_mistake_in_the_config_is_told_at_once(override, says, tmp_path):
     assert str(error.value).startswith(says)
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("eval.perplexity.stride=0", "eval.perplexity.stride must be above 0, got 0"),
+        ("eval.perplexity.windows=-1", "eval.perplexity.windows must be above 0, got -1"),
+        ("eval.perplexity.windows=x", "eval.perplexity.windows must be a whole number, got 'x'"),
+        ("eval.perplexity.texts=5", "eval.perplexity.texts must be keys and values, got 5"),
+        ("data.train.span=0.5", "data.train.span must be a list, got 0.5"),
+    ],
+)
+def test_what_is_wanted_is_never_empty(override, says, tmp_path):
+    with pytest.raises(UserError) as error:
+        config.read(cli.compose(LOADER, [f"outputs={tmp_path}", "model=pico", "eval=[perplexity]", override]))
+    assert str(error.value) == says
+
+
 @pytest.mark.parametrize("words", [("~eval.loss",), ("eval=[]",), ("stages=[]",), ("stages=[healed]",)])
 def test_a_run_that_would_leave_nothing(words, tmp_path):
     read = (f"outputs={tmp_path}", "model=pico", *words, "prune=deepest", "heal=none", "export=none")
