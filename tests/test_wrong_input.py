@@ -85,6 +85,7 @@ CONFIG = [
     ("data=files", "data.calibration.paths must be given: data.calibration.paths=..."),
     ("model=local", "model.path must be given: model.path=..."),
     ("hydra/launcher=basic", "hydra/launcher=basic has an effect with -m only"),
+    ("data.validation.length=1", "data.validation.length must be in [2, 1048576], got 1"),
     ("eval.tasks=[]", "eval.tasks names no task; name one, or leave harness out of eval"),
     ("eval.tasks=[capitals@5]", "eval.tasks: capitals has no examples to show as shots; write capitals"),
 ]
