@@ -1,6 +1,7 @@
 """A user's mistake is one clear line and exit status 2, soon, with every finished file left as it was."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from depthcut import cli, config, help_text
+from depthcut import cli, config, help_text, runlog
 from depthcut.composition import Loader
 from depthcut.runtime.errors import UserError
 from running import ENVIRONMENT, PICO, ROOT, light, run, start, succeed, text_files
@@ -279,6 +280,25 @@ def test_no_network(tmp_path):
         HF_HOME=str(tmp_path),
     )
     assert "meta-llama/Llama-2-7b-hf" in line
+
+
+def test_the_hubs_retries_are_not_told():
+    """They take 23 seconds and 12 lines; the error says the rest."""
+    retries = logging.getLogger("huggingface_hub.utils._http")
+    assert retries.isEnabledFor(logging.WARNING)
+    with runlog.quiet():
+        assert not retries.isEnabledFor(logging.WARNING)
+
+
+def test_no_kernels_are_fetched_where_their_package_is_installed(tmp_path):
+    """bitsandbytes would do so on a CPU with AVX512-BF16, as soon as it is imported."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("raise SystemExit('kernels were asked for')")
+    script = "import depthcut.cli, bitsandbytes\nfrom transformers.utils import is_kernels_available as there\n"
+    paths = f"{tmp_path}:{ENVIRONMENT.get('PYTHONPATH', '')}:{ROOT}/src"
+    call = [sys.executable, "-c", f"{script}assert not there()"]
+    done = subprocess.run(call, env={**ENVIRONMENT, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
