@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from transformers import AutoProcessor, Gemma3ImageProcessorPil, Gemma3Processor, PreTrainedTokenizerFast
 
 from composing import composed
 from depthcut import config, export, lab, loading
 from depthcut.files import Folder, Hashes
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime.errors import UserError
-from pico import pico
-from running import text_files
+from pico import pico, picture_model
+from running import succeed, text_files
 
 BYTES = {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
 OPT = BYTES | {"ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 48}
@@ -158,6 +160,26 @@ def test_an_export_takes_the_settings_of_the_processors_along(tmp_path: Path) ->
     export.copy_side_files(Folder(source, Hashes(tmp_path / "hashes.json")), target)
     assert {file.name for file in target.iterdir()} == set(names)
     assert (target / "chat_template.json").read_text() == "the tokenizer's own"
+
+
+def test_the_processor_of_an_exported_model_can_be_used(corpus: tuple[str, ...], tmp_path: Path) -> None:
+    """Images as PIL reads them: the other kind of image processor needs torchvision."""
+    marks = {f"{name}_token": f"<{name}>" for name in ("image", "boi", "eoi")}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_tokenizer().backend_tokenizer, eos_token="<|endoftext|>", extra_special_tokens=marks
+    )
+    images = Gemma3ImageProcessorPil(size={"height": 28, "width": 28}, image_mean=[0.25, 0.5, 0.75])
+    with loading.quiet():
+        picture_model(3, vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    Gemma3Processor(images, tokenizer, image_seq_length=4).save_pretrained(tmp_path / "model")
+    words = (f"outputs={tmp_path}", "model=local", f"model.path={tmp_path / 'model'}", "data=files", *corpus)
+    record = succeed(*words, "prune=deepest", "prune.layers=1", "heal=none", "eval=[]", "device=cpu")
+    call: Any = {"text": "A <boi> picture", "images": [Image.new("RGB", (30, 40), "red")], "return_tensors": "pt"}
+    before, after = (
+        AutoProcessor.from_pretrained(path)(**call) for path in (tmp_path / "model", record["folder"] / "model")
+    )
+    assert after["pixel_values"].shape == (1, 3, 28, 28) and before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_an_adapter_alone_names_its_base(tmp_path: Path) -> None:
