@@ -57,10 +57,10 @@ def pico(family: str, layers: int = 6, seed: int = 0, **changes: Any) -> PreTrai
     return model.eval()
 
 
-def picture_model(layers: int = 6) -> PreTrainedModel:
+def picture_model(layers: int = 6, **changes: Any) -> PreTrainedModel:
     """A Gemma 3 that sees: its picture encoder has as many layers, with linear layers of the same names."""
     tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
-    text = pico("gemma3", layers).config.to_dict()
+    text = pico("gemma3", layers, **changes).config.to_dict()
     config = AutoConfig.for_model(
         "gemma3", text_config=text, vision_config=tower | {"image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
     )

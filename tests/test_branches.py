@@ -51,9 +51,33 @@ def test_a_context_is_read_once_where_the_model_can_read_a_tree(family, tree):
     assert rows == (3 if tree else len(REQUESTS))
 
 
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("opt", {}),
+        ("gpt2", {}),
+        ("gpt_bigcode", {}),
+        ("gpt_neo", {"attention_types": [[["global", "local"], 3]], "window_size": 12}),
+        ("gptj", {"rotary_dim": 8}),
+        ("mpt", {}),
+    ],
+)
+def test_rows_longer_than_the_positions(family, changes):
+    """All branches of a row together are longer than a table of 16 positions; none alone is."""
+    model = pico(family, max_position_embeddings=16, **changes)
+    context = tuple(range(3, 15))
+    requests = [*REQUESTS, *((context, (first, first + 1, first + 2, first + 3)) for first in (20, 30, 40))]
+    drops = [(), (1, 2)]
+    got = branches.likelihoods(model, requests, cuts.of_drops(drops, "layer"), 8)
+    for place, drop in enumerate(drops):
+        with depth.bypass(model, drop):
+            for request in requests:
+                assert got[request][place][0] == pytest.approx(alone(model, request)[0], rel=1e-5)
+
+
 def test_one_token_answers_need_no_tree():
     (sheet,) = branches.laid_out(pico("mistral"), [(CONTEXTS[1], follow) for follow in FOLLOWS[1]], 8)
-    assert len(sheet.row_U) == 1 and len(sheet.token_S) == 3
+    assert sheet.row_BP.shape == (1, 1) and len(sheet.token_S) == 3
     assert sheet.given["attention_mask"] is None and "position_ids" not in sheet.given
 
 

@@ -470,3 +470,11 @@ def write_llama_1b(folder: Path) -> None:
         bits = {name: torch.randint(15000, 15600, shapes[name], dtype=torch.int16) for name in part}
         save_file({name: value.view(torch.bfloat16) for name, value in bits.items()}, folder / home)
     (folder / INDEX).write_text(json.dumps({"weight_map": homes}))
+
+
+def test_a_file_is_looked_up_once_whatever_it_holds(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the hub each look-up searches the cache on the disk."""
+    checkpoint, own, asked = opened(llama), Folder.path, list[str]()
+    monkeypatch.setattr(Folder, "path", lambda self, name: asked.append(name) or own(self, name))
+    assert sum(len(checkpoint.tensors(layer)) for layer in (None, *range(6))) == 57
+    assert len(asked) == len({*asked}) == 20

@@ -90,6 +90,8 @@ def test_what_is_no_task_is_told_in_one_line(tmp_path, file, content, message):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"eval\.include_path: no folder at .*nowhere"):
         digest("mine", include_path=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"^eval\.include_path: no folder at .*nowhere"):
+        harness("capitals", include_path=str(tmp_path / "nowhere")).check()
 
 
 def test_only_the_command_line_names_files_of_tasks():

@@ -2,18 +2,22 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, Gemma3ImageProcessorPil, Gemma3Processor, PreTrainedTokenizerFast
 
 from composing import composed
 from depthcut import config, export, lab, loading
 from depthcut.files import Folder, Hashes
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime.errors import UserError
-from pico import pico
-from running import text_files
+from pico import pico, picture_model
+from running import succeed, text_files
 
 BYTES = {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
 OPT = BYTES | {"ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 48}
@@ -58,6 +62,45 @@ def test_texts_longer_than_the_positions_are_refused(
     with pytest.raises(UserError, match=r"validation\.length=256, but the model has 48 positions; take at most 48"):
         prepared(tmp_path, corpus)
     prepared(tmp_path, corpus, *SHORT[:2])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("eval=[documentation]",),
+            r"^eval\.documentation\.length=256, but the model has 48 positions; take at most 48$",
+        ),
+        (
+            ("eval=[speed]", "eval.speed.prompt=abcdefgh", "eval.speed.prefill_batch=null"),
+            r"^eval\.speed\.tokens=128, but the model has 48 positions, 7 of which are taken; take at most 41$",
+        ),
+        (("eval=[speed]",), r"^eval\.speed\.prefill_length=512, but"),
+        (
+            ("eval=[perplexity]", "eval.perplexity.window=48", "eval.perplexity.bos=all"),
+            r"^eval\.perplexity\.window=48, but .*, 1 of which are taken; take at most 47$",
+        ),
+        (("replace=mean", "prune=deepest", "data.calibration.length=256"), r"^data\.calibration\.length=256, but"),
+        (("replace=linear", "prune=deepest", "data.calibration.length=256"), r"^data\.calibration\.length=256, but"),
+        (("replace=layer", "prune=deepest", "data.train.length=256"), r"^data\.train\.length=256, but"),
+    ],
+)
+def test_other_lengths_beyond_the_positions(
+    words: tuple[str, ...], said: str, corpus: tuple[str, ...], tmp_path: Path
+) -> None:
+    saved(tmp_path, "opt", **OPT)
+    with pytest.raises(UserError, match=said):
+        prepared(tmp_path, corpus, *SHORT[:2], *words)
+
+
+def test_as_many_tokens_as_there_are_positions_can_be_written(corpus: tuple[str, ...], tmp_path: Path) -> None:
+    saved(tmp_path, "opt", **OPT)
+    short = ("eval.speed.prompt=abcdefgh", "eval.speed.prefill_batch=null", "eval.speed.tokens=41")
+    prepared(tmp_path, corpus, *SHORT[:2], "eval=[speed]", *short)
+    ids, model = torch.ones(1, 8, dtype=torch.long), pico("opt", **OPT)
+    for tokens, refused in ((41, nullcontext()), (42, pytest.raises(IndexError))):
+        with loading.quiet(), refused:
+            model.generate(ids, min_new_tokens=tokens, max_new_tokens=tokens)  # pyright: ignore[reportCallIssue]
 
 
 def test_rotary_models_take_any_length(corpus: tuple[str, ...], tmp_path: Path) -> None:
@@ -119,10 +162,32 @@ def test_an_export_takes_the_settings_of_the_processors_along(tmp_path: Path) ->
     assert (target / "chat_template.json").read_text() == "the tokenizer's own"
 
 
+def test_the_processor_of_an_exported_model_can_be_used(corpus: tuple[str, ...], tmp_path: Path) -> None:
+    """Images as PIL reads them: the other kind of image processor needs torchvision."""
+    marks = {f"{name}_token": f"<{name}>" for name in ("image", "boi", "eoi")}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_tokenizer().backend_tokenizer, eos_token="<|endoftext|>", extra_special_tokens=marks
+    )
+    images = Gemma3ImageProcessorPil(size={"height": 28, "width": 28}, image_mean=[0.25, 0.5, 0.75])
+    with loading.quiet():
+        picture_model(3, vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    Gemma3Processor(images, tokenizer, image_seq_length=4).save_pretrained(tmp_path / "model")
+    words = (f"outputs={tmp_path}", "model=local", f"model.path={tmp_path / 'model'}", "data=files", *corpus)
+    record = succeed(*words, "prune=deepest", "prune.layers=1", "heal=none", "eval=[]", "device=cpu")
+    call: Any = {"text": "A <boi> picture", "images": [Image.new("RGB", (30, 40), "red")], "return_tensors": "pt"}
+    before, after = (
+        AutoProcessor.from_pretrained(path)(**call) for path in (tmp_path / "model", record["folder"] / "model")
+    )
+    assert after["pixel_values"].shape == (1, 3, 28, 28) and before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_an_adapter_alone_names_its_base(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "me/base"}))
-    with pytest.raises(UserError, match=r"holds no model, only an adapter \(adapter_config\.json\) of me/base"):
+    with pytest.raises(
+        UserError, match=r"^\S+ holds no model, only an adapter \(\S+\) of me/base; give the base, or merge"
+    ):
         prepared(tmp_path, text_files(tmp_path))
 
 

@@ -56,7 +56,7 @@ def test_the_head_of_a_set_is_mixed():
 
 
 def test_topics_asks_about_held_out_articles_only():
-    held_out = set(Demo(span=HELD_OUT, sequences=1, length=1, pack=True).documents(CACHE))
+    held_out = set(Demo(span=HELD_OUT, sequences=1, length=2, pack=True).documents(CACHE))
     extracts = {article["title"]: article["extract"] for article in articles(CACHE)}
     titles = {choice for item in questions.items("topics", CACHE) for choice in item["choices"]}
     assert all(extracts[title] in held_out for title in titles)

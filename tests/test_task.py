@@ -10,9 +10,10 @@ import torch
 
 from depthcut import depth, questions
 from depthcut.eval.harness import Harness
-from depthcut.metric.task import Task
-from depthcut.model.pico import Pico
+from depthcut.metric.task import Task, sequences
+from depthcut.model.pico import Pico, byte_tokenizer
 from labs import lab
+from pico import pico
 
 SIZE: Any = {"tasks": ["capitals"], "items": 12, "batch": 5}
 
@@ -55,6 +56,20 @@ def test_it_is_what_lm_eval_says_of_the_model_without_each_layer(here, by):
             wanted = [-row[answer] for row, answer in zip(likelihoods, right, strict=True)]
         assert got.layers[layer] == pytest.approx(np.mean(wanted), rel=1e-4)
         assert got.layers_stderr[layer] == pytest.approx(np.std(wanted, ddof=1) / 12**0.5, rel=1e-3)
+
+
+def test_questions_longer_than_the_positions_lose_their_beginning(here):
+    pairs = [("The capital of France is a city called", " Paris"), ("It is", " Rome")]
+    (whole,), (row,) = (list(sequences(byte_tokenizer(), pairs, 2, longest)) for longest in (None, 16))
+    assert row.ids_BT.shape == (2, 16)
+    assert row.ids_BT[0].equal(whole.ids_BT[0, -16:]) and row.ids_BT[1, :10].equal(whole.ids_BT[1, :10])
+    for before, after in zip(whole.targets_BT, row.targets_BT, strict=True):
+        assert before[before >= 0].equal(after[after >= 0])
+    model = pico("opt", vocab_size=258, ffn_dim=128, word_embed_proj_dim=64, max_position_embeddings=32)
+    short = lab(model)
+    short.checkpoint.bare, short.checkpoint.tokenizer = model, byte_tokenizer()
+    short.cache = here.cache
+    assert len(Task(**SIZE, by="accuracy")(short).layers) == 6
 
 
 def test_a_search_reads_the_first_questions(here):

@@ -146,6 +146,27 @@ def test_too_little_text_is_one_line(tmp_path, tokenizer):
         text.tokens(files(["gone.txt"]), tokenizer, None, tmp_path, 1, part="train")
 
 
+def test_documents_of_one_token_have_no_loss(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl", ["a", "b"])
+    plain = tokenizer.__class__(tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>")
+    plain.backend_tokenizer.post_processor = None
+    with pytest.raises(UserError, match=r"^data\.validation: no document has two tokens, of which a loss"):
+        text.tokens(files([path], pack=False), plain, None, tmp_path, 2, part="validation")
+
+
+def test_a_fault_of_the_tokenizer_is_no_mistake_of_the_user(tmp_path, tokenizer, monkeypatch):
+    from depthcut.eval import texts
+
+    def broken(*_: object) -> list[object]:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(text, "encoded", broken)
+    with pytest.raises(ValueError, match=r"^a fault$"):
+        text.tokens(files([write_jsonl(tmp_path / "a.jsonl")]), tokenizer, None, tmp_path, 1)
+    with pytest.raises(ValueError, match=r"^a fault$"), texts.told("mine"):
+        broken()
+
+
 def test_separator_must_be_a_token(tmp_path, tokenizer):
     with pytest.raises(ValueError, match=r"model\.separator: '<eot>' is no token of this tokenizer"):
         text.tokens(files(["x.txt"]), tokenizer, "<eot>", tmp_path, 1)

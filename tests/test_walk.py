@@ -106,3 +106,8 @@ def test_the_model_is_left_as_it_was_even_after_an_error():
     with pytest.raises(RuntimeError, match="stop"), walk.stubbed(depth.layers(model), lambda _: lambda *_: None):
         raise RuntimeError("stop")
     assert not any("forward" in vars(layer) for layer in depth.layers(model))
+
+
+def test_what_is_no_model_is_called_so():
+    with pytest.raises(UserError, match="Linear is no model of transformers"):
+        walk.enter(nn.Linear(2, 2), {})

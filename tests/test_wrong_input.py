@@ -1,6 +1,7 @@
 """A user's mistake is one clear line and exit status 2, soon, with every finished file left as it was."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from depthcut import cli, config, help_text
+from depthcut import cli, config, help_text, runlog
 from depthcut.composition import Loader
 from depthcut.runtime.errors import UserError
 from running import ENVIRONMENT, PICO, ROOT, light, run, start, succeed, text_files
@@ -85,6 +86,8 @@ CONFIG = [
     ("data=files", "data.calibration.paths must be given: data.calibration.paths=..."),
     ("model=local", "model.path must be given: model.path=..."),
     ("hydra/launcher=basic", "hydra/launcher=basic has an effect with -m only"),
+    ("data.validation.length=1", "data.validation.length must be in [2, 1048576], got 1"),
+    ("eval.tasks=[]", "eval.tasks names no task; name one, or leave harness out of eval"),
     ("eval.tasks=[capitals@5]", "eval.tasks: capitals has no examples to show as shots; write capitals"),
 ]
 
@@ -94,6 +97,41 @@ def test_a_mistake_in_the_config_is_told_at_once(override, says, tmp_path):
     with pytest.raises(UserError) as error:
         config.read(cli.compose(LOADER, [f"outputs={tmp_path}", override]))
     assert str(error.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("eval.perplexity.stride=0", "eval.perplexity.stride must be above 0, got 0"),
+        ("eval.perplexity.windows=-1", "eval.perplexity.windows must be above 0, got -1"),
+        ("eval.perplexity.windows=x", "eval.perplexity.windows must be a whole number, got 'x'"),
+        ("eval.perplexity.texts=5", "eval.perplexity.texts must be keys and values, got 5"),
+        ("data.train.span=0.5", "data.train.span must be a list, got 0.5"),
+    ],
+)
+def test_what_is_wanted_is_never_empty(override, says, tmp_path):
+    with pytest.raises(UserError) as error:
+        config.read(cli.compose(LOADER, [f"outputs={tmp_path}", "model=pico", "eval=[perplexity]", override]))
+    assert str(error.value) == says
+
+
+@pytest.mark.parametrize("words", [("~eval.loss",), ("eval=[]",), ("stages=[]",), ("stages=[healed]",)])
+def test_a_run_that_would_leave_nothing(words, tmp_path):
+    read = (f"outputs={tmp_path}", "model=pico", *words, "prune=deepest", "heal=none", "export=none")
+    with pytest.raises(
+        UserError, match=r"^nothing would be left of the run: set export, or have eval measure a stage$"
+    ):
+        config.read(cli.compose(LOADER, read))
+    for more in ("export=merged", "prune=block"):  # block: the scores are left
+        config.read(cli.compose(LOADER, [*read, more]))
+
+
+@pytest.mark.parametrize("word", ["eval=[]", "stages=[]", "stages=[dense,pruned]"])
+def test_healing_of_which_nothing_would_be_left(word, tmp_path):
+    with pytest.raises(
+        UserError, match=r"^nothing would be left of the healing: set export, or have eval measure stages="
+    ):
+        config.read(cli.compose(LOADER, [f"outputs={tmp_path}", "heal=lora", word, "export=none"]))
 
 
 @pytest.mark.parametrize(
@@ -242,6 +280,25 @@ def test_no_network(tmp_path):
         HF_HOME=str(tmp_path),
     )
     assert "meta-llama/Llama-2-7b-hf" in line
+
+
+def test_the_hubs_retries_are_not_told():
+    """They take 23 seconds and 12 lines; the error says the rest."""
+    retries = logging.getLogger("huggingface_hub.utils._http")
+    assert retries.isEnabledFor(logging.WARNING)
+    with runlog.quiet():
+        assert not retries.isEnabledFor(logging.WARNING)
+
+
+def test_no_kernels_are_fetched_where_their_package_is_installed(tmp_path):
+    """bitsandbytes would do so on a CPU with AVX512-BF16, as soon as it is imported."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("raise SystemExit('kernels were asked for')")
+    script = "import depthcut.cli, bitsandbytes\nfrom transformers.utils import is_kernels_available as there\n"
+    paths = f"{tmp_path}:{ENVIRONMENT.get('PYTHONPATH', '')}:{ROOT}/src"
+    call = [sys.executable, "-c", f"{script}assert not there()"]
+    done = subprocess.run(call, env={**ENVIRONMENT, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

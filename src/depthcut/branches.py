@@ -4,7 +4,7 @@ A question's context is read once: its choices are branches of one sequence, eac
 (a mask that is a tree). All cuts share what they have in common (:mod:`depthcut.removal`). Only the positions that are
 scored are projected to the vocabulary.
 
-Legend: B rows, T tokens, D width, V vocabulary, U scored positions, S scored tokens.
+Legend: B rows, T tokens, D width, V vocabulary, U scored positions, P of them a row, S scored tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,17 +50,18 @@ class Sheet:
 
     Attributes:
         given: what the model is called with.
-        row_U: the row of each scored position.
-        place_U: its place in the row.
-        at_S: for each scored token the scored position that predicts it.
+        row_BP: the row of each scored position, on as many rows as the batch has: GPT-2 gives hidden states the shape
+            of its input. What is left over is filled with position 0 of row 0.
+        place_BP: its place in the row.
+        at_S: for each scored token the number of the scored position that predicts it.
         token_S: the token.
         request_S: the number of its request.
         requests: the requests, in the order of these numbers.
     """
 
     given: dict[str, Any]
-    row_U: Tensor
-    place_U: Tensor
+    row_BP: Tensor
+    place_BP: Tensor
     at_S: Tensor
     token_S: Tensor
     request_S: Tensor
@@ -83,9 +84,18 @@ def likelihoods(
     with torch.inference_mode():
         for sheet in track(sheets, "answers", len(sheets)):
             way, ends = removal.through(model, sheet.given, asked)
-            columns = [scored(way.logits(ends[cut][sheet.row_U, sheet.place_U][None])[0], sheet) for cut in asked]
+            way.inputs = shortened(sheet)
+            states = (ends[cut][sheet.row_BP, sheet.place_BP] for cut in asked)
+            columns = [scored(way.logits(h_BPD).flatten(0, 1), sheet) for h_BPD in states]
             answers |= {request: [each[n] for each in columns] for n, request in enumerate(sheet.requests)}
     return answers
+
+
+def shortened(sheet: Sheet) -> dict[str, Any]:
+    """Return a call with as many tokens as positions are scored: its head alone is of use."""
+    positions = sheet.row_BP.shape[1]
+    named = {name: value[:, :positions] for name, value in sheet.given.items() if name in ("input_ids", "position_ids")}
+    return {**sheet.given, "attention_mask": None, **named}
 
 
 def scored(logits_UV: Tensor, sheet: Sheet) -> list[Answer]:
@@ -120,16 +130,22 @@ def reads_trees(model: PreTrainedModel, longest: int) -> bool:
     It is tried on a short tree. A window that rows of ``longest`` tokens do not fit in rules it out: the one mask
     stands for all layers.
     """
-    window = getattr(depth.text_config(model.config), "sliding_window", None)
-    if window is not None and window < longest:
+    config = depth.text_config(model.config)
+    windows = (getattr(config, name, None) for name in ("sliding_window", "window_size"))  # GPT-Neo has the latter
+    if any(window is not None and window < longest for window in windows):
         return False
     trial = Row((1, 2, 3, 1), ((2, 3, 2), (3, 1, 2)))
     device, dtype = next(model.parameters()).device, model.dtype
     alone = [Row(trial.context, (follow,)) for follow in trial.follows]
     with torch.inference_mode():
         try:
-            tree_TV = model(**sheet_of([trial], device, dtype).given).logits[0]
+            call = sheet_of([trial], device, dtype).given
+            tree_TV = model(**call).logits[0]
+            in_line = {"position_ids": torch.arange(trial.length, device=device)[None]}
+            deaf = tree_TV.equal(model(**call | in_line).logits[0])  # numbers the places itself, as MPT does
         except (ValueError, RuntimeError, TypeError):
+            return False
+        if deaf:
             return False
         apart_BTV = model(**sheet_of(alone, device, dtype).given).logits
     wanted_TV = torch.cat([apart_BTV[0], apart_BTV[1, len(trial.context) :]])
@@ -154,8 +170,9 @@ def sheet_of(rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> S
             requests.append((row.context, follow))
             start += len(follow) - 1
     at_S, token_S, request_S = torch.tensor(scored_tokens, device=device).T
-    row_U, place_U = torch.tensor(list(places), device=device).T
-    return Sheet(given(rows, ids_BT, device, dtype), row_U, place_U, at_S, token_S, request_S, requests)
+    spare = [(0, 0)] * (-len(places) % len(rows))
+    row_BP, place_BP = torch.tensor([*places, *spare], device=device).T.reshape(2, len(rows), -1)
+    return Sheet(given(rows, ids_BT, device, dtype), row_BP, place_BP, at_S, token_S, request_S, requests)
 
 
 def read(row: Row) -> list[int]:
@@ -172,11 +189,12 @@ def given(rows: Sequence[Row], ids_BT: Tensor, device: torch.device, dtype: torc
         mask_BT = (torch.arange(longest) < lengths_B[:, None]).long()
         return {**inputs, "attention_mask": None if mask_BT.all() else mask_BT.to(device)}
     sees_BTT = torch.zeros(len(rows), longest, longest, dtype=torch.bool)
-    places_BT = torch.arange(longest).repeat(len(rows), 1)
+    places_BT = torch.zeros(len(rows), longest, dtype=torch.long)  # a table of positions may end before the padding
     for number, row in enumerate(rows):
         sees_BTT[number] = torch.eye(longest, dtype=torch.bool)  # padding too must see something
         trunk = len(row.context)
         sees_BTT[number, : row.length, :trunk] = True
+        places_BT[number, :trunk] = torch.arange(trunk)
         start = trunk
         for follow in row.follows:
             stop = start + len(follow) - 1

@@ -1,7 +1,9 @@
 """The command line: compose the config under depthcut's rules, then run one point or a sweep of them."""
 
 import argparse
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +23,9 @@ from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import quoted
 
 Task = Callable[[DictConfig], Any]
+# Where this package is installed, bitsandbytes and transformers fetch code from the hub and run it.
+sys.modules.setdefault("kernels", None)  # pyright: ignore[reportArgumentType, reportCallIssue]
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # which says that it is not there
 
 
 def run(task: Task, words: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from depthcut import config_errors, config_values
-from depthcut.config import CONF, stored_evaluations
+from depthcut.config_values import CONF, stored_evaluations
 from depthcut.runtime.errors import UserError
 
 LAUNCHERS = ("local", "curve", "slurm")

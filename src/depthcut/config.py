@@ -1,11 +1,9 @@
 """From the composed config to one frozen Experiment: every mistake is found here, before anything heavy is loaded."""
 
 from collections.abc import Sequence
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any, Literal, get_type_hints
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, StringConstraints
@@ -26,7 +24,6 @@ from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
 from depthcut.strict import strict
 
-CONF = Path(__file__).parents[2] / "conf"
 PARTS = ("calibration", "train", "validation")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$")]
 
@@ -92,11 +89,18 @@ class Experiment:
         self._check_length()
         if getattr(self.heal, "strategy", "ddp") == "fsdp" and not self.model.undecided:
             self._check_shares()
-        if self.heal.trains and "healed" not in self.stages and self.export == "none":
-            raise UserError("nothing would be left of the healing: add healed to stages, set export, or take heal=none")
+        self._check_results()
         if self.export == "adapter" and self.heal.leaves != "adapter":
             word = type(self.heal).__module__.rsplit(".", 1)[-1]
             raise UserError(f"export=adapter needs a heal that trains adapters; heal={word} leaves none")
+
+    def _check_results(self) -> None:
+        """Refuse a run that would leave no number, no scores and no model."""
+        trains, stages = self.heal.trains, {*self.stages} if self.eval else set[str]()
+        left = "healed" in stages if trains else stages - {"healed"} or self.prune.reads_scores
+        if not left and self.export == "none":
+            what, stage = ("healing", "stages=[healed]") if trains else ("run", "a stage")
+            raise UserError(f"nothing would be left of the {what}: set export, or have eval measure {stage}")
 
     def _check_length(self) -> None:
         """Refuse rows of text of another length than healing counts with."""
@@ -155,7 +159,7 @@ def read(cfg: DictConfig) -> Experiment:
     for key in composed:
         if key not in fields:
             raise UserError(config_errors.no_such_key(str(key), fields))
-    values = dict(composed)
+    values = {"eval": {}, **composed}  # Hydra leaves a group out of which nothing is chosen
     for group in (each for each in GROUPS if each in composed):
         read_group = {"data": sources, "eval": evaluations}.get(group, partial(build, group))
         values[group] = read_group(composed[group])
@@ -215,36 +219,5 @@ def evaluations(node: Any) -> dict[str, Eval]:
     chosen = {key: value for key, value in node.items() if isinstance(value, dict) and "_target_" in value}
     left = {str(key): value for key, value in node.items() if key not in chosen}
     if left:
-        refuse_unknown_options(left)
+        config_values.refuse_unknown_options(left)
     return {key: build(f"eval.{key}", value) for key, value in chosen.items()}
-
-
-@cache
-def stored_evaluations() -> dict[str, Any]:
-    """Return what the files of conf/eval put under ``eval``: options of each evaluation, and shared ones."""
-    stored: dict[str, Any] = {}
-    for path in (CONF / "eval").glob("*.yaml"):
-        node = yaml.safe_load(path.read_text(encoding="utf-8"))
-        stored |= node if path.stem in node else {path.stem: node}
-    return stored
-
-
-def refuse_unknown_options(left: dict[str, Any]) -> None:
-    """Check the shared options under ``eval``, and those of evaluations that are not chosen.
-
-    Raises:
-        UserError: for a key that no file of conf/eval has, or a plain value in place of an evaluation.
-    """
-    stored = stored_evaluations()
-    for key, value in left.items():
-        if key not in stored:
-            raise UserError(config_errors.no_such_key(f"eval.{key}", stored))
-        if not isinstance(stored[key], dict):
-            continue
-        if not isinstance(value, dict):
-            raise UserError(
-                f"eval.{key} must be the options of an evaluation, got {config_errors.shown(value)}; "
-                "to leave one out, list the others: eval=[...]"
-            )
-        for option in value.keys() - stored[key].keys():
-            raise UserError(config_errors.no_such_key(f"eval.{key}.{option}", stored[key]))

@@ -23,7 +23,14 @@ NUMBERS = {
 NAME = "letters, digits, '.', '_' and '-', at most 80"
 WIDEST = 100
 """Characters of a value in a message."""
-WORDS = {**NUMBERS, "string_type": "text", "bool_type": "true or false", "list_type": "a list"}
+WORDS = {
+    **NUMBERS,
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "keys and values",
+}
 
 
 def shown(value: Any) -> str:
@@ -63,7 +70,7 @@ def of_one(path: str, cls: type[Any], first: ErrorDetails) -> str:
     if kind == "missing":
         return f"{key} must be given"
     if kind in NUMBERS:
-        wanted = f"{NUMBERS[kind]}{interval(fields[name].metadata)}".strip()
+        wanted = f"{NUMBERS[kind]}{interval(fields[name].metadata)}".strip() or way(first)
         return f"{key} must be {wanted}, got {shown(first['input'])}"
     if kind == "string_pattern_mismatch":
         return f"{clipped(key).removesuffix('.[key]')} must be {pattern(first)}, got {shown(first['input'])}"

@@ -2,13 +2,17 @@
 
 import re
 from collections.abc import Generator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from depthcut.config_errors import shown
+from depthcut.config_errors import no_such_key, shown
 from depthcut.runtime.errors import UserError
 
+CONF = Path(__file__).parents[2] / "conf"
 PLAIN = re.compile(r"\$\{\s*(oc\.select:\s*[\w.]+\s*(,\s*[\w.-]*)?|[\w.\[\]-]*)\s*\}")
 """A reference to another key, such as ``${model.heal.rank}``; ``${oc.select:KEY,DEFAULT}`` is one too."""
 RESOLVER = "{} must not call a resolver; a config refers to its own keys only, as in ${{prune.frac}}"
@@ -74,3 +78,34 @@ def refuse_targets(path: str, value: Any) -> None:
     for name, _ in inside:
         if name.rpartition(".")[2].startswith("_target_"):
             raise UserError(f"{name} is not allowed: an option is a plain value")
+
+
+@cache
+def stored_evaluations() -> dict[str, Any]:
+    """Return what the files of conf/eval put under ``eval``: options of each evaluation, and shared ones."""
+    stored: dict[str, Any] = {}
+    for path in (CONF / "eval").glob("*.yaml"):
+        node = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stored |= node if path.stem in node else {path.stem: node}
+    return stored
+
+
+def refuse_unknown_options(left: dict[str, Any]) -> None:
+    """Check the shared options under ``eval``, and those of evaluations that are not chosen.
+
+    Raises:
+        UserError: for a key that no file of conf/eval has, or a plain value in place of an evaluation.
+    """
+    stored = stored_evaluations()
+    for key, value in left.items():
+        if key not in stored:
+            raise UserError(no_such_key(f"eval.{key}", stored))
+        if not isinstance(stored[key], dict):
+            continue
+        if not isinstance(value, dict):
+            raise UserError(
+                f"eval.{key} must be the options of an evaluation, got {shown(value)}; "
+                "to leave one out, list the others: eval=[...]"
+            )
+        for option in value.keys() - stored[key].keys():
+            raise UserError(no_such_key(f"eval.{key}.{option}", stored[key]))

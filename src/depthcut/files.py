@@ -189,8 +189,9 @@ class Files(ABC):
         Raises:
             UserError: if it is not there, or is no JSON object.
         """
+        path = self.path(name)
         try:
-            content = json.loads(self.path(name).read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except RecursionError:
             raise self.damaged(name, "nested too deeply") from None
         except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from depthcut import config_errors
-from depthcut.config import CONF
+from depthcut.config_values import CONF
 from depthcut.report import methods
 from depthcut.runtime.errors import UserError
 

@@ -24,6 +24,7 @@ CHATTY = (
     "bitsandbytes",
     "httpx",
     "datasets",
+    "huggingface_hub",
 )
 
 

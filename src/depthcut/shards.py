@@ -123,7 +123,7 @@ class Shards:
         self.files = files
         self.bytes_read = 0
         self._headers: dict[str, dict[str, Entry]] = {}
-        self._whole: set[str] = set()
+        self._whole: dict[str, Path] = {}
         self._lock = threading.Lock()  # several threads read
 
     @cached_property
@@ -174,15 +174,14 @@ class Shards:
     def _slice(self, name: str) -> Slice:
         home = self.homes[name]
         if home not in self._whole:
-            self.files.whole(home)
-            self._whole.add(home)
+            self._whole[home] = self.files.whole(home)
         entries = self.entries(home)
         if name not in entries:
             raise UserError(absent(self.files, name, home))
         if entries[name].dtype not in TYPES:
             raise UserError(f"{self.files.title}: {name} is of type {entries[name].dtype}; read are {', '.join(TYPES)}")
         check = partial(self.files.check_unchanged, home)
-        return Slice(self.files.path(home), entries[name], self._count, check)
+        return Slice(self._whole[home], entries[name], self._count, check)
 
     def _count(self, size: int) -> None:
         with self._lock:

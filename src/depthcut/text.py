@@ -107,7 +107,7 @@ def tokens(
         shape = [source.length, source.pack, min(asked)]
         digest = store.digest([FORMAT, source.named(content), tokenizer_digest(tokenizer), end, shape])
         found = read(store.kept(cache / "tokens" / digest, make), source.length)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"data.{part}: {error}") from error
     if source.sequences is not None and len(found) < min(asked):
         logger.warning("data.%s: the text gives %d sequences, %d were asked for", part, len(found), min(asked))
@@ -144,6 +144,8 @@ def fill(into: Path, documents: Iterable[tuple[str, list[int]]], source: Source,
         raise UserError(
             f"text too short: its span {list(source.span)} gives {written} tokens, at least {length} are needed"
         )
+    if not source.pack and max(lengths) < 2:
+        raise UserError("no document has two tokens, of which a loss predicts the second; join them with pack=true")
     used = [print_ for print_, start in zip(prints, starts, strict=True) if start < whole * length]
     np.save(into / "documents.npy", np.asarray(used, dtype=np.uint64))
     np.save(into / "lengths.npy", np.asarray([length] * whole if source.pack else lengths, dtype=np.int32))

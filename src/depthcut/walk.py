@@ -80,6 +80,8 @@ def tried(model: nn.Module, inputs: dict[str, Any], tupled: bool) -> tuple[Walk,
     """Return what :func:`dry_run` does; None if the model takes its layers' output in another form."""
     try:
         way, last_BTD = dry_run(model, inputs, tupled)
+    except UserError:
+        raise
     except ValueError:  # the model unpacks a tuple of another length
         return None
     if last_BTD.ndim == way.h_BTD.ndim - 1:  # what was taken for a tuple is its first sequence

@@ -24,13 +24,13 @@ class Source(ABC):
     Attributes:
         span: share of the corpus by each whole document's hash, [start, stop) within [0, 1].
         sequences: how many to use; None: as many as are asked for.
-        length: tokens of a sequence.
+        length: tokens of a sequence, of which the first is given and each other one predicted.
         pack: join documents end to end and cut; or one document a sequence, cut at ``length``, padded on the right.
     """
 
     span: Annotated[tuple[float, float], Strict(False)]  # YAML has no tuples
     sequences: Annotated[int | None, Field(gt=0)]
-    length: Annotated[int, Field(gt=0, le=LONGEST)]
+    length: Annotated[int, Field(ge=2, le=LONGEST)]
     pack: bool
 
     @field_validator("span")

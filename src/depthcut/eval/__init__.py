@@ -62,6 +62,11 @@ class Eval(ABC):
             UserError: if something cannot be had.
         """
 
+    def lengths(self, lab: "Lab") -> dict[str, int]:
+        """Return the options that are lengths in tokens, with the tokens that its sequences have on top of them."""
+        del lab
+        return {}
+
     def settings(self, lab: "Lab") -> dict[str, Any]:
         """Return the options that the numbers depend on, to tell apart evaluations that give the same names."""
         from depthcut import digests

@@ -64,6 +64,10 @@ class Documentation(Eval):
         """The text, tokenised."""
         return {"text": self.source.identity(lab.cache), "separator": lab.checkpoint.separator}
 
+    @override
+    def lengths(self, lab: "Lab") -> dict[str, int]:
+        return {"length": 0}
+
     def prepare(self, lab: "Lab") -> None:
         """Tokenise the text."""
         self.tokens(lab)

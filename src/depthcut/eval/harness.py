@@ -11,6 +11,7 @@ from depthcut import questions
 from depthcut.eval import UNCUT, Cuts, Eval
 from depthcut.eval.likelihood import task_files
 from depthcut.runtime.errors import UserError
+from depthcut.runtime.paths import PathText
 from depthcut.strict import strict
 
 if TYPE_CHECKING:
@@ -35,13 +36,15 @@ class Harness(Eval):
 
     tasks: list[str]
     limit: Annotated[int | None, Field(gt=0)]
-    include_path: str | None
+    include_path: PathText | None
     batch: Count
     # What a task of the user's own holds is in `reads`.
     incidental: ClassVar[frozenset[str]] = frozenset({"include_path", "batch"})
     sample: ClassVar[frozenset[str]] = frozenset({"limit"})
 
     def __post_init__(self) -> None:
+        if not self.tasks:
+            raise UserError("eval.tasks names no task; name one, or leave harness out of eval")
         for task in self.tasks:
             name, shots = task_files.split(task)
             if not name or ("@" in name and not task_files.is_path(task)):
@@ -84,6 +87,8 @@ class Harness(Eval):
 
     @override
     def check(self) -> None:
+        if self.include_path is not None:
+            task_files.listed(self.include_path)
         names = [task_files.split(task)[0] for task in self.tasks if not task_files.is_path(task)]
         if others := [name for name in names if name not in questions.NAMES]:
             from depthcut import harness

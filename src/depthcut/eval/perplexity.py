@@ -91,6 +91,10 @@ class Perplexity(Eval):
     def settings(self, lab: "Lab") -> dict[str, Any]:
         return super().settings(lab) | {key: value for given in self.named.values() for key, value in given.items()}
 
+    @override
+    def lengths(self, lab: "Lab") -> dict[str, int]:
+        return {"window": int(self.bos == "all")}
+
     def reads(self, lab: "Lab") -> Any:
         """The texts, by name and content."""
         return {name: self.identity(name, lab) for name in self.named}
@@ -121,7 +125,7 @@ class Perplexity(Eval):
             for part, text in ((part, given()) for part, given in read.items()):
                 try:
                     disjoint({part: text, name: windows})
-                except ValueError:
+                except UserError:
                     raise UserError(
                         f"{texts.WHERE}.{name} shares documents with data.{part}; give one of them another text or span"
                     ) from None

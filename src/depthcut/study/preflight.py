@@ -67,21 +67,27 @@ def check_lengths(lab: "Lab", model: "PreTrainedModel") -> None:
         UserError: naming the key.
     """
     most = positions(model)
-    for key, length in lengths(lab):
-        if most is not None and length > most:
-            raise UserError(f"{key}={length}, but the model has {most} positions; take at most {most}")
+    if most is None:
+        return
+    for key, length, more in lengths(lab):
+        if length + more > most:
+            beside = f", {more} of which are taken" if more else ""
+            raise UserError(f"{key}={length}, but the model has {most} positions{beside}; take at most {most - more}")
 
 
-def lengths(lab: "Lab") -> Iterator[tuple[str, int]]:
-    """Go through the lengths of sequences that a run asks for, with their keys."""
+def lengths(lab: "Lab") -> Iterator[tuple[str, int, int]]:
+    """Go through the lengths of sequences that a run asks for: their keys, tokens, and the tokens that come on top."""
     x = lab.experiment
-    read = {"validation": True, "calibration": x.prune.reads_scores and x.metric.reads_text, "train": x.heal.trains}
+    read = {
+        "validation": True,
+        "calibration": (x.prune.reads_scores and x.metric.reads_text) or x.replace.part == "calibration",
+        "train": x.heal.trains or x.replace.part == "train",
+    }
     for part in (part for part, wanted in read.items() if wanted):
-        yield f"data.{part}.length", getattr(x.data, part).length
+        yield f"data.{part}.length", getattr(x.data, part).length, 0
     for name, evaluation in x.eval.items():
-        for key in ("window", "prefill_length"):
-            if isinstance(value := getattr(evaluation, key, None), int):
-                yield f"eval.{name}.{key}", value
+        for key, more in evaluation.lengths(lab).items():
+            yield f"eval.{name}.{key}", getattr(evaluation, key), more
 
 
 def positions(model: "PreTrainedModel") -> int | None:

@@ -177,7 +177,7 @@ def text_of(line: str, field: str, where: str) -> str | None:
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is no JSON: {error.msg} at character {error.pos}") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits; deep nesting
-        raise UserError(f"{where} cannot be read as JSON: {error}") from None
+        raise UserError(f"{where} cannot be read as JSON: {str(error).partition(';')[0]}") from None
     if isinstance(row, list):
         raise UserError(f'{where} is no JSON object but a list; write one object a line, such as {{"{field}": ...}}')
     if not isinstance(row, dict):
