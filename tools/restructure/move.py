@@ -145,8 +145,8 @@ def main():
             t = f.read_text(); n = dotted(t)
             if n != t: f.write_text(n)
     for o, n in FULL.items():
-        pkg = o in ("depthcut.training", "depthcut.width", "depthcut.questions")
-        a = SRC / o.replace(".", "/") / "__init__.py" if pkg or o == "depthcut.replacing" else (SRC / (o.replace(".", "/") + ".py"))
+        pkg = o in ("depthcut.heal.training", "depthcut.heal.width", "depthcut.data.questions")
+        a = SRC / o.replace(".", "/") / "__init__.py" if pkg or o == "depthcut.model.surgery.gaps" else (SRC / (o.replace(".", "/") + ".py"))
         b = SRC / n.replace(".", "/") / "__init__.py" if pkg else SRC / (n.replace(".", "/") + ".py")
         b.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["git", "-C", str(ROOT), "mv", str(a), str(b)], check=True)

@@ -1,0 +1,1 @@
+"""Plans, scores and sub-networks: plain values, without torch."""

@@ -1,0 +1,1 @@
+"""Timing on CPUs and GPUs."""

@@ -1,0 +1,1 @@
+"""Narrower layers."""

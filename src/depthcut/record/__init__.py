@@ -1,0 +1,1 @@
+"""The files that a point leaves on disk, and how to read them."""

@@ -1,0 +1,1 @@
+"""How replacements are fitted."""
