@@ -12,37 +12,39 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from depthcut import cli, complaints, config, lab, ranks, record, runlog
-from depthcut.study import links
+from depthcut.cli import main as cli_main
+from depthcut.config import experiment
+from depthcut.runtime import failures, ranks
+from depthcut.study import lab, links, recording, runlog
 
 
 def main(cfg: DictConfig) -> None:
     """Run one point of a study; what goes wrong is told at the end."""
-    with complaints.noted():
+    with failures.noted():
         point(cfg)
 
 
 def point(cfg: DictConfig) -> None:
     """Run the point, or say that it is done."""
-    x = config.read(cfg)
+    x = experiment.read(cfg)
     here = lab.enter(x)
     if ranks.rank():
         return assist(here)
-    with record.alone(here):
-        kept = record.finished(here)
+    with recording.alone(here):
+        kept = recording.finished(here)
         if kept is None:
             from depthcut import algorithm
             from depthcut.study import control
 
             for evaluation in x.eval.values():
                 evaluation.check()
-            with record.attempt(here), runlog.to(here):
+            with recording.attempt(here), runlog.to(here):
                 algorithm.run(x, here)
                 control.measure(here)
-                kept = record.write(here)
+                kept = recording.write(here)
             x.log.finish(here, kept)
         else:
-            record.forget_failure(here.folder)
+            recording.forget_failure(here.folder)
             runlog.say("done already: this config's record is on file, nothing was computed")
             x.log.again(here, kept)
         links.add(here.folder, x)
@@ -51,7 +53,7 @@ def point(cfg: DictConfig) -> None:
 
 def assist(here: lab.Lab) -> None:
     """Take part in a point that several processes share; the first of them keeps its record."""
-    if record.finished(here) is None:
+    if recording.finished(here) is None:
         from depthcut import algorithm
 
         with runlog.quiet():
@@ -60,4 +62,4 @@ def assist(here: lab.Lab) -> None:
 
 if __name__ == "__main__":
     gc.set_threshold(700, 10, 1000)  # imports leave no garbage; to look for it among all that there is took 2 s of 9
-    sys.exit(complaints.guard(partial(cli.run, main, sys.argv[1:])))
+    sys.exit(failures.guard(partial(cli_main.run, main, sys.argv[1:])))

@@ -16,9 +16,11 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from depthcut import config, curve, digests, lab, record, runlog, store
-from depthcut.plan import Plan
-from depthcut.pricing import Pricing
+from depthcut.config import experiment
+from depthcut.cut.plan import Plan
+from depthcut.runtime import store
+from depthcut.study import curve, digests, lab, recording, runlog
+from depthcut.study.scoring import Pricing
 
 ROOT = Path(__file__).parents[1]
 START, END = "<!-- made by `python bench/choosing.py` -->\n", "<!-- /choosing -->\n"
@@ -71,10 +73,10 @@ class Point:
         sys.path.insert(0, str(ROOT))
         import run
 
-        kept = record.finished(self.here)
+        kept = recording.finished(self.here)
         if kept is None:
             run.point(self.composed)
-            kept = record.read(self.here.folder)
+            kept = recording.read(self.here.folder)
         assert kept is not None
         return kept
 
@@ -141,7 +143,7 @@ def point(words: str, fraction: float, overrides: list[str]) -> Point:
     """Compose and check one point, as run.py does."""
     own = [f"outputs={ROOT / 'outputs'}", *COMMON, *words.split(), f"prune.frac={fraction}"]
     composed = compose("config", overrides=[*own, *overrides])
-    return Point(composed, lab.enter(config.read(composed)))
+    return Point(composed, lab.enter(experiment.read(composed)))
 
 
 def losses(rows: list[Row]) -> str:

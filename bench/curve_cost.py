@@ -25,11 +25,15 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 
 import subjects
-from depthcut import config, cuts, depth, harness, lab, runlog
+from depthcut.config import experiment
+from depthcut.cut import subnetworks
+from depthcut.cut.plan import Plan
 from depthcut.eval.harness import Harness
+from depthcut.eval.likelihood import lm_eval
 from depthcut.eval.loss import Loss
-from depthcut.plan import Plan
-from depthcut.pricing import Pricing
+from depthcut.model.decoder import layers as decoder_layers
+from depthcut.study import lab, runlog
+from depthcut.study.scoring import Pricing
 from scores import show
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +63,7 @@ def main() -> None:
     warm = type(way)(here, asked.batch, 2)
     warm.alone(Plan(here.checkpoint.depth, ()))
     with counted(here.dense()) as once:
-        way.shared([cuts.WHOLE])
+        way.shared([subnetworks.WHOLE])
     lines = [line(name, way, plans, asked.every, alone, once) for name, plans in sets.items()]
     what = f"{asked.limit} sequences of text" if asked.loss else f"{', '.join(TASKS)}: {asked.limit} questions each"
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
@@ -90,7 +94,7 @@ def line(
         if plan.drop not in alone:
             alone[plan.drop] = way.alone(plan)
     each = sum(alone[plan.drop][0] for plan in some) * len(plans) / len(some)
-    asked = [cuts.of(plan) for plan in plans]
+    asked = [subnetworks.of(plan) for plan in plans]
     with counted(way.here.dense()) as made:
         start = now()
         found = way.shared(asked)
@@ -121,7 +125,7 @@ def formula(plans: Sequence[Plan]) -> int:
 @contextmanager
 def counted(model: nn.Module) -> Generator[Passes]:
     """Count tokens on the modules: at each layer's attention, for a layer itself may be passed by, and at the head."""
-    stack = depth.layers(model)
+    stack = decoder_layers.layers(model)
     passes = Passes([0] * len(stack))
 
     def through(index: int) -> Any:
@@ -134,7 +138,7 @@ def counted(model: nn.Module) -> Generator[Passes]:
     def head(_: nn.Module, args: tuple[Any, ...]) -> None:
         passes.head += args[0].shape[:-1].numel()
 
-    attentions = [layer.get_submodule(depth.unit_name(layer, "attention")) for layer in stack]
+    attentions = [layer.get_submodule(decoder_layers.unit_name(layer, "attention")) for layer in stack]
     hooks = [part.register_forward_pre_hook(through(n), with_kwargs=True) for n, part in enumerate(attentions)]
     hooks.append(model.get_output_embeddings().register_forward_pre_hook(head))  # pyright: ignore
     try:
@@ -156,15 +160,15 @@ class Text:
     def __post_init__(self) -> None:
         self.text = self.here.validation().first(self.limit)
 
-    def shared(self, asked: Sequence[cuts.Cut]) -> list[Numbers]:
+    def shared(self, asked: Sequence[subnetworks.Cut]) -> list[Numbers]:
         """All cuts together."""
         return Loss(batch=self.batch)(self.here.dense(), Holding(self.text), asked)  # pyright: ignore
 
     def alone(self, plan: Plan) -> tuple[float, Numbers]:
         """One cut: seconds, numbers."""
-        with depth.bypass(self.here.dense(), plan.drop):
+        with decoder_layers.bypass(self.here.dense(), plan.drop):
             start = now()
-            (numbers,) = self.shared([cuts.WHOLE])
+            (numbers,) = self.shared([subnetworks.WHOLE])
             return now() - start, numbers
 
 
@@ -187,22 +191,22 @@ class Questions:
     batch: int
     limit: int
 
-    def shared(self, asked: Sequence[cuts.Cut]) -> list[Numbers]:
+    def shared(self, asked: Sequence[subnetworks.Cut]) -> list[Numbers]:
         """All cuts together."""
         part = Harness(tasks=list(TASKS), limit=self.limit, include_path=None, batch=self.batch)
-        return harness.evaluate(self.here.dense(), self.here, part, asked)
+        return lm_eval.evaluate(self.here.dense(), self.here, part, asked)
 
     def alone(self, plan: Plan) -> tuple[float, Numbers]:
         """One cut through lm-eval's own HFLM: seconds, numbers."""
         here, start = self.here, now()
         flat: Numbers = {}
-        with depth.bypass(here.dense(), plan.drop), harness.quiet():
+        with decoder_layers.bypass(here.dense(), plan.drop), lm_eval.quiet():
             settings: dict[str, Any] = {"tokenizer": here.checkpoint.tokenizer, "batch_size": self.batch}
             lm = HFLM(pretrained=here.dense(), device=here.device, softmax_dtype="float32", **settings)
-            how: dict[str, Any] = {"limit": self.limit, "bootstrap_iters": harness.BOOTSTRAP, "log_samples": False}
+            how: dict[str, Any] = {"limit": self.limit, "bootstrap_iters": lm_eval.BOOTSTRAP, "log_samples": False}
             for task in TASKS:
-                results: Any = evaluate(lm=lm, task_dict=harness.load(task, here.cache), **how)
-                flat |= harness.numbers(results["results"])
+                results: Any = evaluate(lm=lm, task_dict=lm_eval.load(task, here.cache), **how)
+                flat |= lm_eval.numbers(results["results"])
         return now() - start, flat
 
 
@@ -222,7 +226,9 @@ def smollm2(dtype: str) -> tuple[Any, dict[str, list[Plan]]]:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         labs = {
             prune: [
-                lab.enter(config.read(compose("config", overrides=[*overrides, f"prune={prune}", f"prune.layers={n}"])))
+                lab.enter(
+                    experiment.read(compose("config", overrides=[*overrides, f"prune={prune}", f"prune.layers={n}"]))
+                )
                 for n in range(30)
             ]
             for prune in ("deepest", "block")

@@ -132,10 +132,10 @@ def ours(case: Case) -> dict[str, Any]:
     """A healing run of depthcut."""
     import lightning as L
 
+    from depthcut.data.text.tokens import Tokens
     from depthcut.heal.qlora import QLora
+    from depthcut.heal.training import fit, memory_plan
     from depthcut.log.csv import Csv
-    from depthcut.text import Tokens
-    from depthcut.training import fit, room
 
     class Clock(L.Callback):
         """Looks at the clock behind the warm-up and at the end."""
@@ -161,8 +161,8 @@ def ours(case: Case) -> dict[str, Any]:
     rows = np.random.default_rng(0).integers(0, VOCABULARY, ((WARM + STEPS) * BATCH, LENGTH)).astype(np.int32)
     rows[:, 511::512] = 2
     text = Tokens(rows, np.full(len(rows), LENGTH, np.int32), np.array([], np.uint64), "random", 2)
-    space = room.Room.of(model, recipe, "cuda:0")
-    layout = room.choose(space, recipe, True)[0]
+    space = memory_plan.Room.of(model, recipe, "cuda:0")
+    layout = memory_plan.choose(space, recipe, True)[0]
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         lab: Any = SimpleNamespace(
@@ -326,14 +326,14 @@ def curve(who: str, device: str) -> list[float]:
     """The losses of 50 steps of adapters on SmolLM2 without layers 11 to 18, trained as ``who`` does it."""
     import csv
 
+    from depthcut.cut.plan import Plan
     from depthcut.data.demo import Demo
+    from depthcut.data.text.tokens import tokens
     from depthcut.heal.lora import Lora
+    from depthcut.heal.training import adapters, fit
+    from depthcut.heal.training.batches import Batches
     from depthcut.log.csv import Csv
     from depthcut.model.smollm2 import SmolLM2
-    from depthcut.plan import Plan
-    from depthcut.text import tokens
-    from depthcut.training import adapters, fit
-    from depthcut.training.batches import Batches
 
     heal: Any = {"rank": 32, "lr": 1e-3, "length": 256}
     cache = Path("outputs/cache")

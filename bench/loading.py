@@ -29,10 +29,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from depthcut import depth, loading
-from depthcut.checkpoint import Checkpoint
-from depthcut.files import Folder, Hashes
-from depthcut.plan import Plan
+from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint import loading
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.decoder import layers
 
 GIB = 2**30
 SHAPES: dict[str, dict[str, Any]] = {
@@ -101,8 +102,8 @@ def write(config: LlamaConfig, folder: Path, whole: bool, spill: Path | None) ->
     """The checkpoint, one file a layer; the same numbers in each, which is all the same to whoever loads them."""
     folder.mkdir(parents=True, exist_ok=True)
     groups: dict[int, dict[str, torch.Size]] = {}
-    for name, parameter in depth.skeleton(config).named_parameters():
-        groups.setdefault((depth.split(name, "model.layers") or (-1,))[0], {})[name] = parameter.shape
+    for name, parameter in layers.skeleton(config).named_parameters():
+        groups.setdefault((layers.split(name, "model.layers") or (-1,))[0], {})[name] = parameter.shape
     largest = max(sum(shape.numel() for shape in shapes.values()) for shapes in groups.values())
     bits = (torch.randn(largest, device=device()) * 0.02).bfloat16().cpu().view(torch.uint8).numpy().data
     there = config.num_hidden_layers if whole else config.num_hidden_layers // 2

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depthcut import depth, forward, removal
 from depthcut.metric import Metric, Removal
 from depthcut.metric.shapley import Shapley
+from depthcut.model.decoder import inputs, shared_prefix
+from depthcut.model.decoder import layers as decoder_layers
 
 EDGES = ("angular", "block_influence", "linearity", "update")
 GRADIENTS = ("lora_gradient", "taylor")
@@ -59,7 +60,7 @@ def bare(model: Any, text: list[tuple[Tensor, Tensor]]) -> float:
 
     def work() -> None:
         for ids_BT, mask_BT in text:
-            depth.decoder(model)(**forward.inputs(model, ids_BT, mask_BT))
+            decoder_layers.decoder(model)(**inputs.inputs(model, ids_BT, mask_BT))
 
     with torch.inference_mode():
         return seconds(work)
@@ -83,7 +84,7 @@ def edges(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
 
     def work() -> None:
         for ids_BT, mask_BT in text:
-            model(**forward.inputs(model, ids_BT, mask_BT), output_hidden_states=True)
+            model(**inputs.inputs(model, ids_BT, mask_BT), output_hidden_states=True)
 
     with torch.inference_mode():
         return Cost(
@@ -91,15 +92,15 @@ def edges(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
         )
 
 
-def removals(here: Any, reading: removal.Reading, drops: Drops, full: bool) -> Cost:
+def removals(here: Any, reading: shared_prefix.Reading, drops: Drops, full: bool) -> Cost:
     """Each sub-network by itself, from the embedding to the logits; the layers are taken out off the clock."""
     model, layers = here.dense(), here.checkpoint.depth
     places = range(len(drops)) if full else np.linspace(0, len(drops) - 1, min(TIMED, len(drops))).round().astype(int)
     chosen = [drops[place] for place in places]
     kept: list[Tensor] = []
 
-    def logits(rows: removal.Rows) -> Tensor:
-        return model(**forward.inputs(model, rows.ids_BT, rows.mask_BT)).logits[:, :-1]
+    def logits(rows: shared_prefix.Rows) -> Tensor:
+        return model(**inputs.inputs(model, rows.ids_BT, rows.mask_BT)).logits[:, :-1]
 
     def through() -> tuple[Tensor, Tensor]:
         sums: list[Tensor] = []
@@ -107,7 +108,7 @@ def removals(here: Any, reading: removal.Reading, drops: Drops, full: bool) -> C
             targets_BT = rows.targets_BT.to(here.device)
             dense_BTV = kept[place].float() if reading.dense else None
             sums.append(reading.measure(logits(rows).float(), dense_BTV, targets_BT).double().sum(1).cpu())
-        counts = [(rows.targets_BT != forward.NO_TARGET).sum(1) for rows in reading.batches]
+        counts = [(rows.targets_BT != inputs.NO_TARGET).sum(1) for rows in reading.batches]
         return torch.cat(sums)[None], torch.cat(counts)
 
     values: dict[tuple[int, ...], float] = {}
@@ -115,7 +116,7 @@ def removals(here: Any, reading: removal.Reading, drops: Drops, full: bool) -> C
     with torch.inference_mode():
         once = seconds(lambda: kept.extend(map(logits, reading.batches))) if reading.dense else 0.0
         for drop in chosen:
-            with depth.bypass(model, drop):
+            with decoder_layers.bypass(model, drop):
                 start = now()
                 sums_KN, count_N = through()
                 took.append(now() - start)
@@ -131,8 +132,10 @@ def orders(here: Any, metric: Shapley, full: bool) -> Cost:
     layers = here.checkpoint.depth
     order = np.random.default_rng(metric.seed).permutation(layers).tolist()
     drops = [tuple(sorted(order[:step])) for step in range(math.ceil(metric.reach * layers) + 1)]
-    rows = list(removal.Rows.of(here.calibration(), metric.batch))
-    one = removals(here, removal.Reading("shapley", removal.losses, False, rows, removal.mean), drops, full)
+    rows = list(shared_prefix.Rows.of(here.calibration(), metric.batch))
+    one = removals(
+        here, shared_prefix.Reading("shapley", shared_prefix.losses, False, rows, shared_prefix.mean), drops, full
+    )
     times = metric.orders
     words = f"{one.words}, times {times} orders"
     return Cost(times * one.seconds, words, times * one.passes, times * one.heads)
@@ -145,9 +148,9 @@ def gradients(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
 
     def work() -> None:
         for ids_BT, mask_BT in text:
-            given = forward.inputs(model, ids_BT, mask_BT)
-            forward.token_losses(model(**given).logits[:, :-1], forward.targets(given)).sum().backward()
-        for layer in depth.layers(model):
+            given = inputs.inputs(model, ids_BT, mask_BT)
+            inputs.token_losses(model(**given).logits[:, :-1], inputs.targets(given)).sum().backward()
+        for layer in decoder_layers.layers(model):
             for weight in layer.parameters():
                 assert weight.grad is not None
                 (weight.detach() * weight.grad).abs().sum().item()

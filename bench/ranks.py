@@ -33,7 +33,7 @@ import torch
 from transformers import LlamaConfig
 
 import loading as files
-from depthcut import depth
+from depthcut.model.decoder import layers as decoder_layers
 from healing import BATCH, LENGTH, VOCABULARY, WARM, Case, llama, recipe_of, with_adapters
 
 STEPS = 10
@@ -72,9 +72,9 @@ CASES = {
 
 def measured(case: Ranks, asked: argparse.Namespace) -> dict[str, Any]:
     """A healing run's tokens a second, as this process sees it, and its peak."""
-    from depthcut import ranks
+    from depthcut.data.text.tokens import Tokens
     from depthcut.heal.lora import Lora
-    from depthcut.text import Tokens
+    from depthcut.runtime import ranks
 
     gpu = torch.cuda.is_available()
     device = ranks.gpu() if gpu else "cpu"
@@ -99,9 +99,9 @@ def trained(model: Any, recipe: Any, text: Any, device: str) -> dict[str, Any]:
     """The healing run."""
     import lightning as L
 
-    from depthcut import ranks
+    from depthcut.heal.training import fit
     from depthcut.log.csv import Csv
-    from depthcut.training import fit
+    from depthcut.runtime import ranks
 
     seen: dict[int, float] = {}
 
@@ -133,10 +133,10 @@ def trained(model: Any, recipe: Any, text: Any, device: str) -> dict[str, Any]:
 
 def spread(folder: Path, device: str, found: dict[str, Any]) -> Any:
     """The model in shares, off the files; what that took goes into ``found``."""
-    from depthcut import spread as shares
-    from depthcut.checkpoint import Checkpoint
-    from depthcut.files import Folder, Hashes
-    from depthcut.loading import Form
+    from depthcut.model.checkpoint import sharded as shares
+    from depthcut.model.checkpoint.checkpoint import Checkpoint
+    from depthcut.model.checkpoint.files import Folder, Hashes
+    from depthcut.model.checkpoint.loading import Form
 
     checkpoint = Checkpoint(Folder(folder, Hashes(folder / "hashes.json")), separator=None)
     reset()
@@ -152,9 +152,9 @@ def spread(folder: Path, device: str, found: dict[str, Any]) -> Any:
 
 def evaluate(model: Any, text: Any, device: str, found: dict[str, Any]) -> None:
     """The loss on 8 sequences, by the first process."""
-    from depthcut import spread
+    from depthcut.data.text.tokens import Tokens
     from depthcut.eval import UNCUT, loss
-    from depthcut.text import Tokens
+    from depthcut.model.checkpoint import sharded
 
     some = Tokens(text.ids[:BATCH], text.lengths[:BATCH], text.documents, "random")
     reset()
@@ -166,13 +166,13 @@ def evaluate(model: Any, text: Any, device: str, found: dict[str, Any]) -> None:
         (numbers,) = loss.measured(given(), some, "random", 4, UNCUT)
         found.update({"eval_loss": numbers["random/loss"], "eval_s": time.perf_counter() - start})
 
-    spread.led(device, lambda: model, work)
+    sharded.led(device, lambda: model, work)
     found["eval_peak_gib"] = peak()
 
 
 def ranks_here() -> int:
     """The number of this process."""
-    from depthcut import ranks
+    from depthcut.runtime import ranks
 
     return ranks.rank()
 
@@ -181,10 +181,10 @@ def of_all(found: dict[str, Any]) -> dict[str, Any]:
     """The first process's numbers; of memory the most that any process took."""
     import torch.distributed as dist
 
-    from depthcut import spread
+    from depthcut.model.checkpoint import sharded
 
     every: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, found, group=spread.words())
+    dist.all_gather_object(every, found, group=sharded.words())
     most = {key: max(each[key] for each in every) for key in found if key.endswith("_gib") or key == "load_s"}
     return found | most
 
@@ -205,7 +205,7 @@ def write(case: Ranks, asked: argparse.Namespace) -> None:
     assert case.files
     config = LlamaConfig(vocab_size=VOCABULARY, **files.SHAPES[case.files])
     config.num_hidden_layers = asked.layers or case.layers
-    size = 2 * sum(each.numel() for each in depth.skeleton(config).parameters())
+    size = 2 * sum(each.numel() for each in decoder_layers.skeleton(config).parameters())
     asked.folder.mkdir(parents=True)
     room = shutil.disk_usage(asked.folder).free > size + 2**30
     files.write(config, asked.folder, whole=True, spill=None if room else asked.folder_beside)

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from depthcut import store
-from depthcut.plan import Plan
-from depthcut.record import FORMAT
+from depthcut.cut.plan import Plan
+from depthcut.cut.scores import Scores
 from depthcut.report import data, plotlyjs, study
-from depthcut.scores import Scores
+from depthcut.runtime import store
+from depthcut.study.recording import FORMAT
 
 MODELS = {
     "llama2_7b": (32, 0.48),

@@ -20,11 +20,11 @@ from rich.table import Table
 
 import naive
 import subjects
-from depthcut import runlog
+from depthcut.cut.scores import Scores
 from depthcut.metric import Removal
-from depthcut.progress import console as terminal
-from depthcut.removal import Streams
-from depthcut.scores import Scores
+from depthcut.model.decoder.shared_prefix import Streams
+from depthcut.runtime.progress import console as terminal
+from depthcut.study import runlog
 from naive import Cost
 
 TARGET, SHARE = 1.1, 0.55

@@ -24,16 +24,16 @@ from rich.table import Table
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from depthcut import depth, forward, walk
-from depthcut.ahead import PIECE, READERS
-from depthcut.checkpoint import Checkpoint
-from depthcut.files import Folder, Hashes
+from depthcut.cut.plan import Plan
+from depthcut.cut.scores import Scores
+from depthcut.data.text.tokens import Tokens
 from depthcut.metric.angular import Angular
-from depthcut.plan import Plan
-from depthcut.scores import Scores
-from depthcut.shards import Slice
-from depthcut.stream import Streamed
-from depthcut.text import Tokens
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.prefetch import PIECE, READERS
+from depthcut.model.checkpoint.streaming import Streamed
+from depthcut.model.checkpoint.tensors import Slice
+from depthcut.model.decoder import inputs, layers, layerwise
 
 GIB = 2**30
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -94,8 +94,8 @@ def write(config: LlamaConfig, folder: Path, device: str) -> None:
     homes: dict[str, str] = {}
     stem = "model.layers"
     groups: dict[int | None, dict[str, torch.Size]] = {}
-    for name, parameter in depth.skeleton(config).named_parameters():
-        groups.setdefault((depth.split(name, stem) or (None,))[0], {})[name] = parameter.shape
+    for name, parameter in layers.skeleton(config).named_parameters():
+        groups.setdefault((layers.split(name, stem) or (None,))[0], {})[name] = parameter.shape
     for number, (_, shapes) in enumerate(groups.items()):
         file = f"model-{number:05}.safetensors"
         torch.manual_seed(number)
@@ -168,7 +168,7 @@ def arithmetic(here: Any, batch: int) -> float:
 def compute(model: Any, here: Any, batch: int) -> None:
     """All batches through the one layer, as often as there are layers."""
     for ids_BT, mask_BT in here.calibration().batches(batch):
-        way = walk.enter(model, forward.inputs(model, ids_BT, mask_BT))
+        way = layerwise.enter(model, inputs.inputs(model, ids_BT, mask_BT))
         h_BTD = way.h_BTD
         for _ in range(here.checkpoint.depth):
             h_BTD = way.step(0, h_BTD)

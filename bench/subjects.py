@@ -11,10 +11,12 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from depthcut import config, depth, lab
+from depthcut.config import experiment
+from depthcut.data.text.tokens import Tokens
 from depthcut.metric import Metric
-from depthcut.removal import Streams
-from depthcut.text import Tokens
+from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder.shared_prefix import Streams
+from depthcut.study import lab
 
 ROOT = Path(__file__).parents[1]
 SHAPES: dict[str, dict[str, int]] = {
@@ -56,7 +58,7 @@ def of_config(model: str, sequences: int | None, tokens: int | None, overrides: 
     asked += [f"data.calibration.sequences={sequences}"] if sequences else []
     asked += [f"data.calibration.length={tokens}"] if tokens else []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return lab.enter(config.read(compose("config", overrides=[*asked, *overrides])))
+        return lab.enter(experiment.read(compose("config", overrides=[*asked, *overrides])))
 
 
 def of_shape(name: str, sequences: int | None, tokens: int | None) -> Any:
@@ -66,13 +68,13 @@ def of_shape(name: str, sequences: int | None, tokens: int | None) -> Any:
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(llama, dtype=torch.bfloat16).eval()
-    layers, shape = depth.layers(model), (sequences or 64, tokens or 1024)
+    layers, shape = decoder_layers.layers(model), (sequences or 64, tokens or 1024)
     ids = np.random.default_rng(0).integers(3, SHAPES[name]["vocab_size"], shape, dtype=np.int32)
     lengths = np.full(shape[0], shape[1], dtype=np.int32)
     text = Tokens(ids, lengths, np.array([], dtype=np.uint64), "random")
 
     def tensors(index: int, unit: Any = "layer") -> dict[str, Held]:
-        part = layers[index].get_submodule(depth.unit_name(layers[index], unit))
+        part = layers[index].get_submodule(decoder_layers.unit_name(layers[index], unit))
         return {name: Held(weight.detach()) for name, weight in part.named_parameters()}
 
     return SimpleNamespace(
@@ -116,6 +118,6 @@ def built(name: str, knobs: dict[str, Any], here: Any) -> Metric:
     """The metric with its defaults and ``knobs``; least squares in a wide model is given the tokens that it needs."""
     node = yaml.safe_load((ROOT / "conf" / "metric" / f"{name}.yaml").read_text(encoding="utf-8"))
     if name == "linearity":
-        width = depth.text_config(here.checkpoint.config).hidden_size
+        width = decoder_layers.text_config(here.checkpoint.config).hidden_size
         node["tokens"] = max(node["tokens"], 2 * width)
-    return config.build("metric", {**node, **knobs})
+    return experiment.build("metric", {**node, **knobs})

@@ -13,8 +13,8 @@ from collections import Counter
 
 import numpy as np
 
-from depthcut.report import transition
-from depthcut.report.transition import Curve
+from depthcut.report import transition_fit
+from depthcut.report.transition_fit import Curve
 
 CHANCE, EDGE = 0.25, float(np.log(9))
 FRACTIONS = (np.linspace(0.05, 0.8, 11), np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.7]))
@@ -47,7 +47,7 @@ def trial(kind: str, draws: int, seed: int = 0) -> Counter[str]:
     chance, found = np.random.default_rng(seed), Counter[str]()
     for number in range(draws):
         curve, middle, scale = draw(kind, chance)
-        seen = transition.estimate(curve, seed=number)
+        seen = transition_fit.estimate(curve, seed=number)
         found[seen.why or "seen"] += 1
         truths = {"midpoint": middle, "onset": middle - EDGE * scale, "width": 2 * EDGE * scale}
         for name, truth in truths.items():
@@ -71,7 +71,7 @@ def main() -> None:
         for name in ("midpoint", "onset", "width") if kind == "falls" else ():
             held, off, long = (found[each] / found["seen"] for each in (name, f"{name} off", f"{name} long"))
             line += f"{name}: held in {held:.1%}, mean error {off:.3f}, mean length {long:.3f}; "
-        print(line, {why: found[why] for why in transition.REASONS if found[why]})
+        print(line, {why: found[why] for why in transition_fit.REASONS if found[why]})
 
 
 if __name__ == "__main__":

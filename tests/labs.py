@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from depthcut import depth
-from depthcut.removal import Streams
-from depthcut.text import Tokens
+from depthcut.data.text.tokens import Tokens
+from depthcut.model.decoder import layers
+from depthcut.model.decoder.shared_prefix import Streams
 
 
 def tokens(lengths=(9, 12, 5, 12, 7), width=12) -> Tokens:
@@ -22,7 +22,7 @@ def lab(model, text: Tokens | None = None) -> Any:
         streaming=False,
         streams=Streams(),
         device="cpu",
-        checkpoint=SimpleNamespace(depth=len(depth.layers(model))),
+        checkpoint=SimpleNamespace(depth=len(layers.layers(model))),
     )
 
 

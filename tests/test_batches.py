@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from depthcut.text import Tokens
-from depthcut.training.batches import Batches
+from depthcut.data.text.tokens import Tokens
+from depthcut.heal.training.batches import Batches
 
 
 def tokens(rows: int = 10) -> Tokens:

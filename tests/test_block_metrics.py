@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from depthcut import depth
-from depthcut.edges import Pass, compared, cosines, usable
+from depthcut.data.text.tokens import Tokens
 from depthcut.metric.angular import Angular
 from depthcut.metric.block_influence import BlockInfluence
+from depthcut.metric.passes.hidden_states import Pass, compared, cosines, usable
 from depthcut.metric.update import Update
-from depthcut.text import Tokens
+from depthcut.model.decoder import layers
 from labs import lab, tokens
 from pico import pico
 
@@ -33,7 +33,7 @@ def score(metric, model, text: Tokens, batch: int = 2):
 
 def make_identity(model, layer: int) -> None:
     """A layer that adds nothing to the residual stream."""
-    block = depth.layers(model)[layer]
+    block = layers.layers(model)[layer]
     with torch.no_grad():
         block.self_attn.o_proj.weight.zero_()
         block.mlp.down_proj.weight.zero_()

@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from composing import composed
-from depthcut import config, curve, depth, digests, forward, halves, lab, runlog, walk
+from depthcut.config import experiment
+from depthcut.cut.plan import Plan
 from depthcut.heal.boundary import Boundary
-from depthcut.plan import Plan
-from depthcut.training import adapters, boundary
-from depthcut.training.batches import Batch
-from depthcut.training.fit import laid_out
-from depthcut.training.room import Layout
+from depthcut.heal.training import adapters, boundary
+from depthcut.heal.training.batches import Batch
+from depthcut.heal.training.fit import laid_out
+from depthcut.heal.training.memory_plan import Layout
+from depthcut.model.decoder import inputs, layers, layerwise, sublayers
+from depthcut.study import curve, digests, lab, runlog
 from pico import FAMILIES, awake, pico, slope, texts
 from running import PICO, UNHEALED, succeed, text_files
 
@@ -25,15 +27,15 @@ CUT = Plan(6, (2, 3))
 
 
 def recipe(**changes: Any) -> Boundary:
-    heal: Any = config.read(composed("model=pico", "heal=boundary")).heal
+    heal: Any = experiment.read(composed("model=pico", "heal=boundary")).heal
     return dataclasses.replace(heal, **changes)
 
 
 def pruned(model: Any, plan: Plan) -> Any:
     model = copy.deepcopy(model)
     if plan.unit == "layer":
-        return depth.cut(model, plan.drop)
-    halves.remove(model, plan)
+        return layers.cut(model, plan.drop)
+    sublayers.remove(model, plan)
     return model
 
 
@@ -80,7 +82,7 @@ def test_adapters_sit_below_the_last_gap(plan, left, below):
 def test_the_stream_is_what_comes_to_that_layer_step_by_step(family):
     model, ids = pico(family), texts()
     with torch.no_grad():
-        way = walk.enter(model, forward.inputs(model, ids, torch.ones_like(ids)))
+        way = layerwise.enter(model, inputs.inputs(model, ids, torch.ones_like(ids)))
         h_BTD = way.h_BTD
         for edge in range(1, 7):
             h_BTD = way.step(edge - 1, h_BTD)
@@ -128,7 +130,7 @@ def test_only_what_is_below_the_cut_is_run_and_trained(plan, below, above, recom
     assert sites == {str(number) for number in range(below)}
     passed: list[Any] = []
     for who, each in (("student", model), ("teacher", dense)):
-        for number, layer in enumerate(depth.layers(each)):
+        for number, layer in enumerate(layers.layers(each)):
             layer.register_forward_pre_hook(lambda *_, at=(who, number): passed.append(at))
     for each in (dense, model.get_base_model()):
         each.lm_head.register_forward_pre_hook(lambda *_: passed.append("head"))
@@ -144,7 +146,7 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 
 def opened(*overrides: str) -> lab.Lab:
-    return lab.enter(config.read(composed(*UNHEALED, *SHORT, "heal=boundary", *overrides)))
+    return lab.enter(experiment.read(composed(*UNHEALED, *SHORT, "heal=boundary", *overrides)))
 
 
 def healed(here: lab.Lab, plan: Plan) -> dict[str, torch.Tensor]:
@@ -219,14 +221,14 @@ def test_a_point_healed_below_its_cut_shares_no_pass_above_it(corpus, tmp_path):
     """The curve launcher's shared healed pass is for adapters above the cut."""
     assert not curve.healed_above(opened(*corpus, f"outputs={tmp_path}"))
     lora = composed(*UNHEALED, *corpus, f"outputs={tmp_path}", "heal=lora", "heal.layers=after_cut")
-    assert curve.healed_above(lab.enter(config.read(lora)))
+    assert curve.healed_above(lab.enter(experiment.read(lora)))
     with pytest.raises(ValueError, match=r"heal\.layers.*before_cut"):
         opened(*corpus, "heal.layers=after_cut")
 
 
 def test_the_digest_has_the_knobs_that_change_numbers():
     def name(*more: str) -> str:
-        x: Any = config.read(composed("model=pico", "heal=boundary", *more))
+        x: Any = experiment.read(composed("model=pico", "heal=boundary", *more))
         return digests.store.digest(digests.fields(x.heal))
 
     assert name() == name("heal.teacher=live") == name("heal.micro_batch=1")

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from depthcut import loading
-from depthcut.checkpoint import Checkpoint
-from depthcut.files import Folder, Hashes
+from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint import loading
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Folder, Hashes
 from depthcut.model.pico import byte_tokenizer
-from depthcut.plan import Plan
 from depthcut.runtime.errors import UserError
 from pico import pico
 

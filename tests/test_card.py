@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from composing import composed
-from depthcut import config, export, lab
-from depthcut.plan import Plan
-from depthcut.study import card
+from depthcut.config import experiment
+from depthcut.cut.plan import Plan
+from depthcut.study import card, export, lab
 
 PLAN = Plan(8, (2, 3))
 APACHE = "Apache License\n  Version 2.0, January 2004\n"
@@ -18,7 +18,7 @@ APACHE = "Apache License\n  Version 2.0, January 2004\n"
 @pytest.fixture(scope="module")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("card")
-    return config.read(composed("model=pico")).model.open(cache).files.folder
+    return experiment.read(composed("model=pico")).model.open(cache).files.folder
 
 
 def carded(pico: Path, tmp_path: Path, files: dict[str, str], base: str = "") -> tuple[dict, str]:
@@ -34,7 +34,7 @@ def carded(pico: Path, tmp_path: Path, files: dict[str, str], base: str = "") ->
     for name, text in files.items():
         (folder / name).write_text(text)
     words = ("model=local", f"model.path={folder}", f"outputs={tmp_path}/o", "prune=plan", "prune.drop=[2-3]")
-    here = lab.enter(config.read(composed(*words, "data/train=hub", "data.train.dataset=owner/texts")))
+    here = lab.enter(experiment.read(composed(*words, "data/train=hub", "data.train.dataset=owner/texts")))
     here.numbers = {
         "pruned/validation/loss": 4.25,
         "pruned/validation/loss_stderr": 0.125,

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from depthcut import record, store
+from depthcut.runtime import store
+from depthcut.study import recording
 from running import PICO, run, start, text_files
 
 KILLS = int(os.environ.get("DEPTHCUT_KILLS", "20"))
@@ -96,7 +97,9 @@ def swap(one: Path, other: Path) -> None:
 
 def sound(path: Path) -> bool:
     """Whether the point of a record is still done after something was damaged."""
-    return record.read(path.parent) is not None and store.incomplete(path.parent / "adapter", path.parent.name) is None
+    return (
+        recording.read(path.parent) is not None and store.incomplete(path.parent / "adapter", path.parent.name) is None
+    )
 
 
 def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):

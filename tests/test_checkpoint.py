@@ -17,11 +17,13 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from depthcut import depth, loading, store
-from depthcut.checkpoint import Checkpoint
-from depthcut.files import Folder, Hashes
+from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint import loading
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.decoder import layers
 from depthcut.model.pico import byte_tokenizer
-from depthcut.plan import Plan
+from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 from pico import FAMILIES, SIZES, pico
 
@@ -63,7 +65,7 @@ def assert_equal(got: nn.Module, wanted: nn.Module) -> None:
 
 def whole_then_cut(folder: Path, drop: tuple[int, ...], **how: Any) -> nn.Module:
     with loading.quiet():
-        return depth.cut(AutoModelForCausalLM.from_pretrained(folder, **({"dtype": torch.float32} | how)), drop)
+        return layers.cut(AutoModelForCausalLM.from_pretrained(folder, **({"dtype": torch.float32} | how)), drop)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -118,20 +120,20 @@ def test_names_in_the_files_may_differ_from_the_models(case: str, tmp_path: Path
     checkpoint = opened(saved(saves, tmp_path / "model"))
     assert checkpoint.prefix == prefix
     assert checkpoint.depth == 6
-    assert_equal(checkpoint.load(Plan(6, (1, 2)), **PLAIN), depth.cut(model, (1, 2)))
+    assert_equal(checkpoint.load(Plan(6, (1, 2)), **PLAIN), layers.cut(model, (1, 2)))
 
 
 def test_new_layer_i_is_old_layer_keep_i_and_nothing_else_is_read(tmp_path: Path) -> None:
     model = pico("llama", layers=8)
-    for number, layer in enumerate(depth.layers(model)):
+    for number, layer in enumerate(layers.layers(model)):
         for parameter in layer.parameters():
             nn.init.constant_(parameter, number)
     checkpoint = opened(saved(model, tmp_path / "model"))
     plan = Plan(8, (1, 2, 3, 6))
     loaded = checkpoint.load(plan, **PLAIN)
-    values = [{p.min().item() for p in layer.parameters()} for layer in depth.layers(loaded)]
+    values = [{p.min().item() for p in layer.parameters()} for layer in layers.layers(loaded)]
     assert values == [{0.0}, {4.0}, {5.0}, {7.0}]
-    assert [layer.self_attn.layer_idx for layer in depth.layers(loaded)] == [0, 1, 2, 3]
+    assert [layer.self_attn.layer_idx for layer in layers.layers(loaded)] == [0, 1, 2, 3]
     assert loaded.config.num_hidden_layers == 4
     assert checkpoint.bytes_read == sum(parameter.nbytes for parameter in loaded.parameters())
     again = saved(loaded, tmp_path / "again", shard="1GB")
@@ -142,7 +144,7 @@ def test_layers_are_read_one_at_a_time(llama: Path) -> None:
     checkpoint, model = opened(llama), pico("llama")
     tensors = checkpoint.tensors(4)
     assert checkpoint.bytes_read == 0
-    assert set(tensors) == {f"model.layers.4.{name}" for name, _ in depth.layers(model)[4].named_parameters()}
+    assert set(tensors) == {f"model.layers.4.{name}" for name, _ in layers.layers(model)[4].named_parameters()}
     up, wanted = (part["model.layers.4.mlp.up_proj.weight"] for part in (tensors, model.state_dict()))
     assert (up.get_shape(), up.get_dtype(), up.nbytes) == (list(wanted.shape), "F32", wanted.nbytes)
     assert torch.equal(up[...], wanted)
@@ -156,7 +158,7 @@ def test_layers_are_read_one_at_a_time(llama: Path) -> None:
 def test_every_type_and_shape_is_read_as_safetensors_reads_it(dtype: torch.dtype, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from depthcut.shards import Shards
+    from depthcut.model.checkpoint.tensors import Shards
 
     shapes = [(3, 5), (7,), (), (0, 4), (2, 3, 4)]
     tensors = {str(i): (torch.rand(shape) * 9).to(dtype) for i, shape in enumerate(shapes)}
@@ -177,7 +179,7 @@ def test_layers_are_quantised_as_loading_all_would(quantise: Any, llama: Path) -
     wanted = whole_then_cut(llama, (2, 3), dtype=torch.bfloat16, quantization_config=config, device_map={"": "cpu"})
     loading.keep_differentiable(wanted)
     assert_equal(model, wanted)
-    assert type(depth.layers(model)[3].mlp.up_proj).__name__ in ("Linear4bit", "Linear8bitLt")
+    assert type(layers.layers(model)[3].mlp.up_proj).__name__ in ("Linear4bit", "Linear8bitLt")
     assert model.lm_head.weight.dtype == torch.bfloat16
     assert model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=4, min_new_tokens=4).shape == (1, 7)
 
@@ -208,8 +210,8 @@ def test_the_digest_is_of_the_content(llama: Path, copy: Path, tmp_path: Path) -
 
 def test_digest_and_depth_need_no_torch(llama: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from depthcut.checkpoint import Checkpoint\n"
-        "from depthcut.files import Folder, Hashes\n"
+        "import sys; from pathlib import Path; from depthcut.model.checkpoint.checkpoint import Checkpoint\n"
+        "from depthcut.model.checkpoint.files import Folder, Hashes\n"
         f"files = Folder(Path({str(llama)!r}), Hashes(Path({str(llama.parent / 'new.json')!r})))\n"
         "c = Checkpoint(files, separator=None)\n"
         "print(c.digest, c.depth, {'torch', 'transformers'} & set(sys.modules))"
@@ -407,9 +409,9 @@ from pathlib import Path
 import psutil, torch, bitsandbytes
 from transformers import LlamaForCausalLM
 from depthcut import depth
-from depthcut.checkpoint import Checkpoint
-from depthcut.files import Folder, Hashes
-from depthcut.plan import Plan
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.cut.plan import Plan
 from depthcut.runtime.errors import UserError
 torch.set_num_threads(1)
 folder, how, dtype = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -462,9 +464,9 @@ def write_llama_1b(folder: Path) -> None:
     )
     folder.mkdir()
     config.save_pretrained(folder)
-    shapes = {name: tensor.shape for name, tensor in depth.skeleton(config).state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in layers.skeleton(config).state_dict().items()}
     assert sum(map(math.prod, shapes.values())) > 1e9
-    homes = {name: f"part-{(depth.split(name, 'model.layers') or (99,))[0]}.safetensors" for name in shapes}
+    homes = {name: f"part-{(layers.split(name, 'model.layers') or (99,))[0]}.safetensors" for name in shapes}
     for home in set(homes.values()):
         part = [name for name in shapes if homes[name] == home]
         bits = {name: torch.randint(15000, 15600, shapes[name], dtype=torch.int16) for name in part}

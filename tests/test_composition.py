@@ -4,18 +4,19 @@ import pytest
 import yaml
 
 from composing import ROOT
-from depthcut import cli, config, methods
-from depthcut.composition import Loader, without_hydra
-from depthcut.expansion import expand
+from depthcut.cli import main
+from depthcut.cli.composition import Loader, without_hydra
+from depthcut.cli.expansion import expand
+from depthcut.config import experiment, methods
 from depthcut.runtime.errors import UserError
-from depthcut.slurm import Request
+from depthcut.study.slurm.job import Request
 
 LOADER = Loader()
 PICO = ("model=pico", "eval=[loss,harness]")
 
 
-def read(*words: str, loader: Loader = LOADER) -> config.Experiment:
-    return config.read(cli.compose(loader, [*PICO, *words]))
+def read(*words: str, loader: Loader = LOADER) -> experiment.Experiment:
+    return experiment.read(main.compose(loader, [*PICO, *words]))
 
 
 def refused(*words: str, loader: Loader = LOADER) -> str:
@@ -140,10 +141,10 @@ def test_warm_up_is_a_number_of_steps_or_a_share_of_them(steps, warmup, found):
 def expanded(*words: str) -> tuple[list[str], list[str]]:
     loader = Loader()
     parsed = loader.parse(words)
-    master = cli.master(loader, parsed)
+    master = main.master(loader, parsed)
     points, notes = expand(loader, master, parsed)
     for point in points:
-        config.read(without_hydra(loader.load_sweep_config(master, list(point))))
+        experiment.read(without_hydra(loader.load_sweep_config(master, list(point))))
     return [" ".join(point) for point in points], notes
 
 

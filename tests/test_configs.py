@@ -3,10 +3,12 @@
 import pytest
 
 from composing import ROOT, composed
-from depthcut import algorithm, config, lab
+from depthcut import algorithm
+from depthcut.config import experiment
+from depthcut.model.surgery.sizes import Shape
 from depthcut.report import methods
 from depthcut.runtime.errors import UserError
-from depthcut.shape import Shape
+from depthcut.study import lab
 from running import text_files
 
 PAPER = {  # Gromov et al. 2024, appendix A.1: repo, rank, peak learning rate, tokens a sequence
@@ -54,7 +56,7 @@ def test_a_model_alone_means_the_papers_run(model):
     assert list(x.eval.harness.tasks) == ["mmlu@5", "boolq"] and x.eval.harness.limit is None
     assert x.eval.loss._target_ == "depthcut.eval.loss.Loss"
     assert (x.prune.frac, x.prune.keep_last, x.metric._target_) == (0.5, 1, "depthcut.metric.angular.Angular")
-    assert config.read(x).heal.warmup == 100
+    assert experiment.read(x).heal.warmup == 100
 
 
 @pytest.mark.parametrize("model", ["llama2_7b", "llama2_70b"])
@@ -64,7 +66,7 @@ def test_healing_tokens_are_the_papers(model):
 
 
 def test_the_default_is_the_demo():
-    x = config.read(composed())
+    x = experiment.read(composed())
     assert type(x.model).__name__ == "SmolLM2" and x.model.separator == "<|endoftext|>"
     assert x.prune.count(Shape(30)) == 8
     assert (x.stages, x.export) == (["dense", "pruned", "healed"], "merged")
@@ -106,7 +108,7 @@ def test_every_stored_choice_makes_an_experiment(choice):
         "prune=greedy": ["metric=kl"],
         "prune=evolution": ["metric=kl"],
     }.get(choice, [])
-    assert isinstance(config.read(composed("model=pico", choice, *extra)), config.Experiment)
+    assert isinstance(experiment.read(composed("model=pico", choice, *extra)), experiment.Experiment)
 
 
 @pytest.mark.parametrize("group", ["metric", "prune", "replace", "heal"])
@@ -126,7 +128,7 @@ EXPERIMENTS = {  # metric, pruner, replacement, layers that go of 30 and of 32
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("model", ["smollm2_135m", "llama2_7b"])
 def test_an_experiment_is_the_papers_on_any_model(name, model):
-    x = config.read(composed(f"experiment={name}", f"model={model}"))
+    x = experiment.read(composed(f"experiment={name}", f"model={model}"))
     found = tuple(type(each).__name__ for each in (x.metric, x.prune, x.replace))
     metric, prune, replace, of_30, of_32 = EXPERIMENTS[name]
     assert found == (metric, prune, replace)
@@ -145,25 +147,25 @@ def test_an_experiment_is_the_papers_on_any_model(name, model):
     ],
 )
 def test_the_training_text_is_as_wide_as_healing_reads(overrides, length):
-    x = config.read(composed("model=pico", *overrides))
+    x = experiment.read(composed("model=pico", *overrides))
     assert x.data.train.length == length == getattr(x.heal, "length", length)
 
 
 def test_a_training_text_of_another_width_is_refused():
     said = r"data.train.length must be heal.length \(64\), got 512; set heal.length alone, which the text follows"
     with pytest.raises(UserError, match=said):
-        config.read(composed("model=pico", "data.train.length=512"))
+        experiment.read(composed("model=pico", "data.train.length=512"))
 
 
 def test_shortened_llama_has_its_calibration_recipe_and_measures():
     for model in ("smollm2_135m", "llama2_7b"):
-        x = config.read(composed("experiment=shortened_llama", f"model={model}"))
+        x = experiment.read(composed("experiment=shortened_llama", f"model={model}"))
         assert (x.data.calibration.sequences, x.data.calibration.length) == (10, 128)
         assert (x.prune.keep_first, x.prune.keep_last, x.model.quantise) == (4, 2, "none")
         assert (x.heal.rank, x.heal.alpha, x.heal.lr, x.heal.dropout, x.heal.length) == (8, 16, 1e-4, 0.05, 256)
         assert x.eval.keys() == {"loss", "harness", "perplexity", "speed"}
         assert [*x.eval["perplexity"].named] == ["demo"]
-        cpt = config.read(composed("experiment=shortened_llama_cpt", f"model={model}"))
+        cpt = experiment.read(composed("experiment=shortened_llama_cpt", f"model={model}"))
         assert (type(cpt.heal).__name__, cpt.heal.lr, cpt.heal.betas, cpt.heal.weight_decay) == (
             "Full",
             1e-4,
@@ -176,12 +178,12 @@ def test_shortened_llama_has_its_calibration_recipe_and_measures():
             x.data.calibration,
             x.eval,
         )
-    other = config.read(composed("experiment=shortened_llama", "metric=perplexity", "prune.frac=0.35"))
+    other = experiment.read(composed("experiment=shortened_llama", "metric=perplexity", "prune.frac=0.35"))
     assert type(other.metric).__name__ == "Perplexity" and other.prune.count(Shape(32)) == 11
 
 
 def test_the_papers_evaluations_are_the_files_own():
-    x = config.read(composed("eval=[loss,harness,perplexity,speed]"))
+    x = experiment.read(composed("eval=[loss,harness,perplexity,speed]"))
     texts = x.eval["perplexity"].named
     assert (x.eval["perplexity"].window, x.eval["perplexity"].bos, x.eval["perplexity"].batch) == (128, "first", 4)
     assert [(name, given["dataset"], given["split"]) for name, given in texts.items()] == [
@@ -193,9 +195,11 @@ def test_the_papers_evaluations_are_the_files_own():
 
 
 def test_flexigpts_ablation_drops_the_layers():
-    x = config.read(composed("experiment=flexigpt", "replace=none"))
+    x = experiment.read(composed("experiment=flexigpt", "replace=none"))
     assert type(x.replace).__name__ == "NoReplacement" and x.prune.count(Shape(30)) == 8
-    assert config.read(composed("experiment=flexigpt", "model=llama2_7b", "model.heal.rank=256")).replace.rank == 256
+    assert (
+        experiment.read(composed("experiment=flexigpt", "model=llama2_7b", "model.heal.rank=256")).replace.rank == 256
+    )
 
 
 SMALL = (
@@ -229,7 +233,7 @@ def test_an_experiment_runs_from_score_to_export(name, tmp_path):
     words = (f"outputs={tmp_path}/outputs", f"experiment={name}", *SMALL, *text_files(tmp_path), *LITTLE[name])
     if name == "shortened_llama":  # a text of the test's own, which is part of neither other
         words += (f"+eval.perplexity.texts.demo.paths=[{tmp_path}/corpus.jsonl]",)
-    x = config.read(composed(*words))
+    x = experiment.read(composed(*words))
     here = lab.enter(x)
     algorithm.run(x, here)
     assert here.plan and len(here.plan.drop) == x.prune.count(Shape(8))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from composing import composed
-from depthcut import config
+from depthcut.config import experiment
 from depthcut.report import table
 from depthcut.runtime.errors import UserError
 from running import PICO, run, text_files
@@ -39,7 +39,7 @@ def test_the_control_is_a_point_of_its_own_that_points_share(tmp_path: Path) -> 
 )
 def test_a_control_without_a_cut_must_make_sense(words: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=r"^heal\.control=true heals a model without a cut, which heal"):
-        config.read(composed("model=pico", *words, "heal.control=true"))
+        experiment.read(composed("model=pico", *words, "heal.control=true"))
 
 
 DEMO = {"_target_": "depthcut.data.demo.Demo"}

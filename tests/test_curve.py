@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from depthcut import cuts
-from depthcut.plan import Plan
+from depthcut.cut import subnetworks
+from depthcut.cut.plan import Plan
 from labs import tokens
 from pico import pico
 from running import ROOT, UNHEALED, run, text_files
@@ -129,7 +129,7 @@ def test_the_passes_made_for_the_loss_are_those_of_the_formula(plans, layers, mo
     here = type("Here", (), {"dense": lambda _: model, "validation": lambda _: text})()
     way = curve_cost.Text(here, batch=2, limit=4)
     with curve_cost.counted(model) as made:
-        way.shared([cuts.of(plan) for plan in plans])
+        way.shared([subnetworks.of(plan) for plan in plans])
     assert sum(made.layers) == curve_cost.formula(plans) * 4 * 12 == layers * 4 * 12
     assert made.head == len(plans) * 4 * 12
     alone = 0

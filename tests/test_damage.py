@@ -12,9 +12,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from composing import composed
-from depthcut import complaints, config, lab, record, record_check
+from depthcut.config import experiment
+from depthcut.record import document
 from depthcut.report import study
+from depthcut.runtime import failures
 from depthcut.runtime.errors import UserError
+from depthcut.study import lab, recording
 from running import PICO, ROOT, run, text_files
 
 POINT = runpy.run_path(str(ROOT / "run.py"))["point"]
@@ -38,7 +41,7 @@ class Study:
         self.outputs = folder / "outputs"
         shutil.copytree(whole[0] / "outputs", self.outputs)
         self.config = composed(f"outputs={self.outputs}", *COMMAND, *whole[1], "seed=0")
-        self.point = lab.enter(config.read(self.config)).folder
+        self.point = lab.enter(experiment.read(self.config)).folder
         (self.other,) = (path.parent for path in self.outputs.glob("main/*/record.json") if path.parent != self.point)
         self.wanted = numbers(self.point)
 
@@ -58,7 +61,7 @@ class Study:
         except UserError as error:
             said = str(error)
         except OSError as error:
-            said = complaints.expected(error) or pytest.fail(f"{error!r}")
+            said = failures.expected(error) or pytest.fail(f"{error!r}")
         else:
             assert numbers(self.point) == self.wanted
             return
@@ -217,7 +220,7 @@ def test_a_record_of_a_wrong_form_is_named_and_made_again(damaged, change, caplo
     content = json.loads(path.read_text())
     RECORDS[change](content)
     path.write_text(json.dumps(content))
-    assert record.read(damaged.point) is None
+    assert recording.read(damaged.point) is None
     damaged.holds(path)
     assert f"{path} cannot be used (" in caplog.text
     assert numbers(damaged.point) == damaged.wanted
@@ -227,7 +230,7 @@ def test_a_number_beyond_the_range_is_no_number(damaged):
     path = damaged.point / "record.json"
     path.write_text(path.read_text().replace('"status": "done"', '"status": 1e999'))
     with pytest.raises(UserError, match=r"1e999 is beyond the range of numbers"):
-        record_check.load(damaged.point)
+        document.load(damaged.point)
     damaged.holds(path)
     assert json.loads(path.read_text())["status"] == "done"
 
@@ -264,7 +267,7 @@ def test_an_export_that_is_gone_is_made_again(damaged, loss):
     POINT(damaged.config)
     assert (damaged.point / "model/model.safetensors").read_bytes() == before
     (damaged.point / "model/model.safetensors").write_bytes(before[:-100])
-    assert record.finished(lab.enter(config.read(damaged.config))) is None
+    assert recording.finished(lab.enter(experiment.read(damaged.config))) is None
 
 
 def test_one_point_that_cannot_be_had_stops_no_other(whole, tmp_path):

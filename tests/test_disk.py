@@ -5,8 +5,7 @@ import os
 
 import pytest
 
-from depthcut import complaints
-from depthcut.runtime import disk
+from depthcut.runtime import disk, failures
 
 SAYS = {
     errno.ENOSPC: "the disk is full (F): free some space and give the same command again",
@@ -27,10 +26,10 @@ SAYS = {
 
 @pytest.mark.parametrize("number", SAYS, ids=errno.errorcode.get)
 def test_an_error_of_the_system_and_the_same_one_through_rust_and_arrow(number):
-    assert complaints.line(OSError(number, os.strerror(number), "F")).startswith(SAYS[number])
+    assert failures.line(OSError(number, os.strerror(number), "F")).startswith(SAYS[number])
     words = f"{os.strerror(number)} (os error {number})"
     for text in (f"Error while serializing: I/O error: {words}", f"Opening F failed. Detail: [errno {number}] x"):
-        assert complaints.line(RuntimeError(text)).startswith(SAYS[number].replace(" (F)", ""))
+        assert failures.line(RuntimeError(text)).startswith(SAYS[number].replace(" (F)", ""))
 
 
 def test_what_an_error_was_raised_from_counts():
@@ -40,13 +39,13 @@ def test_what_an_error_was_raised_from_counts():
         except OSError as error:
             raise RuntimeError("An error occurred while generating the dataset") from error
     except RuntimeError as error:
-        assert complaints.line(error).startswith("the disk quota is used up (x.arrow)")
+        assert failures.line(error).startswith("the disk quota is used up (x.arrow)")
 
 
 def test_a_file_that_may_not_be_read_is_told_as_such(tmp_path):
     (tmp_path / "corpus.txt").write_text("text")
     refused = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "corpus.txt"))
-    assert complaints.line(refused).startswith(f"cannot read ({tmp_path}/corpus.txt): Permission denied. Change its")
+    assert failures.line(refused).startswith(f"cannot read ({tmp_path}/corpus.txt): Permission denied. Change its")
 
 
 def test_a_real_one_through_safetensors(tmp_path):
@@ -66,7 +65,7 @@ def test_a_real_one_through_safetensors(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    assert complaints.line(caught.value).startswith("a file is too large")
+    assert failures.line(caught.value).startswith("a file is too large")
 
 
 def test_any_other_error_keeps_its_traceback():

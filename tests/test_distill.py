@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from torch.distributions import Categorical, kl_divergence
 
 from composing import composed
-from depthcut import config, digests, lab, runlog
+from depthcut.config import experiment
+from depthcut.cut.plan import Plan
 from depthcut.heal.distill import Distill
-from depthcut.plan import Plan
-from depthcut.training import adapters, distill, objective, teacher
-from depthcut.training.batches import Batch
-from depthcut.training.fit import laid_out
-from depthcut.training.room import Layout
+from depthcut.heal.training import adapters, distill, objective, teacher
+from depthcut.heal.training.batches import Batch
+from depthcut.heal.training.fit import laid_out
+from depthcut.heal.training.memory_plan import Layout
+from depthcut.study import digests, lab, runlog
 from pico import FAMILIES, awake, pico, slope, texts
 from running import PICO, UNHEALED, kill_in_healing, run, succeed, text_files
 
@@ -27,7 +28,7 @@ CUT = Plan(8, (4, 5))
 
 
 def recipe(**changes: Any) -> Distill:
-    heal = config.read(composed("model=pico", "heal=distill")).heal
+    heal = experiment.read(composed("model=pico", "heal=distill")).heal
     return dataclasses.replace(heal, top_k=16, **changes)
 
 
@@ -165,7 +166,7 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 
 def opened(*overrides: str) -> lab.Lab:
-    return lab.enter(config.read(composed(*UNHEALED, *SHORT, *overrides)))
+    return lab.enter(experiment.read(composed(*UNHEALED, *SHORT, *overrides)))
 
 
 def healed(here: lab.Lab, plan: Plan = CUT) -> dict[str, torch.Tensor]:
@@ -298,7 +299,7 @@ def test_the_teacher_is_loaded_as_far_as_it_is_asked_and_where_it_fits(tmp_path,
 )
 def test_a_mistake_is_told_in_a_line(more, line):
     with pytest.raises(ValueError, match=line) as told:
-        config.read(composed("model=pico", "heal=distill", more))
+        experiment.read(composed("model=pico", "heal=distill", more))
     assert "\n" not in str(told.value)
 
 
@@ -310,7 +311,7 @@ def test_more_tokens_than_there_are_cannot_be_asked_for(tmp_path, corpus):
 
 def test_the_digest_has_the_knobs_that_change_numbers():
     def name(*more: str) -> str:
-        x: Any = config.read(composed("model=pico", "heal=distill", *more))
+        x: Any = experiment.read(composed("model=pico", "heal=distill", *more))
         return digests.store.digest(digests.fields(x.heal))
 
     assert name() == name("heal.teacher=live") == name("heal.micro_batch=1")

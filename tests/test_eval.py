@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from depthcut.data.text.tokens import Tokens
 from depthcut.eval.harness import Harness
+from depthcut.eval.likelihood.lm_eval import numbers
 from depthcut.eval.loss import Loss
-from depthcut.harness import numbers
-from depthcut.text import Tokens
 from pico import pico
 
 
@@ -87,7 +87,7 @@ CACHE = Path(__file__).parents[1] / "outputs" / "cache"
 
 def test_the_harness_agrees_with_log_likelihoods_computed_by_hand():
     """Through lm-eval's own evaluator, on real questions, against sums over the model's own log-softmax."""
-    from depthcut import questions
+    from depthcut.data import questions
     from depthcut.model.pico import byte_tokenizer
 
     tokenizer = byte_tokenizer()
@@ -113,8 +113,9 @@ def test_answers_are_those_of_lm_evals_own_model(family):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from depthcut import harness, questions
+    from depthcut.data import questions
     from depthcut.eval import UNCUT
+    from depthcut.eval.likelihood import lm_eval
     from depthcut.model.pico import byte_tokenizer
 
     tokenizer = byte_tokenizer()
@@ -124,7 +125,7 @@ def test_answers_are_those_of_lm_evals_own_model(family):
         (item["prompt"], " " + choice) for item in questions.items("topics", CACHE)[:6] for choice in item["choices"]
     ]
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in [("", "Alone."), *pairs]]
-    ours = harness.wrap(model, lab, 3, UNCUT).loglikelihood(requests, disable_tqdm=True)
+    ours = lm_eval.wrap(model, lab, 3, UNCUT).loglikelihood(requests, disable_tqdm=True)
     own = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, device="cpu")
     theirs = own.loglikelihood(requests, disable_tqdm=True)
     assert max(len(tokenizer(prompt + choice).input_ids) for prompt, choice in pairs) > 49

@@ -10,11 +10,15 @@ from transformers import AutoModelForCausalLM
 
 import depthcut
 from composing import composed
-from depthcut import algorithm, config, depth, digests, lab, record, replacing, saved
-from depthcut.plan import Plan
+from depthcut import algorithm
+from depthcut.config import experiment
+from depthcut.cut.plan import Plan
+from depthcut.heal.training import adapters
+from depthcut.model.checkpoint import exported
+from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.surgery import gaps, shared
 from depthcut.replace.extend import Extend
-from depthcut.replacing import shared
-from depthcut.training import adapters
+from depthcut.study import digests, lab, recording
 from gaps import DEPTH, model_of, opened
 from pico import CACHE, logits, texts, written
 from running import PICO, kill_in_healing, succeed, text_files
@@ -47,7 +51,7 @@ def repeated(model, stack: list[int]):
     if fields.get("layer_types"):
         fields["layer_types"] = [fields["layer_types"][number] for number in stack]
     plain = AutoModelForCausalLM.from_config(type(model.config)(**fields), dtype=torch.float32).eval()
-    stem, weights = depth.prefix(model), model.state_dict()
+    stem, weights = decoder_layers.prefix(model), model.state_dict()
     copies = {name: each for name, each in weights.items() if not name.startswith(f"{stem}.")}
     for at, number in enumerate(stack):
         here = f"{stem}.{number}."
@@ -84,7 +88,7 @@ def test_tinyllama_is_made_as_deep_as_in_the_paper():
 def test_with_no_gain_it_is_the_base_to_the_bit_and_writes_the_same(family, order, tmp_path):
     model = model_of(family)
     _, long = extended(tmp_path, model, gain=0, order=order)
-    assert long.config.num_hidden_layers == len(depth.layers(long)) == 9
+    assert long.config.num_hidden_layers == len(decoder_layers.layers(long)) == 9
     assert torch.equal(logits(long), logits(model))
     assert torch.equal(written(long, use_cache=True), written(model, use_cache=True))
 
@@ -131,12 +135,12 @@ def test_cached_token_by_token_saved_and_loaded(order, family, tmp_path):
             cache, steps = out[CACHE], [*steps, out.logits]
     close(torch.cat(steps, 1), wanted)
     assert len(cache.layers) == 9
-    saved.write(long, WHOLE, tmp_path / "out")
+    exported.write(long, WHOLE, tmp_path / "out")
     assert torch.equal(logits(long), wanted), "it is left as it was"
     again = depthcut.load(tmp_path / "out", dtype="float32")
     assert torch.equal(logits(again), wanted)
     assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in long.parameters())
-    replacing.off(long)
+    gaps.off(long)
     assert torch.equal(logits(long), logits(model))
     assert {**long.config.to_dict(), "_name_or_path": ""} == {**here.load(WHOLE).config.to_dict(), "_name_or_path": ""}
 
@@ -147,7 +151,7 @@ def test_a_repeat_holds_nothing_but_adapters_and_gains(llama):
     pairs = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128)
     more = sum(p.numel() for p in long.parameters()) - sum(p.numel() for p in llama[1].parameters())
     assert more == 3 * (4 * pairs + 2 * 64)
-    layers = depth.layers(long)
+    layers = decoder_layers.layers(long)
     mine = {name for name, each in layers[2].named_parameters() if each.data_ptr() not in pointers(layers[1])}
     assert mine == {name for name, _ in layers[2].named_parameters() if ".own_" in name}
     assert all("norm" in name for name in {name for name, _ in layers[2].named_parameters()} - mine)
@@ -227,14 +231,14 @@ SMALL = (*PICO, *EXPERIMENT, "data=files", "replace.order=sequence", "data.valid
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of workers, of its own dependencies
 def test_the_experiment_runs_from_start_to_export_and_its_record_counts_all_layers(tmp_path):
-    x = config.read(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path)))
+    x = experiment.read(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path)))
     run = lab.enter(x)
     algorithm.run(x, run)
-    kept = record.write(run)
+    kept = recording.write(run)
     loss = [kept[f"{stage}/validation/loss"] for stage in ("dense", "pruned", "healed")]
     assert loss[0] == pytest.approx(loss[1], abs=0.05) and loss[2] < loss[1] - 0.1
     model = depthcut.load(run.folder / "model", dtype="float32")
-    assert len(depth.layers(model)) == 10  # 3 and 4 of 0-7 once more
+    assert len(decoder_layers.layers(model)) == 10  # 3 and 4 of 0-7 once more
     for stage in ("pruned", "healed"):
         assert kept[f"{stage}/size/parameters"] == sum(p.numel() for p in model.parameters())
         assert kept[f"{stage}/size/cache_bytes"] == kept["dense/size/cache_bytes"] * 10 / 8
@@ -248,7 +252,7 @@ def test_the_experiment_runs_from_start_to_export_and_its_record_counts_all_laye
 @pytest.mark.filterwarnings("ignore")
 def test_nothing_is_below_or_behind_a_cut_of_nothing(tmp_path):
     for words in (("heal=boundary",), ("heal.layers=after_cut",), ("heal.layers=around_cut",)):
-        x = config.read(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path), *words))
+        x = experiment.read(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path), *words))
         run = lab.enter(x)
         plan = Plan(8, ())
         long = x.replace(run.load(plan), plan, run)

@@ -15,16 +15,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from depthcut import depth
-from depthcut.loading import Dtype
+from depthcut.cut.plan import Plan
+from depthcut.data.text.tokens import Tokens
+from depthcut.heal.training import adapters, fit, lean_lora, memory_plan, objective
+from depthcut.heal.training.batches import Batch
+from depthcut.heal.training.memory_plan import Layout, Room
+from depthcut.heal.training.objective import next_token
 from depthcut.log.csv import Csv
+from depthcut.model.checkpoint.loading import Dtype
+from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.pico import Pico
-from depthcut.plan import Plan
-from depthcut.text import Tokens
-from depthcut.training import adapters, fit, frozen, objective, room
-from depthcut.training.batches import Batch
-from depthcut.training.objective import next_token
-from depthcut.training.room import Layout, Room
 from pico import FAMILIES, awake, pico, picture_model
 from running import PICO, succeed, text_files
 from test_training import RECIPE, batch
@@ -136,7 +136,7 @@ def adapted(dtype: torch.dtype) -> torch.nn.Module:
 def test_the_gradients_are_those_of_plain_peft():
     model, ids = adapted(torch.float32), torch.randint(3, 128, (4, 20))
     wanted = gradient_of(model, ids)
-    with frozen.lean(model):
+    with lean_lora.lean(model):
         kinds = {type(module).__name__ for module in model.modules()}
         got = gradient_of(model, ids)
     assert "LeanAdapted" in kinds and wanted.norm() > 0
@@ -155,7 +155,7 @@ def quantised(device: str, dtype: Dtype) -> torch.nn.Module:
 def test_the_gradients_on_a_4_bit_base_are_those_of_plain_peft():
     model, ids = quantised("cpu", "float32"), torch.randint(3, 128, (4, 20))
     wanted = gradient_of(model, ids)
-    with frozen.lean(model):
+    with lean_lora.lean(model):
         kinds = {type(module).__name__ for module in model.modules()}
         got = gradient_of(model, ids)
     assert {"Lean4bit", "LeanAdapted4bit"} <= kinds
@@ -166,7 +166,7 @@ def test_in_bfloat16_the_gradients_are_those_of_peft_under_autocast():
     model, ids = adapted(torch.bfloat16), torch.randint(3, 128, (4, 20))
     with torch.autocast("cpu", torch.bfloat16):
         wanted = gradient_of(model, ids)
-    with frozen.lean(model):
+    with lean_lora.lean(model):
         got = gradient_of(model, ids)
     assert gap(got, wanted) < 1e-3
 
@@ -268,7 +268,7 @@ QLORA = dataclasses.replace(
 )
 def test_the_layout_spends_the_memory_that_there_is(sizes, layers, weights, card, wanted):
     space = dataclasses.replace(Room.of(shape(layers, **sizes), QLORA, "cpu"), free=int((card - weights) * GIB))
-    (first, *rest) = room.choose(space, QLORA, True)
+    (first, *rest) = memory_plan.choose(space, QLORA, True)
     assert first == wanted and all(space.fits(each) for each in (first, *rest))
     assert all(space.needs(b) < space.needs(a) for a, b in zip([first, *rest], rest, strict=False))
     if card < 24:
@@ -277,7 +277,7 @@ def test_the_layout_spends_the_memory_that_there_is(sizes, layers, weights, card
 
 def test_only_layers_that_a_gradient_reaches_take_room():
     model = adapters.adapt(pico("llama", layers=6), dataclasses.replace(RECIPE, layers="after_cut"), Plan(8, (3, 4)))
-    assert room.reached(model) == list(depth.layers(model))[3:]
+    assert memory_plan.reached(model) == list(decoder_layers.layers(model))[3:]
 
 
 @pytest.mark.slow

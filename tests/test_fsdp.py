@@ -18,14 +18,18 @@ from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
 from composing import composed
-from depthcut import config, depth, lab, memory, ranks, sharing, spread
-from depthcut.checkpoint import Checkpoint
-from depthcut.files import Folder, Hashes
+from depthcut.config import experiment
+from depthcut.cut.plan import Plan
 from depthcut.heal.full import Full
-from depthcut.loading import Form
-from depthcut.plan import Plan
-from depthcut.shards import Shards
-from depthcut.training import adapters, fit, sharded
+from depthcut.heal.training import adapters, fit, fsdp
+from depthcut.model.checkpoint import sharded as checkpoint_sharded
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.loading import Form
+from depthcut.model.checkpoint.tensors import Shards
+from depthcut.model.decoder import layers as decoder_layers
+from depthcut.runtime import devices, ranks
+from depthcut.study import lab, sharing
 from pico import pico
 from running import ENVIRONMENT
 from test_fit import a_lab
@@ -46,7 +50,7 @@ class Watch(L.Callback):
         self.stop = stop
 
     def on_train_batch_start(self, trainer, module, *_) -> None:
-        parts = [each for layer in depth.layers(module.model) for each in layer.parameters()]
+        parts = [each for layer in decoder_layers.layers(module.model) for each in layer.parameters()]
         assert all(isinstance(each, DTensor) == (ranks.world() > 1) for each in parts)
         if ranks.world() > 1:
             assert sum(each.to_local().numel() for each in parts) < 0.6 * sum(each.numel() for each in parts)
@@ -71,10 +75,10 @@ def read_and_healed(folder: Path) -> dict[str, torch.Tensor]:
     checkpoint = Checkpoint(Folder(folder.parent / "model", Hashes(folder.parent / "hashes.json")), separator=None)
     several = ranks.world() > 1
     if several:
-        model: nn.Module = spread.load(checkpoint, DEEP, Form("none", torch.float32, "cpu"))
+        model: nn.Module = checkpoint_sharded.load(checkpoint, DEEP, Form("none", torch.float32, "cpu"))
     else:
         model = checkpoint.load(DEEP, quantise="none", dtype="float32", device="cpu")
-    for layer in depth.layers(model):
+    for layer in decoder_layers.layers(model):
         layer.mlp.register_forward_hook(lambda *_: look(adapted))
     torch.manual_seed(0)
     recipe = dataclasses.replace(LORA, steps=3, recompute="all", save_every=9, modules="attention", rank=1)
@@ -87,7 +91,7 @@ def read_and_healed(folder: Path) -> dict[str, torch.Tensor]:
             values["logits"] = model().eval()(torch.arange(8)[None]).logits.detach().float()
 
     if several:
-        spread.led("cpu", lambda: adapted, measure)
+        checkpoint_sharded.led("cpu", lambda: adapted, measure)
     else:
         measure(lambda: adapted)
     return values | {"held": torch.tensor(HELD.pop())}
@@ -150,7 +154,7 @@ def test_a_model_that_is_read_in_shares_is_healed_and_measured_as_one_that_is_wh
 
 def test_a_model_in_shares_runs_where_all_processes_help_and_nowhere_else():
     with pytest.raises(ValueError, match="the model is in shares, which the processes put together"):
-        spread.Spread([nn.Linear(2, 2)]).run(0, torch.ones(1, 2))
+        checkpoint_sharded.Spread([nn.Linear(2, 2)]).run(0, torch.ones(1, 2))
 
 
 @pytest.mark.parametrize(("rows", "processes"), [(7, 2), (8, 2), (3, 4), (5, 4), (0, 2)])
@@ -162,7 +166,7 @@ def test_rows_are_shared_out_as_torch_does(monkeypatch, tmp_path, rows, processe
     for rank in range(processes):
         monkeypatch.setattr(ranks, "world", lambda: processes)
         monkeypatch.setattr(ranks, "rank", lambda number=rank: number)
-        assert_close(shards.slices(["x"])["x"].rows(*spread.own(rows))[:], chunks[rank])
+        assert_close(shards.slices(["x"])["x"].rows(*checkpoint_sharded.own(rows))[:], chunks[rank])
     assert shards.bytes_read == processes * whole.nbytes
 
 
@@ -172,9 +176,9 @@ def test_rows_are_shared_out_as_torch_does(monkeypatch, tmp_path, rows, processe
 )
 def test_a_model_is_in_shares_where_no_card_has_room_or_as_it_is_asked_for(monkeypatch, tmp_path, card, knobs, shared):
     monkeypatch.setattr(ranks, "world", lambda: 2)
-    monkeypatch.setattr(memory, "whole", lambda _: card)
+    monkeypatch.setattr(devices, "whole", lambda _: card)
     given = ("model=pico", "prune=deepest", "heal=lora", "heal.batch=2", "heal.micro_batch=1", f"outputs={tmp_path}")
-    x = config.read(composed(*given, *knobs, "heal.strategy=fsdp", "eval=[loss,speed]"))
+    x = experiment.read(composed(*given, *knobs, "heal.strategy=fsdp", "eval=[loss,speed]"))
     here = lab.enter(x)
     assert sharing.wanted(here, None) == shared
     if not shared:
@@ -200,18 +204,18 @@ def test_a_model_is_in_shares_where_no_card_has_room_or_as_it_is_asked_for(monke
 )
 def test_what_goes_wrong_with_shares_is_refused_before_anything_is_loaded(knobs, told):
     with pytest.raises(ValueError, match=re.escape(told)):
-        config.read(composed("model=pico", *knobs, "heal.strategy=fsdp"))
+        experiment.read(composed("model=pico", *knobs, "heal.strategy=fsdp"))
 
 
 def test_layers_that_train_the_same_weights_are_refused():
-    layers = depth.layers(pico("llama", layers=3))
-    sharded.check(layers)
+    layers = decoder_layers.layers(pico("llama", layers=3))
+    fsdp.check(layers)
     layers[2].mlp = layers[0].mlp
     with pytest.raises(ValueError, match="layer 2 trains weights of another layer too; take ddp"):
-        sharded.check(layers)
+        fsdp.check(layers)
     layers[1].mlp.bfloat16()
     with pytest.raises(ValueError, match="layer 1 trains bfloat16 and float32 weights; take ddp"):
-        sharded.check(layers)
+        fsdp.check(layers)
 
 
 if __name__ == "__main__":

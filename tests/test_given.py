@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from composing import composed
-from depthcut import config, digests, lab
-from depthcut.plan import Plan
+from depthcut.config import experiment
+from depthcut.cut.plan import Plan
 from depthcut.runtime.errors import UserError
+from depthcut.study import digests, lab
 from running import light, text_files
 
 
@@ -22,7 +23,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def entered(home: Path, *words: str) -> lab.Lab:
     text = f"data.train.paths=[{home}/corpus.jsonl]"
     options = ("model=pico", "data=files", text, "eval=[loss]", "heal=none", f"outputs={home}/outputs", "prune=plan")
-    return lab.enter(config.read(composed(*options, *words)))
+    return lab.enter(experiment.read(composed(*options, *words)))
 
 
 def named(here: lab.Lab) -> tuple[str, str]:
@@ -67,7 +68,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("words", "says"), MISTAKES)
 def test_mistakes_by_hand_are_found_in_the_config(words: tuple[str, ...], says: str) -> None:
     with pytest.raises(UserError, match=f"^{says}"):
-        config.read(composed("model=pico", "prune=plan", *words))
+        experiment.read(composed("model=pico", "prune=plan", *words))
 
 
 def test_a_layer_beyond_the_model(home: Path) -> None:

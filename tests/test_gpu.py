@@ -6,9 +6,9 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from depthcut.plan import Plan
-from depthcut.training import adapters, fit
-from depthcut.training.room import Layout
+from depthcut.cut.plan import Plan
+from depthcut.heal.training import adapters, fit
+from depthcut.heal.training.memory_plan import Layout
 from pico import pico
 from running import PICO, UNHEALED, succeed, text_files
 from test_fit import AUTO, a_lab, adapted, gap, gradient_of, quantised

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import hub_standin
-from depthcut.checkpoint import Checkpoint
-from depthcut.files import Folder, Hashes
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Folder, Hashes
 from depthcut.model.pico import byte_tokenizer
 from hub_standin import COMMIT, UNREACHABLE, Hub
 from pico import pico
@@ -18,8 +18,8 @@ OPEN = """
 import sys
 from pathlib import Path
 from depthcut.model.hub import Hub
-from depthcut.plan import Plan
-from depthcut.shards import Shards
+from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint.tensors import Shards
 recipe = {"rank": 2, "lr": 1e-3, "length": 8}
 def open(repo="someone/pico", revision=None):
     model = Hub(repo=repo, revision=revision, quantise="none", dtype="float32", separator=None, heal=recipe)

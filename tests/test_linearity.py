@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from depthcut import depth
+from depthcut.cut.scores import weights
+from depthcut.data.text.tokens import Tokens
 from depthcut.metric.linearity import Linearity, compared
-from depthcut.scores import weights
-from depthcut.text import Tokens
+from depthcut.model.decoder import layers as decoder_layers
 from pico import pico
 
 KINDS = ("least_squares", "procrustes")
@@ -89,8 +89,8 @@ def test_equals_the_formula_computed_by_hand(kind, batch, most):
 def test_an_identity_layer_scores_zero_and_goes_first(kind):
     model = pico("llama")
     with torch.no_grad():
-        depth.layers(model)[3].self_attn.o_proj.weight.zero_()
-        depth.layers(model)[3].mlp.down_proj.weight.zero_()
+        decoder_layers.layers(model)[3].self_attn.o_proj.weight.zero_()
+        decoder_layers.layers(model)[3].mlp.down_proj.weight.zero_()
     scores = score(model, tokens(), kind)
     assert scores.block(3, 1) < 1e-10
     assert min(scores.block(start, 1) for start in (0, 1, 2, 4, 5)) > 0.01
@@ -165,7 +165,7 @@ def test_layers_that_are_gone_are_not_there():
     text = tokens()
     for kind in KINDS:
         got = score(pico("llama"), text, kind, removed=(1, 4))
-        wanted = score(depth.cut(pico("llama"), (1, 4)), text, kind)
+        wanted = score(decoder_layers.cut(pico("llama"), (1, 4)), text, kind)
         np.testing.assert_allclose(got.between, wanted.between, rtol=1e-6)
         assert got.depth == 4
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from composing import composed
-from depthcut import config
+from depthcut.config import experiment
 from depthcut.report import study as studies
 from depthcut.study import links
 
@@ -27,11 +27,11 @@ def point(study: Path, digest: str) -> Path:
     ],
 )
 def test_a_link_says_what_a_point_is(words: tuple[str, ...], label: str) -> None:
-    assert links.label(config.read(composed("model=pico", *words))) == label
+    assert links.label(experiment.read(composed("model=pico", *words))) == label
 
 
 def test_two_points_of_one_name_both_get_a_link(tmp_path: Path) -> None:
-    x = config.read(composed("model=pico", "prune=deepest", "prune.frac=0.25"))
+    x = experiment.read(composed("model=pico", "prune=deepest", "prune.frac=0.25"))
     study = tmp_path / "main"
     one, two = point(study, "0123456789abcdef"), point(study, "0123456fedcba987")
     for each in (one, two, one, two):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from composing import composed
-from depthcut import config
+from depthcut.config import experiment
 from depthcut.log import wandb as log
 from running import PICO, run, text_files
 from wandb_client import begun, client, tool
@@ -111,7 +111,7 @@ def test_without_an_agent_nothing_is_repeated(kept):
 
 def test_a_metric_that_nothing_reads_is_none():
     def knobs(*overrides: str) -> dict[str, Any]:
-        x = config.read(composed("model=pico", *overrides))
+        x = experiment.read(composed("model=pico", *overrides))
         return log.config(SimpleNamespace(experiment=x, digest="d"))  # type: ignore[arg-type]
 
     assert knobs("prune=block")["metric"] == "angular" and knobs("prune=block")["metric.token"] == "last"

@@ -7,8 +7,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 import labs
-from depthcut import depth
 from depthcut.metric.lora_gradient import NAME, LoraGradient, adapted, check, dense, importance
+from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.pico import Pico
 from depthcut.runtime.errors import UserError
 from labs import tokens
@@ -65,7 +65,7 @@ def by_hand(model, rank: int, seed: int) -> dict[str, float]:
 def test_equals_equation_10_with_plain_autograd(family, batch):
     model = pico(family)
     found = by_hand(model, 4, 3)
-    stems = [f"{depth.prefix(model)}.{index}." for index in range(6)]
+    stems = [f"{decoder_layers.prefix(model)}.{index}." for index in range(6)]
     wanted = [sum(value for name, value in found.items() if name.startswith(stem)) for stem in stems]
     assert scored(model, LoraGradient(rank=4, seed=3, batch=batch)) == pytest.approx(wanted, rel=1e-4)
 
@@ -95,7 +95,7 @@ def test_the_higher_the_rank_the_nearer_to_the_weights_own_gradient():
     """A^T A tends to rank / (3 columns) times the identity (64 columns here); a low rank orders the layers alike."""
     model = pico("llama", layers=12)
     mean_loss(model, {}).backward()
-    attentions = [layer.self_attn for layer in depth.layers(model)]
+    attentions = [layer.self_attn for layer in decoder_layers.layers(model)]
     exact = [sum(((p * p.grad) ** 2).sum().item() for p in part.parameters()) for part in attentions]
     model.zero_grad()
     many = scored(model, LoraGradient(rank=4096, seed=0, batch=5), "attention")
@@ -109,8 +109,8 @@ def test_an_identity_layer_is_zero_and_the_lowest():
     """No gradient reaches what stands before a projection of zeros, and zeros are worth nothing themselves."""
     model = pico("llama")
     with torch.no_grad():
-        depth.layers(model)[2].self_attn.o_proj.weight.zero_()
-        depth.layers(model)[2].mlp.down_proj.weight.zero_()
+        decoder_layers.layers(model)[2].self_attn.o_proj.weight.zero_()
+        decoder_layers.layers(model)[2].mlp.down_proj.weight.zero_()
     scores = scored(model)
     assert scores[2] == 0 and min(score for index, score in enumerate(scores) if index != 2) > 0
 
@@ -134,7 +134,7 @@ EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_head
 
 
 def test_weights_that_it_does_not_score_are_reported_before_anything_is_loaded(caplog):
-    layers = list(depth.layers(pico("mixtral", **EXPERTS)))
+    layers = list(decoder_layers.layers(pico("mixtral", **EXPERTS)))
     with pytest.raises(UserError, match="metric=lora_gradient needs linear layers; mlp 0 of this model has none"):
         check(layers, "mlp", 4)
     with pytest.raises(UserError, match=r"metric.rank must be at most 64, .* got 65"):
@@ -143,7 +143,7 @@ def test_weights_that_it_does_not_score_are_reported_before_anything_is_loaded(c
     assert "scores 11% of the weights; it does not see mlp.experts.gate_up_proj, mlp.experts.down_proj\n" in caplog.text
     caplog.clear()
     check(layers, "attention", 4)
-    check(list(depth.layers(pico("gpt2"))), "layer", 4)
+    check(list(decoder_layers.layers(pico("gpt2"))), "layer", 4)
     assert not caplog.text
 
 

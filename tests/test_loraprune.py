@@ -15,15 +15,16 @@ import pytest
 import torch
 
 import depthcut
-from depthcut import depth
-from depthcut.lab import Lab
-from depthcut.plan import Plan
+from depthcut.cut.plan import Plan
+from depthcut.heal.training import adapters
+from depthcut.heal.training.fit import fit
+from depthcut.heal.width import criterion, matched, schedule, selection
+from depthcut.heal.width.pruning import Pruning
+from depthcut.model.decoder import layers
+from depthcut.model.surgery.width import slicing
+from depthcut.model.surgery.width.widths import FILE, Widths
 from depthcut.runtime.errors import UserError
-from depthcut.training import adapters
-from depthcut.training.fit import fit
-from depthcut.width import criterion, matched, schedule, selection, slicing
-from depthcut.width.pruning import Pruning
-from depthcut.width.widths import FILE, Widths
+from depthcut.study.lab import Lab
 from gaps import DEPTH, model_of, opened
 from running import ENVIRONMENT, start, succeed, text_files
 from test_ranks import run_two
@@ -101,7 +102,7 @@ def test_what_goes_follows_from_the_gradients_of_each_step(folder, ratio, how):
 
     class Look(L.Callback):
         def on_after_backward(self, *_) -> None:
-            stack = depth.layers(model)
+            stack = layers.layers(model)
             seen.append({place: criterion.worth(stack[place[0]], each) for place, each in watched.free.items()})
 
     recipe: Any = here.experiment.heal
@@ -162,13 +163,13 @@ def test_the_healed_model_is_what_was_read_back_and_narrower(folder):
 
 @pytest.mark.parametrize("quantise", ["nf4", "int8"])
 def test_a_quantised_base_stays_masked_and_its_export_is_narrower(folder, quantise):
-    from depthcut import export
+    from depthcut.study import export
 
     here = lab(folder, f"model.quantise={quantise}")
     model = here.experiment.heal(here.load(), Plan(DEPTH, ()), here)
     ids = torch.arange(40).reshape(2, 20)
     merged = export.merged(here, Plan(DEPTH, ()), lambda: model)
-    channels = [layer.get_parameter("mlp.down_proj.weight").shape[1] for layer in depth.layers(merged)]
+    channels = [layer.get_parameter("mlp.down_proj.weight").shape[1] for layer in layers.layers(merged)]
     assert channels == [64] * 5 + [128]
     with torch.no_grad():
         wanted, got = model(ids).logits, merged(ids).logits
@@ -178,7 +179,7 @@ def test_a_quantised_base_stays_masked_and_its_export_is_narrower(folder, quanti
 
 @pytest.mark.parametrize(("drop", "unit"), [((1, 2), "layer"), ((3,), "attention")])
 def test_what_a_plan_left_is_narrowed_too(folder, drop, unit):
-    from depthcut import export
+    from depthcut.study import export
 
     plan = Plan(DEPTH, drop, unit)
     here = lab(folder, f"prune.unit={unit}", f"prune.layers={len(drop)}")
@@ -314,7 +315,7 @@ def test_a_run_ends_in_a_narrower_model(alone):
     exported = record["folder"] / "model"
     assert json.loads((exported / "config.json").read_text())["model_type"] == "depthcut"
     model = depthcut.load(exported, dtype="float32")
-    heads = [layer.get_parameter("self_attn.k_proj.weight").shape[0] // 8 for layer in depth.layers(model)]
+    heads = [layer.get_parameter("self_attn.k_proj.weight").shape[0] // 8 for layer in layers.layers(model)]
     assert heads == [2] * 7 + [4]
     parameters = sum(p.numel() for p in model.parameters())
     assert record["healed/size/parameters"] == parameters < 0.7 * record["dense/size/parameters"]

@@ -4,8 +4,8 @@ import json
 import time
 from pathlib import Path
 
-from depthcut import measured
-from depthcut.measured import Measured
+from depthcut.record import measured
+from depthcut.record.measured import Measured
 from depthcut.report import chance, labels, table, tidy
 from running import UNHEALED, run, succeed, text_files
 

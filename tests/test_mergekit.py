@@ -10,12 +10,12 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from depthcut import mergekit
-from depthcut.plan import Plan
+from depthcut.cut.plan import Plan
+from depthcut.study import mergekit
 
 
 def command(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "depthcut.mergekit", *map(str, arguments)]
+    line = [sys.executable, "-m", "depthcut.study.mergekit", *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, check=False)
 
 

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 import hub_standin
-from depthcut import loading
 from depthcut.model import HealDefaults
+from depthcut.model.checkpoint import loading
 from depthcut.model.local import Local
 from depthcut.model.pico import Pico, byte_tokenizer
 from depthcut.model.smollm2 import SmolLM2

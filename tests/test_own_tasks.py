@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from depthcut import digests
 from depthcut.eval.harness import Harness
 from depthcut.eval.likelihood import task_files
 from depthcut.runtime.errors import UserError
+from depthcut.study import digests
 from running import UNHEALED, run, text_files
 
 YAML = """

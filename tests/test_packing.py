@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from composing import composed
-from depthcut import config, digests
-from depthcut.text import Tokens
-from depthcut.training import boundary, distill, fit, packing
-from depthcut.training.batches import Batch, Batches
-from depthcut.training.objective import next_token
-from depthcut.training.room import Layout
+from depthcut.config import experiment as config_experiment
+from depthcut.data.text.tokens import Tokens
+from depthcut.heal.training import boundary, distill, document_mask, fit
+from depthcut.heal.training.batches import Batch, Batches
+from depthcut.heal.training.memory_plan import Layout
+from depthcut.heal.training.objective import next_token
+from depthcut.study import digests
 from pico import FAMILIES, pico
 from test_distill import recipe as distilled
 from test_fit import adapted
@@ -62,13 +63,13 @@ def gradients(model, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def test_where_documents_begin():
     ids = torch.tensor([[5, 5, 2, 5, 5, 5], [2, 2, 5, 5, 2, 5]])
-    assert packing.places(ids, END).tolist() == [[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 2, 0]]
+    assert document_mask.places(ids, END).tolist() == [[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 2, 0]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_row_has_the_loss_and_the_gradients_of_its_documents_one_by_one(family):
     model, (batch,) = pico(family, layers=2), packed()
-    packing.check(model)
+    document_mask.check(model)
     parts = [model(ids).logits[0, :-1] for ids in documents(batch)]
     logits, wanted = torch.cat(parts), torch.cat([ids[0, 1:] for ids in documents(batch)])
     alone = F.cross_entropy(logits, wanted)
@@ -177,7 +178,7 @@ def test_the_boundary_is_that_of_documents_one_by_one():
 
 def test_it_is_in_the_digest_where_it_is_used():
     def knobs(*more: str) -> Any:
-        return config.read(composed("model=pico", "heal=full", *more)).heal
+        return config_experiment.read(composed("model=pico", "heal=full", *more)).heal
 
     files = SimpleNamespace(json=lambda _: {"model_type": "llama"})
     here: Any = SimpleNamespace(checkpoint=SimpleNamespace(files=files))
@@ -203,4 +204,4 @@ def test_layers_with_a_state_are_refused_by_the_config_alone(described):
 def test_a_model_whose_mask_knows_no_documents_is_refused():
     bloom = pico("bloom", layers=2, n_head=4)
     with pytest.raises(ValueError, match="layer 0 of bloom does not tell documents apart; take heal"):
-        packing.check(bloom)
+        document_mask.check(bloom)

@@ -13,12 +13,16 @@ import pytest
 import torch
 
 from composing import composed
-from depthcut import algorithm, config, cuts, depth, digests, lab
-from depthcut.eval import texts
+from depthcut import algorithm
+from depthcut.config import experiment
+from depthcut.cut import subnetworks
+from depthcut.data.text import named
 from depthcut.eval.perplexity import Perplexity
-from depthcut.lab import Lab
+from depthcut.model.decoder import layers
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime.errors import UserError
+from depthcut.study import digests, lab
+from depthcut.study.lab import Lab
 from pico import pico
 from running import ENVIRONMENT, text_files
 
@@ -139,10 +143,10 @@ def test_a_tokenizer_without_a_bos_has_none_before_the_first_window(file: Path, 
 
 
 def test_cuts_of_a_model_are_measured_in_one_pass_as_each_alone(file: Path, tmp_path: Path) -> None:
-    model, asked = byte_model(), [cuts.WHOLE, cuts.Cut((1, 2)), cuts.Cut((3,))]
+    model, asked = byte_model(), [subnetworks.WHOLE, subnetworks.Cut((1, 2)), subnetworks.Cut((3,))]
     shared = evaluation(file)(model, bare(tmp_path), asked)
     for cut, numbers in zip(asked, shared, strict=True):
-        with depth.bypass(model, cut.drop):
+        with layers.bypass(model, cut.drop):
             (alone,) = evaluation(file)(model, bare(tmp_path))
         assert numbers == pytest.approx(alone, rel=1e-4)
     assert len({numbers["a/loss"] for numbers in shared}) == 3
@@ -204,7 +208,7 @@ def test_a_text_that_changes_after_the_run_was_named_is_an_error(file: Path, tmp
 def test_more_text_than_can_be_tokenised_as_one_is_refused(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(texts, "LONGEST", 500)
+    monkeypatch.setattr(named, "LONGEST", 500)
     with pytest.raises(UserError, match=r"texts\.a: the text has more than .* set eval\.perplexity\.windows"):
         evaluation(file).prepare(bare(tmp_path))
     assert len(evaluation(file, windows=1).windowed("a", bare(tmp_path))) == 1
@@ -241,7 +245,7 @@ def test_what_cannot_be_read_names_its_text(file: Path, tmp_path: Path) -> None:
 def opened(folder: Path, corpus: tuple[str, ...], *knobs: str) -> Lab:
     shape = ("data.calibration.sequences=8", "data.validation.sequences=8", "eval.perplexity.texts.ptb=null")
     return lab.enter(
-        config.read(composed(f"outputs={folder}/outputs", "model=pico", "data=files", *corpus, *shape, *knobs))
+        experiment.read(composed(f"outputs={folder}/outputs", "model=pico", "data=files", *corpus, *shape, *knobs))
     )
 
 

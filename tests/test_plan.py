@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from depthcut.plan import Plan, spans
+from depthcut.cut.plan import Plan, spans
 from depthcut.runtime.errors import UserError
 
 

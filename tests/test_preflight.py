@@ -12,10 +12,12 @@ from PIL import Image
 from transformers import AutoProcessor, Gemma3ImageProcessorPil, Gemma3Processor, PreTrainedTokenizerFast
 
 from composing import composed
-from depthcut import config, export, lab, loading
-from depthcut.files import Folder, Hashes
+from depthcut.config import experiment
+from depthcut.model.checkpoint import loading
+from depthcut.model.checkpoint.files import Folder, Hashes
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime.errors import UserError
+from depthcut.study import export, lab
 from pico import pico, picture_model
 from running import succeed, text_files
 
@@ -42,7 +44,7 @@ def saved(folder: Path, family: str, added: str = "", **changes: Any) -> None:
 def prepared(folder: Path, corpus: tuple[str, ...], *words: str) -> None:
     """Prepare a run of the model in ``folder``; no weight is read."""
     model = ("model=local", f"model.path={folder / 'model'}", "data=files", "eval=[loss]", "device=cpu")
-    entered = lab.enter(config.read(composed(*model, f"outputs={folder}", *corpus, "heal=none", *words)))
+    entered = lab.enter(experiment.read(composed(*model, f"outputs={folder}", *corpus, "heal=none", *words)))
     entered.prepare()
     assert entered.checkpoint.bytes_read == 0
 

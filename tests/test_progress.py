@@ -7,7 +7,7 @@ import time
 import pytest
 from rich.console import Console
 
-from depthcut import progress
+from depthcut.runtime import progress
 
 
 @pytest.fixture

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from composing import ROOT
-from depthcut import config, digests
-from depthcut.plan import Plan
+from depthcut.config import experiment
+from depthcut.cut.plan import Plan
+from depthcut.cut.scores import Scores
+from depthcut.model.surgery.sizes import Shape
 from depthcut.prune.block import Block
 from depthcut.prune.blocks import Blocks
 from depthcut.prune.deepest import Deepest
@@ -17,8 +19,7 @@ from depthcut.prune.greedy import Greedy
 from depthcut.prune.lowest import Lowest
 from depthcut.prune.plan import Given
 from depthcut.prune.random import Random
-from depthcut.scores import Scores
-from depthcut.shape import Shape
+from depthcut.study import digests
 from labs import KNOBS, sized
 from pico import pico
 
@@ -261,7 +262,7 @@ def test_weights_are_needed_for_a_budget_only(tmp_path):
 )
 def test_a_size_that_is_none_is_refused_in_one_line(knobs, says):
     with pytest.raises(ValueError, match=f"^{re.escape(says)}"):
-        config.build("prune", {"_target_": "depthcut.prune.block.Block", **KNOBS, **knobs})
+        experiment.build("prune", {"_target_": "depthcut.prune.block.Block", **KNOBS, **knobs})
 
 
 MORE: dict[Any, dict[str, Any]] = {

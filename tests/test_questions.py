@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from depthcut import questions
+from depthcut.data import questions
 from depthcut.data.demo import HELD_OUT, Demo, articles
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from depthcut import ranks
+from depthcut.runtime import ranks
 from running import ENVIRONMENT, ROOT, UNHEALED, run, text_files
 
 POINT = (

@@ -15,15 +15,17 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from composing import composed
-from depthcut import config, curve, depth, lab, store
+from depthcut.config import experiment
+from depthcut.cut.plan import Plan
 from depthcut.heal.full import Full
 from depthcut.heal.partial import Partial
-from depthcut.plan import Plan
-from depthcut.study import links
-from depthcut.training import adapters, weights
-from depthcut.training.module import Healing
-from depthcut.training.objective import Mixed, next_token
-from depthcut.training.origin import Origin
+from depthcut.heal.training import adapters, full_finetune
+from depthcut.heal.training.lightning_module import Healing
+from depthcut.heal.training.objective import Mixed, next_token
+from depthcut.heal.training.warm_start import Origin
+from depthcut.model.decoder import layers as decoder_layers
+from depthcut.runtime import store
+from depthcut.study import curve, lab, links
 from pico import FAMILIES, pico, texts
 from running import PICO, UNHEALED, kill_in_healing, light, run, run_two, succeed, text_files
 from test_shared_prefix import pruned, sites, trained
@@ -41,7 +43,7 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 
 def entered(*words: str) -> lab.Lab:
-    return lab.enter(config.read(composed(*words)))
+    return lab.enter(experiment.read(composed(*words)))
 
 
 # --- all weights, and the last of them
@@ -65,24 +67,24 @@ def changed(model, recipe) -> set[str]:
 @pytest.mark.parametrize("tied", [False, True])
 def test_what_each_recipe_trains_and_how_far_down_the_gradient_goes(family, tied):
     model = pico(family, layers=5, tie_word_embeddings=tied)
-    stem, names = depth.prefix(model), {name for name, _ in model.named_parameters()}
-    with weights.masters(model, weights.everything(model)):
+    stem, names = decoder_layers.prefix(model), {name for name, _ in model.named_parameters()}
+    with full_finetune.masters(model, full_finetune.everything(model)):
         unused = {name for name in names if re.search(r"embed_positions", name)}  # rows that no text reaches
         assert changed(model, FULL) | unused == names
     model = pico(family, layers=5, tie_word_embeddings=tied)
-    chosen = weights.ending(model, PARTIAL.last)
+    chosen = full_finetune.ending(model, PARTIAL.last)
     wanted = {name for name in names if re.match(rf"{re.escape(stem)}\.[34]\.", name)}
     heads = {"lm_head.weight", "lm_head.bias", "embed_out.weight"} & names
     assert chosen.keys() == wanted | heads and bool(heads) == (not tied or family == "phi")
     entered: list[bool] = []
-    for layer in depth.layers(model):
+    for layer in decoder_layers.layers(model):
         layer.register_forward_pre_hook(
             lambda _, given, named: entered.append((given or list(named.values()))[0].requires_grad), with_kwargs=True
         )
-    with weights.masters(model, chosen):
+    with full_finetune.masters(model, chosen):
         assert changed(model, PARTIAL) == chosen.keys()
     assert entered == [False, False, False, False, True] * 2
-    assert weights.ending(model, 9).keys() >= {name for name in names if name.startswith(f"{stem}.")}
+    assert full_finetune.ending(model, 9).keys() >= {name for name in names if name.startswith(f"{stem}.")}
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -127,16 +129,16 @@ def test_rounding_gives_the_neighbours_and_on_average_the_number():
     for share in (0.0, 0.1, 0.5):
         many = torch.full((20000,), low + share * (high - low))
         for sign in (1, -1):
-            got = sign * weights.rounded(sign * many, torch.bfloat16, chance)
+            got = sign * full_finetune.rounded(sign * many, torch.bfloat16, chance)
             assert got.dtype == torch.bfloat16 and set(got.tolist()) <= {low, high}
             assert (got == high).float().mean().item() == pytest.approx(share, abs=0.02)
     some = torch.randn(1000, generator=chance) * 10.0 ** torch.randint(-30, 30, (1000,), generator=chance)
     exact = torch.cat([some, 2.0 ** torch.arange(-20, 20), torch.zeros(3)]).to(torch.bfloat16)
-    assert torch.equal(weights.rounded(exact.float(), torch.bfloat16, chance), exact)
-    gap = (weights.rounded(some, torch.bfloat16, chance).float() - some).abs() / some.abs()
+    assert torch.equal(full_finetune.rounded(exact.float(), torch.bfloat16, chance), exact)
+    gap = (full_finetune.rounded(some, torch.bfloat16, chance).float() - some).abs() / some.abs()
     assert 0 < gap.max() <= 2**-7
-    assert weights.rounded(many, torch.float32, chance) is many
-    assert torch.equal(weights.rounded(some, torch.float16, chance), some.half())
+    assert full_finetune.rounded(many, torch.float32, chance) is many
+    assert torch.equal(full_finetune.rounded(some, torch.float16, chance), some.half())
 
 
 def test_small_steps_move_a_bfloat16_model_only_by_way_of_float32():
@@ -146,18 +148,18 @@ def test_small_steps_move_a_bfloat16_model_only_by_way_of_float32():
     ends: dict[str, torch.Tensor] = {}
     for way in ("plain", "masters"):
         model = pico("llama", layers=2).to(torch.bfloat16)
-        chosen = weights.everything(model)
+        chosen = full_finetune.everything(model)
         if way == "plain":
             model.requires_grad_(True)
             walk(model, next_token, steps, lr)
         else:
-            with weights.masters(model, chosen) as types:
+            with full_finetune.masters(model, chosen) as types:
                 assert set(types.values()) == {torch.bfloat16}
                 assert {p.dtype for p in model.parameters()} == {torch.float32}
                 walk(model, Mixed(next_token), steps, lr)
                 ends["float32"] = flat(model, start)
                 chance = torch.Generator().manual_seed(0)
-                drawn = {name: weights.rounded(p.detach(), torch.bfloat16, chance) for name, p in chosen.items()}
+                drawn = {name: full_finetune.rounded(p.detach(), torch.bfloat16, chance) for name, p in chosen.items()}
                 ends["rounded"] = torch.cat([(drawn[name].float() - start[name]).flatten() for name in start])
             assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
             assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
@@ -266,11 +268,11 @@ def test_there_is_no_adapter_to_export_and_no_quantised_base(heal):
     with pytest.raises(
         ValueError, match=f"^export=adapter needs a heal that trains adapters; heal={heal} leaves none$"
     ):
-        config.read(composed("model=pico", f"heal={heal}", "export=adapter"))
+        experiment.read(composed("model=pico", f"heal={heal}", "export=adapter"))
     with pytest.raises(ValueError, match=f"^heal={heal} needs model.quantise=none, got nf4$"):
-        config.read(composed("model=pico", f"heal={heal}", "model.quantise=nf4"))
+        experiment.read(composed("model=pico", f"heal={heal}", "model.quantise=nf4"))
     with pytest.raises(ValueError, match=r"^heal.betas must be two numbers in \[0, 1\), got \[0.9, 1.0\]$"):
-        config.read(composed("model=pico", f"heal={heal}", "heal.betas=[0.9,1.0]"))
+        experiment.read(composed("model=pico", f"heal={heal}", "heal.betas=[0.9,1.0]"))
 
 
 # --- around the gaps
@@ -331,11 +333,11 @@ def test_around_in_words():
 
 def test_the_shared_pass_takes_no_point_whose_layers_below_the_cut_are_healed(tmp_path):
     for layers, may in (("after_cut", True), ("around_cut", False), ("all", False)):
-        here = lab.enter(config.read(composed("model=pico", f"outputs={tmp_path}", f"heal.layers={layers}")))
+        here = lab.enter(experiment.read(composed("model=pico", f"outputs={tmp_path}", f"heal.layers={layers}")))
         assert curve.healed_above(here) == may
     for heal in WAY:
         assert not curve.healed_above(
-            lab.enter(config.read(composed("model=pico", f"outputs={tmp_path}", f"heal={heal}")))
+            lab.enter(experiment.read(composed("model=pico", f"outputs={tmp_path}", f"heal={heal}")))
         )
 
 

@@ -10,13 +10,16 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import depthcut
-from depthcut import depth, export, replacing, saved
-from depthcut.plan import Plan
+from depthcut.cut.plan import Plan
+from depthcut.heal.training import adapters
+from depthcut.heal.training.lightning_module import Healing
+from depthcut.heal.training.objective import next_token
+from depthcut.model.checkpoint import exported
+from depthcut.model.decoder import layers
+from depthcut.model.surgery import gaps, inserted, shared
+from depthcut.replace.fitting import low_rank, weight_distance
 from depthcut.replace.shared import Shared
-from depthcut.replacing import distance, layer, lowrank, shared
-from depthcut.training import adapters
-from depthcut.training.module import Healing
-from depthcut.training.objective import next_token
+from depthcut.study import export
 from gaps import DEPTH, model_of, opened
 from pico import CACHE, logits, texts, written
 from test_replace import close
@@ -46,31 +49,31 @@ def rebuilt(matrix: np.ndarray, rank: int) -> np.ndarray:
 def test_distance_and_best_approximation_are_those_of_whole_svds(shape, rank):
     chance = np.random.default_rng(0)
     one, other = (chance.normal(size=shape) @ np.diag(0.8 ** np.arange(shape[1])) for _ in range(2))
-    pairs = [lowrank.best(torch.from_numpy(each).float(), rank) for each in (one, other)]
+    pairs = [low_rank.best(torch.from_numpy(each).float(), rank) for each in (one, other)]
     for pair, each in zip(pairs, (one, other), strict=True):
         np.testing.assert_allclose(pair.product.numpy(), rebuilt(each, rank), atol=1e-4)
         np.testing.assert_allclose((pair.right @ pair.right.T).numpy(), np.eye(min(rank, *shape)), atol=1e-4)
     difference = rebuilt(one, rank) - rebuilt(other, rank)
     wanted = np.linalg.norm(difference - rebuilt(difference, rank))  # eq. 2
-    assert lowrank.beyond(*pairs, rank) ** 0.5 == pytest.approx(wanted, rel=1e-4, abs=1e-3)
+    assert low_rank.beyond(*pairs, rank) ** 0.5 == pytest.approx(wanted, rel=1e-4, abs=1e-3)
 
 
 def test_known_distances():
     """Of rank r matrices r + r directions apart, the r weaker ones are left; of equal ones nothing."""
     one, other = torch.diag(torch.tensor([9.0, 8, 0, 0, 0])), torch.diag(torch.tensor([0.0, 0, 7, 6, 0]))
-    pairs = [lowrank.best(each, 2) for each in (one, other)]
-    assert lowrank.beyond(*pairs, 2) == pytest.approx(7**2 + 6**2, rel=1e-5)
-    assert lowrank.beyond(pairs[0], pairs[0], 2) < 1e-8
-    assert lowrank.best(torch.zeros(3, 4), 2).product.abs().max() == 0
+    pairs = [low_rank.best(each, 2) for each in (one, other)]
+    assert low_rank.beyond(*pairs, 2) == pytest.approx(7**2 + 6**2, rel=1e-5)
+    assert low_rank.beyond(pairs[0], pairs[0], 2) < 1e-8
+    assert low_rank.best(torch.zeros(3, 4), 2).product.abs().max() == 0
 
 
 def test_bases_by_brute_force(llama):
     """Eq. 5 over all seven matrices, by whole SVDs; and a layer's twin is its base."""
     folder, model = llama
     here = opened(folder, model, "replace=shared")
-    found = distance.kept(here, 4)
+    found = weight_distance.kept(here, 4)
     weights = [
-        {n: p.detach().numpy() for n, p in each.named_parameters() if p.ndim == 2} for each in depth.layers(model)
+        {n: p.detach().numpy() for n, p in each.named_parameters() if p.ndim == 2} for each in layers.layers(model)
     ]
     for i, j in ((0, 1), (2, 5), (4, 3)):
         squares = []
@@ -80,13 +83,13 @@ def test_bases_by_brute_force(llama):
         assert len(squares) == 7
         assert found[i][j] == found[j][i] == pytest.approx(np.sum(squares) ** 0.5, rel=1e-4)
     assert [found[i][i] for i in range(DEPTH)] == [0] * DEPTH
-    bases = distance.bases(PLAN, found)
+    bases = weight_distance.bases(PLAN, found)
     assert bases == {i: min((0, 3, 5), key=lambda j: found[i][j]) for i in (1, 2, 4)}
 
 
 def test_a_twin_is_the_base_and_is_read_once(tmp_path):
     model = model_of("llama")
-    depth.layers(model)[4].load_state_dict(depth.layers(model)[5].state_dict())
+    layers.layers(model)[4].load_state_dict(layers.layers(model)[5].state_dict())
     _, whole = filled(tmp_path, model, "replace.gain=null", "replace.rank=2", plan=Plan(DEPTH, (4,)))
     assert shared.taken(whole).more["bases"] == {"4": 5}
     close(logits(whole), logits(model))
@@ -108,7 +111,7 @@ def test_without_adapters_it_is_the_bases_weights(family, tmp_path):
     for part in whole.modules():
         if isinstance(part, shared.Delta):
             part.left.data.zero_()
-    stack = depth.layers(model)
+    stack = layers.layers(model)
     for number, base in shared.taken(whole).more["bases"].items():
         for name, parameter in stack[int(number)].named_parameters():
             if parameter.ndim == 2:
@@ -122,8 +125,8 @@ def test_adapters_begin_as_the_svd_of_the_difference(llama, rank):
     _, whole = filled(folder, model, f"replace.rank={rank}")
     fill = shared.taken(whole)
     for number, base in fill.more["bases"].items():
-        for name in distance.linear_names(depth.layers(model)[0]):
-            mine, theirs = (depth.layers(model)[i].get_parameter(f"{name}.weight") for i in (int(number), base))
+        for name in weight_distance.linear_names(layers.layers(model)[0]):
+            mine, theirs = (layers.layers(model)[i].get_parameter(f"{name}.weight") for i in (int(number), base))
             left, right = (fill.tensors[f"{number}.{name}.own_delta.{side}"] for side in ("left", "right"))
             difference = (mine - theirs).detach().numpy()
             np.testing.assert_allclose((left @ right).numpy(), rebuilt(difference, rank), atol=1e-3)
@@ -150,16 +153,16 @@ def test_counted_parameters_are_the_papers():
     """9 of 32 layers of Llama-2-7B at rank 256: 179.9 M in adapters, 3.66 % of what is left; nothing is in memory."""
     config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, vocab_size=32000)
     plan = Plan(32, tuple(range(21, 30)))
-    whole = depth.skeleton(config)
+    whole = layers.skeleton(config)
     with torch.device("meta"):
-        empty = depth.layers(whole)
+        empty = layers.layers(whole)
         like = {name: torch.empty(p.shape) for name, p in empty[0].named_parameters()}
         own = Shared(rank=256, gain=0.01).own(like, like, empty[0])
-    more = {"bases": {str(i): 20 for i in plan.drop}, **layer.dense(config)}
-    left = depth.skeleton(depth.trimmed(config, plan.drop))
+    more = {"bases": {str(i): 20 for i in plan.drop}, **inserted.dense(config)}
+    left = layers.skeleton(layers.trimmed(config, plan.drop))
     before = sum(p.numel() for p in left.parameters())
-    fill = replacing.Fill("shared", {f"{i}.{n}": t for i in plan.drop for n, t in own.items()}, more)
-    shared.put(left, fill, replacing.Form("none", torch.float32, "meta"))
+    fill = gaps.Fill("shared", {f"{i}.{n}": t for i in plan.drop for n, t in own.items()}, more)
+    shared.put(left, fill, gaps.Form("none", torch.float32, "meta"))
     deltas = [part for part in left.modules() if isinstance(part, shared.Delta)]
     adapters = sum(p.numel() for delta in deltas for p in delta.parameters())
     assert len(deltas) == 63
@@ -183,23 +186,23 @@ def test_saved_and_loaded_and_written_with_a_cache(family, plan, tmp_path):
             cache, steps = out[CACHE], [*steps, out.logits]
     close(torch.cat(steps, 1), wanted)
     assert len(cache.layers) == DEPTH
-    saved.write(whole, plan, tmp_path / "out")
+    exported.write(whole, plan, tmp_path / "out")
     assert torch.equal(logits(whole), wanted), "it is left as it was"
     again = depthcut.load(tmp_path / "out", dtype="float32")
     assert torch.equal(logits(again), wanted)
     assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in whole.parameters())
-    plain = AutoModelForCausalLM.from_config(depth.trimmed(model.config, plan.drop))
+    plain = AutoModelForCausalLM.from_config(layers.trimmed(model.config, plan.drop))
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         shapes = [tuple(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118  it is no dictionary
     assert sorted(shapes) == sorted(tuple(p.shape) for p in plain.parameters()), "beside it is the plain cut model"
 
 
 def adapted(model) -> PeftModel:
-    """As ``depthcut.training.adapters`` does."""
+    """As ``depthcut.heal.training.adapters`` does."""
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     torch.manual_seed(0)
     where: Any = {"target_modules": names, "layers_to_transform": [*range(DEPTH)], "layers_pattern": "layers"}
-    config = LoraConfig(r=4, lora_alpha=4, task_type="CAUSAL_LM", **where, **replacing.adapting(model))
+    config = LoraConfig(r=4, lora_alpha=4, task_type="CAUSAL_LM", **where, **gaps.adapting(model))
     found = get_peft_model(model, config)
     assert isinstance(found, PeftModel)
     return found
@@ -224,7 +227,7 @@ def test_healing_trains_adapters_and_what_is_its_own_and_the_export_is_what_was_
     merged = PeftModel.from_pretrained(export.plain(filled(*llama, *knobs)[1]), str(tmp_path / "adapter"))
     merged = merged.merge_and_unload()
     torch.testing.assert_close(logits(merged), after, rtol=0.02, atol=0.05 if quantise == "nf4" else 1e-3)
-    saved.write(merged, PLAN, tmp_path / "out")
+    exported.write(merged, PLAN, tmp_path / "out")
     assert torch.equal(logits(depthcut.load(tmp_path / "out", dtype="float32")), logits(merged))
 
 

@@ -13,25 +13,25 @@ import pytest
 from filelock import FileLock
 
 import studies
-from depthcut.record import FORMAT
 from depthcut.report import (
     cells,
     chance,
     curves,
-    falls,
     healing,
     labels,
     layers,
     live,
-    maps,
+    score_maps,
     serve,
     study,
     table,
     tidy,
-    transition,
+    transition_fit,
+    transitions,
 )
-from depthcut.report.transition import Curve, Interval, Transition
+from depthcut.report.transition_fit import Curve, Interval, Transition
 from depthcut.runtime.errors import UserError
+from depthcut.study.recording import FORMAT
 from running import ENVIRONMENT, ROOT
 from versions import strict_python
 
@@ -348,7 +348,7 @@ def curve(values, fraction, stderr=0.01):
 
 def test_a_clean_curve_gives_its_own_midpoint_onset_and_width():
     fraction = np.linspace(0.05, 0.8, 16)
-    found = transition.estimate(curve(logistic(fraction, 0.4, 0.05), fraction, 0.005))
+    found = transition_fit.estimate(curve(logistic(fraction, 0.4, 0.05), fraction, 0.005))
     assert found.seen and found.midpoint and found.onset and found.width
     # By bisection, not by the estimator's formula.
     tenth, half = (solved(lambda f: logistic(f, 0.4, 0.05), 0.75 - part * 0.5) for part in (0.1, 0.5))
@@ -368,7 +368,7 @@ def solved(falling, value, low=0.0, high=1.0):
 
 def test_a_cliff_between_two_fractions_may_be_anywhere_between_them():
     fraction = np.array([0.1, 0.2, 0.3, 0.5, 0.6])
-    found = transition.estimate(curve([0.75, 0.75, 0.75, 0.25, 0.25], fraction))
+    found = transition_fit.estimate(curve([0.75, 0.75, 0.75, 0.25, 0.25], fraction))
     assert found.midpoint
     assert found.midpoint.low == pytest.approx(0.3, abs=0.02) and found.midpoint.high == pytest.approx(0.5, abs=0.02)
 
@@ -379,14 +379,14 @@ def test_a_cliff_between_two_fractions_may_be_anywhere_between_them():
      ([0.75, 0.75, 0.74, 0.72, 0.67, 0.6], "unfinished"), ([0.75, 0.5, 0.25], "few")],
 )  # fmt: skip
 def test_where_no_transition_is_seen_there_is_no_number(values, why):
-    found = transition.estimate(curve(values, np.linspace(0.1, 0.6, 6)[: len(values)]))
+    found = transition_fit.estimate(curve(values, np.linspace(0.1, 0.6, 6)[: len(values)]))
     assert found == Transition(why, rough=found.rough) and not found.seen
     assert found.midpoint is found.onset is found.width is None
 
 
 def test_a_dense_model_that_guesses_has_no_transition():
     fraction = np.linspace(0.1, 0.6, 6)
-    found = transition.estimate(Curve(fraction, np.full(6, 0.25), np.full(6, 0.02), 0.27, 0.02, 0.25))
+    found = transition_fit.estimate(Curve(fraction, np.full(6, 0.25), np.full(6, 0.02), 0.27, 0.02, 0.25))
     assert found.why == "dense"
 
 
@@ -396,7 +396,7 @@ def test_an_error_of_zero_is_not_believed():
     errors[2] = 0.0
     usual = Curve(fraction, logistic(fraction, 0.4, 0.03), errors, 0.75, 0.03, 0.25)
     assert usual.errors.min() == 0.015
-    assert transition.estimate(usual).seen
+    assert transition_fit.estimate(usual).seen
 
 
 def test_the_misfit_is_least_squares_with_the_best_amplitude():
@@ -406,7 +406,7 @@ def test_the_misfit_is_least_squares_with_the_best_amplitude():
         chance_.uniform(0.01, 0.1, 7),
         chance_.uniform(0, 1, (5, 7)),
     )
-    found = transition.misfits(leads, errors, shares)
+    found = transition_fit.misfits(leads, errors, shares)
     for b in range(3):
         for g in range(5):
             (amplitude,), *_ = np.linalg.lstsq((shares[g] / errors)[:, None], leads[b] / errors, rcond=None)
@@ -429,12 +429,12 @@ def test_hardly_a_curve_without_a_transition_is_said_to_have_one(bench, kind):
 
 def test_the_same_curve_gives_the_same_answer(bench):
     drawn, *_ = bench.draw("falls", np.random.default_rng(3))
-    assert transition.estimate(drawn) == transition.estimate(drawn)
+    assert transition_fit.estimate(drawn) == transition_fit.estimate(drawn)
 
 
 def test_made_up_studies_fall_where_they_were_made_to_and_healing_moves_them_later(made):
     rows = tidy.tidy(study.read([made]).records)
-    found = falls.of(curves.lines(rows), curves.dense(rows))
+    found = transitions.of(curves.lines(rows), curves.dense(rows))
     seen = [fall for fall in found if fall.found.seen and chance.is_accuracy(fall.name)]
     assert len(seen) > 20
     moved = [fall.moved for fall in seen if fall.moved]
@@ -453,7 +453,7 @@ def test_a_loss_is_counted_from_a_uniform_guess_and_stays_there_beyond_it():
     }
     line = curves.Line(dict.fromkeys(curves.KEYS, "") | {"depth": "10"}, [1, 2], names)
     level = {"validation/loss": (1.0, 0.05), "validation/loss_over_log_v": (0.1, math.nan)}
-    fitted = falls.loss(line, level, "validation/loss")
+    fitted = transitions.loss(line, level, "validation/loss")
     assert fitted is not None
     assert fitted.value.tolist() == pytest.approx([0.8, 0.0]) and fitted.dense == pytest.approx(0.9)
     assert fitted.stderr.tolist() == pytest.approx([0.01, 0.01]) and fitted.dense_stderr == pytest.approx(0.005)
@@ -461,12 +461,12 @@ def test_a_loss_is_counted_from_a_uniform_guess_and_stays_there_beyond_it():
 
 def test_a_difference_of_midpoints_has_the_interval_of_a_difference():
     one, two = (Transition("", midpoint=Interval(*each)) for each in ((0.3, 0.25, 0.31), (0.5, 0.48, 0.6)))
-    moved = falls.moved(one, two)
+    moved = transitions.moved(one, two)
     assert moved is not None and moved.at == pytest.approx(0.2)
     assert moved.low == pytest.approx(0.2 - math.hypot(0.02, 0.01)) and moved.high == pytest.approx(
         0.2 + math.hypot(0.1, 0.05)
     )
-    assert falls.moved(Transition("flat"), two) is None
+    assert transitions.moved(Transition("flat"), two) is None
 
 
 # Layers, scores, healing.
@@ -494,9 +494,9 @@ def test_strips_average_the_cuts_of_several_seeds(made):
 
 
 def test_the_map_is_the_scores_by_start_and_size_with_the_chosen_starts(made):
-    found = maps.maps(study.read([made]).points)
+    found = score_maps.maps(study.read([made]).points)
     one = next(each for each in found if each.model == "llama2_7b" and each.metric == "angular")
-    scores = maps.read(made / "cache" / "scores" / one.digest)
+    scores = score_maps.read(made / "cache" / "scores" / one.digest)
     assert scores is not None and one.depth == 32
     for n, start in ((1, 0), (5, 7), (32, 0), (31, 1)):
         assert one.scores[n - 1, start] == scores.block(start, n)
@@ -509,14 +509,14 @@ def test_scores_that_are_gone_or_broken_are_no_error(made):
         (path / "scores.json").write_text('{"format": 0}')
     record = json.loads(first(made)[0].read_text())
     studies.changed(first(made)[0], scores="../../../etc", study=record["study"])
-    assert maps.maps(study.read([made]).points) == []
+    assert score_maps.maps(study.read([made]).points) == []
 
 
 def test_ranks_agree_where_scores_do():
     def scored(metric, values):
-        return maps.Map(metric, "m", metric, "layer", 4, np.zeros((4, 4)), values)
+        return score_maps.Map(metric, "m", metric, "layer", 4, np.zeros((4, 4)), values)
 
-    (found,) = maps.ranks(
+    (found,) = score_maps.ranks(
         [scored("a", [1, 2, 3, 4]), scored("b", [10, 20, 30, 40]), scored("c", [4, 3, 2, 1]), scored("d", [1, 1, 1, 1])]
     )
     assert found.correlation[0, :3].tolist() == pytest.approx([1, 1, -1]) and math.isnan(found.correlation[0, 3])

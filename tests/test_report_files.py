@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 import studies
 from depthcut.report import __main__ as command
-from depthcut.report import curves, data, falls, figures, files, page, plotlyjs, serve, study, tidy
+from depthcut.report import curves, data, figures, files, page, plotlyjs, serve, study, tidy, transitions
 from depthcut.runtime.errors import UserError
 from running import ENVIRONMENT, ROOT
 from versions import strict_python
@@ -190,12 +190,14 @@ def test_a_figures_lines_are_the_curves_and_begin_at_the_dense_model(points):
 
 def test_a_forest_marks_no_curve_without_a_transition(points):
     from depthcut.report.figures import forest
-    from depthcut.report.transition import Transition
+    from depthcut.report.transition_fit import Transition
 
     rows = tidy.tidy([point.record for point in points])
-    found = falls.of(curves.lines(rows), curves.dense(rows))
+    found = transitions.of(curves.lines(rows), curves.dense(rows))
     one = next(fall for fall in found if fall.found.seen and fall.name == "boolq/acc")
-    none = falls.Fall(next(fall.line for fall in found if fall.line is not one.line), "boolq/acc", Transition("flat"))
+    none = transitions.Fall(
+        next(fall.line for fall in found if fall.line is not one.line), "boolq/acc", Transition("flat")
+    )
     both, only = forest.figure([one, none]), forest.figure([one])
     assert both is not None and only is not None
     assert len(both.axes[0].lines) == len(only.axes[0].lines)

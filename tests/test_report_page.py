@@ -14,8 +14,8 @@ import pytest
 from filelock import FileLock
 
 import studies
-from depthcut.record import lock
 from depthcut.report import data, page, plotlyjs, serve, study
+from depthcut.study.recording import lock
 from running import run
 
 pytestmark = pytest.mark.slow

@@ -10,12 +10,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from composing import composed
 from counting import peak
-from depthcut import config, depth
-from depthcut.plan import Plan
-from depthcut.training import adapters, boundary, distill, fit, objective, room, weights
-from depthcut.training.batches import Batch
-from depthcut.training.objective import Mixed, Objective, next_token
-from depthcut.training.room import Layout, Room
+from depthcut.config import experiment
+from depthcut.cut.plan import Plan
+from depthcut.heal.training import adapters, boundary, distill, fit, full_finetune, memory_plan, objective
+from depthcut.heal.training.batches import Batch
+from depthcut.heal.training.memory_plan import Layout, Room
+from depthcut.heal.training.objective import Mixed, Objective, next_token
+from depthcut.model.decoder import layers as decoder_layers
 
 WIDTH, LENGTH, ROWS, VOCABULARY = 256, 256, 2, 2048
 CHUNK = 64 * VOCABULARY * 4
@@ -29,7 +30,7 @@ def llama(layers: int, dtype: torch.dtype) -> Any:
 
 
 def recipe(heal: str, *more: str) -> Any:
-    return config.read(composed(*KNOBS, f"heal={heal}", *more)).heal
+    return experiment.read(composed(*KNOBS, f"heal={heal}", *more)).heal
 
 
 def lora(heal: str, layers: int = 4, below: int | None = None) -> tuple[nn.Module, Any]:
@@ -40,7 +41,7 @@ def lora(heal: str, layers: int = 4, below: int | None = None) -> tuple[nn.Modul
 
 def whole(heal: str, last: int | None = None) -> tuple[nn.Module, Any]:
     model = llama(4, torch.float32)
-    trained = weights.everything(model) if last is None else weights.ending(model, last)
+    trained = full_finetune.everything(model) if last is None else full_finetune.ending(model, last)
     model.requires_grad_(False)
     for each in trained.values():
         each.requires_grad_(True)
@@ -87,7 +88,7 @@ CASES: dict[str, Callable[[], tuple[tuple[nn.Module, Any], Callable[[Any], Objec
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_foreseen_is_what_is_taken(case, again, most, monkeypatch):
     """With layers that recompute it is on the safe side: activations of one more are there beside all else."""
-    for module in (objective, room):
+    for module in (objective, memory_plan):
         monkeypatch.setattr(module, "CHUNK_BYTES", CHUNK)
     (model, asked), goal = CASES[case]()
     layout = Layout(ROWS, again, False)
@@ -98,7 +99,7 @@ def test_what_is_foreseen_is_what_is_taken(case, again, most, monkeypatch):
 
 def test_layers_that_are_not_run_take_no_room():
     model, asked = lora("boundary", 8, 3)
-    assert room.reached(model, asked.runs_all) == list(depth.layers(model))[:3]
-    assert not room.below(model) and len(room.reached(model)) == 8
+    assert memory_plan.reached(model, asked.runs_all) == list(decoder_layers.layers(model))[:3]
+    assert not memory_plan.below(model) and len(memory_plan.reached(model)) == 8
     model, asked = lora("lora", 8, 3)
-    assert len(room.reached(model, asked.runs_all)) == 8
+    assert len(memory_plan.reached(model, asked.runs_all)) == 8

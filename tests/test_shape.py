@@ -9,13 +9,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig
 
-from depthcut import depth, record, shape
-from depthcut.checkpoint import Checkpoint
-from depthcut.files import Folder, Hashes
+from depthcut.cut.plan import Plan
 from depthcut.model import HealDefaults
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.decoder import layers
 from depthcut.model.pico import Pico
-from depthcut.plan import Plan
-from depthcut.shape import Shape, nf4
+from depthcut.model.surgery import sizes as surgery_sizes
+from depthcut.model.surgery.sizes import Shape, nf4
+from depthcut.study import recording
 from gaps import model_of, opened
 from pico import CACHE, FAMILIES, pico, texts
 
@@ -46,7 +48,7 @@ def held(part: nn.Module) -> int:
 
 
 def parts(model: nn.Module, unit: Any) -> list[nn.Module]:
-    return [layer.get_submodule(depth.unit_name(layer, unit)) for layer in depth.layers(model)]
+    return [layer.get_submodule(layers.unit_name(layer, unit)) for layer in layers.layers(model)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -79,7 +81,7 @@ def test_only_what_transformers_quantises_is_weighed_so(family: str, quantise: A
     checkpoint = saved(pico(family, layers=2, **changes), tmp_path)
     loaded = checkpoint.load(None, quantise=quantise, dtype="bfloat16", device="cpu")
     shape = Shape.of(checkpoint.config, "layer", quantise, "bfloat16")
-    assert shape.weight_bytes == tuple(held(layer) for layer in depth.layers(loaded))
+    assert shape.weight_bytes == tuple(held(layer) for layer in layers.layers(loaded))
     assert shape.whole["weight_bytes"] == held(loaded)
     assert shape.whole["parameters"] == pico(family, layers=2, **changes).num_parameters()
 
@@ -178,7 +180,7 @@ def test_flops_are_those_that_torch_counts(family: str) -> None:
     found = Shape.of(model.config, "layer", "nf4", "bfloat16", context=20)
     counts = counted(model, batch=2, length=20)
     assert found.whole["flops_per_token"] * 40 == counts["Global"]
-    stem = f"{type(model).__name__}.{depth.prefix(model)}"
+    stem = f"{type(model).__name__}.{layers.prefix(model)}"
     assert [40 * each for each in found.flops_per_token] == [counts[f"{stem}.{i}"] for i in range(3)]
     half = Shape.of(model.config, "layer", "none", "float32", context=10).whole["flops_per_token"]
     assert (found.whole["flops_per_token"] - half) * 40 == 3 * 4 * 64 * 10 * 40  # linear in the context: 4 heads of 16
@@ -243,20 +245,20 @@ def test_what_stands_in_the_gap_is_counted_as_it_is_loaded(words: str, tmp_path:
         tmp_path, model_of("llama"), *f"replace={words}".split(), "prune=deepest", "prune.layers=2", "device=cpu"
     )
     here.plan = here.decide(Plan(6, (2, 3)))
-    assert shape.filled(here) is None
+    assert surgery_sizes.filled(here) is None
     model = here.experiment.replace(here.load(here.plan), here.plan, here)
-    record.weigh(here)
+    recording.weigh(here)
     sizes = {key.rpartition("/")[2]: n for key, n in here.numbers.items() if key.startswith("pruned/size/")}
     assert sizes["parameters"] == sum(p.numel() for p in model.parameters())
     assert sizes["weight_bytes"] == sum(p.nbytes for p in model.parameters())
-    assert sizes["cache_bytes"] == 2 * 2 * 16 * 4 * len(depth.layers(model))
+    assert sizes["cache_bytes"] == 2 * 2 * 16 * 4 * len(layers.layers(model))
     assert {key: n for key, n in here.numbers.items() if key.startswith("healed/size/")} == {
         f"healed/size/{key}": n for key, n in sizes.items()
     }
-    for layer in depth.layers(model):  # those of a gap have a config of their own
+    for layer in layers.layers(model):  # those of a gap have a config of their own
         layer.self_attn.config._attn_implementation = "eager"
-    attention = 4 * 64 * len(depth.layers(model))
-    matrices = sizes["flops_per_token"] - attention * shape.CONTEXT
+    attention = 4 * 64 * len(layers.layers(model))
+    matrices = sizes["flops_per_token"] - attention * surgery_sizes.CONTEXT
     assert (matrices + attention * 20) * 40 == counted(model, batch=2, length=20)["Global"]
 
 
@@ -274,6 +276,6 @@ def test_quantised_halves_of_a_gap_are_weighed_as_they_are_held(tmp_path: Path) 
     here = opened(tmp_path, model_of("llama"), *knobs)
     here.plan = here.decide(Plan(6, (2, 3)))
     model = here.experiment.replace(here.load(here.plan), here.plan, here)
-    record.weigh(here)
+    recording.weigh(here)
     assert here.numbers["pruned/size/weight_bytes"] == held(model)
     assert "healed/size/parameters" not in here.numbers

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from depthcut import depth, walk
 from depthcut.metric.shapley import Shapley
+from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder import layerwise
 from labs import lab, tokens
 from pico import pico
 
@@ -21,7 +22,7 @@ def loss(model, text, gone) -> float:
     for row, length in zip(text.ids, text.lengths, strict=True):
         ids = torch.from_numpy(row[None, :length].astype(np.int64))
         with torch.no_grad():
-            way = walk.enter(model, {"input_ids": ids, "attention_mask": None, "use_cache": False})
+            way = layerwise.enter(model, {"input_ids": ids, "attention_mask": None, "use_cache": False})
             h = way.h_BTD
             for index in range(len(way.stack)):
                 h = h if index in gone else way.step(index, h)
@@ -63,7 +64,7 @@ def test_the_values_add_up_to_what_all_layers_are_worth():
 
 def test_an_identity_layer_is_worth_nothing_and_twins_the_same():
     model, text = pico("llama", layers=4), tokens()
-    stack = depth.layers(model)
+    stack = decoder_layers.layers(model)
     with torch.no_grad():
         stack[2].self_attn.o_proj.weight.zero_()
         stack[2].mlp.down_proj.weight.zero_()

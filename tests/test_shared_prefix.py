@@ -12,11 +12,15 @@ import pytest
 import torch
 
 from composing import composed
-from depthcut import branches, curve, cuts, depth, halves, removal
-from depthcut.plan import Plan
-from depthcut.training import adapters, fit, together
-from depthcut.training.objective import next_token
-from depthcut.training.room import Layout
+from depthcut.cut import subnetworks
+from depthcut.cut.plan import Plan
+from depthcut.eval.likelihood import tree_attention
+from depthcut.heal.training import adapters, fit
+from depthcut.heal.training.memory_plan import Layout
+from depthcut.heal.training.objective import next_token
+from depthcut.model.decoder import adapters as decoder_adapters
+from depthcut.model.decoder import layers, shared_prefix, sublayers
+from depthcut.study import curve
 from pico import FAMILIES, awake, pico, texts
 from running import UNHEALED, run, start, text_files
 from test_branches import REQUESTS, alone
@@ -29,8 +33,8 @@ ABOVE = dataclasses.replace(RECIPE, layers="after_cut")
 def pruned(model, plan: Plan):
     model = copy.deepcopy(model)
     if plan.unit == "layer":
-        return depth.cut(model, plan.drop)
-    halves.remove(model, plan)
+        return layers.cut(model, plan.drop)
+    sublayers.remove(model, plan)
     return model
 
 
@@ -43,7 +47,7 @@ def trained(model, plan: Plan, seed: int, recipe=ABOVE):
 
 def sites(adapted) -> set[int]:
     """The layers that hold adapters."""
-    stack = depth.layers(adapted)
+    stack = layers.layers(adapted)
     return {n for n, layer in enumerate(stack) if any("lora_" in name for name, _ in layer.named_parameters())}
 
 
@@ -92,18 +96,22 @@ def test_cuts_that_are_healed_above_come_out_of_one_pass_as_each_alone(family, t
         adapted.save_pretrained(str(tmp_path / name), save_embedding_layers=False)
     before = {parameter.data_ptr() for parameter in model.parameters()}
     dense, ids = copy.deepcopy(model), texts()
-    shared = together.attached(model, {name: (tmp_path / name, plan) for name, plan in plans.items()})
+    shared = decoder_adapters.attached(model, {name: (tmp_path / name, plan) for name, plan in plans.items()})
     assert {p.data_ptr() for name, p in shared.named_parameters() if "lora_" not in name} == before
-    asked = [*(cuts.of(plan, name) for name, plan in plans.items()), cuts.WHOLE, cuts.of(plans["a"])]
+    asked = [
+        *(subnetworks.of(plan, name) for name, plan in plans.items()),
+        subnetworks.WHOLE,
+        subnetworks.of(plans["a"]),
+    ]
     with torch.no_grad():
-        way, ends = removal.through(shared, {"input_ids": ids, "use_cache": False}, asked)
+        way, ends = shared_prefix.through(shared, {"input_ids": ids, "use_cache": False}, asked)
         got = [way.logits(ends[cut]) for cut in asked]
         for name, logits in zip(apart, got, strict=False):
             torch.testing.assert_close(logits, apart[name](ids).logits, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(got[4], dense(ids).logits, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(got[5], pruned(dense, plans["a"])(ids).logits, rtol=1e-5, atol=1e-5)
     assert (got[1] - got[2]).abs().max() > 0.01, "two healings of one cut must differ"
-    answers = branches.likelihoods(shared, REQUESTS, asked, 2)
+    answers = tree_attention.likelihoods(shared, REQUESTS, asked, 2)
     for request in REQUESTS:
         for place, adapted in enumerate(apart.values()):
             assert answers[request][place][0] == pytest.approx(alone(adapted, request)[0], rel=1e-5)
@@ -116,10 +124,10 @@ def test_healed_halves_out_of_one_pass(unit, tmp_path):
     apart = {name: trained(model, plan, seed) for seed, (name, plan) in enumerate(plans.items())}
     for name, adapted in apart.items():
         adapted.save_pretrained(str(tmp_path / name), save_embedding_layers=False)
-    shared = together.attached(model, {name: (tmp_path / name, plan) for name, plan in plans.items()})
+    shared = decoder_adapters.attached(model, {name: (tmp_path / name, plan) for name, plan in plans.items()})
     with torch.no_grad(), passes("LlamaRMSNorm") as calls:
-        asked = [cuts.of(plan, name) for name, plan in plans.items()]
-        way, ends = removal.through(shared, {"input_ids": ids, "use_cache": False}, asked)
+        asked = [subnetworks.of(plan, name) for name, plan in plans.items()]
+        way, ends = shared_prefix.through(shared, {"input_ids": ids, "use_cache": False}, asked)
     assert len(calls) == 2 * (3 + 5 + 3), "two norms a layer; 0-2 of the dense model, 1-5 and 3-5 with adapters"
     with torch.no_grad():
         for name, cut in zip(apart, asked, strict=True):
@@ -144,10 +152,10 @@ def test_the_adapters_of_cuts_fit_quantised_layers_too(tmp_path):
                     parameter.normal_(std=0.1)
         apart[name].save_pretrained(str(tmp_path / name), save_embedding_layers=False)
     model = source.load(None, **settings)
-    shared = together.attached(model, {name: (tmp_path / name, plan) for name, plan in plans.items()})
+    shared = decoder_adapters.attached(model, {name: (tmp_path / name, plan) for name, plan in plans.items()})
     with torch.no_grad():
-        asked = [cuts.of(plan, name) for name, plan in plans.items()]
-        way, ends = removal.through(shared, {"input_ids": ids, "use_cache": False}, asked)
+        asked = [subnetworks.of(plan, name) for name, plan in plans.items()]
+        way, ends = shared_prefix.through(shared, {"input_ids": ids, "use_cache": False}, asked)
         for name, cut in zip(apart, asked, strict=True):
             torch.testing.assert_close(way.logits(ends[cut]), apart[name](ids).logits, rtol=1e-5, atol=1e-5)
 
@@ -159,7 +167,7 @@ def test_the_backward_pass_stops_at_the_cut(recompute):
     wanted = gradients(adapted, ids)
     adapted.train()
     streams: list[tuple[int, bool]] = []
-    for number, layer in enumerate(depth.layers(adapted)):
+    for number, layer in enumerate(layers.layers(adapted)):
         layer.mlp.register_forward_pre_hook(lambda _, h, number=number: streams.append((number, h[0].requires_grad)))
     with fit.laid_out(adapted, Layout(2, recompute, False)):
         got = gradients(adapted, ids)

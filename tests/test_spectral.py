@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from depthcut import depth, loading
-from depthcut.checkpoint import Checkpoint
-from depthcut.files import Folder, Hashes
 from depthcut.metric.spectral import Spectral, eigenvalues, exponent
+from depthcut.model.checkpoint import loading
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.decoder import layers
 from depthcut.model.pico import Pico
 from pico import pico
 
@@ -51,7 +52,7 @@ def power_law(alpha: float, rows: int, columns: int, seed: int = 0) -> torch.Ten
 @pytest.mark.parametrize("unit", ["layer", "attention", "mlp"])
 def test_the_score_is_minus_the_mean_exponent_of_a_units_matrices(lab, unit):
     model = lab.checkpoint.load(None, quantise="none", dtype="float32", device="cpu")
-    parts = [layer.get_submodule(depth.unit_name(layer, unit)) for layer in model.model.layers]
+    parts = [layer.get_submodule(layers.unit_name(layer, unit)) for layer in model.model.layers]
     wanted = [-np.mean([by_hand(p) for p in part.parameters() if p.ndim == 2]) for part in parts]
     scores = Spectral()(lab, unit=unit)
     assert scores.layers == pytest.approx(wanted, rel=1e-6)
@@ -62,7 +63,7 @@ def test_each_expert_of_a_fused_stack_is_a_matrix(tmp_path):
     sizes = {"num_local_experts": 3, "num_experts_per_tok": 2, "num_key_value_heads": 2, "head_dim": 16}
     model = pico("gpt_oss", layers=2, **sizes)
     wanted: list[float] = []
-    for layer in depth.layers(model):
+    for layer in layers.layers(model):
         stacks = [each.reshape(-1, *each.shape[-2:]) for each in layer.parameters() if each.ndim > 1]
         wanted.append(-np.mean([by_hand(matrix) for stack in stacks for matrix in stack]))
     assert Spectral()(saved(model, tmp_path / "model")).layers == pytest.approx(wanted, rel=1e-5)
@@ -89,7 +90,7 @@ def test_the_least_trained_layer_goes_first(tmp_path):
     alphas = [2.0, 4.0, 2.5, 3.0]
     model = pico("llama", layers=4)
     with torch.no_grad():
-        for alpha, layer in zip(alphas, depth.layers(model), strict=True):
+        for alpha, layer in zip(alphas, layers.layers(model), strict=True):
             for weight in layer.parameters():
                 if weight.ndim == 2:
                     weight.copy_(power_law(alpha, *weight.shape))
@@ -121,7 +122,7 @@ def test_spectra_without_a_tail_stay_finite():
 
 def test_an_identity_layer_is_scored_by_the_matrices_that_are_left(tmp_path):
     model = pico("llama", layers=3)
-    layer = depth.layers(model)[1]
+    layer = layers.layers(model)[1]
     with torch.no_grad():
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
@@ -134,7 +135,7 @@ def test_an_identity_layer_is_scored_by_the_matrices_that_are_left(tmp_path):
 def test_a_unit_without_a_matrix_is_told(tmp_path):
     model = pico("llama", layers=3)
     with torch.no_grad():
-        for weight in depth.layers(model)[1].mlp.parameters():
+        for weight in layers.layers(model)[1].mlp.parameters():
             weight.zero_()
     lab = saved(model, tmp_path / "model")
     with pytest.raises(ValueError, match=r"metric=spectral .* the mlp of layer 1 has none"):

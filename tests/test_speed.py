@@ -16,13 +16,16 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from composing import composed
-from depthcut import config, curve, cuts, digests, lab, record, replacing
-from depthcut.eval import timing
+from depthcut.config import experiment
+from depthcut.cut import subnetworks
+from depthcut.cut.plan import Plan
 from depthcut.eval.speed import Speed, machine
-from depthcut.eval.unwrapped import unwrapped
+from depthcut.eval.timing import clock
+from depthcut.model.decoder.unwrapped import unwrapped
 from depthcut.model.pico import byte_tokenizer
-from depthcut.plan import Plan
+from depthcut.model.surgery import gaps
 from depthcut.runtime import provenance
+from depthcut.study import curve, digests, lab, recording
 from gaps import model_of, opened
 from pico import pico, texts
 from running import ENVIRONMENT, text_files
@@ -99,16 +102,16 @@ def test_a_model_that_wants_to_end_goes_on_all_the_same() -> None:
 
 
 def test_the_mean_and_the_rate_have_the_standard_errors_of_the_runs() -> None:
-    assert timing.mean([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt(7 / 3)))
-    rate = timing.per_second("x", 12, [1.0, 2.0, 6.0])
+    assert clock.mean([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt(7 / 3)))
+    rate = clock.per_second("x", 12, [1.0, 2.0, 6.0])
     assert rate == {"x": 4.0, "x_stderr": pytest.approx(4 * math.sqrt(7 / 3) / 3)}
     values = [0.11, 0.12, 0.1, 0.13]  # where they hardly differ, as the rates themselves do
     rates = [5 / value for value in values]
-    assert timing.per_second("x", 5, values)["x_stderr"] == pytest.approx(statistics.stdev(rates) / 2, rel=0.1)
+    assert clock.per_second("x", 5, values)["x_stderr"] == pytest.approx(statistics.stdev(rates) / 2, rel=0.1)
 
 
 def test_time_passes() -> None:
-    assert timing.time_of(lambda: time.sleep(0.02), "cpu") >= 0.02
+    assert clock.time_of(lambda: time.sleep(0.02), "cpu") >= 0.02
 
 
 def test_chance_is_left_as_it_was() -> None:
@@ -127,13 +130,13 @@ def test_what_does_not_fit_has_no_key_and_is_said(caplog: pytest.LogCaptureFixtu
 
 
 def test_memory_that_runs_out_is_told_from_what_is_wrong() -> None:
-    with timing.suppress_shortage():
+    with clock.suppress_shortage():
         torch.empty(2**60)
-    with timing.suppress_shortage():
+    with clock.suppress_shortage():
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    with pytest.raises(RuntimeError, match="shape"), timing.suppress_shortage():
+    with pytest.raises(RuntimeError, match="shape"), clock.suppress_shortage():
         torch.ones(2) @ torch.ones(3, 3)
-    with pytest.raises(KeyError), timing.suppress_shortage():
+    with pytest.raises(KeyError), clock.suppress_shortage():
         raise KeyError
 
 
@@ -192,8 +195,8 @@ def test_cuts_are_left_to_their_points(tmp_path: Path) -> None:
     """Also the dense model, where the curve asks for it: it may hold the adapters of other points."""
     model = byte_model()
     shapes = seen(model)
-    assert speed()(model, bare(), [cuts.WHOLE, cuts.Cut((1,))]) is None
-    assert speed()(model, bare(), [cuts.WHOLE]) is None
+    assert speed()(model, bare(), [subnetworks.WHOLE, subnetworks.Cut((1,))]) is None
+    assert speed()(model, bare(), [subnetworks.WHOLE]) is None
     assert not shapes
     corpus = text_files(tmp_path)
     knobs = (
@@ -208,12 +211,12 @@ def test_cuts_are_left_to_their_points(tmp_path: Path) -> None:
     small = [f"eval.speed.{key}={value}" for key, value in {**KNOBS, "batches": "[1]"}.items() if key != "prompt"]
     sizes = ("data.validation.sequences=4", f"outputs={tmp_path}/outputs")
     points = [composed(*corpus, *knobs, *small, *sizes, f"prune.layers={n}") for n in (1, 2)]
-    labs = [lab.enter(config.read(each)) for each in points]
+    labs = [lab.enter(experiment.read(each)) for each in points]
     assert curve.share(points) == set()
     kept = [path for path in (tmp_path / "outputs/cache/evaluations").iterdir() if path.is_dir()]
     assert len(kept) == 3  # three losses in a pass: the whole, and two cuts
     assert all("validation/loss" in (path / "value.json").read_text() for path in kept)
-    assert record.finished(labs[0]) is None
+    assert recording.finished(labs[0]) is None
 
 
 # Adapters.
@@ -222,7 +225,7 @@ def test_cuts_are_left_to_their_points(tmp_path: Path) -> None:
 def healed(model: Any) -> Any:
     """Adapters that matter, on all linear layers, and what shared layers have of their own."""
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=names, **replacing.adapting(model)))
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=names, **gaps.adapting(model)))
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name or "modules_to_save" in name:
@@ -296,5 +299,5 @@ def test_on_a_gpu_memory_is_measured_and_may_run_out(caplog: pytest.LogCaptureFi
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert not got and "batch 4096: it does not fit in memory" in caplog.text
     assert machine("cuda") == torch.cuda.get_device_name()
-    record.peak(here)
+    recording.peak(here)
     assert here.numbers["bytes/peak_device"] >= 2**32

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from depthcut import store
+from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 
 

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from depthcut import depth
-from depthcut.checkpoint import Checkpoint
-from depthcut.edges import Pass
-from depthcut.files import Folder, Hashes
+from depthcut.cut.scores import Scores
 from depthcut.metric.angular import Angular
 from depthcut.metric.block_influence import BlockInfluence
 from depthcut.metric.kl import Kl
+from depthcut.metric.passes.hidden_states import Pass
 from depthcut.metric.perplexity import Perplexity
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.streaming import Streamed
+from depthcut.model.decoder import layers
+from depthcut.model.decoder.shared_prefix import Streams
 from depthcut.model.pico import Pico
-from depthcut.removal import Streams
-from depthcut.scores import Scores
-from depthcut.stream import Streamed
 from labs import tokens
 from pico import FAMILIES, pico
 
@@ -119,7 +119,7 @@ def test_two_layers_at_most_are_in_memory(quantisable):
 def test_a_model_that_computes_between_its_layers_is_refused():
     model = pico("llama")
 
-    for layer in depth.layers(model):
+    for layer in layers.layers(model):
         layer.register_forward_pre_hook(lambda _, args: (args[0] * 1.0, *args[1:]))
     here = SimpleNamespace(dense=lambda: model, calibration=tokens, streaming=False)
     with pytest.raises(ValueError, match="LlamaForCausalLM computes between its layers"):

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from composing import ROOT, composed
-from depthcut import config
-from depthcut.config import Experiment
+from depthcut.config import experiment
+from depthcut.config.experiment import Experiment
+from depthcut.model.surgery.sizes import Shape
 from depthcut.report import table
-from depthcut.shape import Shape
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 NAMES = [path.stem for path in FILES]
@@ -85,7 +85,7 @@ def grid(sweep: Any) -> list[tuple[str, ...]]:
 @cache
 def points(name: str) -> list[Experiment]:
     """Every point of the grid, as run.py reads it."""
-    return [config.read(composed(*fixed(sweep(name)), *point)) for point in grid(sweep(name))]
+    return [experiment.read(composed(*fixed(sweep(name)), *point)) for point in grid(sweep(name))]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -185,7 +185,7 @@ def test_what_is_wrong_would_be_found():
             jsonschema.validate(wrong, SCHEMA)
     for wrong in ("prune.fraction=0.1", "model=lama", "prune.frac=1.5"):
         with pytest.raises(Exception, match=r"prune|lama"):
-            config.read(composed(*fixed(good), wrong))
+            experiment.read(composed(*fixed(good), wrong))
 
 
 def test_the_page_names_every_sweep():

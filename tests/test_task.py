@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from depthcut import depth, questions
+from depthcut.data import questions
 from depthcut.eval.harness import Harness
 from depthcut.metric.task import Task, sequences
+from depthcut.model.decoder import layers
 from depthcut.model.pico import Pico, byte_tokenizer
 from labs import lab
 from pico import pico
@@ -48,7 +49,7 @@ def test_it_is_what_lm_eval_says_of_the_model_without_each_layer(here, by):
     items = questions.items("capitals", here.cache)[-12:]
     got = Task(**SIZE, by=by)(here)
     for layer in range(4):
-        with depth.bypass(here.dense(), [layer]):
+        with layers.bypass(here.dense(), [layer]):
             likelihoods, right = by_lm_eval(here, items)
         if by == "accuracy":
             wanted = [float(np.argmax(row) != answer) for row, answer in zip(likelihoods, right, strict=True)]

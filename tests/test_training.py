@@ -8,19 +8,21 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from depthcut import depth, export, saving
-from depthcut.checkpoint import Checkpoint
-from depthcut.eval import unwrapped
-from depthcut.files import Folder, Hashes
+from depthcut.cut.plan import Plan
 from depthcut.heal.lora import Lora
+from depthcut.heal.training import adapters, full_finetune, lean_lora
+from depthcut.heal.training.batches import Batch
+from depthcut.heal.training.lightning_module import Healing
+from depthcut.heal.training.objective import next_token
+from depthcut.model.checkpoint import exported_sharded
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder import unwrapped
 from depthcut.model.pico import Pico
-from depthcut.plan import Plan
 from depthcut.replace.none import NoReplacement
 from depthcut.runtime.errors import UserError
-from depthcut.training import adapters, frozen, weights
-from depthcut.training.batches import Batch
-from depthcut.training.module import Healing
-from depthcut.training.objective import next_token
+from depthcut.study import export
 from pico import FAMILIES, awake, pico, picture_model
 
 RECIPE = Lora(
@@ -133,7 +135,7 @@ def test_dropout_is_on_while_it_trains():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_ffn_and_the_attention_are_told_apart_by_structure(family):
-    layers = list(depth.layers(pico(family, layers=2)))
+    layers = list(decoder_layers.layers(pico(family, layers=2)))
     ffn, attention = adapters.chosen(layers, "ffn"), adapters.chosen(layers, "attention")
     assert ffn and attention and not set(ffn) & set(attention)
     assert {*ffn, *attention} == {*adapters.chosen(layers, "all")}
@@ -213,9 +215,9 @@ def test_adapters_sit_on_the_language_model_of_a_multimodal_one():
 
 def test_the_weights_of_a_multimodal_model_that_are_trained_are_its_language_models():
     model = picture_model(2)
-    everything = weights.everything(model).keys()
+    everything = full_finetune.everything(model).keys()
     assert everything == {name for name, _ in model.named_parameters() if "vision" not in name and "modal" not in name}
-    last = {name.partition(".layers.1.")[0] for name in weights.ending(model, 1)}
+    last = {name.partition(".layers.1.")[0] for name in full_finetune.ending(model, 1)}
     assert last <= {"model.language_model", "lm_head.weight"}
 
 
@@ -227,13 +229,13 @@ def test_adapters_on_gpt_2_are_merged_as_they_compute():
         wanted = adapted(IDS % 128).logits
         with adapted.disable_adapter():
             assert (adapted(IDS % 128).logits - wanted).abs().max() > 0.1
-        with frozen.lean(adapted):
+        with lean_lora.lean(adapted):
             torch.testing.assert_close(adapted(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
         with unwrapped.merged(adapted) as merged:
             torch.testing.assert_close(merged(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
-        layer = saving.merged(depth.layers(adapted)[0])
+        layer = exported_sharded.merged(decoder_layers.layers(adapted)[0])
         plain = adapted.merge_and_unload()
-        for name, each in depth.layers(plain)[0].named_parameters():
+        for name, each in decoder_layers.layers(plain)[0].named_parameters():
             torch.testing.assert_close(layer[name], each, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(plain(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
 

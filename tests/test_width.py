@@ -12,12 +12,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import depthcut
-from depthcut import depth, saved
+from depthcut.cut.plan import Plan
+from depthcut.heal.width import criterion, schedule, selection
 from depthcut.metric.lora_gradient import dense
+from depthcut.model.checkpoint import exported
+from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.pico import Pico
-from depthcut.plan import Plan
-from depthcut.width import criterion, groups, masks, schedule, selection, slicing
-from depthcut.width.widths import FILE, Widths
+from depthcut.model.surgery.width import groups, masks, slicing
+from depthcut.model.surgery.width.widths import FILE, Widths
 from pico import FAMILIES, logits, pico, texts, written
 
 ABLE = tuple(family for family in FAMILIES if family not in ("phi3", "gpt_neox"))
@@ -26,7 +28,9 @@ HEADS = [{}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1}]  # grouped,
 
 def cut(model, heads: int, channels: int, layers: range | None = None) -> Widths:
     """Keep so many groups, others in each layer; of layers that are not named all."""
-    whole = [{kind: each.count for kind, each in groups.of_layer(layer).items()} for layer in depth.layers(model)]
+    whole = [
+        {kind: each.count for kind, each in groups.of_layer(layer).items()} for layer in decoder_layers.layers(model)
+    ]
     chance, wanted = np.random.default_rng(0), {"heads": heads, "channels": channels}
     kept: list[Any] = []
     for number, counts in enumerate(whole):
@@ -64,10 +68,10 @@ def loss(model) -> torch.Tensor:
 @pytest.mark.parametrize("heads", HEADS)
 def test_query_heads_go_with_their_keys_and_values(heads):
     model = pico("llama", **heads)
-    found = groups.of_layer(depth.layers(model)[0])
+    found = groups.of_layer(decoder_layers.layers(model)[0])
     count = heads.get("num_key_value_heads", 2)
     assert found["heads"].count == count and found["channels"].count == 128
-    linears: Any = found["heads"].linears(depth.layers(model)[0])
+    linears: Any = found["heads"].linears(decoder_layers.layers(model)[0])
     rows = [(linear.weight.shape[axis] // count, axis) for linear, axis in linears]
     assert rows == [(16 * 4 // count, 0), (16, 0), (16, 0), (16 * 4 // count, 1)]
 
@@ -82,7 +86,7 @@ def test_query_heads_go_with_their_keys_and_values(heads):
 )
 def test_what_cannot_be_narrowed_is_refused(family, why):
     with pytest.raises(ValueError, match=why):
-        groups.of_layer(depth.layers(pico(family))[0])
+        groups.of_layer(decoder_layers.layers(pico(family))[0])
 
 
 # Masks
@@ -91,7 +95,7 @@ def test_what_cannot_be_narrowed_is_refused(family, why):
 def test_a_mask_of_nothing_changes_no_bit():
     model = pico("llama")
     before = logits(model)
-    stack = list(depth.layers(model))
+    stack = list(decoder_layers.layers(model))
     places: Any = {(n, kind): each for n, layer in enumerate(stack) for kind, each in groups.of_layer(layer).items()}
     gates = masks.Masks(stack, places)
     assert torch.equal(logits(model), before)
@@ -108,7 +112,7 @@ def test_a_mask_of_nothing_changes_no_bit():
 def test_a_mask_on_what_is_dead_changes_no_bit(heads):
     """A KV group whose values are zeros, a channel whose up-projection is."""
     model = pico("llama", **heads)
-    layer: Any = depth.layers(model)[3]
+    layer: Any = decoder_layers.layers(model)[3]
     with torch.no_grad():
         layer.self_attn.v_proj.weight[16:32] = 0
         layer.mlp.up_proj.weight[[5, 77]] = 0
@@ -127,7 +131,7 @@ def test_a_mask_on_what_is_dead_changes_no_bit(heads):
 def test_the_slope_of_the_loss_in_a_mask_is_that_of_its_weights(kind, heads):
     """d loss / d mask_g = sum over the group's columns of W dL/dW, by finite differences (Phi is all float64)."""
     model = pico("phi", layers=2, **heads).double()
-    layer: Any = depth.layers(model)[1]
+    layer: Any = decoder_layers.layers(model)[1]
     known = groups.of_layer(layer)[kind]
     writer: Any = known.writer(layer)
     loss(model).backward()
@@ -151,7 +155,7 @@ def test_no_gradient_reaches_a_masked_group():
     widths = cut(model, 1, 100)
     masks.put(model, widths)
     loss(model).backward()
-    layer: Any = depth.layers(model)[0]
+    layer: Any = decoder_layers.layers(model)[0]
     gone = next(iter({0, 1} - set(widths.kept[0]["heads"])))
     for part, size in (("q_proj", 32), ("k_proj", 16), ("v_proj", 16)):
         grad = getattr(layer.self_attn, part).weight.grad
@@ -162,7 +166,7 @@ def test_a_compiled_layer_sees_a_change_of_its_mask_and_is_not_compiled_again():
     from torch._dynamo.testing import CompileCounter
 
     model = pico("llama", layers=2)
-    stack, counter = list(depth.layers(model)), CompileCounter()
+    stack, counter = list(decoder_layers.layers(model)), CompileCounter()
     places: Any = {(n, kind): each for n, layer in enumerate(stack) for kind, each in groups.of_layer(layer).items()}
     gates = masks.Masks(stack, places)
     for layer in stack:
@@ -212,7 +216,7 @@ def test_a_groups_worth_is_the_sum_over_its_matrices(heads, monkeypatch):
     model = adapted(pico("llama", layers=2, **heads), alpha=12)
     loss(model).backward()
     assert all(parameter.grad is None for name, parameter in model.named_parameters() if "lora" not in name)
-    layer = depth.layers(model)[1]
+    layer = decoder_layers.layers(model)[1]
     for known in groups.of_layer(layer).values():
         parts = [by_hand(linear, axis, known.count) for linear, axis in known.linears(layer)]
         wanted = sum(part / np.linalg.norm(part) for part in parts)
@@ -257,7 +261,7 @@ def test_where_the_adapters_see_all_it_is_the_exact_taylor_criterion():
     set_halves(model, b=torch.zeros_like, a=lambda a: torch.linalg.qr(torch.randn_like(a))[0])
     loss(plain).backward()
     loss(model).backward()
-    for own, layer in zip(depth.layers(plain), depth.layers(model), strict=True):
+    for own, layer in zip(decoder_layers.layers(plain), decoder_layers.layers(model), strict=True):
         for known in groups.of_layer(layer).values():
             torch.testing.assert_close(criterion.worth(layer, known), taylor(own, known), rtol=1e-4, atol=1e-7)
 
@@ -265,14 +269,14 @@ def test_where_the_adapters_see_all_it_is_the_exact_taylor_criterion():
 def test_a_dead_head_and_a_dead_channel_are_worth_nothing():
     """What they give is multiplied by zeros: no gradient reaches them, and the zeros are worth nothing themselves."""
     model = pico("llama", layers=2)
-    layer: Any = depth.layers(model)[0]
+    layer: Any = decoder_layers.layers(model)[0]
     with torch.no_grad():
         layer.self_attn.o_proj.weight[:, 32:] = 0
         layer.mlp.down_proj.weight[:, 9] = 0
     model = adapted(model)
     set_halves(model, b=torch.zeros_like)
     loss(model).backward()
-    layer = depth.layers(model)[0]
+    layer = decoder_layers.layers(model)[0]
     for kind, dead in (("heads", 1), ("channels", 9)):
         worth = criterion.worth(layer, groups.of_layer(layer)[kind]).tolist()
         assert worth[dead] == 0 and all(value > 0 for group, value in enumerate(worth) if group != dead)
@@ -285,7 +289,7 @@ def test_a_quantised_base_is_worth_what_its_weights_are(quantise, tmp_path):
     model = source.open(tmp_path).load(None, quantise=quantise, dtype="float32", device="cpu")
     model = adapted(model)
     loss(model).backward()
-    layer = depth.layers(model)[1]
+    layer = decoder_layers.layers(model)[1]
     for known in groups.of_layer(layer).values():
         parts = [by_hand(linear, axis, known.count) for linear, axis in known.linears(layer)]
         wanted = sum(part / np.linalg.norm(part) for part in parts)
@@ -362,10 +366,10 @@ def test_adapters_are_sliced_with_their_matrices(heads):
     torch.testing.assert_close(logits(model), masked, rtol=1e-4, atol=1e-4)
     merged = model.merge_and_unload()
     torch.testing.assert_close(logits(merged), masked, rtol=1e-4, atol=1e-4)
-    attention: Any = depth.layers(merged)[1].get_submodule("self_attn")
+    attention: Any = decoder_layers.layers(merged)[1].get_submodule("self_attn")
     assert attention.k_proj.weight.shape == (16, 64) and attention.o_proj.weight.shape[0] == 64
-    assert depth.layers(merged)[0].get_parameter("mlp.down_proj.weight").shape == (64, 128)
-    assert depth.layers(merged)[1].get_parameter("mlp.down_proj.weight").shape == (64, 77)
+    assert decoder_layers.layers(merged)[0].get_parameter("mlp.down_proj.weight").shape == (64, 128)
+    assert decoder_layers.layers(merged)[1].get_parameter("mlp.down_proj.weight").shape == (64, 77)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi"])
@@ -373,7 +377,7 @@ def test_where_all_layers_are_alike_plain_transformers_loads_it(family, tmp_path
     model = pico(family)
     widths = cut(model, 1, 50)
     slicing.narrow(model, widths)
-    saved.write(model, Plan(6, ()), tmp_path, widths)
+    exported.write(model, Plan(6, ()), tmp_path, widths)
     described = json.loads((tmp_path / "config.json").read_text())
     assert (described["head_dim"], described["num_key_value_heads"], described["intermediate_size"]) == (16, 1, 50)
     plainly = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
@@ -393,16 +397,16 @@ def test_where_all_layers_are_alike_plain_transformers_loads_it(family, tmp_path
     ],
 )
 def test_where_layers_differ_depthcut_loads_it(family, layers, unit, drop, tmp_path):
-    from depthcut import halves
+    from depthcut.model.decoder import sublayers
 
     model, plan = pico(family), Plan(6, drop, unit)
     if drop:
-        halves.remove(model, plan)
+        sublayers.remove(model, plan)
     before = model.config.to_dict()
     widths = cut(model, 1, 50, layers)
     slicing.narrow(model, widths)
     assert model.config.to_dict() == before
-    saved.write(model, plan, tmp_path, widths)
+    exported.write(model, plan, tmp_path, widths)
     with pytest.raises(ValueError, match="depthcut"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
     read = depthcut.load(tmp_path, dtype="float32")
@@ -417,7 +421,7 @@ def test_heads_that_do_not_divide_the_width_are_left_to_depthcut(tmp_path):
     model = pico("llama", num_key_value_heads=4)
     widths = cut(model, 3, 128)
     slicing.narrow(model, widths)
-    saved.write(model, Plan(6, ()), tmp_path, widths)
+    exported.write(model, Plan(6, ()), tmp_path, widths)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "depthcut"
     torch.testing.assert_close(logits(depthcut.load(tmp_path, dtype="float32")), logits(model))
 
@@ -426,7 +430,7 @@ def test_files_that_do_not_fit_the_widths_are_refused(tmp_path):
     model = pico("llama")
     widths = cut(model, 1, 50, range(1, 5))
     slicing.narrow(model, widths)
-    saved.write(model, Plan(6, ()), tmp_path, widths)
+    exported.write(model, Plan(6, ()), tmp_path, widths)
     cut(pico("llama"), 1, 51, range(1, 5)).write(tmp_path / FILE)
     with pytest.raises(ValueError, match=r"hold no model.layers.1.mlp.down_proj.weight of the width"):
         depthcut.load(tmp_path)

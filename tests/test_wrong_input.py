@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from depthcut import cli, config, help_text, runlog
-from depthcut.composition import Loader
+from depthcut.cli import help_text, main
+from depthcut.cli.composition import Loader
+from depthcut.config import experiment
 from depthcut.runtime.errors import UserError
+from depthcut.study import runlog
 from running import ENVIRONMENT, PICO, ROOT, light, run, start, succeed, text_files
 
 UNWRITABLE = "cannot write"
@@ -95,7 +97,7 @@ CONFIG = [
 @pytest.mark.parametrize(("override", "says"), CONFIG, ids=[override for override, _ in CONFIG])
 def test_a_mistake_in_the_config_is_told_at_once(override, says, tmp_path):
     with pytest.raises(UserError) as error:
-        config.read(cli.compose(LOADER, [f"outputs={tmp_path}", override]))
+        experiment.read(main.compose(LOADER, [f"outputs={tmp_path}", override]))
     assert str(error.value).startswith(says)
 
 
@@ -111,7 +113,7 @@ def test_a_mistake_in_the_config_is_told_at_once(override, says, tmp_path):
 )
 def test_what_is_wanted_is_never_empty(override, says, tmp_path):
     with pytest.raises(UserError) as error:
-        config.read(cli.compose(LOADER, [f"outputs={tmp_path}", "model=pico", "eval=[perplexity]", override]))
+        experiment.read(main.compose(LOADER, [f"outputs={tmp_path}", "model=pico", "eval=[perplexity]", override]))
     assert str(error.value) == says
 
 
@@ -121,9 +123,9 @@ def test_a_run_that_would_leave_nothing(words, tmp_path):
     with pytest.raises(
         UserError, match=r"^nothing would be left of the run: set export, or have eval measure a stage$"
     ):
-        config.read(cli.compose(LOADER, read))
+        experiment.read(main.compose(LOADER, read))
     for more in ("export=merged", "prune=block"):  # block: the scores are left
-        config.read(cli.compose(LOADER, [*read, more]))
+        experiment.read(main.compose(LOADER, [*read, more]))
 
 
 @pytest.mark.parametrize("word", ["eval=[]", "stages=[]", "stages=[dense,pruned]"])
@@ -131,7 +133,7 @@ def test_healing_of_which_nothing_would_be_left(word, tmp_path):
     with pytest.raises(
         UserError, match=r"^nothing would be left of the healing: set export, or have eval measure stages="
     ):
-        config.read(cli.compose(LOADER, [f"outputs={tmp_path}", "heal=lora", word, "export=none"]))
+        experiment.read(main.compose(LOADER, [f"outputs={tmp_path}", "heal=lora", word, "export=none"]))
 
 
 @pytest.mark.parametrize(
@@ -294,7 +296,7 @@ def test_no_kernels_are_fetched_where_their_package_is_installed(tmp_path):
     """bitsandbytes would do so on a CPU with AVX512-BF16, as soon as it is imported."""
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").write_text("raise SystemExit('kernels were asked for')")
-    script = "import depthcut.cli, bitsandbytes\nfrom transformers.utils import is_kernels_available as there\n"
+    script = "import depthcut.cli.main, bitsandbytes\nfrom transformers.utils import is_kernels_available as there\n"
     paths = f"{tmp_path}:{ENVIRONMENT.get('PYTHONPATH', '')}:{ROOT}/src"
     call = [sys.executable, "-c", f"{script}assert not there()"]
     done = subprocess.run(call, env={**ENVIRONMENT, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=100)
@@ -404,5 +406,5 @@ def test_a_stored_config_that_cannot_be_run(tmp_path, content, more, says):
     if content:
         (tmp_path / "point.yaml").write_text(content)
     with pytest.raises(UserError) as error:
-        cli.run(print, ["--config", str(tmp_path / "point.yaml"), *more])
+        main.run(print, ["--config", str(tmp_path / "point.yaml"), *more])
     assert says in str(error.value) and "\n" not in str(error.value)

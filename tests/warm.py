@@ -130,7 +130,7 @@ def ready() -> None:
     import gc
     import importlib
 
-    from depthcut import runlog
+    from depthcut.study import runlog
 
     with runlog.quiet():
         for name in ("algorithm", "metric", "stream", "training.adapters", "training.weights"):

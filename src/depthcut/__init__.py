@@ -2,8 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from depthcut.drafting import draft
-from depthcut.saved import load
+from depthcut.model.checkpoint.exported import load
+from depthcut.model.surgery.drafting import draft
 
 __all__ = ["draft", "load"]
 

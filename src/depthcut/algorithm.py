@@ -2,10 +2,11 @@
 
 from functools import cache
 
-from depthcut import export, ranks
-from depthcut.config import Experiment
-from depthcut.lab import Lab
-from depthcut.pricing import Pricing
+from depthcut.config.experiment import Experiment
+from depthcut.runtime import ranks
+from depthcut.study import export
+from depthcut.study.lab import Lab
+from depthcut.study.scoring import Pricing
 
 
 def run(x: Experiment, lab: Lab) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, Strict, field_validator
 
 from depthcut.runtime.errors import UserError
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 LONGEST = 1 << 20
 """Tokens of a sequence at most; unpacked sequences are padded to their length on the disk."""

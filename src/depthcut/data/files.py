@@ -7,12 +7,12 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from depthcut import store
 from depthcut.data import Source
 from depthcut.data.text import documents
+from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 FORMAT = 1
 

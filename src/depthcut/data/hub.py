@@ -7,11 +7,11 @@ from typing import Any
 
 from typing_extensions import override
 
-from depthcut import store
 from depthcut.data import Source
 from depthcut.data.text.documents import tell_nulls, well_formed
+from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 FORMAT = 1
 

@@ -4,13 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from depthcut.cuts import WHOLE, Cut
-from depthcut.strict import strict
+from depthcut.cut.subnetworks import WHOLE, Cut
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 Cuts = Sequence[Cut]
 UNCUT: Cuts = (WHOLE,)
@@ -69,7 +69,7 @@ class Eval(ABC):
 
     def settings(self, lab: "Lab") -> dict[str, Any]:
         """Return the options that the numbers depend on, to tell apart evaluations that give the same names."""
-        from depthcut import digests
+        from depthcut.study import digests
 
         del lab
         return {key: value for key, value in digests.fields(self).items() if key != "class"}

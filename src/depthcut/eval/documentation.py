@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from depthcut import store
 from depthcut.data import Source
 from depthcut.eval import UNCUT, Cuts, Eval
-from depthcut.strict import strict
+from depthcut.runtime import store
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.lab import Lab
-    from depthcut.text import Tokens
+    from depthcut.data.text.tokens import Tokens
+    from depthcut.study.lab import Lab
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -74,9 +74,9 @@ class Documentation(Eval):
 
     def tokens(self, lab: "Lab") -> "Tokens":
         """Return the text, tokenised once and kept by content."""
-        from depthcut import text
+        from depthcut.data.text import tokens as text_tokens
 
-        return text.tokens(
+        return text_tokens.tokens(
             self.source, lab.checkpoint.tokenizer, lab.checkpoint.separator, lab.cache, part="documentation"
         )
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from depthcut import questions
+from depthcut.data import questions
 from depthcut.eval import UNCUT, Cuts, Eval
 from depthcut.eval.likelihood import task_files
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -91,20 +91,20 @@ class Harness(Eval):
             task_files.listed(self.include_path)
         names = [task_files.split(task)[0] for task in self.tasks if not task_files.is_path(task)]
         if others := [name for name in names if name not in questions.NAMES]:
-            from depthcut import harness
+            from depthcut.eval.likelihood import lm_eval
 
-            with harness.quiet():
+            with lm_eval.quiet():
                 for name in others:
-                    harness.require(name, self.include_path)
+                    lm_eval.require(name, self.include_path)
 
     def prepare(self, lab: "Lab") -> None:
         """Load the tasks: a name that lm-eval does not know, or a hub that is not reached, is found out now."""
-        from depthcut import harness
+        from depthcut.eval.likelihood import lm_eval
 
-        with harness.quiet():
+        with lm_eval.quiet():
             for task in self.tasks:
                 before = self.content(task, lab)
-                harness.load(task, lab.cache, self.include_path)
+                lm_eval.load(task, lab.cache, self.include_path)
                 if before and before != task_files.content(task, self.include_path):
                     raise UserError(f"eval.tasks: a file of {task} changed during the run; give the same command again")
 
@@ -114,9 +114,9 @@ class Harness(Eval):
         Raises:
             UserError: as :meth:`prepare`.
         """
-        from depthcut import harness
+        from depthcut.eval.likelihood import lm_eval
 
         try:
-            return harness.evaluate(model, lab, self, cuts)
-        except harness.Unshared:
+            return lm_eval.evaluate(model, lab, self, cuts)
+        except lm_eval.Unshared:
             return None

@@ -7,13 +7,13 @@ from pydantic import Field
 from typing_extensions import override
 
 from depthcut.eval import UNCUT, Cuts, Eval
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcut.lab import Lab
-    from depthcut.text import Tokens
+    from depthcut.data.text.tokens import Tokens
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -34,7 +34,7 @@ class Loss(Eval):
 
     @override
     def settings(self, lab: "Lab") -> dict[str, Any]:
-        from depthcut import digests
+        from depthcut.study import digests
 
         return digests.fields(lab.experiment.data.validation)
 
@@ -63,19 +63,19 @@ def measured(model: "nn.Module", text: "Tokens", name: str, batch: int, cuts: Cu
     """
     import torch
 
-    from depthcut import forward, removal
-    from depthcut.progress import track
+    from depthcut.model.decoder import inputs, shared_prefix
+    from depthcut.runtime.progress import track
 
-    batches = list(removal.Rows.of(text, batch))
-    reading = removal.Reading(f"{name} loss", removal.losses, False, batches, removal.mean)
+    batches = list(shared_prefix.Rows.of(text, batch))
+    reading = shared_prefix.Reading(f"{name} loss", shared_prefix.losses, False, batches, shared_prefix.mean)
     rows: list[Tensor] = []
     with torch.inference_mode():
         for some in track(batches, f"{name} loss", len(batches)):
-            given = forward.inputs(model, some.ids_BT, some.mask_BT)
-            way, ends = removal.through(model, given, cuts)
-            rows.append(removal.answers(way, ends, cuts, reading, some.targets_BT))
+            given = inputs.inputs(model, some.ids_BT, some.mask_BT)
+            way, ends = shared_prefix.through(model, given, cuts)
+            rows.append(shared_prefix.answers(way, ends, cuts, reading, some.targets_BT))
     sums_KN = torch.cat(rows, dim=1)
-    count_N = torch.cat([(some.targets_BT != forward.NO_TARGET).sum(1) for some in batches])
+    count_N = torch.cat([(some.targets_BT != inputs.NO_TARGET).sum(1) for some in batches])
     return [
         {f"{name}/{key}": number for key, number in summary(sums_N, count_N, vocabulary(model)).items()}
         for sums_N in sums_KN

@@ -17,15 +17,16 @@ from pydantic import Field, StringConstraints
 from typing_extensions import override
 
 from depthcut.data import LONGEST, Source, first_content
-from depthcut.eval import UNCUT, Cuts, Eval, texts
+from depthcut.data.text import named as text_named
+from depthcut.eval import UNCUT, Cuts, Eval
 from depthcut.runtime.errors import UserError
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.lab import Lab
-    from depthcut.text import Tokens
+    from depthcut.data.text.tokens import Tokens
+    from depthcut.study.lab import Lab
 
 FORMAT = 1
 ROOM = 16  # characters that are read for a token that is wanted; a text has fewer
@@ -40,7 +41,7 @@ class Perplexity(Eval):
     """Loss and perplexity of each of some texts.
 
     Attributes:
-        texts: by the names that their numbers get, where they come from, as :class:`depthcut.eval.texts.Text` has it;
+        texts: by the names that their numbers get, where they come from, as :class:`depthcut.data.text.named.Text` has it;
             null leaves one out.
         window: tokens of a window, T.
         stride: tokens from one window's start to the next one's; None: windows do not overlap.
@@ -68,10 +69,10 @@ class Perplexity(Eval):
                 "tokens between the windows would be left out"
             )
         if not self.named:
-            raise UserError(f"{texts.WHERE} names no text; give one: +{texts.WHERE}.mine.paths=[corpus.txt]")
+            raise UserError(f"{text_named.WHERE} names no text; give one: +{text_named.WHERE}.mine.paths=[corpus.txt]")
         for name in self.named:
             if name in TAKEN:
-                raise UserError(f"{texts.WHERE}.{name}: other numbers are called so; take another name")
+                raise UserError(f"{text_named.WHERE}.{name}: other numbers are called so; take another name")
             self.source(name)
 
     @property
@@ -81,7 +82,7 @@ class Perplexity(Eval):
 
     def source(self, name: str) -> Source:
         """What reads a text."""
-        return texts.source(name, self.named[name], self.window)
+        return text_named.source(name, self.named[name], self.window)
 
     def parts(self) -> tuple[Eval, ...]:
         """One part a text."""
@@ -105,7 +106,7 @@ class Perplexity(Eval):
 
     def content(self, name: str, lab: "Lab") -> dict[str, str]:
         """Return the content that the text had when this run first asked for it."""
-        with texts.told(name):
+        with text_named.told(name):
             return first_content(lab.contents, self.source(name), lab.cache)
 
     def prepare(self, lab: "Lab") -> None:
@@ -114,7 +115,7 @@ class Perplexity(Eval):
         Raises:
             UserError: if a text cannot be had, is shorter than a window, or shares a document with another.
         """
-        from depthcut.text import disjoint
+        from depthcut.data.text.tokens import disjoint
 
         x = lab.experiment
         read = {"train": lab.train} if x.heal.trains else {}
@@ -127,7 +128,7 @@ class Perplexity(Eval):
                     disjoint({part: text, name: windows})
                 except UserError:
                     raise UserError(
-                        f"{texts.WHERE}.{name} shares documents with data.{part}; give one of them another text or span"
+                        f"{text_named.WHERE}.{name} shares documents with data.{part}; give one of them another text or span"
                     ) from None
 
     def windowed(self, name: str, lab: "Lab") -> "Tokens":
@@ -136,29 +137,30 @@ class Perplexity(Eval):
         Raises:
             UserError: as :meth:`prepare`, and for a tokenizer without a BOS that is wanted before each window.
         """
-        from depthcut import store, text
+        from depthcut.data.text import tokens as text_tokens
+        from depthcut.runtime import store
 
         tokenizer: Any = lab.checkpoint.tokenizer
         source = self.source(name)
         if self.bos == "all" and tokenizer.bos_token_id is None:
             raise UserError("eval.perplexity.bos=all: this tokenizer has no BOS; take eval.perplexity.bos=first")
         content = self.content(name, lab)
-        asked = [source.named(content), text.tokenizer_digest(tokenizer), self.window, self.windows, self.bos]
+        asked = [source.named(content), text_tokens.tokenizer_digest(tokenizer), self.window, self.windows, self.bos]
         asked += [] if self.stride is None else [self.stride]
 
         def make(into: Path) -> None:
             self.fill(into, source.documents(lab.cache), tokenizer)
             source.require(content, lab.cache)
 
-        with texts.told(name):
+        with text_named.told(name):
             folder = store.kept(lab.cache / "tokens" / store.digest(["windows", FORMAT, *asked]), make)
-        found = text.read(folder, self.window + (self.bos == "all"))
+        found = text_tokens.read(folder, self.window + (self.bos == "all"))
         if self.windows is not None and len(found) < self.windows:
             log.warning("%s: the text gives %d windows, %d were asked for", name, len(found), self.windows)
         return found
 
     def fill(self, into: Path, documents: Iterable[str], tokenizer: Any) -> None:
-        """Write the windows as :func:`depthcut.text.read` reads them.
+        """Write the windows as :func:`depthcut.data.text.tokens.read` reads them.
 
         Raises:
             UserError: for a text without one window.
@@ -167,7 +169,7 @@ class Perplexity(Eval):
 
         from depthcut.data import fingerprint
 
-        used = list(texts.enough(documents, self.windows and self.windows * self.window * ROOM))
+        used = list(text_named.enough(documents, self.windows and self.windows * self.window * ROOM))
         ids: list[int] = tokenizer("\n\n".join(used), add_special_tokens=False, verbose=False)["input_ids"]
         bos: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         if self.bos == "first":

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from typing_extensions import override
 
-from depthcut.eval import UNCUT, Cuts, Eval, timing
+from depthcut.eval import UNCUT, Cuts, Eval
 from depthcut.eval.speed import PACKAGES, machine
+from depthcut.eval.timing import clock
 from depthcut.runtime.errors import UserError
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 Several = Annotated[int, Field(gt=1)]
 
@@ -105,9 +106,9 @@ class Speculative(Eval):
         import torch
         from peft import PeftModel
 
-        from depthcut import drafting, loading
-        from depthcut.eval.unwrapped import merged
-        from depthcut.replacing import shared
+        from depthcut.model.checkpoint import loading
+        from depthcut.model.decoder.unwrapped import merged
+        from depthcut.model.surgery import drafting, shared
 
         if cuts is not UNCUT:
             return None
@@ -131,13 +132,13 @@ class Speculative(Eval):
             rows.append((accepted / told.count("d"), accepted / told.count("dw"), alone.equal(helped)))
         numbers: dict[str, float] = {}
         for name, values in zip(("acceptance", "accepted_per_draft", "same"), zip(*rows, strict=True), strict=True):
-            mean, error = timing.mean(list(values))
+            mean, error = clock.mean(list(values))
             numbers |= {f"speculative/{name}": mean, f"speculative/{name}_stderr": error}
         return numbers
 
     def timed(self, whole: Any, drafts: "PreTrainedModel", prompts: "list[Tensor]", lab: "Lab") -> dict[str, float]:
         """How fast the prompts are continued, with drafts and without."""
-        from depthcut.progress import track
+        from depthcut.runtime.progress import track
 
         ways: dict[str, tuple[PreTrainedModel | None, list[float]]] = {"plain_": (None, []), "": (drafts, [])}
         for _ in track(range(self.runs), "speculative decoding", self.runs):
@@ -147,11 +148,11 @@ class Speculative(Eval):
                     for prompt_1T in prompts:
                         self.write(whole, prompt_1T, lab, helper)
 
-                seconds.append(timing.time_of(write, lab.device))
+                seconds.append(clock.time_of(write, lab.device))
         numbers: dict[str, float] = {}
         for way, (_, seconds) in ways.items():
-            numbers |= timing.per_second(f"speculative/{way}tokens_per_second", self.tokens * len(prompts), seconds)
-        (alone, error), (helped, other) = (timing.mean(seconds) for _, seconds in ways.values())
+            numbers |= clock.per_second(f"speculative/{way}tokens_per_second", self.tokens * len(prompts), seconds)
+        (alone, error), (helped, other) = (clock.mean(seconds) for _, seconds in ways.values())
         spread = math.hypot(error / alone, other / helped)
         return numbers | {"speculative/speedup": alone / helped, "speculative/speedup_stderr": alone / helped * spread}
 

@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from depthcut import memory
-from depthcut.eval import UNCUT, Cuts, Eval, timing
+from depthcut.eval import UNCUT, Cuts, Eval
+from depthcut.eval.timing import clock
+from depthcut.runtime import devices as runtime_devices
 from depthcut.runtime.errors import UserError
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 SAMPLING = {"do_sample": True, "top_k": 50, "top_p": 0.95}  # the paper's
 PACKAGES = ("torch", "transformers", "bitsandbytes")
@@ -95,7 +96,7 @@ class Speed(Eval):
         """
         import torch
 
-        from depthcut.eval.unwrapped import unwrapped
+        from depthcut.model.decoder.unwrapped import unwrapped
 
         if cuts is not UNCUT:
             return None
@@ -118,7 +119,7 @@ class Speed(Eval):
         ids_BT = torch.randint(vocabulary(model), (batch, self.prefill_length)).to(lab.device)
         what = f"reading {batch} x {self.prefill_length} tokens"
         seconds = self.timed(lab, what, lambda: model(input_ids=ids_BT, use_cache=False))
-        return timing.per_second("speed/tokens_per_second", ids_BT.numel(), seconds) if seconds else {}
+        return clock.per_second("speed/tokens_per_second", ids_BT.numel(), seconds) if seconds else {}
 
     def writing(self, model: Any, lab: "Lab", batch: int) -> dict[str, float]:
         """Time the continuation of a batch of prompts."""
@@ -141,11 +142,11 @@ class Speed(Eval):
         seconds = self.timed(lab, f"writing at batch {batch}", write, caching=batch * length)
         if not seconds:
             return {}
-        latency, error = timing.mean(seconds)
+        latency, error = clock.mean(seconds)
         numbers = {f"speed/latency_s@{batch}": latency, f"speed/latency_s@{batch}_stderr": error}
-        numbers |= timing.per_second(f"speed/throughput@{batch}", batch * self.tokens, seconds)
+        numbers |= clock.per_second(f"speed/throughput@{batch}", batch * self.tokens, seconds)
         if lab.device != "cpu":
-            numbers[f"speed/peak_gib@{batch}"] = torch.cuda.max_memory_allocated() / memory.GIB
+            numbers[f"speed/peak_gib@{batch}"] = torch.cuda.max_memory_allocated() / runtime_devices.GIB
         return numbers
 
     def timed(self, lab: "Lab", what: str, run: Callable[[], object], caching: int = 0) -> list[float]:
@@ -157,14 +158,14 @@ class Speed(Eval):
             run: does it.
             caching: tokens whose keys and values are kept meanwhile.
         """
-        from depthcut.progress import track
+        from depthcut.runtime.progress import track
 
         seconds: list[float] = []
         # On a CPU the system may end the process before an allocation fails.
-        if lab.device != "cpu" or caching * lab.weigh("layer").whole["cache_bytes"] <= memory.free("cpu"):
+        if lab.device != "cpu" or caching * lab.weigh("layer").whole["cache_bytes"] <= runtime_devices.free("cpu"):
             times = range(self.warm_up + self.runs)
-            with timing.suppress_shortage():
-                seconds = [timing.time_of(run, lab.device) for _ in track(times, f"speed of {what}", len(times))]
+            with clock.suppress_shortage():
+                seconds = [clock.time_of(run, lab.device) for _ in track(times, f"speed of {what}", len(times))]
         if not seconds:
             log.warning("speed of %s: it does not fit in memory, and is not measured", what)
         return seconds[self.warm_up :]
@@ -174,10 +175,10 @@ def forget_peak(lab: "Lab") -> None:
     """Begin to count a GPU's peak memory anew; the run's so far is noted."""
     import torch
 
-    from depthcut import record
+    from depthcut.study import recording
 
     if lab.device != "cpu":
-        record.peak(lab)
+        recording.peak(lab)
         torch.cuda.reset_peak_memory_stats()
 
 

@@ -2,15 +2,15 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
-from depthcut.plan import Plan
-from depthcut.strict import strict
-from depthcut.training.recipe import LowRank
+from depthcut.heal.training.recipe import LowRank
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -56,6 +56,6 @@ class Boundary(LowRank, Heal):
 
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Train the adapters, or attach the trained ones."""
-        from depthcut.training import boundary
+        from depthcut.heal.training import boundary
 
         return boundary.healed(model, plan, lab, self)

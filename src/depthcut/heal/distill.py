@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
+from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
-from depthcut.plan import Plan
+from depthcut.heal.training.recipe import Adapters, Positive
 from depthcut.runtime.errors import UserError
-from depthcut.strict import strict
-from depthcut.training.recipe import Adapters, Positive
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -52,15 +52,15 @@ class Distill(Adapters, Heal):
 
     @override
     def prepare(self, lab: "Lab") -> None:
-        from depthcut import depth
+        from depthcut.model.decoder import layers
 
         super().prepare(lab)
-        vocabulary = depth.text_config(lab.checkpoint.config).vocab_size
+        vocabulary = layers.text_config(lab.checkpoint.config).vocab_size
         if self.top_k > vocabulary:
             raise UserError(f"heal.top_k must be at most {vocabulary}, the model's vocabulary, got {self.top_k}")
 
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Train the adapters, or attach the trained ones."""
-        from depthcut.training import distill
+        from depthcut.heal.training import distill
 
         return distill.healed(model, plan, lab, self)

@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
+from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
-from depthcut.plan import Plan
+from depthcut.heal.training.recipe import LowRank, Positive, Share
 from depthcut.runtime.errors import UserError
-from depthcut.strict import strict
-from depthcut.training.recipe import LowRank, Positive, Share
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.lab import Lab
-    from depthcut.shape import Size
+    from depthcut.model.surgery.sizes import Size
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -76,19 +76,19 @@ class LoraPrune(LowRank, Heal):
 
     @override
     def prepare(self, lab: "Lab") -> None:
-        from depthcut.width import matched
+        from depthcut.heal.width import matched
 
         super().prepare(lab)
         matched.check(self, lab)
 
     def sizes(self, lab: "Lab") -> "dict[Size, int] | None":
         """What the healed model weighs and costs, sliced; None where it is not healed yet."""
-        from depthcut.width import healing
+        from depthcut.heal.width import healing
 
         return healing.sizes(lab)
 
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Train and narrow the model, or attach and narrow what an earlier run left."""
-        from depthcut.width import healing
+        from depthcut.heal.width import healing
 
         return healing.healed(model, plan, lab, self)

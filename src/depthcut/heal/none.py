@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
-from depthcut.plan import Plan
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 
 @strict

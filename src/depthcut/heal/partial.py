@@ -2,15 +2,15 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
-from depthcut.plan import Plan
-from depthcut.strict import strict
-from depthcut.training.recipe import Positive, Training
+from depthcut.heal.training.recipe import Positive, Training
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -31,6 +31,6 @@ class Partial(Training, Heal):
 
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Train the weights, or read the trained ones."""
-        from depthcut.training import weights
+        from depthcut.heal.training import full_finetune
 
-        return weights.healed(model, plan, lab, self, weights.ending(model, self.last))
+        return full_finetune.healed(model, plan, lab, self, full_finetune.ending(model, self.last))

@@ -2,15 +2,15 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
-from depthcut.plan import Plan
-from depthcut.strict import strict
-from depthcut.training.recipe import Adapters
+from depthcut.heal.training.recipe import Adapters
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -22,6 +22,6 @@ class QLora(Adapters, Heal):
 
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Train the adapters, or attach the trained ones."""
-        from depthcut.training import adapters
+        from depthcut.heal.training import adapters
 
         return adapters.healed(model, plan, lab, self)

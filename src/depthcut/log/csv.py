@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from depthcut.log import Log
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 
 @strict

@@ -11,15 +11,15 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from depthcut import ranks
+from depthcut.cut.plan import Plan
 from depthcut.log import Log
-from depthcut.plan import Plan
-from depthcut.strict import strict
+from depthcut.runtime import ranks
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 FILES = ("plan.json", "heal.csv", "record.json")
 log = logging.getLogger("depthcut")
@@ -196,7 +196,7 @@ def image(figure: "Figure") -> Any:
 
 def end(run: Any, status: int) -> None:
     """Finish a run; what W&B does not take in time stays on the disk."""
-    from depthcut import runlog
+    from depthcut.study import runlog
 
     where = f"offline; wandb sync {Path(run.dir).parent} sends it" if run.offline else run.url
     try:

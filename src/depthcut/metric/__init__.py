@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from depthcut.plan import Unit
-from depthcut.scores import Scores
-from depthcut.strict import strict
+from depthcut.cut.plan import Unit
+from depthcut.cut.scores import Scores
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.lab import Lab
-    from depthcut.removal import Reading
+    from depthcut.model.decoder.shared_prefix import Reading
+    from depthcut.study.lab import Lab
 
 Drops = Sequence[tuple[int, ...]]
 Until = Annotated[float | None, Field(gt=0.5, lt=1)]
@@ -78,21 +78,22 @@ class Removal(Metric):
         """The value of the model without each set of units; lower is better."""
         import torch
 
-        from depthcut import removal
+        from depthcut.model.decoder import shared_prefix
 
         reading = self.reading(lab, samples)
-        sums_KN, count_N = removal.summed(lab, drops, unit, reading)
+        sums_KN, count_N = shared_prefix.summed(lab, drops, unit, reading)
         return reading.value(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()
 
     def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the single units, all candidates in one pass."""
         import torch
 
-        from depthcut import removal, scores
+        from depthcut.cut import scores
+        from depthcut.model.decoder import shared_prefix
 
         left = [layer for layer in range(lab.checkpoint.depth) if layer not in removed]
         reading = self.reading(lab, None)
-        sums_LN, count_N = removal.summed(lab, [(*removed, layer) for layer in left], unit, reading)
+        sums_LN, count_N = shared_prefix.summed(lab, [(*removed, layer) for layer in left], unit, reading)
         value_L, stderr_L = reading.value(sums_LN, count_N, torch.ones(len(count_N)))
         draws = [reading.value(sums_LN, count_N, torch.from_numpy(w))[0] for w in scores.weights(len(count_N))]
         draws_RL = torch.stack(draws).double().numpy()

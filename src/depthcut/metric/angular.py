@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from depthcut.cut.plan import Unit
+from depthcut.cut.scores import Scores
 from depthcut.metric import Metric, Until
-from depthcut.plan import Unit
-from depthcut.scores import Scores
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -32,10 +32,10 @@ class Angular(Metric):
 
     def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score all blocks in one pass."""
-        from depthcut import edges
+        from depthcut.metric.passes import hidden_states
 
-        return edges.compared(
-            edges.Pass(
+        return hidden_states.compared(
+            hidden_states.Pass(
                 lab=lab,
                 name="angular",
                 batch=self.batch,
@@ -44,5 +44,5 @@ class Angular(Metric):
                 unit=unit,
                 until=self.until,
             ),
-            lambda states_NED: edges.cosines(states_NED).arccos() / math.pi,
+            lambda states_NED: hidden_states.cosines(states_NED).arccos() / math.pi,
         )

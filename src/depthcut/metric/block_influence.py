@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from depthcut.cut.plan import Unit
+from depthcut.cut.scores import Scores
 from depthcut.metric import Metric, Until
-from depthcut.plan import Unit
-from depthcut.scores import Scores
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -29,12 +29,12 @@ class BlockInfluence(Metric):
 
     def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score all blocks in one pass."""
-        from depthcut import edges
+        from depthcut.metric.passes import hidden_states
 
-        def influence(states_NED: "edges.Tensor") -> "edges.Tensor":
-            return 1 - edges.cosines(states_NED)
+        def influence(states_NED: "hidden_states.Tensor") -> "hidden_states.Tensor":
+            return 1 - hidden_states.cosines(states_NED)
 
-        over = edges.Pass(
+        over = hidden_states.Pass(
             lab=lab,
             name="block_influence",
             batch=self.batch,
@@ -43,4 +43,4 @@ class BlockInfluence(Metric):
             unit=unit,
             until=self.until,
         )
-        return edges.compared(over, influence)
+        return hidden_states.compared(over, influence)

@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 from depthcut.metric import Removal
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from depthcut.lab import Lab
-    from depthcut.removal import Reading
+    from depthcut.model.decoder.shared_prefix import Reading
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -18,10 +18,10 @@ class Kl(Removal):
 
     def reading(self, lab: "Lab", samples: int | None) -> "Reading":
         """The calibration text, all of its tokens."""
-        from depthcut import removal
+        from depthcut.model.decoder import shared_prefix
 
-        batches = list(removal.Rows.of(lab.calibration().first(samples), self.batch))
-        return removal.Reading("kl", self.divergence, True, batches, removal.mean)
+        batches = list(shared_prefix.Rows.of(lab.calibration().first(samples), self.batch))
+        return shared_prefix.Reading("kl", self.divergence, True, batches, shared_prefix.mean)
 
     def divergence(self, logits_BTV: "Tensor", dense_BTV: "Tensor | None", targets_BT: "Tensor") -> "Tensor":
         """Each position's divergence; 0 where there is no target."""

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from depthcut.cut.plan import Unit
+from depthcut.cut.scores import DRAWS, Array, Matrix, Scores, weights
 from depthcut.metric import Metric
-from depthcut.plan import Unit
-from depthcut.progress import track
 from depthcut.runtime.errors import UserError
-from depthcut.scores import DRAWS, Array, Matrix, Scores, weights
-from depthcut.strict import strict
+from depthcut.runtime.progress import track
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from depthcut.edges import Pass
-    from depthcut.lab import Lab
+    from depthcut.metric.passes.hidden_states import Pass
+    from depthcut.study.lab import Lab
 
 Kind = Literal["least_squares", "procrustes"]
 Fit = Callable[["Tensor"], "Tensor"]
@@ -56,13 +56,14 @@ class Linearity(Metric):
         Raises:
             UserError: if the calibration text has too few tokens for the map.
         """
-        from depthcut import depth, edges
+        from depthcut.metric.passes import hidden_states
+        from depthcut.model.decoder import layers
 
         assert unit == "layer"
         there = int(lab.calibration().lengths.sum())
         wanted = min(self.tokens, there)
-        self.check(wanted, depth.text_config(lab.checkpoint.config).hidden_size, there)
-        over = edges.Pass(lab=lab, removed=removed, batch=self.batch, token="all", name="linearity")
+        self.check(wanted, layers.text_config(lab.checkpoint.config).hidden_size, there)
+        over = hidden_states.Pass(lab=lab, removed=removed, batch=self.batch, token="all", name="linearity")
         states_END, sample_N, left_out = collected(over, wanted)
         self.check(len(sample_N), states_END.shape[2], there)
         shares, stderrs, draws = compared(states_END, sample_N, self.map, lab.device)
@@ -87,7 +88,7 @@ def collected(over: "Pass", wanted: int) -> tuple["Tensor", "Tensor", int]:
     """
     import torch
 
-    from depthcut import edges
+    from depthcut.metric.passes import hidden_states
 
     lengths = over.lab.calibration().lengths.tolist()
     chosen_N = torch.arange(wanted) * sum(lengths) // wanted
@@ -95,7 +96,7 @@ def collected(over: "Pass", wanted: int) -> tuple["Tensor", "Tensor", int]:
     for length, sample_TED in zip(lengths, over.samples(), strict=True):
         mine_N = chosen_N[(chosen_N >= start) & (chosen_N < start + length)] - start
         good_NED = sample_TED[mine_N.to(sample_TED.device)]
-        good_NED = good_NED[edges.usable(good_NED)].float()
+        good_NED = good_NED[hidden_states.usable(good_NED)].float()
         if start == 0:
             states_END = good_NED.new_empty(good_NED.shape[1], wanted, good_NED.shape[2])
         states_END[:, sum(counts) : sum(counts) + len(good_NED)] = good_NED.transpose(0, 1)

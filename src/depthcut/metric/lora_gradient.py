@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from depthcut.cut.plan import Unit
+from depthcut.cut.scores import Scores
 from depthcut.metric import Metric
-from depthcut.plan import Unit
-from depthcut.progress import track
 from depthcut.runtime.errors import UserError
-from depthcut.scores import Scores
-from depthcut.strict import Rank, strict
+from depthcut.runtime.progress import track
+from depthcut.runtime.strict import Rank, strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 NAME = "depthcut"  # of the adapters
 log = logging.getLogger("depthcut")
@@ -50,34 +50,39 @@ class LoraGradient(Metric):
         Raises:
             UserError: if a unit has none, or the rank exceeds their widths.
         """
-        from depthcut import depth
+        from depthcut.model.decoder import layers as decoder_layers
 
-        check(list(depth.layers(depth.skeleton(lab.checkpoint.config))), lab.experiment.prune.unit, self.rank)
+        check(
+            list(decoder_layers.layers(decoder_layers.skeleton(lab.checkpoint.config))),
+            lab.experiment.prune.unit,
+            self.rank,
+        )
 
     def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the single units; the adapters are taken off again."""
-        from depthcut import depth, forward
+        from depthcut.model.decoder import inputs
+        from depthcut.model.decoder import layers as decoder_layers
 
         assert not removed
         model, text = lab.dense(), lab.calibration()
-        units = [layer.get_submodule(depth.unit_name(layer, unit)) for layer in depth.layers(model)]
+        units = [layer.get_submodule(decoder_layers.unit_name(layer, unit)) for layer in decoder_layers.layers(model)]
         tokens = int((text.lengths - 1).sum())
         batches = math.ceil(len(text) / self.batch)
         with adapted(model, self.rank, self.seed):
             for ids_BT, mask_BT in track(text.batches(self.batch), "lora_gradient", batches):
-                given = forward.inputs(model, ids_BT, mask_BT)
+                given = inputs.inputs(model, ids_BT, mask_BT)
                 # The sum, because float16 could not hold the gradients of the mean.
-                forward.token_losses(model(**given).logits[:, :-1], forward.targets(given)).sum().backward()
+                inputs.token_losses(model(**given).logits[:, :-1], inputs.targets(given)).sum().backward()
             scores = [score(part, tokens) for part in units]
         return Scores.of_layers(scores, [0.0] * len(scores), len(text))
 
 
 def check(layers: "list[nn.Module]", unit: Unit, rank: int) -> None:
     """Do as :meth:`LoraGradient.prepare` says."""
-    from depthcut import depth
+    from depthcut.model.decoder import layers as decoder_layers
     from depthcut.model.decoder import linear
 
-    units = [layer.get_submodule(depth.unit_name(layer, unit)) for layer in layers]
+    units = [layer.get_submodule(decoder_layers.unit_name(layer, unit)) for layer in layers]
     found = [list(linear.linear_layers(part).values()) for part in units]
     if bare := [index for index, each in enumerate(found) if not each]:
         raise UserError(f"metric=lora_gradient needs linear layers; {unit} {bare[0]} of this model has none")
@@ -98,11 +103,11 @@ def adapted(model: "nn.Module", rank: int, seed: int) -> Generator[None]:
     from peft import LoraConfig, LoraModel
     from transformers.pytorch_utils import Conv1D
 
-    from depthcut import depth
+    from depthcut.model.decoder import layers as decoder_layers
     from depthcut.model.decoder import linear
 
     trained = {weight: weight.requires_grad for weight in model.parameters()}
-    stem, layers = depth.prefix(model), depth.layers(model)
+    stem, layers = decoder_layers.prefix(model), decoder_layers.layers(model)
     found = {
         f"{stem}.{index}.{name}": each
         for index, layer in enumerate(layers)

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from depthcut.cut.plan import Unit
+from depthcut.cut.scores import Scores
 from depthcut.metric import Metric
-from depthcut.plan import Unit
-from depthcut.progress import track
-from depthcut.scores import Scores
-from depthcut.strict import strict
+from depthcut.runtime.progress import track
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 
 @strict

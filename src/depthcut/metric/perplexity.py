@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 from depthcut.metric import Removal
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from depthcut.lab import Lab
-    from depthcut.removal import Reading
+    from depthcut.model.decoder.shared_prefix import Reading
+    from depthcut.study.lab import Lab
 
 HIGHEST = 700.0  # nats; beyond them exp overflows
 
@@ -20,15 +20,15 @@ class Perplexity(Removal):
 
     def reading(self, lab: "Lab", samples: int | None) -> "Reading":
         """The calibration text, all of its tokens."""
-        from depthcut import removal
+        from depthcut.model.decoder import shared_prefix
 
-        batches = list(removal.Rows.of(lab.calibration().first(samples), self.batch))
-        return removal.Reading("perplexity", removal.losses, False, batches, self.value)
+        batches = list(shared_prefix.Rows.of(lab.calibration().first(samples), self.batch))
+        return shared_prefix.Reading("perplexity", shared_prefix.losses, False, batches, self.value)
 
     def value(self, sums_KN: "Tensor", count_N: "Tensor", weight_N: "Tensor") -> "tuple[Tensor, Tensor]":
         """The perplexities and, to first order, their standard errors."""
-        from depthcut import removal
+        from depthcut.model.decoder import shared_prefix
 
-        loss_K, stderr_K = removal.mean(sums_KN, count_N, weight_N)
+        loss_K, stderr_K = shared_prefix.mean(sums_KN, count_N, weight_N)
         perplexity_K = loss_K.clamp(max=HIGHEST).exp()
         return perplexity_K, perplexity_K * stderr_K

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from depthcut.cut.plan import Unit
+from depthcut.cut.scores import Scores
 from depthcut.metric import Metric
-from depthcut.plan import Unit
-from depthcut.scores import Scores
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 
 @strict

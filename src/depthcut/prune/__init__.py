@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, get_args
 
 from pydantic import Field
 
-from depthcut.plan import NOUNS, Plan, Unit
+from depthcut.cut.plan import NOUNS, Plan, Unit
+from depthcut.cut.scores import Scores
+from depthcut.model.surgery.sizes import Quantity, Shape
 from depthcut.runtime.errors import UserError
-from depthcut.scores import Scores
-from depthcut.shape import Quantity, Shape
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.checkpoint import Checkpoint
+    from depthcut.model.checkpoint.checkpoint import Checkpoint
 
 
 class Score(Protocol):

@@ -2,10 +2,10 @@
 
 from typing import ClassVar
 
-from depthcut.plan import NOUNS, Plan
+from depthcut.cut.plan import NOUNS, Plan
+from depthcut.model.surgery.sizes import Shape
 from depthcut.prune import Score, Size
-from depthcut.shape import Shape
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 
 @strict

@@ -5,11 +5,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from depthcut.plan import Plan
+from depthcut.cut.plan import Plan
+from depthcut.cut.scores import Scores
+from depthcut.model.surgery.sizes import Shape
 from depthcut.prune import Score, Size
-from depthcut.scores import Scores
-from depthcut.shape import Shape
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 Choice = tuple[float, tuple[tuple[int, int], ...]]
 

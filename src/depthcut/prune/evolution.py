@@ -9,11 +9,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from depthcut.plan import Plan
+from depthcut.cut.plan import Plan
+from depthcut.model.surgery.sizes import Shape
 from depthcut.prune import Score, Size
 from depthcut.runtime.errors import UserError
-from depthcut.shape import Shape
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 Cut = tuple[int, ...]
 SWAPS = 3  # of a child, at most

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import field_validator
 from typing_extensions import override
 
-from depthcut.plan import DEEPEST, Plan, Unit, spanned
+from depthcut.cut.plan import DEEPEST, Plan, Unit, spanned
+from depthcut.model.surgery.sizes import Shape
 from depthcut.prune import Prune, Score
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
-from depthcut.shape import Shape
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.checkpoint import Checkpoint
+    from depthcut.model.checkpoint.checkpoint import Checkpoint
 
 
 @strict

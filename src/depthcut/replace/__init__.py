@@ -3,16 +3,16 @@
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from depthcut.plan import Plan, Unit
+from depthcut.cut.plan import Plan, Unit
 from depthcut.runtime.errors import UserError
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.lab import Lab
-    from depthcut.replacing.fill import Fill
-    from depthcut.text import Tokens
+    from depthcut.data.text.tokens import Tokens
+    from depthcut.model.surgery.filling import Fill
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -87,10 +87,10 @@ class Filling(Replace):
 
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Fill the gaps, with what is on file where this cut has been mended before."""
-        from depthcut import replacing
+        from depthcut.model.surgery import gaps
 
         self.check(plan.unit, len(plan.drop))
-        fill = replacing.kept(lab, plan, lambda: self.made(model, plan, lab))
-        filled = replacing.put(model, fill, plan, replacing.form(lab))
+        fill = gaps.kept(lab, plan, lambda: self.made(model, plan, lab))
+        filled = gaps.put(model, fill, plan, gaps.form(lab))
         lab.numbers["bytes/weights"] = sum(weight.nbytes for weight in filled.parameters())
         return filled

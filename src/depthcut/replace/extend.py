@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from depthcut.plan import Plan, Unit
+from depthcut.cut.plan import Plan, Unit
 from depthcut.replace import Filling
 from depthcut.runtime.errors import UserError
-from depthcut.strict import Rank, strict
+from depthcut.runtime.strict import Rank, strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcut.lab import Lab
-    from depthcut.replacing.fill import Fill
+    from depthcut.model.surgery.filling import Fill
+    from depthcut.study.lab import Lab
 
 log = logging.getLogger("depthcut")
 
@@ -79,20 +79,20 @@ class Extend(Filling):
         Raises:
             UserError: for a model whose layers cannot share, whose norms undo the gain, or whose pattern is broken.
         """
-        from depthcut import depth
-        from depthcut.replacing import layer, shared
-        from depthcut.replacing.fill import Fill, named
+        from depthcut.model.decoder import layers
+        from depthcut.model.surgery import inserted, shared
+        from depthcut.model.surgery.filling import Fill, named
 
         if self.gain is not None:
             shared.check_norms(model)
         stack = self.stack(plan.depth)
         done = f"layers {self.start} and on are there {self.times} times"
-        config = depth.arranged(lab.checkpoint.config, stack, done, "take another span")
+        config = layers.arranged(lab.checkpoint.config, stack, done, "take another span")
         bases = {at: stack.index(number) for at, number in enumerate(stack) if stack.index(number) != at}
         log.info("layers: %d, %d of them on the weights of others", len(stack), len(bases))
-        empty = depth.layers(depth.skeleton(config))
+        empty = layers.layers(layers.skeleton(config))
         own = {at: self.own(empty[at], at) for at in bases}
-        more = {"bases": {str(at): base for at, base in bases.items()}, **layer.dense(config)}
+        more = {"bases": {str(at): base for at, base in bases.items()}, **inserted.dense(config)}
         return Fill("shared", named(own), more)
 
     def own(self, empty: "nn.Module", seed: int) -> "dict[str, Tensor]":
@@ -102,11 +102,12 @@ class Extend(Filling):
         """
         import torch
 
-        from depthcut.replacing import distance, writers
+        from depthcut.model.surgery import writers
+        from depthcut.replace.fitting import weight_distance
 
         chance = torch.Generator().manual_seed(seed)
         found: dict[str, Tensor] = {}
-        for name in distance.linear_names(empty):
+        for name in weight_distance.linear_names(empty):
             rows, columns = empty.get_parameter(f"{name}.weight").shape
             rank = min(self.rank, rows, columns)
             right_rn = torch.linalg.qr(torch.randn(columns, rank, generator=chance))[0].T

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from depthcut.plan import Plan, Unit
+from depthcut.cut.plan import Plan, Unit
 from depthcut.replace import Filling
 from depthcut.runtime.errors import UserError
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.lab import Lab
-    from depthcut.replacing.fill import Fill
+    from depthcut.model.surgery.filling import Fill
+    from depthcut.study.lab import Lab
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -61,22 +61,23 @@ class Layer(Filling):
         Raises:
             UserError: for a gap of one layer, which would be replaced by itself.
         """
-        from depthcut.replacing import imitation, layer
-        from depthcut.replacing.fill import Fill, named
+        from depthcut.model.surgery import inserted
+        from depthcut.model.surgery.filling import Fill, named
+        from depthcut.replace.fitting import layer_distillation
 
-        if alone := [start for start, stop in layer.gaps(plan) if stop == start + 1]:
+        if alone := [start for start, stop in inserted.gaps(plan) if stop == start + 1]:
             raise UserError(
                 f"replace=layer puts one layer in place of several, and layer {alone[0]} is cut alone: "
                 "cut blocks of two or more, or take another replace"
             )
-        trained = imitation.trained(model, plan, lab, self)
-        return Fill("layers", named(trained), layer.dense(lab.checkpoint.config))
+        trained = layer_distillation.trained(model, plan, lab, self)
+        return Fill("layers", named(trained), inserted.dense(lab.checkpoint.config))
 
     @override
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Fill the gaps; the training's checkpoint goes once the layers are on file."""
-        from depthcut.replacing import imitation
+        from depthcut.replace.fitting import layer_distillation
 
         filled = super().__call__(model, plan, lab)
-        imitation.checkpoint(lab, plan).unlink(missing_ok=True)
+        layer_distillation.checkpoint(lab, plan).unlink(missing_ok=True)
         return filled

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from depthcut.plan import Plan
+from depthcut.cut.plan import Plan
 from depthcut.replace import Filling
 from depthcut.runtime.errors import UserError
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcut.lab import Lab
-    from depthcut.replacing.fill import Fill
-    from depthcut.replacing.maps import Sums
+    from depthcut.model.surgery.filling import Fill
+    from depthcut.replace.fitting.least_squares import Sums
+    from depthcut.study.lab import Lab
 
 log = logging.getLogger("depthcut")
 
@@ -49,9 +49,9 @@ class Linear(Filling):
 
     @override
     def prepare(self, lab: "Lab") -> None:
-        from depthcut import depth
+        from depthcut.model.decoder import layers
 
-        width = depth.text_config(lab.checkpoint.config).hidden_size
+        width = layers.text_config(lab.checkpoint.config).hidden_size
         if self.rank is not None and self.rank > width:
             raise UserError(f"replace.rank must be at most {width}, the width of the model, got {self.rank}")
         tokens = int(lab.calibration().lengths.sum())
@@ -67,14 +67,14 @@ class Linear(Filling):
         Raises:
             UserError: if no state is finite, or with ``fuse`` there is no MLP that a map can go into.
         """
-        from depthcut.replacing import fusing, maps, states
-        from depthcut.replacing.fill import Fill, named
+        from depthcut.model.surgery.filling import Fill, named
+        from depthcut.replace.fitting import boundary_states, fusing, least_squares
 
         if self.fuse:
             fusing.check(model, plan, lab)
         sums: dict[int, Sums] = {}
-        for start, z_ND, r_ND in states.sides(model, plan, lab, self.batch, self.fuse):
-            sums.setdefault(start, maps.Sums.of_width(z_ND)).add(z_ND, r_ND)
+        for start, z_ND, r_ND in boundary_states.sides(model, plan, lab, self.batch, self.fuse):
+            sums.setdefault(start, least_squares.Sums.of_width(z_ND)).add(z_ND, r_ND)
         fitted = {start: self.fitted(start, each) for start, each in sums.items()}
         if self.fuse:
             return fusing.fused(fitted, lab)
@@ -83,9 +83,9 @@ class Linear(Filling):
 
     def fitted(self, start: int, sums: "Sums") -> "dict[str, Tensor]":
         """One gap's map, float64; how well it fits is said."""
-        from depthcut.replacing import maps
+        from depthcut.replace.fitting import least_squares
 
-        parts = maps.fitted(sums, self.map, self.ridge, self.rank)
-        share = 1 - sums.unexplained(maps.matrix(parts))
+        parts = least_squares.fitted(sums, self.map, self.ridge, self.rank)
+        share = 1 - sums.unexplained(least_squares.matrix(parts))
         log.info("the map over the gap at layer %d gives %.1f %% of what the layers added", start, 100 * share)
         return parts

@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from depthcut.plan import Plan
+from depthcut.cut.plan import Plan
 from depthcut.replace import Filling
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcut.lab import Lab
-    from depthcut.replacing.fill import Fill
+    from depthcut.model.surgery.filling import Fill
+    from depthcut.study.lab import Lab
 
 
 @strict
@@ -29,12 +29,12 @@ class Mean(Filling):
 
     def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
         """Average in one pass."""
-        from depthcut.replacing import states
-        from depthcut.replacing.fill import Fill, named
+        from depthcut.model.surgery.filling import Fill, named
+        from depthcut.replace.fitting import boundary_states
 
         sums: dict[int, Tensor] = {}
         counts: dict[int, int] = {}
-        for start, _, r_ND in states.sides(model, plan, lab, self.batch):
+        for start, _, r_ND in boundary_states.sides(model, plan, lab, self.batch):
             sums[start] = sums.get(start, 0) + r_ND.sum(0)
             counts[start] = counts.get(start, 0) + len(r_ND)
         return Fill("bridges", named({start: {"bias": (sums[start] / counts[start]).float()} for start in sums}))

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from depthcut.plan import Plan
+from depthcut.cut.plan import Plan
 from depthcut.replace import Replace
-from depthcut.strict import strict
+from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 
 @strict

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from depthcut.plan import Plan
+from depthcut.cut.plan import Plan
 from depthcut.replace import Filling
-from depthcut.strict import Rank, strict
+from depthcut.runtime.strict import Rank, strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcut.lab import Lab
-    from depthcut.replacing.fill import Fill
+    from depthcut.model.surgery.filling import Fill
+    from depthcut.study.lab import Lab
 
 log = logging.getLogger("depthcut")
 
@@ -39,28 +39,33 @@ class Shared(Filling):
         Raises:
             UserError: for a model whose layers cannot share, or whose norms undo the gain.
         """
-        from depthcut.replacing import distance, layer, shared
-        from depthcut.replacing.fill import Fill, named
+        from depthcut.model.surgery import inserted, shared
+        from depthcut.model.surgery.filling import Fill, named
+        from depthcut.replace.fitting import weight_distance
 
         if self.gain is not None:
             shared.check_norms(model)
-        bases = distance.bases(plan, distance.kept(lab, self.rank))
+        bases = weight_distance.bases(plan, weight_distance.kept(lab, self.rank))
         log.info("layers that share: %s", ", ".join(f"{i} with {j}" for i, j in bases.items()))
-        own = {i: self.own(layer.weights(lab, i), layer.weights(lab, j), layer.bare(lab)[i]) for i, j in bases.items()}
-        more = {"bases": {str(i): j for i, j in bases.items()}, **layer.dense(lab.checkpoint.config)}
+        own = {
+            i: self.own(inserted.weights(lab, i), inserted.weights(lab, j), inserted.bare(lab)[i])
+            for i, j in bases.items()
+        }
+        more = {"bases": {str(i): j for i, j in bases.items()}, **inserted.dense(lab.checkpoint.config)}
         return Fill("shared", named(own), more)
 
     def own(self, dropped: "dict[str, Tensor]", base: "dict[str, Tensor]", empty: "nn.Module") -> "dict[str, Tensor]":
         """What a shared layer has of its own: adapters by SVD of the difference (eqs. 7 and 8), norms, biases."""
         import torch
 
-        from depthcut.replacing import distance, lowrank, writers
+        from depthcut.model.surgery import writers
+        from depthcut.replace.fitting import low_rank, weight_distance
 
         found: dict[str, Tensor] = {}
-        linear = distance.linear_names(empty)
+        linear = weight_distance.linear_names(empty)
         for name in linear:
             weight = dropped[f"{name}.weight"]
-            pair = lowrank.best(weight - base[f"{name}.weight"], self.rank)
+            pair = low_rank.best(weight - base[f"{name}.weight"], self.rank)
             found |= {f"{name}.own_delta.left": pair.left, f"{name}.own_delta.right": pair.right}
             if f"{name}.bias" in dropped:
                 found[f"{name}.own_bias"] = dropped[f"{name}.bias"] - base[f"{name}.bias"]

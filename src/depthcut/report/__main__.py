@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from depthcut import complaints
 from depthcut.report import cells, state, study, table
+from depthcut.runtime import failures
 from depthcut.runtime.errors import UserError
 
 FORMATS = ("html", "png", "svg", "pdf", "csv", "md")
@@ -121,4 +121,4 @@ def serve(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(complaints.guard(main))
+    sys.exit(failures.guard(main))

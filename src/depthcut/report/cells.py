@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depthcut import store
+from depthcut.runtime import store
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from depthcut.report.transition import Interval
+    from depthcut.report.transition_fit import Interval
 
 ERRORS = "backslashreplace"  # for the name of a folder that is no UTF-8
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

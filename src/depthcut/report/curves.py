@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from depthcut import store
+from depthcut.runtime import store
 
 if TYPE_CHECKING:
     import pandas as pd

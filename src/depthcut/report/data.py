@@ -9,7 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from depthcut.report import chance, curves, falls, healing, labels, layers, live, maps, table, transition
+from depthcut.report import (
+    chance,
+    curves,
+    healing,
+    labels,
+    layers,
+    live,
+    score_maps,
+    table,
+    transition_fit,
+    transitions,
+)
 from depthcut.report.study import Found, Point
 from depthcut.report.tidy import STAGES, tidy
 
@@ -25,7 +36,7 @@ def of(found: Found, title: str) -> dict[str, Any]:
     names = sorted(counts)
     levels = list(dense)
     place = {id(line): at for at, line in enumerate(lines)}
-    seen_maps = maps.maps(found.points)
+    seen_maps = score_maps.maps(found.points)
     strips = layers.strips(found.records)
     return rounded(
         {
@@ -38,12 +49,12 @@ def of(found: Found, title: str) -> dict[str, Any]:
             "quantities": [name for name in names if name.startswith(curves.QUANTITIES)],
             "dense": [{"model": key[0], "evaluation": key[1], "y": numbers} for key, numbers in dense.items()],
             "lines": [of_line(line, levels) for line in lines],
-            "reasons": transition.REASONS,
-            "falls": [of_fall(fall, place[id(fall.line)]) for fall in falls.of(lines, dense)],
+            "reasons": transition_fit.REASONS,
+            "falls": [of_fall(fall, place[id(fall.line)]) for fall in transitions.of(lines, dense)],
             "strips": [vars(strip) for strip in strips],
             "agreements": [vars(each) for each in layers.agreements(strips)],
             "maps": [{**vars(each), "normalised": each.normalised} for each in seen_maps],
-            "ranks": [vars(each) for each in maps.ranks(seen_maps)],
+            "ranks": [vars(each) for each in score_maps.ranks(seen_maps)],
         }
     ) | of_runs(found.points)
 
@@ -61,7 +72,7 @@ def of_line(line: curves.Line, levels: list[tuple[str, str]]) -> dict[str, Any]:
         "key": line.key,
         "label": line.label,
         "of": {**line.keys, "depth": int(line.keys["depth"])},
-        "partner": " / ".join(falls.partner(line)),
+        "partner": " / ".join(transitions.partner(line)),
         "dense": levels.index(dense) if dense in levels else None,
         "dropped": line.dropped,
         "y": {name: [each.value, each.stderr, each.seeds] for name, each in line.names.items()},
@@ -69,7 +80,7 @@ def of_line(line: curves.Line, levels: list[tuple[str, str]]) -> dict[str, Any]:
     }
 
 
-def of_fall(fall: falls.Fall, line: int) -> dict[str, Any]:
+def of_fall(fall: transitions.Fall, line: int) -> dict[str, Any]:
     """A transition as the page wants it: [estimate, low, high], or null."""
     parts = {name: getattr(fall.found, name) for name in ("midpoint", "onset", "width")} | {"moved": fall.moved}
     intervals = {name: each and [each.at, each.low, each.high] for name, each in parts.items()}

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from depthcut import store
 from depthcut.report import cells
 from depthcut.report.study import Found
+from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def transitions(found: Found) -> "pd.DataFrame":
     """A row a curve and number: where it falls, in percent of the layers, or why no fall is told of."""
     import pandas as pd
 
-    from depthcut.report import curves, falls, transition
+    from depthcut.report import curves, transition_fit
+    from depthcut.report import transitions as report_transitions
     from depthcut.report.tidy import tidy
 
     table = tidy(found.records)
@@ -83,9 +84,9 @@ def transitions(found: Found) -> "pd.DataFrame":
             *(fall.line.keys[key] for key in ("model", "metric", "prune", "replace", "recipe")),
             fall.name,
             *(cells.interval(each) for each in (fall.found.midpoint, fall.found.onset, fall.found.width, fall.moved)),
-            transition.REASONS[fall.found.why],
+            transition_fit.REASONS[fall.found.why],
         )
-        for fall in falls.of(curves.lines(table), curves.dense(table))
+        for fall in report_transitions.of(curves.lines(table), curves.dense(table))
     ]
     heads = (
         "model",

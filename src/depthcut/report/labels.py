@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from depthcut import measured
-from depthcut.plan import Plan
+from depthcut.cut.plan import Plan
+from depthcut.record import measured
 from depthcut.report import table
 
 Config = dict[str, Any]

@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from depthcut import store
 from depthcut.report import cells, plotlyjs
+from depthcut.runtime import store
 
 SCRIPTS = ("core", "lines", "figures", "curves", "falls", "layers", "more", "runs", "main")
 

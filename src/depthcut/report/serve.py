@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 
-from depthcut import store
 from depthcut.report import cells, data, live, page, study
+from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 
 EVERY = 5000  # milliseconds between two looks of the page

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from depthcut import record as records
-from depthcut import record_check
+from depthcut.record import document
 from depthcut.runtime import documents
 from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
 from depthcut.study import links
+from depthcut.study import recording as records
 
 DIGEST = re.compile("[0-9a-f]{16}")
 OTHER_VERSION = "of another version"
@@ -167,10 +167,10 @@ def checked(folder: Path) -> dict[str, Any]:
         DamagedError: if it is no record, or of another version; that of another point under a point's name.
     """
     path = folder / "record.json"
-    record = documents.read(path, record_check.LIMIT)
-    if record.get("format") != record_check.FORMAT:
+    record = documents.read(path, document.LIMIT)
+    if record.get("format") != document.FORMAT:
         raise DamagedError(path, OTHER_VERSION)
-    if why := record_check.fault(record):
+    if why := document.fault(record):
         raise DamagedError(path, why)
     if DIGEST.fullmatch(folder.name) and record["digest"] != folder.name:
         raise DamagedError(path, f"the record of point {record['digest']}")

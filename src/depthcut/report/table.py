@@ -13,8 +13,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from depthcut import store
 from depthcut.report import cells
+from depthcut.runtime import store
 
 CUT_STAGES = ("dense", "pruned", "healed")
 STAGES = (*CUT_STAGES, "control")

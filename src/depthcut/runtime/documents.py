@@ -115,7 +115,7 @@ def nests(value: Any) -> bool:
 
 
 def refuse_constant(name: str) -> NoReturn:
-    """Refuse NaN and the infinities: they are no JSON, and :func:`depthcut.store.write_json` writes none."""
+    """Refuse NaN and the infinities: they are no JSON, and :func:`depthcut.runtime.store.write_json` writes none."""
     raise ValueError(f"{name} is no number")
 
 

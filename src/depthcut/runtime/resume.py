@@ -7,8 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from depthcut import ranks, store
-from depthcut.runtime import provenance
+from depthcut.runtime import provenance, ranks, store
 from depthcut.runtime.errors import UserError
 
 KEY = "depthcut"

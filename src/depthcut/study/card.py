@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from depthcut.plan import NOUNS, Plan
+from depthcut.cut.plan import NOUNS, Plan
 from depthcut.report import table
 from depthcut.runtime import provenance
 
 if TYPE_CHECKING:
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LICENCES = {  # by the start of a hub name, where the repository itself does not say it

@@ -7,14 +7,15 @@ control says what the cut cost.
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from depthcut import lab as labs
-from depthcut import measured, record, runlog
 from depthcut.prune.plan import Given
+from depthcut.record import measured
 from depthcut.replace.none import NoReplacement
+from depthcut.study import lab as labs
+from depthcut.study import recording, runlog
 
 if TYPE_CHECKING:
-    from depthcut.config import Experiment
-    from depthcut.lab import Lab
+    from depthcut.config.experiment import Experiment
+    from depthcut.study.lab import Lab
 
 
 def measure(lab: "Lab") -> None:
@@ -58,11 +59,11 @@ def healed(twin: "Lab") -> dict[str, Any]:
     """Return the record of the control, made now or earlier."""
     from depthcut import algorithm
 
-    with record.alone(twin):
-        kept = record.finished(twin)
+    with recording.alone(twin):
+        kept = recording.finished(twin)
         if kept is None:
             runlog.say(f"control: the dense model with the same healing, point {twin.digest[:8]}")
-            with record.attempt(twin):
+            with recording.attempt(twin):
                 algorithm.run(twin.experiment, twin)
-                kept = record.write(twin)
+                kept = recording.write(twin)
     return kept

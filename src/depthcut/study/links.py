@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from depthcut.config import Experiment
+    from depthcut.config.experiment import Experiment
 
 FOLDER = "named"  # not the study's own folder: patterns such as outputs/STUDY/*/record.json must find a point once
 SIZES = ("layers", "parameters", "weight_bytes", "cache_bytes", "drop")

@@ -5,13 +5,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from depthcut.data.text.tokens import Tokens, separator_id
 from depthcut.runtime.errors import UserError
-from depthcut.text import Tokens, separator_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from depthcut.lab import Lab
+    from depthcut.study.lab import Lab
 
 # Names of modules and buffers that hold a row for each position: OPT, GPT-2, GPT-Neo; GPT-J, CodeGen.
 POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*)$")
@@ -25,7 +25,7 @@ def check(lab: "Lab") -> None:
     Raises:
         UserError: naming the key or the file, and what to do.
     """
-    from depthcut import loading
+    from depthcut.model.checkpoint import loading
 
     if lab.settled:
         log.info(lab.settled)
@@ -42,13 +42,12 @@ def check_quantised(lab: "Lab", model: "PreTrainedModel") -> None:
     Raises:
         UserError: if the larger part would stay as it is: fused experts are no linear layers.
     """
-    from depthcut import depth
-    from depthcut.model.decoder import linear
+    from depthcut.model.decoder import layers, linear
 
     described = lab.experiment.model
     if described.quantise == "none":
         return
-    parts = [linear.matrices(layer) for layer in depth.layers(model)]
+    parts = [linear.matrices(layer) for layer in layers.layers(model)]
     covered = {id(each.weight) for each in linear.linear_layers(model).values()}
     share, names = linear.left_out(parts, covered)
     if not names:
@@ -94,9 +93,9 @@ def positions(model: "PreTrainedModel") -> int | None:
     """Return how many positions a model has a row for; None where they are computed, as in rotary models."""
     from torch import nn
 
-    from depthcut import depth
+    from depthcut.model.decoder import layers
 
-    decoder, text = depth.decoder(model), depth.text_config(model.config)
+    decoder, text = layers.decoder(model), layers.text_config(model.config)
     tables = [name for name, part in decoder.named_modules() if isinstance(part, nn.Embedding)]
     tables += [name for name, _ in decoder.named_buffers()]
     known = any(POSITIONS.search(name) for name in tables)

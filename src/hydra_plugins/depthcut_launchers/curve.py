@@ -5,17 +5,18 @@ from typing import TYPE_CHECKING
 from hydra_plugins.depthcut_launchers.local import LocalLauncher
 
 if TYPE_CHECKING:
-    from depthcut.sweep import Point, Sweep
+    from depthcut.study.sweep import Point, Sweep
 
 
 class CurveLauncher(LocalLauncher):
-    """The local launcher, behind :func:`depthcut.curve.share`."""
+    """The local launcher, behind :func:`depthcut.study.curve.share`."""
 
     def run(self, sweep: "Sweep", points: "list[Point]") -> None:
         """Share the points' passes, then run them; one whose healing failed meanwhile has had its turn."""
-        from depthcut import complaints, curve
+        from depthcut.runtime import failures
+        from depthcut.study import curve
 
-        with complaints.noted():
+        with failures.noted():
             failed = curve.share([point.config for point in points])
             points = [point for point in points if point.lab.folder not in failed]
         super().run(sweep, points)

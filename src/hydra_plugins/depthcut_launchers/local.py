@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from hydra_plugins.depthcut_launchers.points import Points
 
 if TYPE_CHECKING:
-    from depthcut.sweep import Point, Sweep
+    from depthcut.study.sweep import Point, Sweep
 
 
 class LocalLauncher(Points):
@@ -13,7 +13,7 @@ class LocalLauncher(Points):
 
     def run(self, sweep: "Sweep", points: "list[Point]") -> None:
         """Run one point after the other; one that fails does not stop the others."""
-        from depthcut import runlog
+        from depthcut.study import runlog
 
         for point in points:
             runlog.say(f"point {sweep.points.index(point) + 1} of {len(sweep.points)}: {point.words}")

@@ -10,7 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from depthcut.sweep import Point, Sweep
+    from depthcut.study.sweep import Point, Sweep
 
 
 class Points(Launcher):
@@ -22,12 +22,12 @@ class Points(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Enrol the points of ``job_overrides``, run those that are not done, tell how it ended."""
-        from depthcut import complaints
-        from depthcut.sweep import Sweep
+        from depthcut.runtime import failures
+        from depthcut.study.sweep import Sweep
 
         del initial_job_idx
         sweep = Sweep()
-        with complaints.noted():
+        with failures.noted():
             sweep.enrol(job_overrides, self.composed)
             try:
                 self.run(sweep, sweep.open())
@@ -42,7 +42,7 @@ class Points(Launcher):
 
     def composed(self, overrides: Sequence[str]) -> DictConfig:
         """A point's config as its task gets it."""
-        from depthcut.composition import without_hydra
+        from depthcut.cli.composition import without_hydra
 
         return without_hydra(self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides)))
 

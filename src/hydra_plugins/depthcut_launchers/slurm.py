@@ -18,9 +18,9 @@ from depthcut.runtime.errors import UserError
 from hydra_plugins.depthcut_launchers.points import Points
 
 if TYPE_CHECKING:
-    from depthcut.jobs import Watched
-    from depthcut.slurm import Request, Work
-    from depthcut.sweep import Point, Sweep
+    from depthcut.study.slurm.job import Request, Work
+    from depthcut.study.slurm.queue import Watched
+    from depthcut.study.sweep import Point, Sweep
 
 
 class SlurmLauncher(Points):
@@ -31,26 +31,26 @@ class SlurmLauncher(Points):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take over what Hydra gives; what is asked of the cluster is checked before a point is composed."""
-        from depthcut import slurm
-        from depthcut.methods import checked
+        from depthcut.config.methods import checked
+        from depthcut.study.slurm import job as slurm_job
 
-        self.request: Request = checked("hydra.launcher", slurm.Request, self.knobs)
-        slurm.require()
+        self.request: Request = checked("hydra.launcher", slurm_job.Request, self.knobs)
+        slurm_job.require()
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def run(self, sweep: "Sweep", points: "list[Point]") -> None:
         """Submit and watch; what the job of another launcher was not asked for gets a job of its own afterwards."""
-        from depthcut import jobs
+        from depthcut.study.slurm import queue as slurm_queue
 
         while points:
             watched = [each for study in by(points, "study").values() for each in self.enqueue(study)]
             if watched and not self.request.wait:
-                jobs.say("the jobs go on by themselves; the same command looks after them")
+                slurm_queue.say("the jobs go on by themselves; the same command looks after them")
                 sys.exit(1 if sweep.mistakes else 0)
             try:
-                points = jobs.watch(sweep, watched)
+                points = slurm_queue.watch(sweep, watched)
             except KeyboardInterrupt:
-                jobs.say(f"the jobs go on by themselves; to cancel them: scancel {numbers(watched)}")
+                slurm_queue.say(f"the jobs go on by themselves; to cancel them: scancel {numbers(watched)}")
                 raise
 
     def enqueue(self, points: "list[Point]") -> "list[Watched]":
@@ -59,12 +59,13 @@ class SlurmLauncher(Points):
         Raises:
             UserError: if SLURM does not answer, or refuses the jobs.
         """
-        from depthcut import jobs, record
-        from depthcut.jobs import Ticket, Watched
+        from depthcut.study import recording
+        from depthcut.study.slurm import queue as slurm_queue
+        from depthcut.study.slurm.queue import Ticket, Watched
 
         study = points[0].lab.study
-        with jobs.alone(study):
-            queue = jobs.queue()
+        with slurm_queue.alone(study):
+            queue = slurm_queue.queue()
             there: list[Watched] = []
             new: dict[Path, list[Point]] = {}
             for folder, group in by(points, "folder").items():
@@ -73,10 +74,10 @@ class SlurmLauncher(Points):
                 if ticket and entry and entry.alive:
                     ticket = Ticket(ticket.name, ticket.index, entry.job).write(folder)
                     there.append(Watched(ticket, group, adopted=True))
-                elif any(record.finished(point.lab) is None for point in group):
+                elif any(recording.finished(point.lab) is None for point in group):
                     new[folder] = group
             if there:
-                jobs.say(f"{len(there)} in the queue already, as job {numbers(there)}")
+                slurm_queue.say(f"{len(there)} in the queue already, as job {numbers(there)}")
             return there + (self.submit(study, new) if new else [])
 
     def submit(self, study: Path, groups: "dict[Path, list[Point]]") -> "list[Watched]":
@@ -88,22 +89,23 @@ class SlurmLauncher(Points):
         from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError
 
-        from depthcut import jobs, record
-        from depthcut.jobs import Ticket, Watched
+        from depthcut.study import recording
+        from depthcut.study.slurm import queue as slurm_queue
+        from depthcut.study.slurm.queue import Ticket, Watched
 
         name = f"{study.name}-{secrets.token_hex(4)}"
-        logs = jobs.private(study) / name
+        logs = slurm_queue.private(study) / name
         executor = SlurmExecutor(logs, max_num_timeout=self.request.max_timeouts)
         executor.update_parameters(job_name=name, **self.request.parameters)
         for index, folder in enumerate(groups):
             Ticket(name, index).write(folder)
-            (folder / record.FAILURE).unlink(missing_ok=True)
+            (folder / recording.FAILURE).unlink(missing_ok=True)
         try:
             with outside(), contextlib.redirect_stderr(io.StringIO()):
                 submitted = executor.submit_array([self.work(group) for group in groups.values()])
         except FailedJobError as error:
             for folder in groups:
-                (folder / jobs.TICKET).unlink()
+                (folder / slurm_queue.TICKET).unlink()
             shutil.rmtree(logs)
             raise UserError(f"SLURM refused the jobs: {error}") from error
         tickets = [Ticket(name, index, job.job_id) for index, job in enumerate(submitted)]
@@ -111,12 +113,12 @@ class SlurmLauncher(Points):
             Watched(ticket.write(folder), group, adopted=False)
             for ticket, (folder, group) in zip(tickets, groups.items(), strict=True)
         ]
-        jobs.say(f"{len(watched)} submitted as job {numbers(watched)}, which logs to {logs}")
+        slurm_queue.say(f"{len(watched)} submitted as job {numbers(watched)}, which logs to {logs}")
         return watched
 
     def work(self, points: "list[Point]") -> "Work":
         """What the job of these points does."""
-        from depthcut.slurm import Work
+        from depthcut.study.slurm.job import Work
 
         script = Path(inspect.getfile(self.task)).resolve()
         configs = [point.lab.experiment.composed for point in points]

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from depthcut import store
+from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 
 MOST = 10_000

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from depthcut.files import Files
+from depthcut.model.checkpoint.files import Files
 from depthcut.runtime.errors import UserError
 
 # The format allows 100 MB; no real model's header comes near this.

@@ -135,7 +135,7 @@ def read(title: str, folder: Path, described: dict[str, Any]) -> "PreTrainedConf
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from depthcut.loading import quiet
+    from depthcut.model.checkpoint.loading import quiet
 
     kind = described["model_type"]
     if kind not in CONFIG_MAPPING:
@@ -160,11 +160,11 @@ def build(title: str, config: "PreTrainedConfig", described: dict[str, Any], mos
     """
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
-    from depthcut import depth
-    from depthcut.loading import quiet
+    from depthcut.model.checkpoint.loading import quiet
+    from depthcut.model.decoder import layers as decoder_layers
 
     try:
-        depth.text_config(config)
+        decoder_layers.text_config(config)
     except UserError as error:
         raise UserError(f"{title}: {error}") from None
     count = iter(range(most))
@@ -176,7 +176,7 @@ def build(title: str, config: "PreTrainedConfig", described: dict[str, Any], mos
     hook = register_module_parameter_registration_hook(stop)
     try:
         with explained(title, described), quiet():
-            return depth.skeleton(config)
+            return decoder_layers.skeleton(config)
     finally:
         hook.remove()
 

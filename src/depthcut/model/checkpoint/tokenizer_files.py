@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from depthcut.files import Files
+from depthcut.model.checkpoint.files import Files
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:

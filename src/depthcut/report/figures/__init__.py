@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 def of(points: "Sequence[Point]") -> "dict[str, Figure]":
     """All figures that these finished points have something for, by name: also what a logger may send elsewhere."""
-    from depthcut.report import curves, falls, healing, labels, layers, maps
-    from depthcut.report.figures import agreement, blocks, forest, lines, losses, strips, tradeoff
+    from depthcut.report import curves, healing, labels, layers, score_maps, transitions
+    from depthcut.report.figures import agreement, blocks, forest, layer_strips, lines, losses, tradeoff
     from depthcut.report.tidy import tidy
 
     records = [point.record for point in points]
     table = tidy(records)
     drawn, dense = curves.lines(table), curves.dense(table)
-    fallen = falls.of(drawn, dense)
+    fallen = transitions.of(drawn, dense)
     choices = layers.strips(records)
     names = [label["recipe"] for label in labels.of(records)]
     found = {
         "curves": lines.figure(drawn, dense, fallen),
         "transition": forest.figure(fallen),
-        "layers": strips.figure(choices),
+        "layers": layer_strips.figure(choices),
         "agreement": agreement.figure(layers.agreements(choices)),
-        "blocks": blocks.figure(maps.maps(points)),
+        "blocks": blocks.figure(score_maps.maps(points)),
         "tradeoff": tradeoff.figure(drawn, dense),
         "healing": losses.figure(healing.curves(points, kept=400), names),
     }

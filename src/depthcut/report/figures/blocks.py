@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from depthcut.report.figures import style
-from depthcut.report.maps import Map
+from depthcut.report.score_maps import Map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

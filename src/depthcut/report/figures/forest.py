@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from depthcut.report import transition
-from depthcut.report.falls import Fall
+from depthcut.report import transition_fit
 from depthcut.report.figures import lines, style
+from depthcut.report.transitions import Fall
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ def figure(falls: Sequence[Fall]) -> "Figure | None":
             middle, onset, colour = fall.found.midpoint, fall.found.onset, look.of(fall.line)["color"]
             if middle is None or onset is None:
                 axis.annotate(
-                    transition.REASONS[fall.found.why], (0.005, row), fontsize=6.5, va="center", color=style.QUIET
+                    transition_fit.REASONS[fall.found.why], (0.005, row), fontsize=6.5, va="center", color=style.QUIET
                 )
                 continue
             axis.plot([onset.low, onset.high], [row - 0.22] * 2, color=colour, linewidth=0.7)

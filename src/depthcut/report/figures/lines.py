@@ -7,8 +7,8 @@ import numpy as np
 
 from depthcut.report import chance, curves
 from depthcut.report.curves import Line
-from depthcut.report.falls import Dense, Fall
 from depthcut.report.figures import style
+from depthcut.report.transitions import Dense, Fall
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from depthcut.report.curves import Line
-from depthcut.report.falls import Dense
 from depthcut.report.figures import lines as panels
 from depthcut.report.figures import style
+from depthcut.report.transitions import Dense
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

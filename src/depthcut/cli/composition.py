@@ -1,0 +1,220 @@
+"""Compose a config with Hydra under depthcut's rules, which are checked before anything of the config takes effect.
+
+The ``hydra`` section belongs to ``conf/config.yaml`` and ``conf/hydra``; on the command line only the launcher and its
+options can be set. No experiment, model or other chosen file may change it: Hydra would run what it names.
+"""
+
+import copy
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.types import RunMode
+from hydra.version import setbase
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+from depthcut.config import errors, values
+from depthcut.config.values import CONF, stored_evaluations
+from depthcut.runtime.errors import UserError
+
+LAUNCHERS = ("local", "curve", "slurm")
+OURS = re.compile(r"config|hydra/.*")
+"""Files that may set the ``hydra`` section."""
+
+
+class UnknownKeyError(UserError):
+    """An override of a key that the composed config does not have.
+
+    Attributes:
+        key: the key, such as ``heal.steps``.
+    """
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's config loader, which refuses what a config may not say, in one line.
+
+    Attributes:
+        composed: the configs of points that were composed and not yet asked for.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        """Read ``conf``, and ``folder`` (``--config-dir``) after it."""
+        setbase("1.3")
+        setup_globals()
+        path = create_config_search_path(str(CONF))
+        if folder is not None:
+            if not Path(folder).is_dir():
+                raise UserError(f"--config-dir={folder}: no such folder")
+            path.prepend("command-line", f"file://{Path(folder).resolve()}", SearchPathQuery(provider="schema"))
+        super().__init__(path)
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.files = CachingConfigRepository(self.repository)
+
+    def parse(self, overrides: Iterable[str]) -> list[Override]:
+        """Read the override grammar.
+
+        Raises:
+            UserError: for a word that is no override, or one of Hydra's own settings.
+        """
+        parsed: list[Override] = []
+        for word in overrides:
+            key, _, value = word.partition("=")
+            if values.calls_resolver(value):
+                raise UserError(values.RESOLVER.format(errors.clipped(key.lstrip("+~"))))
+            try:
+                parsed += OverridesParser.create(config_loader=self).parse_overrides([word])
+            except Exception as error:  # Hydra's grammar, or Python's, refuses what the user typed
+                raise UserError(errors.of_override(word, error)) from error
+        for each in parsed:
+            refuse_hydra_setting(each)
+        return parsed
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """Compose a config.
+
+        Raises:
+            UnknownKeyError: for an override of a key that is not in the config, or that nothing in it reads.
+            UserError: for anything else that cannot be composed, or that a config may not say.
+        """
+        parsed = self.parse(overrides)
+        checks = from_shell, validate_sweep_overrides
+        try:
+            cfg = super().load_configuration(config_name, overrides, run_mode, *checks)
+        except UserError:
+            raise
+        except Exception as error:  # whatever Hydra and OmegaConf raise, the user's words are the cause
+            if key := errors.unknown_key(error):
+                raise UnknownKeyError(key, errors.of_hydra(error)) from error
+            word = self.culprit(str(error), config_name, overrides, run_mode)
+            raise UserError(errors.of_composition(error, word)) from error
+        refuse_foreign_launcher(cfg.hydra.launcher)
+        values.check(cfg)
+        refuse_idle(parsed, cfg)
+        return cfg
+
+    def culprit(self, text: str, config_name: str | None, overrides: Sequence[str], run_mode: RunMode) -> str:
+        """Return the override that an error's ``text`` names, or else the first with which they do not compose."""
+        for word in overrides:
+            if word in text or f"'{word.partition('=')[0].lstrip('+~')}'" in text:
+                return word
+        for count in range(1, len(overrides) + 1):
+            try:
+                super().load_configuration(config_name, list(overrides[:count]), run_mode, True, False)
+            except Exception:
+                return overrides[count - 1]
+        return "config"
+
+    def is_group(self, override: Override) -> bool:
+        """Return whether an override chooses a file of a group."""
+        return self.files.group_exists(override.key_or_group)
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """Compose the config of a point; one that was composed already is handed out, once."""
+        ready = self.composed.pop(tuple(sweep_overrides), None)
+        return super().load_sweep_config(master_config, sweep_overrides) if ready is None else ready
+
+    def _parse_overrides_and_create_caching_repo(
+        self, config_name: str | None, overrides: list[str]
+    ) -> tuple[list[Override], CachingConfigRepository]:
+        """Read each file once, however many points are composed."""
+        del config_name
+        return OverridesParser.create().parse_overrides(overrides), self.files
+
+    def _load_single_config(self, default: Any, repo: Any) -> Any:
+        """Load one file of the defaults list.
+
+        Raises:
+            UserError: if it sets the ``hydra`` section and may not.
+        """
+        loaded: Any = super()._load_single_config(default, repo)
+        ours = OURS.fullmatch(default.config_path) and loaded.provider != "command-line"
+        if "hydra" in loaded.config and not ours:
+            raise UserError(
+                f"{default.config_path}.yaml must not set hydra.*: give the launcher's options on the command line, "
+                "or in conf/hydra/launcher"
+            )
+        return replace(loaded, config=copy.deepcopy(loaded.config))  # which overrides change; the file is read once
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """Return the config that a point's task gets."""
+    with flag_override(cfg, ["readonly", "struct"], False):
+        del cfg["hydra"]
+    return cfg
+
+
+def refuse_hydra_setting(override: Override) -> None:
+    """Hydra acts on its own section: logging, callbacks and environment variables would run code or change the process.
+
+    Raises:
+        UserError: for any of its settings but the launcher's.
+    """
+    key = override.key_or_group
+    if re.split("[./]", override.package or key)[0] != "hydra":
+        return
+    launcher = key == "hydra/launcher" or re.fullmatch(r"hydra\.launcher\.[A-Za-z][\w.-]*", key)
+    if not launcher or "_target_" in key or override.package or override.is_delete():
+        raise UserError(f"{key}: of Hydra's settings only hydra/launcher and hydra.launcher.* may be set")
+
+
+def refuse_foreign_launcher(launcher: DictConfig) -> None:
+    """Hydra instantiates the launcher.
+
+    Raises:
+        UserError: unless it is one of depthcut's, with plain options.
+    """
+    node: Any = OmegaConf.to_container(launcher, resolve=False)
+    target = node.pop("_target_", None)
+    words = [word for word in LAUNCHERS if target == f"hydra_plugins.depthcut_launchers.{word}.{word.title()}Launcher"]
+    if not words:
+        raise UserError(f"hydra/launcher must be one of {', '.join(LAUNCHERS)}, got {errors.shown(target)}")
+    node.pop("_convert_", None)
+    for key, value in node.items():
+        if words != ["slurm"]:
+            raise UserError(f"hydra.launcher.{key}: hydra/launcher={words[0]} has no options")
+        values.refuse_targets(f"hydra.launcher.{key}", value)
+
+
+def refuse_idle(overrides: Iterable[Override], cfg: DictConfig) -> None:
+    """An option of an evaluation that is not chosen changes nothing.
+
+    Raises:
+        UnknownKeyError: for an override of one.
+    """
+    composed: Any = OmegaConf.to_container(cfg, resolve=False)
+    node = composed.get("eval")
+    if not isinstance(node, dict):
+        return
+    chosen = {word: value for word, value in node.items() if isinstance(value, dict) and "_target_" in value}
+    read = set(re.findall(r"\$\{eval\.(\w+)", str(chosen)))
+    stored = stored_evaluations()
+    for each in overrides:
+        group, _, word = each.key_or_group.partition(".")
+        word = word.partition(".")[0]
+        if group == "eval" and word in node.keys() & stored.keys() and word not in {*chosen, *read}:
+            choice = ",".join([*chosen, word])
+            raise UnknownKeyError(
+                each.key_or_group,
+                f"{each.key_or_group} has no effect: no chosen evaluation reads eval.{word}. Choose what is "
+                f"measured with eval=[{choice}]",
+            )

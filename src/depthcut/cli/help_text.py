@@ -1,0 +1,100 @@
+"""The text of ``--help``: the groups with their defaults, the choices of a group, the commented options of a choice."""
+
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from depthcut.config import errors
+from depthcut.config.values import CONF
+from depthcut.report import methods
+from depthcut.runtime.errors import UserError
+
+USAGE = """\
+depthcut cuts layers out of a language model, heals it, and measures what is left.
+
+  python run.py KEY=VALUE ...              run one point: python run.py model=pico prune.frac=0.5
+  python run.py -m KEY=VALUE,VALUE ...     run a sweep: python run.py -m prune.frac=0,0.25,0.5
+  python run.py --help heal                list the choices of a group
+  python run.py --help heal=lora           list the options of a choice, with their comments
+  python run.py --config FILE              run the config.yaml of a point
+  python run.py --config-dir FOLDER ...    find choices of your own in FOLDER, such as FOLDER/experiment/mine.yaml
+  python run.py --cfg job KEY=VALUE ...    print the composed config
+  python run.py --version                  print the version
+  python -m depthcut.report outputs/main   print the table of a study
+"""
+
+
+def render(words: Sequence[str]) -> str:
+    """Return the help on ``words``, such as ``heal`` or ``heal=lora``; without any, the overview.
+
+    Raises:
+        UserError: for a group or a choice that does not exist.
+    """
+    return "\n".join(map(about, words)) if words else overview()
+
+
+def overview() -> str:
+    """Return the usage, the groups, and the options that belong to no group."""
+    chosen = defaults()
+    lines = ["== Groups (choose with group=choice) =="]
+    for group in groups():
+        marked = [f"{name} (default)" if name in chosen.get(group, ()) else name for name in choices(group)]
+        lines += textwrap.wrap(f"{group}: {', '.join(marked)}", 120, subsequent_indent="    ")
+    text = (CONF / "config.yaml").read_text(encoding="utf-8")
+    options = text[text.index("\nname:") + 1 : text.index("\nhydra:")]
+    return "\n".join([USAGE, *lines, "", "== Options of no group ==", options])
+
+
+def about(word: str) -> str:
+    """Return the choices of a group, or the yaml of one choice.
+
+    Raises:
+        UserError: if it does not exist.
+    """
+    group, _, names = word.partition("=")
+    if group not in groups():
+        raise UserError(f"--help {errors.clipped(word)}: no such group. {errors.choices(group, groups())}")
+    if not names:
+        rows = [f"  {group}={name}: {first_line(group, name)}" for name in choices(group)]
+        return "\n".join([f"== {group} ==", *rows, ""])
+    found: list[str] = []
+    for name in re.findall(r"[\w/]+", names):
+        if name not in choices(group):
+            raise UserError(f"{group}={name}: no such {group}. {errors.choices(name, choices(group))}")
+        found.append(f"== {group}={name} ==\n{(CONF / group / name).with_suffix('.yaml').read_text(encoding='utf-8')}")
+    return "\n".join(found)
+
+
+def groups() -> list[str]:
+    """Return the folders of ``conf`` that hold choices, as they are named on the command line."""
+    folders = {path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/**/*.yaml")}
+    return sorted(each for each in folders if not each.startswith("experiment/"))
+
+
+def choices(group: str) -> list[str]:
+    """Return the choices of a group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def defaults() -> dict[str, list[str]]:
+    """Return the default choices of each group."""
+    entries: list[dict[str, Any]] = [
+        each
+        for each in yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+        if isinstance(each, dict)
+    ]
+    pairs = [(key.removeprefix("override "), value) for each in entries for key, value in each.items()]
+    return {key: value if isinstance(value, list) else [str(value)] for key, value in pairs}
+
+
+def first_line(group: str, name: str) -> str:
+    """Return what a choice is, in a line: of its module, or of its yaml's first comment."""
+    path: Path = CONF / group / f"{name}.yaml"
+    if group in methods.GROUPS:
+        return methods.first_line(group, path)
+    comments: Iterable[str] = (line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
+    return next((line[2:] for line in comments if not line.startswith("# @")), "")

@@ -1,0 +1,165 @@
+"""The command line: compose the config under depthcut's rules, then run one point or a sweep of them."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from depthcut.cli import help_text
+from depthcut.cli.composition import Loader, without_hydra
+from depthcut.runtime import documents
+from depthcut.runtime.documents import DamagedError
+from depthcut.runtime.errors import UserError
+from depthcut.runtime.paths import quoted
+
+Task = Callable[[DictConfig], Any]
+# Where this package is installed, bitsandbytes and transformers fetch code from the hub and run it.
+sys.modules.setdefault("kernels", None)  # pyright: ignore[reportArgumentType, reportCallIssue]
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # which says that it is not there
+
+
+def run(task: Task, words: Sequence[str]) -> None:
+    """Do what the command line ``words`` asks for; ``task`` runs one point.
+
+    Raises:
+        UserError: for a mistake in it, before anything heavy is loaded.
+    """
+    asked = parse([quoted(word) for word in words])
+    if asked.version:
+        print(f"depthcut {version('depthcut')}")
+    elif asked.help:
+        print(help_text.render(asked.overrides), end="")
+    elif asked.config:
+        refuse_deleted_folder()
+        task(stored(Path(asked.config), asked))
+    elif asked.cfg:
+        refuse_deleted_folder()
+        cfg = Loader(asked.config_dir).load_configuration("config", asked.overrides, RunMode.RUN)
+        print(OmegaConf.to_yaml(without_hydra(cfg), resolve=asked.resolve), end="")
+    else:
+        refuse_deleted_folder()
+        loader = Loader(asked.config_dir)
+        (run_sweep if asked.multirun else run_point)(loader, task, asked.overrides)
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Read the flags of the command line; what is left are overrides.
+
+    Raises:
+        UserError: for a flag that does not exist.
+    """
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job"])
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config")
+    for flag in ("--resolve", "--version"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("overrides", nargs="*")
+    return parser.parse_intermixed_args(words)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is an exception."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse a flag, or its value."""
+        flags = "-m, --help, --version, --cfg job, --resolve, --config FILE and --config-dir FOLDER"
+        raise UserError(f"{message}. The flags are {flags}")
+
+
+def stored(path: Path, asked: argparse.Namespace) -> DictConfig:
+    """Read the config of a point, as its config.yaml holds it.
+
+    Raises:
+        UserError: if the file cannot be read, or something else is said beside it.
+    """
+    if asked.overrides or asked.multirun:
+        raise UserError("--config FILE takes no overrides: it holds the whole config of a point")
+    try:
+        found: Any = OmegaConf.create(documents.read_yaml(path))
+    except FileNotFoundError:
+        raise UserError(f"--config: no file at {path}") from None
+    except DamagedError as error:
+        raise UserError(f"--config: {path} holds no config ({error.why}); correct the file") from None
+    require_own_tasks(found, [])
+    return found
+
+
+def require_own_tasks(composed: DictConfig, overrides: Sequence[str]) -> None:
+    """Check the whole config, and that only the command line names files of lm-eval tasks."""
+    from depthcut.config import experiment
+
+    experiment.require_tasks_of_command_line(experiment.read(composed), overrides)
+
+
+def refuse_deleted_folder() -> None:
+    """Hydra, and every relative path, needs the current folder.
+
+    Raises:
+        UserError: if it is gone.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109  Path.cwd() is the same
+    except FileNotFoundError as error:
+        raise UserError("the current folder was deleted; change to one that exists") from error
+
+
+def compose(loader: Loader, overrides: Sequence[str]) -> DictConfig:
+    """Compose the config of one point.
+
+    Raises:
+        UserError: for whatever cannot be composed, or has an effect in a sweep only.
+    """
+    for each in loader.parse(overrides):
+        if of_hydra(each):
+            raise UserError(f"{each.input_line} has an effect with -m only")
+    return without_hydra(loader.load_configuration("config", list(overrides), RunMode.RUN))
+
+
+def run_point(loader: Loader, task: Task, overrides: Sequence[str]) -> None:
+    """Run one point here."""
+    composed = compose(loader, overrides)
+    require_own_tasks(composed, overrides)
+    task(composed)
+
+
+def master(loader: Loader, overrides: Iterable[Override]) -> DictConfig:
+    """Compose the config that the launcher is built from; its points have configs of their own.
+
+    Raises:
+        UserError: as :func:`compose`.
+    """
+    words = [str(each.input_line) for each in overrides if of_hydra(each)]
+    return loader.load_configuration("config", words, RunMode.MULTIRUN)
+
+
+def of_hydra(override: Override) -> bool:
+    """Return whether an override is an option of the launcher."""
+    return override.key_or_group.startswith("hydra")
+
+
+def run_sweep(loader: Loader, task: Task, overrides: Sequence[str]) -> None:
+    """Hand every point of a sweep to the launcher."""
+    from depthcut.cli.expansion import expand
+    from depthcut.study import runlog
+
+    parsed = loader.parse(overrides)
+    config = master(loader, parsed)
+    points, notes = expand(loader, config, [each for each in parsed if not of_hydra(each)])
+    for note in notes:
+        runlog.say(note)
+    context = HydraContext(config_loader=loader, callbacks=Callbacks())
+    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
+    launcher.launch(points, initial_job_idx=0)

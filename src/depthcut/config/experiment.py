@@ -1,0 +1,222 @@
+"""From the composed config to one frozen Experiment: every mistake is found here, before anything heavy is loaded."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, StringConstraints
+
+from depthcut.config import errors
+from depthcut.config import values as config_values
+from depthcut.config.methods import GROUPS, build, checked
+from depthcut.data import Source
+from depthcut.eval import Eval
+from depthcut.eval.harness import Harness
+from depthcut.eval.likelihood import task_files
+from depthcut.heal import Heal
+from depthcut.log import Log
+from depthcut.metric import Metric
+from depthcut.model import Model
+from depthcut.prune import Prune
+from depthcut.replace import Replace
+from depthcut.runtime.errors import UserError
+from depthcut.runtime.paths import PathText
+from depthcut.runtime.strict import strict
+
+PARTS = ("calibration", "train", "validation")
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$")]
+
+
+@strict
+class Data:
+    """The three texts of an experiment; no document is in two of them.
+
+    Attributes:
+        calibration: what metrics read.
+        train: what healing reads.
+        validation: what the loss is measured on.
+    """
+
+    calibration: Source
+    train: Source
+    validation: Source
+
+
+@strict
+class Experiment:
+    """A composed config, checked. Its methods are ready to be called; ``composed`` is the plain config they came from.
+
+    Attributes:
+        name: the study.
+        outputs: folder of all studies.
+        seed: of the healing (adapters, batch order, dropout).
+        device: ``auto`` takes the GPU where there is one.
+        stream: whether the metric goes through the model layer by layer, off the disk, and a model that processes heal
+            in shares is in shares all the time; ``auto``: where it does not fit.
+        keep_weights: whether the pruned model's quantised weights are kept in the cache, to be loaded again in seconds.
+        stages: at which of the three stages ``eval`` measures.
+        export: what is left on the disk of the healed model.
+    """
+
+    name: Name
+    outputs: PathText
+    seed: Annotated[int, Field(ge=0)]
+    device: Literal["auto", "cpu", "cuda"]
+    stream: Literal["auto", "always", "never"]
+    keep_weights: bool
+    stages: list[Literal["dense", "pruned", "healed"]]
+    export: Literal["merged", "adapter", "none"]
+    model: Model
+    data: Data
+    metric: Metric
+    prune: Prune
+    replace: Replace
+    heal: Heal
+    eval: dict[str, Eval]
+    log: Log
+    composed: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.name == "cache":
+            raise UserError("name must not be cache: OUTPUTS/cache holds what all studies share")
+        if not self.model.undecided:
+            self._check_base()
+        if self.prune.rescores and not self.metric.rescores:
+            prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
+            raise UserError(f"prune={prune} scores again what is left, which metric={metric} cannot: it runs no model")
+        self._check_scores()
+        self._check_length()
+        if getattr(self.heal, "strategy", "ddp") == "fsdp" and not self.model.undecided:
+            self._check_shares()
+        self._check_results()
+        if self.export == "adapter" and self.heal.leaves != "adapter":
+            word = type(self.heal).__module__.rsplit(".", 1)[-1]
+            raise UserError(f"export=adapter needs a heal that trains adapters; heal={word} leaves none")
+
+    def _check_results(self) -> None:
+        """Refuse a run that would leave no number, no scores and no model."""
+        trains, stages = self.heal.trains, {*self.stages} if self.eval else set[str]()
+        left = "healed" in stages if trains else stages - {"healed"} or self.prune.reads_scores
+        if not left and self.export == "none":
+            what, stage = ("healing", "stages=[healed]") if trains else ("run", "a stage")
+            raise UserError(f"nothing would be left of the {what}: set export, or have eval measure {stage}")
+
+    def _check_length(self) -> None:
+        """Refuse rows of text of another length than healing counts with."""
+        length = getattr(self.heal, "length", self.data.train.length)
+        if length != self.data.train.length:
+            mend = "set heal.length alone, which the text follows"
+            raise UserError(f"data.train.length must be heal.length ({length}), got {self.data.train.length}; {mend}")
+
+    def _check_shares(self) -> None:
+        """Refuse what goes wrong, without a word, with weights of which each process holds a share."""
+        if self.model.quantise != "none":
+            got = f"got model.quantise={self.model.quantise}"
+            raise UserError(f"heal.strategy=fsdp corrupts quantised weights; take heal.strategy=ddp, {got}")
+        if (optimiser := getattr(self.heal, "optimiser", "adamw")) != "adamw":
+            raise UserError(f"heal.strategy=fsdp needs heal.optimiser=adamw, got {optimiser}: it knows no shares")
+        if (word := type(self.replace).__module__.rpartition(".")[2]) != "none":
+            raise UserError(f"heal.strategy=fsdp shares out plain layers; take replace=none, got replace={word}")
+
+    def _check_base(self) -> None:
+        """Refuse a base that the recipe cannot train on, or the metric cannot score."""
+        if self.model.quantise not in self.heal.bases:
+            word = type(self.heal).__module__.rsplit(".", 1)[-1]
+            wanted = " or ".join(self.heal.bases)
+            raise UserError(f"heal={word} needs model.quantise={wanted}, got {self.model.quantise}")
+        if self.prune.reads_scores and self.model.quantise not in self.metric.bases:
+            word = type(self.metric).__module__.rsplit(".", 1)[-1]
+            raise UserError(
+                f"metric={word} needs gradients, which model.quantise={self.model.quantise} cannot give; none can"
+            )
+
+    def _check_scores(self) -> None:
+        """Refuse what the metric and the pruner cannot do together."""
+        if not self.prune.reads_scores:
+            return
+        prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
+        if self.prune.searches and not self.metric.searches:
+            raise UserError(f"prune={prune} needs a metric that values any cut, such as kl; metric={metric} does not")
+        if self.prune.unit not in self.metric.units:
+            there = ", ".join(self.metric.units)
+            raise UserError(f"metric={metric} scores no prune.unit={self.prune.unit}; it scores: {there}")
+        if self.stream == "always" and not self.metric.streams:
+            raise UserError(f"stream=always: metric={metric} needs the whole model in memory; take stream=never")
+        if getattr(self.metric, "until", None) is not None and prune != "block":
+            raise UserError(f"metric.until stops when one block is sure; that needs prune=block, got {prune}")
+
+
+def read(cfg: DictConfig) -> Experiment:
+    """Check a composed config and build its methods.
+
+    Raises:
+        UserError: one line that names the key, what was wanted and what was got.
+    """
+    config_values.check(cfg)
+    composed = resolved(cfg)
+    fields = get_type_hints(Experiment).keys() - {"composed"}
+    for key in composed:
+        if key not in fields:
+            raise UserError(errors.no_such_key(str(key), fields))
+    values = {"eval": {}, **composed}  # Hydra leaves a group out of which nothing is chosen
+    for group in (each for each in GROUPS if each in composed):
+        read_group = {"data": sources, "eval": evaluations}.get(group, partial(build, group))
+        values[group] = read_group(composed[group])
+    return checked("", Experiment, {**values, "composed": composed})
+
+
+def require_tasks_of_command_line(x: Experiment, overrides: Sequence[str]) -> None:
+    """Check that only the command line names files of lm-eval tasks: they can run code.
+
+    Raises:
+        UserError: naming a path that stands in a config file.
+    """
+    for each in x.eval.values():
+        if isinstance(each, Harness):
+            task_files.require_command_line(each.tasks, each.include_path, overrides)
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Return the config as plain values, with every reference followed.
+
+    Raises:
+        UserError: for a value that is missing, or a reference that leads nowhere or to itself.
+    """
+    try:
+        composed: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(errors.of_omegaconf(error)) from error
+    except RecursionError as error:
+        raise UserError("config: a value refers to itself through ${...}; give it a plain value") from error
+    return composed
+
+
+def sources(node: Any) -> Data:
+    """Build the three texts.
+
+    Raises:
+        UserError: as :func:`build`.
+    """
+    if not isinstance(node, dict):
+        raise UserError(f"data must be calibration, train and validation, got {errors.shown(node)}")
+    parts = {str(part): build(f"data.{part}", value) if part in PARTS else value for part, value in node.items()}
+    return checked("data", Data, parts)
+
+
+def evaluations(node: Any) -> dict[str, Eval]:
+    """Build the evaluations.
+
+    A model's or an experiment's file may hold options of evaluations that are not chosen; they must exist.
+
+    Raises:
+        UserError: for a key that no evaluation has, a plain value where an evaluation belongs, and as :func:`build`.
+    """
+    if not isinstance(node, dict):
+        raise UserError(f"eval must be a list of evaluations, as in eval=[loss,harness], got {errors.shown(node)}")
+    chosen = {key: value for key, value in node.items() if isinstance(value, dict) and "_target_" in value}
+    left = {str(key): value for key, value in node.items() if key not in chosen}
+    if left:
+        config_values.refuse_unknown_options(left)
+    return {key: build(f"eval.{key}", value) for key, value in chosen.items()}

@@ -1,0 +1,213 @@
+"""Which layers go and which stay: 0-based, readable as words, written and read back as JSON."""
+
+import json
+import re
+import reprlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from depthcut.config import errors
+from depthcut.runtime import documents, store
+from depthcut.runtime.documents import DamagedError
+from depthcut.runtime.errors import UserError
+
+FORMAT = 2
+OLDER = 1  # without a unit: whole layers
+KEYS = ("format", "depth", "unit", "drop", "words", "model", "notes")
+DEEPEST = 10_000  # layers; more are a mistake, and would take all memory
+EXAMPLE = 'A plan by hand: {"drop": [3, 4, [6, 9], "11-18"]} drops layers 3-4, 6-8 and 11-18'
+
+Unit = Literal["layer", "attention", "mlp"]
+NOUNS: dict[Unit, str] = {"layer": "layers", "attention": "attentions", "mlp": "MLPs"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cut through a model of ``depth`` layers.
+
+    Attributes:
+        depth: layers of the whole model, L.
+        drop: the layers that go, sorted, each in [0, L).
+        unit: what of these layers goes: all, or their attention or MLP alone, and then the layers stay.
+        model: digest of the checkpoint that the plan was made for; empty when it fits any model of this depth.
+        notes: how it was chosen (pruner, metric, score of the cut): recorded, never read.
+
+    Raises:
+        UserError: for a layer outside the model, one named twice, or a plan that keeps no layer.
+    """
+
+    depth: int
+    drop: tuple[int, ...]
+    unit: Unit = "layer"
+    model: str = ""
+    notes: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        wrong = [i for i in self.drop if not 0 <= i < self.depth]
+        if wrong:
+            raise UserError(f"plan drops layer {wrong[0]}, but this model has layers 0-{self.depth - 1}")
+        if len(set(self.drop)) != len(self.drop):
+            raise UserError(f"plan names a layer twice: {list(self.drop)}")
+        if len(self.drop) >= self.depth:
+            raise UserError(f"plan keeps 0 of {self.depth} layers; at least one must stay")
+        object.__setattr__(self, "drop", tuple(sorted(self.drop)))
+
+    @property
+    def keep(self) -> tuple[int, ...]:
+        """The layers that stay, whole or halved, in order: new layer i is old layer ``keep[i]``."""
+        gone = set(self.drop if self.unit == "layer" else ())
+        return tuple(i for i in range(self.depth) if i not in gone)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the layers, or of their attentions or MLPs, that go: n / L."""
+        return len(self.drop) / self.depth
+
+    @property
+    def words(self) -> str:
+        """The plan as a person reads it, e.g. ``drops layers 21-28 of 0-31, keeps 24``."""
+        if not self.drop:
+            return f"drops nothing, keeps all {self.depth} layers"
+        gone = ", ".join(str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in spans(self.drop))
+        noun = "layer" if len(self.drop) == 1 else "layers"
+        half = "" if self.unit == "layer" else f"the {'MLP' if self.unit == 'mlp' else self.unit} of "
+        return f"drops {half}{noun} {gone} of 0-{self.depth - 1}, keeps {self.depth - len(self.drop)}"
+
+    @property
+    def surest(self) -> str:
+        """How often the block's start and its rivals win in a bootstrap, e.g. ``11 in 83%, 12 in 17%``; or nothing."""
+        wins: dict[str, float] = self.notes.get("wins", {})
+        return ", ".join(f"{start} in {share:.0%}" for start, share in list(wins.items())[:3] if share > 0.005)
+
+    def write(self, path: Path) -> None:
+        """Write the plan as JSON; ``drop`` holds half-open spans."""
+        store.write_json(path, self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: ``{"format", "depth", "unit", "drop": [[start, stop), ...], "model", "notes", "words"}``."""
+        drop = [list(span) for span in spans(self.drop)]
+        return {
+            "format": FORMAT,
+            "depth": self.depth,
+            "unit": self.unit,
+            "drop": drop,
+            "words": self.words,
+            "model": self.model,
+            "notes": self.notes,
+        }
+
+    @classmethod
+    def read(cls, path: Path, depth: int | None = None) -> "Plan":
+        """Read a plan, as :meth:`write` leaves it or written by hand.
+
+        Args:
+            path: the file.
+            depth: layers of the model, for a file that does not say it.
+
+        Raises:
+            UserError: if the file is missing, not a plan, or not a possible cut; it names the file and the key.
+        """
+        try:
+            return cls.from_dict(documents.read(path), depth)
+        except FileNotFoundError:
+            raise UserError(f"no plan at {path}") from None
+        except DamagedError as error:
+            raise UserError(f"{path} is not a plan in JSON ({error.why}). {EXAMPLE}") from None
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, data: Any, depth: int | None = None) -> "Plan":
+        """Return the plan that :meth:`to_dict` gave, or one written by hand: only ``drop`` must be there.
+
+        Raises:
+            UserError: for a missing or unknown key, a value of the wrong type, spans that are not a possible cut, or a
+                cut of all layers.
+        """
+        _check_keys(data)
+        fields: dict[str, Any] = {"depth": depth, "format": FORMAT, "unit": "layer", "model": "", "notes": {}} | data
+        if fields["format"] not in (OLDER, FORMAT):
+            raise UserError(f"this plan has format {fields['format']!r}; this version reads format {FORMAT}")
+        if "drop" not in fields:
+            raise UserError(f'the key "drop" is missing. {EXAMPLE}')
+        unit, depth, model, notes = fields["unit"], fields["depth"], fields["model"], fields["notes"]
+        if unit not in get_args(Unit):
+            raise UserError(f"this plan drops units called {unit!r}; there are: {', '.join(get_args(Unit))}")
+        if "depth" not in data and depth is None:
+            raise UserError('the key "depth", the model\'s number of layers, is missing: add it, such as "depth": 32')
+        if type(depth) is not int or not 1 <= depth <= DEEPEST:
+            wanted = f"a whole number from 1 to {DEEPEST}"
+            raise UserError(f"depth must be the model's number of layers, {wanted}, got {reprlib.repr(depth)}")
+        if not isinstance(model, str):
+            raise UserError(f"model must be a digest, or empty for any model of this depth, got {model!r}")
+        _check_notes(notes)
+        return cls(depth, spanned(fields["drop"], depth), unit, model, notes)
+
+
+def _check_keys(data: Any) -> None:
+    """Refuse what is no JSON object, and keys that would be ignored."""
+    if not isinstance(data, dict):
+        raise UserError(f"a depthcut plan is a JSON object, got {json.dumps(data)[:40]}. {EXAMPLE}")
+    if unknown := data.keys() - KEYS:
+        raise UserError(errors.no_such_key(errors.clipped(min(unknown)), KEYS))
+
+
+def _check_notes(notes: Any) -> None:
+    """Refuse notes that could not be shown or written again."""
+    if not isinstance(notes, dict):
+        raise UserError(f"notes must be a JSON object, got {reprlib.repr(notes)}; delete the key, nothing needs it")
+    wins = notes.get("wins", {})
+    if not isinstance(wins, dict) or not all(type(share) in (int, float) for share in wins.values()):
+        raise UserError(f"notes.wins must map layers to shares, got {reprlib.repr(wins)}; delete the key")
+
+
+def spanned(drop: Any, depth: int) -> tuple[int, ...]:
+    """Return the layers that a list names: layers, half-open spans, and ``"first-last"`` with both ends, in any order.
+
+    Raises:
+        UserError: for an entry of another kind, that is reversed or empty, leaves a model of ``depth`` layers, or
+            overlaps another.
+    """
+    if not isinstance(drop, list):
+        raise UserError(f"drop must be a list of spans [start, stop), got {drop!r}")
+    checked = sorted(_span(each, depth) for each in drop)
+    for (a, b), (c, d) in pairwise(checked):
+        if c < b:
+            raise UserError(f"spans [{a}, {b}) and [{c}, {d}) overlap")
+    return tuple(layer for start, stop in checked for layer in range(start, stop))
+
+
+def _span(entry: Any, depth: int) -> tuple[int, int]:
+    """Check one entry by itself; return it as a half-open span."""
+    words = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", entry) if isinstance(entry, str) else None
+    if words:
+        entry = [int(words[1]), int(words[2] or words[1]) + 1]
+        name = f"span {words[0].strip()}"
+    elif type(entry) is int:
+        entry, name = [entry, entry + 1], f"layer {entry}"
+    elif isinstance(entry, list) and [type(end) for end in entry] == [int, int]:
+        name = f"span [{entry[0]}, {entry[1]})"
+    else:
+        got = reprlib.repr(entry) if isinstance(entry, dict) else json.dumps(entry)[:80]
+        raise UserError(f'span {got} must be [start, stop), two whole numbers, or "first-last", or a layer')
+    start, stop = entry
+    if start >= stop:
+        kind = "empty" if start == stop else "reversed"
+        raise UserError(f"{name} is {kind}; the model has layers 0-{depth - 1}, and stop itself stays")
+    if start < 0 or stop > depth:
+        raise UserError(f"{name} leaves the model, which has layers 0-{depth - 1}")
+    return start, stop
+
+
+def spans(layers: Iterable[int]) -> list[tuple[int, int]]:
+    """Join sorted layer numbers into half-open spans: (3, 4, 5, 9) becomes [(3, 6), (9, 10)]."""
+    joined: list[tuple[int, int]] = []
+    for layer in layers:
+        if joined and joined[-1][1] == layer:
+            joined[-1] = (joined[-1][0], layer + 1)
+        else:
+            joined.append((layer, layer + 1))
+    return joined

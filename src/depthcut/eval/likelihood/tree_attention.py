@@ -1,0 +1,207 @@
+"""Log-likelihoods of answers, for many cuts of a model at once.
+
+A question's context is read once: its choices are branches of one sequence, each of which sees the context and itself
+(a mask that is a tree). All cuts share what they have in common (:mod:`depthcut.model.decoder.shared_prefix`). Only the positions that are
+scored are projected to the vocabulary.
+
+Legend: B rows, T tokens, D width, V vocabulary, U scored positions, P of them a row, S scored tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from depthcut.cut.subnetworks import Cut
+from depthcut.model.decoder import layers, shared_prefix
+from depthcut.runtime.progress import track
+
+Ids = tuple[int, ...]
+Request = tuple[Ids, Ids]
+"""The tokens of a context and of what may follow it."""
+Answer = tuple[float, bool]
+"""The log-likelihood of what follows in nats, and whether each of its tokens was the likeliest."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A context and some of what may follow it."""
+
+    context: Ids
+    follows: tuple[Ids, ...]
+
+    @property
+    def forks(self) -> bool:
+        """Whether more than one branch has tokens of its own; the last token of a branch is never read."""
+        return sum(len(each) > 1 for each in self.follows) > 1
+
+    @property
+    def length(self) -> int:
+        """Tokens to be read."""
+        return len(self.context) + sum(len(each) - 1 for each in self.follows)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Rows as one batch. Of the U scored positions some are asked for several tokens: the end of each context.
+
+    Attributes:
+        given: what the model is called with.
+        row_BP: the row of each scored position, on as many rows as the batch has: GPT-2 gives hidden states the shape
+            of its input. What is left over is filled with position 0 of row 0.
+        place_BP: its place in the row.
+        at_S: for each scored token the number of the scored position that predicts it.
+        token_S: the token.
+        request_S: the number of its request.
+        requests: the requests, in the order of these numbers.
+    """
+
+    given: dict[str, Any]
+    row_BP: Tensor
+    place_BP: Tensor
+    at_S: Tensor
+    token_S: Tensor
+    request_S: Tensor
+    requests: list[Request]
+
+
+def likelihoods(
+    model: PreTrainedModel, requests: Sequence[Request], asked: Sequence[Cut], batch: int
+) -> dict[Request, list[Answer]]:
+    """Answer all requests with each of the sub-networks ``asked``.
+
+    Args:
+        model: whole; what a cut lacks is passed by.
+        requests: no two need be different.
+        asked: the sub-networks.
+        batch: contexts a forward pass.
+    """
+    answers: dict[Request, list[Answer]] = {}
+    sheets = list(laid_out(model, list(dict.fromkeys(requests)), batch))
+    with torch.inference_mode():
+        for sheet in track(sheets, "answers", len(sheets)):
+            way, ends = shared_prefix.through(model, sheet.given, asked)
+            way.inputs = shortened(sheet)
+            states = (ends[cut][sheet.row_BP, sheet.place_BP] for cut in asked)
+            columns = [scored(way.logits(h_BPD).flatten(0, 1), sheet) for h_BPD in states]
+            answers |= {request: [each[n] for each in columns] for n, request in enumerate(sheet.requests)}
+    return answers
+
+
+def shortened(sheet: Sheet) -> dict[str, Any]:
+    """Return a call with as many tokens as positions are scored: its head alone is of use."""
+    positions = sheet.row_BP.shape[1]
+    named = {name: value[:, :positions] for name, value in sheet.given.items() if name in ("input_ids", "position_ids")}
+    return {**sheet.given, "attention_mask": None, **named}
+
+
+def scored(logits_UV: Tensor, sheet: Sheet) -> list[Answer]:
+    """The answer to each of a sheet's requests, from the logits of its scored positions."""
+    log_p_UV = logits_UV.float().log_softmax(-1)
+    log_p_S = log_p_UV[sheet.at_S, sheet.token_S].double()
+    likeliest_S = log_p_UV.argmax(-1)[sheet.at_S] == sheet.token_S
+    count = len(sheet.requests)
+    sums = torch.zeros(count, dtype=torch.float64, device=log_p_S.device).index_add_(0, sheet.request_S, log_p_S)
+    missed = torch.zeros(count, device=log_p_S.device).index_add_(0, sheet.request_S, (~likeliest_S).float())
+    return list(zip(sums.tolist(), (missed == 0).tolist(), strict=True))
+
+
+def laid_out(model: PreTrainedModel, requests: list[Request], batch: int) -> Iterator[Sheet]:
+    """The requests on sheets, the longest first; those of one context in one row where the model can read a tree."""
+    contexts: dict[Ids, list[Ids]] = {}
+    for context, follow in requests:
+        contexts.setdefault(context, []).append(follow)
+    rows = [Row(context, tuple(follows)) for context, follows in contexts.items()]
+    longest = max(row.length for row in rows)
+    if any(row.forks for row in rows) and not reads_trees(model, longest):
+        rows = [Row(row.context, (follow,)) for row in rows for follow in row.follows]
+    rows.sort(key=lambda row: -row.length)
+    device = next(model.parameters()).device
+    for start in range(0, len(rows), batch):
+        yield sheet_of(rows[start : start + batch], device, model.dtype)
+
+
+def reads_trees(model: PreTrainedModel, longest: int) -> bool:
+    """Whether the model, given a tree's mask and positions, computes what it does for each branch alone.
+
+    It is tried on a short tree. A window that rows of ``longest`` tokens do not fit in rules it out: the one mask
+    stands for all layers.
+    """
+    config = layers.text_config(model.config)
+    windows = (getattr(config, name, None) for name in ("sliding_window", "window_size"))  # GPT-Neo has the latter
+    if any(window is not None and window < longest for window in windows):
+        return False
+    trial = Row((1, 2, 3, 1), ((2, 3, 2), (3, 1, 2)))
+    device, dtype = next(model.parameters()).device, model.dtype
+    alone = [Row(trial.context, (follow,)) for follow in trial.follows]
+    with torch.inference_mode():
+        try:
+            call = sheet_of([trial], device, dtype).given
+            tree_TV = model(**call).logits[0]
+            in_line = {"position_ids": torch.arange(trial.length, device=device)[None]}
+            deaf = tree_TV.equal(model(**call | in_line).logits[0])  # numbers the places itself, as MPT does
+        except (ValueError, RuntimeError, TypeError):
+            return False
+        if deaf:
+            return False
+        apart_BTV = model(**sheet_of(alone, device, dtype).given).logits
+    wanted_TV = torch.cat([apart_BTV[0], apart_BTV[1, len(trial.context) :]])
+    return bool((tree_TV - wanted_TV).abs().mean() < 0.1 * wanted_TV.std())
+
+
+def sheet_of(rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> Sheet:
+    """Lay out ``rows``, padded on the right."""
+    longest = max(row.length for row in rows)
+    ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+    places: dict[tuple[int, int], int] = {}
+    scored_tokens: list[tuple[int, int, int]] = []
+    requests: list[Request] = []
+    for number, row in enumerate(rows):
+        ids_BT[number, : row.length] = torch.tensor(read(row))
+        start = len(row.context)
+        for follow in row.follows:
+            before = [len(row.context) - 1, *range(start, start + len(follow) - 1)]
+            for place, token in zip(before, follow, strict=True):
+                at = places.setdefault((number, place), len(places))
+                scored_tokens.append((at, token, len(requests)))
+            requests.append((row.context, follow))
+            start += len(follow) - 1
+    at_S, token_S, request_S = torch.tensor(scored_tokens, device=device).T
+    spare = [(0, 0)] * (-len(places) % len(rows))
+    row_BP, place_BP = torch.tensor([*places, *spare], device=device).T.reshape(2, len(rows), -1)
+    return Sheet(given(rows, ids_BT, device, dtype), row_BP, place_BP, at_S, token_S, request_S, requests)
+
+
+def read(row: Row) -> list[int]:
+    """The tokens that are read of a row: the context, and each branch but its last token."""
+    return [*row.context, *(token for follow in row.follows for token in follow[:-1])]
+
+
+def given(rows: Sequence[Row], ids_BT: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What the model is called with; a mask of four dimensions, and positions, only if a row forks."""
+    longest = ids_BT.shape[1]
+    inputs: dict[str, Any] = {"input_ids": ids_BT.to(device), "use_cache": False}
+    if not any(row.forks for row in rows):
+        lengths_B = torch.tensor([row.length for row in rows])
+        mask_BT = (torch.arange(longest) < lengths_B[:, None]).long()
+        return {**inputs, "attention_mask": None if mask_BT.all() else mask_BT.to(device)}
+    sees_BTT = torch.zeros(len(rows), longest, longest, dtype=torch.bool)
+    places_BT = torch.zeros(len(rows), longest, dtype=torch.long)  # a table of positions may end before the padding
+    for number, row in enumerate(rows):
+        sees_BTT[number] = torch.eye(longest, dtype=torch.bool)  # padding too must see something
+        trunk = len(row.context)
+        sees_BTT[number, : row.length, :trunk] = True
+        places_BT[number, :trunk] = torch.arange(trunk)
+        start = trunk
+        for follow in row.follows:
+            stop = start + len(follow) - 1
+            sees_BTT[number, start:stop, start:stop] = True
+            places_BT[number, start:stop] = torch.arange(trunk, trunk + stop - start)
+            start = stop
+    sees_BTT &= torch.ones(longest, longest, dtype=torch.bool).tril()
+    mask_B1TT = torch.zeros(len(rows), 1, longest, longest, dtype=dtype)
+    mask_B1TT.masked_fill_(~sees_BTT[:, None], torch.finfo(dtype).min)
+    return {**inputs, "attention_mask": mask_B1TT.to(device), "position_ids": places_BT.to(device)}

@@ -1,0 +1,197 @@
+"""LoRA adapters on a pruned model: put on, trained once, attached from the disk (Hu et al. 2021, arXiv:2106.09685)."""
+
+import gc
+import logging
+from collections.abc import Iterable, Sequence, Set
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning as L
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from depthcut.cut.plan import Plan
+from depthcut.heal.training.fit import fit
+from depthcut.heal.training.objective import Objective, next_token
+from depthcut.heal.training.recipe import LowRank
+from depthcut.heal.training.warm_start import Origin
+from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder import linear
+from depthcut.model.surgery import gaps
+from depthcut.runtime import ranks, store
+from depthcut.runtime.errors import UserError
+from depthcut.study import card
+
+if TYPE_CHECKING:
+    from depthcut.study.lab import Lab
+
+WEIGHTS = "adapter_model.safetensors"
+log = logging.getLogger("depthcut")
+
+
+def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LowRank, objective: Objective = next_token) -> nn.Module:
+    """Train adapters on ``model``, unless this point's are trained already; return the model with them attached.
+
+    What is returned always holds the weights that were read back from the disk, so what is measured is what is kept.
+    Where no layer is to get an adapter it is ``model`` as it is.
+    """
+    if not recipe.reached(plan, len(decoder_layers.layers(model))):
+        log.info("heal.layers=%s: the cut leaves no such layer, so there is nothing to heal", recipe.layers)
+        return model
+    L.seed_everything(lab.experiment.seed, verbose=False)
+    adapted = adapt(model, recipe, plan)
+    if origin := recipe.origin(lab):
+        begin(adapted, origin, plan)
+
+    def train(folder: Path) -> None:
+        with lab.timed("heal"):
+            fit(adapted, recipe, lab, objective)
+        gc.collect()  # the trainer and its module hold each other, and else the model beside the next point's
+        # Asked to look after embeddings, peft would look for the base on the hub. The base is named in words that no
+        # loader can resolve: under these adapters the whole model would be the wrong one.
+        adapted.peft_config["default"].base_model_name_or_path = f"{card.name(lab)}, {plan.words}"
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
+        store.write_text(folder / "README.md", card.of_adapter(lab, plan))
+        plan.write(folder / "plan.json")
+
+    folder = lab.folder / "adapter"
+    if ranks.rank() and not store.verified(folder, lab.digest):
+        fit(adapted, recipe, lab, objective)  # its share of each step; the first process keeps what comes of it
+    store.kept(folder, train, lab.digest)
+    attach(adapted, folder)
+    return adapted
+
+
+def check(lab: "Lab", recipe: LowRank) -> None:
+    """Put adapters on the model without its weights, and report in one line what they do not reach.
+
+    Raises:
+        UserError: if the layers have no such linear layers, peft cannot adapt them, or the rank exceeds their widths.
+    """
+    model = decoder_layers.skeleton(lab.checkpoint.config)
+    parts = [linear.matrices(layer, recipe.modules) for layer in decoder_layers.layers(model)]
+    limit = max(
+        min(linear.features(each)) for each in chosen(list(decoder_layers.layers(model)), recipe.modules).values()
+    )
+    if recipe.rank > limit:
+        raise UserError(f"heal.rank must be at most {limit}, the width of the layers it adapts, got {recipe.rank}")
+    with torch.device("meta"):
+        adapted = put(model, recipe, range(len(parts)))
+    covered = {id(each.get_base_layer().weight) for each in adapted.modules() if isinstance(each, LoraLayer)}
+    share, names = linear.left_out(parts, covered)
+    if names:
+        of = "the layers'" if recipe.modules == "all" else f"their {recipe.modules}"
+        reach = f"adapters reach {1 - share:.0%} of {of} weights"
+        log.warning("heal.modules=%s: %s; none sit on %s", recipe.modules, reach, ", ".join(names))
+
+
+def adapt(model: nn.Module, recipe: LowRank, plan: Plan) -> PeftModel:
+    """Freeze ``model``, which ``plan`` left, and put fresh adapters (B = 0) where the recipe says."""
+    return put(model, recipe, recipe.reached(plan, len(decoder_layers.layers(model))))
+
+
+def put(model: nn.Module, recipe: LowRank, places: Sequence[int]) -> PeftModel:
+    """Freeze ``model``, and put fresh adapters on the decoder layers ``places``.
+
+    Raises:
+        UserError: if they have no such linear layers, or peft cannot adapt them.
+    """
+    assert isinstance(model, PreTrainedModel)
+    stack, stem = decoder_layers.layers(model), decoder_layers.prefix(model)
+    targets = chosen([stack[index] for index in places], recipe.modules)
+    more = gaps.adapting(model)
+    others = [name for name in linear.linear_layers(model) if not name.startswith(f"{stem}.") and ends(name, targets)]
+    if others:  # a picture encoder's
+        more["exclude_modules"] = [*more.get("exclude_modules", ()), *others]
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]  a float works, and alpha / r may be one
+        lora_dropout=recipe.dropout,
+        target_modules=sorted(targets),
+        layers_to_transform=list(places),
+        layers_pattern=stem.rpartition(".")[2],
+        fan_in_fan_out=any(isinstance(each, Conv1D) for each in targets.values()),
+        task_type="CAUSAL_LM",
+        **more,
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:  # peft knows architectures where an adapter would have no effect
+        why = " ".join(str(error).split()).split(". ")[0]
+        mend = "take other heal.modules, heal=partial or heal=full"
+        raise UserError(f"heal.modules={recipe.modules} does not go with this model ({why}); {mend}") from None
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def begin(adapted: PeftModel, origin: Origin, plan: Plan) -> None:
+    """Copy the adapters of ``origin`` into those layers of ``adapted``, which ``plan`` left, that it has too.
+
+    Raises:
+        UserError: if it has none of them, or its adapters have other shapes.
+    """
+    stem, own = decoder_layers.prefix(adapted), get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    number = {old: new for new, old in enumerate(plan.keep)}
+    copied: dict[str, Tensor] = {}
+    for name, tensor in load_file(origin.folder / WEIGHTS).items():
+        index, rest = decoder_layers.split(name, stem) or (-1, name)
+        here = f"{stem}.{number.get(origin.plan.keep[index])}.{rest}"
+        if here in own:
+            copied[here] = tensor
+    if not copied:
+        raise UserError(f"heal.init_from: no layer has adapters both in {origin.folder} and in this cut")
+    for name, tensor in copied.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(f"heal.init_from: {name} is {list(own[name].shape)} here, {list(tensor.shape)} there")
+    assert not set_peft_model_state_dict(adapted, copied).unexpected_keys
+    layers = len({(decoder_layers.split(name, stem) or (0,))[0] for name in copied})
+    log.info("healing starts from %s: %d layers of it, the others fresh", origin.folder, layers)
+
+
+def attach(adapted: PeftModel, folder: Path) -> None:
+    """Read the adapters of ``folder`` into ``adapted``.
+
+    Raises:
+        UserError: if they are not those of all layers that have adapters, and of no others.
+    """
+    found, own = load_file(folder / WEIGHTS), get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    match(folder, found.keys(), own.keys())
+    assert not set_peft_model_state_dict(adapted, found).unexpected_keys
+    adapted.eval()
+
+
+def match(folder: Path, found: Set[str], wanted: Set[str]) -> None:
+    """Make sure that the weights in a folder are those that a model has.
+
+    Raises:
+        UserError: if they are not.
+    """
+    if odd := sorted(wanted ^ found):
+        raise UserError(
+            f"{folder} holds weights of another cut or recipe: {len(wanted - found)} are missing and "
+            f"{len(found - wanted)} too many, such as {odd[0]}. Delete the folder to heal the point again"
+        )
+
+
+def chosen(layers: Sequence[nn.Module], modules: linear.Modules) -> dict[str, nn.Module]:
+    """Return the linear layers within decoder layers by their names there, such as ``mlp.up_proj``.
+
+    Raises:
+        UserError: if there is none of the kind that ``modules`` names.
+    """
+    found = {name: each for layer in layers for name, each in linear.linear_layers(layer).items()}
+    names = linear.select(sorted(found), modules)
+    if not names:
+        there = ", ".join(sorted(found)) or "none"
+        raise UserError(f"heal.modules={modules}: no such linear layer in this model; there are: {there}")
+    return {name: found[name] for name in names}
+
+
+def ends(name: str, targets: Iterable[str]) -> bool:
+    """Return whether peft takes the module ``name`` for one of ``targets``, wherever it is."""
+    return any(name == each or name.endswith(f".{each}") for each in targets)

@@ -1,0 +1,164 @@
+"""What a healing step minimises: the loss of the next token, without the logits of all positions in memory at once.
+
+Legend: B sequences, T tokens, N positions, D width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from depthcut.heal.training import document_mask
+from depthcut.heal.training.batches import Batch
+from depthcut.model.decoder import layers
+from depthcut.model.decoder.inputs import NO_TARGET
+from depthcut.model.decoder.layerwise import stubbed
+
+Objective = Callable[[nn.Module, Batch], Tensor]
+"""A model and a batch in, a mean over tokens out: in nats, where it is a loss of predictions."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From logits N x V, of the model's type, and what each position is to predict, to the sum of the losses."""
+CHUNK_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """An objective with products in bfloat16, of weights in float32."""
+
+    objective: Objective
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What it is of a batch."""
+        with torch.autocast(batch.ids_BT.device.type, torch.bfloat16):
+            return self.objective(model, batch)
+
+
+def next_token(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy of ``ids[:, 1:]`` given what is before them, in float32."""
+    decoded = decode(model, batch.ids_BT, batch.places_BT)
+    return chunked(model, decoded, following(batch), cross_entropy, batch.targets)
+
+
+def following(batch: Batch) -> Tensor:
+    """The next token of each position but the last, B x (T-1); ``NO_TARGET`` where that begins another document."""
+    next_BT = batch.ids_BT[:, 1:]
+    return next_BT if batch.places_BT is None else next_BT.masked_fill(batch.places_BT[:, 1:] == 0, NO_TARGET)
+
+
+def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """The sum of the tokens' negative log-likelihoods; 0 for one that is ``NO_TARGET``."""
+    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", ignore_index=NO_TARGET)
+
+
+def decode(model: nn.Module, ids_BT: Tensor, places_BT: Tensor | None = None) -> ModelOutput:
+    """Run the decoder. Its ``last_hidden_state``, B x T x D behind the final norm, is what the head reads."""
+    return layers.decoder(model)(**document_mask.given(model, ids_BT, places_BT))
+
+
+def chunked(model: nn.Module, decoded: ModelOutput, targets: Tensor, loss: Loss, count: float | None = None) -> Tensor:
+    """The mean over positions of ``loss`` of their logits, of which a few hundred MB are there at a time.
+
+    Args:
+        model: its head makes the logits, and whatever it does to them (a cap, a scale).
+        decoded: what the decoder gave, of T + 1 positions; the last one has nothing to predict.
+        targets: B x T x ..., what each position is to predict.
+        loss: its gradient is taken chunk by chunk, on the way forward.
+        count: what the sum is divided by; None: all positions.
+    """
+    head = base_of(model)
+    trained = [each for each in head_parameters(head) if each.requires_grad]
+    h_ND, targets_N = states(decoded), targets.flatten(0, 1)
+
+    def summed(part_ND: Tensor, wanted_N: Tensor) -> Tensor:
+        return loss(project(head, type(decoded), part_ND), wanted_N)
+
+    mean: Any = _Chunked.apply(h_ND, targets_N, summed, positions(head), count or len(h_ND), *trained)
+    return mean
+
+
+def states(decoded: ModelOutput) -> Tensor:
+    """The hidden states that predict a token, N x D: of each sequence all but the last."""
+    return decoded["last_hidden_state"][:, :-1].flatten(0, 1)
+
+
+def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Return the parameters of the head, with the embedding where it is tied to that.
+
+    A multimodal model keeps its towers and projectors beside the decoder, in the part that holds it.
+    """
+    decoder, output = layers.decoder(model), model.get_output_embeddings()
+    parts = [part for part in model.children() if not any(each is decoder for each in part.modules())]
+    tied = list(output.parameters()) if isinstance(output, nn.Module) else []
+    found = [*tied, *model.parameters(recurse=False), *(each for part in parts for each in part.parameters())]
+    return list({id(each): each for each in found}.values())
+
+
+def project(head: PreTrainedModel, kind: type[ModelOutput], h_ND: Tensor) -> Tensor:
+    """Return the logits that the head computes from hidden states, N x V.
+
+    Args:
+        head: the model; in place of its decoder stands an output with these states and nothing else.
+        kind: the class of what its decoder gives: heads read fields of it (router logits, cross-attentions).
+        h_ND: the states.
+    """
+    given = kind(last_hidden_state=h_ND[None])
+    ids = torch.zeros(1, 1, dtype=torch.long, device=h_ND.device)
+    with stubbed(nn.ModuleList([layers.decoder(head)]), lambda _: lambda *_, **__: given):
+        return head(input_ids=ids, use_cache=False).logits[0]
+
+
+def positions(head: PreTrainedModel) -> int:
+    """How many positions' logits fit into a chunk."""
+    return max(1, CHUNK_BYTES // (4 * layers.text_config(head.config).vocab_size))
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """The model of transformers under the adapters, if there are any."""
+    base: Any = model
+    while not isinstance(base, PreTrainedModel):
+        base = base.get_base_model()
+    return base
+
+
+class _Chunked(torch.autograd.Function):
+    """Takes the gradients of the positions' states, and of the head where it is trained, along with the loss."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h_ND: Tensor,
+        targets_N: Tensor,
+        loss: Loss,
+        size: int,
+        count: float,
+        *trained: Tensor,
+    ) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=h_ND.device)
+        wanted = any(ctx.needs_input_grad)
+        grad_ND = torch.empty_like(h_ND) if wanted else None
+        grads = [torch.zeros_like(each, dtype=torch.float32) for each in trained] if wanted else []
+        for start in range(0, len(h_ND), size):
+            here = slice(start, start + size)
+            with torch.set_grad_enabled(wanted):
+                part_ND = h_ND[here].detach().requires_grad_(wanted)
+                summed = loss(part_ND, targets_N[here])
+            total += summed.detach()
+            if grad_ND is not None:
+                grad_ND[here], *more = torch.autograd.grad(summed, [part_ND, *trained])
+                for sum_, each in zip(grads, more, strict=True):
+                    sum_ += each
+        ctx.count = count
+        ctx.save_for_backward(*([] if grad_ND is None else [grad_ND, *grads]))
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        scale = grad_outputs[0] / ctx.count
+        grad_ND, *grads = ctx.saved_tensors
+        head = [(each * scale) for each in grads]
+        return grad_ND * scale.to(grad_ND.dtype), None, None, None, None, *head

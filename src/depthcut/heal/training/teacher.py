@@ -1,0 +1,173 @@
+"""The dense model as a teacher: what it says of each row of the training text, kept on the disk by content.
+
+Rows go in blocks. A block is named by its teacher, by what was asked and by its tokens, so that a longer run, or
+another cut, finds what there is; one that a kill cut short is made again.
+
+Legend: B sequences, T tokens, R rows of a block.
+"""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from depthcut.cut.plan import Plan
+from depthcut.heal.training import document_mask
+from depthcut.heal.training.recipe import Training
+from depthcut.runtime import devices, ranks, store
+from depthcut.runtime.devices import GIB
+from depthcut.runtime.errors import UserError
+from depthcut.runtime.progress import track
+from depthcut.study import digests
+
+if TYPE_CHECKING:
+    from depthcut.study.lab import Lab
+
+FORMAT = 1
+ROWS = 32
+TOKENS = 8192
+"""Of one of the teacher's forward passes."""
+FILE = "said.safetensors"
+log = logging.getLogger("depthcut")
+Said = dict[str, Tensor]
+"""What the teacher says of some rows, by name: B x ..."""
+Says = Callable[[Tensor], Said]
+"""From ids, B x T on the host."""
+
+
+def load(lab: "Lab", layers: int) -> nn.Module:
+    """The first ``layers`` layers of the dense model, as the run's models lie in memory, beside the pruned model.
+
+    Raises:
+        UserError: if there is no room for them.
+    """
+    form, depth = lab.experiment.model, lab.checkpoint.depth
+    beside(sum(lab.weigh("layer").weight_bytes[:layers]), lab.device)
+    plan = Plan(depth, tuple(range(layers, depth)))
+    return lab.checkpoint.load(plan, quantise=form.quantise, dtype=form.dtype, device=lab.device)
+
+
+def beside(wanted: int, device: str) -> None:
+    """Make sure that a teacher of so many bytes has room.
+
+    Raises:
+        UserError: if it has not.
+    """
+    free = devices.free(device)
+    if wanted > free:
+        raise UserError(
+            f"the teacher takes {wanted / GIB:.1f} GiB beside the pruned model, {free / GIB:.1f} are "
+            f"free on {device}: take model.quantise=nf4, or a larger device"
+        )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a teacher said of the rows of a text.
+
+    Attributes:
+        blocks: folders, of ``ROWS`` rows each.
+    """
+
+    blocks: list[Path]
+
+    def __call__(self, rows_B: Tensor) -> Said:
+        """Of these rows, on the host."""
+        found = [self.row(number) for number in rows_B.tolist()]
+        return {name: torch.stack([each[name] for each in found]) for name in found[0]}
+
+    def row(self, number: int) -> Said:
+        """Of one row: T x ..."""
+        block, place = divmod(number, ROWS)
+        with safe_open(self.blocks[block] / FILE, "pt") as file:
+            return {name: file.get_slice(name)[place] for name in file.keys()}  # noqa: SIM118  no mapping
+
+
+def kept(lab: "Lab", asked: dict[str, Any], row_bytes: int, ready: Callable[[], Says]) -> Kept:
+    """Have the teacher read all rows of ``lab.train()`` that are not on file; several processes share the blocks.
+
+    Args:
+        lab: the text, the cache, and what the dense model is.
+        asked: what the teacher is asked, by content, as JSON.
+        row_bytes: what a row takes on the disk.
+        ready: loads the teacher; called only where something is missing.
+
+    Raises:
+        UserError: if the disk has no room.
+    """
+    ids_NT = lab.train().ids
+    parts = [ids_NT[start : start + ROWS] for start in range(0, len(ids_NT), ROWS)]
+    about = {"format": FORMAT, "base": digests.base(lab), **asked}
+    if packing_of(lab) != "crossed":
+        about["packing"] = packing_of(lab)
+    folders = [lab.cache / "teacher" / store.digest({**about, "ids": content(part)}) for part in parts]
+    missing = [number for number, folder in enumerate(folders) if not store.verified(folder)]
+    if missing:
+        rows = sum(len(parts[number]) for number in missing)
+        afford(lab.cache, row_bytes * rows)
+        log.info("the teacher reads %d of %d rows: %.2f GiB on the disk", rows, len(ids_NT), row_bytes * rows / GIB)
+        with lab.timed("teacher"):
+            says = ready()
+            for number in track(own_first(missing), "teacher: blocks of rows", len(missing)):
+                store.kept(folders[number], partial(write, says, parts[number]))
+    return Kept(folders)
+
+
+def packing_of(lab: "Lab") -> document_mask.Packing:
+    """Whether the teacher reads the documents of a row apart: as the student does."""
+    recipe = lab.experiment.heal
+    assert isinstance(recipe, Training)
+    return recipe.packing
+
+
+def finder(lab: "Lab") -> document_mask.Places:
+    """How the teacher finds documents in rows."""
+    return document_mask.finder(packing_of(lab), lab.train())
+
+
+def content(ids_RT: NDArray[np.int32]) -> list[Any]:
+    """A block's tokens, by content."""
+    return [*ids_RT.shape, hashlib.sha256(np.ascontiguousarray(ids_RT, dtype="<i4").tobytes()).hexdigest()]
+
+
+def own_first(missing: Sequence[int]) -> list[int]:
+    """The blocks in the order in which this process makes them; those of others are then made, or waited for."""
+    return [
+        number
+        for turn in range(ranks.world())
+        for number in missing[(ranks.rank() + turn) % ranks.world() :: ranks.world()]
+    ]
+
+
+def afford(folder: Path, wanted: int) -> None:
+    """Make sure that the disk has room.
+
+    Raises:
+        UserError: if it has not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise UserError(
+            f"heal.teacher=cached needs {wanted / GIB:.1f} GiB for what the teacher says, {folder} has "
+            f"{free / GIB:.1f} free: take heal.teacher=live, fewer tokens, or outputs= on a larger disk"
+        )
+
+
+def write(says: Says, ids_RT: NDArray[np.int32], folder: Path) -> None:
+    """Have the teacher read a block, a few rows at a time."""
+    size = max(1, TOKENS // ids_RT.shape[1])
+    read = [ids_RT[start : start + size] for start in range(0, len(ids_RT), size)]
+    said = [says(torch.from_numpy(each.astype(np.int64))) for each in read]
+    save_file({name: torch.cat([each[name].cpu() for each in said]) for name in said[0]}, folder / FILE)

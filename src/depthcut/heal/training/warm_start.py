@@ -1,0 +1,92 @@
+"""Chained healing: a point whose adapters another one starts from, found and checked before anything heavy is loaded.
+
+Gromov et al. (arXiv:2403.17887, appendix A.1) heal each cut afresh; here a larger cut goes on from a smaller one.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from depthcut.cut.plan import Plan
+from depthcut.runtime import documents, store
+from depthcut.runtime.errors import UserError
+from depthcut.study import links
+
+if TYPE_CHECKING:
+    from depthcut.study.lab import Lab
+
+DIGEST = re.compile("[0-9a-f]{16}")
+SAME = ("rank", "alpha", "modules")
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The adapters that others start from.
+
+    Attributes:
+        folder: where they are.
+        plan: what they were trained on.
+    """
+
+    folder: Path
+    plan: Plan
+
+    @classmethod
+    def found(cls, name: str, lab: "Lab") -> "Origin":
+        """Return the adapters of the point ``name``: its folder, its readable link, or the start of its digest.
+
+        Raises:
+            UserError: if there is no such point, or several, it has no adapters, or they do not fit this run.
+        """
+        said = f"heal.init_from={name}"
+        points = links.find(name, lab.study)
+        if not points:
+            wanted = "give the folder of one, or at least 4 digits of the digest of one"
+            raise UserError(f"{said}: no such point; {wanted} in {lab.study.parent}")
+        if len(points) > 1:
+            there = ", ".join(sorted(each.name for each in points))
+            raise UserError(f"{said}: {len(points)} points begin so: {there}; give more digits")
+        point = points[0]
+        folder = point / "adapter"
+        named = point.resolve().name
+        if (key := store.owner(folder)) and DIGEST.fullmatch(named) and key != named:
+            raise UserError(f"{said}: the adapters in {folder} belong to point {key}; name that one")
+        if not store.verified(folder, key or ""):
+            raise UserError(f"{said}: there are no whole adapters in {folder}; heal that point with adapters first")
+        check(said, documents.read_yaml(point / "config.yaml"), lab)
+        plan = Plan.read(folder / "plan.json")
+        if plan.model != lab.checkpoint.digest:
+            raise UserError(f"{said}: its adapters are for model {plan.model[:8]}, this is {lab.checkpoint.digest[:8]}")
+        return cls(folder, plan)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What they are: their weights, and the layers that they were trained on."""
+        return {"weights": store.sha256(self.folder / WEIGHTS), "unit": self.plan.unit, "drop": self.plan.drop}
+
+
+def check(said: str, there: dict[str, Any], lab: "Lab") -> None:
+    """Refuse adapters of another shape, and layers whose numbers do not tell which they are.
+
+    Args:
+        said: begins the complaint.
+        there: the config of the point that has the adapters.
+        lab: the run that is to start from them.
+
+    Raises:
+        UserError: if they do not fit.
+    """
+    here = lab.experiment.composed
+    try:
+        theirs = [there["heal"].get(key) for key in SAME]
+        kinds = [config["replace"]["_target_"].split(".")[-2] for config in (there, here)]
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise UserError(f"{said}: its config.yaml is no composed config; name another point") from None
+    for key, one in zip(SAME, theirs, strict=True):
+        if one != (other := here["heal"][key]):
+            raise UserError(f"{said}: its adapters have heal.{key}={one}, these heal.{key}={other}; they must agree")
+    for kind in kinds:
+        if kind != "none":
+            raise UserError(f"{said}: that goes with replace=none in both points, got replace={kind}")

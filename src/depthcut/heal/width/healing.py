@@ -1,0 +1,69 @@
+"""Healing that narrows: trained once, kept with its widths, read back, and sliced where the weights can be."""
+
+import gc
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning as L
+from torch import nn
+
+from depthcut.cut.plan import Plan
+from depthcut.heal.loraprune import LoraPrune
+from depthcut.heal.training import adapters
+from depthcut.heal.training.fit import fit
+from depthcut.heal.width import matched
+from depthcut.heal.width.pruning import Pruning
+from depthcut.model.surgery import sizes as surgery_sizes
+from depthcut.model.surgery.width import masks, slicing
+from depthcut.model.surgery.width.widths import FILE, Widths
+from depthcut.runtime import ranks, store
+
+if TYPE_CHECKING:
+    from depthcut.study.lab import Lab
+
+
+def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LoraPrune) -> nn.Module:
+    """Train and prune ``model``, unless this point is done already; return it narrower, adapters attached.
+
+    What is returned holds what was read back from the disk: in ``adapter/`` the adapters of the full width, and what is
+    left of it. A quantised model stays as wide as it was, with masks: to slice its weights they would have to be
+    quantised anew, to other values. Its export is narrower all the same.
+
+    Raises:
+        UserError: if no layer can be narrowed, or not by so much.
+    """
+    recipe = matched.recipe(recipe, plan, lab)
+    L.seed_everything(lab.experiment.seed, verbose=False)
+    adapted = adapters.adapt(model, recipe, plan)
+    pruning = Pruning(adapted, recipe)
+
+    def train(folder: Path) -> None:
+        with lab.timed("heal"):
+            fit(adapted, recipe, lab, callbacks=[pruning])
+        gc.collect()  # the trainer and its module hold each other, and else the model beside the next point's
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
+        plan.write(folder / "plan.json")
+        pruning.widths().write(folder / FILE)
+
+    folder = lab.folder / "adapter"
+    if ranks.rank() and not store.verified(folder, lab.digest):
+        fit(adapted, recipe, lab, callbacks=[pruning])  # its share of each step
+    store.kept(folder, train, lab.digest)
+    adapters.attach(adapted, folder)
+    pruning.masks.off()
+    widths = Widths.read(folder / FILE)
+    if lab.experiment.model.quantise == "none":
+        slicing.narrow(adapted, widths)
+    else:
+        masks.put(adapted, widths)
+    return adapted
+
+
+def sizes(lab: "Lab") -> dict[surgery_sizes.Size, int] | None:
+    """What the healed model weighs and costs once it is sliced; None where it is not on file."""
+    plan, described, widths = lab.plan, lab.experiment.model, Widths.found(lab.folder / "adapter")
+    if plan is None or widths is None:
+        return None
+    model = matched.left(lab, plan)
+    slicing.narrow(model, widths)
+    return surgery_sizes.of_model(model, described.quantise, described.dtype)

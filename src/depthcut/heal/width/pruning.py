@@ -1,0 +1,120 @@
+"""Pruning while healing (LoRAPrune, arXiv:2305.18403, algorithm 1): a Lightning callback beside any objective.
+
+At each step the adapters' gradients, before they are clipped, add to the moving average of what each group is worth; at
+some the masks are chosen anew. The averages and the masks are in the checkpoint, and the schedule follows from the
+step, so that a run that is killed goes on as if it had not been.
+"""
+
+import logging
+from typing import Any
+
+import lightning as L
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from typing_extensions import override
+
+from depthcut.heal.loraprune import LoraPrune
+from depthcut.heal.width import criterion, schedule, selection
+from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.surgery.width.groups import Groups, of_layer
+from depthcut.model.surgery.width.masks import Masks
+from depthcut.model.surgery.width.widths import Kind, Place, Widths
+from depthcut.runtime.errors import UserError
+
+log = logging.getLogger("depthcut")
+
+
+class Pruning(L.Callback):
+    """Chooses and masks groups of ``model`` while it is trained.
+
+    Args:
+        model: with adapters; only groups all of whose matrices have one can go.
+        recipe: how much goes, and how.
+
+    Raises:
+        UserError: if nothing can go.
+    """
+
+    def __init__(self, model: nn.Module, recipe: LoraPrune) -> None:
+        self.recipe = recipe
+        self.stack = list(decoder_layers.layers(model))
+        self.groups = [of_layer(layer) for layer in self.stack]
+        self.free = self.adapted(recipe.free(len(self.stack)))
+        if not self.free:
+            raise UserError("heal=loraprune: nothing that can be narrowed has adapters; take heal.modules=all")
+        self.masks = Masks(self.stack, self.free)
+        self.averages = criterion.Averages(recipe.smoothing)
+
+    def adapted(self, layers: range) -> dict[Place, Groups]:
+        """The groups of these layers that the criterion can see."""
+        return {
+            (number, kind): each
+            for number in layers
+            for kind, each in self.groups[number].items()
+            if all(isinstance(linear, LoraLayer) for linear, _ in each.linears(self.stack[number]))
+        }
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step == 0:  # a first attempt may have run out of memory
+            self.averages = criterion.Averages(self.recipe.smoothing)
+            self.masks.open()
+
+    @override
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        self.step(trainer.global_step + 1)
+
+    def step(self, step: int) -> None:
+        """Look at the gradients of a step, counted from 1; choose the masks anew where that is due."""
+        recipe = self.recipe
+        if step > schedule.settled(recipe.steps):
+            return
+        found = {place: criterion.worth(self.stack[place[0]], each) for place, each in self.free.items()}
+        self.averages.update({named(place): worth_G for place, worth_G in found.items()})
+        if schedule.due(step, recipe.steps, recipe.prune_every) and self.averages.values:
+            self.prune(schedule.share(step, recipe.steps, recipe.ratio))
+        if step == schedule.settled(recipe.steps):
+            self.settle()
+
+    def prune(self, share: float) -> None:
+        """Mask this share of the groups."""
+        worth = {place: self.averages.values[named(place)] for place in self.free}
+        self.masks.keep(selection.kept(worth, share, self.recipe.selection))
+
+    def settle(self) -> None:
+        """Say what is left, and what was skipped.
+
+        Raises:
+            UserError: if no step told what groups are worth.
+        """
+        if not self.averages.values:
+            raise UserError("heal=loraprune: no step had finite gradients; lower heal.lr, or take bfloat16")
+        log.info("width: %s", self.widths().words)
+        if self.averages.skipped:
+            log.warning("width: the gradients of %d steps are no numbers, and were left out", self.averages.skipped)
+
+    def widths(self) -> Widths:
+        """What the masks leave."""
+        gates = self.masks.gates
+        whole: list[dict[Kind, int]] = [{kind: each.count for kind, each in kinds.items()} for kinds in self.groups]
+        kept: list[dict[Kind, tuple[int, ...]]] = [
+            {kind: gates[n, kind].kept if (n, kind) in gates else tuple(range(kinds[kind])) for kind in kinds}
+            for n, kinds in enumerate(whole)
+        ]
+        return Widths(tuple(whole), tuple(kept))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        kept = {named(place): list(gate.kept) for place, gate in self.masks.gates.items()}
+        return {"averages": self.averages.values, "skipped": self.averages.skipped, "kept": kept}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.averages.values, self.averages.skipped = dict(state_dict["averages"]), state_dict["skipped"]
+        for place, gate in self.masks.gates.items():
+            gate.keep(state_dict["kept"][named(place)])
+
+
+def named(place: Place) -> str:
+    """A place as checkpoints call it."""
+    return f"{place[0]}.{place[1]}"

@@ -1,0 +1,174 @@
+"""What every metric of blocks starts from: one pass over the calibration text, all L + 1 edges of the residual stream.
+
+Legend: N tokens of one sample, E edges, D width, B batch, T tokens, S samples.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from depthcut.cut.plan import Unit
+from depthcut.cut.scores import Scores, weights
+from depthcut.model.decoder import inputs, layerwise
+from depthcut.runtime.errors import UserError
+from depthcut.runtime.progress import track
+
+if TYPE_CHECKING:
+    from depthcut.study.lab import Lab
+
+Token = Literal["last", "all"]
+Compare = Callable[[Tensor], Tensor]
+"""From the states of some tokens at all edges, float64 N x E x D, to a value for each pair of edges, N x E x E."""
+LOOKS = frozenset(2**k for k in range(4, 30))  # after how many samples it is asked whether they are enough
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One pass over the calibration text.
+
+    The edges are those between the layers that are left. With a half as unit they come in pairs instead: in front of
+    each attention, or MLP, that is left, and behind it.
+
+    Attributes:
+        lab: holds the model and the text.
+        removed: units that are gone.
+        unit: layers, or their attentions or MLPs.
+        batch: sequences a forward pass.
+        token: compare the states of each sample's last token, or of all.
+        name: of the metric, for messages.
+        until: stop as soon as the block that is wanted wins in this share of the bootstrap's draws; None: never.
+    """
+
+    lab: "Lab"
+    name: str
+    batch: int
+    token: Token
+    removed: tuple[int, ...] = ()
+    unit: Unit = "layer"
+    until: float | None = None
+
+    def samples(self) -> Iterator[Tensor]:
+        """The states of each sample, float64 N x E x D."""
+        with torch.inference_mode():
+            yield from self._layer_by_layer() if self.lab.streaming else self._batch_by_batch()
+
+    def _batch_by_batch(self) -> Iterator[Tensor]:
+        model, text = self.lab.dense(), self.lab.calibration()
+        for ids_BT, mask_BT in track(text.batches(self.batch), self.name, math.ceil(len(text) / self.batch)):
+            way = layerwise.enter(model, inputs.inputs(model, ids_BT, mask_BT))
+            h_BTD, states = way.h_BTD, list[Tensor]()
+            for index in range(len(way.stack)):
+                seen, h_BTD = self.passed(way, index, h_BTD)
+                states += [self.picked(state_BTD, mask_BT) for state_BTD in seen]
+            yield from self.divided(states, h_BTD, mask_BT)
+
+    def _layer_by_layer(self) -> Iterator[Tensor]:
+        """All batches through a layer before the next layer is read; the states that are compared wait on the host."""
+        source, batches = self.lab.streamed(), list(self.lab.calibration().batches(self.batch))
+        calls = [inputs.inputs(source.model, *batch) for batch in batches]
+        tokens = sum(mask_BT.numel() for _, mask_BT in batches)
+        place = source.parking(layerwise.enter(source.model, calls[0]).h_BTD, tokens)
+        streams = [layerwise.enter(source.model, call).h_BTD.to(place) for call in calls]
+        states: list[list[Tensor]] = [[] for _ in batches]
+        for index in source.layers(self.name):
+            for batch, (call, (_, mask_BT)) in enumerate(zip(calls, batches, strict=True)):
+                way = layerwise.enter(source.model, call)
+                seen, h_BTD = self.passed(way, index, streams[batch].to(way.h_BTD.device))
+                states[batch] += [self.picked(state_BTD, mask_BT).cpu() for state_BTD in seen]
+                streams[batch] = h_BTD.to(place)
+        for batch, (_, mask_BT) in enumerate(batches):
+            yield from self.divided(states[batch], streams[batch].cpu(), mask_BT)
+
+    def passed(self, way: layerwise.Walk, index: int, h_BTD: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What is to be seen on the way through a layer, and the stream behind it."""
+        if index in self.removed:
+            return [], h_BTD if self.unit == "layer" else way.step(index, h_BTD, self.unit)
+        behind_BTD = way.step(index, h_BTD)
+        if self.unit == "layer":
+            return [h_BTD], behind_BTD
+        between_BTD = way.step(index, h_BTD, without="mlp")
+        return [h_BTD, between_BTD] if self.unit == "attention" else [between_BTD, behind_BTD], behind_BTD
+
+    def picked(self, h_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """The tokens that are compared: B x 1 x D or B x T x D."""
+        if self.token == "all":
+            return h_BTD
+        last_B = (mask_BT * torch.arange(mask_BT.shape[1])).argmax(1).to(h_BTD.device)
+        return h_BTD[torch.arange(len(last_B), device=h_BTD.device), last_B][:, None]
+
+    def divided(self, states: list[Tensor], h_BTD: Tensor, mask_BT: Tensor) -> Iterator[Tensor]:
+        """The states of a batch, and of whole layers the last edge, by sample and without padding."""
+        if self.unit == "layer":
+            states = [*states, self.picked(h_BTD, mask_BT)]
+        for row in range(len(mask_BT)):
+            states_NED = torch.stack([state_BND[row] for state_BND in states], dim=1)
+            real_N = mask_BT[row].bool().to(states_NED.device)
+            yield (states_NED if self.token == "last" else states_NED[real_N]).double()
+
+
+def compared(over: Pass, compare: Compare) -> Scores:
+    """Score all blocks: ``compare`` each pair of edges at each token, average over a sample, then over the samples.
+
+    The decoder stack runs once, without the head. A token whose state is zero or not finite at some edge is left out;
+    so is a sample of which no token is left.
+
+    Raises:
+        UserError: if no sample is left.
+    """
+    means: list[Tensor] = []
+    left_out = 0
+    for states_NED in over.samples():
+        good_NED = states_NED[usable(states_NED)]
+        if len(good_NED):
+            means.append(averaged(good_NED, compare, over.unit).cpu())
+        else:
+            left_out += 1
+        if over.until is not None and len(means) in LOOKS and sure(scores(torch.stack(means), left_out), over):
+            break
+    if not means:
+        raise UserError(f"metric={over.name}: none of the {left_out} calibration samples gave finite hidden states")
+    return scores(torch.stack(means), left_out)
+
+
+def averaged(states_NED: Tensor, compare: Compare, unit: Unit) -> Tensor:
+    """The mean over the tokens: of each pair of edges, E x E, or for halves of each pair that belongs together."""
+    if unit == "layer":
+        return compare(states_NED).mean(0).triu(1)
+    pairs_PED = states_NED.reshape(-1, 2, states_NED.shape[-1])
+    return compare(pairs_PED)[:, 0, 1].reshape(len(states_NED), -1).mean(0)
+
+
+def scores(values_S: Tensor, left_out: int) -> Scores:
+    """Scores out of each sample's values, S x E x E or S x K, with a Bayesian bootstrap over the samples."""
+    samples = len(values_S)
+    stderr = (values_S.std(0, correction=min(1, samples - 1)) / math.sqrt(samples)).tolist()
+    weight_RS = torch.from_numpy(weights(samples))
+    draws_R = torch.tensordot(weight_RS / weight_RS.sum(1, keepdim=True), values_S, dims=1).numpy()
+    kind = Scores.of_blocks if values_S.ndim == 3 else Scores.of_layers
+    return kind(values_S.mean(0).tolist(), stderr, samples, left_out, draws_R)
+
+
+def sure(found: Scores, over: Pass) -> bool:
+    """Whether one start of the wanted block wins often enough."""
+    assert over.until is not None
+    starts, n = over.lab.wanted()
+    return max(found.wins(starts, n).values(), default=0.0) >= over.until
+
+
+def usable(states_NED: Tensor) -> Tensor:
+    """Which tokens have a state at every edge that is finite and not zero."""
+    norm_NE = states_NED.norm(dim=-1)
+    return (norm_NE.isfinite() & (norm_NE > 0)).all(1)
+
+
+def cosines(states_NED: Tensor) -> Tensor:
+    """Cosine between all pairs of edges, N x E x E, clamped to [-1, 1].
+
+    In float64: at small angles the rounding of bfloat16 is as large as the distance.
+    """
+    unit_NED = states_NED / states_NED.norm(dim=-1, keepdim=True)
+    return (unit_NED @ unit_NED.transpose(1, 2)).clamp(-1, 1)

@@ -1,0 +1,64 @@
+"""A model in shares on the disk: a plain folder of transformers, a file a layer, adapters in the weights."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint import exported, quantised_cache
+from depthcut.model.checkpoint.sharded import Spread
+from depthcut.model.checkpoint.tensors import INDEX
+from depthcut.model.decoder import layers
+from depthcut.runtime import ranks, store
+
+
+def write(model: nn.Module, plan: Plan, folder: Path) -> None:
+    """Write the model that ``plan`` left, a layer at a time; inside of :func:`depthcut.model.checkpoint.sharded.led`."""
+    assert not ranks.rank()
+    base: Any = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # pyright: ignore
+    stack, stem = layers.layers(base), layers.prefix(base)
+    assert isinstance(stack, Spread)
+    homes: dict[str, str] = {}
+    size = 0
+
+    def keep(number: int, tensors: dict[str, Tensor]) -> int:
+        name = f"model-{number:05}-of-{len(stack) + 1:05}.safetensors"
+        save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, folder / name, {"format": "pt"})
+        homes.update(dict.fromkeys(tensors, name))
+        return sum(tensor.nbytes for tensor in tensors.values())
+
+    outside = {name: each for name, each in base.state_dict().items() if layers.split(name, stem) is None}
+    size += keep(1, quantised_cache.own(outside))
+    for number in range(len(stack)):
+        with stack.whole(number) as layer, torch.no_grad():
+            size += keep(number + 2, {f"{stem}.{number}.{name}": each for name, each in merged(layer).items()})
+    store.write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": homes})
+    base.config.architectures = [type(base).__name__]
+    base.config.dtype = str(base.dtype).removeprefix("torch.")
+    base.config.use_cache = True
+    base.config.save_pretrained(folder)
+    if base.can_generate():
+        base.generation_config.save_pretrained(folder)
+    exported.describe(folder, plan)
+
+
+def merged(layer: nn.Module) -> dict[str, Tensor]:
+    """A layer's weights by their usual names, with its adapters in them."""
+    adapters = {name: part for name, part in layer.named_modules() if isinstance(part, LoraLayer)}
+    found: dict[str, Tensor] = {}
+    for name, tensor in layer.state_dict().items():
+        home = next((each for each in adapters if name.startswith(f"{each}.")), None)
+        rest = name.removeprefix(f"{home}.")
+        if home is None:
+            found[name] = tensor
+        elif rest.startswith("base_layer."):
+            found[f"{home}.{rest.removeprefix('base_layer.')}"] = tensor
+    for name, part in adapters.items():
+        weight, delta = found[f"{name}.weight"], part.get_delta_weight(part.active_adapters[0])  # pyright: ignore
+        found[f"{name}.weight"] = (weight + delta).to(weight.dtype)
+    return found

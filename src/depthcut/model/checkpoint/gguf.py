@@ -1,0 +1,64 @@
+"""A GGUF file, unpacked once into an ordinary safetensors folder."""
+
+import io
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from depthcut.model.checkpoint import files
+from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.runtime import store
+from depthcut.runtime.errors import UserError
+
+FORMAT = 1
+log = logging.getLogger("depthcut")
+
+
+def opened(path: Path, cache: Path, hashes: Hashes) -> Folder:
+    """The model in a GGUF file, unpacked to bfloat16 and kept under ``cache`` by the file's content.
+
+    Raises:
+        UserError: if transformers cannot read it.
+    """
+    folder = cache / "gguf" / store.digest([FORMAT, hashes(path)])
+    return Folder(files.kept(folder, lambda new: unpack(path, new), hashes), hashes)
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Write the model and the tokenizer in a GGUF file to ``folder``, as bfloat16 safetensors.
+
+    Raises:
+        UserError: if transformers cannot read it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    log.info("unpacking %s, once", path.name)
+    try:
+        with silent():
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent,
+                gguf_file=path.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+    except Exception as error:  # the reader raises whatever it stumbles over
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged or holds no model that transformers can unpack ({why})") from None
+    for role in ("bos", "eos", "pad"):  # some versions of transformers mix them up; the file's own numbers hold
+        if isinstance(number := getattr(model.config, f"{role}_token_id", None), int):
+            setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(number))
+    with silent():
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+
+
+@contextmanager
+def silent() -> Generator[None]:
+    """Keep the bars and remarks of the unpacking off the screen."""
+    from depthcut.model.checkpoint.loading import quiet
+
+    with quiet(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+        yield

@@ -1,0 +1,246 @@
+"""An ordinary transformers model out of tensors that are read, and quantised, one at a time as they go in.
+
+Where transformers quantises it asks for a tensor, quantises it, and asks for the next: those that it will ask for are
+read meanwhile. Where it does not, it asks for all at once, in threads of its own.
+
+``from_pretrained(None, config=..., state_dict=...)`` takes any dictionary of things that can be indexed. Its
+``key_mapping``, which seems made for renumbering layers, loads the wrong ones without a word: where a new name is not
+wanted it falls back on the old one.
+"""
+
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint import prefetch, quantised
+from depthcut.model.checkpoint.files import Files
+from depthcut.model.checkpoint.tensors import Slice
+from depthcut.model.decoder import layers
+from depthcut.runtime.errors import UserError
+from depthcut.runtime.progress import Meter
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+Quantise = Literal["none", "nf4", "int8"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+GENERATION = "generation_config.json"
+LARGE = 4 << 30  # bytes; loading less takes seconds
+MEND = "fetch the whole model again"
+log = logging.getLogger("depthcut")
+
+
+class Form(NamedTuple):
+    """How a model lies in memory: its linear layers' quantisation, the type of the rest, the device."""
+
+    quantise: Quantise
+    dtype: "torch.dtype"
+    device: str
+
+
+def build(
+    title: str,
+    config: "PreTrainedConfig",
+    tensors: Mapping[str, Slice],
+    plan: Plan,
+    form: Form,
+) -> "PreTrainedModel":
+    """Build the model of ``config`` and fill it, in eval mode; messages call it ``title``.
+
+    Halves that ``plan`` drops are not there, and their tensors not wanted. A ``config`` with a quantisation in it is
+    of tensors that are quantised already.
+
+    Raises:
+        UserError: if a tensor that the model needs is missing, of another shape, or cannot be converted.
+    """
+    bare = layers.skeleton(config)
+    kind: Any = type(bare)
+    halved = plan.unit != "layer" and plan.drop
+    packed = hasattr(config, "quantization_config")
+    if not packed:
+        check_shapes(title, bare, tensors)
+    order = [] if packed else expected(bare, tensors)
+    with (
+        quiet(),
+        counted(tensors) as claimed,
+        prefetch.reading(tensors, order, largest(tensors), form.device, claimed) as lazy,
+    ):
+        try:
+            model, found = (without_halves(kind, plan) if halved else kind).from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(lazy),
+                dtype=form.dtype,
+                quantization_config=None if packed else quantiser(form.quantise, form.dtype),
+                device_map={"": str(prefetch.exactly(form.device))},
+                ignore_mismatched_sizes=True,  # so that they are reported below rather than in a table
+                output_loading_info=True,
+            )
+        except RuntimeError as error:
+            if "conversion of the weights" not in str(error):
+                raise
+            raise UserError(f"{title}: its tensors do not fit together as its config wants them; {MEND}") from None
+    if found["missing_keys"]:
+        raise UserError(f"{title}: its files hold no {min(found['missing_keys'])}; {MEND}")
+    if found["mismatched_keys"]:
+        name, there, wanted = min(found["mismatched_keys"])
+        shapes = f"of shape {list(wanted)}, its files have {list(there)}"
+        raise UserError(f"{title}: its config wants {name} {shapes}; {MEND}")
+    if found["unexpected_keys"]:
+        strangers = found["unexpected_keys"]
+        quantised.check_strangers(title, strangers, tensors)
+        log.warning("%s: %d tensors have no place in the model, e.g. %s", title, len(strangers), min(strangers))
+    model.__class__ = kind
+    keep_differentiable(model)
+    return cast("PreTrainedModel", model).eval()
+
+
+def check_shapes(title: str, bare: "PreTrainedModel", tensors: Mapping[str, Slice]) -> None:
+    """Compare the sizes in the files with those of ``bare``, before memory is taken for either.
+
+    Raises:
+        UserError: naming a tensor of another size or of whole numbers, or if ``bare`` is far larger than the files.
+    """
+    wanted, start = bare.state_dict(), f"{bare.base_model_prefix}."
+    for name, tensor in tensors.items():
+        own = next((wanted[key] for key in (name, start + name, name.removeprefix(start)) if key in wanted), None)
+        shape = tensor.get_shape()
+        if own is not None and own.numel() != math.prod(shape):
+            has = f"of shape {list(own.shape)}, its files have {shape}"
+            raise UserError(f"{title}: its config wants {name} {has}; {MEND}")
+        if own is not None and own.is_floating_point() and tensor.get_dtype() not in quantised.FLOATS:
+            raise UserError(f"{title} is quantised already: {name} is stored as {tensor.get_dtype()}; {quantised.MEND}")
+    weights = sum(parameter.numel() for parameter in bare.parameters())
+    held = sum(math.prod(tensor.get_shape()) for tensor in tensors.values())
+    if weights > 2 * held + (1 << 24):
+        raise UserError(f"{title}: its config describes {weights:,} weights, its files hold {held:,}; {MEND}")
+
+
+@contextmanager
+def counted(tensors: Mapping[str, Slice]) -> Generator[Callable[[], object]]:
+    """Show a bar that the yielded function moves by one tensor, where loading takes more than a few seconds."""
+    if sum(one.nbytes for one in tensors.values()) < LARGE:
+        yield lambda: None
+        return
+    with Meter("loading: tensors", len(tensors)) as meter:
+        yield meter.step
+
+
+def expected(bare: "PreTrainedModel", tensors: Mapping[str, Slice]) -> list[str]:
+    """The tensors that transformers will ask for to fill ``bare``, in its order: one after the other by their names.
+
+    That is so where it quantises; else it asks for all at once. What has no place in the model it does not ask for.
+    """
+    names, start = bare.state_dict().keys(), f"{bare.base_model_prefix}."
+    known = (name for name in tensors if name in names or start + name in names or name.removeprefix(start) in names)
+    return sorted(known, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+
+
+def largest(tensors: Mapping[str, Slice]) -> int:
+    """Bytes of the largest layer; a tensor in none counts as one."""
+    sizes: Counter[str] = Counter()
+    for name, one in tensors.items():
+        sizes["".join(re.findall(r"^.*?\.\d+\.", name)) or name] += one.nbytes
+    return max(sizes.values(), default=0)
+
+
+def without_halves(kind: Any, plan: Plan) -> Any:
+    """A model class whose models are made without the halves that ``plan`` drops."""
+    from depthcut.model.decoder import sublayers
+
+    class Halved(kind):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            sublayers.remove(self, plan)
+
+    Halved.__name__ = kind.__name__
+    return Halved
+
+
+def keep_differentiable(model: "nn.Module") -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for inference on a CPU with AVX512-BF16.
+
+    It does so at the first forward pass without gradients, and the packed weights have no backward pass: healing after
+    an evaluation would then train on wrong gradients, with no more than a warning.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            vars(module)["support_avx512bf16_for_cpu"] = False
+
+
+def quantiser(quantise: Quantise, dtype: "torch.dtype") -> "BitsAndBytesConfig | None":
+    """What bitsandbytes is to do with the linear layers."""
+    from transformers import BitsAndBytesConfig
+
+    if quantise == "none":
+        return None
+    # On a CPU it says once that an optional kernel is absent, and with int8 at every product that it casts.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if quantise == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def quantisable(layer: "nn.Module", quantise: Quantise, dtype: "torch.dtype") -> None:
+    """Put bitsandbytes' modules in place of the linear ones of a decoder layer on the meta device."""
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+    replace_with_bnb_linear(layer, quantization_config=quantiser(quantise, dtype))
+    keep_differentiable(layer)
+
+
+def parameter(old: Any, tensor: "torch.Tensor", dtype: "torch.dtype", device: str) -> "nn.Parameter":
+    """What takes the place of ``old``, a parameter on the meta device: ``tensor``, quantised if ``old`` is to be."""
+    from torch import nn
+
+    if type(old) is nn.Parameter:
+        return nn.Parameter(tensor.to(device, dtype), requires_grad=False)
+    settings = {key: value for key, value in vars(old).items() if key != "SCB"}
+    return type(old)(tensor.to(dtype), requires_grad=False, **settings).to(device)
+
+
+def generation(files: Files) -> "GenerationConfig | None":
+    """Return how the model's makers had it write, as its folder says; None where it does not.
+
+    Raises:
+        UserError: if the file is no JSON object, or transformers refuses it.
+    """
+    from transformers import GenerationConfig
+
+    if GENERATION not in files.names:
+        return None
+    described = files.json(GENERATION)
+    try:
+        return GenerationConfig.from_dict(described)
+    except Exception as error:  # whatever a value breaks first
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        mend = "mend or delete the file"
+        raise UserError(f"{files.title}: transformers refuses {GENERATION} ({why}); {mend}") from None
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Keep transformers' bars and tables off the screen for a while; its errors are raised all the same."""
+    from transformers.utils import logging as said
+
+    level, bars = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
+    try:
+        yield
+    finally:
+        said.set_verbosity(level)
+        if bars:
+            said.enable_progress_bar()

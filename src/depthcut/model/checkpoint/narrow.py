@@ -1,0 +1,50 @@
+"""A narrower model out of the tensors of its export, where no plain config tells the widths of its layers."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint import loading
+from depthcut.model.checkpoint.loading import MEND, Form
+from depthcut.model.checkpoint.tensors import Slice
+from depthcut.model.decoder import layers, sublayers
+from depthcut.model.surgery.width import slicing
+from depthcut.model.surgery.width.widths import FILE, Widths
+from depthcut.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def build(
+    title: str, config: "PreTrainedConfig", tensors: Mapping[str, Slice], plan: Plan, widths: Widths, form: Form
+) -> "PreTrainedModel":
+    """Build the model of ``config`` as narrow as ``widths``, fill it, in eval mode; messages call it ``title``.
+
+    Raises:
+        UserError: if a tensor is missing, or as wide as the widths do not say.
+    """
+    kind: Any = type(layers.skeleton(config))
+
+    class Narrow(kind):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if plan.unit != "layer":
+                sublayers.remove(self, plan)
+            slicing.narrow(self, widths)
+
+    Narrow.__name__ = kind.__name__
+    with loading.quiet():
+        model, found = Narrow.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(tensors),
+            dtype=form.dtype,
+            device_map={"": form.device},
+            ignore_mismatched_sizes=True,  # so that they are reported below rather than in a table
+            output_loading_info=True,
+        )
+    if wrong := sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]):
+        raise UserError(f"{title}: its files hold no {wrong[0]} of the width that {FILE} says; {MEND}")
+    model.__class__ = kind
+    return cast("PreTrainedModel", model).eval()

@@ -1,0 +1,146 @@
+"""Quantised weights on the disk, by content: what a plan leaves of a model is quantised once, then loaded in seconds.
+
+They are quantised as they were on the first load, to the bit, quantisation states included.
+"""
+
+import copy
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint import files, loading
+from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.loading import Form
+from depthcut.model.checkpoint.tensors import INDEX, Shards, Slice
+from depthcut.runtime import store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+FORMAT = 1
+SHARD = 1000 << 20  # bytes of weights a file: so much is on the host while they are written
+SPARE = 1 << 30  # bytes of the disk that are left alone
+log = logging.getLogger("depthcut")
+
+Fill = Callable[["PreTrainedConfig", Mapping[str, Slice]], "PreTrainedModel"]
+Tensors = Callable[[], Mapping[str, Slice]]
+
+
+def named(digest: str, plan: Plan, form: Form) -> str:
+    """Name the weights that ``plan`` leaves of the model ``digest`` by all that they depend on."""
+    how: Any = loading.quantiser(form.quantise, form.dtype)
+    return store.digest(
+        {
+            "format": FORMAT,
+            "model": digest,
+            "drop": plan.drop,
+            "unit": plan.unit,
+            "quantise": json.loads(how.to_json_string()),
+            "dtype": str(form.dtype),
+            "device": form.device.partition(":")[0],  # a CPU may round otherwise than a GPU
+            "versions": [version(package) for package in ("bitsandbytes", "transformers")],
+        }
+    )
+
+
+def load(
+    folder: Path | None, config: "PreTrainedConfig", form: Form, fill: Fill, tensors: Tensors
+) -> "PreTrainedModel":
+    """Load the model of ``config`` from ``folder``; where it is not there whole, fill it anew and keep it there.
+
+    Args:
+        folder: named by what is in it; None keeps nothing.
+        config: of the model.
+        form: how it lies in memory.
+        fill: builds the model of a config out of tensors.
+        tensors: gives those of the checkpoint.
+
+    Raises:
+        UserError: as ``fill`` and ``tensors`` do.
+    """
+    if folder is None:
+        return fill(config, tensors())
+    made: list[PreTrainedModel] = []
+    hashes = Hashes(folder.parent / "hashes.json")
+
+    def make(new: Path) -> None:
+        made.append(fill(config, tensors()))
+        write(made[0], new)
+
+    with ThreadPoolExecutor() as readers, suppress(OSError):  # what cannot be read is made again
+        list(readers.map(hashes, folder.glob("*.safetensors")))
+    try:
+        files.kept(folder, make, hashes)
+    except OSError as error:
+        if not made:
+            raise
+        log.warning("the quantised weights are not kept: %s", error)
+        return made[0]
+    if not made:
+        shards = Shards(Folder(folder, hashes))
+        return fill(quantised(config, form), shards.slices(shards.homes))
+    hashes.note({folder / name: content for name, content in store.Manifest.read(folder).hashes.items()})
+    return made[0]
+
+
+def quantised(config: "PreTrainedConfig", form: Form) -> "PreTrainedConfig":
+    """The config of a model whose weights are quantised already."""
+    described: Any = copy.deepcopy(config)
+    how: Any = loading.quantiser(form.quantise, form.dtype)
+    described.quantization_config = how.to_dict()
+    return described
+
+
+def write(model: "PreTrainedModel", folder: Path) -> None:
+    """Write what ``model`` holds into files of at most ``SHARD`` bytes, or of one tensor, and their index.
+
+    Raises:
+        OSError: if the disk has no room for them.
+    """
+    from safetensors.torch import save_file
+
+    state = own(model.state_dict())
+    size, free = sum(tensor.nbytes for tensor in state.values()), shutil.disk_usage(folder).free
+    if size + SPARE > free:
+        raise OSError(f"they take {size / 1e9:.1f} GB, and {folder.parent} has {free / 1e9:.1f} GB left")
+    homes: dict[str, str] = {}
+    with ThreadPoolExecutor() as hashing:
+        for number, names in enumerate(shared_out(state)):
+            path = folder / f"model-{number:05}.safetensors"
+            save_file({name: state[name].contiguous().cpu() for name in names}, path)
+            hashing.submit(store.sha256, path)  # remembered; one after the other they would take longer than all else
+            homes |= dict.fromkeys(names, path.name)
+    store.write_json(folder / INDEX, {"weight_map": homes})
+
+
+def own(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """A model's tensors by name, one that has several names once."""
+    seen: set[tuple[int, int]] = set()
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        place = tensor.data_ptr(), tensor.nbytes
+        if place not in seen or not tensor.nbytes:
+            found[name] = tensor
+        seen.add(place)
+    return found
+
+
+def shared_out(state: "dict[str, Tensor]") -> list[list[str]]:
+    """The names, in their order, a file's at a time."""
+    shares: list[list[str]] = []
+    left = 0
+    for name, tensor in state.items():
+        if not shares or tensor.nbytes > left:
+            shares.append([])
+            left = SHARD
+        shares[-1].append(name)
+        left -= tensor.nbytes
+    return shares

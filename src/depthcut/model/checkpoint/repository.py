@@ -1,0 +1,196 @@
+"""A model on the Hugging Face hub: its files listed at once, each fetched only when it is asked for.
+
+A repository's commit never changes, so what it holds is remembered, and the second opening works without a network.
+A cut model needs no shard that holds only dropped layers.
+"""
+
+import errno
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from typing_extensions import override
+
+from depthcut.model.checkpoint.files import Files, Hashes
+from depthcut.runtime import documents, store
+from depthcut.runtime.errors import UserError
+
+# Everything small that a config or a tokenizer may be made of.
+SMALL = frozenset({".json", ".model", ".txt", ".jinja"})
+
+
+class Repo(Files):
+    """A repository on the hub, at one commit, through the hub's own client and its cache on this machine.
+
+    Raises:
+        UserError: if there is no such repository or revision, or it can neither be reached nor found on this machine.
+    """
+
+    def __init__(self, repo: str, revision: str | None, cache: Path, hashes: Hashes) -> None:
+        self.repo = repo
+        self.title = repo
+        self.hashes = hashes
+        self.listing, self.unreached = listed(repo, revision or "main", cache)
+        self.names = frozenset(self.listing.files)
+
+    @property
+    @override
+    def folder(self) -> Path:
+        small = [name for name in sorted(self.names) if "/" not in name and Path(name).suffix in SMALL]
+        for name in small:
+            self.path(name)
+        return self.path("config.json").parent
+
+    @override
+    def path(self, name: str) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        self.require(name)
+        if here := self.here(name):
+            return here
+        try:
+            if self.unreached:  # the client would try again and again
+                raise self.unreached
+            with explained(self.repo, name):
+                return Path(hf_hub_download(self.repo, name, revision=self.listing.commit))
+        except HubUnreachedError as why:
+            mend = f"connect and run again, or `hf download {self.repo}` where there is a network"
+            raise UserError(f"{name} of {self.repo} is not on this machine and {why}; {mend}") from None
+
+    @override
+    def here(self, name: str) -> Path | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.repo, name, revision=self.listing.commit)
+        return Path(found) if isinstance(found, str) else None
+
+    @override
+    def vouched(self, name: str) -> str | None:
+        return self.listing.files[name]
+
+    @override
+    def sha256(self, name: str) -> str:
+        return self.vouched(name) or self.hashes(self.path(name))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a repository holds at a commit: each file's SHA-256, where the hub keeps one (it does for weights)."""
+
+    commit: str
+    files: dict[str, str | None]
+
+
+def listed(repo: str, revision: str, cache: Path) -> "tuple[Listing, HubUnreachedError | None]":
+    """List a repository: from memory if ``revision`` is a commit, else from the hub, else from this machine.
+
+    Returns:
+        The listing, and why the hub could not be asked, if it could not.
+
+    Raises:
+        UserError: if none of them knows it.
+    """
+    from huggingface_hub import constants
+
+    memory = cache / "hub" / f"{store.digest([constants.ENDPOINT, repo, revision])}.json"
+    known = remembered(memory)
+    if known and known.commit == revision:
+        return known, None
+    try:
+        found = asked(repo, revision)
+    except HubUnreachedError as why:
+        found = known or downloaded(repo, revision)
+        if not found:
+            raise UserError(f"{repo} is not on this machine and {why}; connect, or name a local folder") from None
+        return found, why
+    if found != known:
+        store.write_json(memory, {"commit": found.commit, "files": found.files})
+    return found, None
+
+
+def remembered(memory: Path) -> Listing | None:
+    """What an earlier run wrote down."""
+    content = documents.found(memory) or {}
+    commit, files = content.get("commit"), content.get("files")
+    return Listing(commit, files) if isinstance(commit, str) and isinstance(files, dict) else None
+
+
+def asked(repo: str, revision: str) -> Listing:
+    """What the hub says. Its client then knows the commit behind ``revision`` too, and finds it without a network.
+
+    Raises:
+        HubUnreachedError: if it says nothing.
+        UserError: if it says no.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    with explained(repo, revision):
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    assert info.sha and info.siblings is not None
+    with explained(repo, "config.json"):
+        hf_hub_download(repo, "config.json", revision=revision)
+    return Listing(info.sha, {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings})
+
+
+def downloaded(repo: str, revision: str) -> Listing | None:
+    """What of the repository the hub's client has in its cache; there a file of weights is named by its SHA-256."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repo, "config.json", revision=revision)
+    if not isinstance(config, str):
+        return None
+    snapshot = Path(config).parent
+    blobs = {path.name: path.resolve().name for path in snapshot.iterdir() if path.is_file()}
+    return Listing(
+        snapshot.name, {name: blob if re.fullmatch("[0-9a-f]{64}", blob) else None for name, blob in blobs.items()}
+    )
+
+
+class HubUnreachedError(Exception):
+    """The hub gave no answer; it says why."""
+
+
+@contextmanager
+def explained(repo: str, wanted: str) -> Generator[None]:
+    """Turn what the hub's client raises into one line that names the mend.
+
+    Raises:
+        HubUnreachedError: if the hub gave no answer.
+        UserError: if its answer is no, or the answer does not fit on the disk.
+    """
+    from huggingface_hub import constants, errors
+
+    try:
+        yield
+    except Exception as error:  # what stands for a dead network depends on the client's version
+        if no := refusal(error, repo, wanted):
+            raise UserError(no) from None
+        cause = error.__cause__ or error
+        offline = isinstance(cause, errors.OfflineModeIsEnabled)
+        why = "HF_HUB_OFFLINE is set" if offline else " ".join(str(cause).split())[:200]
+        raise HubUnreachedError(f"{constants.ENDPOINT} did not deliver ({why})") from None
+
+
+def refusal(error: Exception, repo: str, wanted: str) -> str | None:
+    """What an error of the hub's client says to a person; None if it is about the network."""
+    from huggingface_hub import constants, errors
+
+    hub = constants.ENDPOINT
+    login = "log in with `hf auth login` (or set HF_TOKEN)"
+    answers: dict[type[Exception], str] = {
+        errors.GatedRepoError: f"{repo} is gated: accept its licence at {hub}/{repo} and {login}",
+        errors.RepositoryNotFoundError: f"no model {repo} at {hub}: check the name; if it is private, {login}",
+        errors.RevisionNotFoundError: f"{repo} has no revision {wanted!r}; see {hub}/{repo}/tree/main",
+        errors.RemoteEntryNotFoundError: f"{repo} has no {wanted}: it is no whole model that transformers saved",
+        errors.HFValidationError: f"{repo!r} is no repository of the hub; one is called OWNER/NAME",
+    }
+    for kind, answer in answers.items():
+        if isinstance(error, kind):
+            return answer
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+        return f"{hub} refused {repo} ({error.response.status_code}): {login}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        return f"could not keep {wanted} of {repo} ({error}); HF_HOME names another place"
+    return None

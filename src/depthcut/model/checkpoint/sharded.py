@@ -1,0 +1,250 @@
+"""A model in shares: of each layer's weights every process holds some rows, and no process ever holds all layers.
+
+The rows are read as such: together the processes read the files once. What is beside the layers lies in every process.
+To heal, the shares become those of FSDP2 (:mod:`depthcut.heal.training.fsdp`), where they lie. To be measured the model
+runs in the first process alone, whose numbers are thus those of one process: the others hand it their rows of the layer
+that is next, as long as it asks for some.
+"""
+
+import atexit
+import logging
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from transformers import PreTrainedModel
+
+from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint.loading import Form
+from depthcut.model.checkpoint.prefetch import Arrival, Readers
+from depthcut.model.checkpoint.streaming import Frame
+from depthcut.model.decoder import layers as decoder_layers
+from depthcut.runtime import ranks
+from depthcut.runtime.errors import UserError
+from depthcut.runtime.progress import track
+
+if TYPE_CHECKING:
+    from depthcut.model.checkpoint.checkpoint import Checkpoint
+
+END, LOAD = -1, -2  # what the first process says beside the numbers of layers
+PATIENCE = timedelta(days=7)  # of processes that wait for the first one's word
+log = logging.getLogger("depthcut")
+
+
+class Spread(nn.ModuleList):
+    """Layers of which every process holds a share.
+
+    Attributes:
+        leading: whether this process runs the model now, and the others wait to be asked for their shares.
+    """
+
+    leading = False
+
+    def run(self, number: int, *args: Any, **kwargs: Any) -> Any:
+        """What layer ``number`` makes of its input; it is whole meanwhile.
+
+        Raises:
+            UserError: if the other processes are not there to help.
+        """
+        layer = self[number]
+        with torch.no_grad(), self.whole(number):  # a gradient's graph would hold all layers
+            return type(layer).forward(layer, *args, **kwargs)
+
+    @contextmanager
+    def whole(self, number: int) -> Generator[nn.Module]:
+        """Inside the ``with``, layer ``number`` has all its rows.
+
+        Raises:
+            UserError: if the other processes are not there to help.
+        """
+        if not self.leading:
+            raise UserError(
+                "the model is in shares, which the processes put together to heal it and to evaluate it, and for "
+                "nothing else; take heal.strategy=ddp with GPUs that have room for it, or stream=never"
+            )
+        tell(number)
+        layer = self[number]
+        there = shares(layer)
+        for module, name, share in there:
+            module.register_parameter(name, nn.Parameter(gathered(share), requires_grad=False))
+        try:
+            yield layer
+        finally:
+            for module, name, share in there:
+                module.register_parameter(name, share)
+
+
+def led(device: str, model: Callable[[], nn.Module], work: Callable[[Callable[[], nn.Module]], object]) -> None:
+    """Have the first process do ``work``, which runs a model in shares; then the others, who find on file what it left.
+
+    Args:
+        device: where the model is.
+        model: loads it, or gives it where it is loaded.
+        work: is given what gives the model.
+    """
+    meet(device)
+    if ranks.rank():
+        serve(model)
+        work(model)
+        return
+    stacks: list[Spread] = []
+
+    def together() -> nn.Module:
+        tell(LOAD)
+        found = model()
+        stacks.append(layers(found))
+        stacks[-1].leading = True
+        return found
+
+    work(together)
+    for stack in stacks:
+        stack.leading = False
+    tell(END)
+
+
+def serve(model: Callable[[], nn.Module]) -> None:
+    """Hand the first process this one's share of the layers that it asks for, until it has done."""
+    stack = Spread()
+    while (number := told()) != END:
+        if number == LOAD:
+            stack = layers(model())
+        else:
+            for _, _, share in shares(stack[number]):
+                gathered(share)
+
+
+def layers(model: nn.Module) -> Spread:
+    """The layers of a model in shares."""
+    stack = decoder_layers.layers(model)
+    assert isinstance(stack, Spread)
+    return stack
+
+
+def load(checkpoint: "Checkpoint", plan: Plan | None, form: Form) -> PreTrainedModel:
+    """Read this process's share of the layers that ``plan`` keeps, and all that is beside them.
+
+    Args:
+        checkpoint: the model on the disk.
+        plan: None keeps all.
+        form: how it lies in memory; not quantised.
+
+    Returns:
+        A model in eval mode, which runs inside of :func:`led` alone; what it counts of parameters is what all hold.
+
+    Raises:
+        UserError: as :class:`depthcut.model.checkpoint.streaming.Frame`.
+    """
+    meet(form.device)
+    frame, readers = Frame(checkpoint, plan, form), Readers(form.device)
+    stack = Spread(frame.bare)
+    model = frame.load(stack)
+    for number in frame.firsts:
+        cut(stack[number])
+    numbers = [number for number in range(len(stack)) if number not in frame.firsts]
+    try:
+        coming = begin(frame, readers, numbers[0]) if numbers else {}
+        for number, after in zip(track(numbers, "loading: layers", len(numbers)), [*numbers[1:], None], strict=True):
+            arrived, coming = coming, {} if after is None else begin(frame, readers, after)
+            stack[number] = frame.filled(number, partial(placed, arrived, form))
+    finally:
+        readers.close()
+    for number, layer in enumerate(stack):
+        vars(layer)["forward"] = partial(stack.run, number)
+    return model
+
+
+def begin(frame: Frame, readers: Readers, number: int) -> dict[str, Arrival]:
+    """Begin to read this process's rows of a layer."""
+    tensors = frame.tensors(number)
+    return {name: readers.begin(one.rows(*own(one.get_shape()[0]))) for name, one in tensors.items()}
+
+
+def placed(arrived: dict[str, Arrival], form: Form, name: str, bare: nn.Parameter) -> nn.Parameter:
+    """What takes the place of ``bare``: this process's rows of it, which have arrived under this name."""
+    return shared(arrived.pop(name).tensor().to(form.dtype), bare.shape)
+
+
+def cut(layer: nn.Module) -> None:
+    """Leave of a whole layer this process's share."""
+    for module in layer.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            rows = weight.data[slice(*own(len(weight)))].clone()
+            module.register_parameter(name, shared(rows, weight.shape))
+
+
+def own(rows: int) -> tuple[int, int]:
+    """The rows of so many that this process holds, half-open: as ``torch.chunk``, and FSDP2, share them out."""
+    size = -(-rows // ranks.world())
+    return min(rows, ranks.rank() * size), min(rows, (ranks.rank() + 1) * size)
+
+
+def shared(rows: Tensor, shape: torch.Size) -> nn.Parameter:
+    """A parameter of this shape, of which this process holds ``rows``."""
+    stride = torch.empty(shape, device="meta").stride()
+    tensor = DTensor.from_local(rows, mesh(rows.device.type), [Shard(0)], run_check=False, shape=shape, stride=stride)
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+def shares(layer: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """The parameters of a layer that are in shares: whose they are, their names there, and they."""
+    every = [(part, name, each) for part in layer.modules() for name, each in part.named_parameters(recurse=False)]
+    return [(part, name, each) for part, name, each in every if isinstance(each, DTensor)]
+
+
+def gathered(share: Any) -> Tensor:
+    """The whole of which each process holds a share: in the first process; the others send theirs."""
+    rows, shape = share.to_local().detach(), share.shape
+    size = -(-shape[0] // ranks.world())
+    mine = rows.contiguous()
+    if len(rows) < size:
+        mine = rows.new_zeros(size, *shape[1:])
+        mine[: len(rows)] = rows
+    first = not ranks.rank()
+    whole = rows.new_empty(size * ranks.world() if first else 0, *shape[1:])
+    # As bytes: not every backend knows every type.
+    into = list(whole.view(-1).view(torch.uint8).chunk(ranks.world())) if first else None
+    dist.gather(mine.view(-1).view(torch.uint8), into)
+    return whole[: shape[0]]
+
+
+def tell(number: int) -> None:
+    """Tell the other processes what the first one wants of them."""
+    dist.broadcast(torch.tensor(number), 0, group=words())
+
+
+def told() -> int:
+    """What the first process wants."""
+    number = torch.tensor(END)
+    dist.broadcast(number, 0, group=words())
+    return int(number)
+
+
+@cache
+def words() -> dist.ProcessGroup:
+    """Through what the processes talk: beside what moves weights, which may wait for no more than minutes."""
+    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=PATIENCE))
+
+
+@cache
+def mesh(kind: str) -> DeviceMesh:
+    """The processes, in a row."""
+    return init_device_mesh(kind, (ranks.world(),))
+
+
+def meet(device: str) -> None:
+    """Have the processes meet, as Lightning will: it finds that they have."""
+    if dist.is_initialized():
+        return
+    here = ranks.environment()
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = here.main_address, str(here.main_port)
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, rank=ranks.rank(), world_size=ranks.world())
+    atexit.register(dist.destroy_process_group)

@@ -1,0 +1,178 @@
+"""The dense model, one layer at a time off the disk, each tensor read once a pass.
+
+A streamed model is a frame (embeddings, first layer, final norm, head) around layers on the meta device. While one
+layer computes, threads bring in the next one, so that the device holds two.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint import loading
+from depthcut.model.checkpoint.prefetch import Arrival, Readers
+from depthcut.model.checkpoint.tensors import Slice
+from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder import sublayers
+from depthcut.runtime import devices
+from depthcut.runtime.errors import UserError
+from depthcut.runtime.progress import Meter
+
+if TYPE_CHECKING:
+    from depthcut.model.checkpoint.checkpoint import Checkpoint
+    from depthcut.study.lab import Lab
+
+META = torch.device("meta")
+
+
+class Frame:
+    """Embeddings, the first layer of each kind, final norm and head, around layers on the meta device.
+
+    Attributes:
+        checkpoint: the model on the disk.
+        plan: what is left out of it.
+        form: how it lies in memory.
+        config: of what is left.
+        bare: the layers that are left, on the meta device.
+        firsts: the numbers of those that the frame has.
+
+    Raises:
+        UserError: if the layers' tensors in the files are not named, or not laid out, as those in the model.
+    """
+
+    def __init__(self, checkpoint: "Checkpoint", plan: Plan | None, form: loading.Form) -> None:
+        self.checkpoint = checkpoint
+        self.plan = plan or Plan(checkpoint.depth, ())
+        self.form = form
+        whole = self.plan.unit == "layer" and self.plan.drop
+        self.config = decoder_layers.trimmed(checkpoint.config, self.plan.drop) if whole else checkpoint.config
+        model = decoder_layers.skeleton(self.config)
+        if self.plan.unit != "layer":
+            sublayers.remove(model, self.plan)
+        self.bare = list(decoder_layers.layers(model))
+        self.firsts = first_of_each_kind(self.config)
+
+    def load(self, stack: nn.ModuleList) -> PreTrainedModel:
+        """Read the frame, put it around ``stack``, whose first layers it replaces, and give the model."""
+        kept = {self.plan.keep[number] for number in self.firsts}
+        plan = Plan(self.plan.depth, tuple(old for old in range(self.plan.depth) if old not in kept))
+        dtype: Any = str(self.form.dtype).removeprefix("torch.")
+        model = self.checkpoint.load(plan, quantise=self.form.quantise, dtype=dtype, device=self.form.device)
+        for number, layer in zip(self.firsts, decoder_layers.layers(model), strict=True):
+            stack[number] = layer
+        self.first = stack[self.firsts[0]]
+        decoder_layers.install(model, stack, self.config)
+        if self.plan.unit != "layer":
+            sublayers.remove(model, self.plan)
+        return model
+
+    def tensors(self, number: int) -> dict[str, Slice]:
+        """A layer's tensors by their names in the layer, unread."""
+        old = self.plan.keep[number]
+        prefix = f"{self.checkpoint.prefix}.{old}."
+        there = {name.removeprefix(prefix): one for name, one in self.checkpoint.tensors(old).items()}
+        wanted = dict(self.bare[number].named_parameters()).keys()
+        if missing := sorted(wanted - there.keys()):
+            title = self.checkpoint.files.title
+            raise UserError(f"{title} cannot be streamed: its files do not hold layer {old}'s {missing[0]} as such")
+        return {name: there[name] for name in sorted(wanted)}
+
+    def filled(self, number: int, put: Callable[[str, nn.Parameter], nn.Parameter]) -> nn.Module:
+        """A copy of a bare layer, whose parameters ``put`` gives by their names and by those on the meta device."""
+        layer = copy.deepcopy(self.bare[number])
+        if self.form.quantise != "none":
+            loading.quantisable(layer, self.form.quantise, self.form.dtype)
+        for name, bare in list(layer.named_parameters()):
+            owner, _, leaf = name.rpartition(".")
+            layer.get_submodule(owner).register_parameter(leaf, put(name, bare))
+        for name, buffer in list(layer.named_buffers()):
+            if buffer.device == META:
+                owner, _, leaf = name.rpartition(".")
+                layer.get_submodule(owner).register_buffer(leaf, self.first_buffer(name, buffer), persistent=False)
+        return layer.eval()
+
+    def first_buffer(self, name: str, like: Tensor) -> Tensor:
+        """A buffer that no file holds, from the first layer, where it is the same."""
+        found: Any = dict(self.first.named_buffers()).get(name)
+        if found is None or found.shape != like.shape or found.device == META:
+            raise UserError(f"{self.checkpoint.files.title} cannot be streamed: no file holds its layers' {name}")
+        return found
+
+
+class Streamed:
+    """A model of which one layer is there.
+
+    Args:
+        lab: the checkpoint, and how it is to be loaded.
+
+    Raises:
+        UserError: as :class:`Frame`.
+    """
+
+    def __init__(self, lab: "Lab") -> None:
+        described = lab.experiment.model
+        self.form = loading.Form(described.quantise, getattr(torch, described.dtype), lab.device)
+        self.readers = Readers(lab.device)
+        self.coming: dict[int, dict[str, Arrival]] = {}
+        self.frame = Frame(lab.checkpoint, None, self.form)
+        self.bare, firsts = self.frame.bare, self.frame.firsts
+        self.fetch(next((index for index in range(len(self.bare)) if index not in firsts), len(self.bare)))
+        self.stack = nn.ModuleList(self.bare)
+        self.model = self.frame.load(self.stack)
+
+    def layers(self, name: str) -> Iterator[int]:
+        """Bring in each layer in turn and give its number; it is gone when the next one is asked for."""
+        started, read = time.monotonic(), 0
+        with Meter(f"{name}: layers", len(self.stack)) as meter:
+            for number in range(len(self.stack)):
+                if self.stack[number] is self.bare[number]:
+                    self.fetch(number)
+                arrived = {rest: one.tensor() for rest, one in self.coming.pop(number, {}).items()}
+                read += sum(tensor.nbytes for tensor in arrived.values())
+                if number + 1 < len(self.stack) and self.stack[number + 1] is self.bare[number + 1]:
+                    self.fetch(number + 1)
+                self.fill(number, arrived)
+                yield number
+                self.empty(number)
+                meter.step(f"{read / 1e9 / (time.monotonic() - started):.2f} GB/s")
+
+    def parking(self, h_BTD: Tensor, tokens: int, streams: int = 1) -> torch.device:
+        """Where streams like ``h_BTD``, of so many tokens, wait for the next layer: on the device if there is room.
+
+        Half of what is free is left to two layers and to what a layer computes.
+        """
+        wanted = tokens * streams * h_BTD.shape[-1] * h_BTD.element_size()
+        return h_BTD.device if 2 * wanted < devices.free(h_BTD.device.type) else torch.device("cpu")
+
+    def fetch(self, number: int) -> None:
+        """Begin to read a layer, if that has not begun."""
+        if number < len(self.bare) and number not in self.coming:
+            tensors = self.frame.tensors(number)
+            self.coming[number] = {rest: self.readers.begin(one) for rest, one in tensors.items()}
+
+    def fill(self, number: int, tensors: dict[str, Tensor]) -> None:
+        """Put the tensors into their layer, on the device, quantised where the first layer is."""
+        if not tensors:
+            return
+
+        def put(name: str, bare: nn.Parameter) -> nn.Parameter:
+            return loading.parameter(bare, tensors.pop(name), self.form.dtype, self.form.device)
+
+        self.stack[number] = self.frame.filled(number, put)
+
+    def empty(self, number: int) -> None:
+        """Give a layer's memory back, once the device has done with it."""
+        if self.readers.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.stack[number] = self.bare[number]
+
+
+def first_of_each_kind(config: PreTrainedConfig) -> list[int]:
+    """The first layer, and in a model whose layers attend in several ways the first of each: the frame knows them."""
+    kinds: list[str] = getattr(decoder_layers.text_config(config), "layer_types", None) or ["all alike"]
+    return sorted(kinds.index(kind) for kind in set(kinds))

@@ -1,0 +1,78 @@
+"""The adapters of several cuts on one dense model, whose frozen weights they share; each is on where it is asked for.
+
+An adapter was trained on what its cut left, whose layers are numbered anew: here it goes back to the layers it was on.
+"""
+
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from depthcut.cut.plan import Plan
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
+
+
+def attached(model: "nn.Module", found: Mapping[str, tuple[Path, Plan]]) -> "PeftModel":
+    """Put trained adapters on the dense ``model``, in place, switched off.
+
+    Args:
+        model: the dense model.
+        found: by the name that each set of adapters gets its folder, and the plan that it was trained under.
+    """
+    from peft import LoraConfig, PeftModelForCausalLM, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+    from safetensors.torch import load_file
+
+    from depthcut.heal.training.adapters import match
+    from depthcut.model.decoder import layers
+
+    adapted: PeftModelForCausalLM | None = None
+    for name, (folder, plan) in found.items():
+        config = LoraConfig.from_pretrained(str(folder))
+        assert isinstance(config, LoraConfig) and isinstance(config.layers_to_transform, list)
+        config.layers_to_transform = [plan.keep[index] for index in config.layers_to_transform]
+        if adapted is None:
+            adapted = PeftModelForCausalLM(model, config, adapter_name=name)  # pyright: ignore[reportArgumentType]
+        else:
+            adapted.add_adapter(name, config)
+        stem = layers.prefix(adapted)
+        tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+        dense = {renumbered(key, stem, plan): tensor for key, tensor in tensors.items()}
+        own = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+        gone = {key for key in own if (layers.split(key, stem) or (-1,))[0] in plan.drop}  # of sublayers that were cut
+        match(folder, dense.keys(), own.keys() - (gone - dense.keys()))
+        assert not set_peft_model_state_dict(adapted, dense, adapter_name=name).unexpected_keys
+    assert adapted is not None
+    for layer in layers.layers(adapted):
+        switch(layer, [])
+    return adapted.eval()
+
+
+def renumbered(key: str, stem: str, plan: Plan) -> str:
+    """The name of an adapter's weight in the dense model, whose layers are in ``stem``."""
+    return re.sub(rf"^{re.escape(stem)}\.(\d+)\.", lambda at: f"{stem}.{plan.keep[int(at[1])]}.", key)
+
+
+def switch(layer: "nn.Module", names: list[str]) -> None:
+    """Have the adapters of these names on in ``layer``, and no others."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for part in layer.modules():
+        if isinstance(part, BaseTunerLayer):
+            part.set_adapter(names, inference_mode=True)
+
+
+@contextmanager
+def switched(layer: "nn.Module", name: str) -> Generator[None]:
+    """Inside the ``with``, the adapters of this name are on in ``layer``; outside none is. No name: nothing changes."""
+    if name:
+        switch(layer, [name])
+    try:
+        yield
+    finally:
+        if name:
+            switch(layer, [])

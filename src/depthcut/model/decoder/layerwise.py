@@ -1,0 +1,126 @@
+"""A batch's way through a decoder, one layer at a time: what enters, each step, what leaves.
+
+A metric walks in the order that costs least: one batch through all layers, or all batches through a layer that has
+just been read off the disk; several streams through a layer at once; past a layer, or through half of it.
+
+Legend: B batch, T tokens, D width, V vocabulary.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from depthcut.cut.plan import Unit
+from depthcut.model.decoder import layers, sublayers
+from depthcut.runtime.errors import UserError
+
+MEND = "take prune=deepest or prune=plan, which score nothing"
+
+
+class Reached(Exception):  # noqa: N818  nothing went wrong
+    """The dry run has seen what it wanted."""
+
+
+@dataclass
+class Walk:
+    """One batch at the first layer's door.
+
+    Attributes:
+        model: the model; its layers may be on the meta device until they are stepped through.
+        stack: its layer list.
+        inputs: what it was called with.
+        tupled: whether layers give their output in a tuple.
+        h_BTD: what the first layer reads.
+        calls: for each layer what it is called with beside the stream: masks, positions.
+    """
+
+    model: nn.Module
+    stack: nn.ModuleList
+    inputs: dict[str, Any]
+    tupled: bool
+    h_BTD: Tensor = field(init=False)
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list[Any])
+
+    def step(self, index: int, h_BTD: Tensor, without: Unit | None = None) -> Tensor:
+        """The stream behind layer ``index``; or without that layer's attention or MLP."""
+        layer = self.stack[index]
+        args, kwargs = self.calls[index]
+        with sublayers.without(layer, without):
+            output = layer(h_BTD, *args, **kwargs)
+        self.tupled = isinstance(output, tuple)
+        return output[0] if isinstance(output, tuple) else output
+
+    def logits(self, h_BTD: Tensor) -> Tensor:
+        """What the final norm and the head make of the stream behind the last layer, B x T x V."""
+        given = (h_BTD, None) if self.tupled else h_BTD
+        with stubbed(self.stack, lambda _: lambda *_, **__: given):
+            return self.model(**self.inputs).logits
+
+
+def enter(model: nn.Module, inputs: dict[str, Any]) -> Walk:
+    """Run all of the decoder but its layers, up to the last one's door: embeddings, positions, masks.
+
+    Raises:
+        UserError: if the model does something between its layers, so that they cannot be run one by one.
+    """
+    name = type(model).__name__
+    found = tried(model, inputs, tupled=False) or tried(model, inputs, tupled=True)
+    if found is None:
+        raise UserError(f"{name}: its layers pass on more than hidden states, so they cannot be scored; {MEND}")
+    way, last_BTD = found
+    if last_BTD is not way.h_BTD or last_BTD.ndim != 3:
+        raise UserError(f"{name} computes between its layers, so they cannot be scored one by one; {MEND}")
+    return way
+
+
+def tried(model: nn.Module, inputs: dict[str, Any], tupled: bool) -> tuple[Walk, Tensor] | None:
+    """Return what :func:`dry_run` does; None if the model takes its layers' output in another form."""
+    try:
+        way, last_BTD = dry_run(model, inputs, tupled)
+    except UserError:
+        raise
+    except ValueError:  # the model unpacks a tuple of another length
+        return None
+    if last_BTD.ndim == way.h_BTD.ndim - 1:  # what was taken for a tuple is its first sequence
+        return None
+    return way, last_BTD
+
+
+def dry_run(model: nn.Module, inputs: dict[str, Any], tupled: bool) -> tuple[Walk, Tensor]:
+    """Enter with layers that hand on what they get; also give what came to the last one, or the first that differs."""
+    stack = layers.layers(model)
+    way = Walk(model, stack, inputs, tupled)
+    streams: list[Tensor] = []
+
+    def stub(index: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            streams.append(args[0] if args else kwargs.pop("hidden_states"))
+            way.calls.append((args[1:], kwargs))
+            if index == len(stack) - 1 or streams[-1] is not streams[0]:
+                raise Reached
+            return (streams[0], None) if tupled else streams[0]
+
+        return forward
+
+    with stubbed(stack, stub), suppress(Reached):
+        layers.decoder(model)(**inputs)
+    way.h_BTD = streams[0]
+    return way, streams[-1]
+
+
+@contextmanager
+def stubbed(stack: nn.ModuleList, forward: Callable[[int], Callable[..., Any]]) -> Generator[None]:
+    """Inside the ``with``, layer i runs ``forward(i)`` in place of its own."""
+    own = [vars(layer).get("forward") for layer in stack]
+    for index, layer in enumerate(stack):
+        vars(layer)["forward"] = forward(index)
+    try:
+        yield
+    finally:
+        for layer, before in zip(stack, own, strict=True):
+            del vars(layer)["forward"]
+            if before is not None:
+                vars(layer)["forward"] = before

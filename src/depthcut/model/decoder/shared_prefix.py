@@ -1,0 +1,246 @@
+"""Many sub-networks in one pass: models without some layers, or halves of layers, share all that they have in common.
+
+Two sub-networks are the same up to the first layer at which they differ, so each common beginning is computed once. For
+all models without one layer that makes L + L(L-1)/2 layer passes instead of L(L-1), and each layer's weights are read
+once a batch. The head is extra, once a sub-network.
+
+Legend: B batch, T tokens, D width, V vocabulary, K sub-networks, N sequences.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from depthcut.cut import subnetworks
+from depthcut.cut.plan import Unit
+from depthcut.cut.subnetworks import WHOLE, Cut
+from depthcut.model.decoder import adapters, inputs, layerwise
+from depthcut.runtime import devices
+from depthcut.runtime.progress import track
+
+if TYPE_CHECKING:
+    from depthcut.data.text.tokens import Tokens
+    from depthcut.study.lab import Lab
+
+Measure = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+"""From a sub-network's logits (B x T x V, float32), the dense model's and the targets (-100 where none) to a value a
+token, B x T."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some sequences, from number ``first`` on, with a mask of what is no padding, and targets."""
+
+    first: int
+    ids_BT: Tensor
+    mask_BT: Tensor
+    targets_BT: Tensor
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The numbers of the sequences, half-open."""
+        return self.first, self.first + len(self.ids_BT)
+
+    @classmethod
+    def of(cls, text: "Tokens", size: int) -> "Iterator[Rows]":
+        """All of a text, ``size`` sequences at a time; each token but the first, or the context, is a target."""
+        for place, (ids_BT, mask_BT) in enumerate(text.batches(size)):
+            targets_BT = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, inputs.NO_TARGET)
+            if text.context is not None:
+                context_B = torch.from_numpy(text.context[place * size :][: len(ids_BT)].astype("int64"))
+                places_T = torch.arange(1, ids_BT.shape[1])
+                targets_BT = targets_BT.masked_fill(places_T < context_B[:, None], inputs.NO_TARGET)
+            yield cls(place * size, ids_BT, mask_BT, targets_BT)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a metric reads, and what it makes of it.
+
+    Attributes:
+        name: of the metric, for messages.
+        measure: a value a token.
+        dense: whether the measure looks at the dense model's logits too.
+        batches: the sequences.
+        value: from the sums over each sequence's tokens (K x N), the number of these tokens (N) and the weights of the
+            sequences (N) to the value of each sub-network and its standard error (K each). Lower is better.
+    """
+
+    name: str
+    measure: Measure
+    dense: bool
+    batches: Sequence[Rows]
+    value: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Streams:
+    """Residual streams of beginnings that are met again: in greedy's next round, in evolution's next generation.
+
+    Attributes:
+        limit: bytes that may be held; None: a quarter of what is free on the device of the first stream that comes.
+        passes: how many layer passes were made so far.
+        metric: the name of the metric whose text the streams are of.
+    """
+
+    limit: int | None = None
+    held: int = 0
+    kept: dict[tuple[tuple[int, int], int, Cut], Tensor] = field(default_factory=dict[Any, Tensor])
+    passes: int = 0
+    metric: str = ""
+
+    def only(self, ends: Iterable[Cut], depth_L: int, metric: str) -> None:
+        """Let go of what none of ``ends`` begins with, and of what another metric left."""
+        starts = ends if metric == self.metric else ()
+        useful = {(edge, cut.before(edge)) for cut in starts for edge in range(depth_L)}
+        self.metric = metric
+        self.kept = {key: h_BTD for key, h_BTD in self.kept.items() if key[1:] in useful}
+        self.held = sum(h_BTD.nbytes for h_BTD in self.kept.values())
+
+    def of(self, span: tuple[int, int]) -> dict[tuple[int, Cut], Tensor]:
+        """What is kept of these sequences, by edge and beginning."""
+        return {key[1:]: h_BTD for key, h_BTD in self.kept.items() if key[0] == span}
+
+    def keep(self, span: tuple[int, int], edge: int, cut: Cut, h_BTD: Tensor) -> None:
+        """Keep the stream of these sequences at ``edge`` behind the beginning ``cut``, if it fits."""
+        if self.limit is None:
+            self.limit = devices.free(h_BTD.device.type) // 4
+        if self.held + h_BTD.nbytes <= self.limit:
+            self.kept[span, edge, cut] = h_BTD
+            self.held += h_BTD.nbytes
+
+
+def summed(lab: "Lab", drops: Sequence[tuple[int, ...]], unit: Unit, reading: Reading) -> tuple[Tensor, Tensor]:
+    """Measure the model without each of ``drops``.
+
+    Args:
+        lab: holds the model.
+        drops: for each sub-network the units that go.
+        unit: layers, or their attentions or MLPs.
+        reading: what is measured, on what.
+
+    Returns:
+        For each sub-network and sequence the sum of the measure over its tokens (float64 K x N), and the number of
+        these tokens (N), both on the host.
+    """
+    asked = subnetworks.of_drops(drops, unit)
+    ends = [*asked, WHOLE] if reading.dense and WHOLE not in asked else asked
+    ask = _layer_by_layer if lab.streaming else _batch_by_batch
+    values: list[Tensor] = []
+    counts: list[Tensor] = []
+    with torch.inference_mode():
+        for way, found, rows in ask(lab, ends, reading.name, reading.batches):
+            values.append(answers(way, found, asked, reading, rows.targets_BT))
+            counts.append((rows.targets_BT != inputs.NO_TARGET).sum(1))
+    return torch.cat(values, dim=1), torch.cat(counts)
+
+
+Ends = Iterator[tuple[layerwise.Walk, dict[Cut, Tensor], Rows]]
+"""A batch's walk, the streams behind the last layer of each sub-network, the batch."""
+
+
+def _batch_by_batch(lab: "Lab", ends: list[Cut], name: str, batches: Sequence[Rows]) -> Ends:
+    """Each batch through all layers before the next one comes."""
+    model, held = lab.dense(), lab.streams
+    held.only(ends, lab.checkpoint.depth, name)
+    for rows in track(batches, name, len(batches)):
+        way = layerwise.enter(model, inputs.inputs(model, rows.ids_BT, rows.mask_BT))
+        ready = held.of(rows.span)
+        wanted = beginnings(ends, len(way.stack), ready)
+        found = {WHOLE: way.h_BTD}
+        for edge, here in enumerate(wanted[1:], 1):
+            new = [cut for cut in here if (edge, cut) not in ready]
+            before, found = found, {cut: ready[edge, cut] for cut in here if (edge, cut) in ready}
+            for cut in new:
+                found[cut] = stepped(way, edge - 1, cut, before)
+                held.passes += found[cut] is not before[cut.before(edge - 1)]
+                held.keep(rows.span, edge, cut, found[cut])
+        yield way, found, rows
+
+
+def through(model: nn.Module, given: dict[str, Any], ends: Sequence[Cut]) -> tuple[layerwise.Walk, dict[Cut, Tensor]]:
+    """One batch through ``model`` and all its sub-networks; what the model is called with is up to the caller.
+
+    Returns:
+        The walk, and the stream behind the last layer of each sub-network.
+    """
+    way = layerwise.enter(model, given)
+    found = {WHOLE: way.h_BTD}
+    for index, wanted in enumerate(beginnings(ends, len(way.stack), ())[1:]):
+        found = {cut: stepped(way, index, cut, found) for cut in wanted}
+    return way, found
+
+
+def _layer_by_layer(lab: "Lab", ends: list[Cut], name: str, batches: Sequence[Rows]) -> Ends:
+    """All batches through a layer before the next layer is read."""
+    source = lab.streamed()
+    wanted = beginnings(ends, len(source.stack), ())
+    calls = [inputs.inputs(source.model, rows.ids_BT, rows.mask_BT) for rows in batches]
+    tokens = sum(rows.ids_BT.numel() for rows in batches)
+    place = source.parking(layerwise.enter(source.model, calls[0]).h_BTD, tokens, max(map(len, wanted)))
+    found = [{WHOLE: layerwise.enter(source.model, call).h_BTD.to(place)} for call in calls]
+    tupled = False
+    for index in source.layers(name):
+        for batch, call in enumerate(calls):
+            way = layerwise.enter(source.model, call)
+            before = {cut: h_BTD.to(way.h_BTD.device) for cut, h_BTD in found[batch].items()}
+            found[batch] = {cut: stepped(way, index, cut, before).to(place) for cut in wanted[index + 1]}
+            tupled = way.tupled
+    for rows, call, streams in zip(batches, calls, found, strict=True):
+        way = layerwise.enter(source.model, call)
+        way.tupled = tupled
+        yield way, {cut: h_BTD.to(way.h_BTD.device) for cut, h_BTD in streams.items()}, rows
+
+
+def beginnings(ends: Iterable[Cut], depth_L: int, ready: Collection[tuple[int, Cut]]) -> list[list[Cut]]:
+    """For each edge, which beginnings must be there so that each of ``ends`` is there at the last.
+
+    Args:
+        ends: the sub-networks.
+        depth_L: L.
+        ready: the edges and beginnings whose streams are kept; nothing before them is wanted for their sake.
+    """
+    wanted: list[dict[Cut, None]] = [{} for _ in range(depth_L + 1)]
+    wanted[-1] = dict.fromkeys(ends)
+    for edge in range(depth_L, 0, -1):
+        for cut in wanted[edge]:
+            if (edge, cut) not in ready:
+                wanted[edge - 1][cut.before(edge - 1)] = None
+    return [list(each) for each in wanted]
+
+
+def stepped(way: layerwise.Walk, index: int, cut: Cut, before: dict[Cut, Tensor]) -> Tensor:
+    """The stream behind layer ``index`` of the beginning ``cut``, out of the streams in front of it."""
+    h_BTD, gone = before[cut.before(index)], cut.drop[-1:] == (index,)
+    if gone and cut.unit == "layer":
+        return h_BTD
+    with adapters.switched(way.stack[index], cut.adapter):
+        return way.step(index, h_BTD, cut.unit if gone else None)
+
+
+def answers(
+    way: layerwise.Walk, ends: dict[Cut, Tensor], asked: Iterable[Cut], reading: Reading, targets_BT: Tensor
+) -> Tensor:
+    """For each of ``asked`` the sums of the measure over the tokens of each sequence: float64 K x B, on the host."""
+    targets_BT = targets_BT.to(way.h_BTD.device)
+    dense_BTV = way.logits(ends[WHOLE])[:, :-1].float() if reading.dense else None
+    logits = (way.logits(ends[cut])[:, :-1].float() for cut in asked)
+    return torch.stack([reading.measure(each, dense_BTV, targets_BT).double().sum(1) for each in logits]).cpu()
+
+
+def losses(logits_BTV: Tensor, dense_BTV: Tensor | None, targets_BT: Tensor) -> Tensor:
+    """The measure of most metrics: each token's negative log-likelihood, 0 where there is no target."""
+    del dense_BTV
+    return inputs.token_losses(logits_BTV, targets_BT)
+
+
+def mean(sums_KN: Tensor, count_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over all tokens, and its standard error over the sequences (that of a ratio of sums), both K."""
+    total = (weight_N * count_N).sum()
+    mean_K = (weight_N * sums_KN).sum(1) / total
+    off_KN = weight_N * (sums_KN - mean_K[:, None] * count_N)
+    samples = len(count_N)
+    return mean_K, (off_KN.square().sum(1) * samples / max(samples - 1, 1)).sqrt() / total

@@ -1,0 +1,110 @@
+"""Maps of the residual stream across a gap: ``y = x + x B + b``, where the stream leaves the layer before the gap.
+
+Before the first layer of the model no layer is left; there the map stands where the stream enters the one behind. The
+layer keeps its class's name, its numbers and its place in the KV cache; only its ``forward`` does more.
+
+Legend: B batch, T tokens, D width.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint.loading import Form
+from depthcut.model.decoder import layers
+from depthcut.model.surgery.filling import Fill, named
+from depthcut.model.surgery.inserted import gaps
+
+BEFORE, BEHIND = "bridge_before", "bridge_behind"
+
+
+class Bridge(nn.Module):
+    """What is added to the stream: ``x B + b``.
+
+    Args:
+        parts: B as ``matrix`` (D x D), as ``left`` (D x r) and ``right`` (r x D), or by its diagonal ``scale`` (D); b
+            as ``bias`` (D).
+    """
+
+    def __init__(self, parts: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in parts.items():
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+
+    def forward(self, h_BTD: Tensor) -> Tensor:
+        """The stream behind the gap."""
+        there, h = dict(self.named_parameters()), h_BTD
+        if "matrix" in there:
+            h = h + h_BTD @ there["matrix"]
+        if "left" in there:
+            h = h + (h_BTD @ there["left"]) @ there["right"]
+        if "scale" in there:
+            h = h + h_BTD * there["scale"]
+        return h + there["bias"] if "bias" in there else h
+
+
+class Bridged(nn.Module):
+    """A layer with a bridge; mixed into the layer's own class."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer, with the stream mapped before it, behind it, or both."""
+        if (before := getattr(self, BEFORE, None)) is not None:
+            if args:
+                args = (before(args[0]), *args[1:])
+            else:
+                kwargs["hidden_states"] = before(kwargs["hidden_states"])
+        output = super().forward(*args, **kwargs)  # pyright: ignore
+        if (behind := getattr(self, BEHIND, None)) is None:
+            return output
+        return (behind(output[0]), *output[1:]) if isinstance(output, tuple) else behind(output)
+
+
+@cache
+def bridged(kind: type[nn.Module]) -> type[nn.Module]:
+    """A layer's class, with bridges."""
+    return type(kind.__name__, (Bridged, kind), {"__module__": kind.__module__, "plain": kind})
+
+
+def place(plan: Plan, start: int) -> tuple[int, str]:
+    """Where the bridge over the gap that begins at ``start`` stands: the kept layer's new number, and its side."""
+    return (plan.keep.index(start - 1), BEHIND) if start else (0, BEFORE)
+
+
+def put(model: nn.Module, fill: Fill, plan: Plan, form: Form) -> None:
+    """Put a bridge over each gap."""
+    for start, parts in fill.by_layer().items():
+        number, side = place(plan, start)
+        layer = layers.layers(model)[number]
+        if not isinstance(layer, Bridged):
+            layer.__class__ = bridged(type(layer))
+        layer.add_module(side, Bridge({name: part.to(form.device, form.dtype) for name, part in parts.items()}))
+
+
+def taken(model: nn.Module, plan: Plan) -> Fill | None:
+    """The bridges of ``model``; None if it has none."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for start, _ in gaps(plan):
+        number, side = place(plan, start)
+        bridge = getattr(layers.layers(model)[number], side, None)
+        if isinstance(bridge, Bridge):
+            found[start] = bridge.state_dict()
+    return Fill("bridges", named(found)) if found else None
+
+
+def off(model: nn.Module) -> None:
+    """Take the bridges away."""
+    for layer in layers.layers(model):
+        if isinstance(layer, Bridged):
+            for side in (BEFORE, BEHIND):
+                if hasattr(layer, side):
+                    delattr(layer, side)
+            layer.__class__ = vars(type(layer))["plain"]
+
+
+@torch.inference_mode()
+def applied(parts: dict[str, Tensor], x_ND: Tensor) -> Tensor:
+    """What a bridge of these parts makes of some states."""
+    return Bridge(parts)(x_ND)

@@ -1,0 +1,69 @@
+"""What fills the gaps of a cut, in memory and on the disk: some tensors, and in JSON how they go into the model."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from depthcut.runtime import documents, store
+from depthcut.runtime.documents import DamagedError
+from depthcut.runtime.errors import UserError
+
+FORMAT = 1
+DESCRIBED, TENSORS = "replacement.json", "replacement.safetensors"
+Kind = Literal["weights", "layers", "bridges", "shared"]
+
+
+@dataclass(frozen=True)
+class Fill:
+    """What a replacement came to.
+
+    Attributes:
+        kind: ``weights``: new weights for kept layers. ``layers``: plain layers in the gaps. ``bridges``: maps of the
+            residual stream. ``shared``: layers that borrow the weights of kept ones.
+        tensors: by the number of a layer of the whole model, or of a gap's first one, and a name: ``7.mlp.bias``.
+        more: what else is needed to put them in, as JSON.
+    """
+
+    kind: Kind
+    tensors: dict[str, Tensor]
+    more: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def by_layer(self) -> dict[int, dict[str, Tensor]]:
+        """The tensors of each layer, or gap, by their names in it."""
+        found: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in self.tensors.items():
+            number, _, rest = name.partition(".")
+            found.setdefault(int(number), {})[rest] = tensor
+        return found
+
+    def write(self, folder: Path) -> None:
+        """Write it as two files."""
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}, folder / TENSORS)
+        store.write_json(folder / DESCRIBED, {"format": FORMAT, "kind": self.kind, "more": self.more})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Fill":
+        """Read it back.
+
+        Raises:
+            UserError: if it is damaged, or of a format that this version does not know.
+        """
+        try:
+            described = documents.read(folder / DESCRIBED)
+            tensors = load_file(folder / TENSORS)
+        except (OSError, SafetensorError, DamagedError) as error:
+            raise UserError(f"the replacement in {folder} is damaged ({error}); export the model again") from None
+        if described.get("format") != FORMAT:
+            raise UserError(f"{folder / DESCRIBED}: wanted format {FORMAT}, got {described.get('format')}")
+        if described.get("kind") not in get_args(Kind) or not isinstance(described.get("more"), dict):
+            raise UserError(f"{folder / DESCRIBED} holds no replacement; export the model again")
+        return cls(described["kind"], tensors, described["more"])
+
+
+def named(layers: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of some layers as a fill names them."""
+    return {f"{number}.{name}": tensor for number, tensors in layers.items() for name, tensor in tensors.items()}

@@ -1,0 +1,253 @@
+"""What a model's layers, or their halves, weigh and cost: parameters, bytes, FLOPs a token; from its config alone.
+
+FLOPs are those of a forward pass, a token: two for each weight of a matrix that the token passes (the head too where it
+is tied, the embedding's look-up not), and ``4 x heads x head width x context`` in each attention, for ``Q K^T`` and for
+what its rows weigh; norms, biases and softmax are left out. This is the count of PaLM (Chowdhery et al.,
+arXiv:2204.02311, appendix B) without the backward pass, and torch's own (``FlopCounterMode``): that half of a causal
+matrix is masked saves nothing there. The context is :data:`CONTEXT`; a sliding window that is shorter counts instead.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from depthcut.cut.plan import Unit
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from depthcut.model.checkpoint.loading import Dtype, Quantise
+    from depthcut.study.lab import Lab
+
+Quantity = Literal["parameters", "weight_bytes", "cache_bytes"]
+"""What a cut can have a budget of."""
+Size = Quantity | Literal["flops_per_token"]
+CONTEXT = 2048
+"""Tokens that an attention looks at where its FLOPs are counted."""
+
+# Of bitsandbytes' NF4 with double quantisation: weights a scale of one byte, and such scales a float32 scale.
+BLOCK, SCALES = 64, 256
+# And for each matrix two tables, of 16 and 256 float32, and the mean that was taken off the scales.
+TABLES = 4 * (16 + 256 + 1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model of ``depth`` layers. A cut by number alone needs no more than ``Shape(depth)``.
+
+    Attributes:
+        depth: L.
+        parameters: of each layer's unit: the whole layer, its attention or its MLP.
+        weight_bytes: of each unit, quantised as the run does it.
+        cache_bytes: of each unit, keys and values of one token. A layer with a sliding window holds as much a token,
+            of fewer tokens.
+        flops_per_token: of each unit, in a forward pass.
+        whole: each of the four for the whole model, what lies outside the layers included; what is tied weighs once.
+    """
+
+    depth: int
+    parameters: tuple[int, ...] = ()
+    weight_bytes: tuple[int, ...] = ()
+    cache_bytes: tuple[int, ...] = ()
+    flops_per_token: tuple[int, ...] = ()
+    whole: dict[Size, int] = field(default_factory=dict[Size, int])
+
+    @classmethod
+    def of(
+        cls, config: "PreTrainedConfig", unit: Unit, quantise: "Quantise", dtype: "Dtype", context: int = CONTEXT
+    ) -> "Shape":
+        """Weigh the model of ``config``; no weight is read.
+
+        Args:
+            config: of the model.
+            unit: what counts as a layer's: all of it, its attention, or its MLP.
+            quantise: as in :meth:`depthcut.model.checkpoint.checkpoint.Checkpoint.load`.
+            dtype: of all that is not quantised, and of the KV cache.
+            context: tokens that an attention looks at.
+
+        Raises:
+            UserError: if the model cannot be cut, or its layers have no such unit.
+        """
+        from depthcut.model.decoder import layers
+
+        model, text = bare(config, dtype), layers.text_config(config)
+        stem, stack = layers.prefix(model), layers.layers(model)
+        homes = [".".join(filter(None, (stem, str(i), layers.unit_name(part, unit)))) for i, part in enumerate(stack)]
+        cache = [cached(layer, text, dtype) for layer in stack]
+        attention = [attended(layer, text, context) for layer in stack]
+        if unit == "mlp":
+            cache, attention = [0] * len(stack), [0] * len(stack)
+        products = within(homes, multiplied(model))
+        return cls(
+            depth=len(stack),
+            parameters=within(homes, ((name, weight.numel()) for name, weight in model.named_parameters())),
+            weight_bytes=within(homes, weighed(model, quantise)),
+            cache_bytes=tuple(cache),
+            flops_per_token=tuple(map(sum, zip(products, attention, strict=True))),
+            whole=of_model(model, quantise, dtype, context),
+        )
+
+    def without(self, drop: Collection[int]) -> dict[Size, int]:
+        """Each of the four for the model without these units."""
+        return {key: whole - sum(self.of_units(key)[at] for at in drop) for key, whole in self.whole.items()}
+
+    def of_units(self, size: Size) -> tuple[int, ...]:
+        """One of the four, of each unit."""
+        return getattr(self, size)
+
+
+def of_model(model: "PreTrainedModel", quantise: "Quantise", dtype: "Dtype", context: int = CONTEXT) -> dict[Size, int]:
+    """The four sizes of a whole model, whatever stands in its gaps.
+
+    Args:
+        model: not quantised, each parameter of the type that it has in the run; it may be on the meta device.
+        quantise: as in :meth:`Shape.of`.
+        dtype: of the KV cache.
+        context: tokens that an attention looks at.
+    """
+    from depthcut.model.decoder import layers
+
+    text, stack = layers.text_config(model.config), layers.layers(model)
+    attention = sum(attended(layer, text, context) for layer in stack)
+    return {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "weight_bytes": sum(size for _, size in weighed(model, quantise)),
+        "cache_bytes": sum(cached(layer, text, dtype) for layer in stack),
+        "flops_per_token": attention + sum(flops for _, flops in multiplied(model)),
+    }
+
+
+def filled(lab: "Lab") -> dict[Size, int] | None:
+    """The four sizes of the model that the plan left, with what stands in its gaps; None where that is not on file.
+
+    Adapters are not counted: they can be merged.
+    """
+    import torch
+
+    from depthcut.model.checkpoint.loading import Form
+    from depthcut.model.decoder import layers
+    from depthcut.model.surgery import gaps
+    from depthcut.model.surgery.filling import Fill
+    from depthcut.runtime import store
+    from depthcut.study import digests
+
+    plan, described = lab.plan, lab.experiment.model
+    assert plan is not None
+    folder = lab.cache / "replacements" / digests.pruned(lab, plan)
+    if not store.verified(folder):
+        return None
+    model = bare(layers.trimmed(lab.checkpoint.config, plan.drop), described.dtype)
+    form = Form("none", getattr(torch, described.dtype), "cpu")
+    gaps.put(model, Fill.read(folder), plan, form)
+    return of_model(model, described.quantise, described.dtype)
+
+
+def bare(config: "PreTrainedConfig", dtype: "Dtype") -> "PreTrainedModel":
+    """The model of ``config`` in this type, on the meta device."""
+    import torch
+
+    from depthcut.model.decoder import layers
+
+    return layers.skeleton(config).to(getattr(torch, dtype))  # pyright: ignore[reportArgumentType]
+
+
+def within(homes: Sequence[str], sizes: Iterable[tuple[str, int]]) -> tuple[int, ...]:
+    """The sums over what is inside each of ``homes``."""
+    found = dict(sizes)
+    return tuple(sum(size for name, size in found.items() if name.startswith(f"{home}.")) for home in homes)
+
+
+def weighed(model: "PreTrainedModel", quantise: "Quantise") -> Iterator[tuple[str, int]]:
+    """Each parameter's name and its bytes, with those of the quantisation that go with it.
+
+    What is quantised is what transformers hands to bitsandbytes: linear modules, save the head and what is tied.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    skipped = get_keys_to_not_convert(model)
+    for name, parameter in model.named_parameters():
+        home, _, leaf = name.rpartition(".")
+        module: Any = model.get_submodule(home)
+        linear = leaf == "weight" and (type(module) is nn.Linear or isinstance(module, Conv1D))
+        if quantise == "none" or not linear or not should_convert_module(home, skipped):
+            yield name, parameter.nbytes
+        elif quantise == "nf4":
+            yield name, nf4(parameter.numel())
+        else:
+            rows = parameter.shape[1 if isinstance(module, Conv1D) else 0]
+            yield name, parameter.numel() + 4 * rows
+
+
+def nf4(numbers: int) -> int:
+    """Bytes of a matrix in NF4 with double quantisation, as bitsandbytes keeps it (``QuantState``)."""
+    scales = -(-numbers // BLOCK)
+    return -(-numbers // 2) + scales + 4 * -(-scales // SCALES) + TABLES
+
+
+def cached(layer: "nn.Module", text: "PreTrainedConfig", dtype: "Dtype") -> int:
+    """Bytes of one token's keys and values in a layer; 0 for one without an attention."""
+    import torch
+    from torch import nn
+
+    attention, number = attention_of(layer), getattr(torch, dtype).itemsize
+    if attention is None:
+        return 0
+    keys, values = (getattr(attention, name, None) for name in ("k_proj", "v_proj"))
+    if isinstance(keys, nn.Linear) and isinstance(values, nn.Linear):
+        return (keys.out_features + values.out_features) * number
+    heads = getattr(attention, "num_kv_heads", None) or getattr(text, "num_key_value_heads", None)
+    return 2 * (heads or text.num_attention_heads) * head_width(text) * number
+
+
+def multiplied(model: "PreTrainedModel") -> Iterator[tuple[str, int]]:
+    """Each matrix's name and the FLOPs of a token in it; of a mixture's experts those that a token is sent to."""
+    from torch import nn
+
+    from depthcut.model.decoder import layers
+    from depthcut.model.surgery.shared import Borrowed
+
+    text = layers.text_config(model.config)
+    experts = getattr(text, "num_local_experts", None)
+    for home, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            continue
+        if isinstance(module, Borrowed):
+            yield f"{home}.home", 2 * module.home[0].get_submodule(module.name).get_parameter("weight").numel()
+        for leaf, weight in module.named_parameters(recurse=False):
+            if weight.ndim == 3 and len(weight) == experts:
+                yield f"{home}.{leaf}", 2 * weight[0].numel() * text.num_experts_per_tok
+            elif weight.ndim > 1:
+                yield f"{home}.{leaf}", 2 * weight.numel()
+
+
+def attended(layer: "nn.Module", text: "PreTrainedConfig", context: int) -> int:
+    """FLOPs of a token in a layer's attention, its matrices apart; 0 for one without an attention."""
+    from torch import nn
+
+    attention = attention_of(layer)
+    if attention is None:
+        return 0
+    queries = getattr(attention, "q_proj", None)
+    width = queries.out_features if isinstance(queries, nn.Linear) else text.num_attention_heads * head_width(text)
+    # Where the attention does not say, all layers have the window, or none.
+    owner = attention if hasattr(attention, "sliding_window") else text
+    return 4 * width * min(context, getattr(owner, "sliding_window", None) or context)
+
+
+def attention_of(layer: "nn.Module") -> "nn.Module | None":
+    """A layer's attention; None for one without."""
+    from depthcut.model.decoder import layers
+
+    with suppress(ValueError):
+        return layer.get_submodule(layers.unit_name(layer, "attention"))
+    return None
+
+
+def head_width(text: "PreTrainedConfig") -> int:
+    """Numbers in a head's key."""
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -1,0 +1,105 @@
+"""What goes as one when a layer becomes narrower (LoRAPrune, arXiv:2305.18403, section 3.3): heads and FFN channels.
+
+Query heads that read the same keys and values go with them: a KV group is one group. So all groups of a layer's
+attention are alike, and lie one after the other in each of its matrices: in the rows of those that read the stream, in
+the columns of the one that writes to it. The public code counts 32 heads of 128 in whatever matrix it finds.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from depthcut.model.surgery.width.widths import Kind
+from depthcut.runtime.errors import UserError
+
+# The linear layers that read the stream, and the names of the one behind them that writes to it.
+NAMES: dict[tuple[str, ...], tuple[Kind, tuple[str, ...]]] = {
+    ("q_proj", "k_proj", "v_proj"): ("heads", ("o_proj", "out_proj", "dense")),
+    ("gate_proj", "up_proj"): ("channels", ("down_proj",)),
+    ("fc1",): ("channels", ("fc2",)),
+}
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of one kind in a layer.
+
+    Attributes:
+        count: G.
+        home: the name in the layer of the module whose parts they are; empty for the layer itself.
+        inner: the names there of the linear layers whose outputs belong to the groups.
+        outer: of the one whose inputs do.
+    """
+
+    count: int
+    home: str
+    inner: tuple[str, ...]
+    outer: str
+
+    def owner(self, layer: nn.Module) -> nn.Module:
+        """The module whose parts they are."""
+        return layer.get_submodule(self.home)
+
+    def writer(self, layer: nn.Module) -> nn.Module:
+        """The linear layer that reads what the groups give."""
+        return self.owner(layer).get_submodule(self.outer)
+
+    def linears(self, layer: nn.Module) -> Iterator[tuple[nn.Module, int]]:
+        """Each linear layer, with the axis of its weight that the groups divide: 0 its outputs, 1 its inputs."""
+        for name in self.inner:
+            yield self.owner(layer).get_submodule(name), 0
+        yield self.writer(layer), 1
+
+
+def of_layer(layer: nn.Module) -> dict[Kind, Groups]:
+    """The groups of a decoder layer; adapters may sit on its linear layers.
+
+    Raises:
+        UserError: if there are none that this package knows, or several of a kind (experts).
+    """
+    found: dict[Kind, Groups] = {}
+    for home, part in layer.named_modules():
+        children = {name for name, _ in part.named_children()}
+        for inner, (kind, outers) in NAMES.items():
+            outer = next((name for name in outers if name in children), None)
+            if outer is None or not children.issuperset(inner):
+                continue
+            if kind in found:
+                raise UserError(f"{type(layer).__name__} has several sets of {kind}; none of them can be narrowed")
+            found[kind] = Groups(counted(kind, part, inner), home, inner, outer)
+            check_alone(layer, found[kind])
+    if not found:
+        known = " or ".join(" + ".join((*inner, outers[0])) for inner, (_, outers) in NAMES.items())
+        raise UserError(f"{type(layer).__name__} keeps its weights in other matrices than {known}")
+    return found
+
+
+def check_alone(layer: nn.Module, groups: Groups) -> None:
+    """Refuse what has other weights across the groups, such as a norm over all heads (OLMo 2).
+
+    Raises:
+        UserError: if there are such.
+    """
+    if not groups.home:  # the layer itself: all else is in it too
+        return
+    owner = groups.owner(layer)
+    width = vars(owner).get("head_dim")
+    for name, weight in owner.named_parameters():
+        if name.partition(".")[0] not in (*groups.inner, groups.outer) and weight.numel() != width:
+            raise UserError(f"{type(owner).__name__}.{name} goes across its heads or channels; none can be taken out")
+
+
+def counted(kind: Kind, part: nn.Module, inner: tuple[str, ...]) -> int:
+    """How many groups there are: the heads of the keys, or the channels."""
+    if kind == "channels":
+        return outputs(part.get_submodule(inner[0]))
+    keys, width = outputs(part.get_submodule("k_proj")), int(vars(part)["head_dim"])
+    assert keys % width == 0, (keys, width)
+    return keys // width
+
+
+def outputs(linear: Any) -> int:
+    """How many outputs a linear layer has, quantised or not, with adapters or without."""
+    return int(linear.out_features)

@@ -1,0 +1,81 @@
+"""The linear layers that write to the residual stream: the last ones of an attention and of an MLP.
+
+Legend: B batch, T tokens, D width.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depthcut.model.decoder import layers, layerwise
+from depthcut.runtime.errors import UserError
+
+
+def with_mlp(way: layerwise.Walk, index: int, h_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    """The stream behind a layer, and what its MLP adds to it."""
+    seen: list[Tensor] = []
+
+    def see(output: Tensor) -> Tensor:
+        seen.append(output)
+        return output
+
+    with rewritten(way.stack[index], names(way.stack[index])[1], see):
+        behind_BTD = way.step(index, h_BTD)
+    return behind_BTD, seen[0].reshape(h_BTD.shape)  # OPT flattens
+
+
+def names(layer: nn.Module) -> tuple[str, str]:
+    """The names of the linear layers that write what the attention, and what the MLP, adds to the stream.
+
+    Raises:
+        UserError: if the layer has no such two.
+    """
+    home = layers.unit_name(layer, "attention")
+    linear = [name for name, part in layer.named_modules() if isinstance(part, nn.Linear)]
+    inside = [name for name in linear if name.startswith(f"{home}.")]
+    outside = [name for name in linear if name not in inside]
+    if not inside or not outside:
+        raise UserError(f"{type(layer).__name__} has no linear layers that write to the stream; take another replace")
+    return inside[-1], outside[-1]
+
+
+def adds(way: layerwise.Walk, index: int, name: str) -> bool:
+    """Whether what the linear layer ``name`` of layer ``index`` writes is added to the stream as it is.
+
+    It is not where a norm stands behind it (Gemma 2). Tried on a stream of zeros: both writers are silenced, then one
+    writes a wave, which must come out.
+    """
+    layer = way.stack[index]
+    wave_D = 3 * torch.linspace(0, 9, way.h_BTD.shape[-1], device=way.h_BTD.device, dtype=way.h_BTD.dtype).sin()
+
+    def out(wave: bool) -> Tensor:
+        stack = {other: wave_D * (wave and other == name) for other in names(layer)}
+        attention, mlp = stack
+        with rewritten(layer, attention, constant(stack[attention])), rewritten(layer, mlp, constant(stack[mlp])):
+            return way.step(index, torch.zeros_like(way.h_BTD))
+
+    with torch.no_grad():
+        moved_BTD = out(True) - out(False)
+    return bool((moved_BTD - wave_D).abs().max() < 0.1)
+
+
+def constant(value_D: Tensor) -> Callable[[Tensor], Tensor]:
+    """Writes the same whatever comes."""
+    return lambda output: value_D.expand_as(output)
+
+
+@contextmanager
+def rewritten(layer: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Generator[None]:
+    """Inside the ``with``, what the part ``name`` gives is changed."""
+
+    def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return change(output)
+
+    handle = layer.get_submodule(name).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,77 @@
+"""Whether the files that a run left are those that a run leaves: anything may have become of them since."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from depthcut.cut.plan import Plan
+from depthcut.runtime import documents
+from depthcut.runtime.documents import DamagedError
+from depthcut.runtime.errors import UserError
+
+FORMAT = 1
+LIMIT = 8 << 20  # bytes of a record; one of 100 tasks takes 50 kB
+FAILURE = "failure.json"
+GROUPS = ("model", "metric", "prune", "replace", "heal")
+FILES = ("config.yaml", "run.log", "plan.json", "heal.csv", "record.json", FAILURE)
+MEASURED = {"part": str, "settings": dict, "sample": dict, "numbers": dict}
+log = logging.getLogger("depthcut")
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Return the record of the point whose folder this is.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        DamagedError: if it is no record, of another version, or of another point.
+    """
+    path = folder / "record.json"
+    record = documents.read(path, LIMIT)
+    if record.get("format") != FORMAT:
+        raise DamagedError(path, f"format {record.get('format')!r}, this version reads {FORMAT}")
+    if why := fault(record):
+        raise DamagedError(path, why)
+    if record["digest"] != folder.name:
+        raise DamagedError(path, f"the record of point {record['digest']}")
+    return record
+
+
+def fault(record: dict[str, Any]) -> str | None:
+    """Return what is wrong with a record of this version, or None."""
+    try:
+        Plan.from_dict(record["plan"])
+        words = [record["config"][group]["_target_"].split(".")[-2] for group in GROUPS]
+        lists: list[Any] = [record["exported"], *record["evaluated"].values()]
+        texts = [*words, record["digest"], record["finished"], record["study"], record["plan"]["words"]]
+        texts += [text for each in lists for text in each]
+        numbers = [record["fraction"], record["config"]["seed"], *(record[key] for key in record if "/" in key)]
+        entries = [each for stage in record.get("measured", {}).values() for each in stage.values()]
+        numbers += [number for each in entries for number in each["numbers"].values()]
+        right = all({key: type(value) for key, value in each.items()} == MEASURED for each in entries)
+        right = right and all(isinstance(each, list) for each in lists) and all(isinstance(text, str) for text in texts)
+        right = right and isinstance(record["plan"]["notes"], dict)
+        return None if right and all(math.isfinite(number) for number in numbers) else "no record"
+    except KeyError as error:
+        return f"no key {error.args[0]!r}"
+    except UserError as error:  # of the plan
+        return str(error)
+    except (IndexError, TypeError, AttributeError, ValueError, OverflowError):
+        return "no record"
+
+
+def inspect(folder: Path) -> None:
+    """Look at what an earlier run left, before the point is run: warn of a record that cannot be used.
+
+    Raises:
+        DamagedError: if there is a folder in the place of a file.
+    """
+    for name in FILES:
+        if (folder / name).is_dir():
+            raise DamagedError(folder / name, "a folder")
+    try:
+        load(folder)
+    except FileNotFoundError:
+        return
+    except DamagedError as error:
+        log.warning("%s cannot be used (%s): the point is run again", error.path, error.why)

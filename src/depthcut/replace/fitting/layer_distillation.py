@@ -1,0 +1,159 @@
+"""A layer that learns what a block of layers does to the stream (LLM-Streamline, arXiv:2403.19135).
+
+Legend: B batch, T tokens, D width.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint.loading import Form
+from depthcut.model.decoder import inputs, layers, layerwise
+from depthcut.model.surgery import inserted
+from depthcut.replace.fitting import boundary_states
+from depthcut.runtime import resume, store
+from depthcut.runtime.errors import UserError
+from depthcut.runtime.progress import Meter
+from depthcut.study import digests
+
+if TYPE_CHECKING:
+    from depthcut.replace.layer import Layer
+    from depthcut.study.lab import Lab
+
+BETAS = (0.9, 0.95)
+log = logging.getLogger("depthcut")
+
+
+class Course:
+    """Students, and how far their training is.
+
+    Attributes:
+        students: by the first layer of each gap.
+        step: how many steps they have made.
+        first: the squared error of the first batch.
+        last: of the one behind ``step``.
+    """
+
+    def __init__(self, students: dict[int, nn.Module], recipe: "Layer") -> None:
+        self.students = students
+        parameters = [weight for each in students.values() for weight in each.parameters()]
+        self.optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, betas=BETAS, weight_decay=recipe.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, recipe.steps, recipe.lr_end)
+        self.step, self.first, self.last = 0, math.nan, math.nan
+
+    def made(self, error: float) -> None:
+        """Make a step by the gradients that a batch of this squared error left.
+
+        Raises:
+            UserError: if the error, or what the step makes of the weights, is no number.
+        """
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.schedule.step()
+        self.step, self.last = self.step + 1, error
+        self.first = error if self.step == 1 else self.first
+        weights = [weight for each in self.students.values() for weight in each.parameters()]
+        if not math.isfinite(error) or not all(torch.stack([weight.isfinite().all() for weight in weights])):
+            raise UserError(f"diverged: replace=layer is no number at step {self.step}; take a lower replace.lr")
+
+    def write(self, path: Path) -> None:
+        """Write all that an exact resume needs."""
+        numbers = {"step": self.step, "first": self.first, "last": self.last, resume.KEY: resume.identity(path.stem)}
+        states = {name: part.state_dict() for name, part in self.parts().items()}
+        with store.replacing(path) as temporary:
+            torch.save(numbers | {"states": states}, temporary)
+
+    def read(self, path: Path, device: str) -> None:
+        """Go on from where this was written."""
+        found: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        self.step, self.first, self.last = found["step"], found["first"], found["last"]
+        for name, part in self.parts().items():
+            part.load_state_dict(found["states"][name])
+        log.info("replace=layer goes on from step %d: %s", self.step, path)
+
+    def parts(self) -> dict[str, Any]:
+        """What has a state, by name."""
+        students = {f"layer {start}": each for start, each in self.students.items()}
+        return {"optimiser": self.optimiser, "schedule": self.schedule, **students}
+
+
+def checkpoint(lab: "Lab", plan: Plan) -> Path:
+    """Where the training is kept while it lasts: beside what it comes to, for all points that need that."""
+    return lab.cache / "replacements" / f"{digests.pruned(lab, plan)}.ckpt"
+
+
+def trained(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Layer") -> dict[int, dict[str, Tensor]]:
+    """For each gap the parameters of its layer, which began as the first one dropped, in float32.
+
+    The dense model computes what goes in and what is to come out, a batch at a time; nothing of it is kept. A training
+    that was killed goes on from its last checkpoint: the same batches, in the same order.
+
+    Raises:
+        UserError: if the dense model has no room on the device.
+    """
+    if boundary_states.streaming(plan, lab):
+        raise UserError(
+            "replace=layer trains against the dense model, which must be in memory: take model.quantise=nf4 and "
+            "stream=never, a larger device, or another replace"
+        )
+    students = {start: student(lab, start, model) for start, _ in inserted.gaps(plan)}
+    course, path = Course(students, recipe), checkpoint(lab, plan)
+    if resume.usable(path, path.stem):
+        course.read(path, lab.device)
+    with boundary_states.whole(model, plan, lab) as dense, Meter("replacing", recipe.steps, course.step) as meter:
+        for ids_BT, mask_BT in batches(lab, recipe, course.step):
+            course.made(stepped(dense, plan, students, ids_BT, mask_BT))
+            meter.step(f"error {course.last:.4f}")
+            if course.step % recipe.save_every == 0:
+                course.write(path)
+    log.info(
+        "the layers in the gaps: squared error %.4g in the first batch, %.4g in the last", course.first, course.last
+    )
+    return {start: {n: p.detach() for n, p in each.named_parameters()} for start, each in students.items()}
+
+
+def student(lab: "Lab", number: int, model: nn.Module) -> nn.Module:
+    """A layer of the dense model, to be trained."""
+    form = Form("none", torch.float32, lab.device)
+    like = layers.layers(model)[0]
+    return inserted.built(inserted.bare(lab)[number], inserted.weights(lab, number), form, like).requires_grad_(True)
+
+
+def batches(lab: "Lab", recipe: "Layer", done: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A batch for each step behind the first ``done``, in the text's order, and from its beginning if it is shorter."""
+    text = lab.text("train", recipe.sequences)
+    for step in range(done, recipe.steps):
+        rows_B = np.arange(step * recipe.batch, (step + 1) * recipe.batch) % len(text)
+        some = dataclasses.replace(text, ids=text.ids[rows_B], lengths=text.lengths[rows_B])
+        yield next(some.batches(recipe.batch))
+
+
+def stepped(dense: nn.Module, plan: Plan, students: dict[int, nn.Module], ids_BT: Tensor, mask_BT: Tensor) -> float:
+    """Add up the gradients of a batch; give the squared error, mean over tokens and width, summed over the gaps."""
+    with torch.no_grad():
+        way = layerwise.enter(dense, inputs.inputs(dense, ids_BT, mask_BT))
+        sides = [(start, x_BTD, y_BTD) for start, _, x_BTD, y_BTD in boundary_states.across(way, plan)]
+    real_BT, total = mask_BT.bool().to(way.h_BTD.device), 0.0
+    for start, x_BTD, y_BTD in sides:
+        guess_BTD = answered(students[start], way.calls[start], x_BTD)
+        error = (guess_BTD[real_BT].float() - y_BTD[real_BT].float()).square().mean()
+        error.backward()
+        total += error.item()
+    return total
+
+
+def answered(student: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], x_BTD: Tensor) -> Tensor:
+    """The stream behind a layer in float32, computed in the type of the stream that enters."""
+    args, kwargs = call
+    low = x_BTD.dtype != torch.float32
+    with torch.autocast(x_BTD.device.type, dtype=x_BTD.dtype if low else torch.bfloat16, enabled=low):
+        output = student(x_BTD, *args, **kwargs)
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,81 @@
+"""How far layers are apart in the strongest directions of their weights (FlexiGPT, arXiv:2501.14713, section 3.2)."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from depthcut.cut.plan import Plan
+from depthcut.model.surgery import inserted
+from depthcut.replace.fitting import low_rank
+from depthcut.runtime import store
+from depthcut.runtime.errors import UserError
+from depthcut.runtime.progress import track
+
+if TYPE_CHECKING:
+    from depthcut.study.lab import Lab
+
+FORMAT = 1
+
+
+def linear_names(empty: nn.Module) -> list[str]:
+    """The linear layers within a decoder layer.
+
+    Raises:
+        UserError: if it has other matrices too, which could not be shared (experts, GPT-2's).
+    """
+    names = [name for name, part in empty.named_modules() if isinstance(part, nn.Linear)]
+    others = [n for n, p in empty.named_parameters() if p.ndim > 1 and n.removesuffix(".weight") not in names]
+    if others:
+        kind = type(empty).__name__
+        raise UserError(f"only linear layers can be shared, and {kind} has {others[0]}; take another replace")
+    return names
+
+
+def bases(plan: Plan, distances: list[list[float]]) -> dict[int, int]:
+    """For each dropped layer the nearest kept one (eq. 5); of several the first."""
+    return {i: min(plan.keep, key=lambda j: distances[i][j]) for i in plan.drop}
+
+
+def kept(lab: "Lab", rank: int) -> list[list[float]]:
+    """The distances between all layers, from weights that are not quantised; computed once a model and rank.
+
+    Raises:
+        UserError: as :func:`linear_names`, or if the layers' matrices have several shapes.
+    """
+    key = store.digest({"format": FORMAT, "content": lab.checkpoint.digest, "rank": rank})
+    return lab.kept("distances", key, lambda: {"distances": between(lab, rank)})["distances"]
+
+
+def between(lab: "Lab", rank: int) -> list[list[float]]:
+    """Compute them, one kind of matrix at a time: L pairs of factors are held."""
+    depth_L = lab.checkpoint.depth
+    names = linear_names(inserted.bare(lab)[0])
+    squares = [[0.0] * depth_L for _ in range(depth_L)]
+    for name in track(names, "distances", len(names)):
+        for (i, j), square in squared(matrices(lab, name), rank):
+            squares[i][j] += square
+            squares[j][i] += square
+    return [[square**0.5 for square in row] for row in squares]
+
+
+def matrices(lab: "Lab", name: str) -> Iterator[Tensor]:
+    """The matrix ``name`` of each layer."""
+    for number in range(lab.checkpoint.depth):
+        yield inserted.weights(lab, number, f"{name}.weight")[f"{name}.weight"]
+
+
+def squared(matrices: Iterator[Tensor], rank: int) -> Iterator[tuple[tuple[int, int], float]]:
+    """For each pair of matrices the square of their distance.
+
+    Raises:
+        UserError: if they have several shapes.
+    """
+    pairs: list[low_rank.Pair] = []
+    for matrix_mn in matrices:
+        pairs.append(low_rank.best(matrix_mn, rank))
+        shapes = [tuple(part.shape) for part in (*pairs[0], *pairs[-1])]
+        if shapes[:2] != shapes[2:]:
+            raise UserError("replace=shared needs layers of one shape, got several; take another replace")
+        for j in range(len(pairs) - 1):
+            yield (j, len(pairs) - 1), low_rank.beyond(pairs[j], pairs[-1], rank)

@@ -1,0 +1,65 @@
+"""How much memory is free."""
+
+import logging
+import os
+from pathlib import Path
+
+from depthcut.runtime import ranks
+from depthcut.runtime.errors import UserError
+
+GIB = 2**30
+log = logging.getLogger("depthcut")
+
+
+def fits(weights: int, device: str) -> bool:
+    """Whether a model of so many bytes has room on ``device``, with a tenth to spare; if not, it is said."""
+    there = free(device)
+    if weights > 0.9 * there:
+        log.info("the model has %.1f GiB, %.1f are free: it is scored layer by layer", weights / GIB, there / GIB)
+    return weights <= 0.9 * there
+
+
+def holds(weights: int, device: str) -> bool:
+    """Whether ``device``, all of it, has room for a model of so many bytes: the same on all machines of one kind."""
+    return weights <= 0.9 * whole(device)
+
+
+def shared(weights: int, device: str) -> None:
+    """Say that each process holds a share of a model of so many bytes.
+
+    Raises:
+        UserError: if not even shares have room.
+    """
+    there, processes = whole(device), ranks.world()
+    if weights > 0.9 * there * processes:
+        room = f"{processes} processes have {there / GIB:.1f} GiB each"
+        raise UserError(f"the model has {weights / GIB:.1f} GiB, {room}: take more of them, or a larger cut")
+    log.info(
+        "the model has %.1f GiB, a card %.1f: each of %d processes holds a share of each layer",
+        weights / GIB,
+        there / GIB,
+        processes,
+    )
+
+
+def whole(device: str) -> int:
+    """Bytes of a GPU; or of the host, for each process on it."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * ranks.nodes() // ranks.world()
+
+
+def free(device: str) -> int:
+    """Free bytes on ``device``, ``cpu`` or ``cuda``; on the host what can be had without swapping."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024
+    except (OSError, StopIteration):  # no Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

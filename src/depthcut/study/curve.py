@@ -1,0 +1,158 @@
+"""The curve: the dense model, all cuts of it, and what adapters above the cuts make of them, evaluated together.
+
+A batch goes through the dense layers once. Where it comes to a cut it branches, and what cuts have in common they share
+(:mod:`depthcut.model.decoder.shared_prefix`). What is measured is put where a point by itself would keep it, under the same name, so that
+there is one way to say what a point is, and a later sweep finds it.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from depthcut.config import experiment
+from depthcut.cut import subnetworks
+from depthcut.eval import Eval
+from depthcut.heal.training.recipe import LowRank
+from depthcut.replace.none import NoReplacement
+from depthcut.runtime import failures, store
+from depthcut.study import digests, lab, recording, runlog
+from depthcut.study.lab import Lab, Stage
+from depthcut.study.scoring import Pricing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def share(configs: Iterable[DictConfig]) -> set[Path]:
+    """Do what the points that are not done have in common; a model is loaded once for all cuts of it.
+
+    What cannot be shared, and what goes wrong, is left to each point, which tells of it.
+
+    Returns:
+        The folders of the points whose healing failed; each says why.
+    """
+    bases: dict[str, list[Lab]] = {}
+    for each in configs:
+        with suppress(ValueError):
+            here = lab.enter(experiment.read(each))
+            if recording.finished(here) is None and isinstance(here.experiment.replace, NoReplacement):
+                bases.setdefault(digests.base(here), []).append(here)
+    failed: set[Path] = set()
+    for labs in bases.values():
+        try:
+            failed |= together(labs)
+        except failures.STOPS:
+            raise
+        except BaseException as error:
+            runlog.say(f"no shared pass, each point goes by itself: {failures.line(error)}")
+    return failed
+
+
+def together(labs: Sequence[Lab]) -> set[Path]:
+    """Evaluate points that have their base in common, heal those that share still, evaluate what became of them."""
+    there = planned(labs)
+    measure(there, ("dense", "pruned"))
+    above = [here for here in there if healed_above(here) and missing([here], ("healed",))]
+    if len(above) < 2:
+        return set()
+    whole = [here for here in above if heal(here)]
+    measure(whole, ("healed",))
+    return {here.folder for here in above} - {here.folder for here in whole}
+
+
+def planned(labs: Iterable[Lab]) -> list[Lab]:
+    """Plan the points; those where that fails are left out. A model that was loaded for it is in the first of them."""
+    found: list[Lab] = []
+    loaded: nn.Module | None = None
+    for here in labs:
+        here.loaded = loaded
+        with failures.suppressed():
+            here.prepare()
+            here.plan = here.experiment.prune(Pricing(here), here.shape)
+            found.append(here)
+        loaded = here.loaded
+        here.release()
+    for here in found[:1]:
+        here.loaded = loaded
+    return found
+
+
+def healed_above(here: Lab) -> bool:
+    """Whether a point's healing leaves what is in front of its cut as it was."""
+    x = here.experiment
+    return "healed" in x.stages and isinstance(x.heal, LowRank) and x.heal.layers == "after_cut"
+
+
+def heal(here: Lab) -> bool:
+    """Heal a point as it would by itself, so that it finds its adapter; whether that went well."""
+    with failures.suppressed(), recording.alone(here), recording.attempt(here), runlog.to(here):
+        assert here.plan is not None
+        plan = here.decide(here.plan)
+        if adapters(here) and not store.verified(here.folder / "adapter", here.digest):
+            here.experiment.heal(here.load(plan), plan, here)
+        return True
+    return False
+
+
+def adapters(here: Lab) -> str:
+    """The name of a point's adapters; none where there is no layer to put one on."""
+    plan, recipe = here.plan, here.experiment.heal
+    assert plan is not None
+    assert isinstance(recipe, LowRank)
+    return here.digest if recipe.reached(plan, len(plan.keep)) else ""
+
+
+Wanted = tuple[Eval, Lab, dict[str, subnetworks.Cut]]
+"""An evaluation, a point that asks for it, and what is to be measured, by the names that the numbers are kept under."""
+
+
+def missing(labs: Iterable[Lab], stages: Sequence[Stage]) -> dict[str, Wanted]:
+    """What is not on file, by the evaluation's digest."""
+    found: dict[str, Wanted] = {}
+    for here in labs:
+        for part in (part for each in here.experiment.eval.values() for part in each.parts()):
+            name = digests.evaluation(part, here)
+            for stage in filter(here.experiment.stages.__contains__, stages):
+                key = store.digest({"subject": here.subject(stage), "evaluation": name})
+                if not store.verified(here.cache / "evaluations" / key):
+                    found.setdefault(name, (part, here, {}))[2][key] = cut(here, stage)
+    return found
+
+
+def cut(here: Lab, stage: Stage) -> subnetworks.Cut:
+    """What a stage of a point measures, as a sub-network of the dense model."""
+    assert here.plan is not None
+    if stage == "dense":
+        return subnetworks.WHOLE
+    return subnetworks.of(here.plan, adapters(here) if stage == "healed" else "")
+
+
+def measure(labs: Sequence[Lab], stages: Sequence[Stage]) -> None:
+    """Evaluate what these stages of the points are, and put the numbers where each point looks for them."""
+    if not labs:
+        return
+    first = labs[0]
+    with store.lock(first.cache / f".{digests.base(first)}.lock"):  # another sweep may be at it
+        wanted = missing(labs, stages)
+        model = ready(labs, stages) if wanted else None
+        for part, asker, asked in wanted.values():
+            assert model is not None
+            runlog.say(f"{type(part).__name__.lower()}: {' and '.join(stages)}, {len(asked)} in one pass")
+            values = part(model, asker, list(asked.values()))
+            for key, numbers in zip(asked, values or (), strict=bool(values)):
+                first.kept("evaluations", key, lambda numbers=numbers: numbers)
+    first.release()
+
+
+def ready(labs: Sequence[Lab], stages: Sequence[Stage]) -> "nn.Module":
+    """The dense model; to measure healed stages, with the adapters of the points."""
+    model = labs[0].dense()
+    found = {here.digest: here for here in labs if "healed" in stages and adapters(here)}
+    if not found:
+        return model
+    from depthcut.model.decoder.adapters import attached
+
+    return attached(model, {name: (here.folder / "adapter", here.plan) for name, here in found.items() if here.plan})

@@ -1,0 +1,76 @@
+"""The evaluations of a stage: each that is not on file is done, and kept by what it measures and what it reads."""
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from depthcut.record import measured
+from depthcut.report import table
+from depthcut.runtime import store
+from depthcut.runtime.errors import UserError
+from depthcut.study import digests, recording
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthcut.eval import Eval
+    from depthcut.study.lab import Lab, Stage
+
+
+def stage(lab: "Lab", name: "Stage", model: "Callable[[], nn.Module]") -> None:
+    """Note in ``lab`` what the evaluations of a stage give; ``model`` is called only where something is missing.
+
+    Raises:
+        UserError: if the dense model gives a number that is not finite.
+    """
+    found = measured.from_record(recording.read(lab.folder), name)
+    asked: list[str] = []
+    for key, evaluation in lab.experiment.eval.items():
+        for part in evaluation.parts():
+            digest = digests.evaluation(part, lab)
+            values = evaluated(lab, name, model, part, digest)
+            check(name, key, values, lab)
+            found.pop(digest, None)
+            found[digest] = measurement(key, part, values, lab)
+            asked.append(digest)
+    lab.remarks += [line for line in measured.remarks(found, asked) if line not in lab.remarks]
+    lab.measured[name] = measured.current(found)
+    lab.numbers |= {f"{name}/{metric}": value for metric, value in measured.named(found).items()}
+
+
+def evaluated(
+    lab: "Lab", name: "Stage", model: "Callable[[], nn.Module]", part: "Eval", digest: str
+) -> dict[str, float]:
+    """Return what an evaluation gives, out of the cache where it is there."""
+
+    def make() -> dict[str, float]:
+        subject = model()
+        with lab.timed(f"{name}_eval"):
+            found = part(subject, lab)
+        assert found is not None, "a model that is not cut can be measured"
+        return found[0]
+
+    return lab.kept("evaluations", store.digest({"subject": lab.subject(name), "evaluation": digest}), make)
+
+
+def check(name: "Stage", key: str, values: dict[str, float], lab: "Lab") -> None:
+    """Raise where the dense model is broken; remark where a cut or healed one is."""
+    broken = [number.removesuffix("_finite") for number in values if number.endswith("_finite") and not values[number]]
+    if broken and name == "dense":
+        dtype = lab.experiment.model.dtype
+        raise UserError(
+            f"eval.{key}: the dense model's {broken[0]} is not finite. Its weights hold NaN or infinity, or overflow "
+            f"in model.dtype={dtype}: take another dtype, or mend the weights"
+        )
+    lab.remarks += [f"warning: the {name} model's {number} is not finite" for number in broken]
+    if key != "speculative" and all(table.is_note(number) for number in values):
+        lab.remarks.append(f"warning: eval.{key} gives no number of the {name} model")
+
+
+def measurement(key: str, part: "Eval", values: dict[str, float], lab: "Lab") -> measured.Measured:
+    """Return an evaluation's numbers with the settings that they depend on."""
+    settings = json.loads(json.dumps(part.settings(lab)))
+    sample = {option: value for option, value in settings.items() if option in part.sample}
+    return measured.Measured(
+        key, {option: value for option, value in settings.items() if option not in sample}, sample, values
+    )

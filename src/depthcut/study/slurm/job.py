@@ -1,0 +1,140 @@
+"""A point as a job of SLURM: what it asks of the cluster, and what it does there.
+
+submitit submits it and, before it runs out of time, requeues it.
+"""
+
+import runpy
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from depthcut.runtime import failures
+from depthcut.runtime.errors import UserError
+from depthcut.runtime.strict import strict
+from depthcut.study import recording
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+OURS = frozenset({"array", "error", "job-name", "open-mode", "output", "requeue", "signal"})
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Line = Annotated[str, Field(pattern=r"^[^\r\n\x00]+$")]
+"""Text that stands in one line of the batch script."""
+Option = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
+
+
+@strict
+class Request:
+    """What every job of a sweep asks the cluster for, and how the sweep uses it; ``docs/slurm.md`` explains each.
+
+    Attributes:
+        partition, account, qos, constraint: of ``sbatch``; None leaves it to the cluster.
+        nodes, tasks_per_node, cpus_per_task, gpus_per_node: of one point.
+        mem_gb: memory of a node; None leaves it to the cluster.
+        timeout_min: minutes that a job may run before it is requeued.
+        signal_delay_s: seconds before that at which it is told.
+        max_timeouts: how often a point that ran out of time is requeued; preemptions are not counted.
+        array_parallelism: jobs at the same time.
+        setup: lines of shell before Python starts.
+        additional_parameters: of ``sbatch``, by name.
+        wait: whether the command stays until all points ended.
+    """
+
+    partition: Line | None
+    account: Line | None
+    qos: Line | None
+    constraint: Line | None
+    nodes: Count
+    tasks_per_node: Count
+    cpus_per_task: Count
+    gpus_per_node: Annotated[int, Field(ge=0, le=1024)]
+    mem_gb: Annotated[float | None, Field(ge=0.001, le=100_000)]
+    timeout_min: Count
+    signal_delay_s: Count
+    max_timeouts: Annotated[int, Field(ge=0, le=10_000)]
+    array_parallelism: Count
+    setup: list[Line]
+    additional_parameters: dict[Option, Line | int | float | bool]
+    wait: bool
+
+    def __post_init__(self) -> None:
+        if self.signal_delay_s >= 60 * self.timeout_min:
+            raise UserError(
+                f"hydra.launcher.signal_delay_s must be below the time limit of {60 * self.timeout_min} s "
+                f"(timeout_min={self.timeout_min}), got {self.signal_delay_s}"
+            )
+        taken = sorted(OURS & {key.replace("_", "-") for key in self.additional_parameters})
+        if taken:
+            raise UserError(f"hydra.launcher.additional_parameters.{taken[0]}: the launcher sets that itself")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The same, as submitit calls it."""
+        return {
+            **{key: getattr(self, key) for key in ("partition", "account", "qos", "constraint", "nodes", "setup")},
+            "ntasks_per_node": self.tasks_per_node,
+            "cpus_per_task": self.cpus_per_task,
+            "gpus_per_node": self.gpus_per_node or None,
+            "mem": f"{round(1024 * self.mem_gb)}MB" if self.mem_gb else None,
+            "time": self.timeout_min,
+            "signal_delay_s": self.signal_delay_s,
+            "array_parallelism": self.array_parallelism,
+            "wckey": None,
+            "stderr_to_stdout": True,
+            "additional_parameters": {"requeue": True, **self.additional_parameters},
+            # Since SLURM 22.05 a step does not inherit cpus_per_task; and a task that is killed must not leave the
+            # others waiting for it.
+            "srun_args": [f"--cpus-per-task={self.cpus_per_task}", "--kill-on-bad-exit=1"],
+        }
+
+
+def require() -> None:
+    """Refuse a machine that cannot submit.
+
+    Raises:
+        UserError: if SLURM's commands are not on the PATH.
+    """
+    missing = [command for command in ("sbatch", "squeue", "srun") if shutil.which(command) is None]
+    if missing:
+        raise UserError(
+            f"hydra/launcher=slurm: there is no {missing[0]} on the PATH. Give the command where jobs can be "
+            "submitted, or take hydra/launcher=local"
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job does: the points of one folder, from configs composed when the sweep was launched.
+
+    Attributes:
+        script: ``run.py``.
+        task: name of its main function.
+        folder: of the points.
+        configs: composed configs; more than one where points differ only in what is measured or exported.
+    """
+
+    script: Path
+    task: str
+    folder: Path
+    configs: list[dict[str, Any]]
+
+    def __call__(self) -> None:
+        """Run the points; if one fails, so does the job, and why is in the folder even if the point never began."""
+        from omegaconf import OmegaConf
+
+        task = runpy.run_path(str(self.script))[self.task]
+        for config in self.configs:
+            task(OmegaConf.create(config))
+        for fault in failures.faults:
+            if recording.failure(self.folder) is None:
+                recording.fail(self.folder, failures.line(fault), fault)
+            raise fault
+
+    def checkpoint(self) -> "DelayedSubmission":
+        """What a requeued job does: the same. What it had finished is on the disk."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)

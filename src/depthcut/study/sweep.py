@@ -1,0 +1,149 @@
+"""A multirun as a whole: its points are enrolled before the first one runs, and counted after the last."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from depthcut.config import experiment
+from depthcut.runtime import failures
+from depthcut.runtime.errors import UserError
+from depthcut.study import lab, recording, runlog
+from depthcut.study.lab import Lab
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a multirun.
+
+    Attributes:
+        overrides: what was said of it, such as ``prune.frac=0.1``.
+        words: of these, what was not said of all points.
+        config: the composed config that its task gets.
+        lab: what it is; entered, not begun.
+    """
+
+    overrides: tuple[str, ...]
+    words: str
+    config: DictConfig
+    lab: Lab
+
+
+def done(point: Point) -> bool:
+    """Return whether a point is done; one whose texts or model have gone meanwhile is not, and says so as it runs."""
+    with failures.suppressed():
+        return recording.finished(point.lab) is not None
+    return False
+
+
+class UnfinishedError(UserError):
+    """Some points of a sweep are not done."""
+
+    status = 1
+
+
+class Sweep:
+    """The points of one multirun, and what is told of them.
+
+    Attributes:
+        points: those whose config holds no mistake; what was said twice is one point.
+        mistakes: how many of the others there are.
+    """
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+        self.mistakes = 0
+        self.wanted: set[recording.Wanted] = set()
+        self.told: set[Path] = set()
+        self.unrecorded: set[Path] = set()  # failed before they could leave a failure.json
+
+    def enrol(self, sayings: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], DictConfig]) -> None:
+        """Read the config of each point and make its folder. A mistake is told at once, and the others go on."""
+        common = set(sayings[0]).intersection(*sayings) if len(sayings) > 1 else set[str]()
+        for overrides in sayings:
+            words = " ".join(each for each in overrides if each not in common)
+            try:
+                x = experiment.read(composed := compose(overrides))
+                experiment.require_tasks_of_command_line(x, overrides)
+                self.add(Point(tuple(overrides), words, composed, lab.enter(x)))
+            except failures.STOPS:
+                raise
+            except BaseException as error:
+                self.mistakes += 1
+                failures.tell(f"{words}: {failures.line(error)}")
+
+    def add(self, point: Point) -> None:
+        """Take a point in, unless it is one of those that are in."""
+        wanted = recording.wanted(point.lab)
+        if wanted not in self.wanted:
+            recording.enrol(point.lab)
+            self.wanted.add(wanted)
+            self.points.append(point)
+
+    def left(self) -> list[Point]:
+        """The points that are not done."""
+        return [point for point in self.points if not done(point)]
+
+    def open(self) -> list[Point]:
+        """The points that are to be run now; what is done already is said in one line."""
+        left = self.left()
+        done = len(self.points) - len(left)
+        for point in self.points:
+            if point not in left:
+                recording.forget_failure(point.lab.folder)
+        if done:
+            runlog.say(f"{done} of {len(self.points)} points are done already; their records are on file")
+        return left
+
+    def run(self, point: Point, task: Callable[[DictConfig], Any]) -> None:
+        """Run a point here; how it failed is told at once, and the next one can have its turn."""
+        before = len(failures.faults)
+        recording.forget_failure(point.lab.folder)
+        task(point.config)
+        if not self.failed(point):
+            for fault in failures.faults[before:]:
+                failures.tell(f"{point.words}: {failures.line(fault)}")
+                self.unrecorded.add(point.lab.folder)
+        del failures.faults[before:]
+
+    def failed(self, point: Point) -> bool:
+        """Whether the last attempt at a point failed; the reason is told the first time that this is asked."""
+        folder = point.lab.folder
+        found = recording.failure(folder)
+        if found and folder not in self.told:
+            self.told.add(folder)
+            failures.tell(f"{point.words}: {found['reason']} ({folder / recording.FAILURE})")
+        return found is not None or folder in self.unrecorded
+
+    def close(self) -> None:
+        """Say how the sweep ended.
+
+        Raises:
+            UnfinishedError: if a point failed or is left.
+        """
+        left = self.left()
+        counts = self.counts(left)
+        if left:
+            also = "; correct the config of the others" if self.mistakes else ""
+            raise UnfinishedError(f"{counts}; give the same command again to run those that are not done{also}")
+        if self.mistakes:
+            raise UnfinishedError(f"{counts}; correct what is named above")
+        runlog.say(f"{counts}: python -m depthcut.report {self.points[0].lab.study}")
+
+    def stop(self) -> KeyboardInterrupt:
+        """Return what to raise after Ctrl-C: it says how far the sweep came."""
+        counts = self.counts(self.left())
+        return KeyboardInterrupt(f"{counts}; give the same command again to resume")
+
+    def counts(self, left: Sequence[Point]) -> str:
+        """Return how many points are done, failed and left, in words."""
+        failed = sum(self.failed(point) for point in left)
+        asked = len(self.points) + self.mistakes
+        records = [recording.read(folder) or {} for folder in {point.lab.folder for point in self.points}]
+        diverged = sum(each.get("status") == "diverged" for each in records)
+        return (
+            f"{asked - len(left) - self.mistakes} of {asked} points are done, {failed + self.mistakes} failed, "
+            f"{len(left) - failed} are left" + (f", {diverged} diverged: a loss is not finite" if diverged else "")
+        )
