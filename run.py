@@ -20,46 +20,46 @@ from depthcut.study import lab, links, recording, runlog
 
 def main(cfg: DictConfig) -> None:
     """Run one point of a study; what goes wrong is told at the end."""
-    with failures.noted():
+    with failures.collect_errors():
         point(cfg)
 
 
 def point(cfg: DictConfig) -> None:
     """Run the point, or say that it is done."""
-    x = experiment.read(cfg)
-    here = lab.enter(x)
-    if ranks.rank():
+    x = experiment.build_experiment(cfg)
+    here = lab.open_run(x)
+    if ranks.global_rank():
         return assist(here)
-    with recording.alone(here):
-        kept = recording.finished(here)
+    with recording.point_lock(here):
+        kept = recording.finished_record(here)
         if kept is None:
             from depthcut import algorithm
             from depthcut.study import control
 
             for evaluation in x.eval.values():
                 evaluation.check()
-            with recording.attempt(here), runlog.to(here):
-                algorithm.run(x, here)
-                control.measure(here)
-                kept = recording.write(here)
+            with recording.attempt_point(here), runlog.log_to_point(here):
+                algorithm.run_experiment(x, here)
+                control.measure_control(here)
+                kept = recording.write_record(here)
             x.log.finish(here, kept)
         else:
             recording.forget_failure(here.folder)
-            runlog.say("done already: this config's record is on file, nothing was computed")
+            runlog.print_line("done already: this config's record is on file, nothing was computed")
             x.log.again(here, kept)
-        links.add(here.folder, x)
-    return runlog.show(kept, here.folder, here.remarks)
+        links.link_point(here.folder, x)
+    return runlog.print_record(kept, here.folder, here.remarks)
 
 
 def assist(here: lab.Lab) -> None:
     """Take part in a point that several processes share; the first of them keeps its record."""
-    if recording.finished(here) is None:
+    if recording.finished_record(here) is None:
         from depthcut import algorithm
 
-        with runlog.quiet():
-            algorithm.run(here.experiment, here)
+        with runlog.quiet_libraries():
+            algorithm.run_experiment(here.experiment, here)
 
 
 if __name__ == "__main__":
     gc.set_threshold(700, 10, 1000)  # imports leave no garbage; to look for it among all that there is took 2 s of 9
-    sys.exit(failures.guard(partial(cli_main.run, main, sys.argv[1:])))
+    sys.exit(failures.run_guarded(partial(cli_main.run_command, main, sys.argv[1:])))

@@ -20,7 +20,7 @@ from depthcut.config import experiment
 from depthcut.cut.plan import Plan
 from depthcut.runtime import store
 from depthcut.study import curve, digests, lab, recording, runlog
-from depthcut.study.scoring import Pricing
+from depthcut.study.scoring import Scoring
 
 ROOT = Path(__file__).parents[1]
 START, END = "<!-- made by `python bench/choosing.py` -->\n", "<!-- /choosing -->\n"
@@ -73,10 +73,10 @@ class Point:
         sys.path.insert(0, str(ROOT))
         import run
 
-        kept = recording.finished(self.here)
+        kept = recording.finished_record(self.here)
         if kept is None:
             run.point(self.composed)
-            kept = recording.read(self.here.folder)
+            kept = recording.read_record(self.here.folder)
         assert kept is not None
         return kept
 
@@ -108,16 +108,16 @@ def main() -> None:
     rows = [words for words in ROWS if metric_of(words) in ("", *asked.metrics)]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         points = {words: [point(words, fraction, asked.overrides) for fraction in fractions] for words in rows}
-    curve.share([each.composed for mine in points.values() for each in mine])
+    curve.share_passes([each.composed for mine in points.values() for each in mine])
     done: list[Row] = []
     for place, (words, mine) in enumerate(points.items(), start=1):
-        runlog.say(f"{place} of {len(points)}: {words}")
+        runlog.print_line(f"{place} of {len(points)}: {words}")
         done.append(Row(words, mine, [each.record() for each in mine]))
     made = "\n".join([losses(done), layers(done), correlations(done), command(done, fractions)])
     before = asked.to.read_text(encoding="utf-8") if asked.to.exists() else "# How to choose the layers\n\n"
     above, _, rest = before.partition(START)
     store.write_text(asked.to, above + START + made + END + rest.partition(END)[2])
-    runlog.say(f"wrote {asked.to}")
+    runlog.print_line(f"wrote {asked.to}")
 
 
 def arguments() -> argparse.Namespace:
@@ -143,7 +143,7 @@ def point(words: str, fraction: float, overrides: list[str]) -> Point:
     """Compose and check one point, as run.py does."""
     own = [f"outputs={ROOT / 'outputs'}", *COMMON, *words.split(), f"prune.frac={fraction}"]
     composed = compose("config", overrides=[*own, *overrides])
-    return Point(composed, lab.enter(experiment.read(composed)))
+    return Point(composed, lab.open_run(experiment.build_experiment(composed)))
 
 
 def losses(rows: list[Row]) -> str:
@@ -196,7 +196,7 @@ def correlations(rows: list[Row]) -> str:
     for row in rows:
         here = row.points[0].here
         if row.cell("metric") and row.cell("metric") not in scored:
-            scores = Pricing(here)()
+            scores = Scoring(here)()
             scored[row.cell("metric")] = [scores.layer(index) for index in range(scores.depth)]
             here.release()
     values = np.atleast_2d(np.corrcoef([ranks(each) for each in scored.values()]))
@@ -224,7 +224,7 @@ def command(rows: list[Row], fractions: list[float]) -> str:
         "`python bench/choosing.py` makes this page and keeps what it computes; a row by itself, the last one:\n\n"
         f"    {example}\n\n"
         f"The newest number is of {newest['finished'][:10]}, on {newest['device']}. {versions}; "
-        f"base model {digests.base(rows[0].points[0].here)}, commit {newest['commit']}.\n"
+        f"base model {digests.base_digest(rows[0].points[0].here)}, commit {newest['commit']}.\n"
     )
     return f"## How it was made\n\n{said}"
 

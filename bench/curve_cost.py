@@ -33,7 +33,7 @@ from depthcut.eval.likelihood import lm_eval
 from depthcut.eval.loss import Loss
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.study import lab, runlog
-from depthcut.study.scoring import Pricing
+from depthcut.study.scoring import Scoring
 from scores import show
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def main() -> None:
     warm = type(way)(here, asked.batch, 2)
     warm.alone(Plan(here.checkpoint.depth, ()))
     with counted(here.dense()) as once:
-        way.shared([subnetworks.WHOLE])
+        way.shared([subnetworks.FULL])
     lines = [line(name, way, plans, asked.every, alone, once) for name, plans in sets.items()]
     what = f"{asked.limit} sequences of text" if asked.loss else f"{', '.join(TASKS)}: {asked.limit} questions each"
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
@@ -94,7 +94,7 @@ def line(
         if plan.drop not in alone:
             alone[plan.drop] = way.alone(plan)
     each = sum(alone[plan.drop][0] for plan in some) * len(plans) / len(some)
-    asked = [subnetworks.of(plan) for plan in plans]
+    asked = [subnetworks.subnetwork_from_plan(plan) for plan in plans]
     with counted(way.here.dense()) as made:
         start = now()
         found = way.shared(asked)
@@ -125,7 +125,7 @@ def formula(plans: Sequence[Plan]) -> int:
 @contextmanager
 def counted(model: nn.Module) -> Generator[Passes]:
     """Count tokens on the modules: at each layer's attention, for a layer itself may be passed by, and at the head."""
-    stack = decoder_layers.layers(model)
+    stack = decoder_layers.layer_list(model)
     passes = Passes([0] * len(stack))
 
     def through(index: int) -> Any:
@@ -160,15 +160,15 @@ class Text:
     def __post_init__(self) -> None:
         self.text = self.here.validation().first(self.limit)
 
-    def shared(self, asked: Sequence[subnetworks.Cut]) -> list[Numbers]:
+    def shared(self, asked: Sequence[subnetworks.Subnetwork]) -> list[Numbers]:
         """All cuts together."""
         return Loss(batch=self.batch)(self.here.dense(), Holding(self.text), asked)  # pyright: ignore
 
     def alone(self, plan: Plan) -> tuple[float, Numbers]:
         """One cut: seconds, numbers."""
-        with decoder_layers.bypass(self.here.dense(), plan.drop):
+        with decoder_layers.bypass_layers(self.here.dense(), plan.drop):
             start = now()
-            (numbers,) = self.shared([subnetworks.WHOLE])
+            (numbers,) = self.shared([subnetworks.FULL])
             return now() - start, numbers
 
 
@@ -191,22 +191,22 @@ class Questions:
     batch: int
     limit: int
 
-    def shared(self, asked: Sequence[subnetworks.Cut]) -> list[Numbers]:
+    def shared(self, asked: Sequence[subnetworks.Subnetwork]) -> list[Numbers]:
         """All cuts together."""
         part = Harness(tasks=list(TASKS), limit=self.limit, include_path=None, batch=self.batch)
-        return lm_eval.evaluate(self.here.dense(), self.here, part, asked)
+        return lm_eval.evaluate_tasks(self.here.dense(), self.here, part, asked)
 
     def alone(self, plan: Plan) -> tuple[float, Numbers]:
         """One cut through lm-eval's own HFLM: seconds, numbers."""
         here, start = self.here, now()
         flat: Numbers = {}
-        with decoder_layers.bypass(here.dense(), plan.drop), lm_eval.quiet():
+        with decoder_layers.bypass_layers(here.dense(), plan.drop), lm_eval.quiet_lm_eval():
             settings: dict[str, Any] = {"tokenizer": here.checkpoint.tokenizer, "batch_size": self.batch}
             lm = HFLM(pretrained=here.dense(), device=here.device, softmax_dtype="float32", **settings)
             how: dict[str, Any] = {"limit": self.limit, "bootstrap_iters": lm_eval.BOOTSTRAP, "log_samples": False}
             for task in TASKS:
-                results: Any = evaluate(lm=lm, task_dict=lm_eval.load(task, here.cache), **how)
-                flat |= lm_eval.numbers(results["results"])
+                results: Any = evaluate(lm=lm, task_dict=lm_eval.load_task(task, here.cache), **how)
+                flat |= lm_eval.flat_results(results["results"])
         return now() - start, flat
 
 
@@ -226,15 +226,17 @@ def smollm2(dtype: str) -> tuple[Any, dict[str, list[Plan]]]:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         labs = {
             prune: [
-                lab.enter(
-                    experiment.read(compose("config", overrides=[*overrides, f"prune={prune}", f"prune.layers={n}"]))
+                lab.open_run(
+                    experiment.build_experiment(
+                        compose("config", overrides=[*overrides, f"prune={prune}", f"prune.layers={n}"])
+                    )
                 )
                 for n in range(30)
             ]
             for prune in ("deepest", "block")
         }
     here = labs["block"][0]
-    score = Pricing(here)
+    score = Scoring(here)
     plans = {name: [each.experiment.prune(score, each.shape) for each in many] for name, many in labs.items()}
     both = list({plan.drop: plan for plan in [*plans["deepest"], *plans["block"]]}.values())
     return here, {"deepest": plans["deepest"], "deepest and block": both}
@@ -252,5 +254,5 @@ def of_shape(name: str) -> tuple[Any, dict[str, list[Plan]]]:
 
 
 if __name__ == "__main__":
-    with runlog.quiet():
+    with runlog.quiet_libraries():
         main()

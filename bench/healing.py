@@ -161,8 +161,8 @@ def ours(case: Case) -> dict[str, Any]:
     rows = np.random.default_rng(0).integers(0, VOCABULARY, ((WARM + STEPS) * BATCH, LENGTH)).astype(np.int32)
     rows[:, 511::512] = 2
     text = Tokens(rows, np.full(len(rows), LENGTH, np.int32), np.array([], np.uint64), "random", 2)
-    space = memory_plan.Room.of(model, recipe, "cuda:0")
-    layout = memory_plan.choose(space, recipe, True)[0]
+    space = memory_plan.MemoryPlan.of(model, recipe, "cuda:0")
+    layout = memory_plan.choose_layouts(space, recipe, True)[0]
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         lab: Any = SimpleNamespace(
@@ -172,7 +172,7 @@ def ours(case: Case) -> dict[str, Any]:
             train=lambda: text,
             experiment=SimpleNamespace(seed=0, log=Csv()),
         )
-        fit.fit(model, recipe, lab, callbacks=[Clock()])
+        fit.fit_model(model, recipe, lab, callbacks=[Clock()])
     seconds = (seen[WARM + STEPS] - seen[WARM]) / STEPS
     said = f"{layout.micro_batch} x {LENGTH}, {layout.recompute} of {case.layers} recomputed"
     return numbers(case, model, seconds, base) | {"how": said, "foreseen_gib": (base + space.needs(layout)) / 2**30}
@@ -328,10 +328,10 @@ def curve(who: str, device: str) -> list[float]:
 
     from depthcut.cut.plan import Plan
     from depthcut.data.demo import Demo
-    from depthcut.data.text.tokens import tokens
+    from depthcut.data.text.tokens import tokenize_source
     from depthcut.heal.lora import Lora
     from depthcut.heal.training import adapters, fit
-    from depthcut.heal.training.batches import Batches
+    from depthcut.heal.training.batches import MicroBatchLoader
     from depthcut.log.csv import Csv
     from depthcut.model.smollm2 import SmolLM2
 
@@ -342,13 +342,13 @@ def curve(who: str, device: str) -> list[float]:
         Lora, lr=1e-3, length=256, warmup=5, rank=32, alpha=32, modules="all", clip=1.0, compile=who == "depthcut"
     )
     source = Demo(span=(0.0, 0.9), sequences=None, length=256, pack=True)
-    text = tokens(source, files.tokenizer, files.separator, cache, recipe.sequences)
+    text = tokenize_source(source, files.tokenizer, files.separator, cache, recipe.sequences)
     plan = Plan(30, tuple(range(11, 19)))
     torch.manual_seed(0)
     base = files.load(plan, quantise="none", dtype="bfloat16", device=device)
-    model = adapters.adapt(base.float() if who == "hf in float32" else base, recipe, plan)
+    model = adapters.add_adapters(base.float() if who == "hf in float32" else base, recipe, plan)
     if who.startswith("hf"):
-        batches = Batches(text, recipe.batch, recipe.steps, 0)
+        batches = MicroBatchLoader(text, recipe.batch, recipe.steps, 0)
         return plain(model, recipe, batches, device, turned=who == "hf turned round")
     with tempfile.TemporaryDirectory() as folder:
         lab: Any = SimpleNamespace(
@@ -358,7 +358,7 @@ def curve(who: str, device: str) -> list[float]:
             train=lambda: text,
             experiment=SimpleNamespace(seed=0, log=Csv()),
         )
-        fit.fit(model, recipe, lab)
+        fit.fit_model(model, recipe, lab)
         with (Path(folder) / "heal.csv").open() as file:
             return [float(row["loss"]) for row in csv.DictReader(file)]
 

@@ -32,7 +32,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers
 
 GIB = 2**30
@@ -102,8 +102,8 @@ def write(config: LlamaConfig, folder: Path, whole: bool, spill: Path | None) ->
     """The checkpoint, one file a layer; the same numbers in each, which is all the same to whoever loads them."""
     folder.mkdir(parents=True, exist_ok=True)
     groups: dict[int, dict[str, torch.Size]] = {}
-    for name, parameter in layers.skeleton(config).named_parameters():
-        groups.setdefault((layers.split(name, "model.layers") or (-1,))[0], {})[name] = parameter.shape
+    for name, parameter in layers.meta_model(config).named_parameters():
+        groups.setdefault((layers.split_tensor_name(name, "model.layers") or (-1,))[0], {})[name] = parameter.shape
     largest = max(sum(shape.numel() for shape in shapes.values()) for shapes in groups.values())
     bits = (torch.randn(largest, device=device()) * 0.02).bfloat16().cpu().view(torch.uint8).numpy().data
     there = config.num_hidden_layers if whole else config.num_hidden_layers // 2
@@ -122,7 +122,7 @@ def write(config: LlamaConfig, folder: Path, whole: bool, spill: Path | None) ->
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
     # Nobody hashes 138 GB here: a real model's files have been hashed when its first point was named.
-    Hashes(folder / "hashes.json").note({path: path.name for path in folder.glob("*.safetensors")})
+    HashCache(folder / "hashes.json").note({path: path.name for path in folder.glob("*.safetensors")})
 
 
 def fill(path: Path, shapes: dict[str, torch.Size], bits: Any) -> None:
@@ -167,7 +167,7 @@ def measured(asked: argparse.Namespace) -> dict[str, float]:
 
     config = LlamaConfig.from_pretrained(asked.folder)
     n, on_gpu = config.num_hidden_layers, device() == "cuda"
-    checkpoint = Checkpoint(Folder(asked.folder, Hashes(asked.folder / "hashes.json")), separator=None)
+    checkpoint = Checkpoint(ModelFolder(asked.folder, HashCache(asked.folder / "hashes.json")), separator=None)
     if on_gpu:
         torch.zeros(1, device="cuda")
     cache = (asked.cache or asked.folder / "cache") if asked.row in ("keeping", "kept") else None
@@ -195,8 +195,8 @@ def measured(asked: argparse.Namespace) -> dict[str, float]:
 
 def theirs(folder: Path, config: LlamaConfig) -> LlamaForCausalLM:
     """What transformers' users do."""
-    quantised = loading.quantiser("nf4", torch.bfloat16)
-    with loading.quiet():
+    quantised = loading.bitsandbytes_config("nf4", torch.bfloat16)
+    with loading.quiet_transformers():
         return LlamaForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.bfloat16, quantization_config=quantised, device_map={"": device()}
         )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depthcut.metric import Metric, Removal
+from depthcut.metric import Metric, RemovalMetric
 from depthcut.metric.shapley import Shapley
 from depthcut.model.decoder import inputs, shared_prefix
 from depthcut.model.decoder import layers as decoder_layers
@@ -50,7 +50,7 @@ class Cost:
 
 def batches(metric: Metric, here: Any) -> list[tuple[Tensor, Tensor]]:
     """What the metric reads, as it reads it: ids and masks."""
-    if isinstance(metric, Removal):
+    if isinstance(metric, RemovalMetric):
         return [(rows.ids_BT, rows.mask_BT) for rows in metric.reading(here, None).batches]
     return list(here.calibration().batches(getattr(metric, "batch", BATCH)))
 
@@ -60,7 +60,7 @@ def bare(model: Any, text: list[tuple[Tensor, Tensor]]) -> float:
 
     def work() -> None:
         for ids_BT, mask_BT in text:
-            decoder_layers.decoder(model)(**inputs.inputs(model, ids_BT, mask_BT))
+            decoder_layers.decoder_stack(model)(**inputs.model_inputs(model, ids_BT, mask_BT))
 
     with torch.inference_mode():
         return seconds(work)
@@ -72,7 +72,7 @@ def way(name: str, metric: Metric, here: Any, full: bool) -> Cost | None:
         return edges(here, batches(metric, here))
     if name in GRADIENTS:
         return gradients(here, batches(metric, here))
-    if isinstance(metric, Removal):
+    if isinstance(metric, RemovalMetric):
         layers = here.checkpoint.depth
         return removals(here, metric.reading(here, None), [(index,) for index in range(layers)], full)
     return orders(here, metric, full) if isinstance(metric, Shapley) else None
@@ -84,7 +84,7 @@ def edges(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
 
     def work() -> None:
         for ids_BT, mask_BT in text:
-            model(**inputs.inputs(model, ids_BT, mask_BT), output_hidden_states=True)
+            model(**inputs.model_inputs(model, ids_BT, mask_BT), output_hidden_states=True)
 
     with torch.inference_mode():
         return Cost(
@@ -92,15 +92,15 @@ def edges(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
         )
 
 
-def removals(here: Any, reading: shared_prefix.Reading, drops: Drops, full: bool) -> Cost:
+def removals(here: Any, reading: shared_prefix.Measurement, drops: Drops, full: bool) -> Cost:
     """Each sub-network by itself, from the embedding to the logits; the layers are taken out off the clock."""
     model, layers = here.dense(), here.checkpoint.depth
     places = range(len(drops)) if full else np.linspace(0, len(drops) - 1, min(TIMED, len(drops))).round().astype(int)
     chosen = [drops[place] for place in places]
     kept: list[Tensor] = []
 
-    def logits(rows: shared_prefix.Rows) -> Tensor:
-        return model(**inputs.inputs(model, rows.ids_BT, rows.mask_BT)).logits[:, :-1]
+    def logits(rows: shared_prefix.SequenceBatch) -> Tensor:
+        return model(**inputs.model_inputs(model, rows.ids_BT, rows.mask_BT)).logits[:, :-1]
 
     def through() -> tuple[Tensor, Tensor]:
         sums: list[Tensor] = []
@@ -116,7 +116,7 @@ def removals(here: Any, reading: shared_prefix.Reading, drops: Drops, full: bool
     with torch.inference_mode():
         once = seconds(lambda: kept.extend(map(logits, reading.batches))) if reading.dense else 0.0
         for drop in chosen:
-            with decoder_layers.bypass(model, drop):
+            with decoder_layers.bypass_layers(model, drop):
                 start = now()
                 sums_KN, count_N = through()
                 took.append(now() - start)
@@ -132,9 +132,12 @@ def orders(here: Any, metric: Shapley, full: bool) -> Cost:
     layers = here.checkpoint.depth
     order = np.random.default_rng(metric.seed).permutation(layers).tolist()
     drops = [tuple(sorted(order[:step])) for step in range(math.ceil(metric.reach * layers) + 1)]
-    rows = list(shared_prefix.Rows.of(here.calibration(), metric.batch))
+    rows = list(shared_prefix.SequenceBatch.of(here.calibration(), metric.batch))
     one = removals(
-        here, shared_prefix.Reading("shapley", shared_prefix.losses, False, rows, shared_prefix.mean), drops, full
+        here,
+        shared_prefix.Measurement("shapley", shared_prefix.loss_measure, False, rows, shared_prefix.mean_and_stderr),
+        drops,
+        full,
     )
     times = metric.orders
     words = f"{one.words}, times {times} orders"
@@ -148,9 +151,9 @@ def gradients(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
 
     def work() -> None:
         for ids_BT, mask_BT in text:
-            given = inputs.inputs(model, ids_BT, mask_BT)
-            inputs.token_losses(model(**given).logits[:, :-1], inputs.targets(given)).sum().backward()
-        for layer in decoder_layers.layers(model):
+            given = inputs.model_inputs(model, ids_BT, mask_BT)
+            inputs.token_losses(model(**given).logits[:, :-1], inputs.next_token_targets(given)).sum().backward()
+        for layer in decoder_layers.layer_list(model):
             for weight in layer.parameters():
                 assert weight.grad is not None
                 (weight.detach() * weight.grad).abs().sum().item()

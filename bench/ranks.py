@@ -77,7 +77,7 @@ def measured(case: Ranks, asked: argparse.Namespace) -> dict[str, Any]:
     from depthcut.runtime import ranks
 
     gpu = torch.cuda.is_available()
-    device = ranks.gpu() if gpu else "cpu"
+    device = ranks.select_gpu() if gpu else "cpu"
     knobs: dict[str, Any] = {"steps": WARM + STEPS, "batch": case.batch, "strategy": case.strategy}
     knobs |= {"micro_batch": asked.micro or "auto", "recompute": asked.recompute, "length": case.length}
     recipe = recipe_of(Lora, **knobs, compile=gpu and not asked.plain)
@@ -117,7 +117,7 @@ def trained(model: Any, recipe: Any, text: Any, device: str) -> dict[str, Any]:
 
     shared = Path(tempfile.gettempdir()) / f"depthcut_{os.environ.get('TORCHELASTIC_RUN_ID')}"
     with tempfile.TemporaryDirectory() as own:
-        folder = Path(own) if ranks.world() == 1 else shared
+        folder = Path(own) if ranks.world_size() == 1 else shared
         lab: Any = SimpleNamespace(
             digest="point",
             folder=folder,
@@ -126,7 +126,7 @@ def trained(model: Any, recipe: Any, text: Any, device: str) -> dict[str, Any]:
             experiment=SimpleNamespace(seed=0, log=Csv()),
         )
         reset()
-        fit.fit(model, recipe, lab, callbacks=[Clock()])
+        fit.fit_model(model, recipe, lab, callbacks=[Clock()])
     seconds = (seen[WARM + STEPS] - seen[WARM]) / STEPS
     return {"tokens_s": recipe.batch * recipe.length / seconds, "step_s": seconds, "peak_gib": peak()}
 
@@ -135,13 +135,13 @@ def spread(folder: Path, device: str, found: dict[str, Any]) -> Any:
     """The model in shares, off the files; what that took goes into ``found``."""
     from depthcut.model.checkpoint import sharded as shares
     from depthcut.model.checkpoint.checkpoint import Checkpoint
-    from depthcut.model.checkpoint.files import Folder, Hashes
-    from depthcut.model.checkpoint.loading import Form
+    from depthcut.model.checkpoint.files import HashCache, ModelFolder
+    from depthcut.model.checkpoint.loading import LoadConfig
 
-    checkpoint = Checkpoint(Folder(folder, Hashes(folder / "hashes.json")), separator=None)
+    checkpoint = Checkpoint(ModelFolder(folder, HashCache(folder / "hashes.json")), separator=None)
     reset()
     start = time.perf_counter()
-    model = shares.load(checkpoint, None, Form("none", torch.bfloat16, device))
+    model = shares.load_sharded(checkpoint, None, LoadConfig("none", torch.bfloat16, device))
     if device != "cpu":
         torch.cuda.synchronize()
         found["share_gib"] = torch.cuda.memory_allocated() / 2**30
@@ -153,7 +153,7 @@ def spread(folder: Path, device: str, found: dict[str, Any]) -> Any:
 def evaluate(model: Any, text: Any, device: str, found: dict[str, Any]) -> None:
     """The loss on 8 sequences, by the first process."""
     from depthcut.data.text.tokens import Tokens
-    from depthcut.eval import UNCUT, loss
+    from depthcut.eval import FULL_ONLY, loss
     from depthcut.model.checkpoint import sharded
 
     some = Tokens(text.ids[:BATCH], text.lengths[:BATCH], text.documents, "random")
@@ -163,10 +163,10 @@ def evaluate(model: Any, text: Any, device: str, found: dict[str, Any]) -> None:
         if ranks_here():
             return
         start = time.perf_counter()
-        (numbers,) = loss.measured(given(), some, "random", 4, UNCUT)
+        (numbers,) = loss.measure_loss(given(), some, "random", 4, FULL_ONLY)
         found.update({"eval_loss": numbers["random/loss"], "eval_s": time.perf_counter() - start})
 
-    sharded.led(device, lambda: model, work)
+    sharded.run_on_first_rank(device, lambda: model, work)
     found["eval_peak_gib"] = peak()
 
 
@@ -174,7 +174,7 @@ def ranks_here() -> int:
     """The number of this process."""
     from depthcut.runtime import ranks
 
-    return ranks.rank()
+    return ranks.global_rank()
 
 
 def of_all(found: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def of_all(found: dict[str, Any]) -> dict[str, Any]:
     from depthcut.model.checkpoint import sharded
 
     every: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, found, group=sharded.words())
+    dist.all_gather_object(every, found, group=sharded.request_group())
     most = {key: max(each[key] for each in every) for key in found if key.endswith("_gib") or key == "load_s"}
     return found | most
 
@@ -205,7 +205,7 @@ def write(case: Ranks, asked: argparse.Namespace) -> None:
     assert case.files
     config = LlamaConfig(vocab_size=VOCABULARY, **files.SHAPES[case.files])
     config.num_hidden_layers = asked.layers or case.layers
-    size = 2 * sum(each.numel() for each in decoder_layers.skeleton(config).parameters())
+    size = 2 * sum(each.numel() for each in decoder_layers.meta_model(config).parameters())
     asked.folder.mkdir(parents=True)
     room = shutil.disk_usage(asked.folder).free > size + 2**30
     files.write(config, asked.folder, whole=True, spill=None if room else asked.folder_beside)

@@ -31,12 +31,12 @@ def main() -> None:
     asked = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = LlamaConfig(**SHAPES[asked.shape])  # pyright: ignore[reportArgumentType]
-    empty, layers = decoder_layers.layers(decoder_layers.skeleton(config))[0], int(config.num_hidden_layers)
+    empty, layers = decoder_layers.layer_list(decoder_layers.meta_model(config))[0], int(config.num_hidden_layers)
     table = Table(title=f"{asked.shape}, {layers} layers, rank {asked.rank}, {named(device)}")
     for head in ("matrix", "shape", "approximations, s", "pairs, s"):
         table.add_column(head, justify="right")
     total = 0.0
-    for name in weight_distance.linear_names(empty):
+    for name in weight_distance.shareable_linear_names(empty):
         shape = tuple(empty.get_parameter(f"{name}.weight").shape)
         spent, pairs = measured(shape, layers, asked.rank, device, asked.every)
         total += spent + pairs
@@ -48,12 +48,12 @@ def main() -> None:
 def measured(shape: tuple[int, ...], layers: int, rank: int, device: str, every: int) -> tuple[float, float]:
     """Seconds for one matrix of all layers: the approximations, the pairs."""
     start = time.monotonic()
-    pairs = [low_rank.best(matrix, rank) for matrix in matrices(shape, layers, device)]
+    pairs = [low_rank.truncated_svd(matrix, rank) for matrix in matrices(shape, layers, device)]
     wait(device)
     between = time.monotonic()
     wanted = [(i, j) for j in range(layers) for i in range(j)][::every]
     for i, j in wanted:
-        low_rank.beyond(pairs[i], pairs[j], rank)
+        low_rank.truncation_error(pairs[i], pairs[j], rank)
     wait(device)
     return between - start, (time.monotonic() - between) * every
 

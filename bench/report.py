@@ -71,7 +71,7 @@ class Made:
 
     @property
     def digest(self) -> str:
-        return store.digest([self.model, self.choice, self.recipe, self.seed, self.dropped])
+        return store.content_digest([self.model, self.choice, self.recipe, self.seed, self.dropped])
 
 
 def make(
@@ -236,12 +236,12 @@ def main() -> None:
         subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
         wall, used = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         size = (outputs / "report.html").stat().st_size
-        report = data.of(study.read(studies), "")
+        report = data.page_data(study.read_studies(studies), "")
         seen = opening.opened(outputs / "report.html", options.times)
     print(
         f"{len(report['runs'])} records, {len(report['lines'])} curves, {len(report['falls'])} fits: {wall:.1f} s, "
         f"{used.ru_utime + used.ru_stime:.1f} s of processor; {size / 1e6:.2f} MB, "
-        f"{len(plotlyjs.source()) / 1e6:.2f} of them plotly.js"
+        f"{len(plotlyjs.plotly_source()) / 1e6:.2f} of them plotly.js"
     )
     print(seen)
 

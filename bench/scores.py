@@ -21,8 +21,8 @@ from rich.table import Table
 import naive
 import subjects
 from depthcut.cut.scores import Scores
-from depthcut.metric import Removal
-from depthcut.model.decoder.shared_prefix import Streams
+from depthcut.metric import RemovalMetric
+from depthcut.model.decoder.shared_prefix import PrefixCache
 from depthcut.runtime.progress import console as terminal
 from depthcut.study import runlog
 from naive import Cost
@@ -133,7 +133,7 @@ def row(label: str, name: str, knobs: dict[str, Any], here: Any, asked: argparse
     scores: list[Scores] = []
     memory, other = (0, 0), None
     for _ in range(ROUNDS if name in naive.EDGES else 1):
-        here.streams = Streams()
+        here.streams = PrefixCache()
         plain = naive.bare(here.dense(), text)
         try:
             own, mine = naive.peak(lambda: naive.seconds(lambda: scores.append(metric(here))))
@@ -152,7 +152,7 @@ def row(label: str, name: str, knobs: dict[str, Any], here: Any, asked: argparse
         other=other,
         passes=here.streams.passes / len(text),
         memory=memory if name in naive.GRADIENTS else None,
-        apart=max((abs(a - b) / abs(b) for a, b in pairs), default=None) if isinstance(metric, Removal) else None,
+        apart=max((abs(a - b) / abs(b) for a, b in pairs), default=None) if isinstance(metric, RemovalMetric) else None,
         note=other.words if other else SHORTLY.get(name, "") if not asked.shape else "",
     )
 
@@ -183,7 +183,7 @@ def greedy(here: Any, asked: argparse.Namespace) -> None:
     short, layers = subjects.shorter(here, SHORT), here.checkpoint.depth
     metric = subjects.built("perplexity", {}, here)
     text = len(naive.batches(metric, short))
-    ways, lines, removed = (Streams(), Streams(limit=0)), list[list[str]](), tuple[int, ...]()
+    ways, lines, removed = (PrefixCache(), PrefixCache(limit=0)), list[list[str]](), tuple[int, ...]()
     for number in range(min(GREEDY, layers - 1)):
         left = [layer for layer in range(layers) if layer not in removed]
         passes, took, found = list[str](), list[str](), list[Scores]()
@@ -215,5 +215,5 @@ def show(title: str, heads: list[str], lines: list[list[str]], asked: argparse.N
 
 
 if __name__ == "__main__":
-    with runlog.quiet():
+    with runlog.quiet_libraries():
         sys.exit(main())

@@ -29,10 +29,10 @@ from depthcut.cut.scores import Scores
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric.angular import Angular
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
-from depthcut.model.checkpoint.prefetch import PIECE, READERS
-from depthcut.model.checkpoint.streaming import Streamed
-from depthcut.model.checkpoint.tensors import Slice
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.prefetch import READ_BYTES, READER_THREADS
+from depthcut.model.checkpoint.streaming import LayerStream
+from depthcut.model.checkpoint.tensors import LazyTensor
 from depthcut.model.decoder import inputs, layers, layerwise
 
 GIB = 2**30
@@ -47,7 +47,7 @@ def main() -> None:
     config = LlamaConfig(num_hidden_layers=asked.layers, vocab_size=32000, **(SMALL if asked.small else WIDE))
     if not (asked.folder / "config.json").exists():
         write(config, asked.folder, device)
-    checkpoint = Checkpoint(Folder(asked.folder, Hashes(asked.folder / "hashes.json")), separator=None)
+    checkpoint = Checkpoint(ModelFolder(asked.folder, HashCache(asked.folder / "hashes.json")), separator=None)
     here = lab(checkpoint, random_text(asked.sequences, asked.length), device)
     metric = Angular(token="last", batch=asked.batch, until=None)
 
@@ -63,7 +63,7 @@ def main() -> None:
     )
     for head in (device, "seconds", ""):
         table.add_column(head, justify="right")
-    table.add_row("disk alone", f"{disk:.1f}", f"{size / disk / 1e9:.2f} GB/s with {READERS} readers")
+    table.add_row("disk alone", f"{disk:.1f}", f"{size / disk / 1e9:.2f} GB/s with {READER_THREADS} readers")
     table.add_row("matmuls alone", f"{matmuls:.1f}", "the layers on these tokens")
     table.add_row("streamed pass", f"{seconds:.1f}", f"{size / seconds / 1e9:.2f} GB/s, opening included")
     bound = "disk" if disk > matmuls else "matmuls"
@@ -94,8 +94,8 @@ def write(config: LlamaConfig, folder: Path, device: str) -> None:
     homes: dict[str, str] = {}
     stem = "model.layers"
     groups: dict[int | None, dict[str, torch.Size]] = {}
-    for name, parameter in layers.skeleton(config).named_parameters():
-        groups.setdefault((layers.split(name, stem) or (None,))[0], {})[name] = parameter.shape
+    for name, parameter in layers.meta_model(config).named_parameters():
+        groups.setdefault((layers.split_tensor_name(name, stem) or (None,))[0], {})[name] = parameter.shape
     for number, (_, shapes) in enumerate(groups.items()):
         file = f"model-{number:05}.safetensors"
         torch.manual_seed(number)
@@ -118,7 +118,7 @@ def lab(checkpoint: Checkpoint, text: Tokens, device: str) -> Any:
     """What the metric asks of a run."""
     here = SimpleNamespace(checkpoint=checkpoint, calibration=lambda: text, streaming=True, device=device)
     here.experiment = SimpleNamespace(model=SimpleNamespace(quantise="none", dtype="bfloat16"))
-    here.streamed = lambda: Streamed(here)
+    here.streamed = lambda: LayerStream(here)
     return here
 
 
@@ -141,13 +141,13 @@ def read_all(checkpoint: Checkpoint) -> int:
     """Every tensor, once, as fast as the disk gives them; the bytes."""
     slices = [one for index in (None, *range(checkpoint.depth)) for one in checkpoint.tensors(index).values()]
 
-    def read(one: Slice) -> int:
-        buffer = torch.empty(min(PIECE, one.nbytes), dtype=torch.uint8)
-        for start in range(0, one.nbytes, PIECE):
+    def read(one: LazyTensor) -> int:
+        buffer = torch.empty(min(READ_BYTES, one.nbytes), dtype=torch.uint8)
+        for start in range(0, one.nbytes, READ_BYTES):
             one.fill(start, buffer[: one.nbytes - start])
         return one.nbytes
 
-    with ThreadPoolExecutor(READERS) as readers:
+    with ThreadPoolExecutor(READER_THREADS) as readers:
         return sum(readers.map(read, slices))
 
 
@@ -168,7 +168,7 @@ def arithmetic(here: Any, batch: int) -> float:
 def compute(model: Any, here: Any, batch: int) -> None:
     """All batches through the one layer, as often as there are layers."""
     for ids_BT, mask_BT in here.calibration().batches(batch):
-        way = layerwise.enter(model, inputs.inputs(model, ids_BT, mask_BT))
+        way = layerwise.start_forward(model, inputs.model_inputs(model, ids_BT, mask_BT))
         h_BTD = way.h_BTD
         for _ in range(here.checkpoint.depth):
             h_BTD = way.step(0, h_BTD)

@@ -15,7 +15,7 @@ from depthcut.config import experiment
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric import Metric
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.model.decoder.shared_prefix import Streams
+from depthcut.model.decoder.shared_prefix import PrefixCache
 from depthcut.study import lab
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def of_config(model: str, sequences: int | None, tokens: int | None, overrides: 
     asked += [f"data.calibration.sequences={sequences}"] if sequences else []
     asked += [f"data.calibration.length={tokens}"] if tokens else []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return lab.enter(experiment.read(compose("config", overrides=[*asked, *overrides])))
+        return lab.open_run(experiment.build_experiment(compose("config", overrides=[*asked, *overrides])))
 
 
 def of_shape(name: str, sequences: int | None, tokens: int | None) -> Any:
@@ -68,7 +68,7 @@ def of_shape(name: str, sequences: int | None, tokens: int | None) -> Any:
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(llama, dtype=torch.bfloat16).eval()
-    layers, shape = decoder_layers.layers(model), (sequences or 64, tokens or 1024)
+    layers, shape = decoder_layers.layer_list(model), (sequences or 64, tokens or 1024)
     ids = np.random.default_rng(0).integers(3, SHAPES[name]["vocab_size"], shape, dtype=np.int32)
     lengths = np.full(shape[0], shape[1], dtype=np.int32)
     text = Tokens(ids, lengths, np.array([], dtype=np.uint64), "random")
@@ -81,7 +81,7 @@ def of_shape(name: str, sequences: int | None, tokens: int | None) -> Any:
         dense=lambda: model,
         calibration=lambda: text,
         streaming=False,
-        streams=Streams(),
+        streams=PrefixCache(),
         device=device,
         checkpoint=SimpleNamespace(depth=len(layers), config=llama, tensors=tensors),
     )
@@ -95,7 +95,7 @@ def shorter(here: Any, tokens: int) -> Any:
         dense=here.dense,
         calibration=lambda: few,
         streaming=False,
-        streams=Streams(),
+        streams=PrefixCache(),
         device=here.device,
         checkpoint=here.checkpoint,
     )

@@ -14,7 +14,7 @@ from collections import Counter
 import numpy as np
 
 from depthcut.report import transition_fit
-from depthcut.report.transition_fit import Curve
+from depthcut.report.transition_fit import CurveData
 
 CHANCE, EDGE = 0.25, float(np.log(9))
 FRACTIONS = (np.linspace(0.05, 0.8, 11), np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.7]))
@@ -22,7 +22,7 @@ QUESTIONS = (100, 500, 2000)
 KINDS = ("falls", "flat", "noisy", "at chance", "slopes")
 
 
-def draw(kind: str, chance: np.random.Generator) -> tuple[Curve, float, float]:
+def draw(kind: str, chance: np.random.Generator) -> tuple[CurveData, float, float]:
     """A curve as it would be measured; its midpoint and its scale, of which ``falls`` alone has any."""
     fraction = FRACTIONS[chance.integers(len(FRACTIONS))]
     questions = QUESTIONS[chance.integers(len(QUESTIONS))]
@@ -39,7 +39,7 @@ def draw(kind: str, chance: np.random.Generator) -> tuple[Curve, float, float]:
         dense = CHANCE
     right = chance.binomial(questions, np.append(true, dense)) / questions
     stderr = np.sqrt(right * (1 - right) / (questions - 1))
-    return Curve(fraction, right[:-1], stderr[:-1], float(right[-1]), float(stderr[-1]), CHANCE), middle, scale
+    return CurveData(fraction, right[:-1], stderr[:-1], float(right[-1]), float(stderr[-1]), CHANCE), middle, scale
 
 
 def trial(kind: str, draws: int, seed: int = 0) -> Counter[str]:
@@ -47,7 +47,7 @@ def trial(kind: str, draws: int, seed: int = 0) -> Counter[str]:
     chance, found = np.random.default_rng(seed), Counter[str]()
     for number in range(draws):
         curve, middle, scale = draw(kind, chance)
-        seen = transition_fit.estimate(curve, seed=number)
+        seen = transition_fit.fit_transition(curve, seed=number)
         found[seen.why or "seen"] += 1
         truths = {"midpoint": middle, "onset": middle - EDGE * scale, "width": 2 * EDGE * scale}
         for name, truth in truths.items():

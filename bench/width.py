@@ -31,7 +31,7 @@ import subjects
 from depthcut.heal.training import lean_lora
 from depthcut.heal.width import criterion
 from depthcut.model.decoder import inputs, layers
-from depthcut.model.surgery.width.groups import of_layer
+from depthcut.model.surgery.width.groups import layer_groups
 
 WAYS = {"forward": "forward pass alone", "lora": "adapters' gradients", "full": "gradients of all weights"}
 
@@ -92,7 +92,7 @@ def training(lab: Any) -> Iterator[Any]:
 
 def adapted(model: nn.Module, rank: int) -> Any:
     """The model with adapters on the linear layers of its decoder layers, as healing puts them."""
-    stem = layers.prefix(model)
+    stem = layers.layer_prefix(model)
     names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and name.startswith(stem)]
     torch.manual_seed(0)
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=names))  # pyright: ignore
@@ -106,18 +106,18 @@ def grads(model: Any, batches: list[Any], weights: bool = False) -> None:
         parameter.requires_grad_("lora_" in name or (weights and held))
     tokens = sum(int(mask_BT[:, 1:].sum()) for _, mask_BT in batches)
     for ids_BT, mask_BT in batches:
-        given = inputs.inputs(model.get_base_model(), ids_BT, mask_BT)
+        given = inputs.model_inputs(model.get_base_model(), ids_BT, mask_BT)
         logits_BTV = model(**given).logits[:, :-1]
-        (inputs.token_losses(logits_BTV, inputs.targets(given)).sum() / tokens).backward()
+        (inputs.token_losses(logits_BTV, inputs.next_token_targets(given)).sum() / tokens).backward()
 
 
 def compared(model: Any) -> list[str]:
     """How the two criteria agree."""
     ours: dict[str, list[Tensor]] = {"heads": [], "channels": []}
     exact: dict[str, list[Tensor]] = {"heads": [], "channels": []}
-    for layer in layers.layers(model):
-        for kind, known in of_layer(layer).items():
-            ours[kind].append(criterion.worth(layer, known))
+    for layer in layers.layer_list(model):
+        for kind, known in layer_groups(layer).items():
+            ours[kind].append(criterion.group_importance(layer, known))
             parts = [taylor(linear, axis, known.count) for linear, axis in known.linears(layer)]
             exact[kind].append(torch.stack([part_G / part_G.norm() for part_G in parts]).sum(0))
     rhos = [rho(a, b) for a, b in zip(ours["channels"], exact["channels"], strict=True)]
@@ -176,20 +176,20 @@ def spent(asked: Any) -> dict[str, float]:
     """What one way takes: bytes of gradients, the peak beside the weights, processor seconds of the second round."""
     lab = subjects.of_config(asked.model, asked.sequences, asked.length, asked.overrides)
     model = lab.dense().requires_grad_(False)
-    linears = [p for layer in layers.layers(model) for p in layer.modules() if isinstance(p, nn.Linear)]
+    linears = [p for layer in layers.layer_list(model) for p in layer.modules() if isinstance(p, nn.Linear)]
     for linear in linears if asked.way == "full" else []:
         linear.weight.requires_grad_(True)
     model = adapted(model, 8) if asked.way == "lora" else model
     ids_BT, mask_BT = next(iter(lab.calibration().batches(1)))
-    given = inputs.inputs(model, ids_BT, mask_BT)
+    given = inputs.model_inputs(model, ids_BT, mask_BT)
     found: dict[str, float] = {}
     gc.collect()
     before = now()
-    with lean_lora.lean(model), torch.set_grad_enabled(asked.way != "forward"):
+    with lean_lora.lean_layers(model), torch.set_grad_enabled(asked.way != "forward"):
         for _ in range(2):
             model.zero_grad()
             start = time.process_time()
-            loss = layers.decoder(model)(**given).last_hidden_state.float().square().mean()
+            loss = layers.decoder_stack(model)(**given).last_hidden_state.float().square().mean()
             if asked.way != "forward":
                 loss.backward()
             between = time.process_time()
@@ -202,8 +202,8 @@ def spent(asked: Any) -> dict[str, float]:
 def criteria(way: str, model: nn.Module, linears: list[nn.Linear]) -> None:
     """What each group is worth, by the adapters or exactly."""
     if way == "lora":
-        for layer in layers.layers(model):
-            _ = [criterion.worth(layer, known) for known in of_layer(layer).values()]
+        for layer in layers.layer_list(model):
+            _ = [criterion.group_importance(layer, known) for known in layer_groups(layer).values()]
     for linear in linears if way == "full" else []:
         assert linear.weight.grad is not None
         with torch.no_grad():

@@ -39,13 +39,15 @@ def opened(folder: Path, model: PreTrainedModel, *knobs: str) -> Lab:
     sizes = ["data.calibration.sequences=60", "data.validation.sequences=8"]
     sizes += ["data.calibration.length=32", "data.validation.length=32", "model.heal.length=32"]
     base = [f"outputs={folder}/outputs", "model=local", f"model.path={folder}/model", "model.dtype=float32"]
-    return lab.enter(experiment.read(composed(*base, "data=files", *paths, *sizes, "eval=[loss]", *knobs)))
+    return lab.open_run(
+        experiment.build_experiment(composed(*base, "data=files", *paths, *sizes, "eval=[loss]", *knobs))
+    )
 
 
 @torch.no_grad()
 def edges(model: PreTrainedModel, here: Lab) -> list[np.ndarray]:
     """The residual stream at all edges, seen by hooks, one document at a time: no padding. Each N x D."""
-    stack, seen = list(layers.layers(model)), [[] for _ in range(DEPTH + 1)]
+    stack, seen = list(layers.layer_list(model)), [[] for _ in range(DEPTH + 1)]
     handles = [
         layer.register_forward_pre_hook(
             lambda _, args, kwargs, at=at: seen[at].append(stream(args, kwargs)), with_kwargs=True

@@ -7,7 +7,7 @@ import numpy as np
 
 from depthcut.data.text.tokens import Tokens
 from depthcut.model.decoder import layers
-from depthcut.model.decoder.shared_prefix import Streams
+from depthcut.model.decoder.shared_prefix import PrefixCache
 
 
 def tokens(lengths=(9, 12, 5, 12, 7), width=12) -> Tokens:
@@ -20,9 +20,9 @@ def lab(model, text: Tokens | None = None) -> Any:
         dense=lambda: model,
         calibration=lambda: text or tokens(),
         streaming=False,
-        streams=Streams(),
+        streams=PrefixCache(),
         device="cpu",
-        checkpoint=SimpleNamespace(depth=len(layers.layers(model))),
+        checkpoint=SimpleNamespace(depth=len(layers.layer_list(model))),
     )
 
 

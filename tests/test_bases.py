@@ -15,10 +15,10 @@ from composing import composed
 from depthcut.config import experiment
 from depthcut.heal.lora import Lora
 from depthcut.heal.qlora import QLora
-from depthcut.model.surgery.sizes import Shape
+from depthcut.model.surgery.sizes import ModelSize
 from depthcut.runtime.devices import GIB
 from depthcut.study import auto_quantise
-from depthcut.study.lab import Lab, enter
+from depthcut.study.lab import Lab, open_run
 from running import ENVIRONMENT, ROOT
 
 MODEL = ("model=pico", "model.hidden=256", "model.dtype=bfloat16", "device=cpu")
@@ -27,19 +27,19 @@ AUTO = ("model.quantise=auto", "heal=qlora", "heal.length=512", "heal.batch=8")
 
 def a_lab(folder: Path, *words: str, recipe: tuple[str, ...] = AUTO) -> Lab:
     """A lab whose base is open still."""
-    x = experiment.read(composed(*MODEL, *recipe, f"outputs={folder}", *words))
+    x = experiment.build_experiment(composed(*MODEL, *recipe, f"outputs={folder}", *words))
     cache = folder / "cache"
     return Lab(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=folder / x.name)
 
 
 def chosen(lab: Lab, gib: float | None) -> str:
-    return auto_quantise.choose(lab, None if gib is None else int(gib * GIB))["quantise"]
+    return auto_quantise.choose_base(lab, None if gib is None else int(gib * GIB))["quantise"]
 
 
 def test_weights_stay_as_they_are_where_the_gpu_has_room(tmp_path: Path) -> None:
     lab = a_lab(tmp_path)
     assert [chosen(lab, gib) for gib in (None, 1.01, 1.5, 80)] == ["none", "nf4", "nf4", "none"]
-    said = auto_quantise.choose(lab, 80 * GIB)["why"]
+    said = auto_quantise.choose_base(lab, 80 * GIB)["why"]
     assert said.startswith("bfloat16 fits, with about ") and said.endswith(" of 80.0, and is quicker than 4 bits")
 
 
@@ -69,8 +69,8 @@ def test_without_healing_the_weights_count(tmp_path: Path) -> None:
     unhealed = ("model.quantise=auto", "heal=none")
     lab = a_lab(tmp_path, "stages=[pruned]", recipe=unhealed)
     x = lab.experiment
-    shape = Shape.of(lab.checkpoint.config, "layer", "none", "bfloat16")
-    left = shape.whole["weight_bytes"] - sum(shape.weight_bytes[: x.prune.count(Shape(8))])
+    shape = ModelSize.of(lab.checkpoint.config, "layer", "none", "bfloat16")
+    left = shape.whole["weight_bytes"] - sum(shape.weight_bytes[: x.prune.count(ModelSize(8))])
     edge = 1 + left / 0.94 / GIB
     assert [chosen(lab, edge + by) for by in (-1e-6, 1e-6)] == ["nf4", "none"]
     dense = a_lab(tmp_path, "stages=[dense,pruned]", recipe=unhealed)
@@ -81,12 +81,12 @@ def test_a_live_teacher_needs_room_too(tmp_path: Path) -> None:
     words = ("heal=distill", "heal.length=512", "model.hidden=512", "heal.batch=1")
     live, cached = (a_lab(tmp_path, *words, f"heal.teacher={how}") for how in ("live", "cached"))
     needs = [
-        auto_quantise.Estimate.of(
-            dataclasses.replace(each, experiment=auto_quantise.on(each.experiment, "none")), 8 * GIB
+        auto_quantise.MemoryEstimate.of(
+            dataclasses.replace(each, experiment=auto_quantise.with_quantise(each.experiment, "none")), 8 * GIB
         ).need
         for each in (live, cached)
     ]
-    whole = Shape.of(live.checkpoint.config, "layer", "none", "bfloat16").whole["weight_bytes"]
+    whole = ModelSize.of(live.checkpoint.config, "layer", "none", "bfloat16").whole["weight_bytes"]
     assert needs[0] - needs[1] == whole
 
 
@@ -94,29 +94,29 @@ def test_a_live_teacher_needs_room_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("heal", ["lora", "qlora"])
 def test_what_is_settled_is_what_would_have_been_asked_for(tmp_path: Path, heal: str, base: Any, kind: type) -> None:
     lab = a_lab(tmp_path, f"heal={heal}", "heal.optimiser=adamw")
-    x = auto_quantise.on(lab.experiment, base)
+    x = auto_quantise.with_quantise(lab.experiment, base)
     assert (x.model.quantise, type(x.heal), x.composed["model"]["quantise"]) == (base, kind, base)
     word = kind.__name__.lower()
     cfg = composed(*MODEL, *AUTO, f"heal={heal}", "heal.optimiser=adamw", f"outputs={tmp_path}")
     OmegaConf.update(cfg, "model.quantise", base)
     OmegaConf.update(cfg, "heal._target_", f"depthcut.heal.{word}.{kind.__name__}")
-    asked = enter(experiment.read(cfg))
-    again = enter(experiment.read(OmegaConf.create(x.composed)))  # as a job of a cluster reads it
+    asked = open_run(experiment.build_experiment(cfg))
+    again = open_run(experiment.build_experiment(OmegaConf.create(x.composed)))  # as a job of a cluster reads it
     assert asked.digest == again.digest == Lab(x, lab.checkpoint, lab.cache, lab.study).digest
 
 
 def test_a_run_without_a_gpu_is_on_plain_weights_and_says_so(tmp_path: Path) -> None:
-    lab = enter(experiment.read(composed(*MODEL, *AUTO, f"outputs={tmp_path}")))
+    lab = open_run(experiment.build_experiment(composed(*MODEL, *AUTO, f"outputs={tmp_path}")))
     assert lab.settled == "model.quantise=auto: none here; it runs on no GPU"
     assert lab.experiment.model.quantise == "none"
     assert isinstance(lab.experiment.heal, Lora)
-    given = enter(experiment.read(composed(*MODEL, *AUTO, f"outputs={tmp_path}", "model.quantise=nf4")))
+    given = open_run(experiment.build_experiment(composed(*MODEL, *AUTO, f"outputs={tmp_path}", "model.quantise=nf4")))
     assert (given.settled, given.experiment.model.quantise) == ("", "nf4")
 
 
 def test_the_second_time_it_needs_no_torch(tmp_path: Path) -> None:
     lab = a_lab(tmp_path)
-    wanted = auto_quantise.choose(lab, 8 * GIB)
+    wanted = auto_quantise.choose_base(lab, 8 * GIB)
     words = [*MODEL, *AUTO, f"outputs={tmp_path}"]
     script = f"""
 import sys
@@ -138,10 +138,10 @@ print(bases.choose(lab, {8 * GIB}), "torch" in sys.modules)
 @pytest.mark.parametrize(("device", "seen"), [("cpu", "0"), ("auto", ""), ("auto", "-1")])
 def test_a_hidden_gpu_is_none(device: str, seen: str, monkeypatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    assert auto_quantise.gpu.__wrapped__(device) is None
+    assert auto_quantise.gpu_memory.__wrapped__(device) is None
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_gpu_is_as_large_as_torch_says() -> None:
-    assert auto_quantise.gpu("auto") == pytest.approx(torch.cuda.get_device_properties(0).total_memory, rel=0.03)
+    assert auto_quantise.gpu_memory("auto") == pytest.approx(torch.cuda.get_device_properties(0).total_memory, rel=0.03)

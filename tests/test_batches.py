@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from depthcut.data.text.tokens import Tokens
-from depthcut.heal.training.batches import Batches
+from depthcut.heal.training.batches import MicroBatchLoader
 
 
 def tokens(rows: int = 10) -> Tokens:
@@ -10,38 +10,38 @@ def tokens(rows: int = 10) -> Tokens:
     return Tokens(ids=ids, lengths=np.full(rows, 4, np.int32), documents=np.array([], np.uint64), digest="x")
 
 
-def rows(batches: Batches) -> list[int]:
+def rows(batches: MicroBatchLoader) -> list[int]:
     return [int(row[0]) // 4 for batch in batches for row in batch.ids_BT]
 
 
 def test_the_micro_batch_does_not_change_the_order():
-    whole = rows(Batches(tokens(), micro_batch=4, total=6, seed=1))
-    assert whole == rows(Batches(tokens(), micro_batch=1, total=24, seed=1))
-    assert whole == rows(Batches(tokens(), micro_batch=2, total=12, seed=1))
+    whole = rows(MicroBatchLoader(tokens(), micro_batch=4, total=6, seed=1))
+    assert whole == rows(MicroBatchLoader(tokens(), micro_batch=1, total=24, seed=1))
+    assert whole == rows(MicroBatchLoader(tokens(), micro_batch=2, total=12, seed=1))
 
 
 def test_each_epoch_has_every_row_once_in_an_order_of_its_own():
-    given = rows(Batches(tokens(), micro_batch=5, total=4, seed=0))
+    given = rows(MicroBatchLoader(tokens(), micro_batch=5, total=4, seed=0))
     assert sorted(given[:10]) == sorted(given[10:]) == list(range(10))
     assert given[:10] != given[10:]
 
 
 def test_the_seed_decides_the_order():
-    assert rows(Batches(tokens(), 2, 5, seed=0)) == rows(Batches(tokens(), 2, 5, seed=0))
-    assert rows(Batches(tokens(), 2, 5, seed=0)) != rows(Batches(tokens(), 2, 5, seed=1))
+    assert rows(MicroBatchLoader(tokens(), 2, 5, seed=0)) == rows(MicroBatchLoader(tokens(), 2, 5, seed=0))
+    assert rows(MicroBatchLoader(tokens(), 2, 5, seed=0)) != rows(MicroBatchLoader(tokens(), 2, 5, seed=1))
 
 
 def test_a_resumed_stream_goes_on_in_the_middle_of_an_epoch():
-    undisturbed = rows(Batches(tokens(), 2, 12, seed=3))
-    first = Batches(tokens(), 2, 12, seed=3)
+    undisturbed = rows(MicroBatchLoader(tokens(), 2, 12, seed=3))
+    first = MicroBatchLoader(tokens(), 2, 12, seed=3)
     stream = iter(first)
     before = [int(row[0]) // 4 for _ in range(7) for row in next(stream).ids_BT]
-    second = Batches(tokens(), 2, 12, seed=3)
+    second = MicroBatchLoader(tokens(), 2, 12, seed=3)
     second.load_state_dict(first.state_dict())
     assert before + rows(second) == undisturbed
 
 
 def test_batches_are_int64_tensors():
-    batch = next(iter(Batches(tokens(), 3, 1, seed=0)))
+    batch = next(iter(MicroBatchLoader(tokens(), 3, 1, seed=0)))
     assert batch.ids_BT.dtype == torch.int64 and batch.ids_BT.shape == (3, 4)
     assert [int(row[0]) // 4 for row in batch.ids_BT] == batch.rows_B.tolist()

@@ -10,7 +10,7 @@ import torch
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric.angular import Angular
 from depthcut.metric.block_influence import BlockInfluence
-from depthcut.metric.passes.hidden_states import Pass, compared, cosines, usable
+from depthcut.metric.passes.hidden_states import HiddenStates, pairwise_cosines, score_blocks, usable_tokens
 from depthcut.metric.update import Update
 from depthcut.model.decoder import layers
 from labs import lab, tokens
@@ -33,7 +33,7 @@ def score(metric, model, text: Tokens, batch: int = 2):
 
 def make_identity(model, layer: int) -> None:
     """A layer that adds nothing to the residual stream."""
-    block = layers.layers(model)[layer]
+    block = layers.layer_list(model)[layer]
     with torch.no_grad():
         block.self_attn.o_proj.weight.zero_()
         block.mlp.down_proj.weight.zero_()
@@ -99,7 +99,7 @@ def test_a_layer_that_doubles_its_input_is_known_to_each_metric():
     """It turns nothing, so the angle is 0; its update is as large as its input."""
     x = torch.randn(7, 1, 16, dtype=torch.float64)
     states_NED = torch.cat([x, 2 * x], dim=1)
-    assert cosines(states_NED)[:, 0, 1].allclose(torch.ones(7, dtype=torch.float64))
+    assert pairwise_cosines(states_NED)[:, 0, 1].allclose(torch.ones(7, dtype=torch.float64))
     assert (
         Update(norm=2, relative=True, batch=1, until=None)
         .size(states_NED)[:, 0, 1]
@@ -131,8 +131,8 @@ def test_padding_on_either_side_gives_the_same():
 
     def angles(size):
         given = Given(text.ids, text.lengths, text.documents, "x")
-        states = Pass(lab=lab(model, given), name="x", batch=size, token="last").samples()
-        return torch.cat([cosines(rows) for rows in states]).arccos() / math.pi
+        states = HiddenStates(lab=lab(model, given), name="x", batch=size, token="last").samples()
+        return torch.cat([pairwise_cosines(rows) for rows in states]).arccos() / math.pi
 
     torch.testing.assert_close(angles(3), angles(4), atol=1e-5, rtol=0)
 
@@ -145,7 +145,7 @@ def test_small_angles_survive_bfloat16_states():
     true = 0.02
     w = math.cos(math.pi * true) * u / u.norm() + math.sin(math.pi * true) * v / v.norm()
     states_NED = torch.stack([u / u.norm(), w], dim=1).to(torch.bfloat16).double()
-    assert (cosines(states_NED).arccos() / math.pi)[0, 0, 1].item() == pytest.approx(true, abs=5e-4)
+    assert (pairwise_cosines(states_NED).arccos() / math.pi)[0, 0, 1].item() == pytest.approx(true, abs=5e-4)
 
 
 def test_samples_that_are_not_finite_or_zero_are_left_out_and_counted():
@@ -153,7 +153,7 @@ def test_samples_that_are_not_finite_or_zero_are_left_out_and_counted():
     states_NED[0, 1, 3] = float("nan")
     states_NED[1, 2, 0] = float("inf")
     states_NED[2, 0] = 0
-    assert usable(states_NED).tolist() == [False, False, False, True]
+    assert usable_tokens(states_NED).tolist() == [False, False, False, True]
     model = pico("llama")
     with torch.no_grad():
         model.get_input_embeddings().weight[5] = float("nan")
@@ -188,7 +188,7 @@ def test_reading_stops_when_one_start_is_sure():
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Alike(Pass):
+class Alike(HiddenStates):
     """Edges that are all drawn from one distribution: no block is better than another."""
 
     def samples(self):
@@ -197,7 +197,9 @@ class Alike(Pass):
 
 def test_reading_goes_on_while_no_start_is_sure():
     here: Any = SimpleNamespace(wanted=lambda: (range(4), 1))
-    scores = compared(Alike(lab=here, name="x", batch=1, token="last", until=0.99), lambda states: cosines(states))
+    scores = score_blocks(
+        Alike(lab=here, name="x", batch=1, token="last", until=0.99), lambda states: pairwise_cosines(states)
+    )
     assert scores.samples == 40
     assert 0.25 < max(scores.wins(range(4), 1).values()) < 0.99
 

@@ -14,8 +14,8 @@ from depthcut.config import experiment
 from depthcut.cut.plan import Plan
 from depthcut.heal.boundary import Boundary
 from depthcut.heal.training import adapters, boundary
-from depthcut.heal.training.batches import Batch
-from depthcut.heal.training.fit import laid_out
+from depthcut.heal.training.batches import MicroBatch
+from depthcut.heal.training.fit import applied_layout
 from depthcut.heal.training.memory_plan import Layout
 from depthcut.model.decoder import inputs, layers, layerwise, sublayers
 from depthcut.study import curve, digests, lab, runlog
@@ -27,33 +27,33 @@ CUT = Plan(6, (2, 3))
 
 
 def recipe(**changes: Any) -> Boundary:
-    heal: Any = experiment.read(composed("model=pico", "heal=boundary")).heal
+    heal: Any = experiment.build_experiment(composed("model=pico", "heal=boundary")).heal
     return dataclasses.replace(heal, **changes)
 
 
 def pruned(model: Any, plan: Plan) -> Any:
     model = copy.deepcopy(model)
     if plan.unit == "layer":
-        return layers.cut(model, plan.drop)
-    sublayers.remove(model, plan)
+        return layers.cut_layers(model, plan.drop)
+    sublayers.remove_sublayers(model, plan)
     return model
 
 
 def student(family: str = "llama", plan: Plan = CUT) -> Any:
     """A pruned model with adapters that matter."""
     torch.manual_seed(0)
-    adapted = adapters.adapt(pruned(pico(family), plan), recipe(), plan).eval()
+    adapted = adapters.add_adapters(pruned(pico(family), plan), recipe(), plan).eval()
     return awake(adapted)
 
 
-def batch() -> Batch:
+def batch() -> MicroBatch:
     ids = texts(3, 12)
-    return Batch(ids, torch.arange(len(ids)))
+    return MicroBatch(ids, torch.arange(len(ids)))
 
 
 def loss_of(dense: Any, plan: Plan, error: Any = "relative") -> Any:
     edge, above = len(recipe().reached(plan, len(plan.keep))), max(plan.drop) + 1
-    return boundary.objective(boundary.live(dense, above), edge, error)
+    return boundary.boundary_objective(boundary.live_state_teacher(dense, above), edge, error)
 
 
 def gradient(loss: torch.Tensor, model: Any) -> torch.Tensor:
@@ -82,11 +82,11 @@ def test_adapters_sit_below_the_last_gap(plan, left, below):
 def test_the_stream_is_what_comes_to_that_layer_step_by_step(family):
     model, ids = pico(family), texts()
     with torch.no_grad():
-        way = layerwise.enter(model, inputs.inputs(model, ids, torch.ones_like(ids)))
+        way = layerwise.start_forward(model, inputs.model_inputs(model, ids, torch.ones_like(ids)))
         h_BTD = way.h_BTD
         for edge in range(1, 7):
             h_BTD = way.step(edge - 1, h_BTD)
-            torch.testing.assert_close(boundary.stream(model, ids, edge), h_BTD)
+            torch.testing.assert_close(boundary.states_before_layer(model, ids, edge), h_BTD)
 
 
 @pytest.mark.parametrize("error", ["relative", "squared"])
@@ -97,14 +97,16 @@ def test_the_error_is_the_formula_written_out(error):
     for one, other in zip(h.flatten(0, 1).numpy(), wanted.flatten(0, 1).numpy(), strict=True):
         scale = float(np.dot(other, other)) if error == "relative" else 7
         total += float(np.linalg.norm(other - one)) ** 2 / scale
-    assert boundary.distance(h.float(), wanted.float(), error).item() == pytest.approx(total / 10, rel=1e-5)
+    assert boundary.hidden_state_error(h.float(), wanted.float(), error).item() == pytest.approx(total / 10, rel=1e-5)
 
 
 @pytest.mark.parametrize("error", ["relative", "squared"])
 def test_a_model_that_lacks_nothing_is_not_drawn(error):
     model, some = pico("llama"), batch()
     for edge in range(1, 7):
-        assert boundary.objective(boundary.live(model, edge), edge, error)(model, some).item() == 0
+        assert (
+            boundary.boundary_objective(boundary.live_state_teacher(model, edge), edge, error)(model, some).item() == 0
+        )
     assert loss_of(model, CUT, error)(pruned(model, CUT), some).item() > 0.01
 
 
@@ -130,11 +132,11 @@ def test_only_what_is_below_the_cut_is_run_and_trained(plan, below, above, recom
     assert sites == {str(number) for number in range(below)}
     passed: list[Any] = []
     for who, each in (("student", model), ("teacher", dense)):
-        for number, layer in enumerate(layers.layers(each)):
+        for number, layer in enumerate(layers.layer_list(each)):
             layer.register_forward_pre_hook(lambda *_, at=(who, number): passed.append(at))
     for each in (dense, model.get_base_model()):
         each.lm_head.register_forward_pre_hook(lambda *_: passed.append("head"))
-    with laid_out(model, Layout(3, recompute, False)):
+    with applied_layout(model, Layout(3, recompute, False)):
         got = gradient(loss_of(dense, plan)(model, some), model)
     assert passed == [("teacher", n) for n in range(above)] + [("student", n) for n in range(below)]
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
@@ -146,15 +148,15 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 
 def opened(*overrides: str) -> lab.Lab:
-    return lab.enter(experiment.read(composed(*UNHEALED, *SHORT, "heal=boundary", *overrides)))
+    return lab.open_run(experiment.build_experiment(composed(*UNHEALED, *SHORT, "heal=boundary", *overrides)))
 
 
 def healed(here: lab.Lab, plan: Plan) -> dict[str, torch.Tensor]:
     """The adapters that a point trains."""
     plan = here.decide(plan)
-    with runlog.quiet():
+    with runlog.quiet_libraries():
         here.experiment.heal(here.experiment.replace(here.load(plan), plan, here), plan, here)
-    return load_file(here.folder / "adapter" / adapters.WEIGHTS)
+    return load_file(here.folder / "adapter" / adapters.ADAPTER_FILE)
 
 
 def losses(here: lab.Lab) -> list[float]:
@@ -208,7 +210,7 @@ def test_with_nothing_below_the_cut_the_model_is_left_as_it_is(tmp_path, corpus)
 
 def test_what_the_teacher_said_serves_all_cuts_that_end_there(tmp_path, corpus):
     def blocks(above: int, *more: str) -> set[str]:
-        boundary.cached(opened(*corpus, f"outputs={tmp_path}", *more), above)
+        boundary.cached_state_teacher(opened(*corpus, f"outputs={tmp_path}", *more), above)
         return {path.parent.name for path in tmp_path.glob("cache/teacher/*/*.safetensors")}
 
     first = blocks(6)
@@ -219,17 +221,17 @@ def test_what_the_teacher_said_serves_all_cuts_that_end_there(tmp_path, corpus):
 
 def test_a_point_healed_below_its_cut_shares_no_pass_above_it(corpus, tmp_path):
     """The curve launcher's shared healed pass is for adapters above the cut."""
-    assert not curve.healed_above(opened(*corpus, f"outputs={tmp_path}"))
+    assert not curve.heals_above_cut(opened(*corpus, f"outputs={tmp_path}"))
     lora = composed(*UNHEALED, *corpus, f"outputs={tmp_path}", "heal=lora", "heal.layers=after_cut")
-    assert curve.healed_above(lab.enter(experiment.read(lora)))
+    assert curve.heals_above_cut(lab.open_run(experiment.build_experiment(lora)))
     with pytest.raises(ValueError, match=r"heal\.layers.*before_cut"):
         opened(*corpus, "heal.layers=after_cut")
 
 
 def test_the_digest_has_the_knobs_that_change_numbers():
     def name(*more: str) -> str:
-        x: Any = experiment.read(composed("model=pico", "heal=boundary", *more))
-        return digests.store.digest(digests.fields(x.heal))
+        x: Any = experiment.build_experiment(composed("model=pico", "heal=boundary", *more))
+        return digests.store.digest(digests.method_fields(x.heal))
 
     assert name() == name("heal.teacher=live") == name("heal.micro_batch=1")
     assert len({name(), name("heal.error=squared"), name("heal.rank=3")}) == 3

@@ -26,9 +26,9 @@ def alone(model, request) -> tuple[float, bool]:
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_each_answer_of_each_cut_is_that_of_the_cut_alone(family, batch):
     model, drops = pico(family), [(), (1, 2), (4,), (0, 3, 4), (1, 2, 3, 4)]
-    got = tree_attention.likelihoods(model, REQUESTS, subnetworks.of_drops(drops, "layer"), batch)
+    got = tree_attention.log_likelihoods(model, REQUESTS, subnetworks.subnetworks_without(drops, "layer"), batch)
     for place, drop in enumerate(drops):
-        with layers.bypass(model, drop):
+        with layers.bypass_layers(model, drop):
             for request in REQUESTS:
                 value, likeliest = alone(model, request)
                 assert got[request][place][0] == pytest.approx(value, rel=1e-5)
@@ -38,9 +38,9 @@ def test_each_answer_of_each_cut_is_that_of_the_cut_alone(family, batch):
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
 def test_cuts_of_halves(unit):
     model, drops = pico("llama"), [(0, 2), (5,)]
-    got = tree_attention.likelihoods(model, REQUESTS, subnetworks.of_drops(drops, unit), 4)
+    got = tree_attention.log_likelihoods(model, REQUESTS, subnetworks.subnetworks_without(drops, unit), 4)
     for place, drop in enumerate(drops):
-        with sublayers.bypass(model, drop, unit):
+        with sublayers.bypass_units(model, drop, unit):
             for request in REQUESTS:
                 assert got[request][place][0] == pytest.approx(alone(model, request)[0], rel=1e-5)
 
@@ -48,7 +48,7 @@ def test_cuts_of_halves(unit):
 @pytest.mark.parametrize(("family", "tree"), [("llama", True), ("gpt_neox", True), ("mistral", False)])
 def test_a_context_is_read_once_where_the_model_can_read_a_tree(family, tree):
     """Mistral's window of 6 is shorter than the rows."""
-    sheets = list(tree_attention.laid_out(pico(family), REQUESTS, 8))
+    sheets = list(tree_attention.pack_requests(pico(family), REQUESTS, 8))
     rows = sum(len(sheet.given["input_ids"]) for sheet in sheets)
     assert rows == (3 if tree else len(REQUESTS))
 
@@ -70,26 +70,26 @@ def test_rows_longer_than_the_positions(family, changes):
     context = tuple(range(3, 15))
     requests = [*REQUESTS, *((context, (first, first + 1, first + 2, first + 3)) for first in (20, 30, 40))]
     drops = [(), (1, 2)]
-    got = tree_attention.likelihoods(model, requests, subnetworks.of_drops(drops, "layer"), 8)
+    got = tree_attention.log_likelihoods(model, requests, subnetworks.subnetworks_without(drops, "layer"), 8)
     for place, drop in enumerate(drops):
-        with layers.bypass(model, drop):
+        with layers.bypass_layers(model, drop):
             for request in requests:
                 assert got[request][place][0] == pytest.approx(alone(model, request)[0], rel=1e-5)
 
 
 def test_one_token_answers_need_no_tree():
-    (sheet,) = tree_attention.laid_out(pico("mistral"), [(CONTEXTS[1], follow) for follow in FOLLOWS[1]], 8)
+    (sheet,) = tree_attention.pack_requests(pico("mistral"), [(CONTEXTS[1], follow) for follow in FOLLOWS[1]], 8)
     assert sheet.row_BP.shape == (1, 1) and len(sheet.token_S) == 3
     assert sheet.given["attention_mask"] is None and "position_ids" not in sheet.given
 
 
 def test_a_model_that_reads_no_tree_is_found_out():
     model = pico("llama")
-    assert tree_attention.reads_trees(model, 20)
+    assert tree_attention.supports_tree_attention(model, 20)
     own = model.forward
 
     def deaf(*args, **more):  # numbers the places itself
         return own(*args, **{key: value for key, value in more.items() if key != "position_ids"})
 
     model.forward = deaf
-    assert not tree_attention.reads_trees(model, 20)
+    assert not tree_attention.supports_tree_attention(model, 20)

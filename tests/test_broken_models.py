@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime.errors import UserError
 from pico import pico
@@ -33,7 +33,7 @@ Do = Callable[[Path], None]
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "model"
-    with loading.quiet():
+    with loading.quiet_transformers():
         pico("llama", layers=4, hidden_size=32, intermediate_size=48, **BYTES).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
@@ -239,10 +239,10 @@ DROP = Plan(4, (1,))
 
 def loaded(folder: Path) -> torch.Tensor:
     """Open a model, read its tokenizer, cut it, and run it."""
-    checkpoint = Checkpoint(Folder(folder, Hashes(folder.parent / "hashes.json")), separator=None)
+    checkpoint = Checkpoint(ModelFolder(folder, HashCache(folder.parent / "hashes.json")), separator=None)
     assert len(checkpoint.digest) == 16
     ids = checkpoint.tokenizer("A text.", return_tensors="pt")["input_ids"]
-    loading.generation(checkpoint.files)
+    loading.read_generation_config(checkpoint.files)
     model = checkpoint.load(DROP, quantise="none", dtype="float32", device="cpu")
     with torch.no_grad():
         return model(ids).logits

@@ -18,7 +18,7 @@ APACHE = "Apache License\n  Version 2.0, January 2004\n"
 @pytest.fixture(scope="module")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("card")
-    return experiment.read(composed("model=pico")).model.open(cache).files.folder
+    return experiment.build_experiment(composed("model=pico")).model.open(cache).files.folder
 
 
 def carded(pico: Path, tmp_path: Path, files: dict[str, str], base: str = "") -> tuple[dict, str]:
@@ -34,13 +34,15 @@ def carded(pico: Path, tmp_path: Path, files: dict[str, str], base: str = "") ->
     for name, text in files.items():
         (folder / name).write_text(text)
     words = ("model=local", f"model.path={folder}", f"outputs={tmp_path}/o", "prune=plan", "prune.drop=[2-3]")
-    here = lab.enter(experiment.read(composed(*words, "data/train=hub", "data.train.dataset=owner/texts")))
+    here = lab.open_run(
+        experiment.build_experiment(composed(*words, "data/train=hub", "data.train.dataset=owner/texts"))
+    )
     here.numbers = {
         "pruned/validation/loss": 4.25,
         "pruned/validation/loss_stderr": 0.125,
         "healed/validation/loss": 4.0,
     }
-    made = card.of_model(here, PLAN, alone=True)
+    made = card.model_card(here, PLAN, alone=True)
     return yaml.safe_load(made.split("---")[1]), made
 
 

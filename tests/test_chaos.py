@@ -98,7 +98,8 @@ def swap(one: Path, other: Path) -> None:
 def sound(path: Path) -> bool:
     """Whether the point of a record is still done after something was damaged."""
     return (
-        recording.read(path.parent) is not None and store.incomplete(path.parent / "adapter", path.parent.name) is None
+        recording.read_record(path.parent) is not None
+        and store.size_fault(path.parent / "adapter", path.parent.name) is None
     )
 
 

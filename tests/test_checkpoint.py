@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime import store
@@ -32,13 +32,13 @@ PLAIN: Any = {"quantise": "none", "dtype": "float32", "device": "cpu"}
 
 
 def saved(model: PreTrainedModel, folder: Path, shard: str = "60KB") -> Path:
-    with loading.quiet():
+    with loading.quiet_transformers():
         model.save_pretrained(folder, max_shard_size=shard)
     return folder
 
 
 def opened(folder: Path) -> Checkpoint:
-    return Checkpoint(Folder(folder, Hashes(folder.parent / "hashes.json")), separator=None)
+    return Checkpoint(ModelFolder(folder, HashCache(folder.parent / "hashes.json")), separator=None)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def assert_equal(got: nn.Module, wanted: nn.Module) -> None:
 
 
 def whole_then_cut(folder: Path, drop: tuple[int, ...], **how: Any) -> nn.Module:
-    with loading.quiet():
-        return layers.cut(AutoModelForCausalLM.from_pretrained(folder, **({"dtype": torch.float32} | how)), drop)
+    with loading.quiet_transformers():
+        return layers.cut_layers(AutoModelForCausalLM.from_pretrained(folder, **({"dtype": torch.float32} | how)), drop)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -120,20 +120,20 @@ def test_names_in_the_files_may_differ_from_the_models(case: str, tmp_path: Path
     checkpoint = opened(saved(saves, tmp_path / "model"))
     assert checkpoint.prefix == prefix
     assert checkpoint.depth == 6
-    assert_equal(checkpoint.load(Plan(6, (1, 2)), **PLAIN), layers.cut(model, (1, 2)))
+    assert_equal(checkpoint.load(Plan(6, (1, 2)), **PLAIN), layers.cut_layers(model, (1, 2)))
 
 
 def test_new_layer_i_is_old_layer_keep_i_and_nothing_else_is_read(tmp_path: Path) -> None:
     model = pico("llama", layers=8)
-    for number, layer in enumerate(layers.layers(model)):
+    for number, layer in enumerate(layers.layer_list(model)):
         for parameter in layer.parameters():
             nn.init.constant_(parameter, number)
     checkpoint = opened(saved(model, tmp_path / "model"))
     plan = Plan(8, (1, 2, 3, 6))
     loaded = checkpoint.load(plan, **PLAIN)
-    values = [{p.min().item() for p in layer.parameters()} for layer in layers.layers(loaded)]
+    values = [{p.min().item() for p in layer.parameters()} for layer in layers.layer_list(loaded)]
     assert values == [{0.0}, {4.0}, {5.0}, {7.0}]
-    assert [layer.self_attn.layer_idx for layer in layers.layers(loaded)] == [0, 1, 2, 3]
+    assert [layer.self_attn.layer_idx for layer in layers.layer_list(loaded)] == [0, 1, 2, 3]
     assert loaded.config.num_hidden_layers == 4
     assert checkpoint.bytes_read == sum(parameter.nbytes for parameter in loaded.parameters())
     again = saved(loaded, tmp_path / "again", shard="1GB")
@@ -144,7 +144,7 @@ def test_layers_are_read_one_at_a_time(llama: Path) -> None:
     checkpoint, model = opened(llama), pico("llama")
     tensors = checkpoint.tensors(4)
     assert checkpoint.bytes_read == 0
-    assert set(tensors) == {f"model.layers.4.{name}" for name, _ in layers.layers(model)[4].named_parameters()}
+    assert set(tensors) == {f"model.layers.4.{name}" for name, _ in layers.layer_list(model)[4].named_parameters()}
     up, wanted = (part["model.layers.4.mlp.up_proj.weight"] for part in (tensors, model.state_dict()))
     assert (up.get_shape(), up.get_dtype(), up.nbytes) == (list(wanted.shape), "F32", wanted.nbytes)
     assert torch.equal(up[...], wanted)
@@ -158,13 +158,13 @@ def test_layers_are_read_one_at_a_time(llama: Path) -> None:
 def test_every_type_and_shape_is_read_as_safetensors_reads_it(dtype: torch.dtype, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from depthcut.model.checkpoint.tensors import Shards
+    from depthcut.model.checkpoint.tensors import TensorFiles
 
     shapes = [(3, 5), (7,), (), (0, 4), (2, 3, 4)]
     tensors = {str(i): (torch.rand(shape) * 9).to(dtype) for i, shape in enumerate(shapes)}
     save_file(tensors, tmp_path / "model.safetensors")
     wanted = load_file(tmp_path / "model.safetensors")
-    shards = Shards(Folder(tmp_path, Hashes(tmp_path / "hashes.json")))
+    shards = TensorFiles(ModelFolder(tmp_path, HashCache(tmp_path / "hashes.json")))
     for name, lazy in shards.slices(wanted).items():
         got = lazy[...]
         assert (got.dtype, got.shape, lazy.get_shape()) == (dtype, wanted[name].shape, list(got.shape))
@@ -175,11 +175,11 @@ def test_every_type_and_shape_is_read_as_safetensors_reads_it(dtype: torch.dtype
 def test_layers_are_quantised_as_loading_all_would(quantise: Any, llama: Path) -> None:
     checkpoint = opened(llama)
     model = checkpoint.load(Plan(6, (2, 3)), quantise=quantise, dtype="bfloat16", device="cpu")
-    config = loading.quantiser(quantise, torch.bfloat16)
+    config = loading.bitsandbytes_config(quantise, torch.bfloat16)
     wanted = whole_then_cut(llama, (2, 3), dtype=torch.bfloat16, quantization_config=config, device_map={"": "cpu"})
     loading.keep_differentiable(wanted)
     assert_equal(model, wanted)
-    assert type(layers.layers(model)[3].mlp.up_proj).__name__ in ("Linear4bit", "Linear8bitLt")
+    assert type(layers.layer_list(model)[3].mlp.up_proj).__name__ in ("Linear4bit", "Linear8bitLt")
     assert model.lm_head.weight.dtype == torch.bfloat16
     assert model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=4, min_new_tokens=4).shape == (1, 7)
 
@@ -223,28 +223,28 @@ def test_digest_and_depth_need_no_torch(llama: Path) -> None:
 def test_hashes_are_remembered_by_size_times_and_inode(tmp_path: Path) -> None:
     file, memory = tmp_path / "file", tmp_path / "hashes.json"
     file.write_bytes(b"one")
-    first = Hashes(memory)(file)
-    assert first == store.sha256(file)
+    first = HashCache(memory)(file)
+    assert first == store.file_sha256(file)
     content = json.loads(memory.read_text())
     content[str(file.resolve())][-1] = "remembered"
     memory.write_text(json.dumps(content))
-    assert Hashes(memory)(file) == "remembered"
+    assert HashCache(memory)(file) == "remembered"
     file.write_bytes(b"three")
-    assert Hashes(memory)(file) not in (first, "remembered")
+    assert HashCache(memory)(file) not in (first, "remembered")
     file.write_bytes(b"one")
     for damaged in ("{", "[1]", json.dumps({str(file.resolve()): 5}), json.dumps({str(file.resolve()): [[], {}]})):
         memory.write_text(damaged)
-        assert Hashes(memory)(file) == first
+        assert HashCache(memory)(file) == first
 
 
 def test_other_bytes_of_the_same_size_and_time_are_seen(tmp_path: Path) -> None:
     file, memory = tmp_path / "file", tmp_path / "hashes.json"
     file.write_bytes(b"one")
-    first, times = Hashes(memory)(file), file.stat()
+    first, times = HashCache(memory)(file), file.stat()
     time.sleep(0.02)  # the clock of a file system ticks every few milliseconds
     file.write_bytes(b"two")
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert Hashes(memory)(file) != first
+    assert HashCache(memory)(file) != first
 
 
 # What can be wrong with a folder: the fault, and what its line must name.
@@ -350,7 +350,7 @@ def test_damage_is_seen_on_opening_even_where_the_plan_would_not_read(copy: Path
 
 
 def test_a_flipped_bit_is_seen_where_a_manifest_vouches(copy: Path) -> None:
-    store.seal(copy, copy.name)
+    store.write_manifest(copy, copy.name)
     opened(copy).load(None, **PLAIN)
     flip(copy / SHARD)
     with pytest.raises(ValueError, match=f"{SHARD} is cut short or damaged .its bytes are not those"):
@@ -464,9 +464,11 @@ def write_llama_1b(folder: Path) -> None:
     )
     folder.mkdir()
     config.save_pretrained(folder)
-    shapes = {name: tensor.shape for name, tensor in layers.skeleton(config).state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in layers.meta_model(config).state_dict().items()}
     assert sum(map(math.prod, shapes.values())) > 1e9
-    homes = {name: f"part-{(layers.split(name, 'model.layers') or (99,))[0]}.safetensors" for name in shapes}
+    homes = {
+        name: f"part-{(layers.split_tensor_name(name, 'model.layers') or (99,))[0]}.safetensors" for name in shapes
+    }
     for home in set(homes.values()):
         part = [name for name in shapes if homes[name] == home]
         bits = {name: torch.randint(15000, 15600, shapes[name], dtype=torch.int16) for name in part}
@@ -476,7 +478,7 @@ def write_llama_1b(folder: Path) -> None:
 
 def test_a_file_is_looked_up_once_whatever_it_holds(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the hub each look-up searches the cache on the disk."""
-    checkpoint, own, asked = opened(llama), Folder.path, list[str]()
-    monkeypatch.setattr(Folder, "path", lambda self, name: asked.append(name) or own(self, name))
+    checkpoint, own, asked = opened(llama), ModelFolder.path, list[str]()
+    monkeypatch.setattr(ModelFolder, "path", lambda self, name: asked.append(name) or own(self, name))
     assert sum(len(checkpoint.tensors(layer)) for layer in (None, *range(6))) == 57
     assert len(asked) == len({*asked}) == 20

@@ -6,17 +6,17 @@ import yaml
 from composing import ROOT
 from depthcut.cli import main
 from depthcut.cli.composition import Loader, without_hydra
-from depthcut.cli.expansion import expand
+from depthcut.cli.expansion import expand_sweep
 from depthcut.config import experiment, methods
 from depthcut.runtime.errors import UserError
-from depthcut.study.slurm.job import Request
+from depthcut.study.slurm.job import JobRequest
 
 LOADER = Loader()
 PICO = ("model=pico", "eval=[loss,harness]")
 
 
 def read(*words: str, loader: Loader = LOADER) -> experiment.Experiment:
-    return experiment.read(main.compose(loader, [*PICO, *words]))
+    return experiment.build_experiment(main.compose_config(loader, [*PICO, *words]))
 
 
 def refused(*words: str, loader: Loader = LOADER) -> str:
@@ -29,7 +29,7 @@ FOREIGN = [  # of these the first two made a folder and a file, the third was bu
     ("model", "depthcut.model.smollm2.TemporaryDirectory", {"dir": "made"}),
     ("model", "depthcut.model.smollm2.zipfile.ZipFile", {"file": "made", "mode": "w"}),
     ("log", "depthcut.log.wandb.Path", {}),
-    ("model", "depthcut.model.smollm2.fetch.subprocess.Popen", {"args": ["touch", "made"]}),
+    ("model", "depthcut.model.smollm2.wheels.subprocess.Popen", {"args": ["touch", "made"]}),
     ("eval.loss", "depthcut.eval.loss.Eval", {}),
     ("metric", "depthcut.metric.Metric", {}),
     ("metric", "depthcut.metric.angular.Nothing", {}),
@@ -44,7 +44,7 @@ FOREIGN = [  # of these the first two made a folder and a file, the third was bu
 def test_a_target_names_only_a_method_of_its_group(path, target, options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"^{path}\._target_"):
-        methods.build(path, {"_target_": target, **options})
+        methods.build_method(path, {"_target_": target, **options})
     assert not list(tmp_path.iterdir())
 
 
@@ -141,10 +141,10 @@ def test_warm_up_is_a_number_of_steps_or_a_share_of_them(steps, warmup, found):
 def expanded(*words: str) -> tuple[list[str], list[str]]:
     loader = Loader()
     parsed = loader.parse(words)
-    master = main.master(loader, parsed)
-    points, notes = expand(loader, master, parsed)
+    master = main.compose_launcher_config(loader, parsed)
+    points, notes = expand_sweep(loader, master, parsed)
     for point in points:
-        experiment.read(without_hydra(loader.load_sweep_config(master, list(point))))
+        experiment.build_experiment(without_hydra(loader.load_sweep_config(master, list(point))))
     return [" ".join(point) for point in points], notes
 
 
@@ -198,5 +198,5 @@ SLURM = yaml.safe_load((ROOT / "conf/hydra/launcher/slurm.yaml").read_text())
 def test_what_sbatch_reads_is_one_line_and_bounded(option, value, says):
     options = {key: given for key, given in SLURM.items() if not key.startswith("_")}
     with pytest.raises(UserError) as error:
-        methods.checked("hydra.launcher", Request, {**options, option: value})
+        methods.construct_validated("hydra.launcher", JobRequest, {**options, option: value})
     assert str(error.value).startswith(f"hydra.launcher.{says}")

@@ -5,7 +5,7 @@ import pytest
 from composing import ROOT, composed
 from depthcut import algorithm
 from depthcut.config import experiment
-from depthcut.model.surgery.sizes import Shape
+from depthcut.model.surgery.sizes import ModelSize
 from depthcut.report import methods
 from depthcut.runtime.errors import UserError
 from depthcut.study import lab
@@ -56,7 +56,7 @@ def test_a_model_alone_means_the_papers_run(model):
     assert list(x.eval.harness.tasks) == ["mmlu@5", "boolq"] and x.eval.harness.limit is None
     assert x.eval.loss._target_ == "depthcut.eval.loss.Loss"
     assert (x.prune.frac, x.prune.keep_last, x.metric._target_) == (0.5, 1, "depthcut.metric.angular.Angular")
-    assert experiment.read(x).heal.warmup == 100
+    assert experiment.build_experiment(x).heal.warmup == 100
 
 
 @pytest.mark.parametrize("model", ["llama2_7b", "llama2_70b"])
@@ -66,9 +66,9 @@ def test_healing_tokens_are_the_papers(model):
 
 
 def test_the_default_is_the_demo():
-    x = experiment.read(composed())
+    x = experiment.build_experiment(composed())
     assert type(x.model).__name__ == "SmolLM2" and x.model.separator == "<|endoftext|>"
-    assert x.prune.count(Shape(30)) == 8
+    assert x.prune.count(ModelSize(30)) == 8
     assert (x.stages, x.export) == (["dense", "pruned", "healed"], "merged")
 
 
@@ -90,7 +90,7 @@ def test_the_command_line_wins_over_the_models_file():
 
 def test_the_readmes_table_of_methods_is_that_of_the_files():
     readme = (ROOT / "README.md").read_text()
-    assert methods.renewed(readme) == readme, "python -m depthcut.report.methods"
+    assert methods.update_readme(readme) == readme, "python -m depthcut.report.methods"
 
 
 GROUPS = ["metric", "prune", "replace", "heal", "log", "experiment"]
@@ -108,7 +108,7 @@ def test_every_stored_choice_makes_an_experiment(choice):
         "prune=greedy": ["metric=kl"],
         "prune=evolution": ["metric=kl"],
     }.get(choice, [])
-    assert isinstance(experiment.read(composed("model=pico", choice, *extra)), experiment.Experiment)
+    assert isinstance(experiment.build_experiment(composed("model=pico", choice, *extra)), experiment.Experiment)
 
 
 @pytest.mark.parametrize("group", ["metric", "prune", "replace", "heal"])
@@ -128,11 +128,11 @@ EXPERIMENTS = {  # metric, pruner, replacement, layers that go of 30 and of 32
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("model", ["smollm2_135m", "llama2_7b"])
 def test_an_experiment_is_the_papers_on_any_model(name, model):
-    x = experiment.read(composed(f"experiment={name}", f"model={model}"))
+    x = experiment.build_experiment(composed(f"experiment={name}", f"model={model}"))
     found = tuple(type(each).__name__ for each in (x.metric, x.prune, x.replace))
     metric, prune, replace, of_30, of_32 = EXPERIMENTS[name]
     assert found == (metric, prune, replace)
-    assert (x.prune.count(Shape(30)), x.prune.count(Shape(32))) == (of_30, of_32)
+    assert (x.prune.count(ModelSize(30)), x.prune.count(ModelSize(32))) == (of_30, of_32)
     assert x.heal.trains and (name in ("gromov", "shortened_llama_cpt") or x.heal.modules == "all")
     assert x.data.train.length == x.heal.length
 
@@ -147,25 +147,25 @@ def test_an_experiment_is_the_papers_on_any_model(name, model):
     ],
 )
 def test_the_training_text_is_as_wide_as_healing_reads(overrides, length):
-    x = experiment.read(composed("model=pico", *overrides))
+    x = experiment.build_experiment(composed("model=pico", *overrides))
     assert x.data.train.length == length == getattr(x.heal, "length", length)
 
 
 def test_a_training_text_of_another_width_is_refused():
     said = r"data.train.length must be heal.length \(64\), got 512; set heal.length alone, which the text follows"
     with pytest.raises(UserError, match=said):
-        experiment.read(composed("model=pico", "data.train.length=512"))
+        experiment.build_experiment(composed("model=pico", "data.train.length=512"))
 
 
 def test_shortened_llama_has_its_calibration_recipe_and_measures():
     for model in ("smollm2_135m", "llama2_7b"):
-        x = experiment.read(composed("experiment=shortened_llama", f"model={model}"))
+        x = experiment.build_experiment(composed("experiment=shortened_llama", f"model={model}"))
         assert (x.data.calibration.sequences, x.data.calibration.length) == (10, 128)
         assert (x.prune.keep_first, x.prune.keep_last, x.model.quantise) == (4, 2, "none")
         assert (x.heal.rank, x.heal.alpha, x.heal.lr, x.heal.dropout, x.heal.length) == (8, 16, 1e-4, 0.05, 256)
         assert x.eval.keys() == {"loss", "harness", "perplexity", "speed"}
         assert [*x.eval["perplexity"].named] == ["demo"]
-        cpt = experiment.read(composed("experiment=shortened_llama_cpt", f"model={model}"))
+        cpt = experiment.build_experiment(composed("experiment=shortened_llama_cpt", f"model={model}"))
         assert (type(cpt.heal).__name__, cpt.heal.lr, cpt.heal.betas, cpt.heal.weight_decay) == (
             "Full",
             1e-4,
@@ -178,12 +178,12 @@ def test_shortened_llama_has_its_calibration_recipe_and_measures():
             x.data.calibration,
             x.eval,
         )
-    other = experiment.read(composed("experiment=shortened_llama", "metric=perplexity", "prune.frac=0.35"))
-    assert type(other.metric).__name__ == "Perplexity" and other.prune.count(Shape(32)) == 11
+    other = experiment.build_experiment(composed("experiment=shortened_llama", "metric=perplexity", "prune.frac=0.35"))
+    assert type(other.metric).__name__ == "Perplexity" and other.prune.count(ModelSize(32)) == 11
 
 
 def test_the_papers_evaluations_are_the_files_own():
-    x = experiment.read(composed("eval=[loss,harness,perplexity,speed]"))
+    x = experiment.build_experiment(composed("eval=[loss,harness,perplexity,speed]"))
     texts = x.eval["perplexity"].named
     assert (x.eval["perplexity"].window, x.eval["perplexity"].bos, x.eval["perplexity"].batch) == (128, "first", 4)
     assert [(name, given["dataset"], given["split"]) for name, given in texts.items()] == [
@@ -195,10 +195,13 @@ def test_the_papers_evaluations_are_the_files_own():
 
 
 def test_flexigpts_ablation_drops_the_layers():
-    x = experiment.read(composed("experiment=flexigpt", "replace=none"))
-    assert type(x.replace).__name__ == "NoReplacement" and x.prune.count(Shape(30)) == 8
+    x = experiment.build_experiment(composed("experiment=flexigpt", "replace=none"))
+    assert type(x.replace).__name__ == "NoReplacement" and x.prune.count(ModelSize(30)) == 8
     assert (
-        experiment.read(composed("experiment=flexigpt", "model=llama2_7b", "model.heal.rank=256")).replace.rank == 256
+        experiment.build_experiment(
+            composed("experiment=flexigpt", "model=llama2_7b", "model.heal.rank=256")
+        ).replace.rank
+        == 256
     )
 
 
@@ -233,10 +236,10 @@ def test_an_experiment_runs_from_score_to_export(name, tmp_path):
     words = (f"outputs={tmp_path}/outputs", f"experiment={name}", *SMALL, *text_files(tmp_path), *LITTLE[name])
     if name == "shortened_llama":  # a text of the test's own, which is part of neither other
         words += (f"+eval.perplexity.texts.demo.paths=[{tmp_path}/corpus.jsonl]",)
-    x = experiment.read(composed(*words))
-    here = lab.enter(x)
-    algorithm.run(x, here)
-    assert here.plan and len(here.plan.drop) == x.prune.count(Shape(8))
+    x = experiment.build_experiment(composed(*words))
+    here = lab.open_run(x)
+    algorithm.run_experiment(x, here)
+    assert here.plan and len(here.plan.drop) == x.prune.count(ModelSize(8))
     names = {"validation/loss"}
     if name == "shortened_llama":
         names |= {"capitals/acc", "demo/perplexity", "speed/tokens_per_second", "speed/latency_s@8"}

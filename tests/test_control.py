@@ -39,7 +39,7 @@ def test_the_control_is_a_point_of_its_own_that_points_share(tmp_path: Path) -> 
 )
 def test_a_control_without_a_cut_must_make_sense(words: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=r"^heal\.control=true heals a model without a cut, which heal"):
-        experiment.read(composed("model=pico", *words, "heal.control=true"))
+        experiment.build_experiment(composed("model=pico", *words, "heal.control=true"))
 
 
 DEMO = {"_target_": "depthcut.data.demo.Demo"}
@@ -60,5 +60,5 @@ DEMO = {"_target_": "depthcut.data.demo.Demo"}
 )
 def test_no_share_above_the_whole_is_claimed(losses: tuple[float, ...], validation: dict, says: str) -> None:
     record = {f"{stage}/validation/loss": loss for stage, loss in zip(table.CUT_STAGES, losses, strict=True)}
-    (said,) = table.findings({**record, "config": {"data": {"train": DEMO, "validation": validation}}})
+    (said,) = table.healing_findings({**record, "config": {"data": {"train": DEMO, "validation": validation}}})
     assert said.endswith(says)

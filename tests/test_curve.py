@@ -129,7 +129,7 @@ def test_the_passes_made_for_the_loss_are_those_of_the_formula(plans, layers, mo
     here = type("Here", (), {"dense": lambda _: model, "validation": lambda _: text})()
     way = curve_cost.Text(here, batch=2, limit=4)
     with curve_cost.counted(model) as made:
-        way.shared([subnetworks.of(plan) for plan in plans])
+        way.shared([subnetworks.subnetwork_from_plan(plan) for plan in plans])
     assert sum(made.layers) == curve_cost.formula(plans) * 4 * 12 == layers * 4 * 12
     assert made.head == len(plans) * 4 * 12
     alone = 0

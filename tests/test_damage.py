@@ -41,7 +41,7 @@ class Study:
         self.outputs = folder / "outputs"
         shutil.copytree(whole[0] / "outputs", self.outputs)
         self.config = composed(f"outputs={self.outputs}", *COMMAND, *whole[1], "seed=0")
-        self.point = lab.enter(experiment.read(self.config)).folder
+        self.point = lab.open_run(experiment.build_experiment(self.config)).folder
         (self.other,) = (path.parent for path in self.outputs.glob("main/*/record.json") if path.parent != self.point)
         self.wanted = numbers(self.point)
 
@@ -61,7 +61,7 @@ class Study:
         except UserError as error:
             said = str(error)
         except OSError as error:
-            said = failures.expected(error) or pytest.fail(f"{error!r}")
+            said = failures.user_error_line(error) or pytest.fail(f"{error!r}")
         else:
             assert numbers(self.point) == self.wanted
             return
@@ -120,7 +120,7 @@ def test_a_damaged_file_gives_right_numbers_or_a_line_that_names_it(damaged, nam
     path = damaged.find(name)
     DAMAGE[damage](path)
     damaged.holds(path)
-    study.read([damaged.outputs / "main"])
+    study.read_studies([damaged.outputs / "main"])
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_an_odd_entry_in_the_place_of_a_folder_or_log_is_told_or_repaired(damage
     path = damaged.point / name
     put(kind, path)
     damaged.holds(Path(os.path.normpath(path)))
-    study.read([damaged.outputs / "main"])
+    study.read_studies([damaged.outputs / "main"])
 
 
 def test_a_curve_that_is_damaged_costs_its_seconds_alone(damaged):
@@ -220,7 +220,7 @@ def test_a_record_of_a_wrong_form_is_named_and_made_again(damaged, change, caplo
     content = json.loads(path.read_text())
     RECORDS[change](content)
     path.write_text(json.dumps(content))
-    assert recording.read(damaged.point) is None
+    assert recording.read_record(damaged.point) is None
     damaged.holds(path)
     assert f"{path} cannot be used (" in caplog.text
     assert numbers(damaged.point) == damaged.wanted
@@ -230,7 +230,7 @@ def test_a_number_beyond_the_range_is_no_number(damaged):
     path = damaged.point / "record.json"
     path.write_text(path.read_text().replace('"status": "done"', '"status": 1e999'))
     with pytest.raises(UserError, match=r"1e999 is beyond the range of numbers"):
-        document.load(damaged.point)
+        document.load_record(damaged.point)
     damaged.holds(path)
     assert json.loads(path.read_text())["status"] == "done"
 
@@ -267,7 +267,7 @@ def test_an_export_that_is_gone_is_made_again(damaged, loss):
     POINT(damaged.config)
     assert (damaged.point / "model/model.safetensors").read_bytes() == before
     (damaged.point / "model/model.safetensors").write_bytes(before[:-100])
-    assert recording.finished(lab.enter(experiment.read(damaged.config))) is None
+    assert recording.finished_record(lab.open_run(experiment.build_experiment(damaged.config))) is None
 
 
 def test_one_point_that_cannot_be_had_stops_no_other(whole, tmp_path):
@@ -317,10 +317,10 @@ def test_a_study_is_private_where_a_token_is_at_hand(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     before = os.umask(0o022)
     try:
-        private_folders.make(tmp_path / "open/study")
+        private_folders.make_private_folder(tmp_path / "open/study")
         monkeypatch.setenv("HF_TOKEN", "hf_x")
-        private_folders.make(tmp_path / "closed/study")
-        private_folders.make(tmp_path / "open/study")
+        private_folders.make_private_folder(tmp_path / "closed/study")
+        private_folders.make_private_folder(tmp_path / "open/study")
     finally:
         os.umask(before)
     modes = [(tmp_path / name / "study").stat().st_mode & 0o777 for name in ("open", "closed")]

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from depthcut.data import fingerprint
-from depthcut.data.demo import Demo, articles, sections, speeches
+from depthcut.data import text_fingerprint
+from depthcut.data.demo import Demo, read_articles, read_speeches, split_sections
 from depthcut.data.files import Files
 from depthcut.data.hub import Hub
 from depthcut.data.text import documents
@@ -56,18 +56,18 @@ def test_the_parts_of_the_demo_make_up_the_whole():
     assert 16.5e6 < sum(map(len, whole)) < 17.5e6
     assert 0.04 < len(parts["validation"]) / len(whole) < 0.06
     for one, other in (("train", "validation"), ("train", "calibration"), ("calibration", "validation")):
-        assert not {*map(fingerprint, parts[one])} & {*map(fingerprint, parts[other])}
+        assert not {*map(text_fingerprint, parts[one])} & {*map(text_fingerprint, parts[other])}
 
 
 def test_a_speech_is_in_one_part():
     validation = set(demo("validation").documents(CACHE))
-    inside = [[section in validation for section in sections(speech)] for speech in speeches(CACHE)]
+    inside = [[section in validation for section in split_sections(speech)] for speech in read_speeches(CACHE)]
     assert all(all(flags) or not any(flags) for flags in inside)
     assert 5 < sum(all(flags) for flags in inside) < 25
 
 
 def test_a_few_documents_mix_both_corpora():
-    summaries = {article["extract"] for article in articles(CACHE)}
+    summaries = {article["extract"] for article in read_articles(CACHE)}
     for part in PARTS:
         documents = list(demo(part).documents(CACHE))[:60]
         assert 15 < sum(text in summaries for text in documents) < 55
@@ -75,9 +75,9 @@ def test_a_few_documents_mix_both_corpora():
 
 
 def test_stage_directions_and_stubs_are_gone():
-    assert not any("[laughter]" in text.lower() or "[applause]" in text.lower() for text in speeches(CACHE))
-    assert all(len(article["extract"]) >= 100 for article in articles(CACHE))
-    assert "".join("\n\n".join(sections("a\n\nb " + "x" * 1600 + "\n\nc")).split()) == "ab" + "x" * 1600 + "c"
+    assert not any("[laughter]" in text.lower() or "[applause]" in text.lower() for text in read_speeches(CACHE))
+    assert all(len(article["extract"]) >= 100 for article in read_articles(CACHE))
+    assert "".join("\n\n".join(split_sections("a\n\nb " + "x" * 1600 + "\n\nc")).split()) == "ab" + "x" * 1600 + "c"
 
 
 def test_span_is_checked():
@@ -87,7 +87,7 @@ def test_span_is_checked():
 
 
 def test_white_space_makes_no_other_document():
-    assert fingerprint("One  text.\n") == fingerprint("One text.") != fingerprint("Another text.")
+    assert text_fingerprint("One  text.\n") == text_fingerprint("One text.") != text_fingerprint("Another text.")
 
 
 def test_three_formats_give_the_same_documents(tmp_path):

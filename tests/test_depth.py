@@ -37,10 +37,10 @@ def kept(drop: tuple[int, ...]) -> list[int]:
 
 def built(dense: nn.Module, drop: tuple[int, ...]) -> nn.Module:
     """A new model of the trimmed config, with the kept layers' tensors copied in by their names."""
-    fresh = AutoModelForCausalLM.from_config(layers.trimmed(dense.config, drop)).eval()
-    stem, tensors = layers.prefix(dense), {}
+    fresh = AutoModelForCausalLM.from_config(layers.trimmed_config(dense.config, drop)).eval()
+    stem, tensors = layers.layer_prefix(dense), {}
     for name, tensor in dense.state_dict().items():
-        layer, rest = layers.split(name, stem) or (None, name)
+        layer, rest = layers.split_tensor_name(name, stem) or (None, name)
         if layer is None:
             tensors[name] = tensor
         elif layer not in drop:
@@ -52,22 +52,22 @@ def built(dense: nn.Module, drop: tuple[int, ...]) -> nn.Module:
 @pytest.mark.parametrize("drop", DROPS)
 def test_cut_is_bypassed_is_built_separately(model: PreTrainedModel, drop: tuple[int, ...]) -> None:
     dense = logits(model)
-    with layers.bypass(model, drop):
+    with layers.bypass_layers(model, drop):
         bypassed = logits(model)
     separate = logits(built(model, drop))
-    cut = logits(layers.cut(model, drop))
+    cut = logits(layers.cut_layers(model, drop))
     assert torch.equal(cut, bypassed)
     assert torch.equal(cut, separate)
     assert not torch.allclose(cut, dense, atol=0.1)
-    assert len(layers.layers(model)) == model.config.num_hidden_layers == DEPTH - len(drop)
+    assert len(layers.layer_list(model)) == model.config.num_hidden_layers == DEPTH - len(drop)
 
 
 def test_dropping_nothing_changes_nothing(model: PreTrainedModel) -> None:
     dense, config, names = logits(model), model.config.to_dict(), list(model.state_dict())
-    with layers.bypass(model, ()):
+    with layers.bypass_layers(model, ()):
         assert torch.equal(logits(model), dense)
-    assert layers.trimmed(model.config, ()).to_dict() == config
-    assert layers.cut(model, ()) is model
+    assert layers.trimmed_config(model.config, ()).to_dict() == config
+    assert layers.cut_layers(model, ()) is model
     assert torch.equal(logits(model), dense)
     assert model.config.to_dict() == config
     assert list(model.state_dict()) == names
@@ -75,16 +75,16 @@ def test_dropping_nothing_changes_nothing(model: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("drop", [(), (0, 3), (1, 2, 5)])
 def test_generate_with_a_cache_is_without(model: PreTrainedModel, drop: tuple[int, ...]) -> None:
-    with layers.bypass(model, drop):
+    with layers.bypass_layers(model, drop):
         bypassed = written(model, use_cache=True)
-    layers.cut(model, drop)
+    layers.cut_layers(model, drop)
     assert torch.equal(written(model, use_cache=True), written(model, use_cache=False))
     assert torch.equal(written(model, use_cache=True), bypassed)
 
 
 def test_saved_and_reloaded_has_the_same_logits(model: PreTrainedModel, tmp_path: Path) -> None:
     before, drop = model.config.to_dict(), (0, 4)
-    expected = logits(layers.cut(model, drop))
+    expected = logits(layers.cut_layers(model, drop))
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(logits(again), expected)
@@ -95,26 +95,31 @@ def test_saved_and_reloaded_has_the_same_logits(model: PreTrainedModel, tmp_path
 
 
 def test_bypass_leaves_the_model_as_it_was_even_after_an_error(model: PreTrainedModel) -> None:
-    dense, config, stack, names = logits(model), model.config.to_dict(), layers.layers(model), list(model.state_dict())
-    with pytest.raises(RuntimeError, match="stop"), layers.bypass(model, (0, 5)):
-        assert len(layers.layers(model)) == 4
+    dense, config, stack, names = (
+        logits(model),
+        model.config.to_dict(),
+        layers.layer_list(model),
+        list(model.state_dict()),
+    )
+    with pytest.raises(RuntimeError, match="stop"), layers.bypass_layers(model, (0, 5)):
+        assert len(layers.layer_list(model)) == 4
         assert list(model.state_dict()) == names  # bypassed, not gone
         raise RuntimeError("stop")
-    assert layers.layers(model) is stack
+    assert layers.layer_list(model) is stack
     assert model.config.to_dict() == config
     assert torch.equal(logits(model), dense)
     assert torch.equal(written(model, use_cache=True), written(model, use_cache=False))
 
 
 def test_a_bypass_in_a_bypass_counts_what_is_left(model: PreTrainedModel) -> None:
-    with layers.bypass(model, (0, 3)), layers.bypass(model, (1,)):
+    with layers.bypass_layers(model, (0, 3)), layers.bypass_layers(model, (1,)):
         both = logits(model)
-    with layers.bypass(model, (0, 2, 3)):
+    with layers.bypass_layers(model, (0, 2, 3)):
         assert torch.equal(logits(model), both)
 
 
 def test_hidden_states_first_asked_for_in_a_bypass_are_whole_after_it(model: PreTrainedModel) -> None:
-    with layers.bypass(model, (2,)):
+    with layers.bypass_layers(model, (2,)):
         assert len(model(texts(), output_hidden_states=True).hidden_states) == DEPTH
     assert len(model(texts(), output_hidden_states=True).hidden_states) == DEPTH + 1
 
@@ -128,7 +133,7 @@ def test_a_kept_layer_attends_as_before_also_when_all_others_of_a_kind_go(family
     assert drop
     assert len(drop) < DEPTH
     separate = built(model, drop)
-    layers.cut(model, drop)
+    layers.cut_layers(model, drop)
     assert model.config.layer_types == [kind] * (DEPTH - len(drop))
     assert torch.equal(logits(model), logits(separate))
     assert torch.equal(written(model, use_cache=True), written(model, use_cache=False))

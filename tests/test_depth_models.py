@@ -30,23 +30,23 @@ DEPTH = 6
 
 
 def test_a_config_loses_what_its_layers_took_with_them_and_nothing_else(tmp_path: Path) -> None:
-    qwen2 = layers.trimmed(pico("qwen2").config, (0, 1, 5))
+    qwen2 = layers.trimmed_config(pico("qwen2").config, (0, 1, 5))
     assert (qwen2.max_window_layers, qwen2.layer_types) == (1, ["full_attention"] + ["sliding_attention"] * 2)
-    smol = layers.trimmed(pico("smollm3", no_rope_layers=[1, 1, 0, 1, 0, 1]).config, (0, 4))
+    smol = layers.trimmed_config(pico("smollm3", no_rope_layers=[1, 1, 0, 1, 0, 1]).config, (0, 4))
     assert smol.no_rope_layers == [1, 0, 1, 1]
     smol.save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).no_rope_layers == [1, 0, 1, 1]
     llama = LlamaConfig(**SIZES | {"num_hidden_layers": 3, "eos_token_id": [2, 3, 4]})
-    assert layers.trimmed(llama, (1,)).eos_token_id == [2, 3, 4]
+    assert layers.trimmed_config(llama, (1,)).eos_token_id == [2, 3, 4]
     assert llama.num_hidden_layers == 3
 
 
 def test_the_text_part_of_a_multimodal_model_is_cut_and_its_eyes_are_not(tmp_path: Path) -> None:
     model = picture_model(DEPTH)
-    assert layers.prefix(model) == "model.language_model.layers"
-    with layers.bypass(model, (0, 2)):
+    assert layers.layer_prefix(model) == "model.language_model.layers"
+    with layers.bypass_layers(model, (0, 2)):
         expected = logits(model)
-    layers.cut(model, (0, 2)).save_pretrained(tmp_path)
+    layers.cut_layers(model, (0, 2)).save_pretrained(tmp_path)
     assert torch.equal(logits(model), expected)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected)
     assert (model.config.text_config.num_hidden_layers, model.config.vision_config.num_hidden_layers) == (4, DEPTH)
@@ -54,14 +54,14 @@ def test_the_text_part_of_a_multimodal_model_is_cut_and_its_eyes_are_not(tmp_pat
 
 def test_a_model_that_adapters_wrap_is_bypassed_and_cut_as_well() -> None:
     model = pico("llama")
-    with layers.bypass(model, (1, 3)):
+    with layers.bypass_layers(model, (1, 3)):
         expected = logits(model)
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
-    assert layers.prefix(wrapped) == "base_model.model.model.layers"
-    assert layers.decoder(wrapped) is model.model
-    with layers.bypass(wrapped, (1, 3)):
+    assert layers.layer_prefix(wrapped) == "base_model.model.model.layers"
+    assert layers.decoder_stack(wrapped) is model.model
+    with layers.bypass_layers(wrapped, (1, 3)):
         assert torch.equal(logits(wrapped), expected)
-    assert torch.equal(logits(layers.cut(wrapped, (1, 3))), expected)
+    assert torch.equal(logits(layers.cut_layers(wrapped, (1, 3))), expected)
 
 
 def test_a_4_bit_model_is_cut_as_well(tmp_path: Path) -> None:
@@ -72,18 +72,18 @@ def test_a_4_bit_model_is_cut_as_well(tmp_path: Path) -> None:
         return AutoModelForCausalLM.from_pretrained(tmp_path / name, device_map={"": "cpu"}, **more)
 
     # Saved before it is run: bitsandbytes 0.50 packs its weights anew in a CPU forward, and saving spoils them then.
-    layers.cut(load("dense", quantization_config=nf4), (0, 4)).save_pretrained(tmp_path / "cut")  # pyright: ignore
+    layers.cut_layers(load("dense", quantization_config=nf4), (0, 4)).save_pretrained(tmp_path / "cut")  # pyright: ignore
     model = load("dense", quantization_config=nf4)
-    with layers.bypass(model, (0, 4)):
+    with layers.bypass_layers(model, (0, 4)):
         bypassed = logits(model)
-    assert torch.equal(logits(layers.cut(model, (0, 4))), bypassed)
+    assert torch.equal(logits(layers.cut_layers(model, (0, 4))), bypassed)
     assert torch.equal(logits(load("cut")), bypassed)
     assert torch.equal(written(model, use_cache=True), written(model, use_cache=False))
 
 
 def test_the_skeleton_of_a_7b_model_takes_no_time_and_no_memory() -> None:
     before, start = psutil.Process().memory_info().rss, time.process_time()
-    model = layers.skeleton(LlamaConfig())
+    model = layers.meta_model(LlamaConfig())
     assert time.process_time() - start < 3
     assert psutil.Process().memory_info().rss - before < 100e6
     assert sum(parameter.numel() for parameter in model.parameters()) > 6.7e9
@@ -92,15 +92,15 @@ def test_the_skeleton_of_a_7b_model_takes_no_time_and_no_memory() -> None:
 
 def test_a_list_inside_a_layer_is_not_taken_for_the_layers() -> None:
     model = pico("llama")
-    layers.layers(model)[2].experts = nn.ModuleList(nn.Identity() for _ in range(DEPTH))
-    assert layers.prefix(model) == "model.layers"
+    layers.layer_list(model)[2].experts = nn.ModuleList(nn.Identity() for _ in range(DEPTH))
+    assert layers.layer_prefix(model) == "model.layers"
 
 
 def test_a_tensor_name_is_split_at_the_layer_list() -> None:
-    assert layers.split("model.layers.17.mlp.up_proj.weight", "model.layers") == (17, "mlp.up_proj.weight")
-    assert layers.split("model.norm.weight", "model.layers") is None
-    assert layers.split("vision.model.layers.3.bias", "model.layers") is None
-    assert layers.split("modelXlayers.3.bias", "model.layers") is None
+    assert layers.split_tensor_name("model.layers.17.mlp.up_proj.weight", "model.layers") == (17, "mlp.up_proj.weight")
+    assert layers.split_tensor_name("model.norm.weight", "model.layers") is None
+    assert layers.split_tensor_name("vision.model.layers.3.bias", "model.layers") is None
+    assert layers.split_tensor_name("modelXlayers.3.bias", "model.layers") is None
 
 
 class Qwen1(PreTrainedModel):
@@ -124,7 +124,7 @@ def config_of(kind: str, **changes: Any) -> PreTrainedConfig:
 
 def listless() -> nn.Module:
     model = pico("llama", 3)
-    model.model.layers = nn.Sequential(*layers.layers(model))
+    model.model.layers = nn.Sequential(*layers.layer_list(model))
     return model
 
 
@@ -137,19 +137,22 @@ def twofold() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: layers.layers(T5ForConditionalGeneration(T5Config(**T5))), "t5 is an encoder-decoder"),
-        (lambda: layers.skeleton(T5Config(**T5)), "t5 is an encoder-decoder"),
-        (lambda: layers.skeleton(PreTrainedConfig.from_dict(QWEN1)), "qwen is no .*Qwen-1"),
-        (lambda: layers.layers(Qwen1(PreTrainedConfig.from_dict(QWEN1))), "qwen is no .*Qwen-1"),
-        (lambda: layers.trimmed(ViTConfig(), (1,)), "vit is no language model"),
-        (lambda: layers.trimmed(config_of("gemma4_text", **SHARED), (1,)), r"gemma4_text \(num_kv_shared_layers=2\)"),
+        (lambda: layers.layer_list(T5ForConditionalGeneration(T5Config(**T5))), "t5 is an encoder-decoder"),
+        (lambda: layers.meta_model(T5Config(**T5)), "t5 is an encoder-decoder"),
+        (lambda: layers.meta_model(PreTrainedConfig.from_dict(QWEN1)), "qwen is no .*Qwen-1"),
+        (lambda: layers.layer_list(Qwen1(PreTrainedConfig.from_dict(QWEN1))), "qwen is no .*Qwen-1"),
+        (lambda: layers.trimmed_config(ViTConfig(), (1,)), "vit is no language model"),
         (
-            lambda: layers.trimmed(config_of("gemma3n_text", num_kv_shared_layers=0), (1,)),
+            lambda: layers.trimmed_config(config_of("gemma4_text", **SHARED), (1,)),
+            r"gemma4_text \(num_kv_shared_layers=2\)",
+        ),
+        (
+            lambda: layers.trimmed_config(config_of("gemma3n_text", num_kv_shared_layers=0), (1,)),
             r"gemma3n_text \(altup_num_inputs=4\)",
         ),
-        (lambda: layers.layers(nn.Linear(2, 2)), "Linear is no model of transformers"),
-        (lambda: layers.layers(listless()), "no list of 3 layers"),
-        (lambda: layers.layers(twofold()), r"several lists of 3 layers \(model.layers, model.norms\)"),
+        (lambda: layers.layer_list(nn.Linear(2, 2)), "Linear is no model of transformers"),
+        (lambda: layers.layer_list(listless()), "no list of 3 layers"),
+        (lambda: layers.layer_list(twofold()), r"several lists of 3 layers \(model.layers, model.norms\)"),
     ],
 )
 def test_a_model_it_cannot_handle_gets_one_line_that_names_those_it_can(make: Any, words: str) -> None:
@@ -191,10 +194,10 @@ def test_lists_of_layers_follow_a_cut(case: str, drop: tuple[int, ...], tmp_path
     kind, changes = LISTED[case]
     model = pico(kind, **changes)
     dense = logits(model)
-    with layers.bypass(model, drop):
+    with layers.bypass_layers(model, drop):
         expected = logits(model)
     assert torch.equal(logits(model), dense)
-    layers.cut(model, drop).save_pretrained(tmp_path)
+    layers.cut_layers(model, drop).save_pretrained(tmp_path)
     assert torch.equal(logits(model), expected)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected)
 
@@ -210,11 +213,11 @@ def test_lists_of_layers_follow_a_cut(case: str, drop: tuple[int, ...], tmp_path
 )
 def test_a_cut_that_no_config_describes_is_refused_before_anything_changes(make: Any, drop: Any, words: str) -> None:
     model = make()
-    stack, config = list(layers.layers(model)), model.config.to_dict()
+    stack, config = list(layers.layer_list(model)), model.config.to_dict()
     with pytest.raises(ValueError, match=words) as error:
-        layers.cut(model, drop)
+        layers.cut_layers(model, drop)
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=words), layers.bypass(model, drop):
+    with pytest.raises(ValueError, match=words), layers.bypass_layers(model, drop):
         pass
-    assert list(layers.layers(model)) == stack
+    assert list(layers.layer_list(model)) == stack
     assert model.config.to_dict() == config

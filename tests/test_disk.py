@@ -26,10 +26,10 @@ SAYS = {
 
 @pytest.mark.parametrize("number", SAYS, ids=errno.errorcode.get)
 def test_an_error_of_the_system_and_the_same_one_through_rust_and_arrow(number):
-    assert failures.line(OSError(number, os.strerror(number), "F")).startswith(SAYS[number])
+    assert failures.error_line(OSError(number, os.strerror(number), "F")).startswith(SAYS[number])
     words = f"{os.strerror(number)} (os error {number})"
     for text in (f"Error while serializing: I/O error: {words}", f"Opening F failed. Detail: [errno {number}] x"):
-        assert failures.line(RuntimeError(text)).startswith(SAYS[number].replace(" (F)", ""))
+        assert failures.error_line(RuntimeError(text)).startswith(SAYS[number].replace(" (F)", ""))
 
 
 def test_what_an_error_was_raised_from_counts():
@@ -39,13 +39,15 @@ def test_what_an_error_was_raised_from_counts():
         except OSError as error:
             raise RuntimeError("An error occurred while generating the dataset") from error
     except RuntimeError as error:
-        assert failures.line(error).startswith("the disk quota is used up (x.arrow)")
+        assert failures.error_line(error).startswith("the disk quota is used up (x.arrow)")
 
 
 def test_a_file_that_may_not_be_read_is_told_as_such(tmp_path):
     (tmp_path / "corpus.txt").write_text("text")
     refused = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "corpus.txt"))
-    assert failures.line(refused).startswith(f"cannot read ({tmp_path}/corpus.txt): Permission denied. Change its")
+    assert failures.error_line(refused).startswith(
+        f"cannot read ({tmp_path}/corpus.txt): Permission denied. Change its"
+    )
 
 
 def test_a_real_one_through_safetensors(tmp_path):
@@ -65,7 +67,7 @@ def test_a_real_one_through_safetensors(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    assert failures.line(caught.value).startswith("a file is too large")
+    assert failures.error_line(caught.value).startswith("a file is too large")
 
 
 def test_any_other_error_keeps_its_traceback():
@@ -74,4 +76,4 @@ def test_any_other_error_keeps_its_traceback():
         RuntimeError("shape mismatch"),
         ValueError("bad (os error)"),
     ):
-        assert disk.explain(error) is None
+        assert disk.explain_disk_error(error) is None

@@ -16,8 +16,8 @@ from depthcut.config import experiment
 from depthcut.cut.plan import Plan
 from depthcut.heal.distill import Distill
 from depthcut.heal.training import adapters, distill, objective, teacher
-from depthcut.heal.training.batches import Batch
-from depthcut.heal.training.fit import laid_out
+from depthcut.heal.training.batches import MicroBatch
+from depthcut.heal.training.fit import applied_layout
 from depthcut.heal.training.memory_plan import Layout
 from depthcut.study import digests, lab, runlog
 from pico import FAMILIES, awake, pico, slope, texts
@@ -28,20 +28,20 @@ CUT = Plan(8, (4, 5))
 
 
 def recipe(**changes: Any) -> Distill:
-    heal = experiment.read(composed("model=pico", "heal=distill")).heal
+    heal = experiment.build_experiment(composed("model=pico", "heal=distill")).heal
     return dataclasses.replace(heal, top_k=16, **changes)
 
 
 def student(family: str = "llama", seed: int = 0) -> Any:
     """A pruned model with adapters that matter."""
     torch.manual_seed(seed)
-    adapted = adapters.adapt(pico(family, layers=3, seed=7), recipe(rank=4, alpha=4.0), Plan(4, (2,))).eval()
+    adapted = adapters.add_adapters(pico(family, layers=3, seed=7), recipe(rank=4, alpha=4.0), Plan(4, (2,))).eval()
     return awake(adapted)
 
 
-def batch() -> Batch:
+def batch() -> MicroBatch:
     ids = texts(3, 12)
-    return Batch(ids, torch.arange(len(ids)))
+    return MicroBatch(ids, torch.arange(len(ids)))
 
 
 def gradient(loss: torch.Tensor, model: Any) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_the_divergence_is_that_of_the_classes_written_out(k):
         )[:, : k + (k < 40)]
     )
     given = (torch.tensor(z), torch.tensor(order), torch.tensor(log_p_NC))
-    got = distill.divergence(given[0].float(), given[1], given[2].float())
+    got = distill.topk_divergence(given[0].float(), given[1], given[2].float())
     np.testing.assert_allclose(got.numpy(), wanted, rtol=2e-4)
     whole = kl_divergence(Categorical(logits=torch.tensor(t)), Categorical(logits=torch.tensor(z)))
     if k == 40:
@@ -88,7 +88,7 @@ def test_a_rest_that_has_next_to_nothing_still_counts():
     z_NV[0, 0] = 0.0
     z_NV.requires_grad_()
     ids_NK, log_p_NC = torch.tensor([[0]]), torch.tensor([[0.5, 0.5]]).log()
-    got = distill.divergence(z_NV, ids_NK, log_p_NC)
+    got = distill.topk_divergence(z_NV, ids_NK, log_p_NC)
     wanted = -math.log(2) + 0.5 * (25 - math.log(7))  # q(S) is 1, q(other) is 7 exp(-25)
     assert got.item() == pytest.approx(wanted, rel=1e-5)
     got.backward()
@@ -99,13 +99,15 @@ def test_a_teacher_that_is_the_student_draws_nowhere():
     z_NV = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)).requires_grad_()
     log_p_NV = z_NV.detach().log_softmax(-1)
     log_p_NK, ids_NK = log_p_NV.topk(9)
-    log_p_NC = torch.cat([log_p_NK, distill.others(log_p_NV, ids_NK)], -1)
-    loss = distill.divergence(z_NV, ids_NK, log_p_NC).sum()
+    log_p_NC = torch.cat([log_p_NK, distill.remaining_log_prob(log_p_NV, ids_NK)], -1)
+    loss = distill.topk_divergence(z_NV, ids_NK, log_p_NC).sum()
     assert abs(loss.item()) < 1e-5
     assert torch.autograd.grad(loss, z_NV)[0].abs().max() < 1e-6
     model = student()
-    whole = distill.objective(distill.live(model, recipe(mix=1.0)), recipe(mix=1.0))(model, batch())
-    text = objective.next_token(model, batch())
+    whole = distill.distill_objective(distill.live_topk_teacher(model, recipe(mix=1.0)), recipe(mix=1.0))(
+        model, batch()
+    )
+    text = objective.next_token_loss(model, batch())
     assert abs(whole.item()) < 1e-5
     assert gradient(whole, model).norm() < 1e-3 * gradient(text, model).norm()  # the teacher speaks in half precision
 
@@ -119,7 +121,7 @@ def test_the_loss_is_the_formula_on_all_logits(family, mix, temperature):
         student(family),
         batch(),
     )
-    got = distill.objective(distill.live(dense, heal), heal)(model, some).item()
+    got = distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)(model, some).item()
     with torch.no_grad():
         z, t = (each(some.ids_BT).logits[:, :-1].double().flatten(0, 1).numpy() for each in (model, dense))
     p, q = softmax(t / temperature), softmax(z / temperature)
@@ -133,19 +135,19 @@ def test_the_loss_is_the_formula_on_all_logits(family, mix, temperature):
 
 def test_the_gradient_is_that_of_finite_differences():
     heal, model, some = recipe(mix=0.5, temperature=2.0), student(), batch()
-    loss = distill.objective(distill.live(pico("llama", layers=4), heal), heal)
+    loss = distill.distill_objective(distill.live_topk_teacher(pico("llama", layers=4), heal), heal)
     towards = gradient(loss(model, some), model)
     assert slope(lambda: loss(model, some), model, towards) == pytest.approx(towards.norm().item(), rel=1e-2)
 
 
 def test_no_pass_of_a_head_makes_all_logits_and_it_does_not_matter(monkeypatch):
     heal, dense, model, some = recipe(mix=0.5), pico("llama", layers=4), student(), batch()
-    wanted = gradient(distill.objective(distill.live(dense, heal), heal)(model, some), model)
+    wanted = gradient(distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)(model, some), model)
     made: list[int] = []
-    for each in (dense, objective.base_of(model)):
+    for each in (dense, objective.base_model(model)):
         each.lm_head.register_forward_hook(lambda _, __, logits: made.append(logits.shape[-2]))
     monkeypatch.setattr(objective, "CHUNK_BYTES", 5 * 4 * 128)
-    got = gradient(distill.objective(distill.live(dense, heal), heal)(model, some), model)
+    got = gradient(distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)(model, some), model)
     assert sorted(made) == [3, 3, *[5] * 12]  # 33 positions, of the student and of the teacher
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
 
@@ -153,10 +155,10 @@ def test_no_pass_of_a_head_makes_all_logits_and_it_does_not_matter(monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recomputed_layers_give_the_same_gradient(family):
     heal, dense, some = recipe(), pico(family, layers=4), batch()
-    loss = distill.objective(distill.live(dense, heal), heal)
+    loss = distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)
     model = student(family)
     wanted = gradient(loss(model, some), model)
-    with laid_out(model, Layout(3, 2, False)):
+    with applied_layout(model, Layout(3, 2, False)):
         torch.testing.assert_close(gradient(loss(model, some), model), wanted, rtol=1e-4, atol=1e-6)
 
 
@@ -166,15 +168,15 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 
 def opened(*overrides: str) -> lab.Lab:
-    return lab.enter(experiment.read(composed(*UNHEALED, *SHORT, *overrides)))
+    return lab.open_run(experiment.build_experiment(composed(*UNHEALED, *SHORT, *overrides)))
 
 
 def healed(here: lab.Lab, plan: Plan = CUT) -> dict[str, torch.Tensor]:
     """The adapters that a point trains."""
     plan = here.decide(plan)
-    with runlog.quiet():
+    with runlog.quiet_libraries():
         here.experiment.heal(here.load(plan), plan, here)
-    return load_file(here.folder / "adapter" / adapters.WEIGHTS)
+    return load_file(here.folder / "adapter" / adapters.ADAPTER_FILE)
 
 
 def losses(here: lab.Lab) -> list[float]:
@@ -216,7 +218,7 @@ def test_what_the_teacher_said_is_kept_by_content(tmp_path, corpus):
 
     def blocks(*more: str) -> set[str]:
         here = opened(*corpus, "heal=distill", f"outputs={tmp_path}", "heal.batch=16", *more)
-        distill.cached(here, here.experiment.heal)  # pyright: ignore
+        distill.cached_topk_teacher(here, here.experiment.heal)  # pyright: ignore
         return {path.parent.name for path in tmp_path.glob("cache/teacher/*/*.safetensors")}
 
     first = blocks("heal.steps=4")
@@ -229,11 +231,11 @@ def test_what_the_teacher_said_is_kept_by_content(tmp_path, corpus):
 def test_a_row_is_found_again_and_takes_what_was_promised(tmp_path, corpus):
     here = opened(*corpus, "heal=distill", f"outputs={tmp_path}", "heal.steps=10", "heal.top_k=9")
     heal: Any = here.experiment.heal
-    teach, dense = distill.cached(here, heal), here.dense()
+    teach, dense = distill.cached_topk_teacher(here, heal), here.dense()
     text = here.train()
     rows_B = torch.tensor([38, 3, 33])
     ids_BT = torch.from_numpy(text.ids[rows_B.numpy()].astype(np.int64))
-    ids_NK, log_p_NC = teach(Batch(ids_BT, rows_B))(torch.arange(3 * 63))
+    ids_NK, log_p_NC = teach(MicroBatch(ids_BT, rows_B))(torch.arange(3 * 63))
     with torch.no_grad():
         log_p_NV = dense(ids_BT).logits[:, :-1].log_softmax(-1).flatten(0, 1)
     torch.testing.assert_close(log_p_NC[:, :-1].float(), log_p_NV.gather(1, ids_NK), rtol=1e-3, atol=1e-4)
@@ -259,14 +261,14 @@ def test_a_teacher_that_was_stopped_goes_on(tmp_path, corpus):
         return lambda: says
 
     with pytest.raises(KeyboardInterrupt):
-        teacher.kept(here, {"asked": "sum"}, 8, ready(2))
+        teacher.cache_teacher_outputs(here, {"asked": "sum"}, 8, ready(2))
     read.clear()
-    said = teacher.kept(here, {"asked": "sum"}, 8, ready(1))
+    said = teacher.cache_teacher_outputs(here, {"asked": "sum"}, 8, ready(1))
     assert read == [32]
     assert said(torch.tensor([70, 0, 95]))["sum"].tolist() == here.train().ids[[70, 0, 95]].sum(-1).tolist()
-    (said.blocks[1] / teacher.FILE).write_bytes(b"damaged")
+    (said.blocks[1] / teacher.OUTPUT_FILE).write_bytes(b"damaged")
     read.clear()
-    assert teacher.kept(here, {"asked": "sum"}, 8, ready(1)).blocks == said.blocks and read == [32]
+    assert teacher.cache_teacher_outputs(here, {"asked": "sum"}, 8, ready(1)).blocks == said.blocks and read == [32]
 
 
 def test_a_disk_without_room_is_refused_before_the_teacher_is_loaded(tmp_path, corpus):
@@ -276,16 +278,16 @@ def test_a_disk_without_room_is_refused_before_the_teacher_is_loaded(tmp_path, c
         raise AssertionError
 
     with pytest.raises(ValueError, match=r"heal\.teacher=cached needs \d+\.\d GiB .* free: take heal\.teacher=live"):
-        teacher.kept(here, {"asked": "x"}, 2**60, ready)
+        teacher.cache_teacher_outputs(here, {"asked": "x"}, 2**60, ready)
 
 
 def test_the_teacher_is_loaded_as_far_as_it_is_asked_and_where_it_fits(tmp_path, corpus):
     here = opened(*corpus, f"outputs={tmp_path}", "heal=distill")
-    assert len(teacher.load(here, 3).model.layers) == 3  # pyright: ignore
+    assert len(teacher.load_teacher(here, 3).model.layers) == 3  # pyright: ignore
     with pytest.raises(
         ValueError, match=r"the teacher takes \d+\.\d GiB beside the pruned model, .* free on cpu: take"
     ):
-        teacher.beside(2**60, "cpu")
+        teacher.check_teacher_memory(2**60, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -299,7 +301,7 @@ def test_the_teacher_is_loaded_as_far_as_it_is_asked_and_where_it_fits(tmp_path,
 )
 def test_a_mistake_is_told_in_a_line(more, line):
     with pytest.raises(ValueError, match=line) as told:
-        experiment.read(composed("model=pico", "heal=distill", more))
+        experiment.build_experiment(composed("model=pico", "heal=distill", more))
     assert "\n" not in str(told.value)
 
 
@@ -311,8 +313,8 @@ def test_more_tokens_than_there_are_cannot_be_asked_for(tmp_path, corpus):
 
 def test_the_digest_has_the_knobs_that_change_numbers():
     def name(*more: str) -> str:
-        x: Any = experiment.read(composed("model=pico", "heal=distill", *more))
-        return digests.store.digest(digests.fields(x.heal))
+        x: Any = experiment.build_experiment(composed("model=pico", "heal=distill", *more))
+        return digests.store.digest(digests.method_fields(x.heal))
 
     assert name() == name("heal.teacher=live") == name("heal.micro_batch=1")
     assert len({name(), name("heal.mix=0.4"), name("heal.top_k=65"), name("heal.temperature=1.5")}) == 4
@@ -341,4 +343,4 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights_and_a_better_model(t
 
 
 def weights_of(outputs: Path) -> bytes:
-    return next(outputs.glob(f"main/*/adapter/{adapters.WEIGHTS}")).read_bytes()
+    return next(outputs.glob(f"main/*/adapter/{adapters.ADAPTER_FILE}")).read_bytes()

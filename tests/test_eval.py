@@ -9,7 +9,7 @@ import torch
 
 from depthcut.data.text.tokens import Tokens
 from depthcut.eval.harness import Harness
-from depthcut.eval.likelihood.lm_eval import numbers
+from depthcut.eval.likelihood.lm_eval import flat_results
 from depthcut.eval.loss import Loss
 from pico import pico
 
@@ -67,7 +67,7 @@ def test_lm_evals_results_as_flat_names():
         "arc": {"alias": "arc", "acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 4, "f1,strict": float("nan")},
         "gsm": {"exact_match,flexible": 0.25, "exact_match_stderr,flexible": "N/A"},
     }
-    assert numbers(results) == {"arc/acc": 0.5, "arc/acc_stderr": 0.1, "gsm/exact_match@flexible": 0.25}
+    assert flat_results(results) == {"arc/acc": 0.5, "arc/acc_stderr": 0.1, "gsm/exact_match@flexible": 0.25}
 
 
 def test_each_task_is_a_part_of_its_own():
@@ -96,7 +96,7 @@ def test_the_harness_agrees_with_log_likelihoods_computed_by_hand():
     lab: Any = SimpleNamespace(checkpoint=checkpoint, device="cpu", cache=CACHE)
     (got,) = Harness(tasks=["capitals"], limit=12, include_path=None, batch=5)(model, lab)
     right = 0
-    for item in questions.items("capitals", CACHE)[:12]:
+    for item in questions.load_questions("capitals", CACHE)[:12]:
         scores = [log_likelihood(model, tokenizer, item["prompt"], " " + choice.strip()) for choice in item["choices"]]
         right += int(np.argmax(scores) == item["answer"])
     assert got["capitals/acc"] == pytest.approx(right / 12)
@@ -114,7 +114,7 @@ def test_answers_are_those_of_lm_evals_own_model(family):
     from lm_eval.models.huggingface import HFLM
 
     from depthcut.data import questions
-    from depthcut.eval import UNCUT
+    from depthcut.eval import FULL_ONLY
     from depthcut.eval.likelihood import lm_eval
     from depthcut.model.pico import byte_tokenizer
 
@@ -122,10 +122,12 @@ def test_answers_are_those_of_lm_evals_own_model(family):
     model = pico(family, vocab_size=len(tokenizer), max_position_embeddings=48)
     lab: Any = SimpleNamespace(checkpoint=SimpleNamespace(tokenizer=tokenizer, separator=None), device="cpu")
     pairs = [
-        (item["prompt"], " " + choice) for item in questions.items("topics", CACHE)[:6] for choice in item["choices"]
+        (item["prompt"], " " + choice)
+        for item in questions.load_questions("topics", CACHE)[:6]
+        for choice in item["choices"]
     ]
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in [("", "Alone."), *pairs]]
-    ours = lm_eval.wrap(model, lab, 3, UNCUT).loglikelihood(requests, disable_tqdm=True)
+    ours = lm_eval.wrap_model(model, lab, 3, FULL_ONLY).loglikelihood(requests, disable_tqdm=True)
     own = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, device="cpu")
     theirs = own.loglikelihood(requests, disable_tqdm=True)
     assert max(len(tokenizer(prompt + choice).input_ids) for prompt, choice in pairs) > 49

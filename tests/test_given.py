@@ -23,11 +23,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def entered(home: Path, *words: str) -> lab.Lab:
     text = f"data.train.paths=[{home}/corpus.jsonl]"
     options = ("model=pico", "data=files", text, "eval=[loss]", "heal=none", f"outputs={home}/outputs", "prune=plan")
-    return lab.enter(experiment.read(composed(*options, *words)))
+    return lab.open_run(experiment.build_experiment(composed(*options, *words)))
 
 
 def named(here: lab.Lab) -> tuple[str, str]:
-    return here.digest, digests.pruned(here, here.experiment.prune(None, here.shape))
+    return here.digest, digests.pruned_digest(here, here.experiment.prune(None, here.shape))
 
 
 def test_layers_by_hand_and_by_file_are_one_pruned_model(home: Path) -> None:
@@ -68,7 +68,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("words", "says"), MISTAKES)
 def test_mistakes_by_hand_are_found_in_the_config(words: tuple[str, ...], says: str) -> None:
     with pytest.raises(UserError, match=f"^{says}"):
-        experiment.read(composed("model=pico", "prune=plan", *words))
+        experiment.build_experiment(composed("model=pico", "prune=plan", *words))
 
 
 def test_a_layer_beyond_the_model(home: Path) -> None:

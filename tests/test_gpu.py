@@ -54,8 +54,8 @@ def test_the_numbers_are_those_of_the_cpu(tmp_path):
 def test_a_healed_model_stays_on_the_gpu(tmp_path, compiled):
     """Lightning would carry it to the host, and it would be measured there, thirty times as slowly."""
     recipe = dataclasses.replace(AUTO, compile=compiled)
-    model = adapters.adapt(pico("llama", layers=2).to("cuda"), recipe, Plan(2, ()))
-    fit.fit(model, recipe, a_lab(tmp_path, "cuda:0"))
+    model = adapters.add_adapters(pico("llama", layers=2).to("cuda"), recipe, Plan(2, ()))
+    fit.fit_model(model, recipe, a_lab(tmp_path, "cuda:0"))
     assert all(parameter.is_cuda for parameter in model.parameters())
 
 
@@ -69,7 +69,7 @@ def test_the_gradients_are_those_of_plain_peft_and_compiled_no_further_from_the_
         peft = gradient_of(model, ids)
     ours = []
     for compiled in (False, True):
-        with fit.laid_out(model, Layout(4, 0, compiled)):
+        with fit.applied_layout(model, Layout(4, 0, compiled)):
             ours.append(gradient_of(model, ids))
     assert gap(ours[0], peft) < 1e-3
     exact = gradient_of(in_float32(model), ids)

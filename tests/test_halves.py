@@ -12,11 +12,11 @@ from depthcut.cut.plan import Plan
 from depthcut.metric.block_influence import BlockInfluence
 from depthcut.metric.kl import Kl
 from depthcut.metric.magnitude import Magnitude
-from depthcut.metric.passes.hidden_states import Pass
+from depthcut.metric.passes.hidden_states import HiddenStates
 from depthcut.metric.taylor import Taylor
 from depthcut.model.checkpoint import exported
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers, layerwise, sublayers
 from depthcut.model.pico import Pico
 from labs import lab, tokens
@@ -27,7 +27,7 @@ UNITS = [(family, unit) for family in FAMILIES for unit in ("attention", "mlp") 
 
 def zeroed(model, unit: str, index: int) -> None:
     """The same cut made with weights: what a half writes to the stream is 0."""
-    part = layers.layers(model)[index].get_submodule(layers.unit_name(layers.layers(model)[index], unit))
+    part = layers.layer_list(model)[index].get_submodule(layers.unit_name(layers.layer_list(model)[index], unit))
     last = [module for module in part.modules() if isinstance(module, torch.nn.Linear)][-1]
     with torch.no_grad():
         for parameter in last.parameters():
@@ -37,10 +37,10 @@ def zeroed(model, unit: str, index: int) -> None:
 @pytest.mark.parametrize(("family", "unit"), UNITS)
 def test_bypassed_is_walked_is_zeroed(family, unit):
     model, drop = pico(family), (0, 3)
-    with sublayers.bypass(model, drop, unit):
+    with sublayers.bypass_units(model, drop, unit):
         bypassed = logits(model)
     with torch.no_grad():
-        way = layerwise.enter(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
+        way = layerwise.start_forward(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
         h = way.h_BTD
         for index in range(6):
             h = way.step(index, h, unit if index in drop else None)
@@ -55,13 +55,13 @@ def test_bypassed_is_walked_is_zeroed(family, unit):
 @pytest.mark.parametrize(("family", "unit"), UNITS)
 def test_it_writes_with_a_kv_cache_what_it_writes_without(family, unit):
     model = pico(family)
-    with sublayers.bypass(model, (0, 3), unit):
+    with sublayers.bypass_units(model, (0, 3), unit):
         assert torch.equal(written(model, use_cache=True), written(model, use_cache=False))
 
 
 def test_the_cache_of_an_attention_that_is_gone_only_counts():
     model = pico("llama")
-    with sublayers.bypass(model, (0, 3), "attention"), torch.no_grad():
+    with sublayers.bypass_units(model, (0, 3), "attention"), torch.no_grad():
         cache = model(texts(), use_cache=True)[CACHE]
     sizes = [(layer.keys.numel() + layer.values.numel()) / texts().numel() for layer in cache.layers]
     assert sizes == [1, 64, 64, 1, 64, 64]  # two KV heads of 16, keys and values
@@ -70,7 +70,7 @@ def test_the_cache_of_an_attention_that_is_gone_only_counts():
 
 def test_opt_keeps_no_mlp_as_a_module():
     with pytest.raises(ValueError, match=r"OPTDecoderLayer keeps no mlp of its own .*; take prune.unit=layer"):
-        sublayers.remove(pico("opt"), Plan(6, (1,), "mlp"))
+        sublayers.remove_sublayers(pico("opt"), Plan(6, (1,), "mlp"))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_only_what_stays_is_read_and_it_is_the_bypassed_model(checkpoint, unit, 
     every = [checkpoint.tensors(index) for index in (None, 0, 1, 2, 3)]
     assert checkpoint.bytes_read - before == sum(t.nbytes for part in every for t in part.values()) - gone
     ids = torch.randint(3, 100, (2, 9))
-    with torch.no_grad(), sublayers.bypass(whole, plan.drop, unit):
+    with torch.no_grad(), sublayers.bypass_units(whole, plan.drop, unit):
         assert torch.equal(model(ids).logits, whole(ids).logits)
 
 
@@ -99,7 +99,7 @@ def test_only_what_stays_is_read_and_it_is_the_bypassed_model(checkpoint, unit, 
 def test_saved_and_loaded_again(checkpoint, unit, tmp_path):
     plan = Plan(4, (0, 3), unit)
     model = checkpoint.load(plan, quantise="none", dtype="float32", device="cpu")
-    exported.write(model, plan, tmp_path)
+    exported.write_exported(model, plan, tmp_path)
     again = depthcut.load(tmp_path, dtype="float32")
     ids = torch.randint(3, 100, (2, 9))
     with torch.no_grad():
@@ -108,12 +108,12 @@ def test_saved_and_loaded_again(checkpoint, unit, tmp_path):
     with pytest.raises(ValueError, match="depthcut"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is no plain model any more: depthcut cut it; cut the model"):
-        Checkpoint(Folder(tmp_path, Hashes(tmp_path / "h.json")), separator=None)
+        Checkpoint(ModelFolder(tmp_path, HashCache(tmp_path / "h.json")), separator=None)
 
 
 def test_a_plain_model_is_saved_plain_and_loaded_by_both(checkpoint, tmp_path):
     plan = Plan(4, (1, 2))
-    exported.write(checkpoint.load(plan, quantise="none", dtype="float32", device="cpu"), plan, tmp_path)
+    exported.write_exported(checkpoint.load(plan, quantise="none", dtype="float32", device="cpu"), plan, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["num_hidden_layers"] == 2
     ids = torch.randint(3, 100, (2, 9))
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_removal_of_each_half_equals_the_naive_way(unit, removed):
             ids = torch.from_numpy(row[None, :length].astype(np.int64))
             with torch.no_grad():
                 dense = model(ids).logits[0, :-1].double().log_softmax(-1)
-                with sublayers.bypass(model, (*removed, half), unit):
+                with sublayers.bypass_units(model, (*removed, half), unit):
                     without = model(ids).logits[0, :-1].double().log_softmax(-1)
             found += (dense.exp() * (dense - without)).sum(-1).tolist()
         wanted.append(np.mean(found))
@@ -152,14 +152,14 @@ def test_the_states_on_both_sides_of_a_half(unit, removed):
     def hook(key):
         return lambda _, args: seen.update({key: args[0][0].double()})
 
-    stack = layers.layers(model)
+    stack = layers.layer_list(model)
     handles = [
         norm.register_forward_pre_hook(hook((index, name)))
         for index, layer in enumerate(stack)
         for name, norm in (("attention", layer.input_layernorm), ("mlp", layer.post_attention_layernorm))
     ]
     handles.append(model.model.norm.register_forward_pre_hook(hook((6, "attention"))))
-    with torch.no_grad(), sublayers.bypass(model, removed, unit):
+    with torch.no_grad(), sublayers.bypass_units(model, removed, unit):
         model(torch.from_numpy(text.ids.astype(np.int64)))
     for handle in handles:
         handle.remove()
@@ -171,7 +171,7 @@ def test_the_states_on_both_sides_of_a_half(unit, removed):
             else [(index, "mlp"), (index + 1, "attention")]
         )
         wanted += [seen[side] for side in sides]
-    (got,) = Pass(lab=lab(model, text), name="x", batch=1, token="all", unit=unit, removed=removed).samples()
+    (got,) = HiddenStates(lab=lab(model, text), name="x", batch=1, token="all", unit=unit, removed=removed).samples()
     torch.testing.assert_close(got, torch.stack(wanted, dim=1))
 
 
@@ -189,6 +189,6 @@ def test_weights_of_a_half_alone(unit, checkpoint):
     here = lab(pico("llama"))
     here.checkpoint = checkpoint
     model = checkpoint.load(None, quantise="none", dtype="float32", device="cpu")
-    parts = [layer.get_submodule(layers.unit_name(layer, unit)) for layer in layers.layers(model)]
+    parts = [layer.get_submodule(layers.unit_name(layer, unit)) for layer in layers.layer_list(model)]
     wanted = [sum(p.double().abs().sum().item() for p in part.parameters()) for part in parts]
     assert Magnitude(power=1)(here, unit=unit).layers == pytest.approx(wanted, rel=1e-9)

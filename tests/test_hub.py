@@ -8,7 +8,7 @@ import pytest
 
 import hub_standin
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.pico import byte_tokenizer
 from hub_standin import COMMIT, UNREACHABLE, Hub
 from pico import pico
@@ -52,7 +52,7 @@ class Machine:
 
 
 def local_digest(folder: Path, tmp_path: Path) -> str:
-    return Checkpoint(Folder(folder, Hashes(tmp_path / "hashes.json")), separator=None).digest
+    return Checkpoint(ModelFolder(folder, HashCache(tmp_path / "hashes.json")), separator=None).digest
 
 
 def test_the_digest_needs_no_weights_and_no_torch_and_equals_a_local_copys(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from depthcut.metric.random import Random
 from depthcut.metric.spectral import Spectral
 from depthcut.metric.taylor import Taylor
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.pico import Pico
 from labs import tokens
@@ -63,7 +63,7 @@ def test_taylor_is_the_formula_with_plain_autograd(family, batch):
         losses.append(-log_p[range(length - 1), row[0, 1:]])
     torch.cat(losses).mean().backward()
     wanted = [
-        sum((p * p.grad).abs().sum().item() for p in layer.parameters()) for layer in decoder_layers.layers(model)
+        sum((p * p.grad).abs().sum().item() for p in layer.parameters()) for layer in decoder_layers.layer_list(model)
     ]
     assert got == pytest.approx(wanted, rel=1e-4)
 
@@ -71,18 +71,18 @@ def test_taylor_is_the_formula_with_plain_autograd(family, batch):
 def test_taylor_of_an_identity_layer_is_zero():
     model = pico("llama")
     with torch.no_grad():
-        decoder_layers.layers(model)[2].self_attn.o_proj.weight.zero_()
-        decoder_layers.layers(model)[2].mlp.down_proj.weight.zero_()
+        decoder_layers.layer_list(model)[2].self_attn.o_proj.weight.zero_()
+        decoder_layers.layer_list(model)[2].mlp.down_proj.weight.zero_()
     scores = Taylor(batch=2)(labs.lab(model)).layers
     assert scores[2] == 0 and min(score for i, score in enumerate(scores) if i != 2) > 0
 
 
 def test_two_equal_layers_score_the_same_by_their_weights(tmp_path):
     model = pico("llama", layers=4)
-    decoder_layers.layers(model)[2].load_state_dict(decoder_layers.layers(model)[1].state_dict())
+    decoder_layers.layer_list(model)[2].load_state_dict(decoder_layers.layer_list(model)[1].state_dict())
     model.save_pretrained(tmp_path)
     here = labs.lab(model)
-    here.checkpoint = Checkpoint(Folder(tmp_path, Hashes(tmp_path / "hashes.json")), separator=None)
+    here.checkpoint = Checkpoint(ModelFolder(tmp_path, HashCache(tmp_path / "hashes.json")), separator=None)
     for metric in (Magnitude(power=1), Magnitude(power=2), Spectral()):
         scores = metric(here).layers
         assert scores[1] == scores[2]

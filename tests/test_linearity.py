@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from depthcut.cut.scores import weights
+from depthcut.cut.scores import bootstrap_weights
 from depthcut.data.text.tokens import Tokens
-from depthcut.metric.linearity import Linearity, compared
+from depthcut.metric.linearity import Linearity, unexplained_shares
 from depthcut.model.decoder import layers as decoder_layers
 from pico import pico
 
@@ -78,7 +78,7 @@ def test_equals_the_formula_computed_by_hand(kind, batch, most):
             assert scores.between[i][j] == pytest.approx(share, rel=1e-5)
             assert scores.between_stderr[i][j] == pytest.approx(stderr, rel=1e-4)
     assert (scores.depth, scores.samples, scores.left_out, scores.summed) == (6, 5, 0, False)
-    weight = weights(5)[17][samples[chosen]]  # a draw counts each sample's tokens so many times
+    weight = bootstrap_weights(5)[17][samples[chosen]]  # a draw counts each sample's tokens so many times
     left, rank = residual(kind, x[1][chosen], x[3][chosen])
     whole = ((x[3][chosen] - x[3][chosen].mean(0)) ** 2).sum(1)
     share = weight @ (left**2).sum(1) / (weight @ whole / whole.sum()) * (count - 1) / (count - 1 - rank)
@@ -89,8 +89,8 @@ def test_equals_the_formula_computed_by_hand(kind, batch, most):
 def test_an_identity_layer_scores_zero_and_goes_first(kind):
     model = pico("llama")
     with torch.no_grad():
-        decoder_layers.layers(model)[3].self_attn.o_proj.weight.zero_()
-        decoder_layers.layers(model)[3].mlp.down_proj.weight.zero_()
+        decoder_layers.layer_list(model)[3].self_attn.o_proj.weight.zero_()
+        decoder_layers.layer_list(model)[3].mlp.down_proj.weight.zero_()
     scores = score(model, tokens(), kind)
     assert scores.block(3, 1) < 1e-10
     assert min(scores.block(start, 1) for start in (0, 1, 2, 4, 5)) > 0.01
@@ -107,7 +107,7 @@ def chain(*maps, tokens: int = 200, width: int = 12) -> torch.Tensor:
 
 def shares(states_END: torch.Tensor, kind: Any) -> np.ndarray:
     samples_N = torch.arange(states_END.shape[1]) // 20
-    return np.array(compared(states_END, samples_N, kind, "cpu")[0])
+    return np.array(unexplained_shares(states_END, samples_N, kind, "cpu")[0])
 
 
 def test_maps_whose_answer_is_known():
@@ -165,7 +165,7 @@ def test_layers_that_are_gone_are_not_there():
     text = tokens()
     for kind in KINDS:
         got = score(pico("llama"), text, kind, removed=(1, 4))
-        wanted = score(decoder_layers.cut(pico("llama"), (1, 4)), text, kind)
+        wanted = score(decoder_layers.cut_layers(pico("llama"), (1, 4)), text, kind)
         np.testing.assert_allclose(got.between, wanted.between, rtol=1e-6)
         assert got.depth == 4
 

@@ -27,25 +27,25 @@ def point(study: Path, digest: str) -> Path:
     ],
 )
 def test_a_link_says_what_a_point_is(words: tuple[str, ...], label: str) -> None:
-    assert links.label(experiment.read(composed("model=pico", *words))) == label
+    assert links.point_label(experiment.build_experiment(composed("model=pico", *words))) == label
 
 
 def test_two_points_of_one_name_both_get_a_link(tmp_path: Path) -> None:
-    x = experiment.read(composed("model=pico", "prune=deepest", "prune.frac=0.25"))
+    x = experiment.build_experiment(composed("model=pico", "prune=deepest", "prune.frac=0.25"))
     study = tmp_path / "main"
     one, two = point(study, "0123456789abcdef"), point(study, "0123456fedcba987")
     for each in (one, two, one, two):
-        links.add(each, x)
+        links.link_point(each, x)
     found = {link.name: link.readlink() for link in (study / links.FOLDER).iterdir()}
     assert found == {
         "deepest-0.25-lora": Path("../0123456789abcdef"),
         "deepest-0.25-lora-0123456f": Path("../0123456fedcba987"),
     }
     assert len(list(study.glob("*/config.yaml"))) == 2
-    assert studies.read([study]).words == "2 points: 0 done, 0 failed, 0 running, 2 left"
+    assert studies.read_studies([study]).words == "2 points: 0 done, 0 failed, 0 running, 2 left"
     (one / "config.yaml").unlink()
     one.rmdir()
-    links.add(two, x)
+    links.link_point(two, x)
     assert (study / links.FOLDER / "deepest-0.25-lora").resolve() == two
 
 
@@ -54,8 +54,8 @@ def test_a_point_is_found_by_the_start_of_its_digest(tmp_path: Path) -> None:
     one, two = point(study, "0123456789abcdef"), point(study, "0123456fedcba987")
     point(tmp_path / "other", "0123456789abcdef")
     far = point(tmp_path / "other", "aaaa456789abcdef")
-    assert links.find("01234567", study) == [one]
-    assert set(links.find("0123456", study)) == {one, two}
-    assert links.find("aaaa", study) == [far]
-    assert links.find("012", study) == [] == links.find("bbbb", study) == links.find("../x", study)
-    assert links.find(str(one / "adapter"), study) == [one]
+    assert links.find_points("01234567", study) == [one]
+    assert set(links.find_points("0123456", study)) == {one, two}
+    assert links.find_points("aaaa", study) == [far]
+    assert links.find_points("012", study) == [] == links.find_points("bbbb", study) == links.find_points("../x", study)
+    assert links.find_points(str(one / "adapter"), study) == [one]

@@ -16,7 +16,7 @@ from depthcut.cut.plan import Plan
 from depthcut.heal.training import adapters
 from depthcut.model.checkpoint import loading, prefetch, quantised_cache
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.study import lab
 from pico import pico
 from test_bench import bench
@@ -33,13 +33,13 @@ DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
 
 
 def saved(folder: Path, family: str = "llama", layers: int = 12, **changes: Any) -> Path:
-    with loading.quiet():
+    with loading.quiet_transformers():
         pico(family, layers=layers, **changes).save_pretrained(folder, max_shard_size="200KB")
     return folder
 
 
 def opened(folder: Path) -> Checkpoint:
-    return Checkpoint(Folder(folder, Hashes(folder.parent / "hashes.json")), separator=None)
+    return Checkpoint(ModelFolder(folder, HashCache(folder.parent / "hashes.json")), separator=None)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def kept_bytes(checkpoint: Checkpoint, plan: Plan = CUT) -> int:
     return sum(each.nbytes for part in parts for each in part.values())
 
 
-class Noted(prefetch.Ahead):
+class Noted(prefetch.Prefetcher):
     """Notes which tensors were asked for, and how many bytes were on their way or at work then."""
 
     def __init__(self, *how: Any) -> None:
@@ -82,7 +82,7 @@ def test_transformers_asks_in_the_order_that_is_foreseen(
     family: str, quantise: Any, tmp_path: Path, monkeypatch
 ) -> None:
     """Should transformers change that, loading slows down, and nothing else would tell."""
-    monkeypatch.setattr(prefetch, "Ahead", Noted)
+    monkeypatch.setattr(prefetch, "Prefetcher", Noted)
     checkpoint = opened(saved(tmp_path / family, family))
     checkpoint.load(CUT, **(NF4 | {"quantise": quantise}))
     (one,) = noted
@@ -94,7 +94,7 @@ def test_transformers_asks_in_the_order_that_is_foreseen(
 
 
 def test_a_layer_at_most_is_under_way(llama: Path, monkeypatch) -> None:
-    monkeypatch.setattr(prefetch, "Ahead", Noted)
+    monkeypatch.setattr(prefetch, "Prefetcher", Noted)
     checkpoint = opened(llama)
     checkpoint.load(CUT, **NF4)
     (one,) = noted
@@ -124,9 +124,9 @@ def test_what_has_no_place_in_the_model_is_not_read(llama: Path, tmp_path: Path,
 @pytest.mark.parametrize("device", DEVICES)
 def test_large_tensors_arrive_whole(device: str, llama: Path, monkeypatch) -> None:
     """In pieces, each of which a thread may bring."""
-    monkeypatch.setattr(prefetch, "PIECE", 1000)
+    monkeypatch.setattr(prefetch, "READ_BYTES", 1000)
     tensors = opened(llama).tensors(4)
-    with prefetch.reading(tensors, tensors, 1 << 14, device) as lazy:
+    with prefetch.prefetched_tensors(tensors, tensors, 1 << 14, device) as lazy:
         for name, tensor in tensors.items():
             assert lazy[name].get_shape() == tensor.get_shape()
             assert torch.equal(lazy[name][...].cpu(), tensor[...])
@@ -149,7 +149,7 @@ def test_a_file_that_shrinks_while_it_is_read_ahead_is_said(llama: Path, tmp_pat
         file.write_bytes(file.read_bytes()[:2000])
     with (
         pytest.raises(ValueError, match=r"cut short while it was read|has changed since"),
-        prefetch.reading(tensors, tensors, 1 << 20, "cpu") as lazy,
+        prefetch.prefetched_tensors(tensors, tensors, 1 << 20, "cpu") as lazy,
     ):
         [one[...] for one in lazy.values()]
 
@@ -199,7 +199,7 @@ def test_healing_on_kept_weights_has_the_same_gradients(small: Path, tmp_path: P
     gradients = []
     for load in ({}, {"cache": cache}, {"cache": cache}):
         torch.manual_seed(0)
-        model = adapters.adapt(opened(small).load(SHORT, **NF4, **load), RECIPE, SHORT)
+        model = adapters.add_adapters(opened(small).load(SHORT, **NF4, **load), RECIPE, SHORT)
         model(IDS, labels=IDS).loss.backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert sum(grad.abs().sum() for grad in gradients[0]) > 0
@@ -227,7 +227,7 @@ def test_damaged_weights_are_made_again_and_that_is_said(fault: str, small: Path
 
 
 def test_a_full_disk_costs_no_more_than_the_keeping(small: Path, tmp_path: Path, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(quantised_cache, "SPARE", 1 << 60)
+    monkeypatch.setattr(quantised_cache, "SPARE_BYTES", 1 << 60)
     model = opened(small).load(SHORT, **NF4, cache=tmp_path / "cache")
     assert model(IDS).logits.isfinite().all()
     assert "the quantised weights are not kept: they take 0.0 GB, and" in caplog.text
@@ -236,7 +236,7 @@ def test_a_full_disk_costs_no_more_than_the_keeping(small: Path, tmp_path: Path,
 
 def test_many_files_hold_what_one_does(small: Path, tmp_path: Path, monkeypatch) -> None:
     wanted = opened(small).load(SHORT, **NF4)
-    monkeypatch.setattr(quantised_cache, "SHARD", 30_000)
+    monkeypatch.setattr(quantised_cache, "SHARD_BYTES", 30_000)
     for _ in range(2):
         assert_same(opened(small).load(SHORT, **NF4, cache=tmp_path / "cache"), wanted)
     sizes = [file.stat().st_size for file in tmp_path.glob("cache/*/model-*.safetensors")]
@@ -245,15 +245,21 @@ def test_many_files_hold_what_one_does(small: Path, tmp_path: Path, monkeypatch)
 
 def test_weights_are_named_by_all_that_they_depend_on() -> None:
     forms = [
-        loading.Form(quantise, dtype, device)
+        loading.LoadConfig(quantise, dtype, device)
         for quantise, dtype in (("nf4", torch.bfloat16), ("int8", torch.bfloat16), ("nf4", torch.float32))
         for device in ("cpu", "cuda")
     ]
     plans = [CUT, Plan(12, (2,)), Plan(12, (2, 3), unit="mlp")]
-    names = [quantised_cache.named(model, plan, form) for model in "ab" for plan in plans for form in forms]
+    names = [
+        quantised_cache.quantised_weights_digest(model, plan, form)
+        for model in "ab"
+        for plan in plans
+        for form in forms
+    ]
     assert len(set(names)) == len(names) == 36
     one, other = (
-        quantised_cache.named("a", CUT, loading.Form("nf4", torch.bfloat16, device)) for device in ("cuda", "cuda:1")
+        quantised_cache.quantised_weights_digest("a", CUT, loading.LoadConfig("nf4", torch.bfloat16, device))
+        for device in ("cuda", "cuda:1")
     )
     assert one == other
 
@@ -261,7 +267,8 @@ def test_weights_are_named_by_all_that_they_depend_on() -> None:
 def test_a_run_keeps_its_weights_where_it_is_asked_to(tmp_path: Path) -> None:
     words = ("model=pico", "model.quantise=nf4", "model.hidden=64", "heal=none", f"outputs={tmp_path}", "device=cpu")
     plain, keeping = (
-        lab.enter(experiment.read(composed(*words, f"keep_weights={keep}"))) for keep in ("false", "true")
+        lab.open_run(experiment.build_experiment(composed(*words, f"keep_weights={keep}")))
+        for keep in ("false", "true")
     )
     assert plain.digest == keeping.digest
     plain.load(Plan(8, (3,)))
@@ -269,7 +276,7 @@ def test_a_run_keeps_its_weights_where_it_is_asked_to(tmp_path: Path) -> None:
     assert not (tmp_path / "cache" / "weights").exists()
     keeping.load(Plan(8, (3,)))
     assert keeping.numbers["bytes/read"] > 0
-    again = lab.enter(experiment.read(composed(*words, "keep_weights=true")))
+    again = lab.open_run(experiment.build_experiment(composed(*words, "keep_weights=true")))
     again.load(Plan(8, (3,)))
     assert again.numbers["bytes/read"] == 0
 

@@ -111,8 +111,8 @@ def test_without_an_agent_nothing_is_repeated(kept):
 
 def test_a_metric_that_nothing_reads_is_none():
     def knobs(*overrides: str) -> dict[str, Any]:
-        x = experiment.read(composed("model=pico", *overrides))
-        return log.config(SimpleNamespace(experiment=x, digest="d"))  # type: ignore[arg-type]
+        x = experiment.build_experiment(composed("model=pico", *overrides))
+        return log.run_config(SimpleNamespace(experiment=x, digest="d"))  # type: ignore[arg-type]
 
     assert knobs("prune=block")["metric"] == "angular" and knobs("prune=block")["metric.token"] == "last"
     deepest = knobs("prune=deepest")
@@ -137,6 +137,6 @@ def test_where_a_key_is_looked_for(known, key, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name, value in known.items():
         monkeypatch.setenv(name, value)
-    assert log.has_key() is key and log.mode() == (None if key else "offline")
+    assert log.has_api_key() is key and log.wandb_mode() == (None if key else "offline")
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert log.mode() is None
+    assert log.wandb_mode() is None

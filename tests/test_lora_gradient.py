@@ -7,7 +7,14 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 import labs
-from depthcut.metric.lora_gradient import NAME, LoraGradient, adapted, check, dense, importance
+from depthcut.metric.lora_gradient import (
+    ADAPTER_NAME,
+    LoraGradient,
+    check,
+    dequantised_weight,
+    lora_importance,
+    temporary_adapters,
+)
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.pico import Pico
 from depthcut.runtime.errors import UserError
@@ -25,9 +32,9 @@ def scored(model, metric: LoraGradient = METRIC, unit: Any = "layer") -> list[fl
 
 def first_halves(model, rank: int, seed: int) -> dict[str, torch.Tensor]:
     """A of each linear layer by the name that its weight has without adapters."""
-    with adapted(model, rank, seed):
+    with temporary_adapters(model, rank, seed):
         pairs = {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
-        return {f"{name}.weight": part.lora_A[NAME].weight.detach().clone() for name, part in pairs.items()}
+        return {f"{name}.weight": part.lora_A[ADAPTER_NAME].weight.detach().clone() for name, part in pairs.items()}
 
 
 def mean_loss(model, weights: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -65,7 +72,7 @@ def by_hand(model, rank: int, seed: int) -> dict[str, float]:
 def test_equals_equation_10_with_plain_autograd(family, batch):
     model = pico(family)
     found = by_hand(model, 4, 3)
-    stems = [f"{decoder_layers.prefix(model)}.{index}." for index in range(6)]
+    stems = [f"{decoder_layers.layer_prefix(model)}.{index}." for index in range(6)]
     wanted = [sum(value for name, value in found.items() if name.startswith(stem)) for stem in stems]
     assert scored(model, LoraGradient(rank=4, seed=3, batch=batch)) == pytest.approx(wanted, rel=1e-4)
 
@@ -78,7 +85,7 @@ def test_equation_10_weight_by_weight():
     for i, j in itertools.product(range(5), range(7)):
         gradient = db[i] @ a[:, j] + b[i] @ da[:, j] - db[i] @ da[:, j]
         wanted += (gradient * (w[i, j] + b[i] @ a[:, j])) ** 2
-    got = importance(*(torch.from_numpy(each).float() for each in (w, a, b, da, db)))
+    got = lora_importance(*(torch.from_numpy(each).float() for each in (w, a, b, da, db)))
     assert got == pytest.approx(wanted, rel=1e-5)
 
 
@@ -95,7 +102,7 @@ def test_the_higher_the_rank_the_nearer_to_the_weights_own_gradient():
     """A^T A tends to rank / (3 columns) times the identity (64 columns here); a low rank orders the layers alike."""
     model = pico("llama", layers=12)
     mean_loss(model, {}).backward()
-    attentions = [layer.self_attn for layer in decoder_layers.layers(model)]
+    attentions = [layer.self_attn for layer in decoder_layers.layer_list(model)]
     exact = [sum(((p * p.grad) ** 2).sum().item() for p in part.parameters()) for part in attentions]
     model.zero_grad()
     many = scored(model, LoraGradient(rank=4096, seed=0, batch=5), "attention")
@@ -109,8 +116,8 @@ def test_an_identity_layer_is_zero_and_the_lowest():
     """No gradient reaches what stands before a projection of zeros, and zeros are worth nothing themselves."""
     model = pico("llama")
     with torch.no_grad():
-        decoder_layers.layers(model)[2].self_attn.o_proj.weight.zero_()
-        decoder_layers.layers(model)[2].mlp.down_proj.weight.zero_()
+        decoder_layers.layer_list(model)[2].self_attn.o_proj.weight.zero_()
+        decoder_layers.layer_list(model)[2].mlp.down_proj.weight.zero_()
     scores = scored(model)
     assert scores[2] == 0 and min(score for index, score in enumerate(scores) if index != 2) > 0
 
@@ -134,7 +141,7 @@ EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_head
 
 
 def test_weights_that_it_does_not_score_are_reported_before_anything_is_loaded(caplog):
-    layers = list(decoder_layers.layers(pico("mixtral", **EXPERTS)))
+    layers = list(decoder_layers.layer_list(pico("mixtral", **EXPERTS)))
     with pytest.raises(UserError, match="metric=lora_gradient needs linear layers; mlp 0 of this model has none"):
         check(layers, "mlp", 4)
     with pytest.raises(UserError, match=r"metric.rank must be at most 64, .* got 65"):
@@ -143,7 +150,7 @@ def test_weights_that_it_does_not_score_are_reported_before_anything_is_loaded(c
     assert "scores 11% of the weights; it does not see mlp.experts.gate_up_proj, mlp.experts.down_proj\n" in caplog.text
     caplog.clear()
     check(layers, "attention", 4)
-    check(list(decoder_layers.layers(pico("gpt2"))), "layer", 4)
+    check(list(decoder_layers.layer_list(pico("gpt2"))), "layer", 4)
     assert not caplog.text
 
 
@@ -163,7 +170,7 @@ def test_the_model_is_left_as_it_was():
     assert picture(model) == before
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
     assert weights.keys() == model.state_dict().keys()
-    with pytest.raises(RuntimeError), adapted(model, 4, 0):
+    with pytest.raises(RuntimeError), temporary_adapters(model, 4, 0):
         raise RuntimeError
     assert picture(model) == before
 
@@ -198,7 +205,7 @@ def test_a_base_of_fewer_bits_scores_as_its_own_weights_would(quantise, dtype, c
         for name, part in plain.named_modules():
             if isinstance(part, torch.nn.Linear) and name != "lm_head":
                 quantised = model.get_submodule(name)
-                part.weight.copy_(dense(quantised))
+                part.weight.copy_(dequantised_weight(quantised))
                 assert 0 < (part.weight - source_weight(checkpoint, name)).abs().max() < 0.1
     assert got == pytest.approx(scored(plain), rel=close)
 

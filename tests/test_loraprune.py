@@ -17,12 +17,12 @@ import torch
 import depthcut
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import adapters
-from depthcut.heal.training.fit import fit
+from depthcut.heal.training.fit import fit_model
 from depthcut.heal.width import criterion, matched, schedule, selection
 from depthcut.heal.width.pruning import Pruning
 from depthcut.model.decoder import layers
 from depthcut.model.surgery.width import slicing
-from depthcut.model.surgery.width.widths import FILE, Widths
+from depthcut.model.surgery.width.widths import WIDTHS_FILE, Widths
 from depthcut.runtime.errors import UserError
 from depthcut.study.lab import Lab
 from gaps import DEPTH, model_of, opened
@@ -71,9 +71,9 @@ def trained(here: Lab, *callbacks: L.Callback) -> tuple[Any, Pruning]:
     """Heal and prune; the model as wide as it was, and its masks."""
     recipe: Any = here.experiment.heal
     L.seed_everything(0, verbose=False)
-    model = adapters.adapt(here.load(), recipe, Plan(DEPTH, ()))
+    model = adapters.add_adapters(here.load(), recipe, Plan(DEPTH, ()))
     pruning = Pruning(model, recipe)
-    fit(model, recipe, here, callbacks=[pruning, *callbacks])
+    fit_model(model, recipe, here, callbacks=[pruning, *callbacks])
     return model, pruning
 
 
@@ -88,8 +88,8 @@ def test_a_ratio_of_nothing_heals_as_lora_does(folder):
     plain = lab(folder, "heal.ratio=0", "name=plain")
     L.seed_everything(0, verbose=False)
     recipe: Any = plain.experiment.heal
-    healed = adapters.adapt(plain.load(), recipe, Plan(DEPTH, ()))
-    fit(healed, recipe, plain)
+    healed = adapters.add_adapters(plain.load(), recipe, Plan(DEPTH, ()))
+    fit_model(healed, recipe, plain)
     for name, half in halves(model).items():
         assert torch.equal(half, halves(healed)[name]), name
 
@@ -102,21 +102,23 @@ def test_what_goes_follows_from_the_gradients_of_each_step(folder, ratio, how):
 
     class Look(L.Callback):
         def on_after_backward(self, *_) -> None:
-            stack = layers.layers(model)
-            seen.append({place: criterion.worth(stack[place[0]], each) for place, each in watched.free.items()})
+            stack = layers.layer_list(model)
+            seen.append(
+                {place: criterion.group_importance(stack[place[0]], each) for place, each in watched.free.items()}
+            )
 
     recipe: Any = here.experiment.heal
     L.seed_everything(0, verbose=False)
-    model = adapters.adapt(here.load(), recipe, Plan(DEPTH, ()))
+    model = adapters.add_adapters(here.load(), recipe, Plan(DEPTH, ()))
     watched = Pruning(model, recipe)
     assert {number for number, _ in watched.free} == {1, 2, 3, 4}  # the first fifth of six layers, and the last
-    fit(model, recipe, here, callbacks=[watched, Look()])
+    fit_model(model, recipe, here, callbacks=[watched, Look()])
 
     assert len(seen) == recipe.steps
     averages: dict[Any, Any] = dict.fromkeys(watched.free, 0)
-    for worth in seen[: schedule.settled(20)]:
+    for worth in seen[: schedule.ramp_end(20)]:
         averages = {place: 0.9 * averages[place] + 0.1 * worth[place] for place in averages}
-    kept = selection.kept(averages, ratio, how)
+    kept = selection.select_groups(averages, ratio, how)
     widths = watched.widths()
     assert {place: widths.kept[place[0]][place[1]] for place in kept} == kept
     left = {place: stay for place, stay in kept.items() if place[1] == "channels"}
@@ -149,7 +151,7 @@ def test_micro_batches_make_the_same_step(folder):
 def test_the_healed_model_is_what_was_read_back_and_narrower(folder):
     here = lab(folder)
     model = here.experiment.heal(here.load(), Plan(DEPTH, ()), here)
-    widths = Widths.read(here.folder / "adapter" / FILE)
+    widths = Widths.read(here.folder / "adapter" / WIDTHS_FILE)
     assert widths.left("channels") == 5 * 64 + 128 and widths.left("heads") == 5 + 2
     heal: Any = here.experiment.heal
     left = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
@@ -168,8 +170,8 @@ def test_a_quantised_base_stays_masked_and_its_export_is_narrower(folder, quanti
     here = lab(folder, f"model.quantise={quantise}")
     model = here.experiment.heal(here.load(), Plan(DEPTH, ()), here)
     ids = torch.arange(40).reshape(2, 20)
-    merged = export.merged(here, Plan(DEPTH, ()), lambda: model)
-    channels = [layer.get_parameter("mlp.down_proj.weight").shape[1] for layer in layers.layers(merged)]
+    merged = export.merge_for_export(here, Plan(DEPTH, ()), lambda: model)
+    channels = [layer.get_parameter("mlp.down_proj.weight").shape[1] for layer in layers.layer_list(merged)]
     assert channels == [64] * 5 + [128]
     with torch.no_grad():
         wanted, got = model(ids).logits, merged(ids).logits
@@ -185,14 +187,14 @@ def test_what_a_plan_left_is_narrowed_too(folder, drop, unit):
     here = lab(folder, f"prune.unit={unit}", f"prune.layers={len(drop)}")
     here.decide(plan)
     model = here.experiment.heal(here.load(plan), plan, here)
-    export.export("merged", plan, here, lambda: model)
+    export.export_model("merged", plan, here, lambda: model)
     read = depthcut.load(here.folder / "model", dtype="float32")
     ids = torch.arange(40).reshape(2, 20)
     with torch.no_grad():
         torch.testing.assert_close(read(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-3)
     heal: Any = here.experiment.heal
     assert heal.sizes(here)["parameters"] == sum(p.numel() for p in read.parameters())
-    widths = Widths.read(here.folder / "model" / FILE)
+    widths = Widths.read(here.folder / "model" / WIDTHS_FILE)
     assert len(widths.kept) == len(plan.keep) and ("heads" in widths.kept[3]) == (unit == "layer")
 
 
@@ -200,7 +202,7 @@ def test_gradients_that_are_no_numbers_are_told(folder, caplog):
     """The loss may be finite all the same. What was learnt before them counts; without any of it there is no choice."""
     here = lab(folder)
     recipe: Any = here.experiment.heal
-    model = adapters.adapt(here.load(), recipe, Plan(DEPTH, ()))
+    model = adapters.add_adapters(here.load(), recipe, Plan(DEPTH, ()))
     pruning = Pruning(model, recipe)
     for value, step in ((float("nan"), 1), (0.1, 2), (float("inf"), 3)):
         for half in model.parameters():
@@ -224,7 +226,7 @@ def test_nothing_to_narrow_and_nothing_plain_are_refused(folder):
         _ = opened(folder, model_of("llama"), *KNOBS, *filled).digest
     only = lab(folder, "heal.modules=ffn")
     recipe: Any = only.experiment.heal
-    pruning = Pruning(adapters.adapt(only.load(), recipe, Plan(DEPTH, ())), recipe)
+    pruning = Pruning(adapters.add_adapters(only.load(), recipe, Plan(DEPTH, ())), recipe)
     assert {kind for _, kind in pruning.free} == {"channels"}
     assert dataclasses.replace(recipe, keep_first=0.5).free(30) == range(15, 29)
 
@@ -243,15 +245,15 @@ def test_width_by_the_share_of_the_layers_leaves_as_many_parameters(folder, fami
     """As sliced models say, of which the next one that is wider has more than the model without so many layers."""
     here = opened(folder, model_of(family), *KNOBS, f"heal.frac={frac}", f"heal.selection={how}", *knobs)
     asked: Any = here.experiment.heal
-    found = matched.recipe(asked, plan, here)
+    found = matched.resolve_ratio(asked, plan, here)
     cut = range(len(plan.keep) - round(frac * len(plan.keep)), len(plan.keep))
     wanted = sum(p.numel() for p in here.load(Plan(DEPTH, (*plan.drop, *(plan.keep[at] for at in cut)))).parameters())
 
     def sliced(ratio: float) -> int:
-        pruning = Pruning(adapters.adapt(here.load(plan), asked, plan), asked)
+        pruning = Pruning(adapters.add_adapters(here.load(plan), asked, plan), asked)
         worth = {place: torch.arange(float(each.count)) for place, each in pruning.free.items()}
-        pruning.masks.keep(selection.kept(worth, ratio, asked.selection))
-        slicing.narrow(model := here.load(plan), pruning.widths())
+        pruning.masks.keep(selection.select_groups(worth, ratio, asked.selection))
+        slicing.narrow_model(model := here.load(plan), pruning.widths())
         return sum(p.numel() for p in model.parameters())
 
     assert sliced(found.ratio) <= wanted
@@ -301,7 +303,7 @@ def test_two_processes_come_to_the_widths_and_the_curve_of_one(tmp_path, alone, 
     """Each reads half of a step's sequences, one at a time; the gradients that are looked at are those of the step."""
     run_two(f"outputs={tmp_path}", *RUN, *corpus, "heal.micro_batch=1", "stages=[healed]", "export=adapter")
     one, two = alone["folder"], tmp_path / "main" / alone["folder"].name
-    assert (two / "adapter" / FILE).read_bytes() == (one / "adapter" / FILE).read_bytes()
+    assert (two / "adapter" / WIDTHS_FILE).read_bytes() == (one / "adapter" / WIDTHS_FILE).read_bytes()
     curves = [[float(row["loss"]) for row in csv.DictReader((each / "heal.csv").open())] for each in (one, two)]
     assert len(curves[0]) == 20 and curves[1] == pytest.approx(curves[0], abs=2e-4)
     record = json.loads((two / "record.json").read_text())
@@ -315,12 +317,12 @@ def test_a_run_ends_in_a_narrower_model(alone):
     exported = record["folder"] / "model"
     assert json.loads((exported / "config.json").read_text())["model_type"] == "depthcut"
     model = depthcut.load(exported, dtype="float32")
-    heads = [layer.get_parameter("self_attn.k_proj.weight").shape[0] // 8 for layer in layers.layers(model)]
+    heads = [layer.get_parameter("self_attn.k_proj.weight").shape[0] // 8 for layer in layers.layer_list(model)]
     assert heads == [2] * 7 + [4]
     parameters = sum(p.numel() for p in model.parameters())
     assert record["healed/size/parameters"] == parameters < 0.7 * record["dense/size/parameters"]
     assert record["healed/size/cache_bytes"] < 0.6 * record["dense/size/cache_bytes"]
-    assert (exported / FILE).read_bytes() == (record["folder"] / "adapter" / FILE).read_bytes()
+    assert (exported / WIDTHS_FILE).read_bytes() == (record["folder"] / "adapter" / WIDTHS_FILE).read_bytes()
 
 
 PLAINLY = """
@@ -352,7 +354,7 @@ def test_killed_it_goes_on_to_the_same_model_which_plain_transformers_loads(tmp_
     process.send_signal(signal.SIGKILL)
     process.communicate()
     killed = succeed(f"outputs={tmp_path}/killed", *RUN, *corpus, *alike)
-    for name in ("adapter/adapter_model.safetensors", f"adapter/{FILE}", "model/model.safetensors"):
+    for name in ("adapter/adapter_model.safetensors", f"adapter/{WIDTHS_FILE}", "model/model.safetensors"):
         assert (killed["folder"] / name).read_bytes() == (whole["folder"] / name).read_bytes(), name
     call = [sys.executable, "-W", "ignore", "-c", PLAINLY, str(whole["folder"] / "model")]
     done = subprocess.run(call, capture_output=True, text=True, env=ENVIRONMENT, check=False)

@@ -18,19 +18,19 @@ def capitals(limit, acc, shots=None, items=None):
 def test_a_smaller_sample_stands_beside_a_larger_one_whichever_comes_first():
     large, small = capitals(100, 0.5), capitals(20, 0.4)
     for found in ({"a": large, "b": small}, {"b": small, "a": large}):
-        numbers = measured.named(found)
+        numbers = measured.named_numbers(found)
         assert (numbers["capitals/acc"], numbers["capitals/items"]) == (0.5, 100)
         assert (numbers["capitals[limit=20]/acc"], numbers["capitals[limit=20]/items"]) == (0.4, 20)
-    assert measured.named({"a": large, "b": capitals(None, 0.6)})["capitals/acc"] == 0.6
-    assert measured.remarks({"a": large, "b": small}, ["b"]) == [
+    assert measured.named_numbers({"a": large, "b": capitals(None, 0.6)})["capitals/acc"] == 0.6
+    assert measured.describe_kept({"a": large, "b": small}, ["b"]) == [
         "capitals was measured on 100 items before; kept. capitals[limit=20], on 20 items, stands beside it"
     ]
-    assert measured.remarks({"a": large, "b": small}, ["a"]) == []
+    assert measured.describe_kept({"a": large, "b": small}, ["a"]) == []
 
 
 def test_of_other_settings_the_last_that_was_asked_for_has_the_plain_name():
     found = {"a": capitals(100, 0.5, "0"), "b": capitals(20, 0.4, "5"), "c": capitals(100, 0.6, "5")}
-    numbers = measured.named(found)
+    numbers = measured.named_numbers(found)
     assert {name: value for name, value in numbers.items() if name.endswith("/acc")} == {
         "capitals/acc": 0.6,
         "capitals[shots=0]/acc": 0.5,
@@ -40,14 +40,14 @@ def test_of_other_settings_the_last_that_was_asked_for_has_the_plain_name():
 
 def test_the_same_settings_on_other_content_or_versions_replace_what_was_there():
     found = {"a": capitals(100, 0.5, items=90), "b": capitals(100, 0.4, items=80)}
-    assert list(measured.current(found)) == ["b"]
-    assert measured.named(found)["capitals/acc"] == 0.4
+    assert list(measured.current_evaluations(found)) == ["b"]
+    assert measured.named_numbers(found)["capitals/acc"] == 0.4
 
 
 def test_parts_that_share_a_subject_but_no_name_keep_their_names():
     one = Measured("speed", {"batches": [1]}, {}, {"speed/latency_s@1": 1.0})
     eight = Measured("speed", {"batches": [8]}, {}, {"speed/latency_s@8": 2.0})
-    assert measured.named({"a": one, "b": eight}) == {"speed/latency_s@1": 1.0, "speed/latency_s@8": 2.0}
+    assert measured.named_numbers({"a": one, "b": eight}) == {"speed/latency_s@1": 1.0, "speed/latency_s@8": 2.0}
 
 
 def loss(length, **numbers):
@@ -57,14 +57,14 @@ def loss(length, **numbers):
 
 def test_a_loss_that_is_not_finite_has_one_owner_with_one_that_is():
     broken, sound = loss(1, loss_finite=0), loss(64, loss=5.9, loss_stderr=0.1)
-    assert measured.named({"a": broken, "b": sound}) == {
+    assert measured.named_numbers({"a": broken, "b": sound}) == {
         "validation[length=1]/loss_finite": 0,
         "validation[length=1]/items": 8,
         "validation/items": 8,
         "validation/loss": 5.9,
         "validation/loss_stderr": 0.1,
     }
-    assert measured.named({"b": sound, "a": broken}) == {
+    assert measured.named_numbers({"b": sound, "a": broken}) == {
         "validation/loss_finite": 0,
         "validation/items": 8,
         "validation[length=64]/items": 8,
@@ -72,30 +72,32 @@ def test_a_loss_that_is_not_finite_has_one_owner_with_one_that_is():
         "validation[length=64]/loss_stderr": 0.1,
     }
     mended = loss(1, loss=6.0)
-    assert measured.current({"a": broken, "b": mended}) == {"b": mended}
-    assert measured.named({"a": broken, "b": mended}) == {"validation/loss": 6.0, "validation/items": 8}
+    assert measured.current_evaluations({"a": broken, "b": mended}) == {"b": mended}
+    assert measured.named_numbers({"a": broken, "b": mended}) == {"validation/loss": 6.0, "validation/items": 8}
 
 
 def test_other_names_of_a_task_that_was_not_finite_go_with_it():
     broken = Measured("harness", {}, {"limit": 8}, {"capitals/likelihood_finite": 0, "capitals/items": 8})
-    numbers = measured.named({"a": broken, "b": capitals(100, 0.5)})
+    numbers = measured.named_numbers({"a": broken, "b": capitals(100, 0.5)})
     assert numbers["capitals/acc"] == 0.5 and "capitals/likelihood_finite" not in numbers
 
 
 def test_thousands_of_evaluations_are_named_in_seconds():
     tasks = {str(n): Measured("harness", {}, {}, {f"t{n}/acc": 0.5, f"t{n}/items": 8}) for n in range(5000)}
-    record = {"measured": {"pruned": measured.to_dict(tasks | {f"c{n}": capitals(n, 0.5) for n in range(1, 1000)})}}
+    record = {
+        "measured": {"pruned": measured.measured_to_dict(tasks | {f"c{n}": capitals(n, 0.5) for n in range(1, 1000)})}
+    }
     began = time.process_time()
-    assert len(measured.named(measured.from_record(record, "pruned"))) == 2 * 5000 + 3 * 999
+    assert len(measured.named_numbers(measured.measured_from_record(record, "pruned"))) == 2 * 5000 + 3 * 999
     assert labels.samples(record) == {"harness.limit": "999"}
     assert time.process_time() - began < 5
 
 
 def test_a_value_that_is_no_word_is_named_by_its_content():
     texts = [Measured("perplexity", {"paths": [path]}, {}, {"wiki/loss": 1.0}) for path in ("a/b.txt", "c/d.txt")]
-    (name,) = [name for name in measured.named({"a": texts[0], "b": texts[1]}) if "[" in name]
+    (name,) = [name for name in measured.named_numbers({"a": texts[0], "b": texts[1]}) if "[" in name]
     assert len(name) == len("wiki[paths=12345678]/loss") and name.count("/") == 1
-    assert chance.of("capitals[limit=20]/acc") == 0.25
+    assert chance.chance_level("capitals[limit=20]/acc") == 0.25
 
 
 def acc(record):
@@ -118,7 +120,7 @@ def test_a_quick_look_changes_no_number_of_a_finished_point(tmp_path):
     assert "capitals/acc (8 items)" in card and "topics/acc (8 items)" in card
     assert "done already" in run(*base, "eval.tasks=[capitals,topics]", "eval.limit=8").stderr
     assert labels.samples(record) == {"harness.limit": "8"}
-    rows = tidy.tidy([record])
+    rows = tidy.tidy_table([record])
     assert set(rows.loc[rows["name"] == "topics/acc", "items"]) == {8}
     assert not any(table.is_note(name) for name in rows["name"])
 
@@ -157,11 +159,11 @@ def test_a_point_that_is_measured_in_sound_settings_after_broken_ones_is_done(tm
     sound = succeed(*base, "data.validation.length=64")
     assert sound["status"] == "done" and sound["pruned/validation[length=1]/loss_finite"] == 0
     assert "pruned/validation/loss_finite" not in sound
-    assert table.cell(sound, "pruned/validation/loss").startswith(f"{sound['pruned/validation/loss']:.3f}")
+    assert table.format_cell(sound, "pruned/validation/loss").startswith(f"{sound['pruned/validation/loss']:.3f}")
 
 
 def test_records_of_earlier_versions_are_still_read():
     numbers = {"pruned/capitals/acc": 0.5, "pruned/capitals/acc_stderr": 0.1}
-    assert measured.from_record(numbers, "pruned") == {}
+    assert measured.measured_from_record(numbers, "pruned") == {}
     assert table.titled(numbers, "capitals/acc") == "capitals/acc"
     assert labels.samples(numbers) == {}

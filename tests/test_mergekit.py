@@ -22,8 +22,8 @@ def command(*arguments: Any) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("drop", [(), (0,), (7,), (2, 3, 6), (0, 1, 3, 5, 7), (1, 2, 3, 4, 5, 6, 7)])
 def test_ranges_cover_what_the_plan_keeps_in_order(drop: tuple[int, ...]) -> None:
     plan = Plan(8, drop)
-    content = yaml.safe_load(mergekit.slices(plan, "owner/name"))
-    assert content == OmegaConf.to_container(OmegaConf.create(mergekit.slices(plan, "owner/name")))
+    content = yaml.safe_load(mergekit.slice_yaml(plan, "owner/name"))
+    assert content == OmegaConf.to_container(OmegaConf.create(mergekit.slice_yaml(plan, "owner/name")))
     assert content.keys() == {"slices", "merge_method", "dtype"}
     assert (content["merge_method"], content["dtype"]) == ("passthrough", "bfloat16")
     ranges = []
@@ -48,19 +48,19 @@ slices:
 merge_method: passthrough
 dtype: float16
 """
-    text = mergekit.slices(Plan(32, tuple(range(24, 30))), "microsoft/Phi-3-small-8k-instruct", "float16")
+    text = mergekit.slice_yaml(Plan(32, tuple(range(24, 30))), "microsoft/Phi-3-small-8k-instruct", "float16")
     assert yaml.safe_load(text) == yaml.safe_load(wanted)
     assert text.startswith("# depthcut drops layers 24-29 of 0-31, keeps 26.\n") and "layer_range: [0, 24]\n" in text
 
 
 @pytest.mark.parametrize("model", ["a: b", "- x", "#", "ünï/cödé " + "long" * 60, "yes", "12"])
 def test_any_name_comes_back_as_it_was(model: str) -> None:
-    assert yaml.safe_load(mergekit.slices(Plan(3, (1,)), model))["slices"][1]["sources"][0]["model"] == model
+    assert yaml.safe_load(mergekit.slice_yaml(Plan(3, (1,)), model))["slices"][1]["sources"][0]["model"] == model
 
 
 def test_a_plan_of_halves_is_refused() -> None:
     with pytest.raises(ValueError, match="this plan drops the mlp of layers; a mergekit slice is made of whole layers"):
-        mergekit.slices(Plan(4, (1,), "mlp"), "x")
+        mergekit.slice_yaml(Plan(4, (1,), "mlp"), "x")
 
 
 def test_the_command_prints_or_writes(tmp_path: Path) -> None:
@@ -68,10 +68,10 @@ def test_the_command_prints_or_writes(tmp_path: Path) -> None:
     Plan(4, (1,)).write(path)
     printed = command(path, "--model", "a/b")
     assert (printed.returncode, printed.stderr) == (0, "")
-    assert printed.stdout == mergekit.slices(Plan(4, (1,)), "a/b")
+    assert printed.stdout == mergekit.slice_yaml(Plan(4, (1,)), "a/b")
     written = command(path, "--model", "a/b", "--dtype", "float32", "-o", tmp_path / "new" / "slices.yaml")
     assert (written.returncode, written.stdout, written.stderr) == (0, "", "")
-    assert (tmp_path / "new" / "slices.yaml").read_text() == mergekit.slices(Plan(4, (1,)), "a/b", "float32")
+    assert (tmp_path / "new" / "slices.yaml").read_text() == mergekit.slice_yaml(Plan(4, (1,)), "a/b", "float32")
 
 
 @pytest.mark.parametrize(

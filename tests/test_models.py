@@ -99,7 +99,7 @@ def test_two_models_of_the_cache_that_changed_names_are_made_anew(tmp_path: Path
 
 
 def test_a_local_folder_opens(tmp_path: Path) -> None:
-    with loading.quiet():
+    with loading.quiet_transformers():
         pico("gemma2").save_pretrained(tmp_path / "model")
     checkpoint = local(tmp_path / "model").open(tmp_path / "cache")
     assert (checkpoint.depth, checkpoint.prefix) == (6, "model.layers")

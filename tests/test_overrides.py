@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from depthcut.cli import main
 from depthcut.cli.composition import Loader
 from depthcut.config import experiment
-from depthcut.config.values import walk
+from depthcut.config.values import walk_values
 from depthcut.runtime import failures
 
 LOADER = Loader()
 BASE = ("model=pico", "eval=[loss,harness,perplexity,speed]")
-START = experiment.read(main.compose(LOADER, BASE)).composed
-PATHS = [path for path, _ in walk("", START) if "[" not in path]
+START = experiment.build_experiment(main.compose_config(LOADER, BASE)).composed
+PATHS = [path for path, _ in walk_values("", START) if "[" not in path]
 GROUPS = ["model", "metric", "prune", "replace", "heal", "eval", "log", "experiment", "data", "data/train"]
 FOREIGN = ["hydra", "hydra/launcher", "hydra.callbacks.x._target_", "hydra.searchpath", "hydra.job.env_set.PATH"]
 
@@ -59,9 +59,9 @@ deletions = keys.map("~{}".format)
 def test_an_override_does_something_or_is_refused_in_one_line_that_names_it(word):
     key = word.lstrip("+~").partition("=")[0]
     try:
-        x = experiment.read(main.compose(LOADER, [*BASE, word]))
+        x = experiment.build_experiment(main.compose_config(LOADER, [*BASE, word]))
     except Exception as error:
-        line = failures.expected(error)
+        line = failures.user_error_line(error)
         assert line is not None, (word, repr(error))
         named = key.split("/")[0].split(".")[-1] in line or key.rpartition(".")[2] in line
         parent, refused, _ = line.partition(": no such key")
@@ -91,4 +91,4 @@ def is_read(x, key: str) -> bool:
 
 
 def test_configs_composed_before_leave_no_trace():
-    assert experiment.read(main.compose(LOADER, BASE)).composed == START
+    assert experiment.build_experiment(main.compose_config(LOADER, BASE)).composed == START

@@ -50,12 +50,12 @@ def harness(*tasks: str, include_path: str | None = None) -> Harness:
 
 def digest(*tasks: str, include_path: str | None = None) -> str:
     here: Any = SimpleNamespace(contents={}, checkpoint=SimpleNamespace(separator=None))
-    return digests.evaluation(harness(*tasks, include_path=include_path), here)
+    return digests.evaluation_digest(harness(*tasks, include_path=include_path), here)
 
 
 def test_its_files_are_in_the_digest_by_content(task):
     folder = task.parent
-    named = {name.rpartition("/")[2] for name in task_files.content(f"{task}@2", None)}
+    named = {name.rpartition("/")[2] for name in task_files.task_content(f"{task}@2", None)}
     assert named == {"mine.yaml", "shared.yaml", "helpers.py", "rows.jsonl"}
     by_path, by_name = digest(str(task)), digest("mine", include_path=str(folder))
     for file in ("mine.yaml", "shared.yaml", "helpers.py"):

@@ -16,9 +16,9 @@ from composing import composed
 from depthcut.config import experiment as config_experiment
 from depthcut.data.text.tokens import Tokens
 from depthcut.heal.training import boundary, distill, document_mask, fit
-from depthcut.heal.training.batches import Batch, Batches
+from depthcut.heal.training.batches import MicroBatch, MicroBatchLoader
 from depthcut.heal.training.memory_plan import Layout
-from depthcut.heal.training.objective import next_token
+from depthcut.heal.training.objective import next_token_loss
 from depthcut.study import digests
 from pico import FAMILIES, pico
 from test_distill import recipe as distilled
@@ -39,11 +39,11 @@ def text(*lengths: list[int]) -> Tokens:
 PACKED = text([7, 13], [1, 4, 1, 15], [25], [9, 6, 12])
 
 
-def packed(micro: int = 4, tokens: Tokens = PACKED) -> list[Batch]:
-    return list(Batches(tokens, micro, 4 // micro, seed=0, apart=4))
+def packed(micro: int = 4, tokens: Tokens = PACKED) -> list[MicroBatch]:
+    return list(MicroBatchLoader(tokens, micro, 4 // micro, seed=0, apart=4))
 
 
-def documents(batch: Batch) -> list[torch.Tensor]:
+def documents(batch: MicroBatch) -> list[torch.Tensor]:
     """Each piece of the rows that ends with the separator, found token by token."""
     found: list[list[int]] = []
     for row in batch.ids_BT.tolist():
@@ -63,19 +63,21 @@ def gradients(model, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def test_where_documents_begin():
     ids = torch.tensor([[5, 5, 2, 5, 5, 5], [2, 2, 5, 5, 2, 5]])
-    assert document_mask.places(ids, END).tolist() == [[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 2, 0]]
+    assert document_mask.document_positions(ids, END).tolist() == [[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 2, 0]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_row_has_the_loss_and_the_gradients_of_its_documents_one_by_one(family):
     model, (batch,) = pico(family, layers=2), packed()
-    document_mask.check(model)
+    document_mask.check_document_masking(model)
     parts = [model(ids).logits[0, :-1] for ids in documents(batch)]
     logits, wanted = torch.cat(parts), torch.cat([ids[0, 1:] for ids in documents(batch)])
     alone = F.cross_entropy(logits, wanted)
-    together = next_token(model, batch)
+    together = next_token_loss(model, batch)
     assert together.item() == pytest.approx(alone.item(), rel=1e-5)
-    assert together.item() != pytest.approx(next_token(model, Batch(batch.ids_BT, batch.rows_B)).item(), rel=1e-3)
+    assert together.item() != pytest.approx(
+        next_token_loss(model, MicroBatch(batch.ids_BT, batch.rows_B)).item(), rel=1e-3
+    )
     found, expected = gradients(model, together), gradients(model, alone)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -85,7 +87,7 @@ def test_a_packed_row_has_the_loss_and_the_gradients_of_its_documents_one_by_one
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_a_row_of_one_document_is_trained_to_the_bit_as_ever(family):
     model, (batch,) = pico(family, layers=2), packed(tokens=text([25], [25], [20], [25]))
-    losses = next_token(model, batch), next_token(model, Batch(batch.ids_BT, batch.rows_B))
+    losses = next_token_loss(model, batch), next_token_loss(model, MicroBatch(batch.ids_BT, batch.rows_B))
     assert torch.equal(*losses)
     found, expected = (gradients(model, loss) for loss in losses)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -93,7 +95,7 @@ def test_a_row_of_one_document_is_trained_to_the_bit_as_ever(family):
 
 def test_the_mean_is_over_the_predictions_of_the_step_whatever_the_micro_batch():
     model = pico("llama", layers=2)
-    whole, ones = (torch.stack([next_token(model, each) for each in packed(micro)]) for micro in (4, 1))
+    whole, ones = (torch.stack([next_token_loss(model, each) for each in packed(micro)]) for micro in (4, 1))
     assert len(ones) == 4 and ones.mean().item() == pytest.approx(whole.item(), rel=1e-6)
 
 
@@ -101,14 +103,14 @@ def test_the_mean_is_over_the_predictions_of_the_step_whatever_the_micro_batch()
 def test_a_run_keeps_documents_apart(tmp_path):
     """The loss of the first step is that of its documents, and the micro-batch does not change the run."""
     whole, ones = (run(tmp_path / str(micro), micro) for micro in (2, 1))
-    (first, _) = Batches(PACKED, 2, 2, seed=0, apart=2)
-    assert whole[0] == pytest.approx(next_token(adapted(torch.float32), first).item(), abs=1e-4)
+    (first, _) = MicroBatchLoader(PACKED, 2, 2, seed=0, apart=2)
+    assert whole[0] == pytest.approx(next_token_loss(adapted(torch.float32), first).item(), abs=1e-4)
     assert ones == pytest.approx(whole, abs=1e-4)
 
 
 def run(folder: Path, micro: int) -> list[float]:
     """The losses of two steps."""
-    fit.fit(
+    fit.fit_model(
         adapted(torch.float32),
         dataclasses.replace(SEPARATE, batch=2, micro_batch=micro, steps=2, length=LENGTH),
         lab(folder),
@@ -123,9 +125,9 @@ def lab(folder: Path) -> Any:
 
 def test_recomputed_layers_and_lean_products_keep_documents_apart():
     model, (batch,) = adapted(torch.float32), packed()
-    wanted = gradients(model, next_token(model, batch))
-    with fit.laid_out(model, Layout(4, 2, False)):
-        found = gradients(model, next_token(model, batch))
+    wanted = gradients(model, next_token_loss(model, batch))
+    with fit.applied_layout(model, Layout(4, 2, False)):
+        found = gradients(model, next_token_loss(model, batch))
     assert wanted and all((found[name] - wanted[name]).norm() < 1e-5 * wanted[name].norm() + 1e-9 for name in wanted)
 
 
@@ -139,9 +141,9 @@ def test_compiled_layers_keep_documents_apart():
 
 def compile_layers() -> None:
     model, (batch,) = adapted(torch.float32), packed()
-    wanted = gradients(model, next_token(model, batch))
-    with fit.laid_out(model, Layout(4, 0, True)):
-        found = gradients(model, next_token(model, batch))
+    wanted = gradients(model, next_token_loss(model, batch))
+    with fit.applied_layout(model, Layout(4, 0, True)):
+        found = gradients(model, next_token_loss(model, batch))
     assert all((found[name] - wanted[name]).norm() < 1e-4 * wanted[name].norm() for name in wanted)
 
 
@@ -151,10 +153,10 @@ def compile_layers() -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_on_a_gpu_documents_are_kept_apart(compiled):
     model, (batch,) = adapted(torch.float32), packed()
-    wanted = gradients(model, next_token(model, batch))
+    wanted = gradients(model, next_token_loss(model, batch))
     model.cuda()
-    with fit.laid_out(model, Layout(4, 2, compiled)):
-        found = gradients(model, next_token(model, batch.on(torch.device("cuda"))))
+    with fit.applied_layout(model, Layout(4, 2, compiled)):
+        found = gradients(model, next_token_loss(model, batch.on(torch.device("cuda"))))
     assert wanted and all((found[name].cpu() - wanted[name]).norm() < 1e-3 * wanted[name].norm() for name in wanted)
 
 
@@ -162,28 +164,28 @@ def test_a_teacher_reads_documents_apart_too():
     """Summed over the documents, each by itself, and divided by what is predicted."""
     model, dense, (batch,) = pico("llama", layers=2), pico("llama", layers=3, seed=1), packed()
     heal = distilled(mix=0.5)
-    goal = distill.objective(distill.live(dense, heal), heal)
-    alone = [Batch(ids, torch.zeros(1)) for ids in documents(batch) if ids.shape[1] > 1]
+    goal = distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)
+    alone = [MicroBatch(ids, torch.zeros(1)) for ids in documents(batch) if ids.shape[1] > 1]
     total = sum(goal(model, each).item() * (each.ids_BT.shape[1] - 1) for each in alone)
     assert goal(model, batch).item() == pytest.approx(total / batch.targets, rel=1e-4)
 
 
 def test_the_boundary_is_that_of_documents_one_by_one():
     model, dense, (batch,) = pico("llama", layers=2), pico("llama", layers=3, seed=1), packed()
-    goal = boundary.objective(boundary.live(dense, 2), 1, "relative")
-    alone = [Batch(ids, torch.zeros(1)) for ids in documents(batch)]
+    goal = boundary.boundary_objective(boundary.live_state_teacher(dense, 2), 1, "relative")
+    alone = [MicroBatch(ids, torch.zeros(1)) for ids in documents(batch)]
     total = sum(goal(model, each).item() * each.ids_BT.shape[1] for each in alone)
     assert goal(model, batch).item() == pytest.approx(total / batch.ids_BT.numel(), rel=1e-4)
 
 
 def test_it_is_in_the_digest_where_it_is_used():
     def knobs(*more: str) -> Any:
-        return config_experiment.read(composed("model=pico", "heal=full", *more)).heal
+        return config_experiment.build_experiment(composed("model=pico", "heal=full", *more)).heal
 
     files = SimpleNamespace(json=lambda _: {"model_type": "llama"})
     here: Any = SimpleNamespace(checkpoint=SimpleNamespace(files=files))
     crossed, separate = knobs(), knobs("heal.packing=separate")
-    assert digests.fields(crossed) == digests.fields(separate)
+    assert digests.method_fields(crossed) == digests.method_fields(separate)
     assert crossed.content(here) is None and separate.content(here) == {"packing": "separate"}
 
 
@@ -204,4 +206,4 @@ def test_layers_with_a_state_are_refused_by_the_config_alone(described):
 def test_a_model_whose_mask_knows_no_documents_is_refused():
     bloom = pico("bloom", layers=2, n_head=4)
     with pytest.raises(ValueError, match="layer 0 of bloom does not tell documents apart; take heal"):
-        document_mask.check(bloom)
+        document_mask.check_document_masking(bloom)

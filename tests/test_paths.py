@@ -7,7 +7,7 @@ import pytest
 from composing import composed
 from depthcut.config import experiment
 from depthcut.runtime.errors import UserError
-from depthcut.runtime.paths import quoted
+from depthcut.runtime.paths import quote_paths
 from running import run, text_files
 
 WORDS = [
@@ -30,7 +30,7 @@ WORDS = [
 @pytest.mark.parametrize(("typed", "read"), WORDS)
 def test_paths_on_the_command_line(monkeypatch: pytest.MonkeyPatch, typed: str, read: str) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    assert quoted(typed) == read
+    assert quote_paths(typed) == read
 
 
 def test_every_path_option_expands_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +38,7 @@ def test_every_path_option_expands_the_home_folder(monkeypatch: pytest.MonkeyPat
     paths = ["data.calibration", "data.train", "data.validation", "eval.perplexity.texts.wikitext2"]
     words = ["model.path='~/x'", "prune.path='~/x'", "outputs='~/x'", "heal.init_from='~/x'"]
     words += [f"{key}.paths=['~/x']" for key in paths]
-    x = experiment.read(composed("model=local", "data=files", "prune=plan", "eval=[perplexity]", *words))
+    x = experiment.build_experiment(composed("model=local", "data=files", "prune=plan", "eval=[perplexity]", *words))
     texts = [x.data.calibration, x.data.train, x.data.validation, x.eval["perplexity"].source("wikitext2")]
     found = [x.outputs, x.model.path, x.prune.path, x.heal.init_from, *(each.paths[0] for each in texts)]
     assert found == ["/home/me/x"] * 8
@@ -63,4 +63,4 @@ def test_an_unreadable_word_says_what_to_type() -> None:
 
 def test_an_empty_path_is_refused() -> None:
     with pytest.raises(UserError, match=r"^prune\.path"):
-        experiment.read(composed("prune=plan", "prune.path=''"))
+        experiment.build_experiment(composed("prune=plan", "prune.path=''"))

@@ -111,9 +111,11 @@ def test_a_stride_is_the_loop_of_transformers_documentation(bos: str, stride: in
 
 def test_a_stride_has_a_digest_of_its_own_and_null_has_that_of_earlier_versions(file: Path, tmp_path: Path) -> None:
     here: Any = bare(tmp_path)
-    assert "stride" not in digests.fields(evaluation(file))
-    assert digests.evaluation(evaluation(file), here) == "ce5358ed189ad188"
-    assert digests.evaluation(evaluation(file, stride=8), here) != digests.evaluation(evaluation(file, stride=4), here)
+    assert "stride" not in digests.method_fields(evaluation(file))
+    assert digests.evaluation_digest(evaluation(file), here) == "ce5358ed189ad188"
+    assert digests.evaluation_digest(evaluation(file, stride=8), here) != digests.evaluation_digest(
+        evaluation(file, stride=4), here
+    )
     assert evaluation(file).windowed("a", here).digest == "57a9f665186c3274"
     with pytest.raises(ValueError, match=r"stride must be at most eval\.perplexity\.window=16, got 17"):
         evaluation(file, stride=17)
@@ -143,10 +145,10 @@ def test_a_tokenizer_without_a_bos_has_none_before_the_first_window(file: Path, 
 
 
 def test_cuts_of_a_model_are_measured_in_one_pass_as_each_alone(file: Path, tmp_path: Path) -> None:
-    model, asked = byte_model(), [subnetworks.WHOLE, subnetworks.Cut((1, 2)), subnetworks.Cut((3,))]
+    model, asked = byte_model(), [subnetworks.FULL, subnetworks.Subnetwork((1, 2)), subnetworks.Subnetwork((3,))]
     shared = evaluation(file)(model, bare(tmp_path), asked)
     for cut, numbers in zip(asked, shared, strict=True):
-        with layers.bypass(model, cut.drop):
+        with layers.bypass_layers(model, cut.drop):
             (alone,) = evaluation(file)(model, bare(tmp_path))
         assert numbers == pytest.approx(alone, rel=1e-4)
     assert len({numbers["a/loss"] for numbers in shared}) == 3
@@ -162,17 +164,17 @@ def test_texts_stand_side_by_side_and_are_kept_one_by_one(file: Path, tmp_path: 
     assert [part(byte_model(), here)[0] for part in parts] == [  # type: ignore[index]
         {key: got[key] for key in got if key.startswith(f"{name}/")} for name in "ab"
     ]
-    assert len({digests.evaluation(part, here) for part in parts}) == 2
+    assert len({digests.evaluation_digest(part, here) for part in parts}) == 2
 
 
 def test_a_text_is_named_by_its_content_not_by_its_place(file: Path, tmp_path: Path) -> None:
     here: Any = bare(tmp_path)
     same, other = jsonl(tmp_path / "moved.jsonl", DOCUMENTS), jsonl(tmp_path / "other.jsonl", DOCUMENTS[1:])
-    name = digests.evaluation(evaluation(file), here)
-    assert digests.evaluation(evaluation(same), here) == name
-    assert digests.evaluation(evaluation(file, batch=8), here) == name
+    name = digests.evaluation_digest(evaluation(file), here)
+    assert digests.evaluation_digest(evaluation(same), here) == name
+    assert digests.evaluation_digest(evaluation(file, batch=8), here) == name
     for changed in (evaluation(other), evaluation(file, window=8), evaluation(file, bos="all")):
-        assert digests.evaluation(changed, here) != name
+        assert digests.evaluation_digest(changed, here) != name
 
 
 def test_lines_of_a_text_file_are_joined_by_blank_lines(tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_a_folder_laid_out_like_the_hub_s_penn_treebank(tmp_path: Path) -> None:
 
 def test_a_text_that_changes_after_the_run_was_named_is_an_error(file: Path, tmp_path: Path) -> None:
     here: Any = bare(tmp_path)
-    digests.evaluation(evaluation(file), here)
+    digests.evaluation_digest(evaluation(file), here)
     jsonl(file, DOCUMENTS[::-1])  # of the same length
     with pytest.raises(UserError, match=r"^eval\.perplexity\.texts\.a: .*a\.jsonl changed during the run"):
         evaluation(file).prepare(here)
@@ -244,8 +246,10 @@ def test_what_cannot_be_read_names_its_text(file: Path, tmp_path: Path) -> None:
 
 def opened(folder: Path, corpus: tuple[str, ...], *knobs: str) -> Lab:
     shape = ("data.calibration.sequences=8", "data.validation.sequences=8", "eval.perplexity.texts.ptb=null")
-    return lab.enter(
-        experiment.read(composed(f"outputs={folder}/outputs", "model=pico", "data=files", *corpus, *shape, *knobs))
+    return lab.open_run(
+        experiment.build_experiment(
+            composed(f"outputs={folder}/outputs", "model=pico", "data=files", *corpus, *shape, *knobs)
+        )
     )
 
 
@@ -278,7 +282,7 @@ def test_a_run_measures_several_texts_and_repeats_none_of_them(
         here = opened(tmp_path, corpus, *knobs, *more)
         caplog.clear()
         with caplog.at_level("INFO"):
-            algorithm.run(here.experiment, here)
+            algorithm.run_experiment(here.experiment, here)
         assert ("wikitext2 loss" in caplog.text) == (not more)
         found.append(here.numbers)
     names = ("validation", "wikitext2", "c4")

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from depthcut.cut.plan import Plan, spans
+from depthcut.cut.plan import Plan, layer_spans
 from depthcut.runtime.errors import UserError
 
 
@@ -21,8 +21,8 @@ def test_keep_is_what_is_not_dropped_in_order():
 
 
 def test_spans_are_half_open():
-    assert spans([3, 4, 5, 9]) == [(3, 6), (9, 10)]
-    assert spans([]) == []
+    assert layer_spans([3, 4, 5, 9]) == [(3, 6), (9, 10)]
+    assert layer_spans([]) == []
 
 
 def test_written_and_read_back(tmp_path):

@@ -14,7 +14,7 @@ from transformers import AutoProcessor, Gemma3ImageProcessorPil, Gemma3Processor
 from composing import composed
 from depthcut.config import experiment
 from depthcut.model.checkpoint import loading
-from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime.errors import UserError
 from depthcut.study import export, lab
@@ -33,7 +33,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 def saved(folder: Path, family: str, added: str = "", **changes: Any) -> None:
     """Write a model with a tokenizer of bytes, to which a token is added; its embedding stays as it is."""
-    with loading.quiet():
+    with loading.quiet_transformers():
         pico(family, **changes).save_pretrained(folder / "model")
     tokenizer = byte_tokenizer()
     if added:
@@ -44,7 +44,9 @@ def saved(folder: Path, family: str, added: str = "", **changes: Any) -> None:
 def prepared(folder: Path, corpus: tuple[str, ...], *words: str) -> None:
     """Prepare a run of the model in ``folder``; no weight is read."""
     model = ("model=local", f"model.path={folder / 'model'}", "data=files", "eval=[loss]", "device=cpu")
-    entered = lab.enter(experiment.read(composed(*model, f"outputs={folder}", *corpus, "heal=none", *words)))
+    entered = lab.open_run(
+        experiment.build_experiment(composed(*model, f"outputs={folder}", *corpus, "heal=none", *words))
+    )
     entered.prepare()
     assert entered.checkpoint.bytes_read == 0
 
@@ -101,7 +103,7 @@ def test_as_many_tokens_as_there_are_positions_can_be_written(corpus: tuple[str,
     prepared(tmp_path, corpus, *SHORT[:2], "eval=[speed]", *short)
     ids, model = torch.ones(1, 8, dtype=torch.long), pico("opt", **OPT)
     for tokens, refused in ((41, nullcontext()), (42, pytest.raises(IndexError))):
-        with loading.quiet(), refused:
+        with loading.quiet_transformers(), refused:
             model.generate(ids, min_new_tokens=tokens, max_new_tokens=tokens)  # pyright: ignore[reportCallIssue]
 
 
@@ -159,7 +161,7 @@ def test_an_export_takes_the_settings_of_the_processors_along(tmp_path: Path) ->
     for name in (*names, "config.json", "model.safetensors"):
         (source / name).write_text(name)
     (target / "chat_template.json").write_text("the tokenizer's own")
-    export.copy_side_files(Folder(source, Hashes(tmp_path / "hashes.json")), target)
+    export.copy_side_files(ModelFolder(source, HashCache(tmp_path / "hashes.json")), target)
     assert {file.name for file in target.iterdir()} == set(names)
     assert (target / "chat_template.json").read_text() == "the tokenizer's own"
 
@@ -171,7 +173,7 @@ def test_the_processor_of_an_exported_model_can_be_used(corpus: tuple[str, ...],
         tokenizer_object=byte_tokenizer().backend_tokenizer, eos_token="<|endoftext|>", extra_special_tokens=marks
     )
     images = Gemma3ImageProcessorPil(size={"height": 28, "width": 28}, image_mean=[0.25, 0.5, 0.75])
-    with loading.quiet():
+    with loading.quiet_transformers():
         picture_model(3, vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
     Gemma3Processor(images, tokenizer, image_seq_length=4).save_pretrained(tmp_path / "model")
     words = (f"outputs={tmp_path}", "model=local", f"model.path={tmp_path / 'model'}", "data=files", *corpus)

@@ -9,7 +9,7 @@ from composing import ROOT
 from depthcut.config import experiment
 from depthcut.cut.plan import Plan
 from depthcut.cut.scores import Scores
-from depthcut.model.surgery.sizes import Shape
+from depthcut.model.surgery.sizes import ModelSize
 from depthcut.prune.block import Block
 from depthcut.prune.blocks import Blocks
 from depthcut.prune.deepest import Deepest
@@ -39,26 +39,26 @@ def never(*_):
 def test_the_block_with_the_lowest_score_of_that_size_goes():
     """Two public tools answer for n + 1 when they are asked for n: the lowest block of another size must not win."""
     table = scores(8, {(2, 5): 0.1, (4, 6): 0.2, (1, 5): 0.01, (3, 4): 0.001})
-    assert sized(Block, frac=3 / 8)(lambda: table, Shape(8)).drop == (2, 3, 4)
-    assert sized(Block, frac=2 / 8)(lambda: table, Shape(8)).drop == (4, 5)
-    assert sized(Block, frac=4 / 8)(lambda: table, Shape(8)).drop == (1, 2, 3, 4)
+    assert sized(Block, frac=3 / 8)(lambda: table, ModelSize(8)).drop == (2, 3, 4)
+    assert sized(Block, frac=2 / 8)(lambda: table, ModelSize(8)).drop == (4, 5)
+    assert sized(Block, frac=4 / 8)(lambda: table, ModelSize(8)).drop == (1, 2, 3, 4)
 
 
 def test_the_first_and_last_layers_stay():
     table = scores(6, {(0, 2): 0.1, (4, 6): 0.1, (3, 5): 0.5})
-    assert sized(Block, frac=2 / 6, keep_first=1, keep_last=1)(lambda: table, Shape(6)).drop == (3, 4)
-    assert sized(Block, frac=2 / 6, keep_first=0, keep_last=0)(lambda: table, Shape(6)).drop == (0, 1)
+    assert sized(Block, frac=2 / 6, keep_first=1, keep_last=1)(lambda: table, ModelSize(6)).drop == (3, 4)
+    assert sized(Block, frac=2 / 6, keep_first=0, keep_last=0)(lambda: table, ModelSize(6)).drop == (0, 1)
 
 
 def test_the_deepest_block_before_the_last_layer():
     """Gromov et al.: 0-based, drop [L-1-n, L-2], keep L-1."""
-    assert sized(Deepest, frac=0.25)(never, Shape(32)).drop == tuple(range(23, 31))
-    assert sized(Deepest, frac=0.5, keep_first=0, keep_last=4)(never, Shape(8)).drop == (0, 1, 2, 3)
+    assert sized(Deepest, frac=0.25)(never, ModelSize(32)).drop == tuple(range(23, 31))
+    assert sized(Deepest, frac=0.5, keep_first=0, keep_last=4)(never, ModelSize(8)).drop == (0, 1, 2, 3)
 
 
 @pytest.mark.parametrize("prune", [Block, Deepest])
 def test_nothing_to_drop_asks_no_metric(prune):
-    assert sized(prune, frac=0.0)(never, Shape(30)).drop == ()
+    assert sized(prune, frac=0.0)(never, ModelSize(30)).drop == ()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_nothing_to_drop_asks_no_metric(prune):
 )
 def test_the_fraction_is_rounded_to_the_nearest_layer(frac, depth, layers):
     """The published pairs of fraction and layers: Gromov et al., Shortened LLaMA."""
-    assert sized(Deepest, frac=frac).count(Shape(depth)) == layers
+    assert sized(Deepest, frac=frac).count(ModelSize(depth)) == layers
 
 
 def test_a_plan_that_keeps_too_little_is_refused():
@@ -75,10 +75,10 @@ def test_a_plan_that_keeps_too_little_is_refused():
         ValueError,
         match=r"keeps 0 of 30 layers; the last layer must stay. Lower prune.frac \(now 0.99; at most 0.98 here\)",
     ):
-        sized(Deepest, frac=0.99)(never, Shape(30))
-    assert len(sized(Deepest, frac=0.98)(never, Shape(30)).drop) == 29
+        sized(Deepest, frac=0.99)(never, ModelSize(30))
+    assert len(sized(Deepest, frac=0.98)(never, ModelSize(30)).drop) == 29
     with pytest.raises(ValueError, match="the first 4 and the last 2 layers must stay"):
-        sized(Deepest, frac=0.9, keep_first=4, keep_last=2)(never, Shape(30))
+        sized(Deepest, frac=0.9, keep_first=4, keep_last=2)(never, ModelSize(30))
 
 
 def of_layers(*values: float) -> Scores:
@@ -86,16 +86,16 @@ def of_layers(*values: float) -> Scores:
 
 
 def test_a_block_out_of_layer_scores_is_their_sum_and_says_so():
-    plan = sized(Block, frac=2 / 5)(lambda: of_layers(3, 1, 2, 5, 0), Shape(5))
+    plan = sized(Block, frac=2 / 5)(lambda: of_layers(3, 1, 2, 5, 0), ModelSize(5))
     assert plan.drop == (1, 2)
     assert plan.notes["score"] == 3 and plan.notes["score_is"] == "sum of the layers' scores"
 
 
 def test_the_lowest_layers_go_wherever_they_are():
     table = of_layers(0.1, 5, 0.2, 4, 0.3, 0.0)
-    assert sized(Lowest, frac=0.5, keep_first=0, keep_last=0)(lambda: table, Shape(6)).drop == (0, 2, 5)
-    assert sized(Lowest, frac=0.5, keep_first=1, keep_last=1)(lambda: table, Shape(6)).drop == (2, 3, 4)
-    assert sized(Lowest, frac=0.0, keep_first=1, keep_last=1)(never, Shape(6)).drop == ()
+    assert sized(Lowest, frac=0.5, keep_first=0, keep_last=0)(lambda: table, ModelSize(6)).drop == (0, 2, 5)
+    assert sized(Lowest, frac=0.5, keep_first=1, keep_last=1)(lambda: table, ModelSize(6)).drop == (2, 3, 4)
+    assert sized(Lowest, frac=0.0, keep_first=1, keep_last=1)(never, ModelSize(6)).drop == ()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -111,7 +111,7 @@ def test_blocks_are_the_best_of_all_ways(seed, most):
         return sum(table.block(a, b - a) for a, b in runs) if len(runs) <= most else float("inf")
 
     wanted = min(price(layers) for layers in combinations(range(1, depth - 1), n))
-    plan = sized(Blocks, frac=n / depth, keep_first=1, keep_last=1, blocks=most)(lambda: table, Shape(depth))
+    plan = sized(Blocks, frac=n / depth, keep_first=1, keep_last=1, blocks=most)(lambda: table, ModelSize(depth))
     assert plan.notes["score"] == pytest.approx(wanted) == pytest.approx(price(plan.drop))
     assert len(plan.drop) == n
 
@@ -119,22 +119,22 @@ def test_blocks_are_the_best_of_all_ways(seed, most):
 def test_one_block_of_blocks_is_block():
     values = np.triu(np.random.default_rng(0).random((13, 13)), 1)
     table = Scores.of_blocks(values.tolist(), np.zeros_like(values).tolist(), 1, 0)
-    one = sized(Blocks, frac=0.4, blocks=1)(lambda: table, Shape(12))
-    assert one.drop == sized(Block, frac=0.4)(lambda: table, Shape(12)).drop
+    one = sized(Blocks, frac=0.4, blocks=1)(lambda: table, ModelSize(12))
+    assert one.drop == sized(Block, frac=0.4)(lambda: table, ModelSize(12)).drop
 
 
 def test_every_spreads_the_gaps_evenly():
-    assert sized(Every, frac=0.25, keep_first=0, keep_last=0)(never, Shape(12)).drop == (2, 6, 10)
-    assert sized(Every, frac=0.5, keep_first=1, keep_last=1)(never, Shape(8)).drop == (1, 3, 4, 6)
-    assert sized(Every, frac=0.0)(never, Shape(8)).drop == ()
+    assert sized(Every, frac=0.25, keep_first=0, keep_last=0)(never, ModelSize(12)).drop == (2, 6, 10)
+    assert sized(Every, frac=0.5, keep_first=1, keep_last=1)(never, ModelSize(8)).drop == (1, 3, 4, 6)
+    assert sized(Every, frac=0.0)(never, ModelSize(8)).drop == ()
     for depth in range(2, 40):
-        plan = sized(Every, frac=0.4)(never, Shape(depth))
-        assert len(plan.drop) == sized(Every, frac=0.4).count(Shape(depth))
+        plan = sized(Every, frac=0.4)(never, ModelSize(depth))
+        assert len(plan.drop) == sized(Every, frac=0.4).count(ModelSize(depth))
 
 
 def test_random_layers_depend_on_the_seed_alone_and_are_fair():
     def draw(seed):
-        return sized(Random, frac=0.3, keep_first=1, keep_last=1, seed=seed)(never, Shape(10)).drop
+        return sized(Random, frac=0.3, keep_first=1, keep_last=1, seed=seed)(never, ModelSize(10)).drop
 
     assert draw(0) == draw(0)
     drawn = [draw(seed) for seed in range(800)]
@@ -146,10 +146,10 @@ def test_a_plan_out_of_a_file(tmp_path):
     path = tmp_path / "plan.json"
     Plan(8, (2, 5), model="abc").write(path)
     given = Given(path=str(path), drop=None)
-    assert given(never, Shape(8)) == Plan(8, (2, 5), model="abc")
-    assert given.count(Shape(8)) == 2 and given.content() == {"unit": "layer", "drop": (2, 5)}
+    assert given(never, ModelSize(8)) == Plan(8, (2, 5), model="abc")
+    assert given.count(ModelSize(8)) == 2 and given.content() == {"unit": "layer", "drop": (2, 5)}
     with pytest.raises(ValueError, match="is a plan for 8 layers; this model has 9"):
-        given.count(Shape(9))
+        given.count(ModelSize(9))
     with pytest.raises(ValueError, match="no plan at"):
         Given(path=str(tmp_path / "none.json"), drop=None).content()
 
@@ -162,9 +162,9 @@ def test_greedy_scores_again_what_is_left():
         left = [layer for layer in range(5) if layer not in removed]
         return of_layers(*(8.0 if layer == 2 and 1 in removed else alone[layer] for layer in left))
 
-    plan = sized(Greedy, frac=0.4, keep_first=1, keep_last=1)(score, Shape(5))
+    plan = sized(Greedy, frac=0.4, keep_first=1, keep_last=1)(score, ModelSize(5))
     assert plan.notes["order"] == [1, 3] and plan.notes["scores"] == [1.0, 2.0]
-    assert sized(Lowest, frac=0.4, keep_first=1, keep_last=1)(score, Shape(5)).drop == (1, 2)
+    assert sized(Lowest, frac=0.4, keep_first=1, keep_last=1)(score, ModelSize(5)).drop == (1, 2)
 
 
 def test_a_greedy_round_costs_no_round_twice():
@@ -174,20 +174,20 @@ def test_a_greedy_round_costs_no_round_twice():
         asked.append(removed)
         return of_layers(*[float(i) for i in range(6 - len(removed))])
 
-    assert sized(Greedy, frac=0.5)(score, Shape(6)).drop == (0, 1, 2)
+    assert sized(Greedy, frac=0.5)(score, ModelSize(6)).drop == (0, 1, 2)
     assert asked == [(), (0,), (0, 1)]
 
 
-def weighing(*units: int, outside: int = 0, quantity: Any = "parameters") -> Shape:
+def weighing(*units: int, outside: int = 0, quantity: Any = "parameters") -> ModelSize:
     """A model whose units weigh so much, and what is outside of them."""
-    return Shape(len(units), **{quantity: units}, whole={quantity: sum(units) + outside})
+    return ModelSize(len(units), **{quantity: units}, whole={quantity: sum(units) + outside})
 
 
 def test_a_number_of_layers_wins_over_the_fraction():
-    assert sized(Deepest, frac=0.9, layers=2)(never, Shape(8)).drop == (5, 6)
-    assert sized(Deepest, layers=0)(never, Shape(8)).drop == ()
+    assert sized(Deepest, frac=0.9, layers=2)(never, ModelSize(8)).drop == (5, 6)
+    assert sized(Deepest, layers=0)(never, ModelSize(8)).drop == ()
     with pytest.raises(ValueError, match=r"keeps 0 of 8 layers; .* must stay. Lower prune.layers \(now 20; at most 7"):
-        sized(Deepest, layers=20).count(Shape(8))
+        sized(Deepest, layers=20).count(ModelSize(8))
 
 
 @pytest.mark.parametrize("quantity", ["parameters", "weight_bytes", "cache_bytes"])
@@ -229,12 +229,12 @@ def test_a_budget_that_cannot_be_met_says_what_can_be():
         sized(Lowest, parameters=12.0, keep_last=0).count(shape)
     assert sized(Lowest, parameters=45.0, keep_first=1).count(shape) == 2
     with pytest.raises(ValueError, match="8 in all, and 8 still without 3 of 4 MLPs"):
-        mlps = Shape(4, cache_bytes=(0, 0, 0, 0), whole={"cache_bytes": 8})
+        mlps = ModelSize(4, cache_bytes=(0, 0, 0, 0), whole={"cache_bytes": 8})
         sized(Lowest, cache_bytes=7.0, unit="mlp").count(mlps)
 
 
 def test_a_budget_on_a_real_model_is_that_of_the_model_that_is_left():
-    shape = Shape.of(pico("llama", layers=8).config, "layer", "none", "float32")
+    shape = ModelSize.of(pico("llama", layers=8).config, "layer", "none", "float32")
     for n in range(8):
         left = pico("llama", layers=8 - n).num_parameters()
         assert sized(Deepest, parameters=float(left)).count(shape) == n
@@ -295,14 +295,14 @@ class Priced:
 @pytest.mark.parametrize("prune", MORE)
 def test_every_pruner_says_what_goes(prune, unit, tmp_path):
     chosen = sized(prune, unit=unit, layers=2, **MORE[prune])
-    plan = chosen(Priced(5, 1, 4, 2, 3, 6), Shape(6))
+    plan = chosen(Priced(5, 1, 4, 2, 3, 6), ModelSize(6))
     assert (chosen.unit, plan.unit, plan.depth, len(plan.drop)) == (unit, unit, 6, 2)
-    nothing = sized(prune, unit=unit, layers=0, **MORE[prune])(never, Shape(6))
+    nothing = sized(prune, unit=unit, layers=0, **MORE[prune])(never, ModelSize(6))
     assert (nothing.unit, nothing.drop) == (unit, ())
     assert prune not in (Lowest, Greedy, Evolution) or plan.drop == (1, 3)
     plan.write(tmp_path / "plan.json")
     given = Given(path=str(tmp_path / "plan.json"), drop=None)
-    assert (given.unit, given(never, Shape(6)), given.count(Shape(6))) == (unit, plan, 2)
+    assert (given.unit, given(never, ModelSize(6)), given.count(ModelSize(6))) == (unit, plan, 2)
     assert given.content() == {"unit": unit, "drop": plan.drop}
 
 
@@ -312,7 +312,7 @@ def test_every_pruner_is_in_these_tests():
 
 
 def test_a_block_of_halves_is_one_of_neighbours_and_the_sum_of_their_scores():
-    plan = sized(Block, unit="attention", layers=2)(Priced(5, 1, 4, 2, 3, 6), Shape(6))
+    plan = sized(Block, unit="attention", layers=2)(Priced(5, 1, 4, 2, 3, 6), ModelSize(6))
     assert plan.drop == (1, 2) or plan.drop == (3, 4)
     assert plan.notes["score"] == 5 and plan.notes["score_is"] == "sum of the attentions' scores"
     assert plan.words == "drops the attention of layers 1-2 of 0-5, keeps 4"
@@ -320,6 +320,6 @@ def test_a_block_of_halves_is_one_of_neighbours_and_the_sum_of_their_scores():
 
 def test_how_the_size_was_given_is_in_no_digest():
     same = [sized(Block, frac=0.5), sized(Block, layers=3), sized(Block, frac=0.1, parameters=1e9)]
-    assert len({str(digests.fields(each)) for each in same}) == 1
-    assert digests.fields(same[0]) != digests.fields(sized(Block, frac=0.5, unit="mlp"))
-    assert digests.fields(same[0]) != digests.fields(sized(Block, frac=0.5, keep_first=1))
+    assert len({str(digests.method_fields(each)) for each in same}) == 1
+    assert digests.method_fields(same[0]) != digests.method_fields(sized(Block, frac=0.5, unit="mlp"))
+    assert digests.method_fields(same[0]) != digests.method_fields(sized(Block, frac=0.5, keep_first=1))

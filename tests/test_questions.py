@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from depthcut.data import questions
-from depthcut.data.demo import HELD_OUT, Demo, articles
+from depthcut.data.demo import HELD_OUT_SPAN, Demo, read_articles
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "outputs/cache"
@@ -26,13 +26,13 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module", params=questions.NAMES)
+@pytest.fixture(scope="module", params=questions.SET_NAMES)
 def name(request):
     return request.param
 
 
 def test_every_item_is_answerable(name):
-    items = questions.items(name, CACHE)
+    items = questions.load_questions(name, CACHE)
     assert len(items) == SIZES[name]
     for item in items:
         assert 0 <= item["answer"] < len(item["choices"])
@@ -42,7 +42,7 @@ def test_every_item_is_answerable(name):
 
 
 def test_each_place_is_right_about_equally_often(name):
-    counts = Counter(item["answer"] for item in questions.items(name, CACHE))
+    counts = Counter(item["answer"] for item in questions.load_questions(name, CACHE))
     assert set(counts) == set(range(len(counts)))
     if name in MADE:
         assert max(counts.values()) - min(counts.values()) <= 1
@@ -51,21 +51,21 @@ def test_each_place_is_right_about_equally_often(name):
 
 
 def test_the_head_of_a_set_is_mixed():
-    subjects = {item["prompt"].splitlines()[0] for item in questions.items("mmlu_local", CACHE)[:200]}
+    subjects = {item["prompt"].splitlines()[0] for item in questions.load_questions("mmlu_local", CACHE)[:200]}
     assert len(subjects) > 40
 
 
 def test_topics_asks_about_held_out_articles_only():
-    held_out = set(Demo(span=HELD_OUT, sequences=1, length=2, pack=True).documents(CACHE))
-    extracts = {article["title"]: article["extract"] for article in articles(CACHE)}
-    titles = {choice for item in questions.items("topics", CACHE) for choice in item["choices"]}
+    held_out = set(Demo(span=HELD_OUT_SPAN, sequences=1, length=2, pack=True).documents(CACHE))
+    extracts = {article["title"]: article["extract"] for article in read_articles(CACHE)}
+    titles = {choice for item in questions.load_questions("topics", CACHE) for choice in item["choices"]}
     assert all(extracts[title] in held_out for title in titles)
 
 
 def test_known_items():
-    albania = next(i for i in questions.items("capitals", CACHE) if i["prompt"] == "The capital of Albania is")
+    albania = next(i for i in questions.load_questions("capitals", CACHE) if i["prompt"] == "The capital of Albania is")
     assert albania["choices"][albania["answer"]] == "Tirana"
-    prompts = {i["prompt"]: i["choices"][i["answer"]] for i in questions.items("topics", CACHE)}
+    prompts = {i["prompt"]: i["choices"][i["answer"]] for i in questions.load_questions("topics", CACHE)}
     assert prompts["Description: 1878 novel by Leo Tolstoy. \nTopic:"] == "Anna Karenina"
     assert not any(name in prompt for prompt in prompts for name in ("Tunisia", "Kuwait"))
 
@@ -76,8 +76,8 @@ def test_same_bytes_whatever_the_hash_seed(tmp_path):
         "into = Path(sys.argv[2]); shutil.copytree(Path(sys.argv[1]) / 'wheels', into / 'wheels')\n"
         "for name in questions.NAMES: questions.items(name, into)\n"
     )
-    for name in questions.NAMES:
-        questions.items(name, CACHE)
+    for name in questions.SET_NAMES:
+        questions.load_questions(name, CACHE)
     seen = []
     for seed in ("1", "2"):
         into = tmp_path / seed
@@ -86,24 +86,24 @@ def test_same_bytes_whatever_the_hash_seed(tmp_path):
         files = sorted((into / "questions").glob("*/items.jsonl"))
         seen.append([(file.parent.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files])
     assert seen[0] == seen[1]
-    assert {name.rpartition("-")[0] for name, _ in seen[0]} == set(questions.NAMES)
+    assert {name.rpartition("-")[0] for name, _ in seen[0]} == set(questions.SET_NAMES)
 
 
 def test_identities_differ():
-    assert len({questions.identity(name) for name in questions.NAMES}) == len(questions.NAMES)
+    assert len({questions.questions_digest(name) for name in questions.SET_NAMES}) == len(questions.SET_NAMES)
 
 
 def test_unknown_set_names_the_choices():
     with pytest.raises(ValueError, match=r"hellaswag: no such question set\. There are: capitals, topics, "):
-        questions.items("hellaswag", CACHE)
+        questions.load_questions("hellaswag", CACHE)
 
 
 def test_lm_eval_takes_the_task():
     from lm_eval.tasks import TaskManager
 
-    loaded = TaskManager(include_defaults=False).load([questions.task("capitals", CACHE)])
+    loaded = TaskManager(include_defaults=False).load([questions.lm_eval_task("capitals", CACHE)])
     task = loaded["tasks"]["capitals"]
-    items = questions.items("capitals", CACHE)
+    items = questions.load_questions("capitals", CACHE)
     task.build_all_requests(limit=2, rank=0, world_size=1)
     arguments = [instance.args for instance in task.instances]
     assert arguments == [(item["prompt"], f" {choice}") for item in items[:2] for choice in item["choices"]]

@@ -144,9 +144,9 @@ def test_who_started_the_processes(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_PROCID", "1")
-    assert (ranks.launcher(), ranks.rank(), ranks.world()) == (None, 0, 1)  # a shell of an allocation
+    assert (ranks.launcher(), ranks.global_rank(), ranks.world_size()) == (None, 0, 1)  # a shell of an allocation
     monkeypatch.setenv("SLURM_STEP_ID", "0")
-    assert (ranks.launcher(), ranks.rank(), ranks.world(), ranks.nodes()) == ("slurm", 1, 2, 1)
+    assert (ranks.launcher(), ranks.global_rank(), ranks.world_size(), ranks.node_count()) == ("slurm", 1, 2, 1)
     monkeypatch.setenv("SLURM_NTASKS", "1")
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert (ranks.launcher(), ranks.world()) == (None, 1)
+    assert (ranks.launcher(), ranks.world_size()) == (None, 1)

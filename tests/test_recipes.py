@@ -21,8 +21,8 @@ from depthcut.heal.full import Full
 from depthcut.heal.partial import Partial
 from depthcut.heal.training import adapters, full_finetune
 from depthcut.heal.training.lightning_module import Healing
-from depthcut.heal.training.objective import Mixed, next_token
-from depthcut.heal.training.warm_start import Origin
+from depthcut.heal.training.objective import MixedPrecision, next_token_loss
+from depthcut.heal.training.warm_start import WarmStart
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.runtime import store
 from depthcut.study import curve, lab, links
@@ -43,7 +43,7 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 
 def entered(*words: str) -> lab.Lab:
-    return lab.enter(experiment.read(composed(*words)))
+    return lab.open_run(experiment.build_experiment(composed(*words)))
 
 
 # --- all weights, and the last of them
@@ -51,12 +51,12 @@ def entered(*words: str) -> lab.Lab:
 
 def changed(model, recipe) -> set[str]:
     """The parameters that two steps on random gradients move."""
-    module = Healing(model, recipe, next_token)
+    module = Healing(model, recipe, next_token_loss)
     before = copy.deepcopy(dict(model.named_parameters()))
     optimiser = module.configure_optimizers()["optimizer"]
     for _ in range(2):
         optimiser.zero_grad()
-        next_token(model, batch(texts())).backward()
+        next_token_loss(model, batch(texts())).backward()
         for group in optimiser.param_groups:
             group["lr"] = 1e-3  # the schedule begins at 0
         optimiser.step()
@@ -67,24 +67,26 @@ def changed(model, recipe) -> set[str]:
 @pytest.mark.parametrize("tied", [False, True])
 def test_what_each_recipe_trains_and_how_far_down_the_gradient_goes(family, tied):
     model = pico(family, layers=5, tie_word_embeddings=tied)
-    stem, names = decoder_layers.prefix(model), {name for name, _ in model.named_parameters()}
-    with full_finetune.masters(model, full_finetune.everything(model)):
+    stem, names = decoder_layers.layer_prefix(model), {name for name, _ in model.named_parameters()}
+    with full_finetune.master_weights(model, full_finetune.all_parameters(model)):
         unused = {name for name in names if re.search(r"embed_positions", name)}  # rows that no text reaches
         assert changed(model, FULL) | unused == names
     model = pico(family, layers=5, tie_word_embeddings=tied)
-    chosen = full_finetune.ending(model, PARTIAL.last)
+    chosen = full_finetune.last_layer_parameters(model, PARTIAL.last)
     wanted = {name for name in names if re.match(rf"{re.escape(stem)}\.[34]\.", name)}
     heads = {"lm_head.weight", "lm_head.bias", "embed_out.weight"} & names
     assert chosen.keys() == wanted | heads and bool(heads) == (not tied or family == "phi")
     entered: list[bool] = []
-    for layer in decoder_layers.layers(model):
+    for layer in decoder_layers.layer_list(model):
         layer.register_forward_pre_hook(
             lambda _, given, named: entered.append((given or list(named.values()))[0].requires_grad), with_kwargs=True
         )
-    with full_finetune.masters(model, chosen):
+    with full_finetune.master_weights(model, chosen):
         assert changed(model, PARTIAL) == chosen.keys()
     assert entered == [False, False, False, False, True] * 2
-    assert full_finetune.ending(model, 9).keys() >= {name for name in names if name.startswith(f"{stem}.")}
+    assert full_finetune.last_layer_parameters(model, 9).keys() >= {
+        name for name in names if name.startswith(f"{stem}.")
+    }
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -92,7 +94,7 @@ def test_the_gradient_of_all_weights_is_that_of_transformers_own_loss(tied):
     model, ids = pico("llama", tie_word_embeddings=tied), texts()
     model.requires_grad_(True)
     other = copy.deepcopy(model)
-    next_token(model, batch(ids)).backward()
+    next_token_loss(model, batch(ids)).backward()
     other(ids, labels=ids).loss.backward()
     for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
         assert (one.grad - two.grad).norm() < 1e-5 * two.grad.norm(), name
@@ -100,7 +102,7 @@ def test_the_gradient_of_all_weights_is_that_of_transformers_own_loss(tied):
 
 def test_the_optimiser_is_adamw_with_the_recipes_moments_and_decay_on_matrices_alone():
     model = pico("llama", layers=1).requires_grad_(True)
-    optimiser = Healing(model, FULL, next_token).configure_optimizers()["optimizer"]
+    optimiser = Healing(model, FULL, next_token_loss).configure_optimizers()["optimizer"]
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     chance, gradients = torch.Generator().manual_seed(0), []
     for _ in range(3):
@@ -129,16 +131,16 @@ def test_rounding_gives_the_neighbours_and_on_average_the_number():
     for share in (0.0, 0.1, 0.5):
         many = torch.full((20000,), low + share * (high - low))
         for sign in (1, -1):
-            got = sign * full_finetune.rounded(sign * many, torch.bfloat16, chance)
+            got = sign * full_finetune.stochastic_round(sign * many, torch.bfloat16, chance)
             assert got.dtype == torch.bfloat16 and set(got.tolist()) <= {low, high}
             assert (got == high).float().mean().item() == pytest.approx(share, abs=0.02)
     some = torch.randn(1000, generator=chance) * 10.0 ** torch.randint(-30, 30, (1000,), generator=chance)
     exact = torch.cat([some, 2.0 ** torch.arange(-20, 20), torch.zeros(3)]).to(torch.bfloat16)
-    assert torch.equal(full_finetune.rounded(exact.float(), torch.bfloat16, chance), exact)
-    gap = (full_finetune.rounded(some, torch.bfloat16, chance).float() - some).abs() / some.abs()
+    assert torch.equal(full_finetune.stochastic_round(exact.float(), torch.bfloat16, chance), exact)
+    gap = (full_finetune.stochastic_round(some, torch.bfloat16, chance).float() - some).abs() / some.abs()
     assert 0 < gap.max() <= 2**-7
-    assert full_finetune.rounded(many, torch.float32, chance) is many
-    assert torch.equal(full_finetune.rounded(some, torch.float16, chance), some.half())
+    assert full_finetune.stochastic_round(many, torch.float32, chance) is many
+    assert torch.equal(full_finetune.stochastic_round(some, torch.float16, chance), some.half())
 
 
 def test_small_steps_move_a_bfloat16_model_only_by_way_of_float32():
@@ -148,18 +150,21 @@ def test_small_steps_move_a_bfloat16_model_only_by_way_of_float32():
     ends: dict[str, torch.Tensor] = {}
     for way in ("plain", "masters"):
         model = pico("llama", layers=2).to(torch.bfloat16)
-        chosen = full_finetune.everything(model)
+        chosen = full_finetune.all_parameters(model)
         if way == "plain":
             model.requires_grad_(True)
-            walk(model, next_token, steps, lr)
+            walk(model, next_token_loss, steps, lr)
         else:
-            with full_finetune.masters(model, chosen) as types:
+            with full_finetune.master_weights(model, chosen) as types:
                 assert set(types.values()) == {torch.bfloat16}
                 assert {p.dtype for p in model.parameters()} == {torch.float32}
-                walk(model, Mixed(next_token), steps, lr)
+                walk(model, MixedPrecision(next_token_loss), steps, lr)
                 ends["float32"] = flat(model, start)
                 chance = torch.Generator().manual_seed(0)
-                drawn = {name: full_finetune.rounded(p.detach(), torch.bfloat16, chance) for name, p in chosen.items()}
+                drawn = {
+                    name: full_finetune.stochastic_round(p.detach(), torch.bfloat16, chance)
+                    for name, p in chosen.items()
+                }
                 ends["rounded"] = torch.cat([(drawn[name].float() - start[name]).flatten() for name in start])
             assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
             assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
@@ -268,11 +273,11 @@ def test_there_is_no_adapter_to_export_and_no_quantised_base(heal):
     with pytest.raises(
         ValueError, match=f"^export=adapter needs a heal that trains adapters; heal={heal} leaves none$"
     ):
-        experiment.read(composed("model=pico", f"heal={heal}", "export=adapter"))
+        experiment.build_experiment(composed("model=pico", f"heal={heal}", "export=adapter"))
     with pytest.raises(ValueError, match=f"^heal={heal} needs model.quantise=none, got nf4$"):
-        experiment.read(composed("model=pico", f"heal={heal}", "model.quantise=nf4"))
+        experiment.build_experiment(composed("model=pico", f"heal={heal}", "model.quantise=nf4"))
     with pytest.raises(ValueError, match=r"^heal.betas must be two numbers in \[0, 1\), got \[0.9, 1.0\]$"):
-        experiment.read(composed("model=pico", f"heal={heal}", "heal.betas=[0.9,1.0]"))
+        experiment.build_experiment(composed("model=pico", f"heal={heal}", "heal.betas=[0.9,1.0]"))
 
 
 # --- around the gaps
@@ -333,11 +338,13 @@ def test_around_in_words():
 
 def test_the_shared_pass_takes_no_point_whose_layers_below_the_cut_are_healed(tmp_path):
     for layers, may in (("after_cut", True), ("around_cut", False), ("all", False)):
-        here = lab.enter(experiment.read(composed("model=pico", f"outputs={tmp_path}", f"heal.layers={layers}")))
-        assert curve.healed_above(here) == may
+        here = lab.open_run(
+            experiment.build_experiment(composed("model=pico", f"outputs={tmp_path}", f"heal.layers={layers}"))
+        )
+        assert curve.heals_above_cut(here) == may
     for heal in WAY:
-        assert not curve.healed_above(
-            lab.enter(experiment.read(composed("model=pico", f"outputs={tmp_path}", f"heal={heal}")))
+        assert not curve.heals_above_cut(
+            lab.open_run(experiment.build_experiment(composed("model=pico", f"outputs={tmp_path}", f"heal={heal}")))
         )
 
 
@@ -357,9 +364,9 @@ def test_layers_that_both_cuts_keep_start_from_the_smaller_ones_adapters(tmp_pat
     model = pico("llama", layers=8)
     smaller = trained(model, small, 0)
     smaller.save_pretrained(str(tmp_path), save_embedding_layers=False)
-    larger = adapters.adapt(pruned(model, large), RECIPE, large)
+    larger = adapters.add_adapters(pruned(model, large), RECIPE, large)
     fresh = copy.deepcopy(larger.state_dict())
-    adapters.begin(larger, Origin(tmp_path, small), large)
+    adapters.copy_adapters(larger, WarmStart(tmp_path, small), large)
     there, seen = smaller.state_dict(), []
     for name, tensor in larger.state_dict().items():
         if "lora_" not in name:
@@ -374,7 +381,9 @@ def test_layers_that_both_cuts_keep_start_from_the_smaller_ones_adapters(tmp_pat
     assert set(seen) == {6, 7}
     with pytest.raises(ValueError, match="no layer has adapters both in"):
         nothing = Plan(8, (5, 6, 7))
-        adapters.begin(adapters.adapt(pruned(model, nothing), RECIPE, nothing), Origin(tmp_path, small), nothing)
+        adapters.copy_adapters(
+            adapters.add_adapters(pruned(model, nothing), RECIPE, nothing), WarmStart(tmp_path, small), nothing
+        )
 
 
 DEEPEST = ("prune=deepest", "export=none", "stages=[healed]", "heal.steps=2", "heal.lr=0.01")
@@ -422,7 +431,7 @@ def test_what_it_starts_from_is_in_the_points_name_by_content(smaller, corpus, t
     assert entered(*chained(smaller, corpus, f"heal.init_from={other}")).digest == by_digest
     file = other / "adapter/adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\1\2\3\4")
-    store.seal(other / "adapter", folder.name)
+    store.write_manifest(other / "adapter", folder.name)
     assert entered(*chained(smaller, corpus, f"heal.init_from={other}")).digest not in (by_digest, fresh)
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(ValueError, match=f"^heal.init_from={other}: there are no whole adapters in {other}/adapter"):

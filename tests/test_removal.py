@@ -8,7 +8,7 @@ from depthcut.data.text.tokens import Tokens
 from depthcut.metric.kl import Kl
 from depthcut.metric.perplexity import Perplexity
 from depthcut.model.decoder import layers, shared_prefix
-from depthcut.model.surgery.sizes import Shape
+from depthcut.model.surgery.sizes import ModelSize
 from depthcut.prune.greedy import Greedy
 from labs import lab, sized, tokens
 from pico import FAMILIES, pico
@@ -22,12 +22,12 @@ def log_p(model, ids: np.ndarray) -> torch.Tensor:
 def naive(model, text: Tokens) -> tuple[list[float], list[float]]:
     """Each layer bypassed in turn, one sequence at a time: perplexities and divergences."""
     perplexities, divergences = [], []
-    for layer in range(len(layers.layers(model))):
+    for layer in range(len(layers.layer_list(model))):
         losses, diverged = [], []
         for row, length in zip(text.ids, text.lengths, strict=True):
             ids = row[:length]
             dense = log_p(model, ids)
-            with layers.bypass(model, [layer]):
+            with layers.bypass_layers(model, [layer]):
                 without = log_p(model, ids)
             losses += (-without[range(length - 1), ids[1:]]).tolist()
             diverged += (dense.exp() * (dense - without)).sum(-1).tolist()
@@ -56,7 +56,7 @@ def test_what_is_left_is_scored_again(metric):
         else:
             losses = []
             for row, length in zip(text.ids, text.lengths, strict=True):
-                with layers.bypass(model, [1, 3, layer]):
+                with layers.bypass_layers(model, [1, 3, layer]):
                     losses += (-log_p(model, row[:length])[range(length - 1), row[1:length]]).tolist()
             assert scores[place] == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
 
@@ -64,8 +64,8 @@ def test_what_is_left_is_scored_again(metric):
 def test_an_identity_layer_costs_nothing():
     model, text = pico("llama"), tokens()
     with torch.no_grad():
-        layers.layers(model)[2].self_attn.o_proj.weight.zero_()
-        layers.layers(model)[2].mlp.down_proj.weight.zero_()
+        layers.layer_list(model)[2].self_attn.o_proj.weight.zero_()
+        layers.layer_list(model)[2].mlp.down_proj.weight.zero_()
     divergence = Kl(batch=2)(lab(model, text)).layers
     assert divergence[2] < 1e-6 and min(d for i, d in enumerate(divergence) if i != 2) > 1e-3
 
@@ -73,7 +73,7 @@ def test_an_identity_layer_costs_nothing():
 def test_half_of_the_naive_layer_passes_are_made_and_the_model_is_left_as_it_was():
     model, text = pico("llama", layers=12), tokens((12, 12))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    stack = list(layers.layers(model))
+    stack = list(layers.layer_list(model))
     passes = 0
 
     def counted(forward):
@@ -89,7 +89,7 @@ def test_half_of_the_naive_layer_passes_are_made_and_the_model_is_left_as_it_was
     Kl(batch=2)(lab(model, text))
     naive_passes = 12 * 11
     assert passes == 12 + 12 * 11 // 2 <= 0.6 * naive_passes  # 0.55 from 20 layers on
-    assert list(layers.layers(model)) == stack and all("forward" not in vars(layer) for layer in stack)
+    assert list(layers.layer_list(model)) == stack and all("forward" not in vars(layer) for layer in stack)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -98,11 +98,11 @@ def test_the_standard_error_is_that_of_a_ratio_over_the_sequences():
     model, text = pico("llama"), tokens((12, 12, 12, 12))
     metric = Perplexity(batch=2)
     here = lab(model, text)
-    sums, counts = shared_prefix.summed(here, [(1,)], "layer", metric.reading(here, None))
-    _, stderr = shared_prefix.mean(sums, counts, torch.ones(4))
+    sums, counts = shared_prefix.measure_subnetworks(here, [(1,)], "layer", metric.reading(here, None))
+    _, stderr = shared_prefix.mean_and_stderr(sums, counts, torch.ones(4))
     rows = []
     for ids in text.ids:
-        with layers.bypass(model, [1]):
+        with layers.bypass_layers(model, [1]):
             found = log_p(model, ids)
         rows.append(-found[range(11), ids[1:]].mean().item())
     assert stderr[0].item() == pytest.approx(np.std(rows, ddof=1) / 2, rel=1e-4)
@@ -114,7 +114,7 @@ def test_greedy_on_a_real_model_is_what_bypassing_in_turn_gives():
     def score(removed=()):
         return Kl(batch=3)(lab(model, text), removed)
 
-    plan = sized(Greedy, frac=0.5)(score, Shape(6))
+    plan = sized(Greedy, frac=0.5)(score, ModelSize(6))
     removed: list[int] = []
     for _ in range(3):
         left = [layer for layer in range(5) if layer not in removed]
@@ -128,7 +128,7 @@ def divergence_without(model, text: Tokens, removed: list[int], layer: int) -> f
     for row, length in zip(text.ids, text.lengths, strict=True):
         ids = row[:length]
         dense = log_p(model, ids)
-        with layers.bypass(model, [*removed, layer]):
+        with layers.bypass_layers(model, [*removed, layer]):
             found += (dense.exp() * (dense - log_p(model, ids))).sum(-1).tolist()
     return float(np.mean(found))
 
@@ -167,12 +167,12 @@ def test_any_sub_networks_at_once_equal_each_on_its_own():
     model, text = pico("qwen2"), tokens()
     drops = [(0, 4), (1,), (), (0, 1, 2), (0, 4, 5)]
     here, metric = lab(model, text), Perplexity(batch=3)
-    sums, counts = shared_prefix.summed(here, drops, "layer", metric.reading(here, 4))
+    sums, counts = shared_prefix.measure_subnetworks(here, drops, "layer", metric.reading(here, 4))
     values = metric.without(here, drops, "layer", samples=4)
     assert values == pytest.approx((sums.sum(1) / counts.sum()).exp().tolist())
     assert sums.shape == (5, 4) and counts.tolist() == [8, 11, 4, 11]
     for place, drop in enumerate(drops):
-        with layers.bypass(model, drop):
+        with layers.bypass_layers(model, drop):
             for row in range(4):
                 ids = text.ids[row][: text.lengths[row]]
                 loss = -log_p(model, ids)[range(len(ids) - 1), ids[1:]].sum().item()

@@ -20,7 +20,7 @@ from depthcut.model.checkpoint import exported
 from depthcut.model.decoder import layers, layerwise
 from depthcut.model.surgery import bridges
 from depthcut.replace.fitting import least_squares
-from depthcut.replace.fitting.least_squares import Sums
+from depthcut.replace.fitting.least_squares import SufficientStatistics
 from depthcut.study import digests, export, lab
 from gaps import DEPTH, edges, model_of, opened
 from pico import logits, texts, written
@@ -53,11 +53,11 @@ def test_the_mean_update_is_the_mean_of_the_updates(family, tmp_path):
     model, plan = model_of(family), Plan(DEPTH, (0, 2, 3, 5))
     here, filled = replaced(tmp_path, model, "mean", plan, "prune.keep_last=0")
     seen = edges(model, here)
-    fill = bridges.taken(filled, plan)
+    fill = bridges.extract_bridges(filled, plan)
     for start, stop in ((0, 1), (2, 4), (5, 6)):
         wanted = (seen[stop] - seen[start]).mean(0)
         np.testing.assert_allclose(fill.tensors[f"{start}.bias"].numpy(), wanted, rtol=1e-3, atol=1e-4)
-    way = layerwise.enter(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
+    way = layerwise.start_forward(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
     with torch.no_grad():  # the dense model's layers, and the vectors in between
         h = way.h_BTD + fill.tensors["0.bias"]
         h = way.step(1, h) + fill.tensors["2.bias"]
@@ -76,10 +76,10 @@ def test_maps_out_of_sums_are_those_of_the_stacked_states(llama, kind, ridge):
     folder, model = llama
     words = f"linear replace.ridge={ridge} replace.map={kind.split()[0]}"
     here, filled = replaced(folder, model, words + (" replace.rank=5" if "rank" in kind else ""))
-    seen, parts = edges(model, here), bridges.taken(filled, PLAN).by_layer()[2]
+    seen, parts = edges(model, here), bridges.extract_bridges(filled, PLAN).by_layer()[2]
     z = lengthened(seen[2], ridge)
     r = np.concatenate([seen[4] - seen[2], np.zeros((len(z) - len(seen[2]), 64))])
-    got = least_squares.matrix(parts).double().numpy()
+    got = least_squares.map_matrix(parts).double().numpy()
     if kind == "full":
         wanted = np.linalg.lstsq(z, r, rcond=None)[0]
     elif kind == "diagonal":
@@ -98,21 +98,21 @@ def test_maps_out_of_sums_are_those_of_the_stacked_states(llama, kind, ridge):
 
 def through(model, parts) -> torch.Tensor:
     """The dense model by hand, with the map in place of layers 2 and 3."""
-    way = layerwise.enter(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
+    way = layerwise.start_forward(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
     with torch.no_grad():
         h = way.step(1, way.step(0, way.h_BTD))
-        return way.logits(way.step(5, way.step(4, h + h @ least_squares.matrix(parts))))
+        return way.logits(way.step(5, way.step(4, h + h @ least_squares.map_matrix(parts))))
 
 
 def test_no_map_of_a_rank_does_better_than_the_reduced_one():
     chance = torch.Generator().manual_seed(0)
     z = torch.randn(200, 6, generator=chance, dtype=torch.float64) @ torch.randn(6, 6, generator=chance).double()
     r = torch.randn(200, 6, generator=chance, dtype=torch.float64)
-    sums = Sums.of_width(z)
+    sums = SufficientStatistics.of_width(z)
     for rows in (slice(0, 70), slice(70, 200)):
         sums.add(z[rows], r[rows])
     left, right = (
-        least_squares.fitted(sums, "low_rank", 0.0, 2)[name].clone().requires_grad_() for name in ("left", "right")
+        least_squares.fit_map(sums, "low_rank", 0.0, 2)[name].clone().requires_grad_() for name in ("left", "right")
     )
     best = (z @ left @ right - r).square().sum()
     assert sums.unexplained((left @ right).detach()) == pytest.approx((best / r.square().sum()).item())
@@ -133,19 +133,19 @@ def test_a_strong_ridge_leaves_the_plain_cut(llama):
 def test_a_feature_that_never_moves_and_one_that_copies_another():
     z = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     z = torch.cat([z, torch.zeros(50, 1), z[:, :1]], dim=1)
-    sums = Sums.of_width(z)
+    sums = SufficientStatistics.of_width(z)
     sums.add(z, z @ torch.arange(25.0).double().view(5, 5))
     for kind in ("full", "diagonal"):
-        found = least_squares.matrix(least_squares.fitted(sums, kind, 0.0, None))
+        found = least_squares.map_matrix(least_squares.fit_map(sums, kind, 0.0, None))
         assert found.isfinite().all() and found[3].abs().max() == 0
-    assert sums.unexplained(least_squares.full(sums, 0.0)) < 1e-9
+    assert sums.unexplained(least_squares.fit_full_matrix(sums, 0.0)) < 1e-9
 
 
 def test_layers_that_are_linear_are_restored(tmp_path):
     """Each token attends to itself alone, norms only scale, MLPs are silent: the layers are matrices."""
     model = model_of("mistral", sliding_window=1, rms_norm_eps=1e10)
     with torch.no_grad():
-        for layer in layers.layers(model):
+        for layer in layers.layer_list(model):
             layer.mlp.down_proj.weight.zero_()
             layer.input_layernorm.weight.mul_(1e5)
         model.model.norm.weight.mul_(1e5)
@@ -162,7 +162,7 @@ def test_the_fused_map_is_replacemes(family, tmp_path):
     name = {"llama": "mlp.down_proj", "opt": "fc2", "gpt_neox": "mlp.dense_4h_to_h"}[family]
     for start, stop in ((2, 3), (4, 5)):
         seen, outputs = [], []
-        writer = layers.layers(model)[start - 1].get_submodule(name)
+        writer = layers.layer_list(model)[start - 1].get_submodule(name)
         handle = writer.register_forward_hook(
             lambda _, __, out, outputs=outputs: outputs.append(out.reshape(-1, 64).numpy())
         )
@@ -170,7 +170,7 @@ def test_the_fused_map_is_replacemes(family, tmp_path):
         handle.remove()
         m = np.concatenate(outputs).astype(float)
         t = np.linalg.solve(m.T @ m, m.T @ (seen[stop] - seen[start] + m))
-        got = layers.layers(filled)[plan.keep.index(start - 1)].get_submodule(name)
+        got = layers.layer_list(filled)[plan.keep.index(start - 1)].get_submodule(name)
         np.testing.assert_allclose(
             got.weight.numpy(), t.T @ writer.weight.detach().double().numpy(), rtol=0.02, atol=5e-3
         )
@@ -184,8 +184,8 @@ def test_laco_by_hand(llama):
     folder, model = llama
     plan = Plan(DEPTH, (1, 3, 4))
     _, merged = replaced(folder, model, "merge", plan)
-    dense = [layer.state_dict() for layer in layers.layers(model)]
-    new = [layer.state_dict() for layer in layers.layers(merged)]
+    dense = [layer.state_dict() for layer in layers.layer_list(model)]
+    new = [layer.state_dict() for layer in layers.layer_list(merged)]
     for name in dense[0]:
         close(new[0][name], dense[1][name])  # 0 + (1 - 0)
         close(new[1][name], dense[3][name] + dense[4][name] - dense[2][name])  # 2 + (3 - 2) + (4 - 2)
@@ -197,14 +197,16 @@ def test_the_notebooks_merge_is_the_last_dropped_layer_with_the_first_ones_norms
     folder, model = llama
     plan = Plan(DEPTH, (1, 3, 4))
     here, merged = replaced(folder, model, "merge replace.formula=notebook", plan)
-    dense = [layer.state_dict() for layer in layers.layers(model)]
-    new = [layer.state_dict() for layer in layers.layers(merged)]
+    dense = [layer.state_dict() for layer in layers.layer_list(model)]
+    new = [layer.state_dict() for layer in layers.layer_list(merged)]
     for name, first in dense[0].items():
         close(new[0][name], dense[1][name] if first.ndim > 1 else first)
         close(new[1][name], dense[4 if first.ndim > 1 else 2][name])
     paper = opened(folder, model, "replace=merge")
-    assert digests.pruned(here, plan) != digests.pruned(paper, plan) and here.digest != paper.digest
-    assert paper.experiment.replace.reads(paper) is None and "formula" not in digests.fields(paper.experiment.replace)
+    assert digests.pruned_digest(here, plan) != digests.pruned_digest(paper, plan) and here.digest != paper.digest
+    assert paper.experiment.replace.reads(paper) is None and "formula" not in digests.method_fields(
+        paper.experiment.replace
+    )
 
 
 def test_a_layer_learns_by_the_error_behind_the_gap(llama):
@@ -212,9 +214,9 @@ def test_a_layer_learns_by_the_error_behind_the_gap(llama):
     folder, model = llama
     words = "layer replace.steps=2 replace.batch=3 replace.lr=1e-2 replace.lr_end=0 replace.weight_decay=0.1"
     here, filled = replaced(folder, model, words)
-    assert len(layers.layers(filled)) == filled.config.num_hidden_layers == DEPTH - 1
+    assert len(layers.layer_list(filled)) == filled.config.num_hidden_layers == DEPTH - 1
     text = here.text("train", 6)
-    student = {n: p.detach().double().clone() for n, p in layers.layers(model)[2].named_parameters()}
+    student = {n: p.detach().double().clone() for n, p in layers.layer_list(model)[2].named_parameters()}
     first, second = ({n: torch.zeros_like(p) for n, p in student.items()} for _ in range(2))
     for step, lr in ((1, 1e-2), (2, 5e-3)):
         rows = text.ids[3 * (step - 1) : 3 * step]
@@ -225,9 +227,9 @@ def test_a_layer_learns_by_the_error_behind_the_gap(llama):
             second[name] = 0.95 * second[name] + 0.05 * g**2
             change = first[name] / (1 - 0.9**step) / ((second[name] / (1 - 0.95**step)).sqrt() + 1e-8)
             student[name] -= lr * change
-    got = layers.layers(filled)[2].state_dict()
+    got = layers.layer_list(filled)[2].state_dict()
     for name, wanted in student.items():
-        moved = (wanted - layers.layers(model)[2].state_dict()[name]).abs().max()
+        moved = (wanted - layers.layer_list(model)[2].state_dict()[name]).abs().max()
         assert (got[name] - wanted).abs().max() < 0.05 * moved, name
 
 
@@ -248,7 +250,7 @@ def gradients(model, student, ids) -> dict[str, torch.Tensor]:
 def test_a_layer_before_silent_ones_has_nothing_to_learn(tmp_path):
     model = model_of("llama")
     with torch.no_grad():
-        for part in (layers.layers(model)[3].self_attn.o_proj, layers.layers(model)[3].mlp.down_proj):
+        for part in (layers.layer_list(model)[3].self_attn.o_proj, layers.layer_list(model)[3].mlp.down_proj):
             part.weight.zero_()
     _, filled = replaced(tmp_path, model, "layer replace.steps=2 replace.batch=2 replace.weight_decay=0")
     close(logits(filled), logits(model))
@@ -267,7 +269,7 @@ def test_a_training_that_comes_to_no_numbers_leaves_none(llama):
     with pytest.raises(ValueError, match=r"^diverged: replace=layer is no number at step \d+; take a lower"):
         replaced(*llama, words)
     here = opened(*llama, *f"replace={words}".split())
-    assert not (here.cache / "replacements" / digests.pruned(here, PLAN)).exists()
+    assert not (here.cache / "replacements" / digests.pruned_digest(here, PLAN)).exists()
 
 
 @pytest.mark.slow
@@ -287,8 +289,8 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path, caplog):
     caplog.set_level("INFO", "depthcut")
     made = []
     for name in ("killed", "peace"):
-        here = lab.enter(experiment.read(composed(f"outputs={tmp_path}/{name}", *words)))
-        algorithm.run(here.experiment, here)
+        here = lab.open_run(experiment.build_experiment(composed(f"outputs={tmp_path}/{name}", *words)))
+        algorithm.run_experiment(here.experiment, here)
         made.append((here.cache / "replacements" / found[0].stem / "replacement.safetensors").read_bytes())
     (line,) = [line for line in caplog.messages if "goes on from step" in line]
     assert 0 < int(line.partition("step ")[2].partition(":")[0]) < 60
@@ -306,13 +308,13 @@ def test_filled_and_saved_and_loaded(family, words, tmp_path):
     assert (logits(filled) - logits(here.load(plan))).abs().max() > 0.01
     assert torch.equal(written(filled, use_cache=True), written(filled, use_cache=False))
     wanted = logits(filled)
-    way = layerwise.enter(filled, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
+    way = layerwise.start_forward(filled, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
     with torch.no_grad():
         h = way.h_BTD
         for index in range(len(way.stack)):
             h = way.step(index, h)
         assert torch.equal(way.logits(h), wanted)
-    exported.write(filled, plan, tmp_path / "out")
+    exported.write_exported(filled, plan, tmp_path / "out")
     assert torch.equal(logits(filled), wanted), "it is left as it was"
     again = depthcut.load(tmp_path / "out", dtype="float32")
     assert torch.equal(logits(again), wanted)
@@ -384,14 +386,14 @@ def test_on_a_four_bit_base(words, llama):
     folder, model = llama
     here, filled = replaced(folder, model, words, PLAN, "model.quantise=nf4", "model.dtype=bfloat16", "heal=none")
     assert filled.is_loaded_in_4bit
-    linear = [part for part in layers.layers(filled).modules() if isinstance(part, nn.Linear)]
+    linear = [part for part in layers.layer_list(filled).modules() if isinstance(part, nn.Linear)]
     assert all(type(part).__name__ == "Linear4bit" for part in linear)
     assert all(part.weight.dtype == torch.uint8 for part in linear)
     exact = replaced(folder, model, words)[1]
     gap = (logits(here.load(PLAN)) - logits(exact)).norm()
     assert (logits(filled) - logits(exact)).norm() < gap
     before = logits(filled)
-    assert (logits(export.plain(filled)) - before).norm() < 0.02 * before.norm()
+    assert (logits(export.dequantise_model(filled)) - before).norm() < 0.02 * before.norm()
 
 
 def test_cuts_with_no_place_for_it_are_refused_before_anything_is_loaded(llama):
@@ -424,7 +426,7 @@ def test_gaps_that_cannot_be_filled_are_refused(words, drop, message, llama):
 @pytest.mark.parametrize("words", ["mean", "linear replace.map=diagonal"])
 def test_states_that_are_not_finite_give_no_map(words, tmp_path):
     model = model_of("llama")
-    layers.layers(model)[2].mlp.down_proj.weight.data.fill_(float("inf"))
+    layers.layer_list(model)[2].mlp.down_proj.weight.data.fill_(float("inf"))
     with pytest.raises(ValueError, match="none of the calibration tokens gave finite hidden states"):
         replaced(tmp_path, model, words)
 
@@ -437,7 +439,7 @@ def test_no_map_goes_into_weights_whose_output_is_normed(family, tmp_path):
 
 def test_the_config_of_a_saved_model_tells_what_stands_in_the_gap(llama, tmp_path):
     _, filled = replaced(*llama, "mean")
-    exported.write(filled, PLAN, tmp_path)
+    exported.write_exported(filled, PLAN, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["model_type"], config["base"]["num_hidden_layers"]) == ("depthcut", 4)
     assert Plan.from_dict(config["plan"]).drop == PLAN.drop
@@ -470,13 +472,13 @@ def test_a_whole_run_measures_heals_and_exports(llama, words, heal, tmp_path):
     folder, model = llama
     knobs = ("prune=deepest", "prune.layers=2", f"name={tmp_path.name}", *heal)
     here = opened(folder, model, *f"replace={words}".split(), *knobs)
-    algorithm.run(here.experiment, here)
+    algorithm.run_experiment(here.experiment, here)
     stage = "healed" if heal is HEALED else "pruned"
     again = depthcut.load(here.folder / "model", dtype="float32")
     (found,) = next(iter(here.experiment.eval.values()))(again, here)
     assert found["validation/loss"] == pytest.approx(here.numbers[f"{stage}/validation/loss"], rel=1e-5)
     bare = opened(folder, model, "replace=none", *knobs[:3], "heal=none", "export=none")
-    algorithm.run(bare.experiment, bare)
+    algorithm.run_experiment(bare.experiment, bare)
     assert abs(bare.numbers["pruned/validation/loss"] - here.numbers["pruned/validation/loss"]) > 1e-3
     assert f"In the gaps: `{words.split()[0]}`." in (here.folder / "model" / "README.md").read_text()
     assert here.numbers["bytes/weights"] == sum(p.nbytes for p in again.parameters())

@@ -13,7 +13,7 @@ import depthcut
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import adapters
 from depthcut.heal.training.lightning_module import Healing
-from depthcut.heal.training.objective import next_token
+from depthcut.heal.training.objective import next_token_loss
 from depthcut.model.checkpoint import exported
 from depthcut.model.decoder import layers
 from depthcut.model.surgery import gaps, inserted, shared
@@ -49,31 +49,31 @@ def rebuilt(matrix: np.ndarray, rank: int) -> np.ndarray:
 def test_distance_and_best_approximation_are_those_of_whole_svds(shape, rank):
     chance = np.random.default_rng(0)
     one, other = (chance.normal(size=shape) @ np.diag(0.8 ** np.arange(shape[1])) for _ in range(2))
-    pairs = [low_rank.best(torch.from_numpy(each).float(), rank) for each in (one, other)]
+    pairs = [low_rank.truncated_svd(torch.from_numpy(each).float(), rank) for each in (one, other)]
     for pair, each in zip(pairs, (one, other), strict=True):
         np.testing.assert_allclose(pair.product.numpy(), rebuilt(each, rank), atol=1e-4)
         np.testing.assert_allclose((pair.right @ pair.right.T).numpy(), np.eye(min(rank, *shape)), atol=1e-4)
     difference = rebuilt(one, rank) - rebuilt(other, rank)
     wanted = np.linalg.norm(difference - rebuilt(difference, rank))  # eq. 2
-    assert low_rank.beyond(*pairs, rank) ** 0.5 == pytest.approx(wanted, rel=1e-4, abs=1e-3)
+    assert low_rank.truncation_error(*pairs, rank) ** 0.5 == pytest.approx(wanted, rel=1e-4, abs=1e-3)
 
 
 def test_known_distances():
     """Of rank r matrices r + r directions apart, the r weaker ones are left; of equal ones nothing."""
     one, other = torch.diag(torch.tensor([9.0, 8, 0, 0, 0])), torch.diag(torch.tensor([0.0, 0, 7, 6, 0]))
-    pairs = [low_rank.best(each, 2) for each in (one, other)]
-    assert low_rank.beyond(*pairs, 2) == pytest.approx(7**2 + 6**2, rel=1e-5)
-    assert low_rank.beyond(pairs[0], pairs[0], 2) < 1e-8
-    assert low_rank.best(torch.zeros(3, 4), 2).product.abs().max() == 0
+    pairs = [low_rank.truncated_svd(each, 2) for each in (one, other)]
+    assert low_rank.truncation_error(*pairs, 2) == pytest.approx(7**2 + 6**2, rel=1e-5)
+    assert low_rank.truncation_error(pairs[0], pairs[0], 2) < 1e-8
+    assert low_rank.truncated_svd(torch.zeros(3, 4), 2).product.abs().max() == 0
 
 
 def test_bases_by_brute_force(llama):
     """Eq. 5 over all seven matrices, by whole SVDs; and a layer's twin is its base."""
     folder, model = llama
     here = opened(folder, model, "replace=shared")
-    found = weight_distance.kept(here, 4)
+    found = weight_distance.layer_distances(here, 4)
     weights = [
-        {n: p.detach().numpy() for n, p in each.named_parameters() if p.ndim == 2} for each in layers.layers(model)
+        {n: p.detach().numpy() for n, p in each.named_parameters() if p.ndim == 2} for each in layers.layer_list(model)
     ]
     for i, j in ((0, 1), (2, 5), (4, 3)):
         squares = []
@@ -83,15 +83,15 @@ def test_bases_by_brute_force(llama):
         assert len(squares) == 7
         assert found[i][j] == found[j][i] == pytest.approx(np.sum(squares) ** 0.5, rel=1e-4)
     assert [found[i][i] for i in range(DEPTH)] == [0] * DEPTH
-    bases = weight_distance.bases(PLAN, found)
+    bases = weight_distance.nearest_layers(PLAN, found)
     assert bases == {i: min((0, 3, 5), key=lambda j: found[i][j]) for i in (1, 2, 4)}
 
 
 def test_a_twin_is_the_base_and_is_read_once(tmp_path):
     model = model_of("llama")
-    layers.layers(model)[4].load_state_dict(layers.layers(model)[5].state_dict())
+    layers.layer_list(model)[4].load_state_dict(layers.layer_list(model)[5].state_dict())
     _, whole = filled(tmp_path, model, "replace.gain=null", "replace.rank=2", plan=Plan(DEPTH, (4,)))
-    assert shared.taken(whole).more["bases"] == {"4": 5}
+    assert shared.extract_shared_layers(whole).more["bases"] == {"4": 5}
     close(logits(whole), logits(model))
 
 
@@ -109,10 +109,10 @@ def test_without_adapters_it_is_the_bases_weights(family, tmp_path):
     model = model_of(family)
     _, whole = filled(tmp_path, model, "replace.gain=null")
     for part in whole.modules():
-        if isinstance(part, shared.Delta):
+        if isinstance(part, shared.LowRankDelta):
             part.left.data.zero_()
-    stack = layers.layers(model)
-    for number, base in shared.taken(whole).more["bases"].items():
+    stack = layers.layer_list(model)
+    for number, base in shared.extract_shared_layers(whole).more["bases"].items():
         for name, parameter in stack[int(number)].named_parameters():
             if parameter.ndim == 2:
                 parameter.data.copy_(stack[base].get_parameter(name))
@@ -123,10 +123,10 @@ def test_without_adapters_it_is_the_bases_weights(family, tmp_path):
 def test_adapters_begin_as_the_svd_of_the_difference(llama, rank):
     folder, model = llama
     _, whole = filled(folder, model, f"replace.rank={rank}")
-    fill = shared.taken(whole)
+    fill = shared.extract_shared_layers(whole)
     for number, base in fill.more["bases"].items():
-        for name in weight_distance.linear_names(layers.layers(model)[0]):
-            mine, theirs = (layers.layers(model)[i].get_parameter(f"{name}.weight") for i in (int(number), base))
+        for name in weight_distance.shareable_linear_names(layers.layer_list(model)[0]):
+            mine, theirs = (layers.layer_list(model)[i].get_parameter(f"{name}.weight") for i in (int(number), base))
             left, right = (fill.tensors[f"{number}.{name}.own_delta.{side}"] for side in ("left", "right"))
             difference = (mine - theirs).detach().numpy()
             np.testing.assert_allclose((left @ right).numpy(), rebuilt(difference, rank), atol=1e-3)
@@ -153,17 +153,17 @@ def test_counted_parameters_are_the_papers():
     """9 of 32 layers of Llama-2-7B at rank 256: 179.9 M in adapters, 3.66 % of what is left; nothing is in memory."""
     config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, vocab_size=32000)
     plan = Plan(32, tuple(range(21, 30)))
-    whole = layers.skeleton(config)
+    whole = layers.meta_model(config)
     with torch.device("meta"):
-        empty = layers.layers(whole)
+        empty = layers.layer_list(whole)
         like = {name: torch.empty(p.shape) for name, p in empty[0].named_parameters()}
         own = Shared(rank=256, gain=0.01).own(like, like, empty[0])
-    more = {"bases": {str(i): 20 for i in plan.drop}, **inserted.dense(config)}
-    left = layers.skeleton(layers.trimmed(config, plan.drop))
+    more = {"bases": {str(i): 20 for i in plan.drop}, **inserted.dense_config_entry(config)}
+    left = layers.meta_model(layers.trimmed_config(config, plan.drop))
     before = sum(p.numel() for p in left.parameters())
     fill = gaps.Fill("shared", {f"{i}.{n}": t for i in plan.drop for n, t in own.items()}, more)
-    shared.put(left, fill, gaps.Form("none", torch.float32, "meta"))
-    deltas = [part for part in left.modules() if isinstance(part, shared.Delta)]
+    shared.insert_shared_layers(left, fill, gaps.Form("none", torch.float32, "meta"))
+    deltas = [part for part in left.modules() if isinstance(part, shared.LowRankDelta)]
     adapters = sum(p.numel() for delta in deltas for p in delta.parameters())
     assert len(deltas) == 63
     assert (adapters, f"{adapters / 1e6:.1f}M", f"{100 * adapters / before:.2f} %") == (179896320, "179.9M", "3.66 %")
@@ -186,12 +186,12 @@ def test_saved_and_loaded_and_written_with_a_cache(family, plan, tmp_path):
             cache, steps = out[CACHE], [*steps, out.logits]
     close(torch.cat(steps, 1), wanted)
     assert len(cache.layers) == DEPTH
-    exported.write(whole, plan, tmp_path / "out")
+    exported.write_exported(whole, plan, tmp_path / "out")
     assert torch.equal(logits(whole), wanted), "it is left as it was"
     again = depthcut.load(tmp_path / "out", dtype="float32")
     assert torch.equal(logits(again), wanted)
     assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in whole.parameters())
-    plain = AutoModelForCausalLM.from_config(layers.trimmed(model.config, plan.drop))
+    plain = AutoModelForCausalLM.from_config(layers.trimmed_config(model.config, plan.drop))
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         shapes = [tuple(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118  it is no dictionary
     assert sorted(shapes) == sorted(tuple(p.shape) for p in plain.parameters()), "beside it is the plain cut model"
@@ -202,7 +202,7 @@ def adapted(model) -> PeftModel:
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     torch.manual_seed(0)
     where: Any = {"target_modules": names, "layers_to_transform": [*range(DEPTH)], "layers_pattern": "layers"}
-    config = LoraConfig(r=4, lora_alpha=4, task_type="CAUSAL_LM", **where, **gaps.adapting(model))
+    config = LoraConfig(r=4, lora_alpha=4, task_type="CAUSAL_LM", **where, **gaps.lora_config_kwargs(model))
     found = get_peft_model(model, config)
     assert isinstance(found, PeftModel)
     return found
@@ -222,24 +222,24 @@ def test_healing_trains_adapters_and_what_is_its_own_and_the_export_is_what_was_
     after = logits(healed)
     healed.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
     again = adapted(filled(*llama, *knobs)[1])
-    adapters.attach(again, tmp_path / "adapter")
+    adapters.load_adapters(again, tmp_path / "adapter")
     assert torch.equal(logits(again), after)
-    merged = PeftModel.from_pretrained(export.plain(filled(*llama, *knobs)[1]), str(tmp_path / "adapter"))
+    merged = PeftModel.from_pretrained(export.dequantise_model(filled(*llama, *knobs)[1]), str(tmp_path / "adapter"))
     merged = merged.merge_and_unload()
     torch.testing.assert_close(logits(merged), after, rtol=0.02, atol=0.05 if quantise == "nf4" else 1e-3)
-    exported.write(merged, PLAN, tmp_path / "out")
+    exported.write_exported(merged, PLAN, tmp_path / "out")
     assert torch.equal(logits(depthcut.load(tmp_path / "out", dtype="float32")), logits(merged))
 
 
 def stepped(healed) -> set[str]:
     """Train a little; the names of what is trained, all of which has moved."""
-    module = Healing(healed, RECIPE, next_token)
+    module = Healing(healed, RECIPE, next_token_loss)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     assert module.state_dict().keys() == trained.keys()
     start = {name: p.detach().clone() for name, p in trained.items()}
     optimiser, losses = torch.optim.AdamW(trained.values(), lr=3e-3), []
     for _ in range(12):
-        loss = next_token(healed, batch(texts()))
+        loss = next_token_loss(healed, batch(texts()))
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -259,7 +259,7 @@ def test_on_a_four_bit_base_the_base_is_the_quantised_one(llama):
     dense = (logits(here.load()) - exact).norm() / exact.norm()
     assert error < 1.5 * dense
     before = logits(whole)
-    assert (logits(export.plain(whole)) - before).norm() < 0.02 * before.norm()
+    assert (logits(export.dequantise_model(whole)) - before).norm() < 0.02 * before.norm()
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])

@@ -29,7 +29,7 @@ from depthcut.report import (
     transition_fit,
     transitions,
 )
-from depthcut.report.transition_fit import Curve, Interval, Transition
+from depthcut.report.transition_fit import CurveData, Interval, Transition
 from depthcut.runtime.errors import UserError
 from depthcut.study.recording import FORMAT
 from running import ENVIRONMENT, ROOT
@@ -91,12 +91,12 @@ def test_what_was_unfinished_is_looked_at_again_without_the_records(made):
     (damaged / "record.json").write_text("{")
     kept = (later / "record.json").read_text()
     (later / "record.json").unlink()
-    found = study.read([made])
+    found = study.read_studies([made])
     assert set(found.unfinished) == {begun, damaged, later} and found.states["left"] == 3
     (done / "record.json").unlink()  # is not read again
     (later / "record.json").write_text(kept)
     with FileLock(begun.with_name(f".{begun.name}.lock")):
-        now = study.again(found)
+        now = study.refresh_studies(found)
     assert now.states == {"done": 278, "running": 1, "left": 1} and now.running == [begun]
     assert now.skipped == found.skipped == {study.UNREADABLE: 1}
     assert found.states["left"] == 3 and found.running == []
@@ -104,21 +104,21 @@ def test_what_was_unfinished_is_looked_at_again_without_the_records(made):
 
 def test_a_running_point_tells_how_far_it_is_and_a_curve_that_is_thinned(made):
     folder = next(path.parent for path in first(made) if (path.parent / "heal.csv").exists())
-    (told,) = live.of([folder])
+    (told,) = live.running_points([folder])
     assert told["digest"] == folder.name and told["study"] == "made_llama2_7b" and told["steps"] == (120, 5000)
-    assert len(told["loss"]) == len(told["tokens"]) <= healing.KEPT and told["tokens"][-1] == 120 * 32768
+    assert len(told["loss"]) == len(told["tokens"]) <= healing.MAX_POINTS and told["tokens"][-1] == 120 * 32768
     assert told["each"] * len(told["loss"]) >= 120
     (folder / "heal.csv").write_text("step,tok")
     (folder / "config.yaml").write_text("heal: {steps: 2026-01-01}\nmodel: 3")
-    (told,) = live.of([folder])
+    (told,) = live.running_points([folder])
     assert told["steps"] is None and told["loss"] == [] and json.dumps(told)
 
 
 def test_many_healing_curves_are_thinned_more_than_a_few(made):
-    points = study.read([made]).points
+    points = study.read_studies([made]).points
     healed = next(point for point in points if (point.folder / "heal.csv").exists())
     other = next(point for point in points if not (point.folder / "heal.csv").exists())
-    (alone,), (among,) = (healing.curves([healed, *[other] * more]) for more in (0, 3000))
+    (alone,), (among,) = (healing.healing_curves([healed, *[other] * more]) for more in (0, 3000))
     assert len(alone.loss) == 40 and len(among.loss) == 20  # of 120 steps
     assert np.average(among.loss) == pytest.approx(np.average(alone.loss))
     assert alone.tokens[-1] == among.tokens[-1] == 120 * 32768
@@ -128,10 +128,10 @@ def test_a_title_names_only_what_is_the_same_for_all(made):
     record = json.loads(first(made)[0].read_text())
     other = json.loads(json.dumps(record))
     other["config"]["prune"]["_target_"] = "depthcut.prune.deepest.Deepest"
-    one, two = (str(table.of_study(rows).title) for rows in ([record, record], [record, other]))
+    one, two = (str(table.study_table(rows).title) for rows in ([record, record], [record, other]))
     metric = "metric " + record["config"]["metric"]["_target_"].split(".")[-2]
     assert metric in one and "metric" not in two and "model llama2_7b" in two
-    heads = [column.header for column in table.of_study([record, other]).columns]
+    heads = [column.header for column in table.study_table([record, other]).columns]
     assert "metric" in heads and "prune" in heads and "model" not in heads
 
 
@@ -158,7 +158,7 @@ def test_what_is_no_point_is_counted_in_words_and_never_an_error(made):
     (made / "made_llama2_7b" / "wandb").mkdir()
     (made / "made_llama2_7b" / "notes.txt").write_text("mine")
     shutil.copytree(rest[0].parent, made / "made_phi_2" / rest[0].parent.name)
-    found = study.read([made])
+    found = study.read_studies([made])
     assert found.skipped == {
         study.OTHER_VERSION: 1,
         study.UNREADABLE: 5,
@@ -201,21 +201,21 @@ def test_a_record_of_wrong_evaluations_spoils_no_report(made, output):
     done = report(made / "made_llama2_7b", "-o", made / output)
     assert done.returncode == 0, done.stderr
     assert (made / output).exists()
-    found = study.read([made])
+    found = study.read_studies([made])
     assert set(found.damaged) == {each.parent for each in (a, b, c, d)}
 
 
 @pytest.mark.parametrize("port", [99999999, 65536, -1])
 def test_a_port_that_is_none_is_told_in_one_line(tmp_path, port):
     with pytest.raises(UserError, match=f"--port must be a whole number from 0 to 65535, got {port}"):
-        serve.server([tmp_path], port)
+        serve.make_server([tmp_path], port)
 
 
 def test_the_later_of_two_records_of_one_point_counts(made):
     path = first(made)[0]
     shutil.copytree(path.parent, made / "made_phi_2" / path.parent.name)
     studies.changed(made / "made_phi_2" / path.parent.name / "record.json", finished="2027-01-01T00:00:00+00:00")
-    found = {point.record["digest"]: point for point in study.read([made]).points}
+    found = {point.record["digest"]: point for point in study.read_studies([made]).points}
     assert found[path.parent.name].folder.parent.name == "made_phi_2"
 
 
@@ -240,7 +240,7 @@ def test_the_table_as_csv_holds_all_numbers_and_no_formula(made):
     record = json.loads(first(made)[0].read_text())
     record["config"]["model"]["repo"] = "=HYPERLINK(evil)"
     record |= {"=HYPERLINK(1)/x": 1.0, "@SUM(1)/y": 2.0}
-    table.write_csv([record], made / "t.csv")
+    table.write_study_csv([record], made / "t.csv")
     (row,) = csv.DictReader((made / "t.csv").read_text().splitlines())
     assert row["model"] == "'=HYPERLINK(evil)"
     assert row["'=HYPERLINK(1)/x"] == "1.0" and not any(head.startswith(("=", "@")) for head in row)
@@ -249,12 +249,12 @@ def test_the_table_as_csv_holds_all_numbers_and_no_formula(made):
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "  =1", "\n=1"])
 def test_formulas_are_disarmed_and_numbers_are_not(text):
-    assert cells.disarmed(text) == f"'{text}"
-    assert cells.disarmed("a=1") == "a=1" and cells.disarmed(-1.5) == -1.5
+    assert cells.escape_formula(text) == f"'{text}"
+    assert cells.escape_formula("a=1") == "a=1" and cells.escape_formula(-1.5) == -1.5
 
 
 def test_markdown_shows_a_hostile_name_as_text():
-    text = cells.markdown(pd.DataFrame({"name": ["<img src=x> | [a](b) `c`\nd"]}))
+    text = cells.markdown_table(pd.DataFrame({"name": ["<img src=x> | [a](b) `c`\nd"]}))
     assert text.splitlines()[2] == "| \\<img src=x> \\| \\[a](b) \\`c\\` d |"
 
 
@@ -262,8 +262,8 @@ def test_markdown_shows_a_hostile_name_as_text():
 
 
 def test_every_number_is_a_row_once_and_says_what_it_is_of(made):
-    records = study.read([made]).records
-    rows = tidy.tidy(records)
+    records = study.read_studies([made]).records
+    rows = tidy.tidy_table(records)
     wanted = sum(
         key.startswith(("dense/", "pruned/", "healed/")) and not key.endswith("_stderr")
         for record in records
@@ -287,15 +287,15 @@ def test_a_knob_that_differs_is_named_and_one_that_does_not_or_changes_no_number
         record["config"]["prune"] = {"_target_": "depthcut.prune.block.Block", "frac": 0.1, "keep_last": 1}
     records[1]["config"]["metric"] |= {"token": "all", "batch": 4}
     records[2]["config"]["prune"] |= {"frac": 0.3, "keep_last": 2}
-    named = labels.of(records)
+    named = labels.record_labels(records)
     assert [each["metric"] for each in named] == ["angular token=last", "angular token=all", "angular token=last"]
     assert [each["prune"] for each in named] == ["block keep_last=1", "block keep_last=1", "block keep_last=2"]
     assert {each["model"] for each in named} == {"llama2_7b"}
 
 
 def test_a_curve_averages_seeds_and_adds_their_spread_to_the_items_errors(made):
-    records = study.read([made]).records
-    lines = curves.lines(tidy.tidy(records))
+    records = study.read_studies([made]).records
+    lines = curves.curve_lines(tidy.tidy_table(records))
     line = next(line for line in lines if line.healed and any(count > 1 for count in line.names["boolq/acc"].seeds))
     at = next(i for i, count in enumerate(line.names["boolq/acc"].seeds) if count > 1)
     own = [records[run] for run in line.runs[at]]
@@ -310,19 +310,21 @@ def test_a_curve_averages_seeds_and_adds_their_spread_to_the_items_errors(made):
 
 
 def test_one_cut_is_one_point_however_often_it_was_measured(made):
-    records = study.read([made]).records
+    records = study.read_studies([made]).records
     twin = json.loads(json.dumps(records[0]))
     twin["digest"], twin["config"]["seed"] = "0" * 16, 99
-    before, after = (curves.lines(tidy.tidy(each)) for each in (records, [*records, twin]))
+    before, after = (curves.curve_lines(tidy.tidy_table(each)) for each in (records, [*records, twin]))
     seeds = [[line.names["boolq/acc"].seeds for line in lines if not line.healed] for lines in (before, after)]
     assert seeds[0] == seeds[1]
 
 
 def test_a_cut_of_nothing_is_no_point_of_an_unhealed_curve(made):
-    records = study.read([made]).records
+    records = study.read_studies([made]).records
     none = json.loads(json.dumps(records[0]))
     none["plan"]["drop"], none["fraction"], none["digest"] = [], 0.0, "0" * 16
-    assert all(0 not in line.dropped for line in curves.lines(tidy.tidy([*records, none])) if not line.healed)
+    assert all(
+        0 not in line.dropped for line in curves.curve_lines(tidy.tidy_table([*records, none])) if not line.healed
+    )
 
 
 @pytest.mark.parametrize(
@@ -332,7 +334,7 @@ def test_a_cut_of_nothing_is_no_point_of_an_unhealed_curve(made):
      ("validation/loss", None)],
 )  # fmt: skip
 def test_chance(name, wanted):
-    assert chance.of(name) == wanted
+    assert chance.chance_level(name) == wanted
 
 
 # Transitions.
@@ -343,12 +345,12 @@ def logistic(fraction, middle, scale, low=0.25, high=0.75):
 
 
 def curve(values, fraction, stderr=0.01):
-    return Curve(fraction, np.asarray(values), np.full(len(fraction), stderr), 0.75, stderr, 0.25)
+    return CurveData(fraction, np.asarray(values), np.full(len(fraction), stderr), 0.75, stderr, 0.25)
 
 
 def test_a_clean_curve_gives_its_own_midpoint_onset_and_width():
     fraction = np.linspace(0.05, 0.8, 16)
-    found = transition_fit.estimate(curve(logistic(fraction, 0.4, 0.05), fraction, 0.005))
+    found = transition_fit.fit_transition(curve(logistic(fraction, 0.4, 0.05), fraction, 0.005))
     assert found.seen and found.midpoint and found.onset and found.width
     # By bisection, not by the estimator's formula.
     tenth, half = (solved(lambda f: logistic(f, 0.4, 0.05), 0.75 - part * 0.5) for part in (0.1, 0.5))
@@ -368,7 +370,7 @@ def solved(falling, value, low=0.0, high=1.0):
 
 def test_a_cliff_between_two_fractions_may_be_anywhere_between_them():
     fraction = np.array([0.1, 0.2, 0.3, 0.5, 0.6])
-    found = transition_fit.estimate(curve([0.75, 0.75, 0.75, 0.25, 0.25], fraction))
+    found = transition_fit.fit_transition(curve([0.75, 0.75, 0.75, 0.25, 0.25], fraction))
     assert found.midpoint
     assert found.midpoint.low == pytest.approx(0.3, abs=0.02) and found.midpoint.high == pytest.approx(0.5, abs=0.02)
 
@@ -379,14 +381,14 @@ def test_a_cliff_between_two_fractions_may_be_anywhere_between_them():
      ([0.75, 0.75, 0.74, 0.72, 0.67, 0.6], "unfinished"), ([0.75, 0.5, 0.25], "few")],
 )  # fmt: skip
 def test_where_no_transition_is_seen_there_is_no_number(values, why):
-    found = transition_fit.estimate(curve(values, np.linspace(0.1, 0.6, 6)[: len(values)]))
+    found = transition_fit.fit_transition(curve(values, np.linspace(0.1, 0.6, 6)[: len(values)]))
     assert found == Transition(why, rough=found.rough) and not found.seen
     assert found.midpoint is found.onset is found.width is None
 
 
 def test_a_dense_model_that_guesses_has_no_transition():
     fraction = np.linspace(0.1, 0.6, 6)
-    found = transition_fit.estimate(Curve(fraction, np.full(6, 0.25), np.full(6, 0.02), 0.27, 0.02, 0.25))
+    found = transition_fit.fit_transition(CurveData(fraction, np.full(6, 0.25), np.full(6, 0.02), 0.27, 0.02, 0.25))
     assert found.why == "dense"
 
 
@@ -394,9 +396,9 @@ def test_an_error_of_zero_is_not_believed():
     fraction = np.linspace(0.1, 0.8, 8)
     errors = np.full(8, 0.03)
     errors[2] = 0.0
-    usual = Curve(fraction, logistic(fraction, 0.4, 0.03), errors, 0.75, 0.03, 0.25)
+    usual = CurveData(fraction, logistic(fraction, 0.4, 0.03), errors, 0.75, 0.03, 0.25)
     assert usual.errors.min() == 0.015
-    assert transition_fit.estimate(usual).seen
+    assert transition_fit.fit_transition(usual).seen
 
 
 def test_the_misfit_is_least_squares_with_the_best_amplitude():
@@ -406,7 +408,7 @@ def test_the_misfit_is_least_squares_with_the_best_amplitude():
         chance_.uniform(0.01, 0.1, 7),
         chance_.uniform(0, 1, (5, 7)),
     )
-    found = transition_fit.misfits(leads, errors, shares)
+    found = transition_fit.chi_squared(leads, errors, shares)
     for b in range(3):
         for g in range(5):
             (amplitude,), *_ = np.linalg.lstsq((shares[g] / errors)[:, None], leads[b] / errors, rcond=None)
@@ -429,12 +431,12 @@ def test_hardly_a_curve_without_a_transition_is_said_to_have_one(bench, kind):
 
 def test_the_same_curve_gives_the_same_answer(bench):
     drawn, *_ = bench.draw("falls", np.random.default_rng(3))
-    assert transition_fit.estimate(drawn) == transition_fit.estimate(drawn)
+    assert transition_fit.fit_transition(drawn) == transition_fit.fit_transition(drawn)
 
 
 def test_made_up_studies_fall_where_they_were_made_to_and_healing_moves_them_later(made):
-    rows = tidy.tidy(study.read([made]).records)
-    found = transitions.of(curves.lines(rows), curves.dense(rows))
+    rows = tidy.tidy_table(study.read_studies([made]).records)
+    found = transitions.curve_transitions(curves.curve_lines(rows), curves.dense_numbers(rows))
     seen = [fall for fall in found if fall.found.seen and chance.is_accuracy(fall.name)]
     assert len(seen) > 20
     moved = [fall.moved for fall in seen if fall.moved]
@@ -448,12 +450,12 @@ def test_made_up_studies_fall_where_they_were_made_to_and_healing_moves_them_lat
 
 def test_a_loss_is_counted_from_a_uniform_guess_and_stays_there_beyond_it():
     names = {
-        "validation/loss": curves.Measured([2.0, 30.0], [0.1, 0.1], [1, 1]),
-        "validation/loss_over_log_v": curves.Measured([0.2, 3.0], [math.nan] * 2, [1, 1]),
+        "validation/loss": curves.CurveValues([2.0, 30.0], [0.1, 0.1], [1, 1]),
+        "validation/loss_over_log_v": curves.CurveValues([0.2, 3.0], [math.nan] * 2, [1, 1]),
     }
     line = curves.Line(dict.fromkeys(curves.KEYS, "") | {"depth": "10"}, [1, 2], names)
     level = {"validation/loss": (1.0, 0.05), "validation/loss_over_log_v": (0.1, math.nan)}
-    fitted = transitions.loss(line, level, "validation/loss")
+    fitted = transitions.loss_curve(line, level, "validation/loss")
     assert fitted is not None
     assert fitted.value.tolist() == pytest.approx([0.8, 0.0]) and fitted.dense == pytest.approx(0.9)
     assert fitted.stderr.tolist() == pytest.approx([0.01, 0.01]) and fitted.dense_stderr == pytest.approx(0.005)
@@ -461,27 +463,27 @@ def test_a_loss_is_counted_from_a_uniform_guess_and_stays_there_beyond_it():
 
 def test_a_difference_of_midpoints_has_the_interval_of_a_difference():
     one, two = (Transition("", midpoint=Interval(*each)) for each in ((0.3, 0.25, 0.31), (0.5, 0.48, 0.6)))
-    moved = transitions.moved(one, two)
+    moved = transitions.transition_shift(one, two)
     assert moved is not None and moved.at == pytest.approx(0.2)
     assert moved.low == pytest.approx(0.2 - math.hypot(0.02, 0.01)) and moved.high == pytest.approx(
         0.2 + math.hypot(0.1, 0.05)
     )
-    assert transitions.moved(Transition("flat"), two) is None
+    assert transitions.transition_shift(Transition("flat"), two) is None
 
 
 # Layers, scores, healing.
 
 
 def strip(chooser, rows, depth=4):
-    return layers.Strip("m", chooser, "layer", depth, rows)
+    return layers.LayerStrip("m", chooser, "layer", depth, rows)
 
 
 def test_agreement_is_the_share_of_dropped_layers_in_common():
     same, other = {1: [0.0, 1, 0, 0], 2: [0.0, 1, 1, 0]}, {2: [1.0, 1, 0, 0], 3: [1.0, 1, 1, 0]}
-    (found,) = layers.agreements([strip("a", same), strip("b", other), strip("c", {4: [1.0] * 4})])
+    (found,) = layers.chooser_agreements([strip("a", same), strip("b", other), strip("c", {4: [1.0] * 4})])
     assert found.overlap[0, 1] == found.overlap[1, 0] == 0.5 and found.luck[0, 1] == 0.5 and found.sizes[0, 1] == 1
     assert math.isnan(found.overlap[0, 2]) and found.sizes[0, 2] == 0
-    assert layers.agreements([strip("a", same)]) == []
+    assert layers.chooser_agreements([strip("a", same)]) == []
 
 
 def test_strips_average_the_cuts_of_several_seeds(made):
@@ -489,14 +491,14 @@ def test_strips_average_the_cuts_of_several_seeds(made):
     record["plan"] |= {"depth": 4, "drop": [[1, 2]]}
     other = json.loads(json.dumps(record))
     other["plan"]["drop"] = [[2, 3]]
-    (found,) = layers.strips([record, other, record])
+    (found,) = layers.layer_strips([record, other, record])
     assert found.rows == {1: [0, 0.5, 0.5, 0]}
 
 
 def test_the_map_is_the_scores_by_start_and_size_with_the_chosen_starts(made):
-    found = score_maps.maps(study.read([made]).points)
+    found = score_maps.load_score_maps(study.read_studies([made]).points)
     one = next(each for each in found if each.model == "llama2_7b" and each.metric == "angular")
-    scores = score_maps.read(made / "cache" / "scores" / one.digest)
+    scores = score_maps.read_cached_scores(made / "cache" / "scores" / one.digest)
     assert scores is not None and one.depth == 32
     for n, start in ((1, 0), (5, 7), (32, 0), (31, 1)):
         assert one.scores[n - 1, start] == scores.block(start, n)
@@ -509,14 +511,14 @@ def test_scores_that_are_gone_or_broken_are_no_error(made):
         (path / "scores.json").write_text('{"format": 0}')
     record = json.loads(first(made)[0].read_text())
     studies.changed(first(made)[0], scores="../../../etc", study=record["study"])
-    assert score_maps.maps(study.read([made]).points) == []
+    assert score_maps.load_score_maps(study.read_studies([made]).points) == []
 
 
 def test_ranks_agree_where_scores_do():
     def scored(metric, values):
-        return score_maps.Map(metric, "m", metric, "layer", 4, np.zeros((4, 4)), values)
+        return score_maps.ScoreMap(metric, "m", metric, "layer", 4, np.zeros((4, 4)), values)
 
-    (found,) = score_maps.ranks(
+    (found,) = score_maps.rank_correlations(
         [scored("a", [1, 2, 3, 4]), scored("b", [10, 20, 30, 40]), scored("c", [4, 3, 2, 1]), scored("d", [1, 1, 1, 1])]
     )
     assert found.correlation[0, :3].tolist() == pytest.approx([1, 1, -1]) and math.isnan(found.correlation[0, 3])
@@ -527,9 +529,9 @@ def test_a_healing_curve_is_thinned_to_means_of_as_many_steps(tmp_path):
     (tmp_path / "heal.csv").write_text(
         "\n".join(["step,tokens,seconds,loss", *rows, "104,broken", "105,1,2,nan", "106,10"])
     )
-    steps = healing.rows(tmp_path / "heal.csv")
+    steps = healing.read_loss_curve(tmp_path / "heal.csv")
     assert len(steps) == 103
-    thin = healing.thinned(0, steps, 10)
+    thin = healing.thin_curve(0, steps, 10)
     assert thin is not None and thin.each == 11 and len(thin.loss) == 10
     assert thin.tokens[0] == 110 and thin.tokens[-1] == 1030 and thin.seconds[-1] == 51.5
     assert thin.loss[0] == pytest.approx(np.mean([step % 7 for step in range(1, 12)]))
@@ -539,5 +541,5 @@ def test_a_healing_curve_is_thinned_to_means_of_as_many_steps(tmp_path):
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "tokens,seconds,loss\n", "\x00\x01"])
 def test_a_broken_healing_curve_is_none(tmp_path, text):
     (tmp_path / "heal.csv").write_text(text)
-    assert len(healing.rows(tmp_path / "heal.csv")) == 0
-    assert healing.thinned(0, healing.rows(tmp_path / "none.csv"), 10) is None
+    assert len(healing.read_loss_curve(tmp_path / "heal.csv")) == 0
+    assert healing.thin_curve(0, healing.read_loss_curve(tmp_path / "none.csv"), 10) is None

@@ -33,7 +33,7 @@ def outputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def points(outputs):
-    return study.read([outputs]).points
+    return study.read_studies([outputs]).points
 
 
 def report(*arguments, **more) -> subprocess.CompletedProcess[str]:
@@ -51,10 +51,10 @@ def test_the_page_is_one_file_that_names_no_other_and_runs_its_own_scripts_only(
     assert "default-src 'none'" in policy and "connect-src 'none'" in policy
     assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
     assert "<title>mine &amp; yours</title>" in text
-    ours = text.replace(plotlyjs.source(), "")
+    ours = text.replace(plotlyjs.plotly_source(), "")
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", ours) and "import(" not in ours
     for script in re.findall(r"<script>(.*?)</script>", text, re.S):
-        assert f"'sha256-{page.digest(script)}'" in policy
+        assert f"'sha256-{page.script_hash(script)}'" in policy
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
@@ -62,21 +62,21 @@ def test_plotly_is_found_as_it_was_when_its_start_was_cut_short():
     from plotly.offline import get_plotlyjs
 
     script = get_plotlyjs()
-    parts = plotlyjs.PARTS.findall(script)
-    assert len(parts) == 1 and parts[0].count("(),") > 30 and plotlyjs.WRAPPED.fullmatch(script)
-    short = plotlyjs.source()
+    parts = plotlyjs.PARTS_PATTERN.findall(script)
+    assert len(parts) == 1 and parts[0].count("(),") > 30 and plotlyjs.WRAPPER_PATTERN.fullmatch(script)
+    short = plotlyjs.plotly_source()
     assert short.isascii() and len(short) - len(script) < 1000
     assert f"{parts[0]}()" not in short and parts[0].replace("()", "") in short
 
 
 def test_a_script_of_another_make_stays_as_it_is():
     script = "other(() => { a.register([one(), two()]) });"
-    assert plotlyjs.plain(plotlyjs.read_once(plotlyjs.needed(script))) == script
-    assert json.loads(f'"{plotlyjs.plain("x–😀")}"') == "x–😀"
+    assert plotlyjs.escape_non_ascii(plotlyjs.parse_once(plotlyjs.register_lazily(script))) == script
+    assert json.loads(f'"{plotlyjs.escape_non_ascii("x–😀")}"') == "x–😀"
 
 
 def test_the_page_holds_every_run_and_no_studies_twice(outputs, points):
-    found = json.loads(json.dumps(data.of(study.read([outputs]), "x")))
+    found = json.loads(json.dumps(data.page_data(study.read_studies([outputs]), "x")))
     assert len(found["runs"]) == len(points) == 140
     assert len({line["key"] for line in found["lines"]}) == len(found["lines"]) == 10
     run = found["runs"][3]
@@ -92,7 +92,7 @@ def test_what_is_missing_is_null_and_never_zero(outputs, tmp_path):
     for path in sorted((tmp_path / "o").glob("*/*/record.json"))[::2]:
         record = json.loads(path.read_text())
         path.write_text(json.dumps({key: value for key, value in record.items() if "boolq" not in key}))
-    found = data.of(study.read([tmp_path / "o"]), "x")
+    found = data.page_data(study.read_studies([tmp_path / "o"]), "x")
     values = [value for line in found["lines"] for value in line["y"].get("boolq/acc", [[]])[0]]
     assert 0 not in values and None in values and any(value for value in values)
 
@@ -113,7 +113,7 @@ def test_figures_for_a_paper(outputs, tmp_path, kind):
 
 def test_the_same_records_give_the_same_svg(outputs, tmp_path):
     for folder in ("a", "b"):
-        made = files.write(study.read([outputs]), "svg", tmp_path / folder, "", tmp_path)
+        made = files.write_output(study.read_studies([outputs]), "svg", tmp_path / folder, "", tmp_path)
         assert len(made) == 7
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
@@ -127,7 +127,7 @@ def test_every_legend_is_whole_however_narrow_the_figure(points):
         numbers = {key: value for key, value in record.items() if "/" not in key or "mmlu" in key}
         return numbers | {"config": record["config"] | {"heal": heal}}
 
-    made = figures.of([study.Point(point.folder, one_task(point.record)) for point in points[::10]])
+    made = figures.draw_figures([study.FinishedPoint(point.folder, one_task(point.record)) for point in points[::10]])
     for name in ("curves", "healing"):
         canvas = FigureCanvasAgg(made[name])
         canvas.draw()
@@ -144,9 +144,11 @@ def test_files_go_into_the_study_unless_a_name_says_otherwise(outputs, tmp_path)
         shutil.copytree(point, made / point.name)
     done = report(made, "--format", "csv")
     assert done.stdout.strip() == str(made / "report.csv"), done.stderr
-    (figure,) = (path for path in files.write(study.read([made]), "svg", None, "", made) if path.stem == "healing")
+    (figure,) = (
+        path for path in files.write_output(study.read_studies([made]), "svg", None, "", made) if path.stem == "healing"
+    )
     assert figure == made / "figures/healing.svg" and figure.is_file()
-    assert "skipped" not in study.read([made]).words
+    assert "skipped" not in study.read_studies([made]).words
     assert command.home([made]) == made and command.home([made, tmp_path / "o"]) == tmp_path / "o"
 
 
@@ -161,21 +163,21 @@ def test_files_go_into_the_study_unless_a_name_says_otherwise(outputs, tmp_path)
 )
 def test_a_name_that_is_no_format_is_refused(words, says):
     with pytest.raises(UserError, match=re.escape(says)):
-        command.check_output(command.parser().parse_args(["outputs/main", *words]))
+        command.check_output(command.build_parser().parse_args(["outputs/main", *words]))
 
 
 def test_figures_are_values_that_a_logger_can_send(points):
-    made = figures.of(points)
+    made = figures.draw_figures(points)
     assert len(made) == 7 and all(isinstance(figure, Figure) for figure in made.values())
-    assert figures.of([]) == {}
+    assert figures.draw_figures([]) == {}
 
 
 def test_a_figures_lines_are_the_curves_and_begin_at_the_dense_model(points):
     from depthcut.report.figures import lines
 
-    rows = tidy.tidy([point.record for point in points])
-    found, dense = curves.lines(rows), curves.dense(rows)
-    drawn = lines.figure(found, dense, [])
+    rows = tidy.tidy_table([point.record for point in points])
+    found, dense = curves.curve_lines(rows), curves.dense_numbers(rows)
+    drawn = lines.curve_figure(found, dense, [])
     assert drawn is not None
     (axis,) = (each for each in drawn.axes if each.get_title(loc="left") == "boolq/acc")
     handles, names = axis.get_legend_handles_labels()
@@ -192,23 +194,23 @@ def test_a_forest_marks_no_curve_without_a_transition(points):
     from depthcut.report.figures import forest
     from depthcut.report.transition_fit import Transition
 
-    rows = tidy.tidy([point.record for point in points])
-    found = transitions.of(curves.lines(rows), curves.dense(rows))
+    rows = tidy.tidy_table([point.record for point in points])
+    found = transitions.curve_transitions(curves.curve_lines(rows), curves.dense_numbers(rows))
     one = next(fall for fall in found if fall.found.seen and fall.name == "boolq/acc")
-    none = transitions.Fall(
+    none = transitions.CurveTransition(
         next(fall.line for fall in found if fall.line is not one.line), "boolq/acc", Transition("flat")
     )
-    both, only = forest.figure([one, none]), forest.figure([one])
+    both, only = forest.forest_figure([one, none]), forest.forest_figure([one])
     assert both is not None and only is not None
     assert len(both.axes[0].lines) == len(only.axes[0].lines)
     assert [text.get_text() for text in both.axes[0].texts] == ["no transition seen: no fall beyond what noise makes"]
-    assert forest.figure([none]) is None
+    assert forest.forest_figure([none]) is None
 
 
 def test_tables_for_scripts(outputs, points, tmp_path):
     assert report(outputs, "--format", "csv", "-o", tmp_path / "t.csv").returncode == 0
     rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
-    assert len(rows) == len(tidy.tidy([point.record for point in points]))
+    assert len(rows) == len(tidy.tidy_table([point.record for point in points]))
     wanted = points[0].record["pruned/boolq/acc"]
     (value,) = (
         float(row["value"])
@@ -249,7 +251,7 @@ def get(port, path, host=None):
 def test_the_server_answers_this_machine_alone_and_builds_what_changed(outputs, tmp_path):
     source, later, *_ = sorted(outputs.glob("made_llama2_7b/*/record.json"))
     shutil.copytree(source.parent, tmp_path / "s" / source.parent.name)
-    with serve.server([tmp_path / "s"], 0) as serving:
+    with serve.make_server([tmp_path / "s"], 0) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         port = serving.server_port
         assert serving.server_address[0] == "127.0.0.1"
@@ -277,18 +279,18 @@ def sent(port: int, request: bytes) -> bytes:
 
 
 def test_a_client_that_says_nothing_is_left(outputs, monkeypatch):
-    monkeypatch.setattr(serve.Handler, "timeout", 0.2)
-    with serve.server([outputs], 0) as serving:
+    monkeypatch.setattr(serve.PageHandler, "timeout", 0.2)
+    with serve.make_server([outputs], 0) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         assert sent(serving.server_port, b"GET / HT") == b""
         serving.shutdown()
 
 
 def test_a_port_that_is_taken_and_a_study_that_is_not_there_are_told(outputs, tmp_path):
-    with serve.server([outputs], 0) as serving, pytest.raises(ValueError, match="choose another with --port"):
-        serve.server([outputs], serving.server_port)
+    with serve.make_server([outputs], 0) as serving, pytest.raises(ValueError, match="choose another with --port"):
+        serve.make_server([outputs], serving.server_port)
     with pytest.raises(ValueError, match="no study at"):
-        serve.server([tmp_path / "none"], 0)
+        serve.make_server([tmp_path / "none"], 0)
 
 
 def test_the_server_is_a_command_that_ends_with_ctrl_c(outputs):

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 import studies
 from depthcut.report import data, page, plotlyjs, serve, study
-from depthcut.study.recording import lock
+from depthcut.study.recording import lock_path
 from running import run
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ def outputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(outputs):
     path = outputs / "report.html"
-    page.write(data.of(study.read([outputs]), HOSTILE), path)
+    page.write_page(data.page_data(study.read_studies([outputs]), HOSTILE), path)
     return path
 
 
@@ -125,7 +125,7 @@ def test_every_figure_is_drawn(opened):
 
 def test_plotly_has_started_the_parts_that_the_figures_need_and_few_others(opened):
     parts = opened.evaluate("Object.keys(Plotly.PlotSchema.get().traces)")
-    assert {"scatter", *plotlyjs.DRAWN} <= set(parts) and len(parts) < 10
+    assert {"scatter", *plotlyjs.TRACE_KINDS} <= set(parts) and len(parts) < 10
     for name in FIGURES:
         drawn(opened, name)
         kinds = "document.querySelector('figure[data-figure=%s] .plot').%s.map((each) => each.type)"
@@ -306,7 +306,7 @@ def test_all_numbers_are_saved_as_csv_with_formulas_disarmed(opened, outputs):
     with opened.expect_download() as download:
         opened.click("#runs-csv")
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8-sig"))))
-    records = {point.record["digest"]: point.record for point in study.read([outputs]).points}
+    records = {point.record["digest"]: point.record for point in study.read_studies([outputs]).points}
     assert {row["digest"] for row in rows} == set(records)
     assert {row["study"] for row in rows} >= {"'=HYPERLINK(1)", "real"}
     for row in rows:
@@ -499,7 +499,7 @@ def test_one_record_and_none_that_was_cut_are_pages_too(watched, outputs, tmp_pa
     bare = {key: value for key, value in record.items() if not key.startswith(("dense/", "pruned/", "healed/"))}
     for number, numbers in enumerate((record, bare)):
         (tmp_path / "one" / source.name / "record.json").write_text(json.dumps(numbers))
-        page.write(data.of(study.read([tmp_path / "one"]), "one"), tmp_path / f"{number}.html")
+        page.write_page(data.page_data(study.read_studies([tmp_path / "one"]), "one"), tmp_path / f"{number}.html")
         opened = watched.open(tmp_path / f"{number}.html")
         assert "1 done" in opened.inner_text("#words")
         assert opened.locator("#runs-table tbody tr").count() == 1
@@ -508,11 +508,11 @@ def test_one_record_and_none_that_was_cut_are_pages_too(watched, outputs, tmp_pa
 @pytest.fixture
 def sweep(outputs, tmp_path, monkeypatch):
     """A study of one finished point, its server, and points to put into it: two that healed."""
-    monkeypatch.setattr(serve, "EVERY", 200)
+    monkeypatch.setattr(serve, "POLL_MILLISECONDS", 200)
     healed = (path.parent for path in sorted(outputs.glob("made_phi_2/*/heal.csv")))
     source, *others = (folder for folder in healed if (folder / "record.json").exists())
     shutil.copytree(source, tmp_path / "s" / source.name)
-    with serve.server([tmp_path / "s"], 0) as serving:
+    with serve.make_server([tmp_path / "s"], 0) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         yield SimpleNamespace(
             folder=tmp_path / "s", others=others, url=f"http://127.0.0.1:{serving.server_port}/", server=serving
@@ -539,7 +539,7 @@ def test_the_healing_of_a_running_point_is_followed_in_place(watched, sweep):
     (folder / "record.json").unlink()
     rows = (folder / "heal.csv").read_text().splitlines(keepends=True)
     (folder / "heal.csv").write_text("".join(rows[:41]))
-    with FileLock(lock(folder)):
+    with FileLock(lock_path(folder)):
         opened = watched.open(sweep.url)
         opened.locator("#running", has_text="step 40 of 5000").wait_for()
         assert "1 done, 0 failed, 1 running" in opened.inner_text("#words")

@@ -8,14 +8,14 @@ from depthcut.runtime.errors import UserError
 
 
 def saved(path, **changes):
-    torch.save({"step": 3, "weights": torch.ones(1000), resume.KEY: resume.identity("mine") | changes}, path)
+    torch.save({"step": 3, "weights": torch.ones(1000), resume.KEY: resume.checkpoint_identity("mine") | changes}, path)
     return path
 
 
 def test_the_same_training_is_resumed(tmp_path):
     path = tmp_path / "last.ckpt"
-    assert not resume.usable(path, "mine")
-    assert resume.usable(saved(path), "mine") and path.exists()
+    assert not resume.is_resumable(path, "mine")
+    assert resume.is_resumable(saved(path), "mine") and path.exists()
 
 
 def middle(content: bytes) -> bytes:
@@ -36,24 +36,24 @@ DAMAGE = {
 def test_a_damaged_checkpoint_is_named_and_begun_anew(tmp_path, damage, caplog):
     path = saved(tmp_path / "last.ckpt")
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    assert not resume.usable(path, "mine") and not path.exists()
+    assert not resume.is_resumable(path, "mine") and not path.exists()
     (said,) = caplog.messages
     assert said.startswith(f"{path} cannot be used (") and said.endswith("): training begins anew")
 
 
 def test_another_points_checkpoint_is_not_resumed(tmp_path, caplog):
-    assert not resume.usable(saved(tmp_path / "last.ckpt", digest="other"), "mine")
+    assert not resume.is_resumable(saved(tmp_path / "last.ckpt", digest="other"), "mine")
     assert "it belongs to other" in caplog.text
     torch.save({"step": 3}, tmp_path / "last.ckpt")
-    assert not resume.usable(tmp_path / "last.ckpt", "mine")
+    assert not resume.is_resumable(tmp_path / "last.ckpt", "mine")
     assert "it does not say whose it is" in caplog.text
 
 
 def test_a_checkpoint_of_other_code_is_refused_and_kept(tmp_path):
     path = saved(tmp_path / "last.ckpt", code="0" * 16)
     with pytest.raises(UserError, match=r"last.ckpt was written under other code of depthcut\. Restore that to resume"):
-        resume.usable(path, "mine")
-    saved(path, versions={**resume.identity("")["versions"], "torch": "1.0"})
+        resume.is_resumable(path, "mine")
+    saved(path, versions={**resume.checkpoint_identity("")["versions"], "torch": "1.0"})
     with pytest.raises(UserError, match=rf"was written under torch 1\.0 \(now {torch.__version__.partition('+')[0]}"):
-        resume.usable(path, "mine")
+        resume.is_resumable(path, "mine")
     assert path.exists()

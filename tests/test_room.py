@@ -13,9 +13,9 @@ from counting import peak
 from depthcut.config import experiment
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import adapters, boundary, distill, fit, full_finetune, memory_plan, objective
-from depthcut.heal.training.batches import Batch
-from depthcut.heal.training.memory_plan import Layout, Room
-from depthcut.heal.training.objective import Mixed, Objective, next_token
+from depthcut.heal.training.batches import MicroBatch
+from depthcut.heal.training.memory_plan import Layout, MemoryPlan
+from depthcut.heal.training.objective import MixedPrecision, Objective, next_token_loss
 from depthcut.model.decoder import layers as decoder_layers
 
 WIDTH, LENGTH, ROWS, VOCABULARY = 256, 256, 2, 2048
@@ -30,18 +30,18 @@ def llama(layers: int, dtype: torch.dtype) -> Any:
 
 
 def recipe(heal: str, *more: str) -> Any:
-    return experiment.read(composed(*KNOBS, f"heal={heal}", *more)).heal
+    return experiment.build_experiment(composed(*KNOBS, f"heal={heal}", *more)).heal
 
 
 def lora(heal: str, layers: int = 4, below: int | None = None) -> tuple[nn.Module, Any]:
     asked = recipe(heal)
     drop = () if below is None else (below,)
-    return adapters.adapt(llama(layers, torch.bfloat16), asked, Plan(layers + len(drop), drop)), asked
+    return adapters.add_adapters(llama(layers, torch.bfloat16), asked, Plan(layers + len(drop), drop)), asked
 
 
 def whole(heal: str, last: int | None = None) -> tuple[nn.Module, Any]:
     model = llama(4, torch.float32)
-    trained = full_finetune.everything(model) if last is None else full_finetune.ending(model, last)
+    trained = full_finetune.all_parameters(model) if last is None else full_finetune.last_layer_parameters(model, last)
     model.requires_grad_(False)
     for each in trained.values():
         each.requires_grad_(True)
@@ -49,19 +49,21 @@ def whole(heal: str, last: int | None = None) -> tuple[nn.Module, Any]:
 
 
 def drawn(edge: int) -> Objective:
-    return boundary.objective(lambda _: torch.randn(ROWS, LENGTH, WIDTH, dtype=torch.bfloat16), edge, "relative")
+    return boundary.boundary_objective(
+        lambda _: torch.randn(ROWS, LENGTH, WIDTH, dtype=torch.bfloat16), edge, "relative"
+    )
 
 
 def distilled(asked: Any) -> Objective:
     positions = ROWS * (LENGTH - 1)
     ids_NK = torch.randint(0, VOCABULARY, (positions, asked.top_k))
     log_p_NC = torch.randn(positions, asked.top_k + 1).log_softmax(-1).half()
-    return distill.objective(lambda _: lambda places_N: (ids_NK[places_N], log_p_NC[places_N]), asked)
+    return distill.distill_objective(lambda _: lambda places_N: (ids_NK[places_N], log_p_NC[places_N]), asked)
 
 
 def counted(model: nn.Module, asked: Any, goal: Objective, layout: Layout) -> int:
     """The most bytes that two steps take; in the second the optimiser's state is there beside the activations."""
-    batch = Batch(torch.randint(0, VOCABULARY, (ROWS, LENGTH)), torch.arange(ROWS))
+    batch = MicroBatch(torch.randint(0, VOCABULARY, (ROWS, LENGTH)), torch.arange(ROWS))
     optimiser = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], fused=True)
 
     def steps() -> None:
@@ -70,17 +72,17 @@ def counted(model: nn.Module, asked: Any, goal: Objective, layout: Layout) -> in
             optimiser.step()
             optimiser.zero_grad(set_to_none=False)
 
-    with fit.laid_out(model, layout, asked.runs_all):
+    with fit.applied_layout(model, layout, asked.runs_all):
         return peak(steps)
 
 
 CASES: dict[str, Callable[[], tuple[tuple[nn.Module, Any], Callable[[Any], Objective]]]] = {
-    "lora": lambda: (lora("lora"), lambda _: next_token),
+    "lora": lambda: (lora("lora"), lambda _: next_token_loss),
     "distill": lambda: (lora("distill"), distilled),
     "boundary": lambda: (lora("boundary", 8, 3), lambda _: drawn(3)),
-    "full": lambda: (whole("full"), lambda _: next_token),
-    "full_mixed": lambda: (whole("full"), lambda _: Mixed(next_token)),
-    "partial_mixed": lambda: (whole("partial", 2), lambda _: Mixed(next_token)),
+    "full": lambda: (whole("full"), lambda _: next_token_loss),
+    "full_mixed": lambda: (whole("full"), lambda _: MixedPrecision(next_token_loss)),
+    "partial_mixed": lambda: (whole("partial", 2), lambda _: MixedPrecision(next_token_loss)),
 }
 
 
@@ -92,14 +94,14 @@ def test_what_is_foreseen_is_what_is_taken(case, again, most, monkeypatch):
         monkeypatch.setattr(module, "CHUNK_BYTES", CHUNK)
     (model, asked), goal = CASES[case]()
     layout = Layout(ROWS, again, False)
-    space = Room.of(model, asked, "cpu", isinstance(goal(asked), Mixed))
+    space = MemoryPlan.of(model, asked, "cpu", isinstance(goal(asked), MixedPrecision))
     taken = counted(model, asked, goal(asked), layout)
     assert 0.95 * taken < space.needs(layout) < most * taken
 
 
 def test_layers_that_are_not_run_take_no_room():
     model, asked = lora("boundary", 8, 3)
-    assert memory_plan.reached(model, asked.runs_all) == list(decoder_layers.layers(model))[:3]
-    assert not memory_plan.below(model) and len(memory_plan.reached(model)) == 8
+    assert memory_plan.gradient_layers(model, asked.runs_all) == list(decoder_layers.layer_list(model))[:3]
+    assert not memory_plan.frozen_prefix_layers(model) and len(memory_plan.gradient_layers(model)) == 8
     model, asked = lora("lora", 8, 3)
-    assert len(memory_plan.reached(model, asked.runs_all)) == 8
+    assert len(memory_plan.gradient_layers(model, asked.runs_all)) == 8

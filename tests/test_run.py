@@ -223,7 +223,7 @@ def test_a_model_whose_loss_is_not_finite_has_diverged(tmp_path, finished, corpu
     record = json.loads(next(tmp_path.glob("out/main/*/record.json")).read_text())
     assert record["status"] == "diverged" and record["pruned/validation/loss_finite"] == 0
     assert "pruned/validation/loss" not in record
-    read = study.read([tmp_path / "out/main"])
+    read = study.read_studies([tmp_path / "out/main"])
     assert read.words == "1 point: 1 done, 0 failed, 0 running, 0 left; 1 diverged (a loss is not finite)"
 
 

@@ -12,11 +12,11 @@ from transformers import DynamicCache, LlamaConfig
 from depthcut.cut.plan import Plan
 from depthcut.model import HealDefaults
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers
 from depthcut.model.pico import Pico
 from depthcut.model.surgery import sizes as surgery_sizes
-from depthcut.model.surgery.sizes import Shape, nf4
+from depthcut.model.surgery.sizes import ModelSize, nf4_bytes
 from depthcut.study import recording
 from gaps import model_of, opened
 from pico import CACHE, FAMILIES, pico, texts
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def saved(model: nn.Module, folder: Path) -> Checkpoint:
     model.save_pretrained(folder)
-    return Checkpoint(Folder(folder, Hashes(folder / "hashes.json")), separator=None)
+    return Checkpoint(ModelFolder(folder, HashCache(folder / "hashes.json")), separator=None)
 
 
 def held(part: nn.Module) -> int:
@@ -48,7 +48,7 @@ def held(part: nn.Module) -> int:
 
 
 def parts(model: nn.Module, unit: Any) -> list[nn.Module]:
-    return [layer.get_submodule(layers.unit_name(layer, unit)) for layer in layers.layers(model)]
+    return [layer.get_submodule(layers.unit_name(layer, unit)) for layer in layers.layer_list(model)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -56,7 +56,7 @@ def parts(model: nn.Module, unit: Any) -> list[nn.Module]:
 def test_bytes_are_those_of_the_loaded_model(checkpoint: Checkpoint, quantise: Any, dtype: Any) -> None:
     loaded = checkpoint.load(None, quantise=quantise, dtype=dtype, device="cpu")
     for unit in ("layer", "attention", "mlp"):
-        shape = Shape.of(checkpoint.config, unit, quantise, dtype)
+        shape = ModelSize.of(checkpoint.config, unit, quantise, dtype)
         assert shape.depth == 3
         assert shape.weight_bytes == tuple(held(part) for part in parts(loaded, unit))
         assert shape.whole["weight_bytes"] == held(loaded)
@@ -65,10 +65,10 @@ def test_bytes_are_those_of_the_loaded_model(checkpoint: Checkpoint, quantise: A
 def test_parameters_are_those_of_the_loaded_model(checkpoint: Checkpoint) -> None:
     loaded = checkpoint.load(None, quantise="none", dtype="float32", device="cpu")
     for unit in ("layer", "attention", "mlp"):
-        shape = Shape.of(checkpoint.config, unit, "nf4", "bfloat16")
+        shape = ModelSize.of(checkpoint.config, unit, "nf4", "bfloat16")
         assert shape.parameters == tuple(sum(p.numel() for p in part.parameters()) for part in parts(loaded, unit))
         assert shape.whole["parameters"] == loaded.num_parameters()
-    whole, halves = (Shape.of(checkpoint.config, unit, "none", "float32") for unit in ("layer", "attention"))
+    whole, halves = (ModelSize.of(checkpoint.config, unit, "none", "float32") for unit in ("layer", "attention"))
     assert halves.parameters[0] == 4 * 64 * 64  # four square matrices
     assert whole.parameters[0] == 4 * 64 * 64 + 3 * 64 * 256 + 2 * 64
 
@@ -80,16 +80,16 @@ def test_only_what_transformers_quantises_is_weighed_so(family: str, quantise: A
     changes = {"word_embed_proj_dim": 32} if family == "opt" else {}
     checkpoint = saved(pico(family, layers=2, **changes), tmp_path)
     loaded = checkpoint.load(None, quantise=quantise, dtype="bfloat16", device="cpu")
-    shape = Shape.of(checkpoint.config, "layer", quantise, "bfloat16")
-    assert shape.weight_bytes == tuple(held(layer) for layer in layers.layers(loaded))
+    shape = ModelSize.of(checkpoint.config, "layer", quantise, "bfloat16")
+    assert shape.weight_bytes == tuple(held(layer) for layer in layers.layer_list(loaded))
     assert shape.whole["weight_bytes"] == held(loaded)
     assert shape.whole["parameters"] == pico(family, layers=2, **changes).num_parameters()
 
 
 def test_nf4_scales_are_counted_in_whole_blocks() -> None:
     """The tables are 273 float32."""
-    assert nf4(64 * 256) == 8192 + 256 + 4 + 1092
-    assert nf4(64 * 256 + 1) == 8193 + 257 + 8 + 1092
+    assert nf4_bytes(64 * 256) == 8192 + 256 + 4 + 1092
+    assert nf4_bytes(64 * 256 + 1) == 8193 + 257 + 8 + 1092
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "falcon"])
@@ -100,23 +100,23 @@ def test_the_cache_is_what_a_real_one_holds(family: str) -> None:
     with torch.no_grad():
         model(ids, **{CACHE: cache}, use_cache=True)
     filled = [sum(each.numel() * 4 for each in (layer.keys, layer.values)) for layer in cache.layers]
-    shape = Shape.of(model.config, "layer", "none", "float32")
+    shape = ModelSize.of(model.config, "layer", "none", "float32")
     assert [3 * each for each in shape.cache_bytes] == filled
     assert shape.whole["cache_bytes"] * 3 == sum(filled)
-    assert Shape.of(model.config, "attention", "nf4", "float16").cache_bytes == tuple(
+    assert ModelSize.of(model.config, "attention", "nf4", "float16").cache_bytes == tuple(
         each // 2 for each in shape.cache_bytes
     )
 
 
 def test_an_mlp_holds_no_cache_and_an_attention_all_of_it(checkpoint: Checkpoint) -> None:
-    mlp, attention = (Shape.of(checkpoint.config, unit, "none", "float32") for unit in ("mlp", "attention"))
+    mlp, attention = (ModelSize.of(checkpoint.config, unit, "none", "float32") for unit in ("mlp", "attention"))
     assert mlp.cache_bytes == (0, 0, 0)
     assert attention.cache_bytes == (2 * 64 * 4,) * 3
     assert mlp.whole["cache_bytes"] == attention.whole["cache_bytes"] == 3 * 2 * 64 * 4
 
 
 def test_a_layer_without_an_attention_caches_nothing() -> None:
-    shape = Shape.of(
+    shape = ModelSize.of(
         pico("lfm2", layers=3, layer_types=["conv", "full_attention", "conv"]).config, "layer", "none", "float32"
     )
     assert [each > 0 for each in shape.cache_bytes] == [False, True, False]
@@ -124,7 +124,7 @@ def test_a_layer_without_an_attention_caches_nothing() -> None:
 
 def test_a_model_without_such_halves_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="OPTDecoderLayer keeps no mlp of its own"):
-        Shape.of(pico("opt").config, "mlp", "none", "float32")
+        ModelSize.of(pico("opt").config, "mlp", "none", "float32")
 
 
 def test_a_large_model_takes_no_memory() -> None:
@@ -137,14 +137,14 @@ def test_a_large_model_takes_no_memory() -> None:
         num_key_value_heads=8,
         vocab_size=32000,
     )
-    shape = Shape.of(config, "layer", "nf4", "bfloat16")
+    shape = ModelSize.of(config, "layer", "nf4", "bfloat16")
     assert shape.whole["parameters"] == 68_976_648_192
     assert set(shape.parameters) == {855_654_400} and set(shape.cache_bytes) == {4096}
     assert 35.5e9 < shape.whole["weight_bytes"] < 37e9
 
 
 def test_a_shape_can_be_a_depth_alone() -> None:
-    assert Shape(30).depth == 30 and Shape(30).of_units("parameters") == ()
+    assert ModelSize(30).depth == 30 and ModelSize(30).of_units("parameters") == ()
 
 
 LLAMA_7B: dict[str, Any] = {
@@ -177,18 +177,18 @@ OWN: dict[str, dict[str, Any]] = {
 def test_flops_are_those_that_torch_counts(family: str) -> None:
     """Also of tied heads, fused and transposed matrices, and experts; no window is shorter than the text."""
     model = pico(family, layers=3, **WIDE, **OWN.get(family, {}))
-    found = Shape.of(model.config, "layer", "nf4", "bfloat16", context=20)
+    found = ModelSize.of(model.config, "layer", "nf4", "bfloat16", context=20)
     counts = counted(model, batch=2, length=20)
     assert found.whole["flops_per_token"] * 40 == counts["Global"]
-    stem = f"{type(model).__name__}.{layers.prefix(model)}"
+    stem = f"{type(model).__name__}.{layers.layer_prefix(model)}"
     assert [40 * each for each in found.flops_per_token] == [counts[f"{stem}.{i}"] for i in range(3)]
-    half = Shape.of(model.config, "layer", "none", "float32", context=10).whole["flops_per_token"]
+    half = ModelSize.of(model.config, "layer", "none", "float32", context=10).whole["flops_per_token"]
     assert (found.whole["flops_per_token"] - half) * 40 == 3 * 4 * 64 * 10 * 40  # linear in the context: 4 heads of 16
 
 
 def test_halves_share_a_layers_flops(checkpoint: Checkpoint) -> None:
     layer, attention, mlp = (
-        Shape.of(checkpoint.config, unit, "none", "float32", context=100) for unit in ("layer", "attention", "mlp")
+        ModelSize.of(checkpoint.config, unit, "none", "float32", context=100) for unit in ("layer", "attention", "mlp")
     )
     assert attention.flops_per_token == (2 * 4 * 64 * 64 + 4 * 64 * 100,) * 3
     assert mlp.flops_per_token == (2 * 3 * 64 * 256,) * 3
@@ -202,7 +202,9 @@ def test_halves_share_a_layers_flops(checkpoint: Checkpoint) -> None:
 
 @pytest.mark.parametrize(("family", "windows"), [("mistral", [6] * 6), ("gemma3", [4, 4, 100, 4, 4, 100])])
 def test_an_attention_looks_no_further_than_its_window(family: str, windows: list[int]) -> None:
-    shapes = [Shape.of(pico(family).config, "attention", "none", "float32", context=context) for context in (100, 1)]
+    shapes = [
+        ModelSize.of(pico(family).config, "attention", "none", "float32", context=context) for context in (100, 1)
+    ]
     longer = [long - short for long, short in zip(*(each.flops_per_token for each in shapes), strict=True)]
     assert longer == [4 * 64 * (window - 1) for window in windows]
 
@@ -210,19 +212,19 @@ def test_an_attention_looks_no_further_than_its_window(family: str, windows: lis
 def test_a_layer_without_an_attention_costs_its_matrices_alone() -> None:
     model = pico("lfm2", layers=3, layer_types=["conv", "full_attention", "conv"])
     short, long = (
-        Shape.of(model.config, "layer", "none", "float32", context=context).flops_per_token for context in (1, 2)
+        ModelSize.of(model.config, "layer", "none", "float32", context=context).flops_per_token for context in (1, 2)
     )
     assert [b - a for a, b in zip(short, long, strict=True)] == [0, 4 * 64, 0]
 
 
 def test_flops_are_the_published_ones() -> None:
     """LLM-Pruner (arXiv:2305.11627), table 3: LLaMA-7B takes 424.02 G multiply-adds for 64 tokens; two FLOPs each."""
-    whole = Shape.of(LlamaConfig(**LLAMA_7B), "layer", "none", "float16", context=64).whole
+    whole = ModelSize.of(LlamaConfig(**LLAMA_7B), "layer", "none", "float16", context=64).whole
     assert whole["parameters"] == 6_738_415_616
     assert whole["flops_per_token"] * 64 == pytest.approx(2 * 424.02e9, rel=3e-4)
     # PaLM's formula (arXiv:2204.02311, appendix B), of which a forward pass is a third.
     palm = 6 * (6_738_415_616 - 32000 * 4096) + 12 * 32 * 4096 * 2048
-    at_default = Shape.of(LlamaConfig(**LLAMA_7B), "layer", "none", "float16").whole["flops_per_token"]
+    at_default = ModelSize.of(LlamaConfig(**LLAMA_7B), "layer", "none", "float16").whole["flops_per_token"]
     assert at_default == pytest.approx(palm / 3, rel=1e-4)  # it counts the norms
 
 
@@ -245,20 +247,20 @@ def test_what_stands_in_the_gap_is_counted_as_it_is_loaded(words: str, tmp_path:
         tmp_path, model_of("llama"), *f"replace={words}".split(), "prune=deepest", "prune.layers=2", "device=cpu"
     )
     here.plan = here.decide(Plan(6, (2, 3)))
-    assert surgery_sizes.filled(here) is None
+    assert surgery_sizes.filled_model_sizes(here) is None
     model = here.experiment.replace(here.load(here.plan), here.plan, here)
-    recording.weigh(here)
+    recording.record_sizes(here)
     sizes = {key.rpartition("/")[2]: n for key, n in here.numbers.items() if key.startswith("pruned/size/")}
     assert sizes["parameters"] == sum(p.numel() for p in model.parameters())
     assert sizes["weight_bytes"] == sum(p.nbytes for p in model.parameters())
-    assert sizes["cache_bytes"] == 2 * 2 * 16 * 4 * len(layers.layers(model))
+    assert sizes["cache_bytes"] == 2 * 2 * 16 * 4 * len(layers.layer_list(model))
     assert {key: n for key, n in here.numbers.items() if key.startswith("healed/size/")} == {
         f"healed/size/{key}": n for key, n in sizes.items()
     }
-    for layer in layers.layers(model):  # those of a gap have a config of their own
+    for layer in layers.layer_list(model):  # those of a gap have a config of their own
         layer.self_attn.config._attn_implementation = "eager"
-    attention = 4 * 64 * len(layers.layers(model))
-    matrices = sizes["flops_per_token"] - attention * surgery_sizes.CONTEXT
+    attention = 4 * 64 * len(layers.layer_list(model))
+    matrices = sizes["flops_per_token"] - attention * surgery_sizes.CONTEXT_TOKENS
     assert (matrices + attention * 20) * 40 == counted(model, batch=2, length=20)["Global"]
 
 
@@ -276,6 +278,6 @@ def test_quantised_halves_of_a_gap_are_weighed_as_they_are_held(tmp_path: Path) 
     here = opened(tmp_path, model_of("llama"), *knobs)
     here.plan = here.decide(Plan(6, (2, 3)))
     model = here.experiment.replace(here.load(here.plan), here.plan, here)
-    recording.weigh(here)
+    recording.record_sizes(here)
     assert here.numbers["pruned/size/weight_bytes"] == held(model)
     assert "healed/size/parameters" not in here.numbers

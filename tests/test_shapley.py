@@ -22,7 +22,7 @@ def loss(model, text, gone) -> float:
     for row, length in zip(text.ids, text.lengths, strict=True):
         ids = torch.from_numpy(row[None, :length].astype(np.int64))
         with torch.no_grad():
-            way = layerwise.enter(model, {"input_ids": ids, "attention_mask": None, "use_cache": False})
+            way = layerwise.start_forward(model, {"input_ids": ids, "attention_mask": None, "use_cache": False})
             h = way.h_BTD
             for index in range(len(way.stack)):
                 h = h if index in gone else way.step(index, h)
@@ -64,7 +64,7 @@ def test_the_values_add_up_to_what_all_layers_are_worth():
 
 def test_an_identity_layer_is_worth_nothing_and_twins_the_same():
     model, text = pico("llama", layers=4), tokens()
-    stack = decoder_layers.layers(model)
+    stack = decoder_layers.layer_list(model)
     with torch.no_grad():
         stack[2].self_attn.o_proj.weight.zero_()
         stack[2].mlp.down_proj.weight.zero_()

@@ -17,7 +17,7 @@ from depthcut.cut.plan import Plan
 from depthcut.eval.likelihood import tree_attention
 from depthcut.heal.training import adapters, fit
 from depthcut.heal.training.memory_plan import Layout
-from depthcut.heal.training.objective import next_token
+from depthcut.heal.training.objective import next_token_loss
 from depthcut.model.decoder import adapters as decoder_adapters
 from depthcut.model.decoder import layers, shared_prefix, sublayers
 from depthcut.study import curve
@@ -33,21 +33,21 @@ ABOVE = dataclasses.replace(RECIPE, layers="after_cut")
 def pruned(model, plan: Plan):
     model = copy.deepcopy(model)
     if plan.unit == "layer":
-        return layers.cut(model, plan.drop)
-    sublayers.remove(model, plan)
+        return layers.cut_layers(model, plan.drop)
+    sublayers.remove_sublayers(model, plan)
     return model
 
 
 def trained(model, plan: Plan, seed: int, recipe=ABOVE):
     """What is left of ``model``, with adapters that matter."""
     torch.manual_seed(seed)
-    adapted = adapters.adapt(pruned(model, plan), recipe, plan).eval()
+    adapted = adapters.add_adapters(pruned(model, plan), recipe, plan).eval()
     return awake(adapted, std=0.1)
 
 
 def sites(adapted) -> set[int]:
     """The layers that hold adapters."""
-    stack = layers.layers(adapted)
+    stack = layers.layer_list(adapted)
     return {n for n, layer in enumerate(stack) if any("lora_" in name for name, _ in layer.named_parameters())}
 
 
@@ -96,22 +96,22 @@ def test_cuts_that_are_healed_above_come_out_of_one_pass_as_each_alone(family, t
         adapted.save_pretrained(str(tmp_path / name), save_embedding_layers=False)
     before = {parameter.data_ptr() for parameter in model.parameters()}
     dense, ids = copy.deepcopy(model), texts()
-    shared = decoder_adapters.attached(model, {name: (tmp_path / name, plan) for name, plan in plans.items()})
+    shared = decoder_adapters.attach_adapters(model, {name: (tmp_path / name, plan) for name, plan in plans.items()})
     assert {p.data_ptr() for name, p in shared.named_parameters() if "lora_" not in name} == before
     asked = [
-        *(subnetworks.of(plan, name) for name, plan in plans.items()),
-        subnetworks.WHOLE,
-        subnetworks.of(plans["a"]),
+        *(subnetworks.subnetwork_from_plan(plan, name) for name, plan in plans.items()),
+        subnetworks.FULL,
+        subnetworks.subnetwork_from_plan(plans["a"]),
     ]
     with torch.no_grad():
-        way, ends = shared_prefix.through(shared, {"input_ids": ids, "use_cache": False}, asked)
+        way, ends = shared_prefix.run_subnetworks(shared, {"input_ids": ids, "use_cache": False}, asked)
         got = [way.logits(ends[cut]) for cut in asked]
         for name, logits in zip(apart, got, strict=False):
             torch.testing.assert_close(logits, apart[name](ids).logits, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(got[4], dense(ids).logits, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(got[5], pruned(dense, plans["a"])(ids).logits, rtol=1e-5, atol=1e-5)
     assert (got[1] - got[2]).abs().max() > 0.01, "two healings of one cut must differ"
-    answers = tree_attention.likelihoods(shared, REQUESTS, asked, 2)
+    answers = tree_attention.log_likelihoods(shared, REQUESTS, asked, 2)
     for request in REQUESTS:
         for place, adapted in enumerate(apart.values()):
             assert answers[request][place][0] == pytest.approx(alone(adapted, request)[0], rel=1e-5)
@@ -124,10 +124,10 @@ def test_healed_halves_out_of_one_pass(unit, tmp_path):
     apart = {name: trained(model, plan, seed) for seed, (name, plan) in enumerate(plans.items())}
     for name, adapted in apart.items():
         adapted.save_pretrained(str(tmp_path / name), save_embedding_layers=False)
-    shared = decoder_adapters.attached(model, {name: (tmp_path / name, plan) for name, plan in plans.items()})
+    shared = decoder_adapters.attach_adapters(model, {name: (tmp_path / name, plan) for name, plan in plans.items()})
     with torch.no_grad(), passes("LlamaRMSNorm") as calls:
-        asked = [subnetworks.of(plan, name) for name, plan in plans.items()]
-        way, ends = shared_prefix.through(shared, {"input_ids": ids, "use_cache": False}, asked)
+        asked = [subnetworks.subnetwork_from_plan(plan, name) for name, plan in plans.items()]
+        way, ends = shared_prefix.run_subnetworks(shared, {"input_ids": ids, "use_cache": False}, asked)
     assert len(calls) == 2 * (3 + 5 + 3), "two norms a layer; 0-2 of the dense model, 1-5 and 3-5 with adapters"
     with torch.no_grad():
         for name, cut in zip(apart, asked, strict=True):
@@ -145,17 +145,17 @@ def test_the_adapters_of_cuts_fit_quantised_layers_too(tmp_path):
     apart = {}
     for seed, (name, plan) in enumerate(plans.items()):
         torch.manual_seed(seed)
-        apart[name] = adapters.adapt(source.load(plan, **settings), ABOVE, plan).eval()
+        apart[name] = adapters.add_adapters(source.load(plan, **settings), ABOVE, plan).eval()
         with torch.no_grad():
             for key, parameter in apart[name].named_parameters():
                 if "lora_B" in key:
                     parameter.normal_(std=0.1)
         apart[name].save_pretrained(str(tmp_path / name), save_embedding_layers=False)
     model = source.load(None, **settings)
-    shared = decoder_adapters.attached(model, {name: (tmp_path / name, plan) for name, plan in plans.items()})
+    shared = decoder_adapters.attach_adapters(model, {name: (tmp_path / name, plan) for name, plan in plans.items()})
     with torch.no_grad():
-        asked = [subnetworks.of(plan, name) for name, plan in plans.items()]
-        way, ends = shared_prefix.through(shared, {"input_ids": ids, "use_cache": False}, asked)
+        asked = [subnetworks.subnetwork_from_plan(plan, name) for name, plan in plans.items()]
+        way, ends = shared_prefix.run_subnetworks(shared, {"input_ids": ids, "use_cache": False}, asked)
         for name, cut in zip(apart, asked, strict=True):
             torch.testing.assert_close(way.logits(ends[cut]), apart[name](ids).logits, rtol=1e-5, atol=1e-5)
 
@@ -167,9 +167,9 @@ def test_the_backward_pass_stops_at_the_cut(recompute):
     wanted = gradients(adapted, ids)
     adapted.train()
     streams: list[tuple[int, bool]] = []
-    for number, layer in enumerate(layers.layers(adapted)):
+    for number, layer in enumerate(layers.layer_list(adapted)):
         layer.mlp.register_forward_pre_hook(lambda _, h, number=number: streams.append((number, h[0].requires_grad)))
-    with fit.laid_out(adapted, Layout(2, recompute, False)):
+    with fit.applied_layout(adapted, Layout(2, recompute, False)):
         got = gradients(adapted, ids)
     forward, again = streams[:6], streams[6:]
     assert forward == [(0, False), (1, False), (2, False), (3, True), (4, True), (5, True)]
@@ -182,7 +182,7 @@ def test_the_backward_pass_stops_at_the_cut(recompute):
 
 def gradients(adapted, ids) -> dict[str, torch.Tensor]:
     adapted.zero_grad()
-    next_token(adapted, batch(ids)).backward()
+    next_token_loss(adapted, batch(ids)).backward()
     return {name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None}
 
 
@@ -211,11 +211,11 @@ def test_the_layer_passes_are_the_shared_ones(tmp_path):
     corpus = (*UNHEALED, *text_files(tmp_path), "data.validation.sequences=16", "eval.loss.batch=4", *HEAL)
     points = [composed(*corpus, f"outputs={tmp_path}/outputs", "prune=deepest", f"prune.layers={n}") for n in (2, 4, 6)]
     with passes("LlamaMLP") as calls:
-        assert curve.share(points) == set()
+        assert curve.share_passes(points) == set()
     unhealed, healed = 8 + 3 * 1, 5 + 3 * 1
     assert len(calls) == 4 * (unhealed + healed)
     with passes("LlamaMLP") as calls:
-        assert curve.share(points) == set()
+        assert curve.share_passes(points) == set()
     assert calls == []
 
 
@@ -226,7 +226,7 @@ def test_each_point_is_measured_on_its_own_text(tmp_path):
     def evaluations(name: str, *sweeps: tuple[int, ...]) -> dict[str, dict]:
         points = [f"outputs={tmp_path}/{name}", *corpus]
         for sweep in sweeps:
-            assert curve.share([composed(*points, f"data.validation.sequences={n}") for n in sweep]) == set()
+            assert curve.share_passes([composed(*points, f"data.validation.sequences={n}") for n in sweep]) == set()
         found = tmp_path.glob(f"{name}/cache/evaluations/*/value.json")
         return {path.parent.name: json.loads(path.read_text()) for path in found}
 

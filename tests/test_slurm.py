@@ -21,7 +21,7 @@ from depthcut.config import experiment
 from depthcut.runtime import failures
 from depthcut.study import lab, recording
 from depthcut.study.slurm import queue
-from depthcut.study.slurm.job import Request, Work
+from depthcut.study.slurm.job import JobRequest, PointTask
 from running import PICO, UNHEALED, light, run, start, text_files
 
 CONF = "/var/lib/depthcut-slurm/slurm.conf"
@@ -88,18 +88,18 @@ def until(what: Callable[[], object], *processes: subprocess.Popen[str]) -> None
 
 def folder(outputs: Path, *arguments: str) -> Path:
     """The folder that a point will have."""
-    return lab.enter(experiment.read(composed(f"outputs={outputs}", *arguments))).folder
+    return lab.open_run(experiment.build_experiment(composed(f"outputs={outputs}", *arguments))).folder
 
 
 def job(folder: Path) -> str:
     """The number of a point's job, once it is noted."""
-    until(lambda: (ticket := queue.Ticket.read(folder)) and ticket.job)
+    until(lambda: (ticket := queue.JobRecord.read(folder)) and ticket.job)
     return str(json.loads((folder / "job.json").read_text())["job"])
 
 
 def reason(folder: Path) -> str:
     """Why a point failed."""
-    failure = recording.failure(folder)
+    failure = recording.read_failure(folder)
     assert failure is not None
     return failure["reason"]
 
@@ -117,7 +117,7 @@ def log(outputs: Path, number: str, task: int = 0) -> str:
 def test_the_yaml_holds_every_field_of_the_request():
     stored = yaml.safe_load((ROOT / "conf/hydra/launcher/slurm.yaml").read_text())
     knobs = {key: value for key, value in stored.items() if not key.startswith("_")}
-    assert isinstance(experiment.checked("hydra.launcher", Request, knobs), Request)
+    assert isinstance(experiment.checked("hydra.launcher", JobRequest, knobs), JobRequest)
 
 
 @pytest.mark.parametrize(
@@ -147,21 +147,21 @@ def test_where_there_is_no_sbatch_it_is_said_in_one_line(tmp_path):
 
 def test_a_job_whose_point_cannot_begin_leaves_why(tmp_path):
     config = OmegaConf.to_container(composed(f"outputs={tmp_path}", "model=pico"), resolve=True)
-    work = Work(ROOT / "run.py", "main", tmp_path / "point", [{**config, "name": "no/name"}])
+    work = PointTask(ROOT / "run.py", "main", tmp_path / "point", [{**config, "name": "no/name"}])
     with pytest.raises(ValueError, match="name must be letters"):
         work()
-    failures.faults.clear()
+    failures.collected_errors.clear()
     assert reason(tmp_path / "point").startswith("name must be letters")
 
 
 def test_the_queue_is_read_as_squeue_writes_it():
     lines = ["26_3|RUNNING|main-1f|None", "27|PENDING|other-2a|Nodes required | are DOWN", "28_[5-7%2]|PENDING|x-1|a"]
-    found = queue.entries(lines)
+    found = queue.parse_queue(lines)
     assert found == {
-        ("main-1f", 3): queue.Entry("26_3", "RUNNING", "None"),
-        ("other-2a", 0): queue.Entry("27", "PENDING", "Nodes required | are DOWN"),
+        ("main-1f", 3): queue.QueueEntry("26_3", "RUNNING", "None"),
+        ("other-2a", 0): queue.QueueEntry("27", "PENDING", "Nodes required | are DOWN"),
     }
-    assert not queue.Entry("1", "OUT_OF_MEMORY", "").alive and queue.Entry("1", "REQUEUE_HOLD", "").alive
+    assert not queue.QueueEntry("1", "OUT_OF_MEMORY", "").alive and queue.QueueEntry("1", "REQUEUE_HOLD", "").alive
 
 
 @pytest.mark.slow
@@ -229,7 +229,7 @@ def test_a_point_that_runs_out_of_time_is_requeued_or_failed(tmp_path, corpus, l
     failing = launch(tmp_path, *endless)
     waiting = folder(tmp_path, *HEALED, *corpus)
     waiting.mkdir(parents=True)
-    with FileLock(recording.lock(waiting)):
+    with FileLock(recording.lock_path(waiting)):
         launcher = launch(tmp_path, *limit)
         until(lambda: "Requeued job" in log(tmp_path, job(waiting)), launcher)
     status, said = end(failing)
@@ -249,7 +249,7 @@ def test_launchers_may_be_several_and_may_die_and_slurm_may_be_silent(tmp_path, 
     with ExitStack() as held:
         for each in folders:
             each.mkdir(parents=True)
-            held.enter_context(FileLock(recording.lock(each)))
+            held.enter_context(FileLock(recording.lock_path(each)))
         first, second = (launch(tmp_path, *sweep) for _ in range(2))
         array, *others = {job(each).partition("_")[0] for each in folders}
         assert not others

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from depthcut.metric.spectral import Spectral, eigenvalues, exponent
+from depthcut.metric.spectral import Spectral, gram_eigenvalues, hill_exponent
 from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers
 from depthcut.model.pico import Pico
 from pico import pico
@@ -24,9 +24,9 @@ def lab(tmp_path_factory) -> Any:
 
 def saved(model, folder) -> Any:
     """A lab whose checkpoint holds ``model``."""
-    with loading.quiet():
+    with loading.quiet_transformers():
         model.save_pretrained(folder)
-    files = Folder(folder, Hashes(folder.parent / "hashes.json"))
+    files = ModelFolder(folder, HashCache(folder.parent / "hashes.json"))
     return SimpleNamespace(checkpoint=Checkpoint(files, separator=None), device="cpu")
 
 
@@ -63,7 +63,7 @@ def test_each_expert_of_a_fused_stack_is_a_matrix(tmp_path):
     sizes = {"num_local_experts": 3, "num_experts_per_tok": 2, "num_key_value_heads": 2, "head_dim": 16}
     model = pico("gpt_oss", layers=2, **sizes)
     wanted: list[float] = []
-    for layer in layers.layers(model):
+    for layer in layers.layer_list(model):
         stacks = [each.reshape(-1, *each.shape[-2:]) for each in layer.parameters() if each.ndim > 1]
         wanted.append(-np.mean([by_hand(matrix) for stack in stacks for matrix in stack]))
     assert Spectral()(saved(model, tmp_path / "model")).layers == pytest.approx(wanted, rel=1e-5)
@@ -81,8 +81,10 @@ def test_each_matrix_is_read_once_and_nothing_else(lab):
 def test_a_matrix_with_a_power_law_spectrum_has_the_exponent_it_was_built_with(alpha, shape):
     """To 1 % of alpha - 1: the quantiles of n eigenvalues stand for the density, off by about 1 / n."""
     weight = power_law(alpha, *shape)
-    assert exponent(eigenvalues(weight)) == pytest.approx(alpha, abs=0.01 * (alpha - 1))
-    assert exponent(eigenvalues(1e-3 * weight)) == pytest.approx(exponent(eigenvalues(weight)), rel=1e-4)
+    assert hill_exponent(gram_eigenvalues(weight)) == pytest.approx(alpha, abs=0.01 * (alpha - 1))
+    assert hill_exponent(gram_eigenvalues(1e-3 * weight)) == pytest.approx(
+        hill_exponent(gram_eigenvalues(weight)), rel=1e-4
+    )
 
 
 def test_the_least_trained_layer_goes_first(tmp_path):
@@ -90,7 +92,7 @@ def test_the_least_trained_layer_goes_first(tmp_path):
     alphas = [2.0, 4.0, 2.5, 3.0]
     model = pico("llama", layers=4)
     with torch.no_grad():
-        for alpha, layer in zip(alphas, layers.layers(model), strict=True):
+        for alpha, layer in zip(alphas, layers.layer_list(model), strict=True):
             for weight in layer.parameters():
                 if weight.ndim == 2:
                     weight.copy_(power_law(alpha, *weight.shape))
@@ -105,24 +107,24 @@ def test_zero_eigenvalues_are_left_out():
     factor = power_law(3.0, 400, 100)
     for low in (factor @ torch.eye(100, 300), factor @ power_law(2.0, 100, 300)):
         assert low.shape == (400, 300)
-        kept = eigenvalues(low)
+        kept = gram_eigenvalues(low)
         assert len(kept) == 100 and kept.min() > 0
         wanted = np.linalg.eigvalsh(low.T.double().numpy() @ low.double().numpy())[-100:]
         np.testing.assert_allclose(kept.numpy(), wanted, rtol=1e-6)
-        assert exponent(kept) == pytest.approx(1 + 50 / np.log(wanted[50:] / wanted[49]).sum(), rel=1e-6)
+        assert hill_exponent(kept) == pytest.approx(1 + 50 / np.log(wanted[50:] / wanted[49]).sum(), rel=1e-6)
 
 
 def test_spectra_without_a_tail_stay_finite():
     orthogonal = torch.from_numpy(np.linalg.qr(np.random.default_rng(0).standard_normal((64, 64)))[0])
-    flat = exponent(eigenvalues(orthogonal))
+    flat = hill_exponent(gram_eigenvalues(orthogonal))
     assert flat is not None and 1e5 < flat < 1e7
-    assert exponent(eigenvalues(torch.ones(8, 5))) is None  # of rank 1
-    assert exponent(eigenvalues(torch.zeros(8, 5))) is None
+    assert hill_exponent(gram_eigenvalues(torch.ones(8, 5))) is None  # of rank 1
+    assert hill_exponent(gram_eigenvalues(torch.zeros(8, 5))) is None
 
 
 def test_an_identity_layer_is_scored_by_the_matrices_that_are_left(tmp_path):
     model = pico("llama", layers=3)
-    layer = layers.layers(model)[1]
+    layer = layers.layer_list(model)[1]
     with torch.no_grad():
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
@@ -135,7 +137,7 @@ def test_an_identity_layer_is_scored_by_the_matrices_that_are_left(tmp_path):
 def test_a_unit_without_a_matrix_is_told(tmp_path):
     model = pico("llama", layers=3)
     with torch.no_grad():
-        for weight in layers.layers(model)[1].mlp.parameters():
+        for weight in layers.layer_list(model)[1].mlp.parameters():
             weight.zero_()
     lab = saved(model, tmp_path / "model")
     with pytest.raises(ValueError, match=r"metric=spectral .* the mlp of layer 1 has none"):

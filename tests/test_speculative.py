@@ -18,7 +18,7 @@ from depthcut.cut.plan import Plan
 from depthcut.eval.speculative import Speculative
 from depthcut.model.checkpoint import exported as checkpoint_exported
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.model.decoder.unwrapped import merged
+from depthcut.model.decoder.unwrapped import merged_model
 from depthcut.study import lab
 from gaps import DEPTH, model_of, opened
 from pico import logits, texts
@@ -49,13 +49,13 @@ def tensors(model: nn.Module) -> set[int]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_draft_is_the_cut_model_on_the_same_weights(family, tmp_path):
     here, whole = shared(tmp_path, model_of(family))
-    before, layers = logits(whole), list(decoder_layers.layers(whole))
+    before, layers = logits(whole), list(decoder_layers.layer_list(whole))
     drafts = depthcut.draft(whole)
     assert torch.equal(logits(drafts), logits(here.load(PLAN)))
     assert tensors(drafts) < tensors(whole)
-    assert (len(decoder_layers.layers(drafts)), drafts.config.num_hidden_layers) == (4, 4)
+    assert (len(decoder_layers.layer_list(drafts)), drafts.config.num_hidden_layers) == (4, 4)
     assert torch.equal(logits(whole), before)
-    assert list(decoder_layers.layers(whole)) == layers and whole.config.num_hidden_layers == DEPTH
+    assert list(decoder_layers.layer_list(whole)) == layers and whole.config.num_hidden_layers == DEPTH
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "opt"])
@@ -91,7 +91,7 @@ def test_an_extended_and_a_loaded_model_have_drafts_too(tmp_path):
     whole = here.experiment.replace(here.load(), Plan(DEPTH, ()), here)
     assert (logits(whole) - logits(model)).abs().max() > 0.1
     assert torch.equal(logits(depthcut.draft(whole)), logits(model))
-    checkpoint_exported.write(whole, Plan(DEPTH, ()), tmp_path / "out")
+    checkpoint_exported.write_exported(whole, Plan(DEPTH, ()), tmp_path / "out")
     again = depthcut.load(tmp_path / "out", dtype="float32")
     assert torch.equal(logits(depthcut.draft(again)), logits(model))
 
@@ -103,7 +103,10 @@ def test_quantised_weights_are_shared_as_they_are(quantise, tmp_path):
     logits(whole)  # int8 lays its weights out at the first pass
     drafts = depthcut.draft(whole)
     assert tensors(drafts) < tensors(whole)
-    names = [f"{decoder_layers.prefix(drafts)}.1.mlp.up_proj", f"{decoder_layers.prefix(whole)}.2.mlp.up_proj"]
+    names = [
+        f"{decoder_layers.layer_prefix(drafts)}.1.mlp.up_proj",
+        f"{decoder_layers.layer_prefix(whole)}.2.mlp.up_proj",
+    ]
     one, other = (vars(each.get_submodule(name)) for each, name in zip((drafts, whole), names, strict=True))
     name = "quant_state" if quantise == "nf4" else "state"
     assert one[name] is other[name]
@@ -186,7 +189,7 @@ def test_both_ways_are_timed_in_turn_over_all_prompts(llama):
 def test_a_dense_model_gives_no_number_and_cuts_are_not_measured(llama):
     here, _ = llama
     assert Speculative(**KNOBS)(here.load(), here) == [{}]
-    assert Speculative(**KNOBS)(here.load(), here, [subnetworks.WHOLE]) is None
+    assert Speculative(**KNOBS)(here.load(), here, [subnetworks.FULL]) is None
 
 
 @pytest.mark.filterwarnings("ignore")  # peft looks for a base model's card
@@ -196,7 +199,7 @@ def test_a_healed_model_is_measured_as_it_is_exported_and_left_as_it_was(tmp_pat
     model = healed(whole)
     exported = copy.deepcopy(model).merge_and_unload()
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    with merged(model) as plain:
+    with merged_model(model) as plain:
         assert torch.equal(logits(plain), logits(exported))
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
     drafted: list[nn.Module] = []
@@ -210,10 +213,10 @@ def test_a_healed_model_is_measured_as_it_is_exported_and_left_as_it_was(tmp_pat
 @pytest.mark.parametrize("replace", ["none", "mean"])
 def test_a_model_that_will_have_no_shared_layers_is_refused_before_it_is_read(replace, tmp_path):
     words = ("model=pico", "eval=[speculative]", f"replace={replace}", *text_files(tmp_path))
-    here = lab.enter(experiment.read(composed(f"outputs={tmp_path}/outputs", "data=files", *words)))
+    here = lab.open_run(experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", "data=files", *words)))
     said = f"eval=speculative drafts with .*: take replace=shared or replace=extend, got replace={replace}"
     with pytest.raises(ValueError, match=said):
-        algorithm.run(here.experiment, here)
+        algorithm.run_experiment(here.experiment, here)
     assert here.checkpoint.bytes_read == 0 and not here.texts
 
 
@@ -227,9 +230,9 @@ def test_a_run_records_it_at_the_stages_that_have_shared_layers(tmp_path):
     small = ("model=pico", "data=files", "heal.steps=2", "heal.warmup=1", "heal.batch=2", "model.heal.length=32")
     knobs = [f"eval.speculative.{key}={value}" for key, value in KNOBS.items()]
     words = ("replace=shared", "prune=deepest", "replace.rank=2", "eval=[speculative]", "export=none", *knobs)
-    x = experiment.read(composed(f"outputs={tmp_path}/outputs", *small, *words, *text_files(tmp_path)))
-    here = lab.enter(x)
-    algorithm.run(x, here)
+    x = experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", *small, *words, *text_files(tmp_path)))
+    here = lab.open_run(x)
+    algorithm.run_experiment(x, here)
     found = {name.partition("/")[0] for name in here.numbers if "/speculative/acceptance" in name}
     assert found == {"pruned", "healed"}
     assert here.numbers["healed/speculative/speedup"] > 0

@@ -19,9 +19,9 @@ from composing import composed
 from depthcut.config import experiment
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
-from depthcut.eval.speed import Speed, machine
+from depthcut.eval.speed import Speed, machine_name
 from depthcut.eval.timing import clock
-from depthcut.model.decoder.unwrapped import unwrapped
+from depthcut.model.decoder.unwrapped import unwrapped_model
 from depthcut.model.pico import byte_tokenizer
 from depthcut.model.surgery import gaps
 from depthcut.runtime import provenance
@@ -102,16 +102,16 @@ def test_a_model_that_wants_to_end_goes_on_all_the_same() -> None:
 
 
 def test_the_mean_and_the_rate_have_the_standard_errors_of_the_runs() -> None:
-    assert clock.mean([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt(7 / 3)))
-    rate = clock.per_second("x", 12, [1.0, 2.0, 6.0])
+    assert clock.sample_mean_and_stderr([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt(7 / 3)))
+    rate = clock.tokens_per_second("x", 12, [1.0, 2.0, 6.0])
     assert rate == {"x": 4.0, "x_stderr": pytest.approx(4 * math.sqrt(7 / 3) / 3)}
     values = [0.11, 0.12, 0.1, 0.13]  # where they hardly differ, as the rates themselves do
     rates = [5 / value for value in values]
-    assert clock.per_second("x", 5, values)["x_stderr"] == pytest.approx(statistics.stdev(rates) / 2, rel=0.1)
+    assert clock.tokens_per_second("x", 5, values)["x_stderr"] == pytest.approx(statistics.stdev(rates) / 2, rel=0.1)
 
 
 def test_time_passes() -> None:
-    assert clock.time_of(lambda: time.sleep(0.02), "cpu") >= 0.02
+    assert clock.time_run(lambda: time.sleep(0.02), "cpu") >= 0.02
 
 
 def test_chance_is_left_as_it_was() -> None:
@@ -130,13 +130,13 @@ def test_what_does_not_fit_has_no_key_and_is_said(caplog: pytest.LogCaptureFixtu
 
 
 def test_memory_that_runs_out_is_told_from_what_is_wrong() -> None:
-    with clock.suppress_shortage():
+    with clock.suppress_out_of_memory():
         torch.empty(2**60)
-    with clock.suppress_shortage():
+    with clock.suppress_out_of_memory():
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    with pytest.raises(RuntimeError, match="shape"), clock.suppress_shortage():
+    with pytest.raises(RuntimeError, match="shape"), clock.suppress_out_of_memory():
         torch.ones(2) @ torch.ones(3, 3)
-    with pytest.raises(KeyError), clock.suppress_shortage():
+    with pytest.raises(KeyError), clock.suppress_out_of_memory():
         raise KeyError
 
 
@@ -169,11 +169,11 @@ def test_what_is_wrong_is_told(knobs: dict[str, Any], said: str) -> None:
 def test_numbers_of_another_machine_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    name = digests.evaluation(speed(), bare())
-    assert name == digests.evaluation(speed(), bare())
-    assert machine("auto") == machine("cpu") == f"{provenance.device('cpu')} 1"
+    name = digests.evaluation_digest(speed(), bare())
+    assert name == digests.evaluation_digest(speed(), bare())
+    assert machine_name("auto") == machine_name("cpu") == f"{provenance.device_name('cpu')} 1"
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert digests.evaluation(speed(), bare()) != name
+    assert digests.evaluation_digest(speed(), bare()) != name
 
 
 LIGHT = """
@@ -188,15 +188,15 @@ assert not {"torch", "transformers"} & set(sys.modules)
 
 def test_the_machine_is_told_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", LIGHT], env=ENVIRONMENT, check=True, capture_output=True, text=True)
-    assert provenance.device("cpu") in done.stdout
+    assert provenance.device_name("cpu") in done.stdout
 
 
 def test_cuts_are_left_to_their_points(tmp_path: Path) -> None:
     """Also the dense model, where the curve asks for it: it may hold the adapters of other points."""
     model = byte_model()
     shapes = seen(model)
-    assert speed()(model, bare(), [subnetworks.WHOLE, subnetworks.Cut((1,))]) is None
-    assert speed()(model, bare(), [subnetworks.WHOLE]) is None
+    assert speed()(model, bare(), [subnetworks.FULL, subnetworks.Subnetwork((1,))]) is None
+    assert speed()(model, bare(), [subnetworks.FULL]) is None
     assert not shapes
     corpus = text_files(tmp_path)
     knobs = (
@@ -211,12 +211,12 @@ def test_cuts_are_left_to_their_points(tmp_path: Path) -> None:
     small = [f"eval.speed.{key}={value}" for key, value in {**KNOBS, "batches": "[1]"}.items() if key != "prompt"]
     sizes = ("data.validation.sequences=4", f"outputs={tmp_path}/outputs")
     points = [composed(*corpus, *knobs, *small, *sizes, f"prune.layers={n}") for n in (1, 2)]
-    labs = [lab.enter(experiment.read(each)) for each in points]
-    assert curve.share(points) == set()
+    labs = [lab.open_run(experiment.build_experiment(each)) for each in points]
+    assert curve.share_passes(points) == set()
     kept = [path for path in (tmp_path / "outputs/cache/evaluations").iterdir() if path.is_dir()]
     assert len(kept) == 3  # three losses in a pass: the whole, and two cuts
     assert all("validation/loss" in (path / "value.json").read_text() for path in kept)
-    assert recording.finished(labs[0]) is None
+    assert recording.finished_record(labs[0]) is None
 
 
 # Adapters.
@@ -225,7 +225,9 @@ def test_cuts_are_left_to_their_points(tmp_path: Path) -> None:
 def healed(model: Any) -> Any:
     """Adapters that matter, on all linear layers, and what shared layers have of their own."""
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=names, **gaps.adapting(model)))
+    adapted = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=8, target_modules=names, **gaps.lora_config_kwargs(model))
+    )
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name or "modules_to_save" in name:
@@ -256,14 +258,14 @@ def test_a_healed_model_is_timed_as_if_merged_and_left_as_it_was(kind: str, tmp_
         before, merged = model(ids).logits, copy.deepcopy(model).merge_and_unload()
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     tree = [(name, type(part)) for name, part in model.named_modules()]
-    with unwrapped(model) as inside, torch.no_grad():
+    with unwrapped_model(model) as inside, torch.no_grad():
         assert [(name, type(part)) for name, part in inside.named_modules()] == [
             (name, type(part)) for name, part in merged.named_modules()
         ]
         assert shapes(inside) == shapes(merged)
         assert (inside(ids).logits - before).abs().max() > 0.5
     assert speed(batches=[1])(model, bare())
-    with pytest.raises(KeyError), unwrapped(model):
+    with pytest.raises(KeyError), unwrapped_model(model):
         raise KeyError
     assert [(name, type(part)) for name, part in model.named_modules()] == tree
     after = model.state_dict()
@@ -276,9 +278,9 @@ def test_a_healed_model_is_timed_as_if_merged_and_left_as_it_was(kind: str, tmp_
 def test_a_quantised_base_keeps_its_adapters_beside_it(tmp_path: Path) -> None:
     here = opened(tmp_path, model_of("llama"), "model.quantise=nf4", "heal=none", "device=cpu")
     model = healed(here.load(None))
-    with unwrapped(model) as inside:
+    with unwrapped_model(model) as inside:
         assert inside is model
-    with unwrapped(model.get_base_model()) as inside:
+    with unwrapped_model(model.get_base_model()) as inside:
         assert inside is model.get_base_model()
     assert speed(batches=[1])(model, here)
 
@@ -298,6 +300,6 @@ def test_on_a_gpu_memory_is_measured_and_may_run_out(caplog: pytest.LogCaptureFi
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert not got and "batch 4096: it does not fit in memory" in caplog.text
-    assert machine("cuda") == torch.cuda.get_device_name()
-    recording.peak(here)
+    assert machine_name("cuda") == torch.cuda.get_device_name()
+    recording.record_peak_memory(here)
     assert here.numbers["bytes/peak_device"] >= 2**32

@@ -20,7 +20,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     store.write_json(path, {"x": 1})
     with pytest.raises(ValueError, match="JSON compliant"):
         store.write_json(path, {"x": float("nan")})
-    with pytest.raises(RuntimeError), store.replacing(path) as temporary:
+    with pytest.raises(RuntimeError), store.atomic_write(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == '{\n  "x": 1\n}\n'
@@ -28,9 +28,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_digest_is_by_content():
-    assert store.digest({"a": 1, "b": [1.5, None]}) == store.digest({"b": [1.5, None], "a": 1})
-    assert store.digest({"a": 1}) != store.digest({"a": 1.5})
-    assert len(store.digest("x")) == 16
+    assert store.content_digest({"a": 1, "b": [1.5, None]}) == store.content_digest({"b": [1.5, None], "a": 1})
+    assert store.content_digest({"a": 1}) != store.content_digest({"a": 1.5})
+    assert len(store.content_digest("x")) == 16
 
 
 def test_kept_is_made_once_and_again_if_it_is_damaged(tmp_path):
@@ -42,15 +42,15 @@ def test_kept_is_made_once_and_again_if_it_is_damaged(tmp_path):
         (folder / "sub" / "x").write_text("whole")
 
     entry = tmp_path / "entry"
-    store.kept(entry, make)
-    store.kept(entry, make)
+    store.cached_folder(entry, make)
+    store.cached_folder(entry, make)
     assert len(calls) == 1
     (entry / "sub" / "x").write_text("WHOLE!")
-    store.kept(entry, make)
+    store.cached_folder(entry, make)
     assert len(calls) == 2
     assert (entry / "sub" / "x").read_text() == "whole"
     (entry / store.MANIFEST).unlink()
-    store.kept(entry, make)
+    store.cached_folder(entry, make)
     assert len(calls) == 3
 
 
@@ -60,7 +60,7 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path):
         raise OSError("disk on fire")
 
     with pytest.raises(OSError, match="fire"):
-        store.kept(tmp_path / "entry", make)
+        store.cached_folder(tmp_path / "entry", make)
     assert not (tmp_path / "entry").exists()
     assert leftovers(tmp_path) == []
 
@@ -78,20 +78,20 @@ def count(folder: Path) -> None:
 
 
 def test_a_killed_maker_is_replaced(tmp_path):
-    process = multiprocessing.get_context("spawn").Process(target=store.kept, args=(tmp_path / "entry", slow))
+    process = multiprocessing.get_context("spawn").Process(target=store.cached_folder, args=(tmp_path / "entry", slow))
     process.start()
     while not list(tmp_path.glob(".entry.tmp/x")):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    store.kept(tmp_path / "entry", count)
+    store.cached_folder(tmp_path / "entry", count)
     assert (tmp_path / "entry" / "x").read_text() == "whole"
     assert leftovers(tmp_path) == []
 
 
 def test_of_many_processes_one_makes_it(tmp_path):
     context = multiprocessing.get_context("spawn")
-    crowd = [context.Process(target=store.kept, args=(tmp_path / "entry", count)) for _ in range(6)]
+    crowd = [context.Process(target=store.cached_folder, args=(tmp_path / "entry", count)) for _ in range(6)]
     for process in crowd:
         process.start()
     for process in crowd:
@@ -101,25 +101,25 @@ def test_of_many_processes_one_makes_it(tmp_path):
 
 
 def entry(folder: Path, content: str = "whole") -> Path:
-    return store.kept(folder, lambda new: store.write_text(new / "x", content))
+    return store.cached_folder(folder, lambda new: store.write_text(new / "x", content))
 
 
 def test_an_entry_says_whose_it_is(tmp_path, caplog):
     one, other = entry(tmp_path / "one", "1"), entry(tmp_path / "other", "2")
     one.rename(tmp_path / "aside")
     other.rename(tmp_path / "one")
-    assert store.fault(tmp_path / "one") == store.incomplete(tmp_path / "one") == "belongs to other"
+    assert store.entry_fault(tmp_path / "one") == store.size_fault(tmp_path / "one") == "belongs to other"
     assert (entry(tmp_path / "one", "1") / "x").read_text() == "1"
     assert f"{tmp_path / 'one'} belongs to other: it is made again" in caplog.messages
-    assert store.verified(tmp_path / "aside", "one") and not store.verified(tmp_path / "aside", "two")
+    assert store.is_verified(tmp_path / "aside", "one") and not store.is_verified(tmp_path / "aside", "two")
 
 
 def test_an_entry_of_an_earlier_version_counts_by_its_content(tmp_path):
     path = entry(tmp_path / "one") / store.MANIFEST
     store.write_json(path, {name: value for name, value in json.loads(path.read_text()).items() if name})
-    assert store.verified(path.parent) and store.incomplete(path.parent) is None
+    assert store.is_verified(path.parent) and store.size_fault(path.parent) is None
     (path.parent / "x").write_text("other")
-    assert store.fault(path.parent) == "is damaged (x)"
+    assert store.entry_fault(path.parent) == "is damaged (x)"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_damaged_manifest_is_no_error(tmp_path, damage):
             os.mkfifo(path)
         case _:
             path.write_text(damage)
-    assert store.fault(path.parent) and store.incomplete(path.parent)
+    assert store.entry_fault(path.parent) and store.size_fault(path.parent)
     assert (entry(tmp_path / "one") / "x").read_text() == "whole"
 
 
@@ -159,7 +159,7 @@ def test_what_stands_in_the_place_of_an_entry_gives_way(tmp_path):
         (tmp_path / name).symlink_to(there)
     for name in ("file", "link", "free"):
         assert (entry(tmp_path / name) / "x").read_text() == "whole"
-    assert store.verified(there) and not (tmp_path / "link").is_symlink()
+    assert store.is_verified(there) and not (tmp_path / "link").is_symlink()
     (tmp_path / ".locked.lock").mkdir()
     with pytest.raises(UserError, match=r"locked.lock must be a lock file, and is a folder: delete it"):
         entry(tmp_path / "locked")

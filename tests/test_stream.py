@@ -11,13 +11,13 @@ from depthcut.cut.scores import Scores
 from depthcut.metric.angular import Angular
 from depthcut.metric.block_influence import BlockInfluence
 from depthcut.metric.kl import Kl
-from depthcut.metric.passes.hidden_states import Pass
+from depthcut.metric.passes.hidden_states import HiddenStates
 from depthcut.metric.perplexity import Perplexity
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
-from depthcut.model.checkpoint.streaming import Streamed
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.streaming import LayerStream
 from depthcut.model.decoder import layers
-from depthcut.model.decoder.shared_prefix import Streams
+from depthcut.model.decoder.shared_prefix import PrefixCache
 from depthcut.model.pico import Pico
 from labs import tokens
 from pico import FAMILIES, pico
@@ -41,11 +41,11 @@ def opened(checkpoint: Checkpoint, streaming: bool, quantise: Any = "none", dtyp
         dense=lambda: model,
         calibration=tokens,
         streaming=streaming,
-        streams=Streams(),
+        streams=PrefixCache(),
         device="cpu",
         experiment=SimpleNamespace(model=SimpleNamespace(quantise=quantise, dtype=dtype)),
     )
-    source = Streamed(here) if streaming else None
+    source = LayerStream(here) if streaming else None
     here.streamed = lambda: source
     return here
 
@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
 
 def on_disk(folder, family: str) -> Checkpoint:
     pico(family).save_pretrained(folder / family)
-    return Checkpoint(Folder(folder / family, Hashes(folder / "hashes.json")), separator=None)
+    return Checkpoint(ModelFolder(folder / family, HashCache(folder / "hashes.json")), separator=None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -119,8 +119,8 @@ def test_two_layers_at_most_are_in_memory(quantisable):
 def test_a_model_that_computes_between_its_layers_is_refused():
     model = pico("llama")
 
-    for layer in layers.layers(model):
+    for layer in layers.layer_list(model):
         layer.register_forward_pre_hook(lambda _, args: (args[0] * 1.0, *args[1:]))
     here = SimpleNamespace(dense=lambda: model, calibration=tokens, streaming=False)
     with pytest.raises(ValueError, match="LlamaForCausalLM computes between its layers"):
-        list(Pass(lab=here, name="x", batch=2, token="last").samples())
+        list(HiddenStates(lab=here, name="x", batch=2, token="last").samples())

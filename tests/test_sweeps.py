@@ -12,7 +12,7 @@ import yaml
 from composing import ROOT, composed
 from depthcut.config import experiment
 from depthcut.config.experiment import Experiment
-from depthcut.model.surgery.sizes import Shape
+from depthcut.model.surgery.sizes import ModelSize
 from depthcut.report import table
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -85,7 +85,7 @@ def grid(sweep: Any) -> list[tuple[str, ...]]:
 @cache
 def points(name: str) -> list[Experiment]:
     """Every point of the grid, as run.py reads it."""
-    return [experiment.read(composed(*fixed(sweep(name)), *point)) for point in grid(sweep(name))]
+    return [experiment.build_experiment(composed(*fixed(sweep(name)), *point)) for point in grid(sweep(name))]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,7 +138,7 @@ def width(x: Experiment) -> bool:
 
 
 def count(x: Experiment) -> int:
-    return x.prune.count(Shape(shape(x)[0]))
+    return x.prune.count(ModelSize(shape(x)[0]))
 
 
 def shape(x: Experiment) -> tuple[int, float, float]:
@@ -185,7 +185,7 @@ def test_what_is_wrong_would_be_found():
             jsonschema.validate(wrong, SCHEMA)
     for wrong in ("prune.fraction=0.1", "model=lama", "prune.frac=1.5"):
         with pytest.raises(Exception, match=r"prune|lama"):
-            experiment.read(composed(*fixed(good), wrong))
+            experiment.build_experiment(composed(*fixed(good), wrong))
 
 
 def test_the_page_names_every_sweep():

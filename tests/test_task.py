@@ -10,7 +10,7 @@ import torch
 
 from depthcut.data import questions
 from depthcut.eval.harness import Harness
-from depthcut.metric.task import Task, sequences
+from depthcut.metric.task import Task, question_batches
 from depthcut.model.decoder import layers
 from depthcut.model.pico import Pico, byte_tokenizer
 from labs import lab
@@ -46,10 +46,10 @@ def by_lm_eval(here: Any, items: list[dict[str, Any]]) -> tuple[list[list[float]
 
 @pytest.mark.parametrize("by", ["accuracy", "likelihood"])
 def test_it_is_what_lm_eval_says_of_the_model_without_each_layer(here, by):
-    items = questions.items("capitals", here.cache)[-12:]
+    items = questions.load_questions("capitals", here.cache)[-12:]
     got = Task(**SIZE, by=by)(here)
     for layer in range(4):
-        with layers.bypass(here.dense(), [layer]):
+        with layers.bypass_layers(here.dense(), [layer]):
             likelihoods, right = by_lm_eval(here, items)
         if by == "accuracy":
             wanted = [float(np.argmax(row) != answer) for row, answer in zip(likelihoods, right, strict=True)]
@@ -61,7 +61,7 @@ def test_it_is_what_lm_eval_says_of_the_model_without_each_layer(here, by):
 
 def test_questions_longer_than_the_positions_lose_their_beginning(here):
     pairs = [("The capital of France is a city called", " Paris"), ("It is", " Rome")]
-    (whole,), (row,) = (list(sequences(byte_tokenizer(), pairs, 2, longest)) for longest in (None, 16))
+    (whole,), (row,) = (list(question_batches(byte_tokenizer(), pairs, 2, longest)) for longest in (None, 16))
     assert row.ids_BT.shape == (2, 16)
     assert row.ids_BT[0].equal(whole.ids_BT[0, -16:]) and row.ids_BT[1, :10].equal(whole.ids_BT[1, :10])
     for before, after in zip(whole.targets_BT, row.targets_BT, strict=True):
@@ -76,7 +76,7 @@ def test_questions_longer_than_the_positions_lose_their_beginning(here):
 def test_a_search_reads_the_first_questions(here):
     metric = Task(**SIZE, by="likelihood")
     few = metric.without(here, [(1,), ()], "layer", samples=3)
-    items = questions.items("capitals", here.cache)[-12:-9]
+    items = questions.load_questions("capitals", here.cache)[-12:-9]
     likelihoods, right = by_lm_eval(here, items)
     assert few[1] == pytest.approx(np.mean([-row[a] for row, a in zip(likelihoods, right, strict=True)]), rel=1e-4)
     assert few[0] != few[1]
@@ -93,7 +93,7 @@ def test_questions_of_several_sizes_are_told_apart():
 
 
 def test_no_question_both_chooses_and_measures(here):
-    there = len(questions.items("capitals", here.cache))
+    there = len(questions.load_questions("capitals", here.cache))
     metric = Task(tasks=["capitals"], items=48, by="accuracy", batch=5)
     here.experiment.eval = {
         "harness": Harness(tasks=["topics", "capitals"], limit=there - 48, include_path=None, batch=1)

@@ -9,7 +9,7 @@ import pytest
 
 from composing import composed
 from depthcut.config import experiment
-from depthcut.data import fingerprint
+from depthcut.data import text_fingerprint
 from depthcut.data.demo import Demo
 from depthcut.data.files import Files
 from depthcut.data.text import tokens as text_tokens
@@ -55,7 +55,7 @@ def write_jsonl(path, texts=TEXTS):
 
 def test_packed_by_hand(tmp_path, tokenizer):
     source = files([write_jsonl(tmp_path / "a.jsonl")], length=16)
-    found = text_tokens.tokens(source, tokenizer, "<|endoftext|>", tmp_path, sequences=5)
+    found = text_tokens.tokenize_source(source, tokenizer, "<|endoftext|>", tmp_path, sequences=5)
     stream = [token for document in TEXTS for token in [*tokenizer(document, verbose=False)["input_ids"], 2]]
     assert found.ids.tolist() == np.reshape(stream[:80], (5, 16)).tolist()
     assert found.ids.dtype == np.int32
@@ -63,12 +63,12 @@ def test_packed_by_hand(tmp_path, tokenizer):
     used = len(found.documents)
     ends = np.cumsum([len(tokenizer(document, verbose=False)["input_ids"]) + 1 for document in TEXTS])
     assert ends[used - 2] < 80 <= ends[used - 1]
-    assert found.documents.tolist() == [fingerprint(document) for document in TEXTS[:used]]
+    assert found.documents.tolist() == [text_fingerprint(document) for document in TEXTS[:used]]
 
 
 def test_one_document_a_sequence(tmp_path, tokenizer):
     source = files([write_jsonl(tmp_path / "a.jsonl", ["a", *TEXTS])], length=10, pack=False, sequences=3)
-    found = text_tokens.tokens(source, tokenizer, None, tmp_path)
+    found = text_tokens.tokenize_source(source, tokenizer, None, tmp_path)
     first, second = tokenizer(["a", TEXTS[0]], verbose=False)["input_ids"]
     assert found.ids[0].tolist() == first + [1] * (10 - len(first))
     assert found.ids[1].tolist() == second[:10]
@@ -78,7 +78,7 @@ def test_one_document_a_sequence(tmp_path, tokenizer):
 
 def test_batches(tmp_path, tokenizer):
     source = files([write_jsonl(tmp_path / "a.jsonl", ["a", "b", *TEXTS])], length=10, pack=False)
-    found = text_tokens.tokens(source, tokenizer, None, tmp_path, sequences=5)
+    found = text_tokens.tokenize_source(source, tokenizer, None, tmp_path, sequences=5)
     batches = list(found.batches(2))
     assert [tuple(ids_BT.shape) for ids_BT, _ in batches] == [(2, 2), (2, 10), (1, 10)]
     assert all(ids_BT.shape == mask_BT.shape for ids_BT, mask_BT in batches)
@@ -93,24 +93,26 @@ def test_the_tokenizers_own_end_is_not_doubled(tmp_path, tokenizer):
     inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
     ending = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
     source = files([write_jsonl(tmp_path / "a.jsonl")])
-    one, other = (text_tokens.tokens(source, each, None, tmp_path, sequences=20) for each in (tokenizer, ending))
+    one, other = (
+        text_tokens.tokenize_source(source, each, None, tmp_path, sequences=20) for each in (tokenizer, ending)
+    )
     assert one.ids.tolist() == other.ids.tolist()
     assert one.digest != other.digest
 
 
 def test_kept_once_and_checked(tmp_path, tokenizer):
     source = files([write_jsonl(tmp_path / "a.jsonl")])
-    one = text_tokens.tokens(source, tokenizer, None, tmp_path, sequences=5)
+    one = text_tokens.tokenize_source(source, tokenizer, None, tmp_path, sequences=5)
     made = tmp_path / "tokens" / one.digest / "ids.bin"
     before = made.stat().st_mtime_ns
-    again = text_tokens.tokens(source, tokenizer, "</s>", tmp_path, sequences=5)
+    again = text_tokens.tokenize_source(source, tokenizer, "</s>", tmp_path, sequences=5)
     assert (again.digest, made.stat().st_mtime_ns) == (one.digest, before)
     content = made.read_bytes()
     made.write_bytes(b"\0" * len(content))
-    assert text_tokens.tokens(source, tokenizer, None, tmp_path, sequences=5).ids.tobytes() == content
+    assert text_tokens.tokenize_source(source, tokenizer, None, tmp_path, sequences=5).ids.tobytes() == content
     other = [
-        text_tokens.tokens(source, tokenizer, "<|endoftext|>", tmp_path, 5),
-        text_tokens.tokens(source, tokenizer, None, tmp_path, 6),
+        text_tokens.tokenize_source(source, tokenizer, "<|endoftext|>", tmp_path, 5),
+        text_tokens.tokenize_source(source, tokenizer, None, tmp_path, 6),
     ]
     assert len({one.digest, *(tokens.digest for tokens in other)}) == 3
 
@@ -123,18 +125,20 @@ def test_using_a_tokenizer_does_not_change_its_name(tokenizer):
 
 def test_how_many(tmp_path, tokenizer, caplog):
     path = write_jsonl(tmp_path / "a.jsonl")
-    whole = text_tokens.tokens(files([path]), tokenizer, None, tmp_path, sequences=10**6)
+    whole = text_tokens.tokenize_source(files([path]), tokenizer, None, tmp_path, sequences=10**6)
     assert 40 < len(whole) < 10**6
     assert len(whole.documents) == len(TEXTS)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     with caplog.at_level(logging.WARNING):
-        short = text_tokens.tokens(files([path], sequences=10**6), tokenizer, None, tmp_path, part="validation")
+        short = text_tokens.tokenize_source(
+            files([path], sequences=10**6), tokenizer, None, tmp_path, part="validation"
+        )
     assert caplog.messages == [f"data.validation: the text gives {len(whole)} sequences, 1000000 were asked for"]
     assert short.ids.tolist() == whole.ids.tolist()
-    assert len(text_tokens.tokens(files([path], sequences=9), tokenizer, None, tmp_path, sequences=4)) == 4
-    assert len(text_tokens.tokens(files([path], sequences=4), tokenizer, None, tmp_path, sequences=9)) == 4
+    assert len(text_tokens.tokenize_source(files([path], sequences=9), tokenizer, None, tmp_path, sequences=4)) == 4
+    assert len(text_tokens.tokenize_source(files([path], sequences=4), tokenizer, None, tmp_path, sequences=9)) == 4
     with pytest.raises(ValueError, match=r"data\.calibration\.sequences: a number is needed here"):
-        text_tokens.tokens(files([path]), tokenizer, None, tmp_path, part="calibration")
+        text_tokens.tokenize_source(files([path]), tokenizer, None, tmp_path, part="calibration")
 
 
 def test_too_little_text_is_one_line(tmp_path, tokenizer):
@@ -142,10 +146,10 @@ def test_too_little_text_is_one_line(tmp_path, tokenizer):
     with pytest.raises(
         ValueError, match=r"^data\.calibration: text too short: .* gives \d+ tokens, at least 512 are needed$"
     ):
-        text_tokens.tokens(files([path], length=512), tokenizer, None, tmp_path, 1, part="calibration")
+        text_tokens.tokenize_source(files([path], length=512), tokenizer, None, tmp_path, 1, part="calibration")
     assert [entry.name for entry in (tmp_path / "tokens").iterdir() if not entry.name.startswith(".")] == []
     with pytest.raises(ValueError, match=r"^data\.train: no file at gone\.txt"):
-        text_tokens.tokens(files(["gone.txt"]), tokenizer, None, tmp_path, 1, part="train")
+        text_tokens.tokenize_source(files(["gone.txt"]), tokenizer, None, tmp_path, 1, part="train")
 
 
 def test_documents_of_one_token_have_no_loss(tmp_path, tokenizer):
@@ -153,7 +157,7 @@ def test_documents_of_one_token_have_no_loss(tmp_path, tokenizer):
     plain = tokenizer.__class__(tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>")
     plain.backend_tokenizer.post_processor = None
     with pytest.raises(UserError, match=r"^data\.validation: no document has two tokens, of which a loss"):
-        text_tokens.tokens(files([path], pack=False), plain, None, tmp_path, 2, part="validation")
+        text_tokens.tokenize_source(files([path], pack=False), plain, None, tmp_path, 2, part="validation")
 
 
 def test_a_fault_of_the_tokenizer_is_no_mistake_of_the_user(tmp_path, tokenizer, monkeypatch):
@@ -162,21 +166,21 @@ def test_a_fault_of_the_tokenizer_is_no_mistake_of_the_user(tmp_path, tokenizer,
     def broken(*_: object) -> list[object]:
         raise ValueError("a fault")
 
-    monkeypatch.setattr(text_tokens, "encoded", broken)
+    monkeypatch.setattr(text_tokens, "encode_documents", broken)
     with pytest.raises(ValueError, match=r"^a fault$"):
-        text_tokens.tokens(files([write_jsonl(tmp_path / "a.jsonl")]), tokenizer, None, tmp_path, 1)
-    with pytest.raises(ValueError, match=r"^a fault$"), named.told("mine"):
+        text_tokens.tokenize_source(files([write_jsonl(tmp_path / "a.jsonl")]), tokenizer, None, tmp_path, 1)
+    with pytest.raises(ValueError, match=r"^a fault$"), named.prefix_errors("mine"):
         broken()
 
 
 def test_separator_must_be_a_token(tmp_path, tokenizer):
     with pytest.raises(ValueError, match=r"model\.separator: '<eot>' is no token of this tokenizer"):
-        text_tokens.tokens(files(["x.txt"]), tokenizer, "<eot>", tmp_path, 1)
+        text_tokens.tokenize_source(files(["x.txt"]), tokenizer, "<eot>", tmp_path, 1)
 
 
 def test_long_documents_raise_no_warning(tmp_path, tokenizer, caplog, capfd):
     (tmp_path / "a.txt").write_text(" ".join(TEXTS))
-    text_tokens.tokens(files([tmp_path / "a.txt"]), tokenizer, None, tmp_path, 10)
+    text_tokens.tokenize_source(files([tmp_path / "a.txt"]), tokenizer, None, tmp_path, 10)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert "longer" not in "".join(capfd.readouterr())
 
@@ -184,21 +188,23 @@ def test_long_documents_raise_no_warning(tmp_path, tokenizer, caplog, capfd):
 def test_parts_that_overlap_are_refused(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "a.jsonl")
     other = write_jsonl(tmp_path / "b.jsonl", [TEXTS[3] + " ", "Something else."])
-    train = text_tokens.tokens(files([path]), tokenizer, None, tmp_path, 10**6)
-    validation = text_tokens.tokens(files([other]), tokenizer, None, tmp_path, 10**6)
+    train = text_tokens.tokenize_source(files([path]), tokenizer, None, tmp_path, 10**6)
+    validation = text_tokens.tokenize_source(files([other]), tokenizer, None, tmp_path, 10**6)
     with pytest.raises(ValueError, match=r"data\.train and data\.validation share 1 document; .*span"):
-        text_tokens.disjoint({"train": train, "validation": validation})
+        text_tokens.check_disjoint({"train": train, "validation": validation})
     halves = {"train": files([path], span=[0, 0.5]), "validation": files([path, other], span=[0.5, 1])}
-    text_tokens.disjoint(
-        {part: text_tokens.tokens(half, tokenizer, None, tmp_path, 10**6) for part, half in halves.items()}
+    text_tokens.check_disjoint(
+        {part: text_tokens.tokenize_source(half, tokenizer, None, tmp_path, 10**6) for part, half in halves.items()}
     )
 
 
 def test_the_demo_parts_never_overlap(tokenizer):
     spans = {"calibration": (0.9, 0.95), "train": (0.0, 0.9), "validation": (0.95, 1.0)}
     sources = {part: Demo(span=span, sequences=300, length=64, pack=True) for part, span in spans.items()}
-    parts = {part: text_tokens.tokens(source, tokenizer, None, CACHE, part=part) for part, source in sources.items()}
-    text_tokens.disjoint(parts)
+    parts = {
+        part: text_tokens.tokenize_source(source, tokenizer, None, CACHE, part=part) for part, source in sources.items()
+    }
+    text_tokens.check_disjoint(parts)
     assert all(len(tokens) == 300 for tokens in parts.values())
 
 
@@ -216,13 +222,15 @@ def test_a_text_that_changes_while_it_is_read_is_an_error_that_names_it(tmp_path
     with pytest.raises(
         UserError, match=r"^data\.train: .*a\.jsonl changed during the run; give the same command again"
     ):
-        text_tokens.tokens(source, tokenizer, None, tmp_path, 10**6, part="train")
+        text_tokens.tokenize_source(source, tokenizer, None, tmp_path, 10**6, part="train")
     assert not [entry for entry in (tmp_path / "tokens").iterdir() if not entry.name.startswith(".")]
 
 
 def test_a_text_that_changes_after_the_run_was_named_is_an_error(tmp_path):
     corpus = text_files(tmp_path)
-    here = lab.enter(experiment.read(composed(f"outputs={tmp_path}/outputs", "model=pico", "data=files", *corpus)))
+    here = lab.open_run(
+        experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", "model=pico", "data=files", *corpus))
+    )
     assert here.digest
     path = tmp_path / "corpus.jsonl"
     path.write_text(path.read_text().replace("cat", "emu"))

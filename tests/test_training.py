@@ -11,12 +11,12 @@ from transformers.utils import logging as transformers_logging
 from depthcut.cut.plan import Plan
 from depthcut.heal.lora import Lora
 from depthcut.heal.training import adapters, full_finetune, lean_lora
-from depthcut.heal.training.batches import Batch
+from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.lightning_module import Healing
-from depthcut.heal.training.objective import next_token
+from depthcut.heal.training.objective import next_token_loss
 from depthcut.model.checkpoint import exported_sharded
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder import unwrapped
 from depthcut.model.pico import Pico
@@ -53,8 +53,8 @@ RECIPE = Lora(
 WHOLE = Plan(2, ())
 
 
-def batch(ids: torch.Tensor) -> Batch:
-    return Batch(ids, torch.arange(len(ids)))
+def batch(ids: torch.Tensor) -> MicroBatch:
+    return MicroBatch(ids, torch.arange(len(ids)))
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,8 @@ def test_an_evaluation_does_not_spoil_the_gradients_of_a_quantised_base(checkpoi
             with torch.inference_mode():
                 model(IDS)
         torch.manual_seed(0)
-        adapted = adapters.adapt(model, RECIPE, Plan(4, ()))
-        next_token(adapted, batch(IDS)).backward()
+        adapted = adapters.add_adapters(model, RECIPE, Plan(4, ()))
+        next_token_loss(adapted, batch(IDS)).backward()
         gradients.append({name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 20
     for name, gradient in gradients[0].items():
@@ -92,10 +92,10 @@ def test_an_evaluation_does_not_spoil_the_gradients_of_a_quantised_base(checkpoi
 
 def test_the_gradient_of_the_adapters_is_that_of_finite_differences():
     torch.manual_seed(0)
-    adapted = adapters.adapt(pico("llama", layers=2), RECIPE, WHOLE)
+    adapted = adapters.add_adapters(pico("llama", layers=2), RECIPE, WHOLE)
     trained = [p for p in adapted.parameters() if p.requires_grad]
     ids = IDS % 128
-    next_token(adapted, batch(ids)).backward()
+    next_token_loss(adapted, batch(ids)).backward()
     gradients = [p.grad.clone() for p in trained]
     norm = torch.cat([g.flatten() for g in gradients]).norm()
 
@@ -103,7 +103,7 @@ def test_the_gradient_of_the_adapters_is_that_of_finite_differences():
         with torch.no_grad():
             for parameter, gradient in zip(trained, gradients, strict=True):
                 parameter += step * gradient / norm
-            loss = next_token(adapted, batch(ids)).item()
+            loss = next_token_loss(adapted, batch(ids)).item()
             for parameter, gradient in zip(trained, gradients, strict=True):
                 parameter -= step * gradient / norm
         return loss
@@ -113,20 +113,20 @@ def test_the_gradient_of_the_adapters_is_that_of_finite_differences():
 
 
 def test_only_the_adapters_are_trained_and_saved():
-    adapted = adapters.adapt(pico("llama", layers=2), RECIPE, WHOLE)
-    module = Healing(adapted, RECIPE, next_token)
+    adapted = adapters.add_adapters(pico("llama", layers=2), RECIPE, WHOLE)
+    module = Healing(adapted, RECIPE, next_token_loss)
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
     assert module.state_dict().keys() == trained
 
 
 def test_dropout_is_on_while_it_trains():
-    adapted = adapters.adapt(pico("llama", layers=2), dataclasses.replace(RECIPE, dropout=0.5), WHOLE).eval()
+    adapted = adapters.add_adapters(pico("llama", layers=2), dataclasses.replace(RECIPE, dropout=0.5), WHOLE).eval()
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.1)
-    module = Healing(adapted, RECIPE, next_token)
+    module = Healing(adapted, RECIPE, next_token_loss)
     ids = IDS % 128
     assert module.training_step(batch(ids)).item() == module.training_step(batch(ids)).item()
     module.on_train_start()
@@ -135,7 +135,7 @@ def test_dropout_is_on_while_it_trains():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_ffn_and_the_attention_are_told_apart_by_structure(family):
-    layers = list(decoder_layers.layers(pico(family, layers=2)))
+    layers = list(decoder_layers.layer_list(pico(family, layers=2)))
     ffn, attention = adapters.chosen(layers, "ffn"), adapters.chosen(layers, "attention")
     assert ffn and attention and not set(ffn) & set(attention)
     assert {*ffn, *attention} == {*adapters.chosen(layers, "all")}
@@ -147,7 +147,7 @@ def test_a_merged_export_is_what_was_trained(checkpoint, tmp_path):
     transformers_logging.disable_progress_bar()
     plan = Plan(4, (1,))
     torch.manual_seed(0)
-    adapted = awake(adapters.adapt(nf4(checkpoint, plan), RECIPE, plan).eval())
+    adapted = awake(adapters.add_adapters(nf4(checkpoint, plan), RECIPE, plan).eval())
     with torch.no_grad():
         wanted = adapted(IDS).logits
         base = nf4(checkpoint, plan)(IDS).logits
@@ -159,7 +159,7 @@ def test_a_merged_export_is_what_was_trained(checkpoint, tmp_path):
         experiment=SimpleNamespace(replace=NoReplacement()),
     )
     with torch.no_grad():
-        merged = export.merged(lab, plan, lambda: adapted)(IDS).logits
+        merged = export.merge_for_export(lab, plan, lambda: adapted)(IDS).logits
         with pytest.warns(UserWarning, match="rounding errors"):
             into_4bit = copy.deepcopy(adapted).merge_and_unload()(IDS).logits
 
@@ -206,36 +206,36 @@ def test_adapters_that_a_model_cannot_have_are_refused_before_anything_is_loaded
 
 
 def test_adapters_sit_on_the_language_model_of_a_multimodal_one():
-    adapted = adapters.adapt(picture_model(2), RECIPE, WHOLE)
+    adapted = adapters.add_adapters(picture_model(2), RECIPE, WHOLE)
     homes = {name.partition(".lora_")[0] for name, each in adapted.named_parameters() if each.requires_grad}
     assert len(homes) == 2 * 7 and all(".language_model.layers." in name for name in homes)
-    next_token(adapted, batch(IDS % 128)).backward()
+    next_token_loss(adapted, batch(IDS % 128)).backward()
     assert all(each.grad is not None for each in adapted.parameters() if each.requires_grad)
 
 
 def test_the_weights_of_a_multimodal_model_that_are_trained_are_its_language_models():
     model = picture_model(2)
-    everything = full_finetune.everything(model).keys()
+    everything = full_finetune.all_parameters(model).keys()
     assert everything == {name for name, _ in model.named_parameters() if "vision" not in name and "modal" not in name}
-    last = {name.partition(".layers.1.")[0] for name in full_finetune.ending(model, 1)}
+    last = {name.partition(".layers.1.")[0] for name in full_finetune.last_layer_parameters(model, 1)}
     assert last <= {"model.language_model", "lm_head.weight"}
 
 
 def test_adapters_on_gpt_2_are_merged_as_they_compute():
     """Its linear layers keep their weights transposed."""
     torch.manual_seed(0)
-    adapted = awake(adapters.adapt(pico("gpt2", layers=2), RECIPE, WHOLE).eval())
+    adapted = awake(adapters.add_adapters(pico("gpt2", layers=2), RECIPE, WHOLE).eval())
     with torch.no_grad():
         wanted = adapted(IDS % 128).logits
         with adapted.disable_adapter():
             assert (adapted(IDS % 128).logits - wanted).abs().max() > 0.1
-        with lean_lora.lean(adapted):
+        with lean_lora.lean_layers(adapted):
             torch.testing.assert_close(adapted(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
-        with unwrapped.merged(adapted) as merged:
+        with unwrapped.merged_model(adapted) as merged:
             torch.testing.assert_close(merged(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
-        layer = exported_sharded.merged(decoder_layers.layers(adapted)[0])
+        layer = exported_sharded.merged_weights(decoder_layers.layer_list(adapted)[0])
         plain = adapted.merge_and_unload()
-        for name, each in decoder_layers.layers(plain)[0].named_parameters():
+        for name, each in decoder_layers.layer_list(plain)[0].named_parameters():
             torch.testing.assert_close(layer[name], each, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(plain(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
 
@@ -244,19 +244,19 @@ def test_adapters_on_gpt_2_are_merged_as_they_compute():
 def test_gpt_2_healed_on_a_quantised_base_is_exported_as_transformers_keeps_it(quantise, tmp_path):
     transformers_logging.disable_progress_bar()
     pico("gpt2", layers=3).save_pretrained(tmp_path / "dense")
-    checkpoint = Checkpoint(Folder(tmp_path / "dense", Hashes(tmp_path / "hashes.json")), separator=None)
+    checkpoint = Checkpoint(ModelFolder(tmp_path / "dense", HashCache(tmp_path / "hashes.json")), separator=None)
     plan = Plan(3, (1,))
 
     def load(plan: Plan) -> Any:
         return checkpoint.load(plan, quantise=quantise, dtype="float32", device="cpu")
 
     torch.manual_seed(0)
-    adapted = awake(adapters.adapt(load(plan), RECIPE, plan).eval())
+    adapted = awake(adapters.add_adapters(load(plan), RECIPE, plan).eval())
     adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
     lab: Any = SimpleNamespace(
         folder=tmp_path, device="cpu", load=load, experiment=SimpleNamespace(replace=NoReplacement())
     )
-    export.merged(lab, plan, lambda: adapted).save_pretrained(tmp_path / "model")
+    export.merge_for_export(lab, plan, lambda: adapted).save_pretrained(tmp_path / "model")
     with torch.no_grad():
         wanted = adapted(IDS % 128).logits
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(IDS % 128).logits

@@ -19,7 +19,7 @@ def test_every_edge_and_the_logits(family, mask):
     model = pico(family)
     inputs = {"input_ids": texts(), "attention_mask": mask, "use_cache": False}
     wanted = model(**inputs, output_hidden_states=True)
-    way = layerwise.enter(model, inputs)
+    way = layerwise.start_forward(model, inputs)
     h = way.h_BTD
     for index in range(6):
         assert torch.equal(h, wanted.hidden_states[index])
@@ -31,11 +31,11 @@ def test_every_edge_and_the_logits(family, mask):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_past_some_layers_it_is_the_model_without_them(family):
     model = pico(family)
-    way = layerwise.enter(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
+    way = layerwise.start_forward(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
     h = way.h_BTD
     for index in (0, 2, 3):
         h = way.step(index, h)
-    with layers.bypass(model, (1, 4, 5)):
+    with layers.bypass_layers(model, (1, 4, 5)):
         assert torch.equal(way.logits(h), logits(model))
 
 
@@ -69,10 +69,10 @@ class _First:
 def test_layers_that_give_tuples(monkeypatch):
     model = pico("llama")
     wanted = logits(model)
-    stack = Untupled(Tupled(layer) for layer in layers.layers(model))
+    stack = Untupled(Tupled(layer) for layer in layers.layer_list(model))
     model.model.layers = stack
-    monkeypatch.setattr(layerwise, "stubbed", _through(layerwise.stubbed))
-    way = layerwise.enter(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
+    monkeypatch.setattr(layerwise, "stub_layers", _through(layerwise.stub_layers))
+    way = layerwise.start_forward(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
     h = way.h_BTD
     for index in range(6):
         h = way.step(index, h)
@@ -88,7 +88,7 @@ def _through(stubbed):
 def test_layers_whose_tuple_the_model_unpacks():
     mamba = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
     model = pico("bamba", num_key_value_heads=2, attn_layer_indices=[1, 3], **mamba)
-    way = layerwise.enter(model, {"input_ids": texts(4), "attention_mask": None, "use_cache": False})
+    way = layerwise.start_forward(model, {"input_ids": texts(4), "attention_mask": None, "use_cache": False})
     h = way.h_BTD
     for index in range(6):
         h = way.step(index, h)
@@ -98,16 +98,19 @@ def test_layers_whose_tuple_the_model_unpacks():
 def test_layers_that_pass_on_a_state_of_their_own_are_refused_in_one_line():
     model = pico("rwkv", attention_hidden_size=64, context_length=64)
     with pytest.raises(UserError, match=r"RwkvForCausalLM: its layers pass on more .* take prune=deepest"):
-        layerwise.enter(model, {"input_ids": texts(4), "use_cache": False})
+        layerwise.start_forward(model, {"input_ids": texts(4), "use_cache": False})
 
 
 def test_the_model_is_left_as_it_was_even_after_an_error():
     model = pico("llama")
-    with pytest.raises(RuntimeError, match="stop"), layerwise.stubbed(layers.layers(model), lambda _: lambda *_: None):
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        layerwise.stub_layers(layers.layer_list(model), lambda _: lambda *_: None),
+    ):
         raise RuntimeError("stop")
-    assert not any("forward" in vars(layer) for layer in layers.layers(model))
+    assert not any("forward" in vars(layer) for layer in layers.layer_list(model))
 
 
 def test_what_is_no_model_is_called_so():
     with pytest.raises(UserError, match="Linear is no model of transformers"):
-        layerwise.enter(nn.Linear(2, 2), {})
+        layerwise.start_forward(nn.Linear(2, 2), {})

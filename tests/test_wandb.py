@@ -146,8 +146,8 @@ def test_where_wandb_goes_down_later_the_point_ends_and_nothing_is_lost(point, s
 
 
 def test_the_reports_figures_go_along_once_and_only_online(point, server):
-    first = [each for each in study.read([point.folder.parent]).points if each.folder == point.folder]
-    made = figures.of(first)  # of the study as it was then
+    first = [each for each in study.read_studies([point.folder.parent]).points if each.folder == point.folder]
+    made = figures.draw_figures(first)  # of the study as it was then
     sent = pictures(server.runs[point.record["digest"]])
     assert set(sent) == {f"report/{name}" for name in made} >= {"report/curves", "report/layers", "report/healing"}
     for name, (content,) in sent.items():

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 import depthcut
 from depthcut.cut.plan import Plan
 from depthcut.heal.width import criterion, schedule, selection
-from depthcut.metric.lora_gradient import dense
+from depthcut.metric.lora_gradient import dequantised_weight
 from depthcut.model.checkpoint import exported
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.pico import Pico
 from depthcut.model.surgery.width import groups, masks, slicing
-from depthcut.model.surgery.width.widths import FILE, Widths
+from depthcut.model.surgery.width.widths import WIDTHS_FILE, Widths
 from pico import FAMILIES, logits, pico, texts, written
 
 ABLE = tuple(family for family in FAMILIES if family not in ("phi3", "gpt_neox"))
@@ -29,7 +29,8 @@ HEADS = [{}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1}]  # grouped,
 def cut(model, heads: int, channels: int, layers: range | None = None) -> Widths:
     """Keep so many groups, others in each layer; of layers that are not named all."""
     whole = [
-        {kind: each.count for kind, each in groups.of_layer(layer).items()} for layer in decoder_layers.layers(model)
+        {kind: each.count for kind, each in groups.layer_groups(layer).items()}
+        for layer in decoder_layers.layer_list(model)
     ]
     chance, wanted = np.random.default_rng(0), {"heads": heads, "channels": channels}
     kept: list[Any] = []
@@ -68,10 +69,10 @@ def loss(model) -> torch.Tensor:
 @pytest.mark.parametrize("heads", HEADS)
 def test_query_heads_go_with_their_keys_and_values(heads):
     model = pico("llama", **heads)
-    found = groups.of_layer(decoder_layers.layers(model)[0])
+    found = groups.layer_groups(decoder_layers.layer_list(model)[0])
     count = heads.get("num_key_value_heads", 2)
     assert found["heads"].count == count and found["channels"].count == 128
-    linears: Any = found["heads"].linears(decoder_layers.layers(model)[0])
+    linears: Any = found["heads"].linears(decoder_layers.layer_list(model)[0])
     rows = [(linear.weight.shape[axis] // count, axis) for linear, axis in linears]
     assert rows == [(16 * 4 // count, 0), (16, 0), (16, 0), (16 * 4 // count, 1)]
 
@@ -86,7 +87,7 @@ def test_query_heads_go_with_their_keys_and_values(heads):
 )
 def test_what_cannot_be_narrowed_is_refused(family, why):
     with pytest.raises(ValueError, match=why):
-        groups.of_layer(decoder_layers.layers(pico(family))[0])
+        groups.layer_groups(decoder_layers.layer_list(pico(family))[0])
 
 
 # Masks
@@ -95,8 +96,10 @@ def test_what_cannot_be_narrowed_is_refused(family, why):
 def test_a_mask_of_nothing_changes_no_bit():
     model = pico("llama")
     before = logits(model)
-    stack = list(decoder_layers.layers(model))
-    places: Any = {(n, kind): each for n, layer in enumerate(stack) for kind, each in groups.of_layer(layer).items()}
+    stack = list(decoder_layers.layer_list(model))
+    places: Any = {
+        (n, kind): each for n, layer in enumerate(stack) for kind, each in groups.layer_groups(layer).items()
+    }
     gates = masks.Masks(stack, places)
     assert torch.equal(logits(model), before)
     gates.keep({(2, "heads"): (1,)})
@@ -112,17 +115,17 @@ def test_a_mask_of_nothing_changes_no_bit():
 def test_a_mask_on_what_is_dead_changes_no_bit(heads):
     """A KV group whose values are zeros, a channel whose up-projection is."""
     model = pico("llama", **heads)
-    layer: Any = decoder_layers.layers(model)[3]
+    layer: Any = decoder_layers.layer_list(model)[3]
     with torch.no_grad():
         layer.self_attn.v_proj.weight[16:32] = 0
         layer.mlp.up_proj.weight[[5, 77]] = 0
     before = logits(model)
-    count = groups.of_layer(layer)["heads"].count
+    count = groups.layer_groups(layer)["heads"].count
     widths = cut(model, count, 128)
     gone = {"heads": {1}, "channels": {5, 77}}
     stay = {kind: tuple(g for g in groups if g not in gone[kind]) for kind, groups in widths.kept[3].items()}
     kept: Any = (*widths.kept[:3], stay, *widths.kept[4:])
-    masks.put(model, Widths(widths.whole, kept))
+    masks.mask_model(model, Widths(widths.whole, kept))
     torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
 
 
@@ -131,8 +134,8 @@ def test_a_mask_on_what_is_dead_changes_no_bit(heads):
 def test_the_slope_of_the_loss_in_a_mask_is_that_of_its_weights(kind, heads):
     """d loss / d mask_g = sum over the group's columns of W dL/dW, by finite differences (Phi is all float64)."""
     model = pico("phi", layers=2, **heads).double()
-    layer: Any = decoder_layers.layers(model)[1]
-    known = groups.of_layer(layer)[kind]
+    layer: Any = decoder_layers.layer_list(model)[1]
+    known = groups.layer_groups(layer)[kind]
     writer: Any = known.writer(layer)
     loss(model).backward()
     slopes = (writer.weight * writer.weight.grad).sum(0).view(known.count, -1).sum(1).tolist()
@@ -153,9 +156,9 @@ def test_the_slope_of_the_loss_in_a_mask_is_that_of_its_weights(kind, heads):
 def test_no_gradient_reaches_a_masked_group():
     model = pico("llama")
     widths = cut(model, 1, 100)
-    masks.put(model, widths)
+    masks.mask_model(model, widths)
     loss(model).backward()
-    layer: Any = decoder_layers.layers(model)[0]
+    layer: Any = decoder_layers.layer_list(model)[0]
     gone = next(iter({0, 1} - set(widths.kept[0]["heads"])))
     for part, size in (("q_proj", 32), ("k_proj", 16), ("v_proj", 16)):
         grad = getattr(layer.self_attn, part).weight.grad
@@ -166,8 +169,10 @@ def test_a_compiled_layer_sees_a_change_of_its_mask_and_is_not_compiled_again():
     from torch._dynamo.testing import CompileCounter
 
     model = pico("llama", layers=2)
-    stack, counter = list(decoder_layers.layers(model)), CompileCounter()
-    places: Any = {(n, kind): each for n, layer in enumerate(stack) for kind, each in groups.of_layer(layer).items()}
+    stack, counter = list(decoder_layers.layer_list(model)), CompileCounter()
+    places: Any = {
+        (n, kind): each for n, layer in enumerate(stack) for kind, each in groups.layer_groups(layer).items()
+    }
     gates = masks.Masks(stack, places)
     for layer in stack:
         vars(layer)["forward"] = torch.compile(layer.forward, dynamic=False, backend=counter)
@@ -186,7 +191,7 @@ def test_a_compiled_layer_sees_a_change_of_its_mask_and_is_not_compiled_again():
 def test_equation_10_on_a_matrix_by_hand():
     w, a, b = torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[1.0, 0]]), torch.tensor([[0.0], [1]])
     grad_a, grad_b = torch.tensor([[0.0, 1]]), torch.tensor([[1.0], [0]])
-    assert criterion.importance(w, a, b, grad_a, grad_b).tolist() == [[1, 4], [0, 16]]
+    assert criterion.weight_importance(w, a, b, grad_a, grad_b).tolist() == [[1, 4], [0, 16]]
 
 
 def test_equation_10_is_what_a_step_of_descent_changes():
@@ -197,7 +202,7 @@ def test_equation_10_is_what_a_step_of_descent_changes():
     for i, j in itertools.product(range(5), range(7)):
         now, then = b[i] @ a[:, j], (b[i] - db[i]) @ (a[:, j] - da[:, j])
         wanted[i, j] = ((now - then) * (w[i, j] + now)) ** 2
-    got = criterion.importance(*(torch.from_numpy(each) for each in (w, a, b, da, db)))
+    got = criterion.weight_importance(*(torch.from_numpy(each) for each in (w, a, b, da, db)))
     np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-9)
 
 
@@ -205,7 +210,9 @@ def by_hand(linear: Any, axis: int, count: int) -> np.ndarray:
     """The sums over groups of equation 10 for one adapted layer, weight by weight, in float64."""
     scale = linear.scaling["default"]
     a, b = linear.lora_A["default"].weight, linear.lora_B["default"].weight
-    w, a_, b_, da, db = (t.detach().double().numpy() for t in (dense(linear.base_layer), a, b, a.grad, b.grad))
+    w, a_, b_, da, db = (
+        t.detach().double().numpy() for t in (dequantised_weight(linear.base_layer), a, b, a.grad, b.grad)
+    )
     change = scale * (b_ @ a_ - (b_ - db) @ (a_ - da))
     each = (change * (w + scale * b_ @ a_)) ** 2
     return np.stack([part.sum() for part in np.split(each, count, axis)])
@@ -216,18 +223,18 @@ def test_a_groups_worth_is_the_sum_over_its_matrices(heads, monkeypatch):
     model = adapted(pico("llama", layers=2, **heads), alpha=12)
     loss(model).backward()
     assert all(parameter.grad is None for name, parameter in model.named_parameters() if "lora" not in name)
-    layer = decoder_layers.layers(model)[1]
-    for known in groups.of_layer(layer).values():
+    layer = decoder_layers.layer_list(model)[1]
+    for known in groups.layer_groups(layer).values():
         parts = [by_hand(linear, axis, known.count) for linear, axis in known.linears(layer)]
         wanted = sum(part / np.linalg.norm(part) for part in parts)
         for strip in (2**24, 200):  # all rows at once, and three rows of 64 at a time
-            monkeypatch.setattr(criterion, "STRIP", strip)
-            got = criterion.worth(layer, known)
+            monkeypatch.setattr(criterion, "STRIP_WEIGHTS", strip)
+            got = criterion.group_importance(layer, known)
             assert got.dtype == torch.float64
             np.testing.assert_allclose(got.numpy(), wanted, rtol=2e-3)
 
 
-def taylor(layer, known: groups.Groups) -> torch.Tensor:
+def taylor(layer, known: groups.WidthGroups) -> torch.Tensor:
     """The exact criterion of plain weights and their own gradients, each matrix brought to length one."""
     total = torch.zeros(known.count, dtype=torch.float64)
     for linear, axis in known.linears(layer):
@@ -261,24 +268,26 @@ def test_where_the_adapters_see_all_it_is_the_exact_taylor_criterion():
     set_halves(model, b=torch.zeros_like, a=lambda a: torch.linalg.qr(torch.randn_like(a))[0])
     loss(plain).backward()
     loss(model).backward()
-    for own, layer in zip(decoder_layers.layers(plain), decoder_layers.layers(model), strict=True):
-        for known in groups.of_layer(layer).values():
-            torch.testing.assert_close(criterion.worth(layer, known), taylor(own, known), rtol=1e-4, atol=1e-7)
+    for own, layer in zip(decoder_layers.layer_list(plain), decoder_layers.layer_list(model), strict=True):
+        for known in groups.layer_groups(layer).values():
+            torch.testing.assert_close(
+                criterion.group_importance(layer, known), taylor(own, known), rtol=1e-4, atol=1e-7
+            )
 
 
 def test_a_dead_head_and_a_dead_channel_are_worth_nothing():
     """What they give is multiplied by zeros: no gradient reaches them, and the zeros are worth nothing themselves."""
     model = pico("llama", layers=2)
-    layer: Any = decoder_layers.layers(model)[0]
+    layer: Any = decoder_layers.layer_list(model)[0]
     with torch.no_grad():
         layer.self_attn.o_proj.weight[:, 32:] = 0
         layer.mlp.down_proj.weight[:, 9] = 0
     model = adapted(model)
     set_halves(model, b=torch.zeros_like)
     loss(model).backward()
-    layer = decoder_layers.layers(model)[0]
+    layer = decoder_layers.layer_list(model)[0]
     for kind, dead in (("heads", 1), ("channels", 9)):
-        worth = criterion.worth(layer, groups.of_layer(layer)[kind]).tolist()
+        worth = criterion.group_importance(layer, groups.layer_groups(layer)[kind]).tolist()
         assert worth[dead] == 0 and all(value > 0 for group, value in enumerate(worth) if group != dead)
 
 
@@ -289,15 +298,15 @@ def test_a_quantised_base_is_worth_what_its_weights_are(quantise, tmp_path):
     model = source.open(tmp_path).load(None, quantise=quantise, dtype="float32", device="cpu")
     model = adapted(model)
     loss(model).backward()
-    layer = decoder_layers.layers(model)[1]
-    for known in groups.of_layer(layer).values():
+    layer = decoder_layers.layer_list(model)[1]
+    for known in groups.layer_groups(layer).values():
         parts = [by_hand(linear, axis, known.count) for linear, axis in known.linears(layer)]
         wanted = sum(part / np.linalg.norm(part) for part in parts)
-        np.testing.assert_allclose(criterion.worth(layer, known).numpy(), wanted, rtol=1e-3)
+        np.testing.assert_allclose(criterion.group_importance(layer, known).numpy(), wanted, rtol=1e-3)
 
 
 def test_the_average_forgets_and_leaves_out_what_is_no_number():
-    averages = criterion.Averages(0.9)
+    averages = criterion.MovingAverage(0.9)
     averages.update({"x": torch.tensor([1.0, 2], dtype=torch.float64)})
     averages.update({"x": torch.tensor([float("nan"), 5], dtype=torch.float64)})
     averages.update({"x": torch.tensor([3.0, 0], dtype=torch.float64)})
@@ -309,14 +318,14 @@ def test_the_average_forgets_and_leaves_out_what_is_no_number():
 
 
 def test_the_schedule_is_flat_cubic_flat():
-    shares = [schedule.share(step, 100, 0.4) for step in range(1, 101)]
+    shares = [schedule.share_at_step(step, 100, 0.4) for step in range(1, 101)]
     assert shares[:10] == [0] * 10 and shares[89:] == [0.4] * 11
     assert shares[49] == pytest.approx(0.4 * (1 - 0.5**3)) and shares[29] == pytest.approx(0.4 * (1 - 0.75**3))
     assert shares == sorted(shares)
-    assert [step for step in range(1, 101) if schedule.due(step, 100, 20)] == [20, 40, 60, 80, 90]
+    assert [step for step in range(1, 101) if schedule.updates_masks(step, 100, 20)] == [20, 40, 60, 80, 90]
     for steps in range(1, 40):
-        last = [step for step in range(1, steps + 1) if schedule.due(step, steps, 3)][-1]
-        assert last == schedule.settled(steps) and schedule.share(last, steps, 0.3) == 0.3
+        last = [step for step in range(1, steps + 1) if schedule.updates_masks(step, steps, 3)][-1]
+        assert last == schedule.ramp_end(steps) and schedule.share_at_step(last, steps, 0.3) == 0.3
 
 
 def values(*numbers: float) -> torch.Tensor:
@@ -326,17 +335,17 @@ def values(*numbers: float) -> torch.Tensor:
 def test_uniform_takes_as_many_of_each_layer():
     first, second, heads = (0, "channels"), (1, "channels"), (1, "heads")
     worth: Any = {first: values(4, 1, 3, 2), second: values(40, 10, 30, 20), heads: values(1, 0, 2)}
-    assert selection.kept(worth, 0.5, "uniform") == {first: (0, 2), second: (0, 2), heads: (0, 2)}
-    assert selection.kept(worth, 0.0, "uniform")[heads] == (0, 1, 2)
-    assert selection.kept(worth, 0.99, "uniform") == {first: (0,), second: (0,), heads: (2,)}
-    assert len(selection.kept({first: torch.ones(10)}, 0.3, "uniform")[first]) == 7
+    assert selection.select_groups(worth, 0.5, "uniform") == {first: (0, 2), second: (0, 2), heads: (0, 2)}
+    assert selection.select_groups(worth, 0.0, "uniform")[heads] == (0, 1, 2)
+    assert selection.select_groups(worth, 0.99, "uniform") == {first: (0,), second: (0,), heads: (2,)}
+    assert len(selection.select_groups({first: torch.ones(10)}, 0.3, "uniform")[first]) == 7
 
 
 def test_global_takes_the_least_of_all_layers_and_empties_none():
     first, second, heads = (3, "channels"), (5, "channels"), (5, "heads")
     worth: Any = {first: values(1, 2, 3, 4), second: values(5, 6, 7, 0.5), heads: values(0, 9)}
-    assert selection.kept(worth, 0.5, "global") == {first: (3,), second: (0, 1, 2), heads: (1,)}
-    assert selection.kept(worth, 0.75, "global")[first] == (3,)
+    assert selection.select_groups(worth, 0.5, "global") == {first: (3,), second: (0, 1, 2), heads: (1,)}
+    assert selection.select_groups(worth, 0.75, "global")[first] == (3,)
 
 
 # The narrower model
@@ -347,10 +356,10 @@ def test_the_sliced_model_is_the_masked_one(family):
     model = pico(family)
     whole = logits(model)
     widths = cut(model, 1, 90)
-    gates = masks.put(model, widths)
+    gates = masks.mask_model(model, widths)
     masked = logits(model)
     gates.off()
-    slicing.narrow(model, widths)
+    slicing.narrow_model(model, widths)
     torch.testing.assert_close(logits(model), masked, rtol=1e-4, atol=1e-4)
     assert (masked - whole).abs().max() > 0.1
 
@@ -359,25 +368,25 @@ def test_the_sliced_model_is_the_masked_one(family):
 def test_adapters_are_sliced_with_their_matrices(heads):
     model = adapted(pico("llama", **heads), alpha=9)
     widths = cut(model, 1, 77, range(1, 5))
-    gates = masks.put(model, widths)
+    gates = masks.mask_model(model, widths)
     masked = logits(model)
     gates.off()
-    slicing.narrow(model, widths)
+    slicing.narrow_model(model, widths)
     torch.testing.assert_close(logits(model), masked, rtol=1e-4, atol=1e-4)
     merged = model.merge_and_unload()
     torch.testing.assert_close(logits(merged), masked, rtol=1e-4, atol=1e-4)
-    attention: Any = decoder_layers.layers(merged)[1].get_submodule("self_attn")
+    attention: Any = decoder_layers.layer_list(merged)[1].get_submodule("self_attn")
     assert attention.k_proj.weight.shape == (16, 64) and attention.o_proj.weight.shape[0] == 64
-    assert decoder_layers.layers(merged)[0].get_parameter("mlp.down_proj.weight").shape == (64, 128)
-    assert decoder_layers.layers(merged)[1].get_parameter("mlp.down_proj.weight").shape == (64, 77)
+    assert decoder_layers.layer_list(merged)[0].get_parameter("mlp.down_proj.weight").shape == (64, 128)
+    assert decoder_layers.layer_list(merged)[1].get_parameter("mlp.down_proj.weight").shape == (64, 77)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi"])
 def test_where_all_layers_are_alike_plain_transformers_loads_it(family, tmp_path):
     model = pico(family)
     widths = cut(model, 1, 50)
-    slicing.narrow(model, widths)
-    exported.write(model, Plan(6, ()), tmp_path, widths)
+    slicing.narrow_model(model, widths)
+    exported.write_exported(model, Plan(6, ()), tmp_path, widths)
     described = json.loads((tmp_path / "config.json").read_text())
     assert (described["head_dim"], described["num_key_value_heads"], described["intermediate_size"]) == (16, 1, 50)
     plainly = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
@@ -401,27 +410,27 @@ def test_where_layers_differ_depthcut_loads_it(family, layers, unit, drop, tmp_p
 
     model, plan = pico(family), Plan(6, drop, unit)
     if drop:
-        sublayers.remove(model, plan)
+        sublayers.remove_sublayers(model, plan)
     before = model.config.to_dict()
     widths = cut(model, 1, 50, layers)
-    slicing.narrow(model, widths)
+    slicing.narrow_model(model, widths)
     assert model.config.to_dict() == before
-    exported.write(model, plan, tmp_path, widths)
+    exported.write_exported(model, plan, tmp_path, widths)
     with pytest.raises(ValueError, match="depthcut"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
     read = depthcut.load(tmp_path, dtype="float32")
     torch.testing.assert_close(logits(read), logits(model), rtol=1e-5, atol=1e-5)
     assert torch.equal(written(read, use_cache=True), written(model, use_cache=False))
     assert sum(p.numel() for p in read.parameters()) == sum(p.numel() for p in model.parameters())
-    assert Widths.read(tmp_path / FILE) == widths
+    assert Widths.read(tmp_path / WIDTHS_FILE) == widths
 
 
 def test_heads_that_do_not_divide_the_width_are_left_to_depthcut(tmp_path):
     """Llama's config refuses three heads of a width of 64."""
     model = pico("llama", num_key_value_heads=4)
     widths = cut(model, 3, 128)
-    slicing.narrow(model, widths)
-    exported.write(model, Plan(6, ()), tmp_path, widths)
+    slicing.narrow_model(model, widths)
+    exported.write_exported(model, Plan(6, ()), tmp_path, widths)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "depthcut"
     torch.testing.assert_close(logits(depthcut.load(tmp_path, dtype="float32")), logits(model))
 
@@ -429,12 +438,12 @@ def test_heads_that_do_not_divide_the_width_are_left_to_depthcut(tmp_path):
 def test_files_that_do_not_fit_the_widths_are_refused(tmp_path):
     model = pico("llama")
     widths = cut(model, 1, 50, range(1, 5))
-    slicing.narrow(model, widths)
-    exported.write(model, Plan(6, ()), tmp_path, widths)
-    cut(pico("llama"), 1, 51, range(1, 5)).write(tmp_path / FILE)
+    slicing.narrow_model(model, widths)
+    exported.write_exported(model, Plan(6, ()), tmp_path, widths)
+    cut(pico("llama"), 1, 51, range(1, 5)).write(tmp_path / WIDTHS_FILE)
     with pytest.raises(ValueError, match=r"hold no model.layers.1.mlp.down_proj.weight of the width"):
         depthcut.load(tmp_path)
     for text in ('{"format": 2}', "half a fi", '{"format": 1, "layers": [{"heads": {"of": 2, "keep": [2]}}]}'):
-        (tmp_path / FILE).write_text(text)
+        (tmp_path / WIDTHS_FILE).write_text(text)
         with pytest.raises(ValueError, match=r"width.json holds no widths .*; export the model again"):
             depthcut.load(tmp_path)

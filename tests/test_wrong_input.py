@@ -97,7 +97,7 @@ CONFIG = [
 @pytest.mark.parametrize(("override", "says"), CONFIG, ids=[override for override, _ in CONFIG])
 def test_a_mistake_in_the_config_is_told_at_once(override, says, tmp_path):
     with pytest.raises(UserError) as error:
-        experiment.read(main.compose(LOADER, [f"outputs={tmp_path}", override]))
+        experiment.build_experiment(main.compose_config(LOADER, [f"outputs={tmp_path}", override]))
     assert str(error.value).startswith(says)
 
 
@@ -113,7 +113,9 @@ def test_a_mistake_in_the_config_is_told_at_once(override, says, tmp_path):
 )
 def test_what_is_wanted_is_never_empty(override, says, tmp_path):
     with pytest.raises(UserError) as error:
-        experiment.read(main.compose(LOADER, [f"outputs={tmp_path}", "model=pico", "eval=[perplexity]", override]))
+        experiment.build_experiment(
+            main.compose_config(LOADER, [f"outputs={tmp_path}", "model=pico", "eval=[perplexity]", override])
+        )
     assert str(error.value) == says
 
 
@@ -123,9 +125,9 @@ def test_a_run_that_would_leave_nothing(words, tmp_path):
     with pytest.raises(
         UserError, match=r"^nothing would be left of the run: set export, or have eval measure a stage$"
     ):
-        experiment.read(main.compose(LOADER, read))
+        experiment.build_experiment(main.compose_config(LOADER, read))
     for more in ("export=merged", "prune=block"):  # block: the scores are left
-        experiment.read(main.compose(LOADER, [*read, more]))
+        experiment.build_experiment(main.compose_config(LOADER, [*read, more]))
 
 
 @pytest.mark.parametrize("word", ["eval=[]", "stages=[]", "stages=[dense,pruned]"])
@@ -133,7 +135,9 @@ def test_healing_of_which_nothing_would_be_left(word, tmp_path):
     with pytest.raises(
         UserError, match=r"^nothing would be left of the healing: set export, or have eval measure stages="
     ):
-        experiment.read(main.compose(LOADER, [f"outputs={tmp_path}", "heal=lora", word, "export=none"]))
+        experiment.build_experiment(
+            main.compose_config(LOADER, [f"outputs={tmp_path}", "heal=lora", word, "export=none"])
+        )
 
 
 @pytest.mark.parametrize(
@@ -205,10 +209,12 @@ def test_a_current_folder_that_was_deleted():
 
 def test_version_and_help_on_a_choice():
     assert run("--version").stdout == f"depthcut {version('depthcut')}\n"
-    assert "  heal=lora: LoRA healing on a 16- or 32-bit base" in help_text.render(["heal"])
-    assert "steps: 64" in help_text.render(["heal=lora"]) and "# sequences a step" in help_text.render(["heal=lora"])
+    assert "  heal=lora: LoRA healing on a 16- or 32-bit base" in help_text.render_help(["heal"])
+    assert "steps: 64" in help_text.render_help(["heal=lora"]) and "# sequences a step" in help_text.render_help(
+        ["heal=lora"]
+    )
     with pytest.raises(UserError, match=r"^heal=lara: no such heal. Did you mean lora\?"):
-        help_text.render(["heal=lara"])
+        help_text.render_help(["heal=lara"])
 
 
 def test_help_answers_at_once():
@@ -288,7 +294,7 @@ def test_the_hubs_retries_are_not_told():
     """They take 23 seconds and 12 lines; the error says the rest."""
     retries = logging.getLogger("huggingface_hub.utils._http")
     assert retries.isEnabledFor(logging.WARNING)
-    with runlog.quiet():
+    with runlog.quiet_libraries():
         assert not retries.isEnabledFor(logging.WARNING)
 
 
@@ -406,5 +412,5 @@ def test_a_stored_config_that_cannot_be_run(tmp_path, content, more, says):
     if content:
         (tmp_path / "point.yaml").write_text(content)
     with pytest.raises(UserError) as error:
-        main.run(print, ["--config", str(tmp_path / "point.yaml"), *more])
+        main.run_command(print, ["--config", str(tmp_path / "point.yaml"), *more])
     assert says in str(error.value) and "\n" not in str(error.value)

@@ -132,8 +132,14 @@ def ready() -> None:
 
     from depthcut.study import runlog
 
-    with runlog.quiet():
-        for name in ("algorithm", "metric", "stream", "training.adapters", "training.weights"):
+    with runlog.quiet_libraries():
+        for name in (
+            "algorithm",
+            "metric",
+            "model.checkpoint.streaming",
+            "heal.training.adapters",
+            "heal.training.full_finetune",
+        ):
             importlib.import_module(f"depthcut.{name}")
         importlib.import_module("transformers.models.llama.modeling_llama")
     gc.collect()

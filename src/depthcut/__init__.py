@@ -2,8 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from depthcut.model.checkpoint.exported import load
-from depthcut.model.surgery.drafting import draft
+from depthcut.model.checkpoint.exported import load_exported as load
+from depthcut.model.surgery.drafting import draft_model as draft
 
 __all__ = ["draft", "load"]
 

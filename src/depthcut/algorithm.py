@@ -6,15 +6,15 @@ from depthcut.config.experiment import Experiment
 from depthcut.runtime import ranks
 from depthcut.study import export
 from depthcut.study.lab import Lab
-from depthcut.study.scoring import Pricing
+from depthcut.study.scoring import Scoring
 
 
-def run(x: Experiment, lab: Lab) -> None:
+def run_experiment(x: Experiment, lab: Lab) -> None:
     """One point of a study. What is on file is neither loaded nor computed again; ``lab`` fills with the numbers."""
     lab.prepare()
 
     # How many layers go, and which: the metric prices them, the pruner spends the budget.
-    plan = lab.decide(x.prune(Pricing(lab), lab.shape))
+    plan = lab.decide(x.prune(Scoring(lab), lab.shape))
 
     lab.measure("dense", lab.dense)
     lab.release()
@@ -24,8 +24,8 @@ def run(x: Experiment, lab: Lab) -> None:
     lab.measure("pruned", pruned)
 
     healed = cache(lambda: x.heal(pruned(), plan, lab))
-    if ranks.world() > 1 and x.heal.trains:
+    if ranks.world_size() > 1 and x.heal.trains:
         healed()  # together, before one of the processes measures and the others wait for its numbers
     lab.measure("healed", healed)
 
-    export.export(x.export, plan, lab, healed)
+    export.export_model(x.export, plan, lab, healed)

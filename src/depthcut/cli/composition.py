@@ -73,11 +73,11 @@ class Loader(ConfigLoaderImpl):
         for word in overrides:
             key, _, value = word.partition("=")
             if values.calls_resolver(value):
-                raise UserError(values.RESOLVER.format(errors.clipped(key.lstrip("+~"))))
+                raise UserError(values.RESOLVER.format(errors.clip_text(key.lstrip("+~"))))
             try:
                 parsed += OverridesParser.create(config_loader=self).parse_overrides([word])
             except Exception as error:  # Hydra's grammar, or Python's, refuses what the user typed
-                raise UserError(errors.of_override(word, error)) from error
+                raise UserError(errors.describe_override_error(word, error)) from error
         for each in parsed:
             refuse_hydra_setting(each)
         return parsed
@@ -103,12 +103,12 @@ class Loader(ConfigLoaderImpl):
         except UserError:
             raise
         except Exception as error:  # whatever Hydra and OmegaConf raise, the user's words are the cause
-            if key := errors.unknown_key(error):
-                raise UnknownKeyError(key, errors.of_hydra(error)) from error
+            if key := errors.unknown_override_key(error):
+                raise UnknownKeyError(key, errors.describe_hydra_error(error)) from error
             word = self.culprit(str(error), config_name, overrides, run_mode)
-            raise UserError(errors.of_composition(error, word)) from error
+            raise UserError(errors.describe_composition_error(error, word)) from error
         refuse_foreign_launcher(cfg.hydra.launcher)
-        values.check(cfg)
+        values.check_config_values(cfg)
         refuse_idle(parsed, cfg)
         return cfg
 
@@ -187,7 +187,7 @@ def refuse_foreign_launcher(launcher: DictConfig) -> None:
     target = node.pop("_target_", None)
     words = [word for word in LAUNCHERS if target == f"hydra_plugins.depthcut_launchers.{word}.{word.title()}Launcher"]
     if not words:
-        raise UserError(f"hydra/launcher must be one of {', '.join(LAUNCHERS)}, got {errors.shown(target)}")
+        raise UserError(f"hydra/launcher must be one of {', '.join(LAUNCHERS)}, got {errors.format_value(target)}")
     node.pop("_convert_", None)
     for key, value in node.items():
         if words != ["slurm"]:

@@ -17,7 +17,7 @@ Words = tuple[str, ...]
 """The overrides of one point."""
 
 
-def expand(loader: Loader, master: DictConfig, overrides: Sequence[Override]) -> tuple[list[Words], list[str]]:
+def expand_sweep(loader: Loader, master: DictConfig, overrides: Sequence[Override]) -> tuple[list[Words], list[str]]:
     """Compose every point of a sweep.
 
     An option that only some of the swept choices have is left out where the choice lacks it.
@@ -36,18 +36,18 @@ def expand(loader: Loader, master: DictConfig, overrides: Sequence[Override]) ->
     count_points(overrides)
     groups = [each.key_or_group for each in overrides if each.is_sweep_override() and loader.is_group(each)]
     known: dict[Words, dict[str, UnknownKeyError]] = {}
-    expanded: list[Job] = []
+    expanded: list[SweepPoint] = []
     [jobs] = BasicSweeper.split_arguments(list(overrides), None)
     for words in jobs:
-        choices = {group: word.partition("=")[2] for word in words if (group := key_of(word)) in groups}
+        choices = {group: word.partition("=")[2] for word in words if (group := override_key(word)) in groups}
         lacking = known.setdefault(tuple(choices.values()), {})
-        kept = compose(loader, master, words, lacking if groups else None)
-        expanded.append(Job(kept, choices, dict(lacking)))
-    return list(dict.fromkeys(job.words for job in expanded)), explain(expanded)
+        kept = compose_point(loader, master, words, lacking if groups else None)
+        expanded.append(SweepPoint(kept, choices, dict(lacking)))
+    return list(dict.fromkeys(job.words for job in expanded)), explain_omissions(expanded)
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepPoint:
     """A point of a sweep.
 
     Attributes:
@@ -61,12 +61,12 @@ class Job:
     lacking: dict[str, UnknownKeyError]
 
 
-def compose(
+def compose_point(
     loader: Loader, master: DictConfig, words: Sequence[str], lacking: dict[str, UnknownKeyError] | None
 ) -> Words:
     """Compose a point; return the overrides that it has, and add the others to ``lacking`` where a group is swept."""
     while True:
-        kept = tuple(word for word in words if not lacking or key_of(word) not in lacking)
+        kept = tuple(word for word in words if not lacking or override_key(word) not in lacking)
         try:
             loader.composed[kept] = loader.load_sweep_config(master, list(kept))
         except UnknownKeyError as error:
@@ -77,7 +77,7 @@ def compose(
             return kept
 
 
-def explain(jobs: Sequence[Job]) -> list[str]:
+def explain_omissions(jobs: Sequence[SweepPoint]) -> list[str]:
     """Return a line for each option that some of the points lack.
 
     Raises:
@@ -88,11 +88,11 @@ def explain(jobs: Sequence[Job]) -> list[str]:
         without = [job for job in jobs if key in job.lacking]
         if len(without) == len(jobs):
             raise max((job.lacking[key] for job in jobs), key=lambda error: len(str(error)))
-        lines.append(f"{key} is no option of {where(key, without, jobs)}, and is left out there")
+        lines.append(f"{key} is no option of {describe_omission(key, without, jobs)}, and is left out there")
     return lines
 
 
-def where(key: str, without: Sequence[Job], jobs: Sequence[Job]) -> str:
+def describe_omission(key: str, without: Sequence[SweepPoint], jobs: Sequence[SweepPoint]) -> str:
     """Return the choice that the points ``without`` an option have in common, such as ``heal=none``."""
     having = [job for job in jobs if key not in job.lacking]
     for group in sorted(jobs[0].choices, key=lambda group: group != key.partition(".")[0]):
@@ -102,7 +102,7 @@ def where(key: str, without: Sequence[Job], jobs: Sequence[Job]) -> str:
     return f"{len(without)} of {len(jobs)} points"
 
 
-def key_of(word: str) -> str:
+def override_key(word: str) -> str:
     """Return the key of an override."""
     return word.partition("=")[0]
 

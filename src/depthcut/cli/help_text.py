@@ -28,59 +28,61 @@ depthcut cuts layers out of a language model, heals it, and measures what is lef
 """
 
 
-def render(words: Sequence[str]) -> str:
+def render_help(words: Sequence[str]) -> str:
     """Return the help on ``words``, such as ``heal`` or ``heal=lora``; without any, the overview.
 
     Raises:
         UserError: for a group or a choice that does not exist.
     """
-    return "\n".join(map(about, words)) if words else overview()
+    return "\n".join(map(render_topic, words)) if words else render_overview()
 
 
-def overview() -> str:
+def render_overview() -> str:
     """Return the usage, the groups, and the options that belong to no group."""
-    chosen = defaults()
+    chosen = default_choices()
     lines = ["== Groups (choose with group=choice) =="]
-    for group in groups():
-        marked = [f"{name} (default)" if name in chosen.get(group, ()) else name for name in choices(group)]
+    for group in group_names():
+        marked = [f"{name} (default)" if name in chosen.get(group, ()) else name for name in choice_names(group)]
         lines += textwrap.wrap(f"{group}: {', '.join(marked)}", 120, subsequent_indent="    ")
     text = (CONF / "config.yaml").read_text(encoding="utf-8")
     options = text[text.index("\nname:") + 1 : text.index("\nhydra:")]
     return "\n".join([USAGE, *lines, "", "== Options of no group ==", options])
 
 
-def about(word: str) -> str:
+def render_topic(word: str) -> str:
     """Return the choices of a group, or the yaml of one choice.
 
     Raises:
         UserError: if it does not exist.
     """
     group, _, names = word.partition("=")
-    if group not in groups():
-        raise UserError(f"--help {errors.clipped(word)}: no such group. {errors.choices(group, groups())}")
+    if group not in group_names():
+        raise UserError(
+            f"--help {errors.clip_text(word)}: no such group. {errors.suggest_choices(group, group_names())}"
+        )
     if not names:
-        rows = [f"  {group}={name}: {first_line(group, name)}" for name in choices(group)]
+        rows = [f"  {group}={name}: {choice_summary(group, name)}" for name in choice_names(group)]
         return "\n".join([f"== {group} ==", *rows, ""])
     found: list[str] = []
     for name in re.findall(r"[\w/]+", names):
-        if name not in choices(group):
-            raise UserError(f"{group}={name}: no such {group}. {errors.choices(name, choices(group))}")
+        if name not in choice_names(group):
+            raise UserError(f"{group}={name}: no such {group}. {errors.suggest_choices(name, choice_names(group))}")
         found.append(f"== {group}={name} ==\n{(CONF / group / name).with_suffix('.yaml').read_text(encoding='utf-8')}")
     return "\n".join(found)
 
 
-def groups() -> list[str]:
+def group_names() -> list[str]:
     """Return the folders of ``conf`` that hold choices, as they are named on the command line."""
     folders = {path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/**/*.yaml")}
     return sorted(each for each in folders if not each.startswith("experiment/"))
 
 
-def choices(group: str) -> list[str]:
+def choice_names(group: str) -> list[str]:
     """Return the choices of a group."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def defaults() -> dict[str, list[str]]:
+def default_choices() -> dict[str, list[str]]:
     """Return the default choices of each group."""
     entries: list[dict[str, Any]] = [
         each
@@ -91,10 +93,10 @@ def defaults() -> dict[str, list[str]]:
     return {key: value if isinstance(value, list) else [str(value)] for key, value in pairs}
 
 
-def first_line(group: str, name: str) -> str:
+def choice_summary(group: str, name: str) -> str:
     """Return what a choice is, in a line: of its module, or of its yaml's first comment."""
     path: Path = CONF / group / f"{name}.yaml"
     if group in methods.GROUPS:
-        return methods.first_line(group, path)
+        return methods.module_summary(group, path)
     comments: Iterable[str] = (line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
     return next((line[2:] for line in comments if not line.startswith("# @")), "")

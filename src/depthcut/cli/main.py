@@ -20,7 +20,7 @@ from depthcut.cli.composition import Loader, without_hydra
 from depthcut.runtime import documents
 from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
-from depthcut.runtime.paths import quoted
+from depthcut.runtime.paths import quote_paths
 
 Task = Callable[[DictConfig], Any]
 # Where this package is installed, bitsandbytes and transformers fetch code from the hub and run it.
@@ -28,20 +28,20 @@ sys.modules.setdefault("kernels", None)  # pyright: ignore[reportArgumentType, r
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # which says that it is not there
 
 
-def run(task: Task, words: Sequence[str]) -> None:
+def run_command(task: Task, words: Sequence[str]) -> None:
     """Do what the command line ``words`` asks for; ``task`` runs one point.
 
     Raises:
         UserError: for a mistake in it, before anything heavy is loaded.
     """
-    asked = parse([quoted(word) for word in words])
+    asked = parse_arguments([quote_paths(word) for word in words])
     if asked.version:
         print(f"depthcut {version('depthcut')}")
     elif asked.help:
-        print(help_text.render(asked.overrides), end="")
+        print(help_text.render_help(asked.overrides), end="")
     elif asked.config:
         refuse_deleted_folder()
-        task(stored(Path(asked.config), asked))
+        task(read_point_config(Path(asked.config), asked))
     elif asked.cfg:
         refuse_deleted_folder()
         cfg = Loader(asked.config_dir).load_configuration("config", asked.overrides, RunMode.RUN)
@@ -52,13 +52,13 @@ def run(task: Task, words: Sequence[str]) -> None:
         (run_sweep if asked.multirun else run_point)(loader, task, asked.overrides)
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Read the flags of the command line; what is left are overrides.
 
     Raises:
         UserError: for a flag that does not exist.
     """
-    parser = Parser(add_help=False, allow_abbrev=False)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("-c", "--cfg", choices=["job"])
@@ -70,7 +70,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(words)
 
 
-class Parser(argparse.ArgumentParser):
+class ArgumentParser(argparse.ArgumentParser):
     """A parser whose complaint is an exception."""
 
     def error(self, message: str) -> NoReturn:
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}. The flags are {flags}")
 
 
-def stored(path: Path, asked: argparse.Namespace) -> DictConfig:
+def read_point_config(path: Path, asked: argparse.Namespace) -> DictConfig:
     """Read the config of a point, as its config.yaml holds it.
 
     Raises:
@@ -101,7 +101,7 @@ def require_own_tasks(composed: DictConfig, overrides: Sequence[str]) -> None:
     """Check the whole config, and that only the command line names files of lm-eval tasks."""
     from depthcut.config import experiment
 
-    experiment.require_tasks_of_command_line(experiment.read(composed), overrides)
+    experiment.require_tasks_of_command_line(experiment.build_experiment(composed), overrides)
 
 
 def refuse_deleted_folder() -> None:
@@ -116,50 +116,50 @@ def refuse_deleted_folder() -> None:
         raise UserError("the current folder was deleted; change to one that exists") from error
 
 
-def compose(loader: Loader, overrides: Sequence[str]) -> DictConfig:
+def compose_config(loader: Loader, overrides: Sequence[str]) -> DictConfig:
     """Compose the config of one point.
 
     Raises:
         UserError: for whatever cannot be composed, or has an effect in a sweep only.
     """
     for each in loader.parse(overrides):
-        if of_hydra(each):
+        if is_launcher_option(each):
             raise UserError(f"{each.input_line} has an effect with -m only")
     return without_hydra(loader.load_configuration("config", list(overrides), RunMode.RUN))
 
 
 def run_point(loader: Loader, task: Task, overrides: Sequence[str]) -> None:
     """Run one point here."""
-    composed = compose(loader, overrides)
+    composed = compose_config(loader, overrides)
     require_own_tasks(composed, overrides)
     task(composed)
 
 
-def master(loader: Loader, overrides: Iterable[Override]) -> DictConfig:
+def compose_launcher_config(loader: Loader, overrides: Iterable[Override]) -> DictConfig:
     """Compose the config that the launcher is built from; its points have configs of their own.
 
     Raises:
-        UserError: as :func:`compose`.
+        UserError: as :func:`compose_config`.
     """
-    words = [str(each.input_line) for each in overrides if of_hydra(each)]
+    words = [str(each.input_line) for each in overrides if is_launcher_option(each)]
     return loader.load_configuration("config", words, RunMode.MULTIRUN)
 
 
-def of_hydra(override: Override) -> bool:
+def is_launcher_option(override: Override) -> bool:
     """Return whether an override is an option of the launcher."""
     return override.key_or_group.startswith("hydra")
 
 
 def run_sweep(loader: Loader, task: Task, overrides: Sequence[str]) -> None:
     """Hand every point of a sweep to the launcher."""
-    from depthcut.cli.expansion import expand
+    from depthcut.cli.expansion import expand_sweep
     from depthcut.study import runlog
 
     parsed = loader.parse(overrides)
-    config = master(loader, parsed)
-    points, notes = expand(loader, config, [each for each in parsed if not of_hydra(each)])
+    config = compose_launcher_config(loader, parsed)
+    points, notes = expand_sweep(loader, config, [each for each in parsed if not is_launcher_option(each)])
     for note in notes:
-        runlog.say(note)
+        runlog.print_line(note)
     context = HydraContext(config_loader=loader, callbacks=Callbacks())
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
     launcher.launch(points, initial_job_idx=0)

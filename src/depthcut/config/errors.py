@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-NUMBERS = {
+NUMBER_TYPES = {
     **dict.fromkeys(("greater_than", "greater_than_equal", "less_than", "less_than_equal"), ""),
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -23,8 +23,8 @@ NUMBERS = {
 NAME = "letters, digits, '.', '_' and '-', at most 80"
 WIDEST = 100
 """Characters of a value in a message."""
-WORDS = {
-    **NUMBERS,
+TYPE_NAMES = {
+    **NUMBER_TYPES,
     "string_type": "text",
     "bool_type": "true or false",
     "list_type": "a list",
@@ -33,7 +33,7 @@ WORDS = {
 }
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return ``value`` as Python writes it, cut where it is long."""
     try:
         text = repr(value)
@@ -42,21 +42,21 @@ def shown(value: Any) -> str:
     return text if len(text) <= WIDEST else f"{text[: WIDEST - 20]}... ({len(text):,} characters)"
 
 
-def of_pydantic(path: str, cls: type[Any], error: ValidationError) -> str:
+def describe_validation_error(path: str, cls: type[Any], error: ValidationError) -> str:
     """The first complaint of a method's constructor, e.g. ``prune.frac must be in [0, 1), got 1.5``."""
     first = error.errors()[0]
     ways = [each for each in error.errors() if each["loc"][:1] == first["loc"][:1] and each["input"] == first["input"]]
-    return of_union(path, ways) if len(ways) > 1 else of_one(path, cls, first)
+    return describe_union_error(path, ways) if len(ways) > 1 else describe_field_error(path, cls, first)
 
 
-def of_union(path: str, ways: Sequence[ErrorDetails]) -> str:
+def describe_union_error(path: str, ways: Sequence[ErrorDetails]) -> str:
     """A value that none of several types would have, with one complaint from each."""
-    wanted = " or ".join(dict.fromkeys(way(each) for each in ways))
+    wanted = " or ".join(dict.fromkeys(expected_form(each) for each in ways))
     shared = [str(parts[0]) for parts in zip(*(each["loc"] for each in ways), strict=False) if len({*parts}) == 1]
-    return f"{'.'.join([path, *shared]).lstrip('.')} must be {wanted}, got {shown(ways[0]['input'])}"
+    return f"{'.'.join([path, *shared]).lstrip('.')} must be {wanted}, got {format_value(ways[0]['input'])}"
 
 
-def of_one(path: str, cls: type[Any], first: ErrorDetails) -> str:
+def describe_field_error(path: str, cls: type[Any], first: ErrorDetails) -> str:
     """One complaint."""
     name = str(first["loc"][0]) if first["loc"] else ""
     key = ".".join(part for part in (path, *(str(part) for part in first["loc"])) if part)
@@ -66,24 +66,22 @@ def of_one(path: str, cls: type[Any], first: ErrorDetails) -> str:
         reason = first["msg"].removeprefix("Value error, ")
         return f"{key} {reason}" if first["loc"] else reason
     if kind == "unexpected_keyword_argument":
-        return no_such_key(key, fields, f"{cls.__module__}.{cls.__name__}")
+        return describe_missing_key(key, fields, f"{cls.__module__}.{cls.__name__}")
     if kind == "missing":
         return f"{key} must be given"
-    if kind in NUMBERS:
-        wanted = f"{NUMBERS[kind]}{interval(fields[name].metadata)}".strip() or way(first)
-        return f"{key} must be {wanted}, got {shown(first['input'])}"
+    if kind in NUMBER_TYPES:
+        wanted = f"{NUMBER_TYPES[kind]}{describe_interval(fields[name].metadata)}".strip() or expected_form(first)
+        return f"{key} must be {wanted}, got {format_value(first['input'])}"
     if kind == "string_pattern_mismatch":
-        return f"{clipped(key).removesuffix('.[key]')} must be {pattern(first)}, got {shown(first['input'])}"
+        return f"{clip_text(key).removesuffix('.[key]')} must be {describe_pattern(first)}, got {format_value(first['input'])}"
     if kind == "literal_error":
-        return (
-            f"{key} must be one of {first.get('ctx', {})['expected'].replace(chr(39), '')}, got {shown(first['input'])}"
-        )
-    if kind in WORDS:
-        return f"{key} must be {WORDS[kind]}, got {shown(first['input'])}"
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {shown(first['input'])}"
+        return f"{key} must be one of {first.get('ctx', {})['expected'].replace(chr(39), '')}, got {format_value(first['input'])}"
+    if kind in TYPE_NAMES:
+        return f"{key} must be {TYPE_NAMES[kind]}, got {format_value(first['input'])}"
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {format_value(first['input'])}"
 
 
-def pattern(one: ErrorDetails) -> str:
+def describe_pattern(one: ErrorDetails) -> str:
     """Describe the text that a pattern admits."""
     expected = one.get("ctx", {}).get("pattern", "")
     if "\\r" in expected:
@@ -91,18 +89,18 @@ def pattern(one: ErrorDetails) -> str:
     return "a word of letters, digits and '-'" if "\\w" in expected else NAME
 
 
-def way(one: ErrorDetails) -> str:
+def expected_form(one: ErrorDetails) -> str:
     """What one of several types wanted: ``a whole number``, ``at least 0``, ``auto, none or all``."""
     told = one.get("ctx", {})
     if one["type"] == "literal_error":
         return told["expected"].replace("'", "")
     if one["type"] == "string_pattern_mismatch":
-        return pattern(one)
+        return describe_pattern(one)
     bounds = [f"{word} {told[name]}" for name, word in (("ge", "at least"), ("gt", "above")) if name in told]
-    return bounds[0] if bounds else WORDS.get(one["type"], one["msg"])
+    return bounds[0] if bounds else TYPE_NAMES.get(one["type"], one["msg"])
 
 
-def interval(metadata: Iterable[Any]) -> str:
+def describe_interval(metadata: Iterable[Any]) -> str:
     """`` in [0, 1)``, `` above 0`` or the like out of a field's bounds; empty where there is none."""
     bounds: dict[str, Any] = {}
     for each in metadata:
@@ -122,14 +120,14 @@ def interval(metadata: Iterable[Any]) -> str:
             return f" in {low}, {high}"
 
 
-def choices(wrong: str, right: Iterable[str]) -> str:
+def suggest_choices(wrong: str, right: Iterable[str]) -> str:
     """Return ``Did you mean x? There are: x, y, z``."""
     names = sorted(str(name) for name in right if name != "_target_")
     close = get_close_matches(wrong, names, n=1)
     return (f"Did you mean {close[0]}? " if close else "") + f"There are: {', '.join(names) or 'none'}"
 
 
-def no_such_key(path: str, keys: Iterable[Any], target: Any = None) -> str:
+def describe_missing_key(path: str, keys: Iterable[Any], target: Any = None) -> str:
     """Return ``prune.fraq: no such key. Did you mean frac? There are: ...``; of a method without options, that.
 
     Args:
@@ -141,10 +139,10 @@ def no_such_key(path: str, keys: Iterable[Any], target: Any = None) -> str:
     names = [str(key) for key in keys if key != "_target_"]
     if not names and isinstance(target, str):
         return f"{path}: no such key. {group}={target.split('.')[-2:][0]} has no options"
-    return f"{path}: no such key. {choices(name, names)}"
+    return f"{path}: no such key. {suggest_choices(name, names)}"
 
 
-def of_omegaconf(error: OmegaConfBaseException) -> str:
+def describe_omegaconf_error(error: OmegaConfBaseException) -> str:
     """Name a value that is missing, or an interpolation that leads nowhere."""
     key = error.full_key or "config"
     missing = re.search(
@@ -156,62 +154,62 @@ def of_omegaconf(error: OmegaConfBaseException) -> str:
     return f"{key}: {str(error).splitlines()[0]}"
 
 
-def of_override(word: str, error: Exception) -> str:
+def describe_override_error(word: str, error: Exception) -> str:
     """Name a word of the command line that is no override, and what to type in the shell instead."""
     if not isinstance(error, OverrideParseException):
-        return f"{clipped(word)}: cannot be read ({type(error).__name__}). Write key=value with a plain value"
+        return f"{clip_text(word)}: cannot be read ({type(error).__name__}). Write key=value with a plain value"
     lines = (line for line in str(error).splitlines() if not line.startswith("Error parsing override"))
-    why = f"{clipped(word)}: {clipped(next(lines, 'cannot be read'))}"
+    why = f"{clip_text(word)}: {clip_text(next(lines, 'cannot be read'))}"
     key, equals, value = word.partition("=")
     if not equals:
         return f"{why}. Write key=value"
     typed = shlex.quote(f'{key}="{value}"')
-    return f"{why}. A list is [a,b]. To give it as text, type the quotes too: {clipped(typed)}"
+    return f"{why}. A list is [a,b]. To give it as text, type the quotes too: {clip_text(typed)}"
 
 
-def of_composition(error: Exception, word: str) -> str:
+def describe_composition_error(error: Exception, word: str) -> str:
     """Name the override that keeps a config from being composed."""
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return of_hydra(error, word)
-    return f"{clipped(word)}: cannot be composed ({clipped(str(error)) or type(error).__name__})"
+        return describe_hydra_error(error, word)
+    return f"{clip_text(word)}: cannot be composed ({clip_text(str(error)) or type(error).__name__})"
 
 
-def of_hydra(error: Exception, word: str = "config") -> str:
+def describe_hydra_error(error: Exception, word: str = "config") -> str:
     """Name the override that Hydra cannot compose, which is ``word`` where Hydra does not say."""
     text = str(error)
     missing = re.search(r"Could not (?:find|load) '([\w./-]+)/([^'/]+)'", text)
     if missing:
-        return missing_option(missing[1], missing[2], text)
-    if unknown := unknown_key(error):
-        return missing_key(unknown, error.__cause__)
+        return describe_unknown_option(missing[1], missing[2], text)
+    if unknown := unknown_override_key(error):
+        return describe_unknown_key(unknown, error.__cause__)
     ambiguous = re.search(r"Ambiguous value for argument '([^']+)'", text)
     if ambiguous:
-        return f"{clipped(ambiguous[1])}: several values make a sweep, which needs -m (a list is written [a,b])"
-    reason = " ".join(clipped(line.strip()) for line in f"{text}\n{error.__cause__ or ''}".splitlines()[:2])
-    return reason if word.partition("=")[0].lstrip("+~") in reason else f"{clipped(word)}: {reason}"
+        return f"{clip_text(ambiguous[1])}: several values make a sweep, which needs -m (a list is written [a,b])"
+    reason = " ".join(clip_text(line.strip()) for line in f"{text}\n{error.__cause__ or ''}".splitlines()[:2])
+    return reason if word.partition("=")[0].lstrip("+~") in reason else f"{clip_text(word)}: {reason}"
 
 
-def unknown_key(error: Exception) -> str | None:
+def unknown_override_key(error: Exception) -> str | None:
     """Return the key that an override names and the config does not have; None for another error."""
     found = re.search(r"Could not override '([^'@]+)'", str(error))
     return found[1] if found else None
 
 
-def clipped(text: str) -> str:
+def clip_text(text: str) -> str:
     """Return ``text`` cut where it is long."""
     return text if len(text) <= 2 * WIDEST else f"{text[:WIDEST]}... ({len(text):,} characters)"
 
 
-def missing_option(group: str, word: str, text: str) -> str:
+def describe_unknown_option(group: str, word: str, text: str) -> str:
     """Return ``model=lama2_7b: no such model. Did you mean llama2_7b? There are: ...``."""
     conf = re.search(r"provider=main, path=file://(\S+)", text)
     options = [path.stem for path in (Path(conf[1]) / group).glob("*.yaml")] if conf else []
-    return f"{group}={clipped(word)}: no such {group.rpartition('/')[2]}. {choices(word, options)}"
+    return f"{group}={clip_text(word)}: no such {group.rpartition('/')[2]}. {suggest_choices(word, options)}"
 
 
-def missing_key(path: str, cause: BaseException | None) -> str:
+def describe_unknown_key(path: str, cause: BaseException | None) -> str:
     """Name a key that is not in the config, and those that are beside it."""
     parent = getattr(cause, "parent_node", None)
     if not isinstance(parent, DictConfig):
         return f"{path}: no such key"
-    return no_such_key(path, parent, dict(parent.items_ex(resolve=False)).get("_target_"))
+    return describe_missing_key(path, parent, dict(parent.items_ex(resolve=False)).get("_target_"))

@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints
 
 from depthcut.config import errors
 from depthcut.config import values as config_values
-from depthcut.config.methods import GROUPS, build, checked
+from depthcut.config.methods import GROUPS, build_method, construct_validated
 from depthcut.data import Source
 from depthcut.eval import Eval
 from depthcut.eval.harness import Harness
@@ -26,7 +26,7 @@ from depthcut.runtime.paths import PathText
 from depthcut.runtime.strict import strict
 
 PARTS = ("calibration", "train", "validation")
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$")]
+StudyName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$")]
 
 
 @strict
@@ -60,7 +60,7 @@ class Experiment:
         export: what is left on the disk of the healed model.
     """
 
-    name: Name
+    name: StudyName
     outputs: PathText
     seed: Annotated[int, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda"]
@@ -148,23 +148,23 @@ class Experiment:
             raise UserError(f"metric.until stops when one block is sure; that needs prune=block, got {prune}")
 
 
-def read(cfg: DictConfig) -> Experiment:
+def build_experiment(cfg: DictConfig) -> Experiment:
     """Check a composed config and build its methods.
 
     Raises:
         UserError: one line that names the key, what was wanted and what was got.
     """
-    config_values.check(cfg)
-    composed = resolved(cfg)
+    config_values.check_config_values(cfg)
+    composed = resolve_config(cfg)
     fields = get_type_hints(Experiment).keys() - {"composed"}
     for key in composed:
         if key not in fields:
-            raise UserError(errors.no_such_key(str(key), fields))
+            raise UserError(errors.describe_missing_key(str(key), fields))
     values = {"eval": {}, **composed}  # Hydra leaves a group out of which nothing is chosen
     for group in (each for each in GROUPS if each in composed):
-        read_group = {"data": sources, "eval": evaluations}.get(group, partial(build, group))
+        read_group = {"data": build_sources, "eval": build_evaluations}.get(group, partial(build_method, group))
         values[group] = read_group(composed[group])
-    return checked("", Experiment, {**values, "composed": composed})
+    return construct_validated("", Experiment, {**values, "composed": composed})
 
 
 def require_tasks_of_command_line(x: Experiment, overrides: Sequence[str]) -> None:
@@ -178,7 +178,7 @@ def require_tasks_of_command_line(x: Experiment, overrides: Sequence[str]) -> No
             task_files.require_command_line(each.tasks, each.include_path, overrides)
 
 
-def resolved(cfg: DictConfig) -> dict[str, Any]:
+def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     """Return the config as plain values, with every reference followed.
 
     Raises:
@@ -187,36 +187,38 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     try:
         composed: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(errors.of_omegaconf(error)) from error
+        raise UserError(errors.describe_omegaconf_error(error)) from error
     except RecursionError as error:
         raise UserError("config: a value refers to itself through ${...}; give it a plain value") from error
     return composed
 
 
-def sources(node: Any) -> Data:
+def build_sources(node: Any) -> Data:
     """Build the three texts.
 
     Raises:
-        UserError: as :func:`build`.
+        UserError: as :func:`build_method`.
     """
     if not isinstance(node, dict):
-        raise UserError(f"data must be calibration, train and validation, got {errors.shown(node)}")
-    parts = {str(part): build(f"data.{part}", value) if part in PARTS else value for part, value in node.items()}
-    return checked("data", Data, parts)
+        raise UserError(f"data must be calibration, train and validation, got {errors.format_value(node)}")
+    parts = {str(part): build_method(f"data.{part}", value) if part in PARTS else value for part, value in node.items()}
+    return construct_validated("data", Data, parts)
 
 
-def evaluations(node: Any) -> dict[str, Eval]:
+def build_evaluations(node: Any) -> dict[str, Eval]:
     """Build the evaluations.
 
     A model's or an experiment's file may hold options of evaluations that are not chosen; they must exist.
 
     Raises:
-        UserError: for a key that no evaluation has, a plain value where an evaluation belongs, and as :func:`build`.
+        UserError: for a key that no evaluation has, a plain value where an evaluation belongs, and as :func:`build_method`.
     """
     if not isinstance(node, dict):
-        raise UserError(f"eval must be a list of evaluations, as in eval=[loss,harness], got {errors.shown(node)}")
+        raise UserError(
+            f"eval must be a list of evaluations, as in eval=[loss,harness], got {errors.format_value(node)}"
+        )
     chosen = {key: value for key, value in node.items() if isinstance(value, dict) and "_target_" in value}
     left = {str(key): value for key, value in node.items() if key not in chosen}
     if left:
         config_values.refuse_unknown_options(left)
-    return {key: build(f"eval.{key}", value) for key, value in chosen.items()}
+    return {key: build_method(f"eval.{key}", value) for key, value in chosen.items()}

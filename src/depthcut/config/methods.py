@@ -34,7 +34,7 @@ LARGEST = 2**32
 """No option of a method is a larger whole number; seeds of numpy are below it."""
 
 
-def build(path: str, node: Any) -> Any:
+def build_method(path: str, node: Any) -> Any:
     """Build the method at ``path``, such as ``metric`` or ``data.train``.
 
     Raises:
@@ -42,13 +42,13 @@ def build(path: str, node: Any) -> Any:
     """
     choices = f"choose one of conf/{path.replace('.', '/')}"
     if not isinstance(node, dict):
-        raise UserError(f"{path} must be the options of a method, got {errors.shown(node)}; {choices}")
+        raise UserError(f"{path} must be the options of a method, got {errors.format_value(node)}; {choices}")
     if "_target_" not in node:
         raise UserError(f"{path}._target_ is missing; {choices}")
     options = {str(key): value for key, value in node.items() if key != "_target_"}
     for key, value in options.items():
         config_values.refuse_targets(f"{path}.{key}", value)
-    return checked(path, method_class(path, node["_target_"]), options)
+    return construct_validated(path, method_class(path, node["_target_"]), options)
 
 
 def method_class(path: str, target: Any) -> type[Any]:
@@ -66,7 +66,7 @@ def method_class(path: str, target: Any) -> type[Any]:
         else None
     )
     if not found:
-        raise UserError(f"{path}._target_ must name a class of depthcut.{group}, got {errors.shown(target)}")
+        raise UserError(f"{path}._target_ must name a class of depthcut.{group}, got {errors.format_value(target)}")
     module, name = found.groups()
     try:
         cls = vars(import_module(module)).get(name)
@@ -78,7 +78,7 @@ def method_class(path: str, target: Any) -> type[Any]:
     return cls
 
 
-def checked(path: str, cls: type[Any], values: dict[str, Any]) -> Any:
+def construct_validated(path: str, cls: type[Any], values: dict[str, Any]) -> Any:
     """Construct ``cls``.
 
     Raises:
@@ -87,10 +87,10 @@ def checked(path: str, cls: type[Any], values: dict[str, Any]) -> Any:
     try:
         method = cls(**values)
     except ValidationError as error:
-        raise UserError(errors.of_pydantic(path, cls, error)) from error
+        raise UserError(errors.describe_validation_error(path, cls, error)) from error
     for each in dataclasses.fields(method):
         value = getattr(method, each.name)
         if any(isinstance(one, int) and abs(one) >= LARGEST for one in (value if isinstance(value, list) else [value])):
             key = f"{path}.{each.name}".removeprefix(".")
-            raise UserError(f"{key} must be below {LARGEST}, got {errors.shown(value)}")
+            raise UserError(f"{key} must be below {LARGEST}, got {errors.format_value(value)}")
     return method

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from depthcut.config.errors import no_such_key, shown
+from depthcut.config.errors import describe_missing_key, format_value
 from depthcut.runtime.errors import UserError
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 PLAIN = re.compile(r"\$\{\s*(oc\.select:\s*[\w.]+\s*(,\s*[\w.-]*)?|[\w.\[\]-]*)\s*\}")
 """A reference to another key, such as ``${model.heal.rank}``; ``${oc.select:KEY,DEFAULT}`` is one too."""
 RESOLVER = "{} must not call a resolver; a config refers to its own keys only, as in ${{prune.frac}}"
@@ -22,7 +22,7 @@ SECRET = re.compile(
 LARGEST = 10**15
 
 
-def check(cfg: DictConfig) -> None:
+def check_config_values(cfg: DictConfig) -> None:
     """Check every key and value of a composed config.
 
     Raises:
@@ -35,28 +35,28 @@ def check(cfg: DictConfig) -> None:
             composed["hydra"] = {"launcher": launcher}
         case _:
             pass
-    for path, value in walk("", composed):
+    for path, value in walk_values("", composed):
         if SECRET.search(path):
             raise UserError(f"{path} looks like a secret, which records would keep in clear. Set it in the environment")
-        if not writable(path) or (isinstance(value, str) and not writable(value)):
-            raise UserError(f"{shown(path)} must be UTF-8 text without null characters")
+        if not is_writable(path) or (isinstance(value, str) and not is_writable(value)):
+            raise UserError(f"{format_value(path)} must be UTF-8 text without null characters")
         if isinstance(value, str) and calls_resolver(value):
             raise UserError(RESOLVER.format(path))
         if isinstance(value, int | float) and LARGEST < abs(value) < float("inf"):
-            raise UserError(f"{path} must be a number of at most {LARGEST:.0e}, got {shown(value)}")
+            raise UserError(f"{path} must be a number of at most {LARGEST:.0e}, got {format_value(value)}")
 
 
-def walk(path: str, node: Any) -> Generator[tuple[str, Any]]:
+def walk_values(path: str, node: Any) -> Generator[tuple[str, Any]]:
     """Yield every key and item below ``node`` with its path, e.g. ``eval.harness.tasks[0]``."""
     children: Any = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in children:
         name = f"{path}[{key}]" if isinstance(node, list) else f"{path}.{key}".removeprefix(".")
         yield name, value
         if isinstance(value, dict | list):
-            yield from walk(name, value)
+            yield from walk_values(name, value)
 
 
-def writable(text: str) -> bool:
+def is_writable(text: str) -> bool:
     """Return whether a file or a path can hold ``text``."""
     return not re.search(r"[\x00\ud800-\udfff]", text)
 
@@ -74,7 +74,7 @@ def refuse_targets(path: str, value: Any) -> None:
     Raises:
         UserError: if a class is named anywhere in it.
     """
-    inside = walk(path, value) if isinstance(value, dict | list) else ()
+    inside = walk_values(path, value) if isinstance(value, dict | list) else ()
     for name, _ in inside:
         if name.rpartition(".")[2].startswith("_target_"):
             raise UserError(f"{name} is not allowed: an option is a plain value")
@@ -99,13 +99,13 @@ def refuse_unknown_options(left: dict[str, Any]) -> None:
     stored = stored_evaluations()
     for key, value in left.items():
         if key not in stored:
-            raise UserError(no_such_key(f"eval.{key}", stored))
+            raise UserError(describe_missing_key(f"eval.{key}", stored))
         if not isinstance(stored[key], dict):
             continue
         if not isinstance(value, dict):
             raise UserError(
-                f"eval.{key} must be the options of an evaluation, got {shown(value)}; "
+                f"eval.{key} must be the options of an evaluation, got {format_value(value)}; "
                 "to leave one out, list the others: eval=[...]"
             )
         for option in value.keys() - stored[key].keys():
-            raise UserError(no_such_key(f"eval.{key}.{option}", stored[key]))
+            raise UserError(describe_missing_key(f"eval.{key}.{option}", stored[key]))

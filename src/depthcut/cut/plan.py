@@ -15,13 +15,13 @@ from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
 
 FORMAT = 2
-OLDER = 1  # without a unit: whole layers
+OLDER_FORMAT = 1  # without a unit: whole layers
 KEYS = ("format", "depth", "unit", "drop", "words", "model", "notes")
 DEEPEST = 10_000  # layers; more are a mistake, and would take all memory
 EXAMPLE = 'A plan by hand: {"drop": [3, 4, [6, 9], "11-18"]} drops layers 3-4, 6-8 and 11-18'
 
 Unit = Literal["layer", "attention", "mlp"]
-NOUNS: dict[Unit, str] = {"layer": "layers", "attention": "attentions", "mlp": "MLPs"}
+UNIT_NOUNS: dict[Unit, str] = {"layer": "layers", "attention": "attentions", "mlp": "MLPs"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Plan:
         """The plan as a person reads it, e.g. ``drops layers 21-28 of 0-31, keeps 24``."""
         if not self.drop:
             return f"drops nothing, keeps all {self.depth} layers"
-        gone = ", ".join(str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in spans(self.drop))
+        gone = ", ".join(str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in layer_spans(self.drop))
         noun = "layer" if len(self.drop) == 1 else "layers"
         half = "" if self.unit == "layer" else f"the {'MLP' if self.unit == 'mlp' else self.unit} of "
         return f"drops {half}{noun} {gone} of 0-{self.depth - 1}, keeps {self.depth - len(self.drop)}"
@@ -88,7 +88,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: ``{"format", "depth", "unit", "drop": [[start, stop), ...], "model", "notes", "words"}``."""
-        drop = [list(span) for span in spans(self.drop)]
+        drop = [list(span) for span in layer_spans(self.drop)]
         return {
             "format": FORMAT,
             "depth": self.depth,
@@ -111,7 +111,7 @@ class Plan:
             UserError: if the file is missing, not a plan, or not a possible cut; it names the file and the key.
         """
         try:
-            return cls.from_dict(documents.read(path), depth)
+            return cls.from_dict(documents.read_json(path), depth)
         except FileNotFoundError:
             raise UserError(f"no plan at {path}") from None
         except DamagedError as error:
@@ -129,7 +129,7 @@ class Plan:
         """
         _check_keys(data)
         fields: dict[str, Any] = {"depth": depth, "format": FORMAT, "unit": "layer", "model": "", "notes": {}} | data
-        if fields["format"] not in (OLDER, FORMAT):
+        if fields["format"] not in (OLDER_FORMAT, FORMAT):
             raise UserError(f"this plan has format {fields['format']!r}; this version reads format {FORMAT}")
         if "drop" not in fields:
             raise UserError(f'the key "drop" is missing. {EXAMPLE}')
@@ -144,7 +144,7 @@ class Plan:
         if not isinstance(model, str):
             raise UserError(f"model must be a digest, or empty for any model of this depth, got {model!r}")
         _check_notes(notes)
-        return cls(depth, spanned(fields["drop"], depth), unit, model, notes)
+        return cls(depth, parse_spans(fields["drop"], depth), unit, model, notes)
 
 
 def _check_keys(data: Any) -> None:
@@ -152,7 +152,7 @@ def _check_keys(data: Any) -> None:
     if not isinstance(data, dict):
         raise UserError(f"a depthcut plan is a JSON object, got {json.dumps(data)[:40]}. {EXAMPLE}")
     if unknown := data.keys() - KEYS:
-        raise UserError(errors.no_such_key(errors.clipped(min(unknown)), KEYS))
+        raise UserError(errors.describe_missing_key(errors.clip_text(min(unknown)), KEYS))
 
 
 def _check_notes(notes: Any) -> None:
@@ -164,7 +164,7 @@ def _check_notes(notes: Any) -> None:
         raise UserError(f"notes.wins must map layers to shares, got {reprlib.repr(wins)}; delete the key")
 
 
-def spanned(drop: Any, depth: int) -> tuple[int, ...]:
+def parse_spans(drop: Any, depth: int) -> tuple[int, ...]:
     """Return the layers that a list names: layers, half-open spans, and ``"first-last"`` with both ends, in any order.
 
     Raises:
@@ -173,14 +173,14 @@ def spanned(drop: Any, depth: int) -> tuple[int, ...]:
     """
     if not isinstance(drop, list):
         raise UserError(f"drop must be a list of spans [start, stop), got {drop!r}")
-    checked = sorted(_span(each, depth) for each in drop)
+    checked = sorted(_parse_span(each, depth) for each in drop)
     for (a, b), (c, d) in pairwise(checked):
         if c < b:
             raise UserError(f"spans [{a}, {b}) and [{c}, {d}) overlap")
     return tuple(layer for start, stop in checked for layer in range(start, stop))
 
 
-def _span(entry: Any, depth: int) -> tuple[int, int]:
+def _parse_span(entry: Any, depth: int) -> tuple[int, int]:
     """Check one entry by itself; return it as a half-open span."""
     words = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", entry) if isinstance(entry, str) else None
     if words:
@@ -202,7 +202,7 @@ def _span(entry: Any, depth: int) -> tuple[int, int]:
     return start, stop
 
 
-def spans(layers: Iterable[int]) -> list[tuple[int, int]]:
+def layer_spans(layers: Iterable[int]) -> list[tuple[int, int]]:
     """Join sorted layer numbers into half-open spans: (3, 4, 5, 9) becomes [(3, 6), (9, 10)]."""
     joined: list[tuple[int, int]] = []
     for layer in layers:

@@ -12,7 +12,7 @@ from depthcut.runtime import documents, store
 
 Matrix = list[list[float]]
 Array = NDArray[np.float64]
-DRAWS = 400  # of the bootstrap
+BOOTSTRAP_DRAWS = 400  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Scores:
     @classmethod
     def read(cls, folder: Path) -> "Scores":
         """The inverse of :meth:`write`."""
-        plain = documents.read(folder / "scores.json")
+        plain = documents.read_json(folder / "scores.json")
         draws = folder / "draws.npy"
         return cls(**plain, draws=np.load(draws).astype(np.float64) if draws.exists() else None)
 
@@ -116,7 +116,7 @@ class Scores:
         assert numbers and all(math.isfinite(value) for value in numbers)
 
 
-def weights(samples: int, seed: int = 0) -> Array:
+def bootstrap_weights(samples: int, seed: int = 0) -> Array:
     """The Bayesian bootstrap's weights, R x samples (Rubin 1981); those of the first do not depend on the rest."""
     chance = np.random.default_rng(seed)
-    return np.stack([chance.exponential(size=DRAWS) for _ in range(samples)], axis=1)
+    return np.stack([chance.exponential(size=BOOTSTRAP_DRAWS) for _ in range(samples)], axis=1)

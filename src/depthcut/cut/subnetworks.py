@@ -6,7 +6,7 @@ from typing import NamedTuple
 from depthcut.cut.plan import Plan, Unit
 
 
-class Cut(NamedTuple):
+class Subnetwork(NamedTuple):
     """A sub-network, or what there is of one up to some layer.
 
     Attributes:
@@ -19,21 +19,21 @@ class Cut(NamedTuple):
     unit: Unit = "layer"
     adapter: str = ""
 
-    def before(self, edge: int) -> "Cut":
+    def before(self, edge: int) -> "Subnetwork":
         """What there is of it in front of layer ``edge``: as long as nothing is missing, the dense model."""
         drop = tuple(layer for layer in self.drop if layer < edge)
-        return Cut(drop, self.unit, self.adapter) if drop else WHOLE
+        return Subnetwork(drop, self.unit, self.adapter) if drop else FULL
 
 
-WHOLE = Cut(())
+FULL = Subnetwork(())
 """The model as it is."""
 
 
-def of(plan: Plan, adapter: str = "") -> Cut:
+def subnetwork_from_plan(plan: Plan, adapter: str = "") -> Subnetwork:
     """What ``plan`` leaves, healed by adapters of this name."""
-    return Cut(plan.drop, plan.unit, adapter).before(plan.depth)
+    return Subnetwork(plan.drop, plan.unit, adapter).before(plan.depth)
 
 
-def of_drops(drops: Sequence[Sequence[int]], unit: Unit) -> list[Cut]:
+def subnetworks_without(drops: Sequence[Sequence[int]], unit: Unit) -> list[Subnetwork]:
     """What is left without each of these sets of units."""
-    return [Cut(tuple(sorted(drop)), unit) if drop else WHOLE for drop in drops]
+    return [Subnetwork(tuple(sorted(drop)), unit) if drop else FULL for drop in drops]

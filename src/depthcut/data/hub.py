@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import override
 
 from depthcut.data import Source
-from depthcut.data.text.documents import tell_nulls, well_formed
+from depthcut.data.text.documents import log_skipped_nulls, replace_surrogates
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
@@ -48,10 +48,10 @@ class Hub(Source):
                 continue
             if not isinstance(row.get(self.field), str):
                 raise UserError(f"{self.name} has no text in a field `{self.field}`; there are: {', '.join(row)}")
-            text = well_formed(row[self.field])
+            text = replace_surrogates(row[self.field])
             if text.strip() and self.covers(text):
                 yield text
-        tell_nulls(self.name, self.field, nulls)
+        log_skipped_nulls(self.name, self.field, nulls)
 
     @override
     def named(self, content: dict[str, str]) -> str:
@@ -59,7 +59,7 @@ class Hub(Source):
         if not Path(self.dataset).is_dir():
             pins = [self.dataset, *content.values()]
         reading = [self.config, self.split, self.field, self.span]
-        return store.digest({"hub": FORMAT, "content": pins, "reading": reading})
+        return store.content_digest({"hub": FORMAT, "content": pins, "reading": reading})
 
     @property
     def name(self) -> str:
@@ -70,7 +70,7 @@ class Hub(Source):
     def content(self, cache: Path) -> dict[str, str]:
         folder = Path(self.dataset)
         if folder.is_dir():
-            return {str(path.relative_to(folder)): store.sha256(path) for path in regular(folder)}
+            return {str(path.relative_to(folder)): store.file_sha256(path) for path in list_regular_files(folder)}
         return {self.dataset: self.revision or self.head()}
 
     def head(self) -> str:
@@ -97,7 +97,7 @@ class Hub(Source):
             ) from error
 
 
-def regular(folder: Path) -> list[Path]:
+def list_regular_files(folder: Path) -> list[Path]:
     """List the files of a folder and its sub-folders.
 
     Raises:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from depthcut.cut.subnetworks import WHOLE, Cut
+from depthcut.cut.subnetworks import FULL, Subnetwork
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from depthcut.study.lab import Lab
 
-Cuts = Sequence[Cut]
-UNCUT: Cuts = (WHOLE,)
+Subnetworks = Sequence[Subnetwork]
+FULL_ONLY: Subnetworks = (FULL,)
 """The model as it is, alone."""
 
 
@@ -30,7 +30,7 @@ class Eval(ABC):
     sample: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]] | None:
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]] | None:
         """Measure each of the ``cuts`` of ``model``, whose work is shared; the numbers are those of each alone.
 
         Args:
@@ -72,7 +72,7 @@ class Eval(ABC):
         from depthcut.study import digests
 
         del lab
-        return {key: value for key, value in digests.fields(self).items() if key != "class"}
+        return {key: value for key, value in digests.method_fields(self).items() if key != "class"}
 
     def digested(self) -> dict[str, Any]:
         """Return options as they stand in its digest, where that is not as they were given: files without folders."""

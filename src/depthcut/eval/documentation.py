@@ -8,7 +8,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from depthcut.data import Source
-from depthcut.eval import UNCUT, Cuts, Eval
+from depthcut.eval import FULL_ONLY, Eval, Subnetworks
 from depthcut.runtime import store
 from depthcut.runtime.strict import strict
 
@@ -33,7 +33,7 @@ class Topics(Source):
 
     @override
     def content(self, cache: Path) -> dict[str, str]:
-        return {"topics": store.digest(list(self.documents(cache)))}
+        return {"topics": store.content_digest(list(self.documents(cache)))}
 
     @override
     def named(self, content: dict[str, str]) -> str:
@@ -76,12 +76,12 @@ class Documentation(Eval):
         """Return the text, tokenised once and kept by content."""
         from depthcut.data.text import tokens as text_tokens
 
-        return text_tokens.tokens(
+        return text_tokens.tokenize_source(
             self.source, lab.checkpoint.tokenizer, lab.checkpoint.separator, lab.cache, part="documentation"
         )
 
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]]:
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]]:
         """Measure ``documentation/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``."""
-        from depthcut.eval.loss import measured
+        from depthcut.eval.loss import measure_loss
 
-        return measured(model, self.tokens(lab), "documentation", self.batch, cuts)
+        return measure_loss(model, self.tokens(lab), "documentation", self.batch, cuts)

@@ -8,7 +8,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from depthcut.data import questions
-from depthcut.eval import UNCUT, Cuts, Eval
+from depthcut.eval import FULL_ONLY, Eval, Subnetworks
 from depthcut.eval.likelihood import task_files
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
@@ -46,10 +46,10 @@ class Harness(Eval):
         if not self.tasks:
             raise UserError("eval.tasks names no task; name one, or leave harness out of eval")
         for task in self.tasks:
-            name, shots = task_files.split(task)
-            if not name or ("@" in name and not task_files.is_path(task)):
+            name, shots = task_files.split_shots(task)
+            if not name or ("@" in name and not task_files.is_task_path(task)):
                 raise UserError(f"eval.tasks: {task!r} is no task; write a name, or name@shots such as mmlu@5")
-            if name in questions.NAMES and shots:
+            if name in questions.SET_NAMES and shots:
                 raise UserError(f"eval.tasks: {name} has no examples to show as shots; write {name}")
 
     def parts(self) -> tuple[Eval, ...]:
@@ -58,42 +58,42 @@ class Harness(Eval):
 
     @override
     def settings(self, lab: "Lab") -> dict[str, Any]:
-        own = [task_files.split(task)[0] for task in self.tasks if task_files.is_path(task)]
-        shots = ",".join(task_files.split(task)[1] for task in self.tasks)
+        own = [task_files.split_shots(task)[0] for task in self.tasks if task_files.is_task_path(task)]
+        shots = ",".join(task_files.split_shots(task)[1] for task in self.tasks)
         return {"limit": self.limit, "shots": shots or None, "task": own or None}
 
     @override
     def digested(self) -> dict[str, Any]:
-        return {"tasks": [Path(task).name if task_files.is_path(task) else task for task in self.tasks]}
+        return {"tasks": [Path(task).name if task_files.is_task_path(task) else task for task in self.tasks]}
 
     def reads(self, lab: "Lab") -> Any:
         """The questions of the local sets, and lm-eval's version for the others."""
         from importlib.metadata import version
 
-        names = [task_files.split(task)[0] for task in self.tasks]
-        items = {name: questions.identity(name) for name in names if name in questions.NAMES}
+        names = [task_files.split_shots(task)[0] for task in self.tasks]
+        items = {name: questions.questions_digest(name) for name in names if name in questions.SET_NAMES}
         about = {"lm_eval": version("lm_eval"), "questions": items, "separator": lab.checkpoint.separator}
         own = [sorted(self.content(task, lab).values()) for task in self.tasks]
         return about | ({"files": own} if any(own) else {})
 
     def content(self, task: str, lab: "Lab") -> dict[str, str]:
         """Return the content of the files of a task of the user's own when this run first asked for it."""
-        if task in questions.NAMES:
+        if task in questions.SET_NAMES:
             return {}
         key = f"eval.tasks {task}"
         if key not in lab.contents:
-            lab.contents[key] = task_files.content(task, self.include_path)
+            lab.contents[key] = task_files.task_content(task, self.include_path)
         return lab.contents[key]
 
     @override
     def check(self) -> None:
         if self.include_path is not None:
-            task_files.listed(self.include_path)
-        names = [task_files.split(task)[0] for task in self.tasks if not task_files.is_path(task)]
-        if others := [name for name in names if name not in questions.NAMES]:
+            task_files.list_task_files(self.include_path)
+        names = [task_files.split_shots(task)[0] for task in self.tasks if not task_files.is_task_path(task)]
+        if others := [name for name in names if name not in questions.SET_NAMES]:
             from depthcut.eval.likelihood import lm_eval
 
-            with lm_eval.quiet():
+            with lm_eval.quiet_lm_eval():
                 for name in others:
                     lm_eval.require(name, self.include_path)
 
@@ -101,14 +101,16 @@ class Harness(Eval):
         """Load the tasks: a name that lm-eval does not know, or a hub that is not reached, is found out now."""
         from depthcut.eval.likelihood import lm_eval
 
-        with lm_eval.quiet():
+        with lm_eval.quiet_lm_eval():
             for task in self.tasks:
                 before = self.content(task, lab)
-                lm_eval.load(task, lab.cache, self.include_path)
-                if before and before != task_files.content(task, self.include_path):
+                lm_eval.load_task(task, lab.cache, self.include_path)
+                if before and before != task_files.task_content(task, self.include_path):
                     raise UserError(f"eval.tasks: a file of {task} changed during the run; give the same command again")
 
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> "list[dict[str, float]] | None":
+    def __call__(
+        self, model: "nn.Module", lab: "Lab", cuts: Subnetworks = FULL_ONLY
+    ) -> "list[dict[str, float]] | None":
         """Measure each task: ``arc_easy/acc``, ``arc_easy/acc_stderr``, ... None of cuts if a task has them write.
 
         Raises:
@@ -117,6 +119,6 @@ class Harness(Eval):
         from depthcut.eval.likelihood import lm_eval
 
         try:
-            return lm_eval.evaluate(model, lab, self, cuts)
-        except lm_eval.Unshared:
+            return lm_eval.evaluate_tasks(model, lab, self, cuts)
+        except lm_eval.UnshareableTask:
             return None

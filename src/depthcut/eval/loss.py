@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from depthcut.eval import UNCUT, Cuts, Eval
+from depthcut.eval import FULL_ONLY, Eval, Subnetworks
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
@@ -36,18 +36,20 @@ class Loss(Eval):
     def settings(self, lab: "Lab") -> dict[str, Any]:
         from depthcut.study import digests
 
-        return digests.fields(lab.experiment.data.validation)
+        return digests.method_fields(lab.experiment.data.validation)
 
     def prepare(self, lab: "Lab") -> None:
         """Nothing: the text is checked with the others."""
         del lab
 
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]]:
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]]:
         """Measure ``validation/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``."""
-        return measured(model, lab.validation(), "validation", self.batch, cuts)
+        return measure_loss(model, lab.validation(), "validation", self.batch, cuts)
 
 
-def measured(model: "nn.Module", text: "Tokens", name: str, batch: int, cuts: Cuts) -> list[dict[str, float]]:
+def measure_loss(
+    model: "nn.Module", text: "Tokens", name: str, batch: int, cuts: Subnetworks
+) -> list[dict[str, float]]:
     """The loss of each of the ``cuts`` of ``model`` on a text, in nats a token, and what follows from it.
 
     Args:
@@ -66,23 +68,25 @@ def measured(model: "nn.Module", text: "Tokens", name: str, batch: int, cuts: Cu
     from depthcut.model.decoder import inputs, shared_prefix
     from depthcut.runtime.progress import track
 
-    batches = list(shared_prefix.Rows.of(text, batch))
-    reading = shared_prefix.Reading(f"{name} loss", shared_prefix.losses, False, batches, shared_prefix.mean)
+    batches = list(shared_prefix.SequenceBatch.of(text, batch))
+    reading = shared_prefix.Measurement(
+        f"{name} loss", shared_prefix.loss_measure, False, batches, shared_prefix.mean_and_stderr
+    )
     rows: list[Tensor] = []
     with torch.inference_mode():
         for some in track(batches, f"{name} loss", len(batches)):
-            given = inputs.inputs(model, some.ids_BT, some.mask_BT)
-            way, ends = shared_prefix.through(model, given, cuts)
-            rows.append(shared_prefix.answers(way, ends, cuts, reading, some.targets_BT))
+            given = inputs.model_inputs(model, some.ids_BT, some.mask_BT)
+            way, ends = shared_prefix.run_subnetworks(model, given, cuts)
+            rows.append(shared_prefix.sequence_sums(way, ends, cuts, reading, some.targets_BT))
     sums_KN = torch.cat(rows, dim=1)
     count_N = torch.cat([(some.targets_BT != inputs.NO_TARGET).sum(1) for some in batches])
     return [
-        {f"{name}/{key}": number for key, number in summary(sums_N, count_N, vocabulary(model)).items()}
+        {f"{name}/{key}": number for key, number in loss_summary(sums_N, count_N, vocabulary_size(model)).items()}
         for sums_N in sums_KN
     ]
 
 
-def summary(sums_N: "Tensor", count_N: "Tensor", vocabulary: int) -> dict[str, float]:
+def loss_summary(sums_N: "Tensor", count_N: "Tensor", vocabulary: int) -> dict[str, float]:
     """The figures of one loss; the standard error is taken over the sequences' means."""
     loss = (sums_N.sum() / count_N.sum()).item()
     counts = {"items": len(count_N), "tokens": int(count_N.sum())}
@@ -96,7 +100,7 @@ def summary(sums_N: "Tensor", count_N: "Tensor", vocabulary: int) -> dict[str, f
     return numbers | counts
 
 
-def vocabulary(model: "nn.Module") -> int:
+def vocabulary_size(model: "nn.Module") -> int:
     """V, the number of rows of the embedding."""
     from transformers import PreTrainedModel
 

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from depthcut.data import LONGEST, Source, first_content
 from depthcut.data.text import named as text_named
-from depthcut.eval import UNCUT, Cuts, Eval
+from depthcut.eval import FULL_ONLY, Eval, Subnetworks
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
 FORMAT = 1
-ROOM = 16  # characters that are read for a token that is wanted; a text has fewer
-TAKEN = ("validation", "documentation", "size", "speed", "speculative")  # what other numbers' names begin with
+CHARACTERS_PER_TOKEN = 16  # characters that are read for a token that is wanted; a text has fewer
+RESERVED_NAMES = ("validation", "documentation", "size", "speed", "speculative")  # what other numbers' names begin with
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$")]
 Count = Annotated[int, Field(gt=0)]
 log = logging.getLogger("depthcut")
@@ -41,7 +41,7 @@ class Perplexity(Eval):
     """Loss and perplexity of each of some texts.
 
     Attributes:
-        texts: by the names that their numbers get, where they come from, as :class:`depthcut.data.text.named.Text` has it;
+        texts: by the names that their numbers get, where they come from, as :class:`depthcut.data.text.named.NamedText` has it;
             null leaves one out.
         window: tokens of a window, T.
         stride: tokens from one window's start to the next one's; None: windows do not overlap.
@@ -69,10 +69,12 @@ class Perplexity(Eval):
                 "tokens between the windows would be left out"
             )
         if not self.named:
-            raise UserError(f"{text_named.WHERE} names no text; give one: +{text_named.WHERE}.mine.paths=[corpus.txt]")
+            raise UserError(
+                f"{text_named.CONFIG_PATH} names no text; give one: +{text_named.CONFIG_PATH}.mine.paths=[corpus.txt]"
+            )
         for name in self.named:
-            if name in TAKEN:
-                raise UserError(f"{text_named.WHERE}.{name}: other numbers are called so; take another name")
+            if name in RESERVED_NAMES:
+                raise UserError(f"{text_named.CONFIG_PATH}.{name}: other numbers are called so; take another name")
             self.source(name)
 
     @property
@@ -82,7 +84,7 @@ class Perplexity(Eval):
 
     def source(self, name: str) -> Source:
         """What reads a text."""
-        return text_named.source(name, self.named[name], self.window)
+        return text_named.named_text_source(name, self.named[name], self.window)
 
     def parts(self) -> tuple[Eval, ...]:
         """One part a text."""
@@ -106,7 +108,7 @@ class Perplexity(Eval):
 
     def content(self, name: str, lab: "Lab") -> dict[str, str]:
         """Return the content that the text had when this run first asked for it."""
-        with text_named.told(name):
+        with text_named.prefix_errors(name):
             return first_content(lab.contents, self.source(name), lab.cache)
 
     def prepare(self, lab: "Lab") -> None:
@@ -115,7 +117,7 @@ class Perplexity(Eval):
         Raises:
             UserError: if a text cannot be had, is shorter than a window, or shares a document with another.
         """
-        from depthcut.data.text.tokens import disjoint
+        from depthcut.data.text.tokens import check_disjoint
 
         x = lab.experiment
         read = {"train": lab.train} if x.heal.trains else {}
@@ -125,10 +127,10 @@ class Perplexity(Eval):
             windows = self.windowed(name, lab)
             for part, text in ((part, given()) for part, given in read.items()):
                 try:
-                    disjoint({part: text, name: windows})
+                    check_disjoint({part: text, name: windows})
                 except UserError:
                     raise UserError(
-                        f"{text_named.WHERE}.{name} shares documents with data.{part}; give one of them another text or span"
+                        f"{text_named.CONFIG_PATH}.{name} shares documents with data.{part}; give one of them another text or span"
                     ) from None
 
     def windowed(self, name: str, lab: "Lab") -> "Tokens":
@@ -152,24 +154,26 @@ class Perplexity(Eval):
             self.fill(into, source.documents(lab.cache), tokenizer)
             source.require(content, lab.cache)
 
-        with text_named.told(name):
-            folder = store.kept(lab.cache / "tokens" / store.digest(["windows", FORMAT, *asked]), make)
-        found = text_tokens.read(folder, self.window + (self.bos == "all"))
+        with text_named.prefix_errors(name):
+            folder = store.cached_folder(lab.cache / "tokens" / store.content_digest(["windows", FORMAT, *asked]), make)
+        found = text_tokens.read_tokens(folder, self.window + (self.bos == "all"))
         if self.windows is not None and len(found) < self.windows:
             log.warning("%s: the text gives %d windows, %d were asked for", name, len(found), self.windows)
         return found
 
     def fill(self, into: Path, documents: Iterable[str], tokenizer: Any) -> None:
-        """Write the windows as :func:`depthcut.data.text.tokens.read` reads them.
+        """Write the windows as :func:`depthcut.data.text.tokens.read_tokens` reads them.
 
         Raises:
             UserError: for a text without one window.
         """
         import numpy as np
 
-        from depthcut.data import fingerprint
+        from depthcut.data import text_fingerprint
 
-        used = list(text_named.enough(documents, self.windows and self.windows * self.window * ROOM))
+        used = list(
+            text_named.limit_characters(documents, self.windows and self.windows * self.window * CHARACTERS_PER_TOKEN)
+        )
         ids: list[int] = tokenizer("\n\n".join(used), add_special_tokens=False, verbose=False)["input_ids"]
         bos: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         if self.bos == "first":
@@ -187,15 +191,15 @@ class Perplexity(Eval):
         np.save(into / "lengths.npy", lengths)
         if self.stride is not None:
             np.save(into / "context.npy", context)
-        np.save(into / "documents.npy", np.asarray([fingerprint(each) for each in used], dtype=np.uint64))
+        np.save(into / "documents.npy", np.asarray([text_fingerprint(each) for each in used], dtype=np.uint64))
 
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]]:
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]]:
         """Measure ``NAME/perplexity``, ``NAME/loss`` with its standard error and ``loss_over_log_v`` of each text."""
-        from depthcut.eval.loss import measured
+        from depthcut.eval.loss import measure_loss
 
         flat: list[dict[str, float]] = [{} for _ in cuts]
         for name in self.named:
-            found = measured(model, self.windowed(name, lab), name, self.batch, cuts)
+            found = measure_loss(model, self.windowed(name, lab), name, self.batch, cuts)
             flat = [before | numbers for before, numbers in zip(flat, found, strict=True)]
         return flat
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from typing_extensions import override
 
-from depthcut.eval import UNCUT, Cuts, Eval
-from depthcut.eval.speed import PACKAGES, machine
+from depthcut.eval import FULL_ONLY, Eval, Subnetworks
+from depthcut.eval.speed import PACKAGES, machine_name
 from depthcut.eval.timing import clock
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from depthcut.study.lab import Lab
 
-Several = Annotated[int, Field(gt=1)]
+AtLeastTwo = Annotated[int, Field(gt=1)]
 
 
 @strict
@@ -44,11 +44,11 @@ class Speculative(Eval):
         runs: timed runs over all prompts, after one that counts.
     """
 
-    prompts: Several
+    prompts: AtLeastTwo
     length: Annotated[int, Field(gt=0)]
-    tokens: Several
+    tokens: AtLeastTwo
     draft: Annotated[int, Field(gt=0)]
-    runs: Several
+    runs: AtLeastTwo
 
     @override
     def lengths(self, lab: "Lab") -> dict[str, int]:
@@ -61,7 +61,7 @@ class Speculative(Eval):
         versions = [version(package) for package in PACKAGES]
         return {
             "text": lab.text_identity("validation"),
-            "machine": machine(lab.experiment.device),
+            "machine": machine_name(lab.experiment.device),
             "versions": versions,
         }
 
@@ -98,7 +98,7 @@ class Speculative(Eval):
             raise UserError(f"eval.speculative continues {wanted}; data.validation gives {len(rows)}. Ask for fewer")
         return [torch.from_numpy(np.asarray(text.ids[row, : self.length], dtype=np.int64))[None] for row in rows]
 
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]] | None:
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]] | None:
         """Measure ``speculative/acceptance``, ``accepted_per_draft``, ``same``, ``speedup`` and tokens a second.
 
         None of cuts: each is to be timed by itself.
@@ -107,16 +107,16 @@ class Speculative(Eval):
         from peft import PeftModel
 
         from depthcut.model.checkpoint import loading
-        from depthcut.model.decoder.unwrapped import merged
+        from depthcut.model.decoder.unwrapped import merged_model
         from depthcut.model.surgery import drafting, shared
 
-        if cuts is not UNCUT:
+        if cuts is not FULL_ONLY:
             return None
-        if not shared.homes(model):
+        if not shared.shared_layer_bases(model):
             return [{}]
-        with merged(model) as plain, loading.quiet(), torch.inference_mode():
+        with merged_model(model) as plain, loading.quiet_transformers(), torch.inference_mode():
             whole: Any = plain.get_base_model() if isinstance(plain, PeftModel) else plain
-            drafts = drafting.draft(whole, self.draft)
+            drafts = drafting.draft_model(whole, self.draft)
             prompts = [prompt_1T.to(lab.device) for prompt_1T in self.begun(lab)]
             return [self.counted(whole, drafts, prompts, lab) | self.timed(whole, drafts, prompts, lab)]
 
@@ -125,14 +125,14 @@ class Speculative(Eval):
         rows: list[tuple[float, ...]] = []
         for prompt_1T in prompts:
             alone = self.write(whole, prompt_1T, lab)
-            with passes(d=drafts, w=whole) as seen:
+            with recorded_passes(d=drafts, w=whole) as seen:
                 helped = self.write(whole, prompt_1T, lab, drafts)
             told = "".join(seen)
             accepted = self.tokens - told.count("w")
             rows.append((accepted / told.count("d"), accepted / told.count("dw"), alone.equal(helped)))
         numbers: dict[str, float] = {}
         for name, values in zip(("acceptance", "accepted_per_draft", "same"), zip(*rows, strict=True), strict=True):
-            mean, error = clock.mean(list(values))
+            mean, error = clock.sample_mean_and_stderr(list(values))
             numbers |= {f"speculative/{name}": mean, f"speculative/{name}_stderr": error}
         return numbers
 
@@ -148,11 +148,13 @@ class Speculative(Eval):
                     for prompt_1T in prompts:
                         self.write(whole, prompt_1T, lab, helper)
 
-                seconds.append(clock.time_of(write, lab.device))
+                seconds.append(clock.time_run(write, lab.device))
         numbers: dict[str, float] = {}
         for way, (_, seconds) in ways.items():
-            numbers |= clock.per_second(f"speculative/{way}tokens_per_second", self.tokens * len(prompts), seconds)
-        (alone, error), (helped, other) = (clock.mean(seconds) for _, seconds in ways.values())
+            numbers |= clock.tokens_per_second(
+                f"speculative/{way}tokens_per_second", self.tokens * len(prompts), seconds
+            )
+        (alone, error), (helped, other) = (clock.sample_mean_and_stderr(seconds) for _, seconds in ways.values())
         spread = math.hypot(error / alone, other / helped)
         return numbers | {"speculative/speedup": alone / helped, "speculative/speedup_stderr": alone / helped * spread}
 
@@ -173,7 +175,7 @@ class Speculative(Eval):
 
 
 @contextmanager
-def passes(**models: "nn.Module") -> Generator[list[str]]:
+def recorded_passes(**models: "nn.Module") -> Generator[list[str]]:
     """Inside the ``with``, the name of each model is noted whenever it makes a forward pass."""
     seen: list[str] = []
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from depthcut.eval import UNCUT, Cuts, Eval
+from depthcut.eval import FULL_ONLY, Eval, Subnetworks
 from depthcut.eval.timing import clock
 from depthcut.runtime import devices as runtime_devices
 from depthcut.runtime.errors import UserError
@@ -82,13 +82,13 @@ class Speed(Eval):
         """No text, but the machine, and the versions of what does the work on it."""
         from importlib.metadata import version
 
-        return {"machine": machine(lab.experiment.device), "versions": [version(package) for package in PACKAGES]}
+        return {"machine": machine_name(lab.experiment.device), "versions": [version(package) for package in PACKAGES]}
 
     def prepare(self, lab: "Lab") -> None:
         """Nothing is fetched."""
         del lab
 
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Cuts = UNCUT) -> list[dict[str, float]] | None:
+    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]] | None:
         """Measure ``speed/tokens_per_second``, and ``speed/latency_s@8``, ``speed/throughput@8``, ``speed/peak_gib@8``.
 
         The memory is an accelerator's; on a CPU it has no key, and neither has what does not fit. None of cuts: each is
@@ -96,13 +96,13 @@ class Speed(Eval):
         """
         import torch
 
-        from depthcut.model.decoder.unwrapped import unwrapped
+        from depthcut.model.decoder.unwrapped import unwrapped_model
 
-        if cuts is not UNCUT:
+        if cuts is not FULL_ONLY:
             return None
         numbers: dict[str, float] = {}
         devices = [torch.cuda.current_device()] if lab.device != "cpu" else []
-        with unwrapped(model) as plain, torch.inference_mode(), torch.random.fork_rng(devices):
+        with unwrapped_model(model) as plain, torch.inference_mode(), torch.random.fork_rng(devices):
             torch.manual_seed(0)
             if self.prefill_batch is not None:
                 numbers |= self.reading(plain, lab, self.prefill_batch)
@@ -114,12 +114,12 @@ class Speed(Eval):
         """Time forward passes over random tokens."""
         import torch
 
-        from depthcut.eval.loss import vocabulary
+        from depthcut.eval.loss import vocabulary_size
 
-        ids_BT = torch.randint(vocabulary(model), (batch, self.prefill_length)).to(lab.device)
+        ids_BT = torch.randint(vocabulary_size(model), (batch, self.prefill_length)).to(lab.device)
         what = f"reading {batch} x {self.prefill_length} tokens"
         seconds = self.timed(lab, what, lambda: model(input_ids=ids_BT, use_cache=False))
-        return clock.per_second("speed/tokens_per_second", ids_BT.numel(), seconds) if seconds else {}
+        return clock.tokens_per_second("speed/tokens_per_second", ids_BT.numel(), seconds) if seconds else {}
 
     def writing(self, model: Any, lab: "Lab", batch: int) -> dict[str, float]:
         """Time the continuation of a batch of prompts."""
@@ -138,13 +138,13 @@ class Speed(Eval):
             written = model.generate(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), generation_config=config)
             assert written.shape == (batch, length)
 
-        forget_peak(lab)
+        reset_peak_memory(lab)
         seconds = self.timed(lab, f"writing at batch {batch}", write, caching=batch * length)
         if not seconds:
             return {}
-        latency, error = clock.mean(seconds)
+        latency, error = clock.sample_mean_and_stderr(seconds)
         numbers = {f"speed/latency_s@{batch}": latency, f"speed/latency_s@{batch}_stderr": error}
-        numbers |= clock.per_second(f"speed/throughput@{batch}", batch * self.tokens, seconds)
+        numbers |= clock.tokens_per_second(f"speed/throughput@{batch}", batch * self.tokens, seconds)
         if lab.device != "cpu":
             numbers[f"speed/peak_gib@{batch}"] = torch.cuda.max_memory_allocated() / runtime_devices.GIB
         return numbers
@@ -162,27 +162,29 @@ class Speed(Eval):
 
         seconds: list[float] = []
         # On a CPU the system may end the process before an allocation fails.
-        if lab.device != "cpu" or caching * lab.weigh("layer").whole["cache_bytes"] <= runtime_devices.free("cpu"):
+        if lab.device != "cpu" or caching * lab.weigh("layer").whole["cache_bytes"] <= runtime_devices.free_memory(
+            "cpu"
+        ):
             times = range(self.warm_up + self.runs)
-            with clock.suppress_shortage():
-                seconds = [clock.time_of(run, lab.device) for _ in track(times, f"speed of {what}", len(times))]
+            with clock.suppress_out_of_memory():
+                seconds = [clock.time_run(run, lab.device) for _ in track(times, f"speed of {what}", len(times))]
         if not seconds:
             log.warning("speed of %s: it does not fit in memory, and is not measured", what)
         return seconds[self.warm_up :]
 
 
-def forget_peak(lab: "Lab") -> None:
+def reset_peak_memory(lab: "Lab") -> None:
     """Begin to count a GPU's peak memory anew; the run's so far is noted."""
     import torch
 
     from depthcut.study import recording
 
     if lab.device != "cpu":
-        recording.peak(lab)
+        recording.record_peak_memory(lab)
         torch.cuda.reset_peak_memory_stats()
 
 
-def machine(device: str) -> str:
+def machine_name(device: str) -> str:
     """The processor or the GPU that a run with this ``device`` is on, where possible without torch.
 
     A CPU's name comes with the number of threads where the environment says it.
@@ -198,5 +200,5 @@ def machine(device: str) -> str:
         import torch
 
         if torch.cuda.is_available():
-            return provenance.device("cuda")
-    return f"{provenance.device('cpu')} {os.environ.get('OMP_NUM_THREADS', '')}".strip()
+            return provenance.device_name("cuda")
+    return f"{provenance.device_name('cpu')} {os.environ.get('OMP_NUM_THREADS', '')}".strip()

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
-from depthcut.heal.training.recipe import LowRank
+from depthcut.heal.training.recipe import LowRankRecipe
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @strict
-class Boundary(LowRank, Heal):
+class Boundary(LowRankRecipe, Heal):
     """Low-rank adapters on frozen weights, trained so that the layers above the cut read what they always read.
 
     Where layers l* to l* + n - 1 are gone, ``L ~ (x^(l*+n)(theta_0) - x^(l*)(theta))^2``: the stream that enters the
@@ -58,4 +58,4 @@ class Boundary(LowRank, Heal):
         """Train the adapters, or attach the trained ones."""
         from depthcut.heal.training import boundary
 
-        return boundary.healed(model, plan, lab, self)
+        return boundary.train_boundary(model, plan, lab, self)

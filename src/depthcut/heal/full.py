@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
-from depthcut.heal.training.recipe import Training
+from depthcut.heal.training.recipe import TrainingRecipe
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @strict
-class Full(Training, Heal):
+class Full(TrainingRecipe, Heal):
     """Trains all parameters, embedding, head and norms among them."""
 
     trains: ClassVar[bool] = True
@@ -25,4 +25,4 @@ class Full(Training, Heal):
         """Train the weights, or read the trained ones."""
         from depthcut.heal.training import full_finetune
 
-        return full_finetune.healed(model, plan, lab, self, full_finetune.everything(model))
+        return full_finetune.train_weights(model, plan, lab, self, full_finetune.all_parameters(model))

@@ -7,19 +7,19 @@ from typing_extensions import override
 
 from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
-from depthcut.heal.training.recipe import LowRank, Positive, Share
+from depthcut.heal.training.recipe import LowRankRecipe, Positive, Share
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.model.surgery.sizes import Size
+    from depthcut.model.surgery.sizes import SizeName
     from depthcut.study.lab import Lab
 
 
 @strict
-class LoraPrune(LowRank, Heal):
+class LoraPrune(LowRankRecipe, Heal):
     """Low-rank adapters that also tell which groups of weights are worth least; these go little by little.
 
     Attributes:
@@ -79,16 +79,16 @@ class LoraPrune(LowRank, Heal):
         from depthcut.heal.width import matched
 
         super().prepare(lab)
-        matched.check(self, lab)
+        matched.check_narrowable(self, lab)
 
-    def sizes(self, lab: "Lab") -> "dict[Size, int] | None":
+    def sizes(self, lab: "Lab") -> "dict[SizeName, int] | None":
         """What the healed model weighs and costs, sliced; None where it is not healed yet."""
         from depthcut.heal.width import healing
 
-        return healing.sizes(lab)
+        return healing.healed_sizes(lab)
 
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
         """Train and narrow the model, or attach and narrow what an earlier run left."""
         from depthcut.heal.width import healing
 
-        return healing.healed(model, plan, lab, self)
+        return healing.train_pruned(model, plan, lab, self)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
-from depthcut.heal.training.recipe import Positive, Training
+from depthcut.heal.training.recipe import Positive, TrainingRecipe
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @strict
-class Partial(Training, Heal):
+class Partial(TrainingRecipe, Heal):
     """Trains the head and the last layers; no gradient goes to what is below them.
 
     A head that is tied to the embedding stays as it is: trained as what it also is, the embedding, it would draw the
@@ -33,4 +33,6 @@ class Partial(Training, Heal):
         """Train the weights, or read the trained ones."""
         from depthcut.heal.training import full_finetune
 
-        return full_finetune.healed(model, plan, lab, self, full_finetune.ending(model, self.last))
+        return full_finetune.train_weights(
+            model, plan, lab, self, full_finetune.last_layer_parameters(model, self.last)
+        )

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
-from depthcut.heal.training.recipe import Adapters
+from depthcut.heal.training.recipe import AdapterRecipe
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @strict
-class QLora(Adapters, Heal):
+class QLora(AdapterRecipe, Heal):
     """Low-rank adapters on frozen 4-bit (or 8-bit) weights. The adapters are never merged into quantised weights."""
 
     trains: ClassVar[bool] = True
@@ -24,4 +24,4 @@ class QLora(Adapters, Heal):
         """Train the adapters, or attach the trained ones."""
         from depthcut.heal.training import adapters
 
-        return adapters.healed(model, plan, lab, self)
+        return adapters.train_adapters(model, plan, lab, self)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from depthcut.study.lab import Lab
 
-FILES = ("plan.json", "heal.csv", "record.json")
+SAVED_FILES = ("plan.json", "heal.csv", "record.json")
 log = logging.getLogger("depthcut")
 
 
@@ -43,7 +43,7 @@ class Wandb(Log):
 
     def loggers(self, lab: "Lab") -> list[Any]:
         """Lightning's logger on this run."""
-        if ranks.rank():
+        if ranks.global_rank():
             return []
         from lightning.pytorch.loggers import WandbLogger
 
@@ -52,16 +52,16 @@ class Wandb(Log):
     def finish(self, lab: "Lab", record: dict[str, Any]) -> None:
         """Put the flat record into the run's summary, the point's files into its files, and the report's figures."""
         run = self.start(lab)
-        report(run, lab, record)
-        picture(run, lab.study)
-        end(run, 0)
+        report_record(run, lab, record)
+        log_figures(run, lab.study)
+        finish_run(run, 0)
 
     def again(self, lab: "Lab", record: dict[str, Any]) -> None:
         """Report the record at once where a sweep's agent drew the point; without an agent nothing is repeated."""
         if os.environ.get("WANDB_SWEEP_ID"):
             run = self.start(lab)
-            report(run, lab, record)
-            end(run, 0)
+            report_record(run, lab, record)
+            finish_run(run, 0)
 
     def start(self, lab: "Lab") -> Any:
         """The W&B run of this point, begun or gone on with; where W&B cannot be reached, an offline one."""
@@ -70,24 +70,26 @@ class Wandb(Log):
         if wandb.run is not None:
             if wandb.run.config.get("digest") == lab.digest:
                 return wandb.run
-            end(wandb.run, 1)  # of a point that failed before, in this process
+            finish_run(wandb.run, 1)  # of a point that failed before, in this process
         about = self.about(lab)
         try:
-            run = wandb.init(**about, mode=mode())
+            run = wandb.init(**about, mode=wandb_mode())
         except Exception as error:
-            log.warning("W&B: %s; this run stays offline, wandb sync %s/wandb sends it", one_line(error), lab.folder)
+            log.warning(
+                "W&B: %s; this run stays offline, wandb sync %s/wandb sends it", one_line_error(error), lab.folder
+            )
             wandb.teardown()  # else its service holds that the run is in use
             run = wandb.init(**about, mode="offline")
         run.define_metric("heal/*", step_metric="heal/step")
-        tell(run, lab.folder / "heal.csv")
-        supersede(run, lab.folder)
+        log_curve(run, lab.folder / "heal.csv")
+        mark_superseded(run, lab.folder)
         return run
 
     def about(self, lab: "Lab") -> dict[str, Any]:
         """What the run is: where it belongs, what it is grouped by, its config."""
         import wandb
 
-        knobs = config(lab)
+        knobs = run_config(lab)
         words = [str(knobs[key])[:64] for key in ("model.name", "metric", "prune", "replace", "heal")]
         drawn = bool(os.environ.get("WANDB_SWEEP_ID"))
         place = {} if drawn else {"project": self.project, "entity": self.entity, "id": lab.digest}
@@ -105,7 +107,7 @@ class Wandb(Log):
         }
 
 
-def config(lab: "Lab") -> dict[str, Any]:
+def run_config(lab: "Lab") -> dict[str, Any]:
     """The composed config under the names that an override has: ``prune`` is the method, ``prune.frac`` its knob.
 
     These are the names that a sweep's own parameters have, too, so both kinds of runs share their axes.
@@ -113,13 +115,13 @@ def config(lab: "Lab") -> dict[str, Any]:
     from depthcut.report import table
 
     x = lab.experiment
-    knobs = flat(x.composed)
+    knobs = flatten_knobs(x.composed)
     if not x.prune.reads_scores:
         knobs = {key: value for key, value in knobs.items() if not key.startswith("metric.")} | {"metric": "none"}
     return knobs | {"model.name": table.model_name({"config": x.composed}), "digest": lab.digest}
 
 
-def flat(node: dict[str, Any], path: str = "") -> dict[str, Any]:
+def flatten_knobs(node: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Nested keys as dotted ones; a method's class as the word that chooses it."""
     found: dict[str, Any] = {}
     for key, value in node.items():
@@ -127,19 +129,19 @@ def flat(node: dict[str, Any], path: str = "") -> dict[str, Any]:
         if key == "_target_":
             found[path] = value.split(".")[-2]
         elif isinstance(value, dict):
-            found |= flat(value, name)
+            found |= flatten_knobs(value, name)
         else:
             found[name] = value
     return found
 
 
-def report(run: Any, lab: "Lab", record: dict[str, Any]) -> None:
+def report_record(run: Any, lab: "Lab", record: dict[str, Any]) -> None:
     """Put the flat record into the run's summary, and what stands in the point's folder into its files."""
-    run.summary.update(summary(record))
-    attach(run, lab.folder)
+    run.summary.update(record_summary(record))
+    save_files(run, lab.folder)
 
 
-def summary(record: dict[str, Any]) -> dict[str, Any]:
+def record_summary(record: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a record, and its plan in words."""
     plan = Plan.from_dict(record["plan"])
     numbers = {key: value for key, value in record.items() if "/" in key}
@@ -151,7 +153,7 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def tell(run: Any, curve: Path) -> None:
+def log_curve(run: Any, curve: Path) -> None:
     """Log what the run has not heard of a curve: an offline run, or one that an agent names, knows no earlier one."""
     if not curve.exists():
         return
@@ -163,28 +165,28 @@ def tell(run: Any, curve: Path) -> None:
                 run.log(numbers | {"trainer/global_step": int(row["step"])})
 
 
-def attach(run: Any, folder: Path) -> None:
+def save_files(run: Any, folder: Path) -> None:
     """Copy the point's small files to those of the run, which the run sends; nowhere if W&B is disabled."""
-    for name in FILES:
+    for name in SAVED_FILES:
         if (folder / name).exists() and not run.disabled:
             copy = shutil.copy(folder / name, run.dir)
             run.save(copy, base_path=run.dir, policy="now")
 
 
-def picture(run: Any, folder: Path) -> None:
+def log_figures(run: Any, folder: Path) -> None:
     """Log the report's figures of the whole study, as far as it is; the point is done, whatever comes of them."""
     if run.offline or run.disabled:
         return
     from depthcut.report import figures, study
 
     try:
-        made = figures.of(study.read([folder]).points)
-        run.log({f"report/{name}": image(figure) for name, figure in made.items()})
+        made = figures.draw_figures(study.read_studies([folder]).points)
+        run.log({f"report/{name}": wandb_image(figure) for name, figure in made.items()})
     except Exception as error:
-        log.warning("W&B: the report's figures are not sent: %s", one_line(error))
+        log.warning("W&B: the report's figures are not sent: %s", one_line_error(error))
 
 
-def image(figure: "Figure") -> Any:
+def wandb_image(figure: "Figure") -> Any:
     """A figure as W&B takes it. W&B's own way would need ``matplotlib.pyplot`` to be imported, and its windows."""
     import wandb
     from PIL import Image
@@ -194,36 +196,36 @@ def image(figure: "Figure") -> Any:
     return wandb.Image(Image.open(file))
 
 
-def end(run: Any, status: int) -> None:
+def finish_run(run: Any, status: int) -> None:
     """Finish a run; what W&B does not take in time stays on the disk."""
     from depthcut.study import runlog
 
     where = f"offline; wandb sync {Path(run.dir).parent} sends it" if run.offline else run.url
     try:
         run.finish(exit_code=status)
-        runlog.say(f"W&B run: {where}")
+        runlog.print_line(f"W&B run: {where}")
     except TimeoutError:
         log.warning("W&B: not all was sent in time; wandb sync --include-online %s sends it", Path(run.dir).parent)
 
 
-def supersede(run: Any, folder: Path) -> None:
+def mark_superseded(run: Any, folder: Path) -> None:
     """Mark what earlier attempts left of the same run: this one holds it, and ``wandb sync`` would send it twice."""
     for file in folder.glob(f"wandb/offline-run-*-{run.id}/run-{run.id}.wandb"):
         if file.parent != Path(run.dir).parent:
             file.with_name(f"{file.name}.synced").touch()
 
 
-def one_line(error: Exception) -> str:
+def one_line_error(error: Exception) -> str:
     """What W&B's client says of it, without the stack of its retries."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def mode() -> Literal["offline"] | None:
+def wandb_mode() -> Literal["offline"] | None:
     """Offline where no key is at hand; else as W&B's own settings say (``WANDB_MODE``, ``wandb offline``)."""
-    return None if has_key() or os.environ.get("WANDB_MODE") else "offline"
+    return None if has_api_key() or os.environ.get("WANDB_MODE") else "offline"
 
 
-def has_key() -> bool:
+def has_api_key() -> bool:
     """Whether a W&B key is in the environment or in the netrc file."""
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()

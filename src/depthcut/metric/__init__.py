@@ -11,11 +11,11 @@ from depthcut.cut.scores import Scores
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.model.decoder.shared_prefix import Reading
+    from depthcut.model.decoder.shared_prefix import Measurement
     from depthcut.study.lab import Lab
 
-Drops = Sequence[tuple[int, ...]]
-Until = Annotated[float | None, Field(gt=0.5, lt=1)]
+DropSets = Sequence[tuple[int, ...]]
+WinShare = Annotated[float | None, Field(gt=0.5, lt=1)]
 
 
 @strict
@@ -27,7 +27,7 @@ class Metric(ABC):
         bases: the values of ``model.quantise`` that it can score.
         units: the values of ``prune.unit`` that it can score.
         rescores: whether it runs the model, so that what is left after a removal can be scored again.
-        searches: whether it values any sub-network, so that a search can go by it: :class:`Removal`.
+        searches: whether it values any sub-network, so that a search can go by it: :class:`RemovalMetric`.
         streams: whether it can go through a model that is not in memory, layer by layer.
     """
 
@@ -58,7 +58,7 @@ class Metric(ABC):
 
 
 @strict
-class Removal(Metric):
+class RemovalMetric(Metric):
     """A metric that runs the model without a layer, or without any set of them.
 
     Attributes:
@@ -71,17 +71,17 @@ class Removal(Metric):
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
     @abstractmethod
-    def reading(self, lab: "Lab", samples: int | None) -> "Reading":
+    def reading(self, lab: "Lab", samples: int | None) -> "Measurement":
         """What is measured, on the first ``samples`` of what there is to read, or on all of it."""
 
-    def without(self, lab: "Lab", drops: Drops, unit: Unit, samples: int | None = None) -> list[float]:
+    def without(self, lab: "Lab", drops: DropSets, unit: Unit, samples: int | None = None) -> list[float]:
         """The value of the model without each set of units; lower is better."""
         import torch
 
         from depthcut.model.decoder import shared_prefix
 
         reading = self.reading(lab, samples)
-        sums_KN, count_N = shared_prefix.summed(lab, drops, unit, reading)
+        sums_KN, count_N = shared_prefix.measure_subnetworks(lab, drops, unit, reading)
         return reading.value(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()
 
     def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
@@ -93,8 +93,10 @@ class Removal(Metric):
 
         left = [layer for layer in range(lab.checkpoint.depth) if layer not in removed]
         reading = self.reading(lab, None)
-        sums_LN, count_N = shared_prefix.summed(lab, [(*removed, layer) for layer in left], unit, reading)
+        sums_LN, count_N = shared_prefix.measure_subnetworks(lab, [(*removed, layer) for layer in left], unit, reading)
         value_L, stderr_L = reading.value(sums_LN, count_N, torch.ones(len(count_N)))
-        draws = [reading.value(sums_LN, count_N, torch.from_numpy(w))[0] for w in scores.weights(len(count_N))]
+        draws = [
+            reading.value(sums_LN, count_N, torch.from_numpy(w))[0] for w in scores.bootstrap_weights(len(count_N))
+        ]
         draws_RL = torch.stack(draws).double().numpy()
         return Scores.of_layers(value_L.tolist(), stderr_L.tolist(), len(count_N), draws=draws_RL)

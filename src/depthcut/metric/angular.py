@@ -7,7 +7,7 @@ from pydantic import Field
 
 from depthcut.cut.plan import Unit
 from depthcut.cut.scores import Scores
-from depthcut.metric import Metric, Until
+from depthcut.metric import Metric, WinShare
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Angular(Metric):
 
     token: Literal["last", "all"]
     batch: Annotated[int, Field(gt=0)]
-    until: Until
+    until: WinShare
     rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
@@ -34,8 +34,8 @@ class Angular(Metric):
         """Score all blocks in one pass."""
         from depthcut.metric.passes import hidden_states
 
-        return hidden_states.compared(
-            hidden_states.Pass(
+        return hidden_states.score_blocks(
+            hidden_states.HiddenStates(
                 lab=lab,
                 name="angular",
                 batch=self.batch,
@@ -44,5 +44,5 @@ class Angular(Metric):
                 unit=unit,
                 until=self.until,
             ),
-            lambda states_NED: hidden_states.cosines(states_NED).arccos() / math.pi,
+            lambda states_NED: hidden_states.pairwise_cosines(states_NED).arccos() / math.pi,
         )

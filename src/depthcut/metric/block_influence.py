@@ -6,7 +6,7 @@ from pydantic import Field
 
 from depthcut.cut.plan import Unit
 from depthcut.cut.scores import Scores
-from depthcut.metric import Metric, Until
+from depthcut.metric import Metric, WinShare
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class BlockInfluence(Metric):
     """
 
     batch: Annotated[int, Field(gt=0)]
-    until: Until
+    until: WinShare
     rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
@@ -32,9 +32,9 @@ class BlockInfluence(Metric):
         from depthcut.metric.passes import hidden_states
 
         def influence(states_NED: "hidden_states.Tensor") -> "hidden_states.Tensor":
-            return 1 - hidden_states.cosines(states_NED)
+            return 1 - hidden_states.pairwise_cosines(states_NED)
 
-        over = hidden_states.Pass(
+        over = hidden_states.HiddenStates(
             lab=lab,
             name="block_influence",
             batch=self.batch,
@@ -43,4 +43,4 @@ class BlockInfluence(Metric):
             unit=unit,
             until=self.until,
         )
-        return hidden_states.compared(over, influence)
+        return hidden_states.score_blocks(over, influence)

@@ -2,26 +2,26 @@
 
 from typing import TYPE_CHECKING
 
-from depthcut.metric import Removal
+from depthcut.metric import RemovalMetric
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from depthcut.model.decoder.shared_prefix import Reading
+    from depthcut.model.decoder.shared_prefix import Measurement
     from depthcut.study.lab import Lab
 
 
 @strict
-class Kl(Removal):
+class Kl(RemovalMetric):
     """``E_t KL(p_dense || p_without)`` of the next token, in nats, over all tokens of the calibration text."""
 
-    def reading(self, lab: "Lab", samples: int | None) -> "Reading":
+    def reading(self, lab: "Lab", samples: int | None) -> "Measurement":
         """The calibration text, all of its tokens."""
         from depthcut.model.decoder import shared_prefix
 
-        batches = list(shared_prefix.Rows.of(lab.calibration().first(samples), self.batch))
-        return shared_prefix.Reading("kl", self.divergence, True, batches, shared_prefix.mean)
+        batches = list(shared_prefix.SequenceBatch.of(lab.calibration().first(samples), self.batch))
+        return shared_prefix.Measurement("kl", self.divergence, True, batches, shared_prefix.mean_and_stderr)
 
     def divergence(self, logits_BTV: "Tensor", dense_BTV: "Tensor | None", targets_BT: "Tensor") -> "Tensor":
         """Each position's divergence; 0 where there is no target."""

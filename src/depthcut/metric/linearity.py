@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from depthcut.cut.plan import Unit
-from depthcut.cut.scores import DRAWS, Array, Matrix, Scores, weights
+from depthcut.cut.scores import BOOTSTRAP_DRAWS, Array, Matrix, Scores, bootstrap_weights
 from depthcut.metric import Metric
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import track
@@ -16,17 +16,17 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from depthcut.metric.passes.hidden_states import Pass
+    from depthcut.metric.passes.hidden_states import HiddenStates
     from depthcut.study.lab import Lab
 
-Kind = Literal["least_squares", "procrustes"]
-Fit = Callable[["Tensor"], "Tensor"]
+MapKind = Literal["least_squares", "procrustes"]
+FittedMap = Callable[["Tensor"], "Tensor"]
 """From the states Y behind a block, N x D, to what the map of the states X before it makes of them."""
 
 # A column of X that the others give but for this share of its length adds no rank: states are float32 at best.
-DEPENDENT = 1e-6
+RANK_TOLERANCE = 1e-6
 # Nor does one this much shorter than the longest: it does not move, and what is left of it is rounding.
-STILL = 1e-12
+LENGTH_TOLERANCE = 1e-12
 
 
 @strict
@@ -43,7 +43,7 @@ class Linearity(Metric):
         batch: sequences a forward pass.
     """
 
-    map: Kind
+    map: MapKind
     tokens: Annotated[int, Field(ge=2)]
     batch: Annotated[int, Field(gt=0)]
     rescores: ClassVar[bool] = True
@@ -63,10 +63,10 @@ class Linearity(Metric):
         there = int(lab.calibration().lengths.sum())
         wanted = min(self.tokens, there)
         self.check(wanted, layers.text_config(lab.checkpoint.config).hidden_size, there)
-        over = hidden_states.Pass(lab=lab, removed=removed, batch=self.batch, token="all", name="linearity")
-        states_END, sample_N, left_out = collected(over, wanted)
+        over = hidden_states.HiddenStates(lab=lab, removed=removed, batch=self.batch, token="all", name="linearity")
+        states_END, sample_N, left_out = collect_states(over, wanted)
         self.check(len(sample_N), states_END.shape[2], there)
-        shares, stderrs, draws = compared(states_END, sample_N, self.map, lab.device)
+        shares, stderrs, draws = unexplained_shares(states_END, sample_N, self.map, lab.device)
         return Scores.of_blocks(shares, stderrs, int(sample_N[-1]) + 1, left_out, draws)
 
     def check(self, tokens: int, width: int, there: int) -> None:
@@ -79,7 +79,7 @@ class Linearity(Metric):
             )
 
 
-def collected(over: "Pass", wanted: int) -> tuple["Tensor", "Tensor", int]:
+def collect_states(over: "HiddenStates", wanted: int) -> tuple["Tensor", "Tensor", int]:
     """The states of ``wanted`` tokens at even distances, less those that are zero or not finite at some edge.
 
     Returns:
@@ -96,7 +96,7 @@ def collected(over: "Pass", wanted: int) -> tuple["Tensor", "Tensor", int]:
     for length, sample_TED in zip(lengths, over.samples(), strict=True):
         mine_N = chosen_N[(chosen_N >= start) & (chosen_N < start + length)] - start
         good_NED = sample_TED[mine_N.to(sample_TED.device)]
-        good_NED = good_NED[hidden_states.usable(good_NED)].float()
+        good_NED = good_NED[hidden_states.usable_tokens(good_NED)].float()
         if start == 0:
             states_END = good_NED.new_empty(good_NED.shape[1], wanted, good_NED.shape[2])
         states_END[:, sum(counts) : sum(counts) + len(good_NED)] = good_NED.transpose(0, 1)
@@ -107,41 +107,46 @@ def collected(over: "Pass", wanted: int) -> tuple["Tensor", "Tensor", int]:
     return states_END[:, : sum(counts)], samples_N, left_out
 
 
-def compared(states_END: "Tensor", sample_N: "Tensor", kind: Kind, device: str) -> tuple[Matrix, Matrix, Array]:
+def unexplained_shares(
+    states_END: "Tensor", sample_N: "Tensor", kind: MapKind, device: str
+) -> tuple[Matrix, Matrix, Array]:
     """The unexplained share of each block, its standard error and its bootstrap draws, computed on ``device``."""
     import torch
 
     edges, samples, sample_N = len(states_END), int(sample_N[-1]) + 1, sample_N.to(device)
     shares, stderrs = ([[0.0] * edges for _ in range(edges)] for _ in range(2))
-    draws_RS, draws_REE = torch.from_numpy(weights(samples)).to(device), np.zeros((DRAWS, edges, edges))
+    draws_RS, draws_REE = (
+        torch.from_numpy(bootstrap_weights(samples)).to(device),
+        np.zeros((BOOTSTRAP_DRAWS, edges, edges)),
+    )
     fitted = {"least_squares": least_squares, "procrustes": procrustes}[kind]
     for start in track(range(edges - 1), "linearity: maps", edges - 1):
-        fit, rank = fitted(centred(states_END[start].to(device)))
+        fit, rank = fitted(centred_states(states_END[start].to(device)))
         for stop in range(start + 1, edges):
-            y_ND = centred(states_END[stop].to(device))
+            y_ND = centred_states(states_END[stop].to(device))
             mend = (len(y_ND) - 1) / (len(y_ND) - 1 - rank)
             off_N, size_N = (fit(y_ND) - y_ND).square().sum(1) * mend, y_ND.square().sum(1)
             off_S, size_S = (size_N.new_zeros(samples).index_add_(0, sample_N, each_N) for each_N in (off_N, size_N))
-            shares[start][stop], stderrs[start][stop] = ratio(off_S, size_S)
+            shares[start][stop], stderrs[start][stop] = ratio_and_stderr(off_S, size_S)
             draws_REE[:, start, stop] = ((draws_RS @ off_S) / (draws_RS @ size_S)).cpu().numpy()
     return shares, stderrs, draws_REE
 
 
-def centred(states_ND: "Tensor") -> "Tensor":
+def centred_states(states_ND: "Tensor") -> "Tensor":
     """The states less their mean, in float64."""
     states_ND = states_ND.double()
     return states_ND - states_ND.mean(0)
 
 
-def least_squares(x_ND: "Tensor") -> tuple[Fit, int]:
+def least_squares(x_ND: "Tensor") -> tuple[FittedMap, int]:
     """Fit by any matrix: project on the columns of X. The number is their rank."""
     import torch
 
     length_D = x_ND.norm(dim=0)
-    moves_D = length_D > STILL * length_D.max()
+    moves_D = length_D > LENGTH_TOLERANCE * length_D.max()
     unit_ND = x_ND[:, moves_D] / length_D[moves_D]
     basis_NR, r_RR = torch.linalg.qr(unit_ND)
-    own_R = r_RR.diagonal().abs() > DEPENDENT
+    own_R = r_RR.diagonal().abs() > RANK_TOLERANCE
     if not own_R.all():
         basis_NR, _ = torch.linalg.qr(unit_ND[:, own_R])
     # What is left over is seen as a difference, so that float32 costs it nothing, and takes half the time.
@@ -149,7 +154,7 @@ def least_squares(x_ND: "Tensor") -> tuple[Fit, int]:
     return lambda y_ND: basis_NR @ (basis_NR.T @ y_ND.float()), basis_NR.shape[1]
 
 
-def procrustes(x_ND: "Tensor") -> tuple[Fit, int]:
+def procrustes(x_ND: "Tensor") -> tuple[FittedMap, int]:
     """Fit by a rotation (or reflection) and a scale: ``s X U V^T`` of ``X^T Y = U S V^T``, ``s = tr S / ||X||^2``."""
     import torch
 
@@ -160,7 +165,7 @@ def procrustes(x_ND: "Tensor") -> tuple[Fit, int]:
     return fit, 0
 
 
-def ratio(off_S: "Tensor", size_S: "Tensor") -> tuple[float, float]:
+def ratio_and_stderr(off_S: "Tensor", size_S: "Tensor") -> tuple[float, float]:
     """``sum off / sum size`` and its standard error, each entry being a sample's."""
     share, samples = off_S.sum() / size_S.sum(), len(off_S)
     spread = (off_S - share * size_S).square().sum() * samples / max(samples - 1, 1)

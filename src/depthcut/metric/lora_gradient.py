@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from depthcut.study.lab import Lab
 
-NAME = "depthcut"  # of the adapters
+ADAPTER_NAME = "depthcut"  # of the adapters
 log = logging.getLogger("depthcut")
 
 
@@ -53,7 +53,7 @@ class LoraGradient(Metric):
         from depthcut.model.decoder import layers as decoder_layers
 
         check(
-            list(decoder_layers.layers(decoder_layers.skeleton(lab.checkpoint.config))),
+            list(decoder_layers.layer_list(decoder_layers.meta_model(lab.checkpoint.config))),
             lab.experiment.prune.unit,
             self.rank,
         )
@@ -65,15 +65,17 @@ class LoraGradient(Metric):
 
         assert not removed
         model, text = lab.dense(), lab.calibration()
-        units = [layer.get_submodule(decoder_layers.unit_name(layer, unit)) for layer in decoder_layers.layers(model)]
+        units = [
+            layer.get_submodule(decoder_layers.unit_name(layer, unit)) for layer in decoder_layers.layer_list(model)
+        ]
         tokens = int((text.lengths - 1).sum())
         batches = math.ceil(len(text) / self.batch)
-        with adapted(model, self.rank, self.seed):
+        with temporary_adapters(model, self.rank, self.seed):
             for ids_BT, mask_BT in track(text.batches(self.batch), "lora_gradient", batches):
-                given = inputs.inputs(model, ids_BT, mask_BT)
+                given = inputs.model_inputs(model, ids_BT, mask_BT)
                 # The sum, because float16 could not hold the gradients of the mean.
-                inputs.token_losses(model(**given).logits[:, :-1], inputs.targets(given)).sum().backward()
-            scores = [score(part, tokens) for part in units]
+                inputs.token_losses(model(**given).logits[:, :-1], inputs.next_token_targets(given)).sum().backward()
+            scores = [module_importance(part, tokens) for part in units]
         return Scores.of_layers(scores, [0.0] * len(scores), len(text))
 
 
@@ -86,18 +88,18 @@ def check(layers: "list[nn.Module]", unit: Unit, rank: int) -> None:
     found = [list(linear.linear_layers(part).values()) for part in units]
     if bare := [index for index, each in enumerate(found) if not each]:
         raise UserError(f"metric=lora_gradient needs linear layers; {unit} {bare[0]} of this model has none")
-    limit = max(min(linear.features(each)) for part in found for each in part)
+    limit = max(min(linear.linear_features(each)) for part in found for each in part)
     if rank > limit:
         raise UserError(f"metric.rank must be at most {limit}, the width of the layers it scores, got {rank}")
     covered = {id(weight) for part in found for each in part for weight in each.parameters()}
-    share, names = linear.left_out(map(linear.matrices, units), covered)
+    share, names = linear.uncovered_share(map(linear.weight_matrices, units), covered)
     if names:
         left = ", ".join(names)
         log.warning("metric=lora_gradient scores %.0f%% of the weights; it does not see %s", 100 - 100 * share, left)
 
 
 @contextmanager
-def adapted(model: "nn.Module", rank: int, seed: int) -> Generator[None]:
+def temporary_adapters(model: "nn.Module", rank: int, seed: int) -> Generator[None]:
     """Inside the ``with``, fresh adapters on all linear layers of the decoder's layers, and nothing else to train."""
     import torch
     from peft import LoraConfig, LoraModel
@@ -107,7 +109,7 @@ def adapted(model: "nn.Module", rank: int, seed: int) -> Generator[None]:
     from depthcut.model.decoder import linear
 
     trained = {weight: weight.requires_grad for weight in model.parameters()}
-    stem, layers = decoder_layers.prefix(model), decoder_layers.layers(model)
+    stem, layers = decoder_layers.layer_prefix(model), decoder_layers.layer_list(model)
     found = {
         f"{stem}.{index}.{name}": each
         for index, layer in enumerate(layers)
@@ -117,7 +119,7 @@ def adapted(model: "nn.Module", rank: int, seed: int) -> Generator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tuner = LoraModel(
-            model, LoraConfig(r=rank, lora_alpha=rank, target_modules=[*found], fan_in_fan_out=stored), NAME
+            model, LoraConfig(r=rank, lora_alpha=rank, target_modules=[*found], fan_in_fan_out=stored), ADAPTER_NAME
         )
     for half in model.parameters():
         if half.requires_grad:
@@ -130,33 +132,33 @@ def adapted(model: "nn.Module", rank: int, seed: int) -> Generator[None]:
             weight.requires_grad_(needed)
 
 
-def score(part: "nn.Module", tokens: int) -> float:
+def module_importance(part: "nn.Module", tokens: int) -> float:
     """The importance of all weights in ``part`` that have adapters, which hold gradients summed over ``tokens``."""
     from peft.tuners.lora import LoraLayer
 
     pairs: list[Any] = [module for module in part.modules() if isinstance(module, LoraLayer)]
     total = 0.0
     for pair in pairs:
-        a_RI, b_OR = pair.lora_A[NAME].weight, pair.lora_B[NAME].weight
+        a_RI, b_OR = pair.lora_A[ADAPTER_NAME].weight, pair.lora_B[ADAPTER_NAME].weight
         if b_OR.grad is not None:  # else no token comes by here
             grads = a_RI.grad / tokens, b_OR.grad / tokens
-            total += importance(dense(pair.get_base_layer()), a_RI.detach(), b_OR.detach(), *grads)
+            total += lora_importance(dequantised_weight(pair.get_base_layer()), a_RI.detach(), b_OR.detach(), *grads)
     return total
 
 
-def dense(linear: Any) -> "Tensor":
+def dequantised_weight(linear: Any) -> "Tensor":
     """The weight of a linear layer in float32, O x I, whatever it is quantised to."""
     from peft.utils.integrations import dequantize_bnb_weight, get_bnb_param_type
 
-    from depthcut.model.decoder.linear import oriented
+    from depthcut.model.decoder.linear import orient_weight
 
     held = linear.weight
     if get_bnb_param_type(held):
         held = dequantize_bnb_weight(held, getattr(linear, "state", None))
-    return oriented(linear, held).detach().float()
+    return orient_weight(linear, held).detach().float()
 
 
-def importance(w_OI: "Tensor", a_RI: "Tensor", b_OR: "Tensor", grad_a_RI: "Tensor", grad_b_OR: "Tensor") -> float:
+def lora_importance(w_OI: "Tensor", a_RI: "Tensor", b_OR: "Tensor", grad_a_RI: "Tensor", grad_b_OR: "Tensor") -> float:
     """Equation 10, summed: ``[(dL/dB A + B dL/dA - dL/dB dL/dA)_ij (W + BA)_ij]^2``."""
     import torch
 

@@ -2,33 +2,33 @@
 
 from typing import TYPE_CHECKING
 
-from depthcut.metric import Removal
+from depthcut.metric import RemovalMetric
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from depthcut.model.decoder.shared_prefix import Reading
+    from depthcut.model.decoder.shared_prefix import Measurement
     from depthcut.study.lab import Lab
 
-HIGHEST = 700.0  # nats; beyond them exp overflows
+MAX_LOSS = 700.0  # nats; beyond them exp overflows
 
 
 @strict
-class Perplexity(Removal):
+class Perplexity(RemovalMetric):
     """``exp`` of the mean loss over all tokens of the calibration text, without the layer."""
 
-    def reading(self, lab: "Lab", samples: int | None) -> "Reading":
+    def reading(self, lab: "Lab", samples: int | None) -> "Measurement":
         """The calibration text, all of its tokens."""
         from depthcut.model.decoder import shared_prefix
 
-        batches = list(shared_prefix.Rows.of(lab.calibration().first(samples), self.batch))
-        return shared_prefix.Reading("perplexity", shared_prefix.losses, False, batches, self.value)
+        batches = list(shared_prefix.SequenceBatch.of(lab.calibration().first(samples), self.batch))
+        return shared_prefix.Measurement("perplexity", shared_prefix.loss_measure, False, batches, self.value)
 
     def value(self, sums_KN: "Tensor", count_N: "Tensor", weight_N: "Tensor") -> "tuple[Tensor, Tensor]":
         """The perplexities and, to first order, their standard errors."""
         from depthcut.model.decoder import shared_prefix
 
-        loss_K, stderr_K = shared_prefix.mean(sums_KN, count_N, weight_N)
-        perplexity_K = loss_K.clamp(max=HIGHEST).exp()
+        loss_K, stderr_K = shared_prefix.mean_and_stderr(sums_KN, count_N, weight_N)
+        perplexity_K = loss_K.clamp(max=MAX_LOSS).exp()
         return perplexity_K, perplexity_K * stderr_K

@@ -71,7 +71,9 @@ class Shapley(Metric):
 
         from depthcut.model.decoder import shared_prefix
 
-        batches = list(shared_prefix.Rows.of(lab.calibration(), self.batch))
-        reading = shared_prefix.Reading("shapley", shared_prefix.losses, False, batches, shared_prefix.mean)
-        sums_KN, count_N = shared_prefix.summed(lab, drops, unit, reading)
-        return shared_prefix.mean(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()
+        batches = list(shared_prefix.SequenceBatch.of(lab.calibration(), self.batch))
+        reading = shared_prefix.Measurement(
+            "shapley", shared_prefix.loss_measure, False, batches, shared_prefix.mean_and_stderr
+        )
+        sums_KN, count_N = shared_prefix.measure_subnetworks(lab, drops, unit, reading)
+        return shared_prefix.mean_and_stderr(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
 # What a float32 matrix cannot tell from a flat spectrum: the mean logarithm over the tail is taken as no less.
-FLAT = 1e-6
+MIN_MEAN_LOG = 1e-6
 
 
 @strict
@@ -49,7 +49,7 @@ class Spectral(Metric):
         shapes = ((tensor, tensor.get_shape()) for tensor in tensors)
         stacks = (tensor[...] for tensor, shape in shapes if len(shape) > 1 and min(shape[-2:]) > 1)
         matrices = (each.to(lab.device) for stack in stacks for each in stack.reshape(-1, *stack.shape[-2:]))
-        found = [alpha for matrix in matrices if (alpha := exponent(eigenvalues(matrix))) is not None]
+        found = [alpha for matrix in matrices if (alpha := hill_exponent(gram_eigenvalues(matrix))) is not None]
         if not found:
             what = f"layer {index}" if unit == "layer" else f"the {unit} of layer {index}"
             raise UserError(
@@ -58,7 +58,7 @@ class Spectral(Metric):
         return fmean(found)
 
 
-def eigenvalues(matrix: "Tensor") -> "Tensor":
+def gram_eigenvalues(matrix: "Tensor") -> "Tensor":
     """The eigenvalues of ``W^T W`` that are not zero, ascending: the smaller of its two products has them all.
 
     In float64, where squaring costs no digits that matter; it takes no longer than singular values in float32.
@@ -70,7 +70,7 @@ def eigenvalues(matrix: "Tensor") -> "Tensor":
     return all_N[all_N > all_N[-1] * max(wide.shape) * torch.finfo(all_N.dtype).eps]
 
 
-def exponent(ascending_N: "Tensor") -> float | None:
+def hill_exponent(ascending_N: "Tensor") -> float | None:
     """Hill's estimate over the upper half: ``1 + k / sum_{i=1..k} ln(lambda_{n-i+1} / lambda_{n-k})``, k = n // 2.
 
     The public code (``xmin_mid``) also counts the smallest of its tail, whose own logarithm is 0, as one of k.
@@ -83,4 +83,4 @@ def exponent(ascending_N: "Tensor") -> float | None:
     if k == 0:
         return None
     above = (logs_N[-k:] - logs_N[-k - 1]).mean().item()
-    return 1 + 1 / max(above, FLAT)
+    return 1 + 1 / max(above, MIN_MEAN_LOG)

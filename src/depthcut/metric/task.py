@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from depthcut.data import questions
-from depthcut.metric import Removal
+from depthcut.metric import RemovalMetric
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from depthcut.model.decoder.shared_prefix import Reading, Rows
+    from depthcut.model.decoder.shared_prefix import Measurement, SequenceBatch
     from depthcut.study.lab import Lab
 
 
 @strict
-class Task(Removal):
+class Task(RemovalMetric):
     """The value of a model is the share of wrong answers, or the mean negative log-likelihood of the right one in nats.
 
     An answer's log-likelihood is the sum over its tokens behind the question, as lm-eval's ``acc`` has it. The
@@ -37,13 +37,13 @@ class Task(Removal):
     reads_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if strangers := [task for task in self.tasks if task not in questions.NAMES]:
-            raise UserError(f"metric.tasks: no local set {strangers[0]!r}; there are: {', '.join(questions.NAMES)}")
+        if strangers := [task for task in self.tasks if task not in questions.SET_NAMES]:
+            raise UserError(f"metric.tasks: no local set {strangers[0]!r}; there are: {', '.join(questions.SET_NAMES)}")
 
     def reads(self, lab: "Lab") -> Any:
         """The questions."""
         del lab
-        return {task: questions.identity(task) for task in self.tasks}
+        return {task: questions.questions_digest(task) for task in self.tasks}
 
     def prepare(self, lab: "Lab") -> None:
         """Fetch the questions.
@@ -54,7 +54,7 @@ class Task(Removal):
         from depthcut.eval.harness import Harness
 
         for task in self.tasks:
-            there = len(questions.items(task, lab.cache))
+            there = len(questions.load_questions(task, lab.cache))
             if there < self.items:
                 raise UserError(f"metric.items: wanted {self.items} of {task}, which has {there}")
             for each in lab.experiment.eval.values():
@@ -64,12 +64,14 @@ class Task(Removal):
                     both = f"eval would measure questions of {task} that metric=task chooses the layers by"
                     raise UserError(f"{both}: set eval.harness.limit to {there - self.items} or less, or metric.tasks")
 
-    def reading(self, lab: "Lab", samples: int | None) -> "Reading":
+    def reading(self, lab: "Lab", samples: int | None) -> "Measurement":
         """Each choice of each question as a sequence; the targets are the tokens of the choice."""
         from depthcut.model.decoder import shared_prefix
         from depthcut.study import preflight
 
-        asked = [item for task in self.tasks for item in questions.items(task, lab.cache)[-self.items :]][:samples]
+        asked = [item for task in self.tasks for item in questions.load_questions(task, lab.cache)[-self.items :]][
+            :samples
+        ]
         pairs = [(item["prompt"], f" {choice}") for item in asked for choice in item["choices"]]
         sizes_Q = [len(item["choices"]) for item in asked]
         right_Q = [item["answer"] for item in asked]
@@ -78,9 +80,9 @@ class Task(Removal):
             del count_N
             return self.value(sums_KN, weight_N, sizes_Q, right_Q)
 
-        longest = preflight.positions(lab.checkpoint.bare)
-        rows = list(sequences(lab.checkpoint.tokenizer, pairs, self.batch, longest))
-        return shared_prefix.Reading("task", shared_prefix.losses, False, rows, value)
+        longest = preflight.position_count(lab.checkpoint.bare)
+        rows = list(question_batches(lab.checkpoint.tokenizer, pairs, self.batch, longest))
+        return shared_prefix.Measurement("task", shared_prefix.loss_measure, False, rows, value)
 
     def value(
         self, sums_KN: "Tensor", weight_N: "Tensor", sizes_Q: list[int], right_Q: list[int]
@@ -106,7 +108,9 @@ class Task(Removal):
         return mean_K, values_KQ.std(1, correction=min(1, len(sizes_Q) - 1)) / math.sqrt(len(sizes_Q))
 
 
-def sequences(tokenizer: Any, pairs: list[tuple[str, str]], size: int, longest: int | None) -> "Iterator[Rows]":
+def question_batches(
+    tokenizer: Any, pairs: list[tuple[str, str]], size: int, longest: int | None
+) -> "Iterator[SequenceBatch]":
     """Question and choice, ``size`` pairs at a time, padded on the right; targets are the choice's tokens alone.
 
     Of a pair of more than ``longest`` tokens the last ones are kept, as lm-eval does.
@@ -128,4 +132,4 @@ def sequences(tokenizer: Any, pairs: list[tuple[str, str]], size: int, longest: 
         mask_BT = (places_T < lengths_B[:, None]).long()
         answer_BT = (places_T >= begins[:, None]) & mask_BT.bool()
         targets_BT = ids_BT[:, 1:].masked_fill(~answer_BT[:, 1:], inputs.NO_TARGET)
-        yield shared_prefix.Rows(first, ids_BT, mask_BT, targets_BT)
+        yield shared_prefix.SequenceBatch(first, ids_BT, mask_BT, targets_BT)

@@ -41,20 +41,22 @@ class Taylor(Metric):
 
         assert not removed
         model, text = lab.dense(), lab.calibration()
-        parts = [layer.get_submodule(decoder_layers.unit_name(layer, unit)) for layer in decoder_layers.layers(model)]
+        parts = [
+            layer.get_submodule(decoder_layers.unit_name(layer, unit)) for layer in decoder_layers.layer_list(model)
+        ]
         layers = [list(part.parameters()) for part in parts]
         tokens = int((text.lengths - 1).sum())
         batches = math.ceil(len(text) / self.batch)
-        with Products(model, layers) as products:
+        with GradientProducts(model, layers) as products:
             for ids_BT, mask_BT in track(text.batches(self.batch), "taylor", batches):
-                given = inputs.inputs(model, ids_BT, mask_BT)
-                losses_BT = inputs.token_losses(model(**given).logits[:, :-1], inputs.targets(given))
+                given = inputs.model_inputs(model, ids_BT, mask_BT)
+                losses_BT = inputs.token_losses(model(**given).logits[:, :-1], inputs.next_token_targets(given))
                 (losses_BT.sum() / tokens).backward()
             scores = [sum(products.size(weight) for weight in layer) for layer in layers]
         return Scores.of_layers(scores, [0.0] * len(layers), len(text))
 
 
-class Products:
+class GradientProducts:
     """Inside the ``with``, adds up W * dL/dW of the decoder layers' weights; no other weight gets a gradient."""
 
     def __init__(self, model: "nn.Module", layers: "Sequence[list[nn.Parameter]]") -> None:
@@ -62,7 +64,7 @@ class Products:
         self.weights = [weight for layer in layers for weight in layer]
         self.sums: dict[nn.Parameter, Tensor] = {}
 
-    def __enter__(self) -> "Products":
+    def __enter__(self) -> "GradientProducts":
         for weight in self.before:
             weight.requires_grad_(False)
         for weight in self.weights:

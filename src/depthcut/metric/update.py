@@ -6,7 +6,7 @@ from pydantic import Field
 
 from depthcut.cut.plan import Unit
 from depthcut.cut.scores import Scores
-from depthcut.metric import Metric, Until
+from depthcut.metric import Metric, WinShare
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Update(Metric):
     norm: Literal[1, 2]
     relative: bool
     batch: Annotated[int, Field(gt=0)]
-    until: Until
+    until: WinShare
     rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
@@ -37,10 +37,10 @@ class Update(Metric):
         """Score all blocks in one pass."""
         from depthcut.metric.passes import hidden_states
 
-        over = hidden_states.Pass(
+        over = hidden_states.HiddenStates(
             lab=lab, name="update", batch=self.batch, token="all", removed=removed, unit=unit, until=self.until
         )
-        return hidden_states.compared(over, self.size)
+        return hidden_states.score_blocks(over, self.size)
 
     def size(self, states_NED: "Tensor") -> "Tensor":
         """The norm of the difference between each pair of edges; entry (i, j) is relative to edge i."""

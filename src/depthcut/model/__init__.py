@@ -31,7 +31,7 @@ class HealDefaults:
     length: Length
 
 
-def _recipe(value: Any) -> Any:
+def _parse_heal_defaults(value: Any) -> Any:
     return HealDefaults(**value) if isinstance(value, dict) else value
 
 
@@ -52,7 +52,7 @@ class Model(ABC):
     quantise: Base
     dtype: Literal["bfloat16", "float16", "float32"]
     separator: str | None
-    heal: Annotated[HealDefaults, BeforeValidator(_recipe)]
+    heal: Annotated[HealDefaults, BeforeValidator(_parse_heal_defaults)]
 
     @property
     def undecided(self) -> bool:

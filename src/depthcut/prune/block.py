@@ -2,14 +2,14 @@
 
 from typing import ClassVar
 
-from depthcut.cut.plan import NOUNS, Plan
-from depthcut.model.surgery.sizes import Shape
-from depthcut.prune import Score, Size
+from depthcut.cut.plan import UNIT_NOUNS, Plan
+from depthcut.model.surgery.sizes import ModelSize
+from depthcut.prune import ScoreFunction, SizedPrune
 from depthcut.runtime.strict import strict
 
 
 @strict
-class Block(Size):
+class Block(SizedPrune):
     """Drops layers l* .. l*+n-1 with l* = arg min over l of the block's score; the first of equals.
 
     The plan notes in which share of a bootstrap over the samples each start wins.
@@ -17,11 +17,11 @@ class Block(Size):
 
     reads_scores: ClassVar[bool] = True
 
-    def starts(self, shape: Shape, n: int) -> range:
+    def starts(self, shape: ModelSize, n: int) -> range:
         """Where a block of n units may start."""
         return range(self.keep_first, shape.depth - self.keep_last - n + 1)
 
-    def __call__(self, score: Score, shape: Shape) -> Plan:
+    def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
         """Choose the block."""
         n = self.count(shape)
         if n == 0:
@@ -32,6 +32,6 @@ class Block(Size):
             "score": scores.block(start, n),
             "score_stderr": scores.block_stderr(start, n),
             "wins": {str(start): share for start, share in scores.wins(self.starts(shape, n), n).items()},
-            "score_is": f"sum of the {NOUNS[self.unit]}' scores" if scores.summed else "of the block",
+            "score_is": f"sum of the {UNIT_NOUNS[self.unit]}' scores" if scores.summed else "of the block",
         }
         return Plan(shape.depth, tuple(range(start, start + n)), self.unit, notes=notes)

@@ -7,15 +7,15 @@ from pydantic import Field
 
 from depthcut.cut.plan import Plan
 from depthcut.cut.scores import Scores
-from depthcut.model.surgery.sizes import Shape
-from depthcut.prune import Score, Size
+from depthcut.model.surgery.sizes import ModelSize
+from depthcut.prune import ScoreFunction, SizedPrune
 from depthcut.runtime.strict import strict
 
-Choice = tuple[float, tuple[tuple[int, int], ...]]
+BlockChoice = tuple[float, tuple[tuple[int, int], ...]]
 
 
 @strict
-class Blocks(Size):
+class Blocks(SizedPrune):
     """The best of all ways to cut at most K blocks, by dynamic programming: exact, in O(K n^2 L) steps.
 
     Attributes:
@@ -25,21 +25,21 @@ class Blocks(Size):
     blocks: Annotated[int, Field(gt=0)]
     reads_scores: ClassVar[bool] = True
 
-    def __call__(self, score: Score, shape: Shape) -> Plan:
+    def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
         """Choose the blocks."""
         n = self.count(shape)
         if n == 0:
             return Plan(shape.depth, (), self.unit)
-        total, chosen = best(score(), self.free(shape.depth), n, self.blocks)
+        total, chosen = best_blocks(score(), self.free(shape.depth), n, self.blocks)
         drop = tuple(layer for start, size in chosen for layer in range(start, start + size))
         return Plan(shape.depth, drop, self.unit, notes={"score": total, "blocks": [list(block) for block in chosen]})
 
 
-def best(scores: Scores, free: range, n: int, most: int) -> Choice:
+def best_blocks(scores: Scores, free: range, n: int, most: int) -> BlockChoice:
     """The lowest sum over at most ``most`` blocks, ``n`` layers in all, within ``free``; and the (start, size)s."""
 
     @cache
-    def from_layer(layer: int, left: int, blocks: int) -> Choice:
+    def from_layer(layer: int, left: int, blocks: int) -> BlockChoice:
         """The best way to cut ``left`` more layers at ``layer`` or deeper, in at most ``blocks`` blocks."""
         if left == 0:
             return 0.0, ()

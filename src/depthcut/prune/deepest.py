@@ -3,18 +3,18 @@
 from typing import ClassVar
 
 from depthcut.cut.plan import Plan
-from depthcut.model.surgery.sizes import Shape
-from depthcut.prune import Score, Size
+from depthcut.model.surgery.sizes import ModelSize
+from depthcut.prune import ScoreFunction, SizedPrune
 from depthcut.runtime.strict import strict
 
 
 @strict
-class Deepest(Size):
+class Deepest(SizedPrune):
     """Drops layers L-k-n .. L-k-1, k = ``keep_last`` (1 in the paper); opens neither metric nor these layers."""
 
     reads_scores: ClassVar[bool] = False
 
-    def __call__(self, score: Score, shape: Shape) -> Plan:
+    def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
         """Choose the block by its place alone."""
         del score
         stop = shape.depth - self.keep_last

@@ -3,18 +3,18 @@
 from typing import ClassVar
 
 from depthcut.cut.plan import Plan
-from depthcut.model.surgery.sizes import Shape
-from depthcut.prune import Score, Size
+from depthcut.model.surgery.sizes import ModelSize
+from depthcut.prune import ScoreFunction, SizedPrune
 from depthcut.runtime.strict import strict
 
 
 @strict
-class Every(Size):
+class Every(SizedPrune):
     """Drops the layers in the middle of n equal stretches of those that may go."""
 
     reads_scores: ClassVar[bool] = False
 
-    def __call__(self, score: Score, shape: Shape) -> Plan:
+    def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
         """Choose the layers by their places alone."""
         del score
         n, free = self.count(shape), self.free(shape.depth)

@@ -10,18 +10,18 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from depthcut.cut.plan import Plan
-from depthcut.model.surgery.sizes import Shape
-from depthcut.prune import Score, Size
+from depthcut.model.surgery.sizes import ModelSize
+from depthcut.prune import ScoreFunction, SizedPrune
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
-Cut = tuple[int, ...]
-SWAPS = 3  # of a child, at most
+Candidate = tuple[int, ...]
+MAX_SWAPS = 3  # of a child, at most
 log = logging.getLogger("depthcut")
 
 
 @strict
-class Evolution(Size):
+class Evolution(SizedPrune):
     """One parent; its children swap a few dropped units for kept ones and are selected in steps, on more and more text.
 
     The start is the cut of :mod:`depthcut.prune.lowest` on the text of the first step. The parent takes part in the
@@ -56,14 +56,14 @@ class Evolution(Size):
         if any(b <= a for a, b in pairwise([0, *self.samples])):
             raise UserError(f"prune.samples must be numbers that increase from step to step, got {self.samples}")
 
-    def __call__(self, score: Score, shape: Shape) -> Plan:
+    def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
         """Search."""
         n, free = self.count(shape), self.free(shape.depth)
         if n == 0:
             return Plan(shape.depth, (), self.unit)
-        found, random = Measured(score), Random(self.seed)
-        alone = Measured(score).ranked([(layer,) for layer in free], self.samples[0])
-        parent: Cut = tuple(sorted(layer for (layer,) in alone[:n]))
+        found, random = CandidateScores(score), Random(self.seed)
+        alone = CandidateScores(score).ranked([(layer,) for layer in free], self.samples[0])
+        parent: Candidate = tuple(sorted(layer for (layer,) in alone[:n]))
         history = [found.value(parent, self.samples[-1])]
         for generation in range(self.generations):
             children = self.children(parent, free, found, random)
@@ -86,20 +86,20 @@ class Evolution(Size):
         """On how much text the start is chosen."""
         return {"start": self.samples[0]}
 
-    def children(self, parent: Cut, free: range, found: "Measured", random: Random) -> list[Cut]:
+    def children(self, parent: Candidate, free: range, found: "CandidateScores", random: Random) -> list[Candidate]:
         """Cuts near ``parent``, no two the same, none that has met the last step; fewer where no more are in reach."""
         kept = len(free) - len(parent)
         past = found.met(self.samples[-1])
-        near = sum(comb(len(parent), swaps) * comb(kept, swaps) for swaps in range(1, SWAPS + 1))
-        near -= sum(1 <= len({*parent} - {*cut}) <= SWAPS for cut in past)
-        born: dict[Cut, None] = {}
+        near = sum(comb(len(parent), swaps) * comb(kept, swaps) for swaps in range(1, MAX_SWAPS + 1))
+        near -= sum(1 <= len({*parent} - {*cut}) <= MAX_SWAPS for cut in past)
+        born: dict[Candidate, None] = {}
         while len(born) < min(self.offspring, near):
-            child = mutated(parent, free, random)
+            child = mutate_candidate(parent, free, random)
             if child not in past:
                 born[child] = None
         return list(born)
 
-    def selected(self, children: list[Cut], parent: Cut, found: "Measured") -> Cut:
+    def selected(self, children: list[Candidate], parent: Candidate, found: "CandidateScores") -> Candidate:
         """The next parent."""
         left = children
         for step, (survivors, samples) in enumerate(zip(self.survivors, self.samples, strict=True), start=1):
@@ -109,7 +109,7 @@ class Evolution(Size):
 
 
 @dataclass
-class Measured:
+class CandidateScores:
     """What is known of the cuts so far.
 
     Attributes:
@@ -117,10 +117,10 @@ class Measured:
         values: of a cut on so many sequences.
     """
 
-    score: Score
-    values: dict[tuple[Cut, int], float] = field(default_factory=dict[tuple[Cut, int], float])
+    score: ScoreFunction
+    values: dict[tuple[Candidate, int], float] = field(default_factory=dict[tuple[Candidate, int], float])
 
-    def ranked(self, cuts: list[Cut], samples: int) -> list[Cut]:
+    def ranked(self, cuts: list[Candidate], samples: int) -> list[Candidate]:
         """The best first; those not measured on so many sequences are measured, together."""
         new = [cut for cut in cuts if (cut, samples) not in self.values]
         if new:
@@ -128,18 +128,18 @@ class Measured:
             self.values |= {(cut, samples): value for cut, value in zip(new, known, strict=True)}
         return sorted(cuts, key=lambda cut: (self.values[cut, samples], cut))
 
-    def value(self, cut: Cut, samples: int) -> float:
+    def value(self, cut: Candidate, samples: int) -> float:
         """Of one cut."""
         self.ranked([cut], samples)
         return self.values[cut, samples]
 
-    def met(self, samples: int) -> set[Cut]:
+    def met(self, samples: int) -> set[Candidate]:
         """The cuts measured on so many sequences."""
         return {cut for cut, sequences in self.values if sequences == samples}
 
 
-def mutated(parent: Cut, free: range, random: Random) -> Cut:
+def mutate_candidate(parent: Candidate, free: range, random: Random) -> Candidate:
     """Level switch: k dropped units return and k kept ones go, k the lower of two draws of 1, 2 or 3."""
     kept = [layer for layer in free if layer not in parent]
-    k = min(random.randint(1, SWAPS), random.randint(1, SWAPS), len(parent), len(kept))
+    k = min(random.randint(1, MAX_SWAPS), random.randint(1, MAX_SWAPS), len(parent), len(kept))
     return tuple(sorted({*parent} - {*random.sample(parent, k)} | {*random.sample(kept, k)}))

@@ -3,19 +3,19 @@
 from typing import ClassVar
 
 from depthcut.cut.plan import Plan
-from depthcut.model.surgery.sizes import Shape
-from depthcut.prune import Score, Size
+from depthcut.model.surgery.sizes import ModelSize
+from depthcut.prune import ScoreFunction, SizedPrune
 from depthcut.runtime.strict import strict
 
 
 @strict
-class Greedy(Size):
+class Greedy(SizedPrune):
     """Drops the layer that scores lowest, n times. Each round's scores are kept: a deeper cut goes on from them."""
 
     reads_scores: ClassVar[bool] = True
     rescores: ClassVar[bool] = True
 
-    def __call__(self, score: Score, shape: Shape) -> Plan:
+    def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
         """Choose the layers."""
         removed: list[int] = []
         lowest: list[float] = []

@@ -3,18 +3,18 @@
 from typing import ClassVar
 
 from depthcut.cut.plan import Plan
-from depthcut.model.surgery.sizes import Shape
-from depthcut.prune import Score, Size
+from depthcut.model.surgery.sizes import ModelSize
+from depthcut.prune import ScoreFunction, SizedPrune
 from depthcut.runtime.strict import strict
 
 
 @strict
-class Lowest(Size):
+class Lowest(SizedPrune):
     """One shot: the layers are ranked once. With ``keep_first=4 keep_last=2``, Shortened LLaMA's Taylor+ and PPL+."""
 
     reads_scores: ClassVar[bool] = True
 
-    def __call__(self, score: Score, shape: Shape) -> Plan:
+    def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
         """Choose the layers."""
         n = self.count(shape)
         if n == 0:

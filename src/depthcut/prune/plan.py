@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import field_validator
 from typing_extensions import override
 
-from depthcut.cut.plan import DEEPEST, Plan, Unit, spanned
-from depthcut.model.surgery.sizes import Shape
-from depthcut.prune import Prune, Score
+from depthcut.cut.plan import DEEPEST, Plan, Unit, parse_spans
+from depthcut.model.surgery.sizes import ModelSize
+from depthcut.prune import Prune, ScoreFunction
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
 from depthcut.runtime.strict import strict
@@ -56,7 +56,7 @@ class Given(Prune):
         if self.path is not None:
             return Plan.read(Path(self.path), depth)
         try:
-            return Plan(depth, spanned(self.drop, depth))
+            return Plan(depth, parse_spans(self.drop, depth))
         except UserError as error:
             raise UserError(f"prune.drop: {error}") from None
 
@@ -85,7 +85,7 @@ class Given(Prune):
         if (plan := self.plan(depth)).depth != depth:
             raise UserError(f"{self.path} is a plan for {plan.depth} layers; this model has {depth}")
 
-    def count(self, shape: Shape) -> int:
+    def count(self, shape: ModelSize) -> int:
         """Return how many units go.
 
         Raises:
@@ -94,7 +94,7 @@ class Given(Prune):
         self._fits(shape.depth)
         return len(self.plan(shape.depth).drop)
 
-    def __call__(self, score: Score, shape: Shape) -> Plan:
+    def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
         """Return the plan."""
         del score
         return self.plan(shape.depth)

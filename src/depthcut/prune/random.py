@@ -5,13 +5,13 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from depthcut.cut.plan import Plan
-from depthcut.model.surgery.sizes import Shape
-from depthcut.prune import Score, Size
+from depthcut.model.surgery.sizes import ModelSize
+from depthcut.prune import ScoreFunction, SizedPrune
 from depthcut.runtime.strict import strict
 
 
 @strict
-class Random(Size):
+class Random(SizedPrune):
     """Drops n of the layers that may go, each set as likely as the other.
 
     Attributes:
@@ -21,7 +21,7 @@ class Random(Size):
     seed: Annotated[int, Field(ge=0)]
     reads_scores: ClassVar[bool] = False
 
-    def __call__(self, score: Score, shape: Shape) -> Plan:
+    def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
         """Choose the layers by lot."""
         import numpy as np
 

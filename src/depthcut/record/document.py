@@ -19,7 +19,7 @@ MEASURED = {"part": str, "settings": dict, "sample": dict, "numbers": dict}
 log = logging.getLogger("depthcut")
 
 
-def load(folder: Path) -> dict[str, Any]:
+def load_record(folder: Path) -> dict[str, Any]:
     """Return the record of the point whose folder this is.
 
     Raises:
@@ -27,17 +27,17 @@ def load(folder: Path) -> dict[str, Any]:
         DamagedError: if it is no record, of another version, or of another point.
     """
     path = folder / "record.json"
-    record = documents.read(path, LIMIT)
+    record = documents.read_json(path, LIMIT)
     if record.get("format") != FORMAT:
         raise DamagedError(path, f"format {record.get('format')!r}, this version reads {FORMAT}")
-    if why := fault(record):
+    if why := record_fault(record):
         raise DamagedError(path, why)
     if record["digest"] != folder.name:
         raise DamagedError(path, f"the record of point {record['digest']}")
     return record
 
 
-def fault(record: dict[str, Any]) -> str | None:
+def record_fault(record: dict[str, Any]) -> str | None:
     """Return what is wrong with a record of this version, or None."""
     try:
         Plan.from_dict(record["plan"])
@@ -60,7 +60,7 @@ def fault(record: dict[str, Any]) -> str | None:
         return "no record"
 
 
-def inspect(folder: Path) -> None:
+def inspect_point(folder: Path) -> None:
     """Look at what an earlier run left, before the point is run: warn of a record that cannot be used.
 
     Raises:
@@ -70,7 +70,7 @@ def inspect(folder: Path) -> None:
         if (folder / name).is_dir():
             raise DamagedError(folder / name, "a folder")
     try:
-        load(folder)
+        load_record(folder)
     except FileNotFoundError:
         return
     except DamagedError as error:

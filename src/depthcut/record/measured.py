@@ -48,17 +48,17 @@ class Measured:
         """Return the options in which it differs from another, in brackets; empty where there is none."""
         mine, theirs = ({**each.settings, **each.sample} for each in (self, other))
         keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
-        return f"[{','.join(f'{key}={short(mine.get(key))}' for key in keys)}]" if keys else ""
+        return f"[{','.join(f'{key}={short_value(mine.get(key))}' for key in keys)}]" if keys else ""
 
 
 Stage = dict[str, Measured]
 """The evaluations of a stage by their digests, in the order in which they were asked for."""
 
 
-def short(value: Value) -> str:
+def short_value(value: Value) -> str:
     """Return a value as a word of a name: what is no plain word is named by its content."""
     text = "null" if value is None else str(value)
-    return text if re.fullmatch(r"[\w.+-]{1,40}", text) else store.digest(value)[:8]
+    return text if re.fullmatch(r"[\w.+-]{1,40}", text) else store.content_digest(value)[:8]
 
 
 def subject(name: str) -> str:
@@ -75,7 +75,7 @@ def rivals(found: Stage) -> dict[str, Stage]:
     return {name: subjects[subject(name)] for each in found.values() for name in each.numbers}
 
 
-def plain(found: Stage, name: str) -> str:
+def plain_owner(found: Stage, name: str) -> str:
     """Return the digest of the evaluation that the plain ``name`` belongs to, whether it gave that number or not.
 
     A loss that is not finite has other names than one that is, so the evaluations that count a subject's items share
@@ -95,53 +95,53 @@ def plain(found: Stage, name: str) -> str:
     return max([*larger, newest], key=lambda digest: (found[digest].size(name), there.index(digest)))
 
 
-def shown(found: Stage, name: str) -> dict[str, str]:
+def shown_marks(found: Stage, name: str) -> dict[str, str]:
     """Return the mark behind which each evaluation's ``name`` is shown; of equal settings the newest alone is."""
-    owner = plain(found, name)
+    owner = plain_owner(found, name)
     marks = {each.differences(found[owner]): digest for digest, each in found.items() if name in each.numbers}
     return {digest: mark for mark, digest in (marks | {"": owner}).items() if name in found[digest].numbers}
 
 
-def named(found: Stage) -> dict[str, float]:
+def named_numbers(found: Stage) -> dict[str, float]:
     """Return all numbers of a stage, under names that tell settings apart."""
     flat: dict[str, float] = {}
     for name, those in rivals(found).items():
         of, _, rest = name.partition("/")
-        for digest, mark in shown(those, name).items():
+        for digest, mark in shown_marks(those, name).items():
             flat[f"{of}{mark}/{rest}"] = found[digest].numbers[name]
     return flat
 
 
-def current(found: Stage) -> Stage:
+def current_evaluations(found: Stage) -> Stage:
     """Return the evaluations without those of which nothing is shown: other content or versions took their place."""
-    used = {digest for name, those in rivals(found).items() for digest in shown(those, name)}
+    used = {digest for name, those in rivals(found).items() for digest in shown_marks(those, name)}
     return {digest: each for digest, each in found.items() if digest in used or not each.numbers}
 
 
-def remarks(found: Stage, asked: Iterable[str]) -> list[str]:
+def describe_kept(found: Stage, asked: Iterable[str]) -> list[str]:
     """Say in a line for each subject which of the evaluations ``asked`` for left the plain names to larger ones."""
     said: dict[str, None] = {}
     for digest in asked:
         for name in found[digest].numbers:
-            owner = found[plain(found, name)]
+            owner = found[plain_owner(found, name)]
             if owner is not found[digest]:
                 mark = found[digest].differences(owner)
-                now = f"{subject(name)}{mark}, on {counted(found[digest].size(name))}, stands beside it"
-                said[f"{subject(name)} was measured on {counted(owner.size(name))} before; kept. {now}"] = None
+                now = f"{subject(name)}{mark}, on {count_items(found[digest].size(name))}, stands beside it"
+                said[f"{subject(name)} was measured on {count_items(owner.size(name))} before; kept. {now}"] = None
     return list(said)
 
 
-def counted(items: float) -> str:
+def count_items(items: float) -> str:
     """Return ``100 items``, or ``all items``."""
     return "all items" if math.isinf(items) else f"{items:,.0f} items"
 
 
-def to_dict(found: Stage) -> dict[str, Any]:
+def measured_to_dict(found: Stage) -> dict[str, Any]:
     """Return the evaluations as a record holds them."""
     return {digest: asdict(each) for digest, each in found.items()}
 
 
-def from_record(record: dict[str, Any] | None, stage: str) -> Stage:
+def measured_from_record(record: dict[str, Any] | None, stage: str) -> Stage:
     """Return the evaluations of a stage that a record holds; those of earlier versions hold none."""
     stages = (record or {}).get("measured")
     found = stages.get(stage) if isinstance(stages, dict) else None

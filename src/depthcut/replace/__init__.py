@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from depthcut.data.text.tokens import Tokens
-    from depthcut.model.surgery.filling import Fill
+    from depthcut.model.surgery.filling import Filling
     from depthcut.study.lab import Lab
 
 
@@ -66,7 +66,7 @@ class Replace(ABC):
 
 
 @strict
-class Filling(Replace):
+class GapFilling(Replace):
     """A replacement that is made once for a cut, kept by content, and then put into any model that was cut so."""
 
     def check(self, unit: Unit, count: int) -> None:
@@ -78,7 +78,7 @@ class Filling(Replace):
             raise UserError(f"replace={word} has no gap to fill: nothing is cut. Cut a layer, or take replace=none")
 
     @abstractmethod
-    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
+    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Filling":
         """Make what fills the gaps of ``model``, which is left as it was found.
 
         Raises:
@@ -90,7 +90,7 @@ class Filling(Replace):
         from depthcut.model.surgery import gaps
 
         self.check(plan.unit, len(plan.drop))
-        fill = gaps.kept(lab, plan, lambda: self.made(model, plan, lab))
-        filled = gaps.put(model, fill, plan, gaps.form(lab))
+        fill = gaps.cached_filling(lab, plan, lambda: self.made(model, plan, lab))
+        filled = gaps.insert_filling(model, fill, plan, gaps.model_load_config(lab))
         lab.numbers["bytes/weights"] = sum(weight.nbytes for weight in filled.parameters())
         return filled

@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from depthcut.cut.plan import Plan, Unit
-from depthcut.replace import Filling
+from depthcut.replace import GapFilling
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import Rank, strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcut.model.surgery.filling import Fill
+    from depthcut.model.surgery.filling import Filling
     from depthcut.study.lab import Lab
 
 log = logging.getLogger("depthcut")
 
 
 @strict
-class Extend(Filling):
+class Extend(GapFilling):
     """Repeats a span of layers (section 3.5), each repeat on the weights, norms and biases of the layer it repeats.
 
     A repeat has rank-r adapters of its own, which begin as the SVD of a difference that is zero (eqs. 7 and 8): U S is
@@ -73,7 +73,7 @@ class Extend(Filling):
             again = [*span] * self.times
         return [*range(span.start), *again, *range(span.stop, depth)]
 
-    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
+    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Filling":
         """Start the adapters; neither a weight nor a text is read.
 
         Raises:
@@ -81,19 +81,19 @@ class Extend(Filling):
         """
         from depthcut.model.decoder import layers
         from depthcut.model.surgery import inserted, shared
-        from depthcut.model.surgery.filling import Fill, named
+        from depthcut.model.surgery.filling import Filling, flatten_tensors
 
         if self.gain is not None:
             shared.check_norms(model)
         stack = self.stack(plan.depth)
         done = f"layers {self.start} and on are there {self.times} times"
-        config = layers.arranged(lab.checkpoint.config, stack, done, "take another span")
+        config = layers.rearranged_config(lab.checkpoint.config, stack, done, "take another span")
         bases = {at: stack.index(number) for at, number in enumerate(stack) if stack.index(number) != at}
         log.info("layers: %d, %d of them on the weights of others", len(stack), len(bases))
-        empty = layers.layers(layers.skeleton(config))
+        empty = layers.layer_list(layers.meta_model(config))
         own = {at: self.own(empty[at], at) for at in bases}
-        more = {"bases": {str(at): base for at, base in bases.items()}, **inserted.dense(config)}
-        return Fill("shared", named(own), more)
+        more = {"bases": {str(at): base for at, base in bases.items()}, **inserted.dense_config_entry(config)}
+        return Filling("shared", flatten_tensors(own), more)
 
     def own(self, empty: "nn.Module", seed: int) -> "dict[str, Tensor]":
         """What the repeat ``empty`` has of its own: adapters that begin as nothing, output norms.
@@ -107,11 +107,11 @@ class Extend(Filling):
 
         chance = torch.Generator().manual_seed(seed)
         found: dict[str, Tensor] = {}
-        for name in weight_distance.linear_names(empty):
+        for name in weight_distance.shareable_linear_names(empty):
             rows, columns = empty.get_parameter(f"{name}.weight").shape
             rank = min(self.rank, rows, columns)
             right_rn = torch.linalg.qr(torch.randn(columns, rank, generator=chance))[0].T
             found |= {f"{name}.own_delta.left": torch.zeros(rows, rank), f"{name}.own_delta.right": right_rn}
-            if self.gain is not None and name in writers.names(empty):
+            if self.gain is not None and name in writers.writer_names(empty):
                 found[f"{name}.own_norm.gain"] = torch.full((rows,), self.gain)
         return found

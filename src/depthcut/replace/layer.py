@@ -6,21 +6,21 @@ from pydantic import Field
 from typing_extensions import override
 
 from depthcut.cut.plan import Plan, Unit
-from depthcut.replace import Filling
+from depthcut.replace import GapFilling
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.model.surgery.filling import Fill
+    from depthcut.model.surgery.filling import Filling
     from depthcut.study.lab import Lab
 
 Positive = Annotated[int, Field(gt=0)]
 
 
 @strict
-class Layer(Filling):
+class Layer(GapFilling):
     """Begins as the gap's first layer and is trained on the squared error of the stream behind the gap, by AdamW.
 
     The model then has one layer a gap more than the plan keeps: cut one more for as many parameters.
@@ -55,23 +55,23 @@ class Layer(Filling):
         if count == 1:
             raise UserError("replace=layer puts one layer in place of several, and one is cut: cut two, or more")
 
-    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
+    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Filling":
         """Train the layers of all gaps in one go.
 
         Raises:
             UserError: for a gap of one layer, which would be replaced by itself.
         """
         from depthcut.model.surgery import inserted
-        from depthcut.model.surgery.filling import Fill, named
+        from depthcut.model.surgery.filling import Filling, flatten_tensors
         from depthcut.replace.fitting import layer_distillation
 
-        if alone := [start for start, stop in inserted.gaps(plan) if stop == start + 1]:
+        if alone := [start for start, stop in inserted.gap_spans(plan) if stop == start + 1]:
             raise UserError(
                 f"replace=layer puts one layer in place of several, and layer {alone[0]} is cut alone: "
                 "cut blocks of two or more, or take another replace"
             )
-        trained = layer_distillation.trained(model, plan, lab, self)
-        return Fill("layers", named(trained), inserted.dense(lab.checkpoint.config))
+        trained = layer_distillation.train_layers(model, plan, lab, self)
+        return Filling("layers", flatten_tensors(trained), inserted.dense_config_entry(lab.checkpoint.config))
 
     @override
     def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
@@ -79,5 +79,5 @@ class Layer(Filling):
         from depthcut.replace.fitting import layer_distillation
 
         filled = super().__call__(model, plan, lab)
-        layer_distillation.checkpoint(lab, plan).unlink(missing_ok=True)
+        layer_distillation.checkpoint_path(lab, plan).unlink(missing_ok=True)
         return filled

@@ -7,22 +7,22 @@ from pydantic import Field
 from typing_extensions import override
 
 from depthcut.cut.plan import Plan
-from depthcut.replace import Filling
+from depthcut.replace import GapFilling
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcut.model.surgery.filling import Fill
-    from depthcut.replace.fitting.least_squares import Sums
+    from depthcut.model.surgery.filling import Filling
+    from depthcut.replace.fitting.least_squares import SufficientStatistics
     from depthcut.study.lab import Lab
 
 log = logging.getLogger("depthcut")
 
 
 @strict
-class Linear(Filling):
+class Linear(GapFilling):
     """``y = x + z B``: B is fitted to what the gap adds to the stream, over the tokens of the calibration text.
 
     Attributes:
@@ -61,31 +61,31 @@ class Linear(Filling):
                 "raise data.calibration.sequences, or take replace.map=diagonal"
             )
 
-    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
+    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Filling":
         """Fit all gaps in one pass.
 
         Raises:
             UserError: if no state is finite, or with ``fuse`` there is no MLP that a map can go into.
         """
-        from depthcut.model.surgery.filling import Fill, named
+        from depthcut.model.surgery.filling import Filling, flatten_tensors
         from depthcut.replace.fitting import boundary_states, fusing, least_squares
 
         if self.fuse:
-            fusing.check(model, plan, lab)
-        sums: dict[int, Sums] = {}
-        for start, z_ND, r_ND in boundary_states.sides(model, plan, lab, self.batch, self.fuse):
-            sums.setdefault(start, least_squares.Sums.of_width(z_ND)).add(z_ND, r_ND)
+            fusing.check_fusable(model, plan, lab)
+        sums: dict[int, SufficientStatistics] = {}
+        for start, z_ND, r_ND in boundary_states.gap_samples(model, plan, lab, self.batch, self.fuse):
+            sums.setdefault(start, least_squares.SufficientStatistics.of_width(z_ND)).add(z_ND, r_ND)
         fitted = {start: self.fitted(start, each) for start, each in sums.items()}
         if self.fuse:
-            return fusing.fused(fitted, lab)
+            return fusing.fuse_maps(fitted, lab)
         single = {start: {name: part.float() for name, part in parts.items()} for start, parts in fitted.items()}
-        return Fill("bridges", named(single))
+        return Filling("bridges", flatten_tensors(single))
 
-    def fitted(self, start: int, sums: "Sums") -> "dict[str, Tensor]":
+    def fitted(self, start: int, sums: "SufficientStatistics") -> "dict[str, Tensor]":
         """One gap's map, float64; how well it fits is said."""
         from depthcut.replace.fitting import least_squares
 
-        parts = least_squares.fitted(sums, self.map, self.ridge, self.rank)
-        share = 1 - sums.unexplained(least_squares.matrix(parts))
+        parts = least_squares.fit_map(sums, self.map, self.ridge, self.rank)
+        share = 1 - sums.unexplained(least_squares.map_matrix(parts))
         log.info("the map over the gap at layer %d gives %.1f %% of what the layers added", start, 100 * share)
         return parts

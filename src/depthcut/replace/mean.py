@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from depthcut.cut.plan import Plan
-from depthcut.replace import Filling
+from depthcut.replace import GapFilling
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcut.model.surgery.filling import Fill
+    from depthcut.model.surgery.filling import Filling
     from depthcut.study.lab import Lab
 
 
 @strict
-class Mean(Filling):
+class Mean(GapFilling):
     """Adds to the stream what the gap added to it on average, over the tokens of the calibration text.
 
     Attributes:
@@ -27,14 +27,16 @@ class Mean(Filling):
     part: ClassVar[Literal["calibration"]] = "calibration"
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
+    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Filling":
         """Average in one pass."""
-        from depthcut.model.surgery.filling import Fill, named
+        from depthcut.model.surgery.filling import Filling, flatten_tensors
         from depthcut.replace.fitting import boundary_states
 
         sums: dict[int, Tensor] = {}
         counts: dict[int, int] = {}
-        for start, _, r_ND in boundary_states.sides(model, plan, lab, self.batch):
+        for start, _, r_ND in boundary_states.gap_samples(model, plan, lab, self.batch):
             sums[start] = sums.get(start, 0) + r_ND.sum(0)
             counts[start] = counts.get(start, 0) + len(r_ND)
-        return Fill("bridges", named({start: {"bias": (sums[start] / counts[start]).float()} for start in sums}))
+        return Filling(
+            "bridges", flatten_tensors({start: {"bias": (sums[start] / counts[start]).float()} for start in sums})
+        )

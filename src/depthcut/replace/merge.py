@@ -3,19 +3,19 @@
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from depthcut.cut.plan import Plan
-from depthcut.replace import Filling
+from depthcut.replace import GapFilling
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcut.model.surgery.filling import Fill
+    from depthcut.model.surgery.filling import Filling
     from depthcut.study.lab import Lab
 
 
 @strict
-class Merge(Filling):
+class Merge(GapFilling):
     """Merges dropped layers into the one before them.
 
     Attributes:
@@ -32,14 +32,14 @@ class Merge(Filling):
         del lab
         return None if self.formula == "paper" else {"formula": self.formula}
 
-    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
+    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Filling":
         """Merge from weights that are not quantised.
 
         Raises:
             UserError: if no layer stands before a gap, or a layer's parameters have another shape than that one's.
         """
         from depthcut.model.surgery import inserted
-        from depthcut.model.surgery.filling import Fill, named
+        from depthcut.model.surgery.filling import Filling, flatten_tensors
 
         del model
         if plan.drop[0] == 0:
@@ -47,17 +47,17 @@ class Merge(Filling):
                 "replace=merge puts dropped layers into the one before them, and there is none before layer 0: "
                 "take prune.keep_first=1"
             )
-        merged = {start - 1: self.merged(start - 1, stop, lab) for start, stop in inserted.gaps(plan)}
-        return Fill("weights", named(merged), inserted.dense(lab.checkpoint.config))
+        merged = {start - 1: self.merged(start - 1, stop, lab) for start, stop in inserted.gap_spans(plan)}
+        return Filling("weights", flatten_tensors(merged), inserted.dense_config_entry(lab.checkpoint.config))
 
     def merged(self, into: int, stop: int, lab: "Lab") -> "dict[str, Tensor]":
         """The parameters of layer ``into`` with those of the layers up to ``stop`` merged into them."""
         from depthcut.model.surgery import inserted
 
-        base = inserted.weights(lab, into)
+        base = inserted.read_layer_weights(lab, into)
         found = {name: tensor.clone() for name, tensor in base.items()}
         for number in range(into + 1, stop):
-            other = inserted.weights(lab, number)
+            other = inserted.read_layer_weights(lab, number)
             if {n: t.shape for n, t in other.items()} != {n: t.shape for n, t in base.items()}:
                 raise UserError(f"replace=merge: layer {number} has other parameters than layer {into}; cut others")
             for name, tensor in other.items():

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from depthcut.cut.plan import Plan
-from depthcut.replace import Filling
+from depthcut.replace import GapFilling
 from depthcut.runtime.strict import Rank, strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcut.model.surgery.filling import Fill
+    from depthcut.model.surgery.filling import Filling
     from depthcut.study.lab import Lab
 
 log = logging.getLogger("depthcut")
 
 
 @strict
-class Shared(Filling):
+class Shared(GapFilling):
     """In place of each dropped layer the nearest kept one, and what of their difference a rank-r adapter can hold.
 
     The distance is summed over a layer's linear layers, squared (the paper does not say). Norms and biases stay the
@@ -33,26 +33,28 @@ class Shared(Filling):
     rank: Rank
     gain: Annotated[float | None, Field(gt=0)]
 
-    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Fill":
+    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Filling":
         """Choose the bases and start the adapters, from weights that are not quantised; no text is read.
 
         Raises:
             UserError: for a model whose layers cannot share, or whose norms undo the gain.
         """
         from depthcut.model.surgery import inserted, shared
-        from depthcut.model.surgery.filling import Fill, named
+        from depthcut.model.surgery.filling import Filling, flatten_tensors
         from depthcut.replace.fitting import weight_distance
 
         if self.gain is not None:
             shared.check_norms(model)
-        bases = weight_distance.bases(plan, weight_distance.kept(lab, self.rank))
+        bases = weight_distance.nearest_layers(plan, weight_distance.layer_distances(lab, self.rank))
         log.info("layers that share: %s", ", ".join(f"{i} with {j}" for i, j in bases.items()))
         own = {
-            i: self.own(inserted.weights(lab, i), inserted.weights(lab, j), inserted.bare(lab)[i])
+            i: self.own(
+                inserted.read_layer_weights(lab, i), inserted.read_layer_weights(lab, j), inserted.meta_layers(lab)[i]
+            )
             for i, j in bases.items()
         }
-        more = {"bases": {str(i): j for i, j in bases.items()}, **inserted.dense(lab.checkpoint.config)}
-        return Fill("shared", named(own), more)
+        more = {"bases": {str(i): j for i, j in bases.items()}, **inserted.dense_config_entry(lab.checkpoint.config)}
+        return Filling("shared", flatten_tensors(own), more)
 
     def own(self, dropped: "dict[str, Tensor]", base: "dict[str, Tensor]", empty: "nn.Module") -> "dict[str, Tensor]":
         """What a shared layer has of its own: adapters by SVD of the difference (eqs. 7 and 8), norms, biases."""
@@ -62,13 +64,13 @@ class Shared(Filling):
         from depthcut.replace.fitting import low_rank, weight_distance
 
         found: dict[str, Tensor] = {}
-        linear = weight_distance.linear_names(empty)
+        linear = weight_distance.shareable_linear_names(empty)
         for name in linear:
             weight = dropped[f"{name}.weight"]
-            pair = low_rank.best(weight - base[f"{name}.weight"], self.rank)
+            pair = low_rank.truncated_svd(weight - base[f"{name}.weight"], self.rank)
             found |= {f"{name}.own_delta.left": pair.left, f"{name}.own_delta.right": pair.right}
             if f"{name}.bias" in dropped:
                 found[f"{name}.own_bias"] = dropped[f"{name}.bias"] - base[f"{name}.bias"]
-            if self.gain is not None and name in writers.names(empty):
+            if self.gain is not None and name in writers.writer_names(empty):
                 found[f"{name}.own_norm.gain"] = torch.full((len(weight),), self.gain)
         return found | {name: t for name, t in dropped.items() if name.rpartition(".")[0] not in linear}

@@ -28,16 +28,16 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=cells.ERRORS)
     if sys.argv[1:2] == ["serve"]:
-        return serve(sys.argv[2:])
-    options = parser().parse_args()
+        return serve_studies(sys.argv[2:])
+    options = build_parser().parse_args()
     check_output(options)
-    found = study.read(options.study)
+    found = study.read_studies(options.study)
     if options.format or options.output:
-        return write(found, options)
-    return show(found, options.study)
+        return write_report(found, options)
+    return show_studies(found, options.study)
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The command line, save for ``serve``."""
     head, _, usage = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -66,7 +66,7 @@ def check_output(options: argparse.Namespace) -> None:
     if options.output is None:
         return
     suffix = options.output.suffix
-    if options.format is None and suffix[1:] not in files.NAMES:
+    if options.format is None and suffix[1:] not in files.FILE_NAMES:
         figures = f"; for figures: --format {suffix[1:]} -o FOLDER" if suffix[1:] in FORMATS else ""
         raise UserError(f"-o {options.output}: the name must end in .html, .csv or .md{figures}")
     if options.format is not None and suffix[1:] != options.format and suffix[1:] in FORMATS:
@@ -78,26 +78,26 @@ def home(studies: list[Path]) -> Path:
     return Path(os.path.commonpath([path.resolve() for path in studies])) if len(studies) > 1 else studies[0]
 
 
-def show(found: study.Found, studies: list[Path]) -> None:
+def show_studies(found: study.Studies, studies: list[Path]) -> None:
     """Print how far the studies are and the table of what is done; of one study also write ``NAME/table.csv``."""
     out = Console()
     if not found.states and not found.points:
         raise UserError(f"{', '.join(map(str, studies))}: no points in there; `python run.py -m name=...` makes some")
-    for line in state.of(found):
+    for line in state.state_lines(found):
         out.print(line, highlight=False)
     if not found.points:
         return
     left = sum(found.states.values()) - found.states["done"]
     title = f"{', '.join(map(str, studies))}: {len(found.points)} finished, {left} not"
     out.print(title, highlight=False, markup=False, soft_wrap=True)
-    out.print(table.of_study(found.records))
+    out.print(table.study_table(found.records))
     if len(studies) == 1:
         path = studies[0] / "table.csv"
-        table.write_csv(found.records, path)
+        table.write_study_csv(found.records, path)
         out.print(f"csv: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
-def write(found: study.Found, options: argparse.Namespace) -> None:
+def write_report(found: study.Studies, options: argparse.Namespace) -> None:
     """Write the page, the figures or a table, and say where."""
     from depthcut.report import files
 
@@ -105,11 +105,11 @@ def write(found: study.Found, options: argparse.Namespace) -> None:
         raise UserError(f"{', '.join(map(str, options.study))}: no finished record to show ({found.words})")
     wanted = options.format or options.output.suffix[1:]
     title = options.title or ", ".join(path.resolve().name for path in options.study)
-    for path in files.write(found, wanted, options.output, title, home(options.study)):
+    for path in files.write_output(found, wanted, options.output, title, home(options.study)):
         Console().print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
-def serve(arguments: list[str]) -> None:
+def serve_studies(arguments: list[str]) -> None:
     """Serve the page of some studies until Ctrl-C."""
     from depthcut.report import serve
 
@@ -117,8 +117,8 @@ def serve(arguments: list[str]) -> None:
     parser.add_argument("study", type=Path, nargs="+", help="folder of a study, or of several, such as outputs")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
     options = parser.parse_args(arguments)
-    serve.run(options.study, options.port)
+    serve.serve_page(options.study, options.port)
 
 
 if __name__ == "__main__":
-    sys.exit(failures.guard(main))
+    sys.exit(failures.run_guarded(main))

@@ -11,26 +11,28 @@ if TYPE_CHECKING:
     from depthcut.report.transition_fit import Interval
 
 ERRORS = "backslashreplace"  # for the name of a folder that is no UTF-8
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def disarmed(value: Any) -> Any:
+def escape_formula(value: Any) -> Any:
     """A text that a spreadsheet would take for a formula, with an apostrophe in front; anything else as it is."""
-    if isinstance(value, str) and (value.startswith(FORMULA) or value.lstrip().startswith(FORMULA)):
+    if isinstance(value, str) and (value.startswith(FORMULA_STARTS) or value.lstrip().startswith(FORMULA_STARTS)):
         return f"'{value}"
     return value
 
 
-def write(path: Path, table: "pd.DataFrame") -> None:
+def write_frame_csv(path: Path, table: "pd.DataFrame") -> None:
     """Write a table as CSV; what is missing is an empty cell."""
-    with store.replacing(path) as temporary:
-        table.map(disarmed).rename(columns=disarmed).to_csv(temporary, index=False, errors=ERRORS)
+    with store.atomic_write(path) as temporary:
+        table.map(escape_formula).rename(columns=escape_formula).to_csv(temporary, index=False, errors=ERRORS)
 
 
-def markdown(table: "pd.DataFrame") -> str:
+def markdown_table(table: "pd.DataFrame") -> str:
     """A table as Markdown."""
     lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
-    lines += ["| " + " | ".join(escaped(str(cell)) for cell in row) + " |" for row in table.itertuples(index=False)]
+    lines += [
+        "| " + " | ".join(escape_markdown(str(cell)) for cell in row) + " |" for row in table.itertuples(index=False)
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -39,14 +41,14 @@ def encodable(text: str) -> str:
     return text.encode(errors=ERRORS).decode()
 
 
-def escaped(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """A text as Markdown shows it."""
     for mark in ("\\", "|", "<", "*", "_", "`", "["):
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())
 
 
-def interval(found: "Interval | None") -> str:
+def format_interval(found: "Interval | None") -> str:
     """``31.0 % (28.5 to 33.5)``; empty where there is none."""
     if found is None:
         return ""

@@ -3,7 +3,7 @@
 import math
 import re
 
-GUESSED = {
+CHANCE_LEVELS = {
     **dict.fromkeys(("boolq", "piqa", "winogrande", "copa", "rte", "wic", "sst2", "qnli", "mrpc", "qqp", "wsc"), 1 / 2),
     **dict.fromkeys(("anli", "cb", "mnli", "siqa", "social_iqa", "pubmedqa"), 1 / 3),
     **dict.fromkeys(("capitals", "topics", "openbookqa", "mmlu", "arc", "hellaswag", "swag", "race", "sciq"), 1 / 4),
@@ -15,7 +15,7 @@ GUESSED = {
 ACCURACIES = frozenset({"acc", "acc_norm", "acc_mutual_info", "exact_match", "em"})
 
 
-def of(name: str) -> float | None:
+def chance_level(name: str) -> float | None:
     """The value of a measured number for a model that knows nothing; None where that is not known.
 
     Args:
@@ -26,7 +26,7 @@ def of(name: str) -> float | None:
         return None
     words = re.split(r"[@[]", task)[0].split("_")
     known = ("_".join(words[:count]) for count in range(len(words), 0, -1))
-    return next((GUESSED[each] for each in known if each in GUESSED), None)
+    return next((CHANCE_LEVELS[each] for each in known if each in CHANCE_LEVELS), None)
 
 
 def is_accuracy(name: str) -> bool:

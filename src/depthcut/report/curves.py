@@ -15,7 +15,7 @@ QUANTITIES = ("size/", "speed/")
 
 
 @dataclass
-class Measured:
+class CurveValues:
     """One number along a curve, by point; NaN where it was not measured.
 
     Attributes:
@@ -42,13 +42,13 @@ class Line:
 
     keys: dict[str, str]
     dropped: list[int]
-    names: dict[str, Measured]
+    names: dict[str, CurveValues]
     runs: list[list[int]] = field(default_factory=list[list[int]])
 
     @property
     def key(self) -> str:
         """A short name, the same in every report."""
-        return store.digest(self.keys)[:8]
+        return store.content_digest(self.keys)[:8]
 
     @property
     def fraction(self) -> list[float]:
@@ -70,7 +70,7 @@ class Line:
         return f"{prune}{unit}{replace}, {self.keys['recipe'] or 'not healed'}{evaluation}"
 
 
-def lines(table: "pd.DataFrame") -> list[Line]:
+def curve_lines(table: "pd.DataFrame") -> list[Line]:
     """All curves of a tidy table. A cut of nothing that was not healed is the dense model, and no point of a curve."""
     import pandas as pd
 
@@ -89,11 +89,11 @@ def lines(table: "pd.DataFrame") -> list[Line]:
     found: dict[tuple[str, ...], dict[int, dict[str, tuple[float, float, int]]]] = {}
     for (*keys, dropped, name), value, spread, seeds, variance in means.itertuples(name=None):
         point = found.setdefault(tuple(map(str, keys)), {}).setdefault(dropped, {})
-        point[name] = (value, error(variance, spread, seeds), seeds)
-    return [line(keys, points, runs[keys]) for keys, points in found.items()]
+        point[name] = (value, stderr_over_seeds(variance, spread, seeds), seeds)
+    return [build_line(keys, points, runs[keys]) for keys, points in found.items()]
 
 
-def line(
+def build_line(
     keys: tuple[str, ...],
     points: dict[int, dict[str, tuple[float, float, int]]],
     runs: dict[int, list[int]],
@@ -103,18 +103,18 @@ def line(
     names = sorted({name for point in points.values() for name in point})
     missing = (math.nan, math.nan, 0)
     columns = {name: zip(*(points[n].get(name, missing) for n in dropped), strict=True) for name in names}
-    measured = {name: Measured(*map(list, column)) for name, column in columns.items()}
+    measured = {name: CurveValues(*map(list, column)) for name, column in columns.items()}
     return Line(dict(zip(KEYS, keys, strict=True)), dropped, measured, [runs[n] for n in dropped])
 
 
-def error(variance: float, spread: float, seeds: int) -> float:
+def stderr_over_seeds(variance: float, spread: float, seeds: int) -> float:
     """Standard error of a mean over seeds: items are the same for all, so theirs does not shrink with the seeds."""
     parts = [variance if math.isfinite(variance) else None, spread / seeds if seeds > 1 else None]
     known = [part for part in parts if part is not None]
     return math.sqrt(sum(known)) if known else math.nan
 
 
-def dense(table: "pd.DataFrame") -> dict[tuple[str, str], dict[str, tuple[float, float]]]:
+def dense_numbers(table: "pd.DataFrame") -> dict[tuple[str, str], dict[str, tuple[float, float]]]:
     """The dense models' numbers with their standard errors, by model and evaluation."""
     found: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
     rows = table.loc[table["stage"] == "dense"].drop_duplicates(subset=["model", "evaluation", "name"])
@@ -124,6 +124,6 @@ def dense(table: "pd.DataFrame") -> dict[tuple[str, str], dict[str, tuple[float,
     return found
 
 
-def scores(names: "list[str] | dict[str, Measured]") -> list[str]:
+def score_names(names: "list[str] | dict[str, CurveValues]") -> list[str]:
     """Of the names of numbers those that a figure may draw: no sizes, no speeds."""
     return [name for name in names if not name.startswith(QUANTITIES)]

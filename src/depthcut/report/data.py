@@ -21,58 +21,60 @@ from depthcut.report import (
     transition_fit,
     transitions,
 )
-from depthcut.report.study import Found, Point
-from depthcut.report.tidy import STAGES, tidy
+from depthcut.report.study import FinishedPoint, Studies
+from depthcut.report.tidy import STAGES, tidy_table
 
 DIGITS = 6
 CURVE_DIGITS = 4
 
 
-def of(found: Found, title: str) -> dict[str, Any]:
+def page_data(found: Studies, title: str) -> dict[str, Any]:
     """The page's data. Numbers are rounded to 6 digits; one that is missing is null."""
-    rows = tidy(found.records)
-    lines, dense = curves.lines(rows), curves.dense(rows)
+    rows = tidy_table(found.records)
+    lines, dense = curves.curve_lines(rows), curves.dense_numbers(rows)
     counts = Counter(rows["name"])
     names = sorted(counts)
     levels = list(dense)
     place = {id(line): at for at, line in enumerate(lines)}
-    seen_maps = score_maps.maps(found.points)
-    strips = layers.strips(found.records)
-    return rounded(
+    seen_maps = score_maps.load_score_maps(found.points)
+    strips = layers.layer_strips(found.records)
+    return round_numbers(
         {
             "title": title,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "words": found.words,
-            "running": live.of(found.running),
+            "running": live.running_points(found.running),
             "failures": [[str(folder), reason] for folder, reason in found.failures.items()],
-            "measures": [measure(name, counts[name]) for name in curves.scores(names)],
+            "measures": [measure_json(name, counts[name]) for name in curves.score_names(names)],
             "quantities": [name for name in names if name.startswith(curves.QUANTITIES)],
             "dense": [{"model": key[0], "evaluation": key[1], "y": numbers} for key, numbers in dense.items()],
-            "lines": [of_line(line, levels) for line in lines],
+            "lines": [line_json(line, levels) for line in lines],
             "reasons": transition_fit.REASONS,
-            "falls": [of_fall(fall, place[id(fall.line)]) for fall in transitions.of(lines, dense)],
+            "falls": [
+                transition_json(fall, place[id(fall.line)]) for fall in transitions.curve_transitions(lines, dense)
+            ],
             "strips": [vars(strip) for strip in strips],
-            "agreements": [vars(each) for each in layers.agreements(strips)],
+            "agreements": [vars(each) for each in layers.chooser_agreements(strips)],
             "maps": [{**vars(each), "normalised": each.normalised} for each in seen_maps],
-            "ranks": [vars(each) for each in score_maps.ranks(seen_maps)],
+            "ranks": [vars(each) for each in score_maps.rank_correlations(seen_maps)],
         }
-    ) | of_runs(found.points)
+    ) | runs_json(found.points)
 
 
-def measure(name: str, times: int) -> dict[str, Any]:
+def measure_json(name: str, times: int) -> dict[str, Any]:
     """A number that can be drawn: what kind it is, what guessing gives, and how often it was measured."""
     kind = "accuracy" if chance.is_accuracy(name) else "loss" if chance.is_loss(name) else "other"
-    return {"name": name, "kind": kind, "chance": chance.of(name), "times": times}
+    return {"name": name, "kind": kind, "chance": chance.chance_level(name), "times": times}
 
 
-def of_line(line: curves.Line, levels: list[tuple[str, str]]) -> dict[str, Any]:
+def line_json(line: curves.Line, levels: list[tuple[str, str]]) -> dict[str, Any]:
     """A curve, and which dense model it comes from."""
     dense = (line.keys["model"], line.keys["evaluation"])
     return {
         "key": line.key,
         "label": line.label,
         "of": {**line.keys, "depth": int(line.keys["depth"])},
-        "partner": " / ".join(transitions.partner(line)),
+        "partner": " / ".join(transitions.pairing_key(line)),
         "dense": levels.index(dense) if dense in levels else None,
         "dropped": line.dropped,
         "y": {name: [each.value, each.stderr, each.seeds] for name, each in line.names.items()},
@@ -80,14 +82,14 @@ def of_line(line: curves.Line, levels: list[tuple[str, str]]) -> dict[str, Any]:
     }
 
 
-def of_fall(fall: transitions.Fall, line: int) -> dict[str, Any]:
+def transition_json(fall: transitions.CurveTransition, line: int) -> dict[str, Any]:
     """A transition as the page wants it: [estimate, low, high], or null."""
     parts = {name: getattr(fall.found, name) for name in ("midpoint", "onset", "width")} | {"moved": fall.moved}
     intervals = {name: each and [each.at, each.low, each.high] for name, each in parts.items()}
     return {"line": line, "name": fall.name, "why": fall.found.why, "rough": fall.found.rough, **intervals}
 
 
-class Shared:
+class SharedValues:
     """Values that many runs have in common, each kept once."""
 
     def __init__(self) -> None:
@@ -103,18 +105,18 @@ class Shared:
         return [json.loads(text) for text in self.places]
 
 
-def of_runs(points: Sequence[Point]) -> dict[str, Any]:
+def runs_json(points: Sequence[FinishedPoint]) -> dict[str, Any]:
     """The runs and their healing curves; what they have in common is in ``parts``."""
-    parts = Shared()
+    parts = SharedValues()
     runs = [
-        of_run(point, label, parts)
-        for point, label in zip(points, labels.of([point.record for point in points]), strict=True)
+        run_json(point, label, parts)
+        for point, label in zip(points, labels.record_labels([point.record for point in points]), strict=True)
     ]
-    curves = [of_healing(curve, parts) for curve in healing.curves(points)]
+    curves = [healing_json(curve, parts) for curve in healing.healing_curves(points)]
     return {"runs": runs, "healing": curves, "parts": parts.values}
 
 
-def of_run(point: Point, label: dict[str, str], parts: Shared) -> dict[str, Any]:
+def run_json(point: FinishedPoint, label: dict[str, str], parts: SharedValues) -> dict[str, Any]:
     """A run: its plan in words, its numbers, and where in ``parts`` their names, its config and its versions are."""
     record = point.record
     numbers = {key: value for key, value in record.items() if "/" in key}
@@ -133,8 +135,8 @@ def of_run(point: Point, label: dict[str, str], parts: Shared) -> dict[str, Any]
         "fraction": record["fraction"],
         "seed": record["config"]["seed"],
         "numbers": parts.place(list(numbers)),
-        "values": rounded(list(numbers.values())),
-        "says": table.findings(record),
+        "values": round_numbers(list(numbers.values())),
+        "says": table.healing_findings(record),
         "config": [parts.place({key: value}) for key, value in record["config"].items()],
         "versions": parts.place(record.get("versions", {})),
         "commit": record.get("commit"),
@@ -143,21 +145,21 @@ def of_run(point: Point, label: dict[str, str], parts: Shared) -> dict[str, Any]
     }
 
 
-def of_healing(curve: healing.Healing, parts: Shared) -> dict[str, Any]:
+def healing_json(curve: healing.HealingCurve, parts: SharedValues) -> dict[str, Any]:
     """A healing curve; runs of one recipe have their tokens in common."""
-    tokens = parts.place(rounded(curve.tokens))
-    seconds, loss = rounded(curve.seconds, CURVE_DIGITS), rounded(curve.loss, CURVE_DIGITS)
+    tokens = parts.place(round_numbers(curve.tokens))
+    seconds, loss = round_numbers(curve.seconds, CURVE_DIGITS), round_numbers(curve.loss, CURVE_DIGITS)
     return {"run": curve.run, "tokens": tokens, "seconds": seconds, "loss": loss, "each": curve.each}
 
 
-def rounded(value: Any, digits: int = DIGITS) -> Any:
+def round_numbers(value: Any, digits: int = DIGITS) -> Any:
     """JSON with few significant digits; NaN and infinity become null."""
     if isinstance(value, np.ndarray):
-        return rounded(value.tolist(), digits)
+        return round_numbers(value.tolist(), digits)
     if isinstance(value, dict):
-        return {str(key): rounded(each, digits) for key, each in value.items()}
+        return {str(key): round_numbers(each, digits) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [rounded(each, digits) for each in value]
+        return [round_numbers(each, digits) for each in value]
     if isinstance(value, float):
         return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     return value

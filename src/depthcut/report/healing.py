@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from depthcut.report.study import Point
+from depthcut.report.study import FinishedPoint
 from depthcut.runtime import documents
 
 Array = NDArray[np.float64]
 COLUMNS = ("tokens", "seconds", "loss")
-KEPT = 50  # points of a curve ...
-LEAST = 20  # ... at least, where there are many of them:
-ALL = 40_000  # points of all curves of a page
+MAX_POINTS = 50  # points of a curve ...
+MIN_POINTS = 20  # ... at least, where there are many of them:
+PAGE_POINTS = 40_000  # points of all curves of a page
 
 
 @dataclass(frozen=True)
-class Healing:
+class HealingCurve:
     """The loss of one run's healing.
 
     Attributes:
@@ -37,14 +37,14 @@ class Healing:
     each: int
 
 
-def curves(points: Sequence[Point], kept: int | None = None) -> list[Healing]:
+def healing_curves(points: Sequence[FinishedPoint], kept: int | None = None) -> list[HealingCurve]:
     """The healing curves of all runs that have one, of at most ``kept`` points each; None: as many as a page bears."""
-    kept = kept or max(LEAST, min(KEPT, ALL // max(1, len(points))))
-    found = (thinned(run, rows(point.folder / "heal.csv"), kept) for run, point in enumerate(points))
+    kept = kept or max(MIN_POINTS, min(MAX_POINTS, PAGE_POINTS // max(1, len(points))))
+    found = (thin_curve(run, read_loss_curve(point.folder / "heal.csv"), kept) for run, point in enumerate(points))
     return [curve for curve in found if curve is not None]
 
 
-def rows(path: Path) -> Array:
+def read_loss_curve(path: Path) -> Array:
     """Tokens, seconds and loss by step, S x 3; a line that cannot be read is left out."""
     import pandas as pd
 
@@ -58,7 +58,7 @@ def rows(path: Path) -> Array:
     return steps[np.isfinite(steps).all(1)]
 
 
-def thinned(run: int, steps: Array, kept: int) -> Healing | None:
+def thin_curve(run: int, steps: Array, kept: int) -> HealingCurve | None:
     """At most ``kept`` points: each the mean loss of as many steps, at the last of them."""
     if not len(steps):
         return None
@@ -66,4 +66,4 @@ def thinned(run: int, steps: Array, kept: int) -> Healing | None:
     starts = np.arange(0, len(steps), each)
     ends = np.minimum(starts + each, len(steps)) - 1
     losses = np.add.reduceat(steps[:, 2], starts) / (ends - starts + 1)
-    return Healing(run, steps[ends, 0].tolist(), steps[ends, 1].tolist(), losses.tolist(), each)
+    return HealingCurve(run, steps[ends, 0].tolist(), steps[ends, 1].tolist(), losses.tolist(), each)

@@ -22,29 +22,29 @@ INCIDENTAL = {
 GROUPS = ("model", "metric", "prune", "replace", "recipe", "evaluation")
 
 
-def of(records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+def record_labels(records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """For each record the names of what it was made with, by GROUPS; empty where a group had no part in it.
 
     Two records of a model are called the same only if nothing that changes numbers differs, sizes and seeds aside: a
     knob that varies among the records with one word is named after it, such as ``angular token=all``.
     """
-    parts = [named(record) for record in records]
+    parts = [words_and_knobs(record) for record in records]
     found: list[dict[str, str]] = [{} for _ in records]
     for group in GROUPS:
-        varying = differing((kind(group, words), knobs[group]) for words, knobs in parts)
+        varying = varying_knobs((comparison_key(group, words), knobs[group]) for words, knobs in parts)
         for label, (words, knobs) in zip(found, parts, strict=True):
             known = knobs[group]
-            more = [f"{key}={known[key]}" for key in varying.get(kind(group, words), ()) if key in known]
+            more = [f"{key}={known[key]}" for key in varying.get(comparison_key(group, words), ()) if key in known]
             label[group] = " ".join((words[group], *more)).strip()
     return found
 
 
-def kind(group: str, words: dict[str, str]) -> tuple[str, str]:
+def comparison_key(group: str, words: dict[str, str]) -> tuple[str, str]:
     """What a name must tell apart: models have recipes of their own, so their knobs are compared within a model."""
     return ("" if group == "model" else words["model"], words[group])
 
 
-def named(record: dict[str, Any]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+def words_and_knobs(record: dict[str, Any]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     """The word of each group, and its knobs as text."""
     config = record["config"]
     reads = table.reads_scores(record)
@@ -57,15 +57,17 @@ def named(record: dict[str, Any]) -> tuple[dict[str, str], dict[str, dict[str, s
         "recipe": table.method_name(record, "heal") if heals else "",
         "evaluation": "",
     }
-    data = mapping(config.get("data"))
+    data = as_mapping(config.get("data"))
     texts = {"metric": ("calibration",), "recipe": ("train",), "evaluation": ("validation",)}
     knobs: dict[str, dict[str, str]] = {}
     for group in GROUPS:
         node = {"replace": "replace", "recipe": "heal", "evaluation": "eval"}.get(group, group)
-        methods = {key: value for key, value in mapping(config.get(node)).items() if node != "eval" or mapping(value)}
-        own = {key: value for key, value in flat(methods) if leaf(key) not in skipped(group)}
+        methods = {
+            key: value for key, value in as_mapping(config.get(node)).items() if node != "eval" or as_mapping(value)
+        }
+        own = {key: value for key, value in config_leaves(methods) if leaf_key(key) not in incidental_knobs(group)}
         for part in texts.get(group, ()):
-            own |= {f"{part}.{key}": value for key, value in flat(mapping(data.get(part)))}
+            own |= {f"{part}.{key}": value for key, value in config_leaves(as_mapping(data.get(part)))}
         if group == "evaluation":
             own |= samples(record)
         knobs[group] = own if words[group] or group == "evaluation" else {}
@@ -79,26 +81,26 @@ def samples(record: dict[str, Any]) -> dict[str, str]:
     """
     seen: dict[str, set[str]] = {}
     for stage in table.STAGES:
-        found = measured.from_record(record, stage)
-        for digest in {measured.plain(those, name) for name, those in measured.rivals(found).items()}:
+        found = measured.measured_from_record(record, stage)
+        for digest in {measured.plain_owner(those, name) for name, those in measured.rivals(found).items()}:
             part = {"loss": "validation"}.get(found[digest].part, found[digest].part)
             for option, value in found[digest].sample.items():
                 seen.setdefault(f"{part}.{option}", set()).add(str(value))
     return {key: ",".join(sorted(values)) for key, values in seen.items()}
 
 
-def skipped(group: str) -> frozenset[str]:
+def incidental_knobs(group: str) -> frozenset[str]:
     """Knobs of a group that are no part of a name."""
     return INCIDENTAL.get(group, frozenset())
 
 
-def leaf(key: str) -> str:
+def leaf_key(key: str) -> str:
     """The last part of a key; the first part alone decides for what is nested under it."""
     first = key.partition(".")[0]
     return first if first == "heal" else key.rpartition(".")[2]
 
 
-def differing(named: Iterable[tuple[tuple[str, str], dict[str, str]]]) -> dict[tuple[str, str], list[str]]:
+def varying_knobs(named: Iterable[tuple[tuple[str, str], dict[str, str]]]) -> dict[tuple[str, str], list[str]]:
     """For each word the knobs that are not the same wherever it is used."""
     seen: dict[tuple[str, str], dict[str, set[str]]] = {}
     for word, knobs in named:
@@ -107,21 +109,21 @@ def differing(named: Iterable[tuple[tuple[str, str], dict[str, str]]]) -> dict[t
     return {word: [key for key, values in keys.items() if len(values) > 1] for word, keys in seen.items()}
 
 
-def flat(node: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def config_leaves(node: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
     """A config's leaves as ``a.b`` and text."""
     for key, value in node.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
-            yield from flat(value, f"{name}.")
+            yield from config_leaves(value, f"{name}.")
         elif key != "_target_":
             yield name, str(value)
 
 
-def mapping(value: Any) -> dict[str, Any]:
+def as_mapping(value: Any) -> dict[str, Any]:
     """A node of a config, or nothing."""
     return value if isinstance(value, dict) else {}
 
 
-def dropped(record: dict[str, Any]) -> tuple[int, ...]:
+def dropped_layers(record: dict[str, Any]) -> tuple[int, ...]:
     """The layers that go."""
     return Plan.from_dict(record["plan"]).drop

@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Strip:
+class LayerStrip:
     """What one way of choosing drops.
 
     Attributes:
@@ -32,21 +32,21 @@ class Strip:
     rows: dict[int, list[float]]
 
 
-def strips(records: Sequence[dict[str, Any]]) -> list[Strip]:
+def layer_strips(records: Sequence[dict[str, Any]]) -> list[LayerStrip]:
     """One strip a way of choosing. Where seeds of a pruner or a metric give several cuts, they are averaged."""
     cuts: dict[tuple[str, str, str, int], dict[int, set[tuple[int, ...]]]] = {}
-    for record, label in zip(records, labels.of(records), strict=True):
-        drop, plan = labels.dropped(record), record["plan"]
+    for record, label in zip(records, labels.record_labels(records), strict=True):
+        drop, plan = labels.dropped_layers(record), record["plan"]
         chooser = " ".join(filter(None, (label["metric"], label["prune"])))
         key = (label["model"], chooser, plan.get("unit", "layer"), plan["depth"])
         if drop:
             cuts.setdefault(key, {}).setdefault(len(drop), set()).add(drop)
     return [
-        Strip(*key, {n: shares(rows[n], key[3]) for n in sorted(rows)}) for key, rows in sorted(cuts.items())
+        LayerStrip(*key, {n: drop_shares(rows[n], key[3]) for n in sorted(rows)}) for key, rows in sorted(cuts.items())
     ]  # fmt: skip
 
 
-def shares(drops: set[tuple[int, ...]], depth: int) -> list[float]:
+def drop_shares(drops: set[tuple[int, ...]], depth: int) -> list[float]:
     """For each layer the share of ``drops`` that it is in."""
     return [sum(layer in drop for drop in drops) / len(drops) for layer in range(depth)]
 
@@ -71,15 +71,15 @@ class Agreement:
     sizes: NDArray[np.int64]
 
 
-def agreements(found: Sequence[Strip]) -> list[Agreement]:
+def chooser_agreements(found: Sequence[LayerStrip]) -> list[Agreement]:
     """Compare all ways of choosing that were tried on a model; one alone agrees with nothing and is left out."""
-    groups: dict[tuple[str, str, int], list[Strip]] = {}
+    groups: dict[tuple[str, str, int], list[LayerStrip]] = {}
     for strip in found:
         groups.setdefault((strip.model, strip.unit, strip.depth), []).append(strip)
-    return [compared(group) for group in groups.values() if len(group) > 1]
+    return [compare_strips(group) for group in groups.values() if len(group) > 1]
 
 
-def compared(group: list[Strip]) -> Agreement:
+def compare_strips(group: list[LayerStrip]) -> Agreement:
     """The agreement of the strips of one model."""
     size = len(group)
     overlap, luck = np.full((size, size), np.nan), np.full((size, size), np.nan)

@@ -6,22 +6,22 @@ from typing import Any
 
 from depthcut.report import healing, state
 
-NONE_YET = healing.Healing(-1, [], [], [], 1)
+NO_CURVE = healing.HealingCurve(-1, [], [], [], 1)
 
 
-def of(running: Sequence[Path]) -> list[dict[str, Any]]:
-    """One entry a point, for :func:`depthcut.report.data.of`."""
-    return [of_point(folder) for folder in running]
+def running_points(running: Sequence[Path]) -> list[dict[str, Any]]:
+    """One entry a point, for :func:`depthcut.report.data.page_data`."""
+    return [running_point(folder) for folder in running]
 
 
-def of_point(folder: Path) -> dict[str, Any]:
+def running_point(folder: Path) -> dict[str, Any]:
     """A point, from its folder: ``heal.csv`` is written whenever a checkpoint is; before the first there is none."""
-    curve = healing.thinned(-1, healing.rows(folder / "heal.csv"), healing.KEPT) or NONE_YET
+    curve = healing.thin_curve(-1, healing.read_loss_curve(folder / "heal.csv"), healing.MAX_POINTS) or NO_CURVE
     return {
         "digest": folder.name,
         "study": folder.parent.name,
-        "words": state.words(folder),
-        "steps": state.steps(folder),
+        "words": state.describe_point(folder),
+        "steps": state.healed_steps(folder),
         "tokens": curve.tokens,
         "seconds": curve.seconds,
         "loss": curve.loss,

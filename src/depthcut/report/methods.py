@@ -11,16 +11,16 @@ GROUPS = ("metric", "prune", "replace", "heal", "eval", "log")
 START, END = "<!-- methods: made by `python -m depthcut.report.methods` -->\n", "<!-- /methods -->"
 
 
-def table() -> str:
+def methods_table() -> str:
     """One row a method: its words on the command line, and the first line of its file."""
     rows = ["| choice | what it is |", "|---|---|"]
     for group in GROUPS:
         for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
-            rows.append(f"| `{group}={path.stem}` | {first_line(group, path)} |")
+            rows.append(f"| `{group}={path.stem}` | {module_summary(group, path)} |")
     return "\n".join(rows) + "\n"
 
 
-def first_line(group: str, path: Path) -> str:
+def module_summary(group: str, path: Path) -> str:
     """What the module that a yaml names says of itself."""
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     target: str = (config if "_target_" in config else config[path.stem])["_target_"]
@@ -30,15 +30,17 @@ def first_line(group: str, path: Path) -> str:
     return docstring.splitlines()[0]
 
 
-def renewed(readme: str) -> str:
+def update_readme(readme: str) -> str:
     """``readme`` with the table as the files have it now."""
     before, _, rest = readme.partition(START)
-    return before + START + table() + END + rest.partition(END)[2]
+    return before + START + methods_table() + END + rest.partition(END)[2]
 
 
 if __name__ == "__main__":
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
     if "--check" in sys.argv:
-        sys.exit(renewed(text) != text and "README.md: the table of methods is old: python -m depthcut.report.methods")
-    path.write_text(renewed(text), encoding="utf-8")
+        sys.exit(
+            update_readme(text) != text and "README.md: the table of methods is old: python -m depthcut.report.methods"
+        )
+    path.write_text(update_readme(text), encoding="utf-8")

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from depthcut.cut.scores import Scores
 from depthcut.report import labels
-from depthcut.report.study import Point
+from depthcut.report.study import FinishedPoint
 from depthcut.runtime import documents
 
 Array = NDArray[np.float64]
 
 
 @dataclass
-class Map:
+class ScoreMap:
     """The scores of one metric on one model.
 
     Attributes:
@@ -47,47 +47,47 @@ class Map:
         return (self.scores - low) / np.where(span > 0, span, 1)
 
 
-def maps(points: Sequence[Point]) -> list[Map]:
+def load_score_maps(points: Sequence[FinishedPoint]) -> list[ScoreMap]:
     """All scores that some records say they were cut by, and that are still in the cache beside their studies."""
-    found: dict[str, Map] = {}
+    found: dict[str, ScoreMap] = {}
     gone: set[str] = set()
-    for point, label in zip(points, labels.of([point.record for point in points]), strict=True):
+    for point, label in zip(points, labels.record_labels([point.record for point in points]), strict=True):
         digest = point.record.get("scores")
         if not isinstance(digest, str) or not digest.isalnum() or digest in gone:
             continue
         if digest not in found:
-            scores = read(point.folder.parents[1] / "cache" / "scores" / digest)
+            scores = read_cached_scores(point.folder.parents[1] / "cache" / "scores" / digest)
             if scores is None:
                 gone.add(digest)
                 continue
             unit = point.record["plan"].get("unit", "layer")
-            found[digest] = of(digest, label["model"], label["metric"], unit, scores)
+            found[digest] = build_score_map(digest, label["model"], label["metric"], unit, scores)
         drop = point.record["plan"]["drop"]
         if label["prune"].split()[0] == "block" and len(drop) == 1:
             found[digest].chosen[drop[0][1] - drop[0][0]] = drop[0][0]
     return list(found.values())
 
 
-def of(digest: str, model: str, metric: str, unit: str, scores: Scores) -> Map:
+def build_score_map(digest: str, model: str, metric: str, unit: str, scores: Scores) -> ScoreMap:
     """Turn edges into starts and sizes."""
     depth = scores.depth
     values = np.full((depth, depth), np.nan)
     for n in range(1, depth + 1):
         values[n - 1, : depth - n + 1] = [scores.block(start, n) for start in range(depth - n + 1)]
-    return Map(digest, model, metric, unit, depth, values, [scores.layer(layer) for layer in range(depth)])
+    return ScoreMap(digest, model, metric, unit, depth, values, [scores.layer(layer) for layer in range(depth)])
 
 
-def read(folder: Path) -> Scores | None:
+def read_cached_scores(folder: Path) -> Scores | None:
     """Scores of the cache; None where they are gone or of another version."""
     try:
-        plain = documents.read(folder / "scores.json")
+        plain = documents.read_json(folder / "scores.json")
         return Scores(**{key: value for key, value in plain.items() if key != "draws"})
     except (OSError, ValueError, TypeError, AssertionError, AttributeError):
         return None
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RankCorrelation:
     """How far metrics rank the single layers of a model alike: Spearman's correlation, M x M; NaN for equal scores."""
 
     model: str
@@ -96,24 +96,24 @@ class Ranks:
     correlation: Array
 
 
-def ranks(found: Sequence[Map]) -> list[Ranks]:
+def rank_correlations(found: Sequence[ScoreMap]) -> list[RankCorrelation]:
     """Compare the metrics that were tried on a model; one alone is left out."""
-    groups: dict[tuple[str, str, int], dict[str, Map]] = {}
+    groups: dict[tuple[str, str, int], dict[str, ScoreMap]] = {}
     for each in found:
         groups.setdefault((each.model, each.unit, each.depth), {})[each.metric] = each
     return [
-        Ranks(
+        RankCorrelation(
             model,
             unit,
             list(group),
-            np.array([[alike(a.layers, b.layers) for a in group.values()] for b in group.values()]),
+            np.array([[spearman_correlation(a.layers, b.layers) for a in group.values()] for b in group.values()]),
         )
         for (model, unit, _), group in groups.items()
         if len(group) > 1
     ]
 
 
-def alike(one: list[float], two: list[float]) -> float:
+def spearman_correlation(one: list[float], two: list[float]) -> float:
     """Spearman's rank correlation."""
     from scipy.stats import spearmanr
 

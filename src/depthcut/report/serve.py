@@ -12,33 +12,33 @@ from depthcut.report import cells, data, live, page, study
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 
-EVERY = 5000  # milliseconds between two looks of the page
+POLL_MILLISECONDS = 5000  # milliseconds between two looks of the page
 PATIENCE = 10.0  # seconds for a client to send its request, and to take the answer
 PORTS = 65535
 HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
 
 
-class Live:
+class LivePage:
     """The page as it is now, and what of it changes while points run."""
 
     def __init__(self, studies: Sequence[Path]) -> None:
         self.studies = studies
         self.lock = Lock()
-        self.kept: tuple[str, study.Found] = ("", study.Found())
+        self.kept: tuple[str, study.Studies] = ("", study.Studies())
         self.built = ("", b"")
 
     def version(self) -> str:
         """Names what lies in the studies' folders: the same name, the same page."""
-        folders = [folder for each in self.studies for folder in study.inside(each)]
-        files = [path for folder in folders for name in SHOWN for path in sorted(folder.glob(f"*/{name}"))]
-        return store.digest([mark(path) for path in files])
+        folders = [folder for each in self.studies for folder in study.study_folders(each)]
+        files = [path for folder in folders for name in WATCHED_FILES for path in sorted(folder.glob(f"*/{name}"))]
+        return store.content_digest([file_stamp(path) for path in files])
 
-    def found(self) -> tuple[str, study.Found]:
+    def found(self) -> tuple[str, study.Studies]:
         """The version and the studies; records are read where the version is new."""
         version = self.version()
         if self.kept[0] != version:
-            self.kept = (version, study.read(self.studies))
-        return version, study.again(self.kept[1])
+            self.kept = (version, study.read_studies(self.studies))
+        return version, study.refresh_studies(self.kept[1])
 
     def page(self) -> bytes:
         """Return the HTML, of which all connections send the same bytes; two that ask at once wait for one build."""
@@ -46,7 +46,7 @@ class Live:
             version, found = self.found()
             if self.built[0] != version:
                 title = ", ".join(str(each) for each in self.studies)
-                text = page.text({**data.of(found, title), "version": version, "follow": EVERY})
+                text = page.page_html({**data.page_data(found, title), "version": version, "follow": POLL_MILLISECONDS})
                 self.built = (version, cells.encodable(text).encode())
             return self.built[1]
 
@@ -54,14 +54,14 @@ class Live:
         """What the page asks for again and again, as JSON: its version, the counts in words, the points that run."""
         with self.lock:
             version, found = self.found()
-        running = data.rounded(live.of(found.running))
+        running = data.round_numbers(live.running_points(found.running))
         return json.dumps({"version": version, "words": found.words, "running": running}, allow_nan=False)
 
 
-SHOWN = ("config.yaml", "record.json", "failure.json")
+WATCHED_FILES = ("config.yaml", "record.json", "failure.json")
 
 
-def mark(path: Path) -> list[str | int]:
+def file_stamp(path: Path) -> list[str | int]:
     """A file's name, size and time; nothing of one that has just gone."""
     try:
         found = path.stat()
@@ -70,12 +70,12 @@ def mark(path: Path) -> list[str | int]:
     return [str(path), found.st_size, found.st_mtime_ns]
 
 
-class Handler(BaseHTTPRequestHandler):
+class PageHandler(BaseHTTPRequestHandler):
     """Answers ``/`` with the page and ``/now`` with what has changed since, to this machine alone."""
 
     timeout = PATIENCE
 
-    def __init__(self, live: Live, *rest: object) -> None:
+    def __init__(self, live: LivePage, *rest: object) -> None:
         self.live = live
         super().__init__(*rest)  # pyright: ignore[reportArgumentType]
 
@@ -107,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
         del format, args
 
 
-def server(studies: Sequence[Path], port: int) -> ThreadingHTTPServer:
+def make_server(studies: Sequence[Path], port: int) -> ThreadingHTTPServer:
     """A server that is ready to serve, on this machine's own address alone.
 
     Raises:
@@ -115,17 +115,17 @@ def server(studies: Sequence[Path], port: int) -> ThreadingHTTPServer:
     """
     if not 0 <= port <= PORTS:
         raise UserError(f"--port must be a whole number from 0 to {PORTS}, got {port}")
-    live = Live(studies)
+    live = LivePage(studies)
     live.version()
     try:
-        return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, live))
+        return ThreadingHTTPServer(("127.0.0.1", port), partial(PageHandler, live))
     except OSError as error:
         raise UserError(f"cannot listen on port {port}: {error.strerror}; choose another with --port") from error
 
 
-def run(studies: Sequence[Path], port: int) -> None:
+def serve_page(studies: Sequence[Path], port: int) -> None:
     """Serve until Ctrl-C."""
-    with server(studies, port) as serving:
+    with make_server(studies, port) as serving:
         print(f"http://127.0.0.1:{serving.server_port}/  (Ctrl-C ends it)", flush=True)
         try:
             serving.serve_forever()

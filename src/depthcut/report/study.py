@@ -23,7 +23,7 @@ BESIDE = frozenset({"figures", links.FOLDER})  # folders of a study that are not
 
 
 @dataclass(frozen=True)
-class Point:
+class FinishedPoint:
     """A finished point: its record, checked, and where it lies."""
 
     folder: Path
@@ -31,7 +31,7 @@ class Point:
 
 
 @dataclass
-class Found:
+class Studies:
     """What some studies hold.
 
     Attributes:
@@ -44,7 +44,7 @@ class Found:
         skipped: how many folders gave no point though they are there, by the reason in words.
     """
 
-    points: list[Point] = field(default_factory=list[Point])
+    points: list[FinishedPoint] = field(default_factory=list[FinishedPoint])
     states: Counter[str] = field(default_factory=Counter[str])
     failures: dict[Path, str] = field(default_factory=dict[Path, str])
     running: list[Path] = field(default_factory=list[Path])
@@ -62,27 +62,27 @@ class Found:
         """All counts in a line, e.g. ``12 points: 9 done, 1 failed, 0 running, 2 left``."""
         total = sum(self.states.values())
         counts = ", ".join(f"{self.states[state]} {state}" for state in ("done", "failed", "running", "left"))
-        skipped = ", ".join(f"{counted(count, 'folder')} {why}" for why, count in sorted(self.skipped.items()))
+        skipped = ", ".join(f"{pluralise(count, 'folder')} {why}" for why, count in sorted(self.skipped.items()))
         diverged = sum(record.get("status") == "diverged" for record in self.records)
         counts += f"; {diverged} diverged (a loss is not finite)" if diverged else ""
-        return f"{counted(total, 'point')}: {counts}" + (f"; skipped: {skipped}" if skipped else "")
+        return f"{pluralise(total, 'point')}: {counts}" + (f"; skipped: {skipped}" if skipped else "")
 
 
-def counted(number: int, noun: str) -> str:
+def pluralise(number: int, noun: str) -> str:
     """``1 point``, ``2 points``."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def read(studies: Iterable[Path]) -> Found:
+def read_studies(studies: Iterable[Path]) -> Studies:
     """Read studies, or folders of studies. The later of two records of one point counts.
 
     Raises:
         UserError: if one of the folders is not there.
     """
-    found, kept = Found(), dict[str, Point]()
-    for study in dict.fromkeys(each for path in studies for each in inside(path)):
+    found, kept = Studies(), dict[str, FinishedPoint]()
+    for study in dict.fromkeys(each for path in studies for each in study_folders(path)):
         for folder in sorted(path for path in subfolders(study) if path.name not in BESIDE):
-            point = look(folder, found)
+            point = read_point(folder, found)
             if point is None:
                 continue
             digest = str(point.record["digest"])
@@ -94,16 +94,16 @@ def read(studies: Iterable[Path]) -> Found:
     return found
 
 
-def again(found: Found) -> Found:
+def refresh_studies(found: Studies) -> Studies:
     """The same studies a little later: only what was not finished is looked at anew; no other record is read."""
     skipped = Counter({why: found.skipped[why] for why in (FOREIGN, DUPLICATE)})
-    now = Found(points=found.points, states=Counter(done=found.states["done"]), skipped=+skipped)
+    now = Studies(points=found.points, states=Counter(done=found.states["done"]), skipped=+skipped)
     for folder in found.unfinished:
-        look(folder, now)
+        read_point(folder, now)
     return now
 
 
-def inside(path: Path) -> Iterator[Path]:
+def study_folders(path: Path) -> Iterator[Path]:
     """The folder itself if it is a study, else the studies in it.
 
     Raises:
@@ -112,10 +112,10 @@ def inside(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         raise UserError(f"no study at {path}; `python run.py name=...` makes one under outputs/")
     children = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
-    if any(is_point(each) for each in children):
+    if any(is_point_folder(each) for each in children):
         yield path
         return
-    studies = [each for each in children if each.name != "cache" and any(map(is_point, subfolders(each)))]
+    studies = [each for each in children if each.name != "cache" and any(map(is_point_folder, subfolders(each)))]
     yield from studies or [path]
 
 
@@ -127,20 +127,20 @@ def subfolders(path: Path) -> Iterator[Path]:
         return
 
 
-def is_point(folder: Path) -> bool:
+def is_point_folder(folder: Path) -> bool:
     """Whether the folder was made for a point of a study."""
     return (folder / "config.yaml").is_file() or (folder / "record.json").is_file()
 
 
-def look(folder: Path, found: Found) -> Point | None:
+def read_point(folder: Path, found: Studies) -> FinishedPoint | None:
     """Count one folder; the point, if it is finished and its record can be read."""
-    if not is_point(folder):
+    if not is_point_folder(folder):
         found.skipped[FOREIGN] += 1
         return None
     try:
         record = checked(folder)
         found.states["done"] += 1
-        return Point(folder, record)
+        return FinishedPoint(folder, record)
     except FileNotFoundError:
         pass
     except DamagedError as error:
@@ -148,12 +148,12 @@ def look(folder: Path, found: Found) -> Point | None:
         found.skipped[why] += 1
         if why == UNREADABLE:
             found.damaged[folder] = error.why
-    state = records.state(folder)
+    state = records.point_state(folder)
     state = "left" if state == "done" else state
     found.unfinished.append(folder)
     found.states[state] += 1
     if state == "failed":
-        found.failures[folder] = str((records.failure(folder) or {}).get("reason", "no reason was written"))
+        found.failures[folder] = str((records.read_failure(folder) or {}).get("reason", "no reason was written"))
     elif state == "running":
         found.running.append(folder)
     return None
@@ -167,17 +167,17 @@ def checked(folder: Path) -> dict[str, Any]:
         DamagedError: if it is no record, or of another version; that of another point under a point's name.
     """
     path = folder / "record.json"
-    record = documents.read(path, document.LIMIT)
+    record = documents.read_json(path, document.LIMIT)
     if record.get("format") != document.FORMAT:
         raise DamagedError(path, OTHER_VERSION)
-    if why := document.fault(record):
+    if why := document.record_fault(record):
         raise DamagedError(path, why)
     if DIGEST.fullmatch(folder.name) and record["digest"] != folder.name:
         raise DamagedError(path, f"the record of point {record['digest']}")
     return record
 
 
-def config(folder: Path) -> dict[str, Any]:
+def point_config(folder: Path) -> dict[str, Any]:
     """A point's config as it was composed; empty where none can be read."""
     try:
         return documents.read_yaml(folder / "config.yaml")

@@ -19,11 +19,16 @@ from depthcut.runtime import store
 CUT_STAGES = ("dense", "pruned", "healed")
 STAGES = (*CUT_STAGES, "control")
 METHODS = ("metric", "prune", "replace", "heal")
-CUT = ("model", "frac", "keeps", "metric", "prune", "replace")
-OF_STAGE = {"dense": ("model",), "pruned": CUT, "healed": (*CUT, "heal", "seed"), "control": ("model", "heal", "seed")}
+CUT_COLUMNS = ("model", "frac", "keeps", "metric", "prune", "replace")
+STAGE_COLUMNS = {
+    "dense": ("model",),
+    "pruned": CUT_COLUMNS,
+    "healed": (*CUT_COLUMNS, "heal", "seed"),
+    "control": ("model", "heal", "seed"),
+}
 
 
-def of_record(record: dict[str, Any]) -> Table:
+def record_table(record: dict[str, Any]) -> Table:
     """One record: a row a number, a column a stage, standard errors beside the numbers."""
     plan = record["plan"]
     title = f"{model_name(record)}: {plan['words']} ({record['fraction']:.0%})"
@@ -32,22 +37,24 @@ def of_record(record: dict[str, Any]) -> Table:
     stages = [stage for stage in STAGES if any(key.startswith(f"{stage}/") for key in record)]
     for stage in stages:
         table.add_column(stage, justify="right")
-    for name in metrics(record):
-        table.add_row(Text(titled(record, name)), *(cell(record, f"{stage}/{name}") for stage in stages))
+    for name in measure_names(record):
+        table.add_row(Text(titled(record, name)), *(format_cell(record, f"{stage}/{name}") for stage in stages))
     return table
 
 
-def of_study(rows: Iterable[dict[str, Any]]) -> Table:
+def study_table(rows: Iterable[dict[str, Any]]) -> Table:
     """A study: a row for each dense model, then one a point and stage. What is the same everywhere stands in the title.
 
     Only losses and accuracies are shown; the CSV has all numbers. The first digits of a point stand at its last stage.
     """
-    rows = sorted(rows, key=lambda row: (model_name(row), row["fraction"], *described(row)[3:]))
+    rows = sorted(rows, key=lambda row: (model_name(row), row["fraction"], *describe_record(row)[3:]))
     names = [
-        name for name in dict.fromkeys(n for row in rows for n in metrics(row)) if name.endswith(("/loss", "/acc"))
+        name
+        for name in dict.fromkeys(n for row in rows for n in measure_names(row))
+        if name.endswith(("/loss", "/acc"))
     ]
     heads = ("model", "frac", "keeps", *METHODS, "seed")
-    words = [described(row) for row in rows]
+    words = [describe_record(row) for row in rows]
     seen = [list(dict.fromkeys(word[at] for word in words)) for at in range(len(heads))]
     varying = [at for at, values in enumerate(seen) if len(values) > 1]
     same = [f"{head} {values[0]}" for head, values in zip(heads, seen, strict=True) if len(values) == 1 and values[0]]
@@ -58,10 +65,10 @@ def of_study(rows: Iterable[dict[str, Any]]) -> Table:
         table.add_column(Text(name), justify="right", no_wrap=True)
     lines: dict[tuple[str, ...], list[str]] = {}
     for row, word in zip(rows, words, strict=True):
-        measured = {stage: [cell(row, f"{stage}/{name}") for name in names] for stage in STAGES}
+        measured = {stage: [format_cell(row, f"{stage}/{name}") for name in names] for stage in STAGES}
         stages = [stage for stage in STAGES if any(measured[stage])]
         for stage in stages:
-            line = (*(word[at] if heads[at] in OF_STAGE[stage] else "" for at in varying), stage, *measured[stage])
+            line = (*(word[at] if heads[at] in STAGE_COLUMNS[stage] else "" for at in varying), stage, *measured[stage])
             lines.setdefault(line, []).extend([row["digest"][:8]] if stage == stages[-1] else [])
     for line, points in lines.items():
         for point in points or [""]:
@@ -69,7 +76,7 @@ def of_study(rows: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
-def described(record: dict[str, Any]) -> list[str]:
+def describe_record(record: dict[str, Any]) -> list[str]:
     """Which point a record is of: model, fraction, layers kept, methods, seed."""
     plan = record["plan"]
     dropped = sum(stop - start for start, stop in plan["drop"])
@@ -81,7 +88,7 @@ def described(record: dict[str, Any]) -> list[str]:
     return [model_name(record), f"{record['fraction']:.3f}", kept, *words.values(), seed]
 
 
-def findings(record: dict[str, Any]) -> list[str]:
+def healing_findings(record: dict[str, Any]) -> list[str]:
     """What healing did, in sentences; a gain is claimed only beyond two standard errors of the difference."""
     said: list[str] = []
     loss = [record.get(f"{stage}/validation/loss") for stage in CUT_STAGES]
@@ -93,7 +100,7 @@ def findings(record: dict[str, Any]) -> list[str]:
     if "control/validation/loss" in record and "healed/validation/loss" in record:
         control, healed = (record[f"{stage}/validation/loss"] for stage in ("control", "healed"))
         said.append(f"the dense model with the same healing: {control:.3f}; healed minus that {healed - control:+.3f}")
-    for name in metrics(record):
+    for name in measure_names(record):
         keys = [f"{stage}/{name}" for stage in ("pruned", "healed")]
         if name.endswith("/acc") and all(f"{key}_stderr" in record for key in keys):
             gain = record[keys[1]] - record[keys[0]]
@@ -123,7 +130,7 @@ def in_domain(record: dict[str, Any]) -> bool:
     return kinds[0] == kinds[1]
 
 
-def metrics(record: dict[str, Any]) -> list[str]:
+def measure_names(record: dict[str, Any]) -> list[str]:
     """Names of what was measured at any stage, without standard errors, counts of items and what a model weighs."""
     found = (key.partition("/")[2] for key in record if key.startswith(tuple(f"{stage}/" for stage in STAGES)))
     kept = (name for name in found if not is_note(name) and not name.startswith("size/"))
@@ -145,7 +152,7 @@ def titled(record: dict[str, Any], name: str) -> str:
     return name
 
 
-def cell(record: dict[str, Any], key: str) -> str:
+def format_cell(record: dict[str, Any], key: str) -> str:
     """A number with its standard error; empty where it was not measured."""
     if record.get(f"{key}_finite") == 0:
         return "not finite"
@@ -184,17 +191,17 @@ def chooses_by_scores(target: str) -> bool:
         return True
 
 
-def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
+def write_study_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
     """A study as CSV: a line a point, all flat numbers as columns; a number that is missing is an empty cell."""
     rows = list(rows)
     numbers = sorted({key for row in rows for key in row if "/" in key})
     heads = ["digest", "model", "fraction", "keeps", *METHODS, "seed"]
     with (
-        store.replacing(path) as temporary,
+        store.atomic_write(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors=cells.ERRORS) as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(map(cells.disarmed, [*heads, *numbers]))
+        writer.writerow(map(cells.escape_formula, [*heads, *numbers]))
         for row in rows:
-            words = [row["digest"], *described(row)[:-1], row["config"]["seed"]]
-            writer.writerow([*map(cells.disarmed, words), *(row.get(key, "") for key in numbers)])
+            words = [row["digest"], *describe_record(row)[:-1], row["config"]["seed"]]
+            writer.writerow([*map(cells.escape_formula, words), *(row.get(key, "") for key in numbers)])

@@ -26,10 +26,10 @@ COLUMNS = (
     "stderr",
     "items",
 )
-OF_CUT = ("metric", "prune", "replace")
+CUT_GROUPS = ("metric", "prune", "replace")
 
 
-def tidy(records: Sequence[dict[str, Any]]) -> "pd.DataFrame":
+def tidy_table(records: Sequence[dict[str, Any]]) -> "pd.DataFrame":
     """One row a number.
 
     Columns: ``run`` (place among the records), ``digest``, ``study``, ``stage``; ``model``, ``metric``, ``prune``,
@@ -42,19 +42,19 @@ def tidy(records: Sequence[dict[str, Any]]) -> "pd.DataFrame":
 
     rows = [
         row
-        for run, (record, label) in enumerate(zip(records, labels.of(records), strict=True))
-        for row in of_record(run, record, label)
+        for run, (record, label) in enumerate(zip(records, labels.record_labels(records), strict=True))
+        for row in record_rows(run, record, label)
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def of_record(run: int, record: dict[str, Any], label: dict[str, str]) -> list[tuple[Any, ...]]:
+def record_rows(run: int, record: dict[str, Any], label: dict[str, str]) -> list[tuple[Any, ...]]:
     """The rows of one record."""
-    config, plan, drop = record["config"], record["plan"], labels.dropped(record)
+    config, plan, drop = record["config"], record["plan"], labels.dropped_layers(record)
     cut = ",".join(f"{start}-{stop - 1}" for start, stop in plan["drop"])
     rows: list[tuple[Any, ...]] = []
     for stage in STAGES:
-        named = of_stage(stage, label)
+        named = stage_labels(stage, label)
         sized = ("", plan["depth"], 0, 0.0, "") if stage == "dense" else (
             plan.get("unit", "layer"), plan["depth"], len(drop), len(drop) / plan["depth"], cut
         )  # fmt: skip
@@ -69,7 +69,7 @@ def of_record(run: int, record: dict[str, Any], label: dict[str, str]) -> list[t
     return rows
 
 
-def of_stage(stage: str, label: dict[str, str]) -> tuple[str, ...]:
+def stage_labels(stage: str, label: dict[str, str]) -> tuple[str, ...]:
     """The names that matter at a stage."""
-    gone = {"dense": (*OF_CUT, "recipe"), "pruned": ("recipe",), "healed": ()}[stage]
+    gone = {"dense": (*CUT_GROUPS, "recipe"), "pruned": ("recipe",), "healed": ()}[stage]
     return tuple("" if group in gone else label[group] for group in labels.GROUPS)

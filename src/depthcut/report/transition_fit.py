@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Why = Literal["", "few", "unknown", "dense", "flat", "unfinished"]
+Reason = Literal["", "few", "unknown", "dense", "flat", "unfinished"]
 
-REASONS: dict[Why, str] = {
+REASONS: dict[Reason, str] = {
     "": "",
     "few": "fewer than 4 sizes of cut are measured",
     "unknown": "what chance gives is not known for this task",
@@ -32,15 +32,15 @@ REASONS: dict[Why, str] = {
     "flat": "no transition seen: no fall beyond what noise makes",
     "unfinished": "no transition seen: not for sure below half by the largest cut",
 }
-LEAST = 4  # cuts
-COARSE = (slice(None, None, 2), slice(None, None, 5))  # of the grid this much serves for the draws
+MIN_CUTS = 4  # cuts
+COARSE_GRID = (slice(None, None, 2), slice(None, None, 5))  # of the grid this much serves for the draws
 DRAWS = 200
-SIGNIFICANT = 0.015  # of the test against a flat curve, which errs less often than this: other conditions come on top
-EDGE = float(np.log(9))
+SIGNIFICANCE = 0.015  # of the test against a flat curve, which errs less often than this: other conditions come on top
+LOGIT_90 = float(np.log(9))
 MIDPOINTS = np.linspace(0.0, 1.0, 201)
 SCALES = np.geomspace(0.002, 0.2275, 52)  # up to a width of 1
-STEP = 0.0025  # half of the grid's, of midpoints
-RATIO = float((SCALES[1] / SCALES[0]) ** 0.5)
+MIDPOINT_STEP = 0.0025  # half of the grid's, of midpoints
+SCALE_RATIO = float((SCALES[1] / SCALES[0]) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Transition:
         rough: by what factor the points scatter more around the fit than their own errors say; 1 if they do not.
     """
 
-    why: Why
+    why: Reason
     midpoint: Interval | None = None
     onset: Interval | None = None
     width: Interval | None = None
@@ -77,7 +77,7 @@ class Transition:
 
 
 @dataclass(frozen=True)
-class Curve:
+class CurveData:
     """What is fitted: P cuts and the dense model.
 
     Attributes:
@@ -113,14 +113,14 @@ class Curve:
 
 
 @cache
-def grid(fractions: tuple[float, ...]) -> Array:
+def share_grid(fractions: tuple[float, ...]) -> Array:
     """The shares s at each cut, and 1 for the dense model: M x W x (P + 1), over all midpoints and scales."""
     slope = (np.array(fractions) - MIDPOINTS[:, None, None]) / SCALES[None, :, None]
     shares = 1 / (1 + np.exp(np.clip(slope, -500, 500)))
     return np.concatenate([shares, np.ones((len(MIDPOINTS), len(SCALES), 1))], axis=2)
 
 
-def misfits(leads_BP: Array, errors_P: Array, shares_GP: Array) -> Array:
+def chi_squared(leads_BP: Array, errors_P: Array, shares_GP: Array) -> Array:
     """Chi-squared of each of B curves for each of G shapes, with the amplitude A at its best, not below 0: B x G."""
     weight_P = errors_P**-2
     along_BG = np.maximum((leads_BP * weight_P) @ shares_GP.T, 0)
@@ -128,7 +128,7 @@ def misfits(leads_BP: Array, errors_P: Array, shares_GP: Array) -> Array:
     return total_B[:, None] - along_BG**2 / ((shares_GP**2) @ weight_P)
 
 
-def estimate(curve: Curve, seed: int = 0) -> Transition:
+def fit_transition(curve: CurveData, seed: int = 0) -> Transition:
     """Fit one curve.
 
     Args:
@@ -136,34 +136,34 @@ def estimate(curve: Curve, seed: int = 0) -> Transition:
         seed: of the bootstrap.
     """
     errors, leads = curve.errors, curve.leads
-    if len(curve.fraction) < LEAST or len(set(curve.fraction)) < LEAST:
+    if len(curve.fraction) < MIN_CUTS or len(set(curve.fraction)) < MIN_CUTS:
         return Transition("few")
     if leads[-1] <= 2 * errors[-1]:
         return Transition("dense")
     chance = np.random.default_rng(seed)
-    shares_MWP = grid(tuple(curve.fraction))
-    misfit_G = misfits(leads[None], errors, flat(shares_MWP))[0]
+    shares_MWP = share_grid(tuple(curve.fraction))
+    misfit_G = chi_squared(leads[None], errors, flatten_grid(shares_MWP))[0]
     best = int(misfit_G.argmin())
-    if not falls(leads, errors, shares_MWP, chance):
+    if not has_transition(leads, errors, shares_MWP, chance):
         return Transition("flat")
     rough = max(1.0, misfit_G[best] / max(1, len(leads) - 3))
-    threshold = rough * allowed(leads, errors * np.sqrt(rough), shares_MWP, best, chance)
+    threshold = rough * likelihood_threshold(leads, errors * np.sqrt(rough), shares_MWP, best, chance)
     near = np.flatnonzero(misfit_G <= misfit_G[best] + threshold)
     middle, scale = MIDPOINTS[near // len(SCALES)], SCALES[near % len(SCALES)]
     if middle.max() >= curve.fraction.max():
         return Transition("unfinished", rough=float(np.sqrt(rough)))
     likely = np.exp(-(misfit_G[near] - misfit_G[best]) / 2 / rough)
-    onset, width = middle - EDGE * scale, 2 * EDGE * scale
+    onset, width = middle - LOGIT_90 * scale, 2 * LOGIT_90 * scale
     return Transition(
         "",
-        midpoint=interval(middle, middle - STEP, middle + STEP, likely),
-        onset=interval(onset, onset - STEP, onset + STEP, likely),
-        width=interval(width, width / RATIO, np.minimum(width * RATIO, 1), likely),
+        midpoint=interval_estimate(middle, middle - MIDPOINT_STEP, middle + MIDPOINT_STEP, likely),
+        onset=interval_estimate(onset, onset - MIDPOINT_STEP, onset + MIDPOINT_STEP, likely),
+        width=interval_estimate(width, width / SCALE_RATIO, np.minimum(width * SCALE_RATIO, 1), likely),
         rough=float(np.sqrt(rough)),
     )
 
 
-def interval(values: Array, low: Array, high: Array, likely: Array) -> Interval:
+def interval_estimate(values: Array, low: Array, high: Array, likely: Array) -> Interval:
     """The range of what all fits that are believed may have, each its cell of the grid; their median by likelihood.
 
     Where any place between two fractions fits equally well there is no single best value.
@@ -174,41 +174,43 @@ def interval(values: Array, low: Array, high: Array, likely: Array) -> Interval:
     return Interval(max(0.0, float(middle)), max(0.0, float(low.min())), max(0.0, float(high.max())))
 
 
-def falls(leads: Array, errors: Array, shares_MWP: Array, chance: np.random.Generator) -> bool:
+def has_transition(leads: Array, errors: Array, shares_MWP: Array, chance: np.random.Generator) -> bool:
     """Whether a logistic fits so much better than a constant as it does in few of the draws of a constant.
 
     The statistic is an F ratio whose denominator is at least the points' own errors. In the draws the points scatter
     around a constant as much as they do here.
     """
-    weight, coarse_GP = errors**-2, flat(shares_MWP[COARSE])
+    weight, coarse_GP = errors**-2, flatten_grid(shares_MWP[COARSE_GRID])
 
     def ratio(leads_BP: Array) -> Array:
         mean_B = leads_BP @ weight / weight.sum()
         flat_B = ((leads_BP - mean_B[:, None]) ** 2) @ weight
-        best_B = misfits(leads_BP, errors, coarse_GP).min(1)
+        best_B = chi_squared(leads_BP, errors, coarse_GP).min(1)
         return (flat_B - best_B) / np.maximum(best_B / max(1, len(leads) - 3), 1)
 
     mean = leads @ weight / weight.sum()
     spread = errors * np.sqrt(max(1.0, float((leads - mean) ** 2 @ weight) / (len(leads) - 1)))
     draws_BP = mean + spread * chance.standard_normal((DRAWS, len(leads)))
-    return float((ratio(draws_BP) >= ratio(leads[None])).mean()) < SIGNIFICANT
+    return float((ratio(draws_BP) >= ratio(leads[None])).mean()) < SIGNIFICANCE
 
 
-def allowed(leads: Array, errors: Array, shares_MWP: Array, best: int, chance: np.random.Generator) -> float:
+def likelihood_threshold(
+    leads: Array, errors: Array, shares_MWP: Array, best: int, chance: np.random.Generator
+) -> float:
     """How much worse than the best a fit may be and still be believed: by bootstrap, at least 3.84 as for a normal.
 
     In each draw the best fit is compared with the best of those that have the true midpoint, and the true scale.
     """
-    share_P, weight = flat(shares_MWP)[best], errors**-2
+    share_P, weight = flatten_grid(shares_MWP)[best], errors**-2
     amplitude = max(0.0, float(leads * weight @ share_P / (share_P**2 @ weight)))
     draws_BP = amplitude * share_P + errors * chance.standard_normal((DRAWS, len(share_P)))
-    free_B = misfits(draws_BP, errors, flat(shares_MWP[COARSE])).min(1)
+    free_B = chi_squared(draws_BP, errors, flatten_grid(shares_MWP[COARSE_GRID])).min(1)
     row, column = divmod(best, len(SCALES))
     lines = (shares_MWP[row], shares_MWP[:, column])
-    worse = [np.quantile(misfits(draws_BP, errors, line).min(1) - free_B, 0.95) for line in lines]
+    worse = [np.quantile(chi_squared(draws_BP, errors, line).min(1) - free_B, 0.95) for line in lines]
     return max(3.84, *map(float, worse))
 
 
-def flat(shares_MWP: Array) -> Array:
+def flatten_grid(shares_MWP: Array) -> Array:
     """All shapes in a row: G x P."""
     return shares_MWP.reshape(-1, shares_MWP.shape[2])

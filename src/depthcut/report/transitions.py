@@ -8,13 +8,13 @@ import numpy as np
 
 from depthcut.report import chance, transition_fit
 from depthcut.report.curves import Line
-from depthcut.report.transition_fit import Curve, Interval, Transition
+from depthcut.report.transition_fit import CurveData, Interval, Transition
 
-Dense = dict[tuple[str, str], dict[str, tuple[float, float]]]
+DenseNumbers = dict[tuple[str, str], dict[str, tuple[float, float]]]
 
 
 @dataclass(frozen=True)
-class Fall:
+class CurveTransition:
     """The transition of one number along a curve.
 
     Attributes:
@@ -30,44 +30,53 @@ class Fall:
     moved: Interval | None = None
 
 
-def of(lines: Sequence[Line], dense: Dense) -> list[Fall]:
+def curve_transitions(lines: Sequence[Line], dense: DenseNumbers) -> list[CurveTransition]:
     """The falls of all curves, for each accuracy and loss; the subjects of a group such as MMLU are left to it."""
-    found: list[Fall] = []
+    found: list[CurveTransition] = []
     for line in lines:
         level = dense.get((line.keys["model"], line.keys["evaluation"]), {})
-        for name in names(line):
-            curve = accuracy(line, level, name) if chance.is_accuracy(name) else loss(line, level, name)
-            found.append(Fall(line, name, Transition("unknown") if curve is None else transition_fit.estimate(curve)))
-    before = {(partner(fall.line), fall.name): fall.found for fall in found if not fall.line.healed}
+        for name in transition_names(line):
+            curve = accuracy_curve(line, level, name) if chance.is_accuracy(name) else loss_curve(line, level, name)
+            found.append(
+                CurveTransition(
+                    line, name, Transition("unknown") if curve is None else transition_fit.fit_transition(curve)
+                )
+            )
+    before = {(pairing_key(fall.line), fall.name): fall.found for fall in found if not fall.line.healed}
     return [
-        Fall(fall.line, fall.name, fall.found, moved(before.get((partner(fall.line), fall.name)), fall.found))
+        CurveTransition(
+            fall.line,
+            fall.name,
+            fall.found,
+            transition_shift(before.get((pairing_key(fall.line), fall.name)), fall.found),
+        )
         if fall.line.healed
         else fall
         for fall in found
     ]
 
 
-def names(line: Line) -> list[str]:
+def transition_names(line: Line) -> list[str]:
     """The numbers of a curve that can have a transition."""
     groups = {name.partition("/")[0] for name in line.names}
     wanted = [name for name in line.names if chance.is_accuracy(name) or chance.is_loss(name)]
     return [name for name in wanted if not any(name.startswith(f"{group}_") for group in groups & {"mmlu", "bbh"})]
 
 
-def partner(line: Line) -> tuple[str, ...]:
+def pairing_key(line: Line) -> tuple[str, ...]:
     """What a healed curve and its unhealed one have in common."""
     return tuple(value for key, value in line.keys.items() if key not in ("stage", "recipe"))
 
 
-def accuracy(line: Line, level: dict[str, tuple[float, float]], name: str) -> Curve | None:
+def accuracy_curve(line: Line, level: dict[str, tuple[float, float]], name: str) -> CurveData | None:
     """An accuracy as a curve to fit; None without a dense level or a known chance."""
-    guessed = chance.of(name)
+    guessed = chance.chance_level(name)
     if guessed is None or name not in level:
         return None
-    return curve(line, line.names[name].value, line.names[name].stderr, level[name], guessed)
+    return measured_curve(line, line.names[name].value, line.names[name].stderr, level[name], guessed)
 
 
-def loss(line: Line, level: dict[str, tuple[float, float]], name: str) -> Curve | None:
+def loss_curve(line: Line, level: dict[str, tuple[float, float]], name: str) -> CurveData | None:
     """A loss as what is left of the way from a uniform guess to 0, ``1 - loss / log V``, which falls to 0.
 
     Beyond log V, where a model is worse than a uniform guess, it stays at 0.
@@ -78,18 +87,20 @@ def loss(line: Line, level: dict[str, tuple[float, float]], name: str) -> Curve 
     scale = chance.log_vocabulary(level[name][0], level[over][0])
     left = [max(0.0, 1 - value) if math.isfinite(value) else math.nan for value in line.names[over].value]
     errors = [stderr / scale for stderr in line.names[name].stderr]
-    return curve(line, left, errors, (1 - level[over][0], level[name][1] / scale), 0.0)
+    return measured_curve(line, left, errors, (1 - level[over][0], level[name][1] / scale), 0.0)
 
 
-def curve(line: Line, values: list[float], errors: list[float], level: tuple[float, float], guessed: float) -> Curve:
+def measured_curve(
+    line: Line, values: list[float], errors: list[float], level: tuple[float, float], guessed: float
+) -> CurveData:
     """The points that were measured and cut something."""
     fraction, value, stderr = (np.asarray(each, dtype=float) for each in (line.fraction, values, errors))
     there = np.isfinite(value) & (fraction > 0)
     sound = np.nan_to_num(stderr[there], nan=0.0)
-    return Curve(fraction[there], value[there], sound, level[0], float(np.nan_to_num(level[1])), guessed)
+    return CurveData(fraction[there], value[there], sound, level[0], float(np.nan_to_num(level[1])), guessed)
 
 
-def moved(before: Transition | None, after: Transition) -> Interval | None:
+def transition_shift(before: Transition | None, after: Transition) -> Interval | None:
     """How much later a curve falls than another one, with the interval of a difference (MOVER, Zou & Donner 2008)."""
     if before is None or before.midpoint is None or after.midpoint is None:
         return None

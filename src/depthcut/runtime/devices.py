@@ -11,26 +11,26 @@ GIB = 2**30
 log = logging.getLogger("depthcut")
 
 
-def fits(weights: int, device: str) -> bool:
+def fits_in_free_memory(weights: int, device: str) -> bool:
     """Whether a model of so many bytes has room on ``device``, with a tenth to spare; if not, it is said."""
-    there = free(device)
+    there = free_memory(device)
     if weights > 0.9 * there:
         log.info("the model has %.1f GiB, %.1f are free: it is scored layer by layer", weights / GIB, there / GIB)
     return weights <= 0.9 * there
 
 
-def holds(weights: int, device: str) -> bool:
+def fits_in_total_memory(weights: int, device: str) -> bool:
     """Whether ``device``, all of it, has room for a model of so many bytes: the same on all machines of one kind."""
-    return weights <= 0.9 * whole(device)
+    return weights <= 0.9 * total_memory(device)
 
 
-def shared(weights: int, device: str) -> None:
+def check_shards_fit(weights: int, device: str) -> None:
     """Say that each process holds a share of a model of so many bytes.
 
     Raises:
         UserError: if not even shares have room.
     """
-    there, processes = whole(device), ranks.world()
+    there, processes = total_memory(device), ranks.world_size()
     if weights > 0.9 * there * processes:
         room = f"{processes} processes have {there / GIB:.1f} GiB each"
         raise UserError(f"the model has {weights / GIB:.1f} GiB, {room}: take more of them, or a larger cut")
@@ -42,16 +42,16 @@ def shared(weights: int, device: str) -> None:
     )
 
 
-def whole(device: str) -> int:
+def total_memory(device: str) -> int:
     """Bytes of a GPU; or of the host, for each process on it."""
     if device.startswith("cuda"):
         import torch
 
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * ranks.nodes() // ranks.world()
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * ranks.node_count() // ranks.world_size()
 
 
-def free(device: str) -> int:
+def free_memory(device: str) -> int:
     """Free bytes on ``device``, ``cpu`` or ``cuda``; on the host what can be had without swapping."""
     if device == "cuda":
         import torch

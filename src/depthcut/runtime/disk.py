@@ -26,23 +26,23 @@ WORDS = {
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
-def explain(error: BaseException) -> str | None:
+def explain_disk_error(error: BaseException) -> str | None:
     """Return what a disk refused, which file if that is known, and what to do; None for any other error."""
-    for each in chain(error):
-        number, path = numbered(each), named(each)
+    for each in error_chain(error):
+        number, path = error_number(each), error_path(each)
         where = f" ({path})" if path else ""
         if number in WORDS:
             return WORDS[number].format(where=where)
         if number == errno.ENOENT and path and path.is_symlink():
             return f"a link leads nowhere{where}: delete it"
         if number in REFUSED:
-            if path and number != errno.EROFS and unreadable(path):
+            if path and number != errno.EROFS and is_unreadable(path):
                 return f"cannot read{where}: {os.strerror(number)}. Change its permissions, or choose another file"
             return f"cannot write{where}: {os.strerror(number)}. Choose another folder with outputs=..."
     return None
 
 
-def chain(error: BaseException) -> Iterator[BaseException]:
+def error_chain(error: BaseException) -> Iterator[BaseException]:
     """Give an error and what it was raised from."""
     seen: BaseException | None = error
     while seen is not None:
@@ -50,7 +50,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__
 
 
-def numbered(error: BaseException) -> int | None:
+def error_number(error: BaseException) -> int | None:
     """Return the system's number of an error; libraries in C++ or Rust have it, or its words, in their text only."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
@@ -61,13 +61,13 @@ def numbered(error: BaseException) -> int | None:
     return int(found[1] or found[2]) if found else None
 
 
-def named(error: BaseException) -> Path | None:
+def error_path(error: BaseException) -> Path | None:
     """Return the file that an error names."""
     name: object = getattr(error, "filename", None)
     return Path(os.fsdecode(name)) if isinstance(name, str | bytes) and name else None
 
 
-def unreadable(path: Path) -> bool:
+def is_unreadable(path: Path) -> bool:
     """Return whether a file is there to be read: this package writes beside a file and then renames."""
     try:
         return path.is_file() and not path.name.endswith(OWN)

@@ -31,7 +31,7 @@ class DamagedError(UserError):
         super().__init__(f"{path} is damaged ({why}); delete it, and the same command makes it again")
 
 
-def read(path: Path, limit: int = LIMIT) -> dict[str, Any]:
+def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
     """Return the JSON object in a file of at most ``limit`` bytes.
 
     Raises:
@@ -39,33 +39,33 @@ def read(path: Path, limit: int = LIMIT) -> dict[str, Any]:
         DamagedError: if it holds something else, or cannot be read.
     """
     try:
-        content = text(path, limit)
-        return mapping(json.loads(content, parse_constant=refuse_constant, parse_float=finite), content, limit)
+        content = read_bounded_text(path, limit)
+        return check_mapping(json.loads(content, parse_constant=refuse_constant, parse_float=finite), content, limit)
     except (ValueError, RecursionError) as error:
-        raise DamagedError(path, reason(error)) from None
+        raise DamagedError(path, parse_error_reason(error)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file. Raises as :func:`read`."""
+    """Return the mapping in a YAML file. Raises as :func:`read_json`."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        content = text(path, YAML_LIMIT)
-        return mapping(yaml.load(content, Loader=loader), content, VALUES)
+        content = read_bounded_text(path, YAML_LIMIT)
+        return check_mapping(yaml.load(content, Loader=loader), content, VALUES)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise DamagedError(path, reason(error)) from None
+        raise DamagedError(path, parse_error_reason(error)) from None
 
 
-def found(path: Path) -> dict[str, Any] | None:
+def read_json_if_present(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file, or None where there is none."""
     try:
-        return read(path)
+        return read_json(path)
     except (FileNotFoundError, DamagedError):
         return None
 
 
-def text(path: Path, limit: int) -> str:
+def read_bounded_text(path: Path, limit: int) -> str:
     """Return a file's text.
 
     Raises:
@@ -86,7 +86,7 @@ def text(path: Path, limit: int) -> str:
         raise DamagedError(path, os.strerror(error.errno or 0)) from None
 
 
-def mapping(value: Any, content: str, values: int) -> dict[str, Any]:
+def check_mapping(value: Any, content: str, values: int) -> dict[str, Any]:
     """Return ``value``, parsed from ``content``, if it is a mapping that this package may have written.
 
     Raises:
@@ -99,7 +99,9 @@ def mapping(value: Any, content: str, values: int) -> dict[str, Any]:
         values -= sum(map(len, level))
         if values < 0:
             raise ValueError("too many values")
-        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each) if nests(part)]
+        level = [
+            part for each in level for part in (each.values() if isinstance(each, dict) else each) if is_nested(part)
+        ]
         if not level:
             break
     else:
@@ -109,7 +111,7 @@ def mapping(value: Any, content: str, values: int) -> dict[str, Any]:
     return value
 
 
-def nests(value: Any) -> bool:
+def is_nested(value: Any) -> bool:
     """Return whether a value has values in it."""
     return isinstance(value, dict | list) and bool(value)
 
@@ -126,7 +128,7 @@ def finite(text: str) -> float:
     return number
 
 
-def reason(error: Exception) -> str:
+def parse_error_reason(error: Exception) -> str:
     """Return a parser's complaint in one line."""
     if isinstance(error, DamagedError):
         return error.why

@@ -7,7 +7,7 @@ from depthcut.runtime.errors import UserError
 
 
 @contextmanager
-def explained(subject: str) -> Generator[None]:
+def explain_panics(subject: str) -> Generator[None]:
     """Inside the ``with``, make a panic an error of ``subject``, such as a file.
 
     Raises:

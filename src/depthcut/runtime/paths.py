@@ -21,7 +21,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_/\\+.$%*@?|: -]*")  # what Hydra reads without q
 NUMBER = re.compile(r"[0-9_]+([.e][0-9_]+)?")  # such as a digest without letters
 
 
-def quoted(word: str) -> str:
+def quote_paths(word: str) -> str:
     """Return an argument of the command line with quotes around each path that Hydra would not read as it is.
 
     Other arguments, functions and interpolations stay as they are. A comma still separates the values of a sweep.
@@ -30,10 +30,10 @@ def quoted(word: str) -> str:
     if option is None or FUNCTION.match(option["value"]):
         return word
     breaks = r",\[\]" if option["list"] else ","
-    return f"{option['key']}={re.sub(rf'{QUOTED}|[^{breaks}]+', _quoted, option['value'])}"
+    return f"{option['key']}={re.sub(rf'{QUOTED}|[^{breaks}]+', _quote_match, option['value'])}"
 
 
-def _quoted(found: re.Match[str]) -> str:
+def _quote_match(found: re.Match[str]) -> str:
     """Quote one path, unless it needs no quotes."""
     text = found[0].strip()
     if text[:1] in ("'", '"'):

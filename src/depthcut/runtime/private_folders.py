@@ -7,7 +7,7 @@ from pathlib import Path
 SECRET = re.compile("TOKEN|API_?KEY|ACCESS_KEY|SECRET|PASSW", re.IGNORECASE)
 
 
-def make(folder: Path) -> None:
+def make_private_folder(folder: Path) -> None:
     """Make a folder, and those above it; it is the user's alone if the environment holds a token or a password."""
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)

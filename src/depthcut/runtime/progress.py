@@ -14,7 +14,7 @@ T = TypeVar("T")
 PERIOD = 30.0  # seconds between two lines of the log
 MEMORY = 3600.0  # seconds of steps that the time left is estimated from; a step may take minutes
 log = logging.getLogger("depthcut")
-console = Console(stderr=True, quiet=ranks.rank() > 0)
+console = Console(stderr=True, quiet=ranks.global_rank() > 0)
 
 
 class Meter:

@@ -12,7 +12,7 @@ PACKAGES = ("depthcut", "torch", "transformers", "peft", "bitsandbytes", "lightn
 SOURCE = Path(__file__).parents[1]
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that the numbers depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def code() -> str:
+def code_identity() -> str:
     """Return the digest of this package's modules: 16 hex digits. A commit does not tell one edit from another."""
     content = hashlib.sha256()
     for module in sorted(SOURCE.rglob("*.py")):
@@ -32,32 +32,32 @@ def code() -> str:
     return content.hexdigest()[:16]
 
 
-def commit() -> str | None:
+def source_commit() -> str | None:
     """Return the commit of the checkout that this package runs from, with ``+changes`` where it was edited."""
     try:
-        head = git(SOURCE, "rev-parse", "HEAD")
-        return head + ("+changes" if git(SOURCE, "status", "--porcelain", "--untracked-files=no") else "")
+        head = git_output(SOURCE, "rev-parse", "HEAD")
+        return head + ("+changes" if git_output(SOURCE, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def git(folder: Path, *words: str) -> str:
+def git_output(folder: Path, *words: str) -> str:
     """Return git's answer."""
     call = ["git", "-C", str(folder), *words]
     return subprocess.run(call, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
 
-def device(name: str) -> str:
+def device_name(name: str) -> str:
     """Return the processor or the accelerator in words."""
     if name.startswith("cuda"):
         import torch
 
         return torch.cuda.get_device_name()
-    model = next((line for line in cpu_lines() if line.startswith("model name")), "")
+    model = next((line for line in cpuinfo_lines() if line.startswith("model name")), "")
     return f"{model.partition(':')[2].strip() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def cpu_lines() -> list[str]:
+def cpuinfo_lines() -> list[str]:
     """Return the lines of /proc/cpuinfo, where there is one."""
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []

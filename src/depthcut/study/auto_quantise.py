@@ -26,36 +26,36 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CHOICES: "tuple[Quantise, ...]" = ("none", "nf4")
-CONTEXT = GIB  # of the GPU's memory, for CUDA itself and the libraries
+CUDA_CONTEXT_BYTES = GIB  # of the GPU's memory, for CUDA itself and the libraries
 
 
-def settled(lab: "Lab") -> "Lab":
+def resolve_quantise(lab: "Lab") -> "Lab":
     """The lab with a base in place of ``auto``, in its config too, which the record holds."""
     if not lab.experiment.model.undecided:
         return lab
-    found = choose(lab, gpu(lab.experiment.device))
+    found = choose_base(lab, gpu_memory(lab.experiment.device))
     words = f"model.quantise=auto: {found['quantise']} here; {found['why']}"
     base: Any = found["quantise"]
-    return dataclasses.replace(lab, experiment=on(lab.experiment, base), settled=words)
+    return dataclasses.replace(lab, experiment=with_quantise(lab.experiment, base), settled=words)
 
 
-def on(x: "Experiment", base: "Quantise") -> "Experiment":
+def with_quantise(x: "Experiment", base: "Quantise") -> "Experiment":
     """The experiment on this base. LoRA and QLoRA are one recipe; which of them it is the base says."""
     composed = {**x.composed, "model": {**x.composed["model"], "quantise": base}}
     heal: Heal = x.heal
     if isinstance(heal, Lora | QLora):
         kind: Any = Lora if base == "none" else QLora
-        heal = kind(**knobs(heal))
+        heal = kind(**recipe_knobs(heal))
         composed["heal"] = {**composed["heal"], "_target_": f"{kind.__module__}.{kind.__name__}"}
     return dataclasses.replace(x, model=dataclasses.replace(x.model, quantise=base), heal=heal, composed=composed)
 
 
-def knobs(heal: "Heal") -> dict[str, Any]:
+def recipe_knobs(heal: "Heal") -> dict[str, Any]:
     """The recipe's fields."""
     return {each.name: getattr(heal, each.name) for each in dataclasses.fields(heal)}
 
 
-def possible(x: "Experiment") -> "list[Quantise]":
+def possible_bases(x: "Experiment") -> "list[Quantise]":
     """The bases that the recipe can train on and the metric can score; FSDP2 corrupts quantised ones."""
     if getattr(x.heal, "strategy", "ddp") == "fsdp":
         return ["none"]
@@ -64,33 +64,33 @@ def possible(x: "Experiment") -> "list[Quantise]":
     return [base for base in CHOICES if base in trainable and base in scored]
 
 
-def choose(lab: "Lab", memory: int | None) -> dict[str, str]:
+def choose_base(lab: "Lab", memory: int | None) -> dict[str, str]:
     """The base, and why it is taken, on a GPU of so many bytes; None: there is none."""
     x = lab.experiment
-    bases = possible(x)
+    bases = possible_bases(x)
     if len(bases) == 1:
         return {"quantise": bases[0], "why": "the recipe or the metric takes no other"}
     if memory is None:
         return {"quantise": "none", "why": "it runs on no GPU"}
-    labs: dict[Quantise, Lab] = {base: dataclasses.replace(lab, experiment=on(x, base)) for base in bases}
+    labs: dict[Quantise, Lab] = {base: dataclasses.replace(lab, experiment=with_quantise(x, base)) for base in bases}
     asked = {
         "format": FORMAT,
         "model": lab.checkpoint.digest,
         "dtype": x.model.dtype,
         "counts": [x.prune.count(each.shape) for each in labs.values()],
         "unit": x.prune.unit,
-        "heal": [type(x.heal).__name__, knobs(x.heal)],
-        "dense": needs_dense(x),
+        "heal": [type(x.heal).__name__, recipe_knobs(x.heal)],
+        "dense": needs_dense_model(x),
         "memory": memory,
-        "processes": ranks.world(),
+        "processes": ranks.world_size(),
     }
-    return lab.kept("bases", store.digest(asked), lambda: weighed(labs, memory))
+    return lab.kept("bases", store.content_digest(asked), lambda: compare_bases(labs, memory))
 
 
-def weighed(labs: "dict[Quantise, Lab]", memory: int) -> dict[str, str]:
+def compare_bases(labs: "dict[Quantise, Lab]", memory: int) -> dict[str, str]:
     """Choose by what each base needs, and how quick healing is on it."""
-    plain, packed = (Estimate.of(each, memory - CONTEXT) for each in labs.values())
-    need, there = f"{(plain.need + CONTEXT) / GIB:.1f} GiB", f"{memory / GIB:.1f}"
+    plain, packed = (MemoryEstimate.of(each, memory - CUDA_CONTEXT_BYTES) for each in labs.values())
+    need, there = f"{(plain.need + CUDA_CONTEXT_BYTES) / GIB:.1f} GiB", f"{memory / GIB:.1f}"
     dtype = labs["none"].experiment.model.dtype
     if not plain.fits:
         why = f"in {dtype} it needs about {need}, and the GPU has {there}"
@@ -102,13 +102,13 @@ def weighed(labs: "dict[Quantise, Lab]", memory: int) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """What a run needs on a base.
 
     Attributes:
         need: bytes at the peak.
         fits: whether there is room.
-        cost: time a token, as :meth:`depthcut.heal.training.memory_plan.Room.cost`; 0 where nothing is trained.
+        cost: time a token, as :meth:`depthcut.heal.training.memory_plan.MemoryPlan.cost`; 0 where nothing is trained.
     """
 
     need: int
@@ -116,7 +116,7 @@ class Estimate:
     cost: float
 
     @classmethod
-    def of(cls, lab: "Lab", memory: int) -> "Estimate":
+    def of(cls, lab: "Lab", memory: int) -> "MemoryEstimate":
         """Estimate it for the lab's experiment."""
         from depthcut.heal.training import memory_plan
 
@@ -124,45 +124,47 @@ class Estimate:
         shape, n = lab.weigh(x.prune.unit), x.prune.count(lab.shape)
         whole = shape.whole["weight_bytes"]
         left = whole - sum(sorted(shape.weight_bytes)[:n])
-        if needs_dense(x) and whole > (1 - memory_plan.SPARE) * memory:
+        if needs_dense_model(x) and whole > (1 - memory_plan.RESERVED_FRACTION) * memory:
             return cls(whole, False, 0)
         if not x.heal.trains:
-            return cls(left, left <= (1 - memory_plan.SPARE) * memory, 0)
+            return cls(left, left <= (1 - memory_plan.RESERVED_FRACTION) * memory, 0)
         held = left + (whole if getattr(x.heal, "teacher", "") == "live" else 0)
-        space = room_of(lab, n, memory - held)
+        space = plan_heal_memory(lab, n, memory - held)
         recipe: Any = x.heal
-        layout = memory_plan.choose(space, recipe, compiled=recipe.compile is not False)[0]
+        layout = memory_plan.choose_layouts(space, recipe, compiled=recipe.compile is not False)[0]
         return cls(held + space.needs(layout), space.free > 0 and space.fits(layout), space.cost(layout))
 
 
-def room_of(lab: "Lab", n: int, free: int) -> Any:
+def plan_heal_memory(lab: "Lab", n: int, free: int) -> Any:
     """The planner's view of healing what is left without ``n`` units; adapters on all linear layers, at most."""
     import torch
 
-    from depthcut.heal.training.memory_plan import Room
+    from depthcut.heal.training.memory_plan import MemoryPlan
     from depthcut.model.decoder import layers as decoder_layers
     from depthcut.model.decoder import linear
 
     x = lab.experiment
     recipe: Any = x.heal
-    bare: Any = decoder_layers.skeleton(lab.checkpoint.config).to(getattr(torch, x.model.dtype)).requires_grad_(False)
+    bare: Any = decoder_layers.meta_model(lab.checkpoint.config).to(getattr(torch, x.model.dtype)).requires_grad_(False)
     bare.is_loaded_in_4bit = x.model.quantise == "nf4"
-    space = Room.of(bare, recipe, "cpu")
+    space = MemoryPlan.of(bare, recipe, "cpu")
     layers = space.layers - (n if x.prune.unit == "layer" else 0)
-    widths = [sum(linear.features(each)) for each in linear.linear_layers(decoder_layers.layers(bare)[0]).values()]
+    widths = [
+        sum(linear.linear_features(each)) for each in linear.linear_layers(decoder_layers.layer_list(bare)[0]).values()
+    ]
     adapters = layers * recipe.rank * sum(widths)
     state = 2 + 4 + (2 if recipe.optimiser != "adamw" else 8)  # of each number, with its gradient
     return dataclasses.replace(space, layers=max(layers, 1), fixed=space.fixed + state * adapters, free=max(free, 0))
 
 
-def needs_dense(x: "Experiment") -> bool:
+def needs_dense_model(x: "Experiment") -> bool:
     """Whether the whole model must be in memory at some time."""
     scored = x.prune.reads_scores and (x.stream == "never" or not x.metric.streams)
     return "dense" in x.stages or scored
 
 
 @cache
-def gpu(device: str) -> int | None:
+def gpu_memory(device: str) -> int | None:
     """Bytes of the GPU's memory, of the smallest where this process sees several; None: there is none to use.
 
     The driver's own tool says it in less time than torch takes to be imported. Where it cannot, torch does.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from depthcut.cut.plan import NOUNS, Plan
+from depthcut.cut.plan import UNIT_NOUNS, Plan
 from depthcut.report import table
 from depthcut.runtime import provenance
 
@@ -43,7 +43,7 @@ CITATION = """```bibtex
 ```"""
 
 
-def of_model(lab: "Lab", plan: Plan, alone: bool) -> str:
+def model_card(lab: "Lab", plan: Plan, alone: bool) -> str:
     """Return the card of an exported model.
 
     Args:
@@ -59,25 +59,25 @@ def of_model(lab: "Lab", plan: Plan, alone: bool) -> str:
         f"tokenizer, model = AutoTokenizer.from_pretrained(path), {load}  # path: this folder",
         'print(tokenizer.decode(model.generate(**tokenizer("The capital of France", return_tensors="pt"))[0]))',
     ]
-    return card(lab, plan, {"library_name": "transformers", "pipeline_tag": "text-generation"}, usage)
+    return render_card(lab, plan, {"library_name": "transformers", "pipeline_tag": "text-generation"}, usage)
 
 
-def of_adapter(lab: "Lab", plan: Plan) -> str:
+def adapter_card(lab: "Lab", plan: Plan) -> str:
     """Return the card of adapters, which fit the pruned model only."""
     usage = [
         "from peft import PeftModel",
         "# cut: the base model without the layers that plan.json drops (`heal=none export=merged` writes it)",
         "model = PeftModel.from_pretrained(cut, path)  # path: this folder",
     ]
-    return card(lab, plan, {"library_name": "peft", "pipeline_tag": "text-generation"}, usage)
+    return render_card(lab, plan, {"library_name": "peft", "pipeline_tag": "text-generation"}, usage)
 
 
-def card(lab: "Lab", plan: Plan, about: dict[str, Any], usage: list[str]) -> str:
+def render_card(lab: "Lab", plan: Plan, about: dict[str, Any], usage: list[str]) -> str:
     """Return a card; ``about`` opens its front matter."""
     x = lab.experiment
-    front = about | matter(lab)
+    front = about | front_matter(lab)
     replace, heal = (type(each).__module__.rpartition(".")[2] for each in (x.replace, x.heal))
-    versions = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.package_versions().items())
     config = {key: x.composed[key] for key in ("model", "data", "metric", "prune", "replace", "heal", "seed")}
     unlicensed = UNKNOWN.items() <= front.items()
     unknown = ["", "Fill in the licence above: it is that of the base model."] if unlicensed else []
@@ -85,15 +85,15 @@ def card(lab: "Lab", plan: Plan, about: dict[str, Any], usage: list[str]) -> str
         "---",
         yaml.safe_dump(front, sort_keys=False).strip(),
         "---",
-        f"# {name(lab)}, {plan.words}",
+        f"# {base_name(lab)}, {plan.words}",
         "",
-        f"Made by depthcut from `{name(lab)}`: {plan.fraction:.0%} of the {NOUNS[plan.unit]} are cut (`plan.json`).",
+        f"Made by depthcut from `{base_name(lab)}`: {plan.fraction:.0%} of the {UNIT_NOUNS[plan.unit]} are cut (`plan.json`).",
         f"In the gaps: `{replace}`.",
         f"Healing: `{heal}` on a base with quantise={x.model.quantise}; the weights here are plain {x.model.dtype}.",
         *unknown,
-        *numbers(lab),
+        *number_rows(lab),
         *("", "## Usage", "", "```python", *usage, "```"),
-        *("", "## How it was made", "", "```", command(lab), "```", ""),
+        *("", "## How it was made", "", "```", command_line(lab), "```", ""),
         *("<details><summary>Config</summary>", "", "```yaml"),
         *(yaml.safe_dump(config, sort_keys=False).strip(), "```", "", "</details>", ""),
         f"Versions: {versions}.",
@@ -102,21 +102,23 @@ def card(lab: "Lab", plan: Plan, about: dict[str, Any], usage: list[str]) -> str
     return "\n".join(lines)
 
 
-def numbers(lab: "Lab") -> list[str]:
+def number_rows(lab: "Lab") -> list[str]:
     """Return the table of what was measured, with standard errors; nothing where nothing was."""
     stages = [stage for stage in table.STAGES if any(key.startswith(f"{stage}/") for key in lab.numbers)]
-    names = table.metrics(lab.numbers)
+    names = table.measure_names(lab.numbers)
     if not names:
         return []
     rows = [
-        " | ".join((table.titled(lab.numbers, each), *(table.cell(lab.numbers, f"{stage}/{each}") for stage in stages)))
+        " | ".join(
+            (table.titled(lab.numbers, each), *(table.format_cell(lab.numbers, f"{stage}/{each}") for stage in stages))
+        )
         for each in names
     ]
     heads = [f"| {' | '.join(('measured', *stages))} |", "|---" * (len(stages) + 1) + "|"]
     return ["", *heads, *(f"| {row} |" for row in rows)]
 
 
-def name(lab: "Lab") -> str:
+def base_name(lab: "Lab") -> str:
     """Return what the base model is called: its name on the hub, or else its folder's."""
     return hub_name(lab) or table.model_name({"config": lab.experiment.composed})
 
@@ -129,33 +131,33 @@ def hub_name(lab: "Lab") -> str | None:
     return known or (str(noted) if local else None)
 
 
-def matter(lab: "Lab") -> dict[str, Any]:
+def front_matter(lab: "Lab") -> dict[str, Any]:
     """Return what the front matter says of the model's origin: base, licence, data sets, tags."""
     base, dataset = hub_name(lab), getattr(lab.experiment.data.train, "dataset", None)
     found: dict[str, Any] = {"base_model": base} if base else {}
-    found |= licence(lab, base or "")
+    found |= base_licence(lab, base or "")
     if dataset and lab.experiment.heal.trains and HUB_NAME.fullmatch(dataset):
         found["datasets"] = [dataset]
     return found | {"tags": ["depthcut", "pruned"]}
 
 
-def licence(lab: "Lab", base: str) -> dict[str, str]:
+def base_licence(lab: "Lab", base: str) -> dict[str, str]:
     """Return the licence of the base model: from its card, its config or its licence file, or by its name."""
     keys = ("license", "license_name", "license_link")
-    front = re.match(r"---\n(.*?)\n---", read(lab, "README.md"), re.DOTALL)
+    front = re.match(r"---\n(.*?)\n---", read_base_file(lab, "README.md"), re.DOTALL)
     with suppress(yaml.YAMLError):
         given = yaml.safe_load(front[1]) if front else {}
         if isinstance(given, dict) and isinstance(given.get("license"), str):
             return {key: str(given[key]) for key in keys if key in given}
     if isinstance(said := lab.checkpoint.files.json("config.json").get("license"), str):
         return {"license": said}
-    text = next(filter(None, (read(lab, file) for file in ("LICENSE", "LICENSE.txt", "LICENSE.md"))), "")
+    text = next(filter(None, (read_base_file(lab, file) for file in ("LICENSE", "LICENSE.txt", "LICENSE.md"))), "")
     known = [word for pattern, word in TEXTS.items() if re.search(pattern, text)]
     known += [word for start, word in LICENCES.items() if base.lower().startswith(start)]
     return {"license": known[0]} if known else dict(UNKNOWN)
 
 
-def read(lab: "Lab", file: str) -> str:
+def read_base_file(lab: "Lab", file: str) -> str:
     """Return the start of a file of the base model; nothing where there is none, or the hub is out of reach."""
     files = lab.checkpoint.files
     with suppress(OSError, ValueError):
@@ -164,7 +166,7 @@ def read(lab: "Lab", file: str) -> str:
     return ""
 
 
-def command(lab: "Lab") -> str:
+def command_line(lab: "Lab") -> str:
     """Return the command line of this process, or, of a job that has none, the words that choose the methods."""
     if Path(sys.argv[0]).name == "run.py":
         return shlex.join(["python", "run.py", *sys.argv[1:]])

@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
 
-def measure(lab: "Lab") -> None:
+def measure_control(lab: "Lab") -> None:
     """Note ``control/...`` in the record of ``lab``, if its recipe asks for it; an earlier control is used again."""
     if not getattr(lab.experiment.heal, "control", False):
         return
-    twin = labs.enter(of(lab.experiment))
+    twin = labs.open_run(control_experiment(lab.experiment))
     if twin.digest == lab.digest:
         found: dict[str, Any] = lab.numbers
         lab.measured["control"] = lab.measured["healed"]
     else:
         lab.release()
-        found = healed(twin)
-        lab.measured["control"] = measured.from_record(found, "healed")
+        found = control_record(twin)
+        lab.measured["control"] = measured.measured_from_record(found, "healed")
     lab.numbers |= {key.replace("healed/", "control/", 1): found[key] for key in found if key.startswith("healed/")}
 
 
-def of(x: "Experiment") -> "Experiment":
+def control_experiment(x: "Experiment") -> "Experiment":
     """Return the experiment that heals the dense model as ``x`` heals the cut one, and leaves the adapter alone."""
     recipe: Any = x.heal
     prune = Given(drop=[], path=None)
@@ -55,15 +55,15 @@ def of(x: "Experiment") -> "Experiment":
     )
 
 
-def healed(twin: "Lab") -> dict[str, Any]:
+def control_record(twin: "Lab") -> dict[str, Any]:
     """Return the record of the control, made now or earlier."""
     from depthcut import algorithm
 
-    with recording.alone(twin):
-        kept = recording.finished(twin)
+    with recording.point_lock(twin):
+        kept = recording.finished_record(twin)
         if kept is None:
-            runlog.say(f"control: the dense model with the same healing, point {twin.digest[:8]}")
-            with recording.attempt(twin):
-                algorithm.run(twin.experiment, twin)
-                kept = recording.write(twin)
+            runlog.print_line(f"control: the dense model with the same healing, point {twin.digest[:8]}")
+            with recording.attempt_point(twin):
+                algorithm.run_experiment(twin.experiment, twin)
+                kept = recording.write_record(twin)
     return kept

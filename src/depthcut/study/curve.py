@@ -15,18 +15,18 @@ from omegaconf import DictConfig
 from depthcut.config import experiment
 from depthcut.cut import subnetworks
 from depthcut.eval import Eval
-from depthcut.heal.training.recipe import LowRank
+from depthcut.heal.training.recipe import LowRankRecipe
 from depthcut.replace.none import NoReplacement
 from depthcut.runtime import failures, store
 from depthcut.study import digests, lab, recording, runlog
 from depthcut.study.lab import Lab, Stage
-from depthcut.study.scoring import Pricing
+from depthcut.study.scoring import Scoring
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def share(configs: Iterable[DictConfig]) -> set[Path]:
+def share_passes(configs: Iterable[DictConfig]) -> set[Path]:
     """Do what the points that are not done have in common; a model is loaded once for all cuts of it.
 
     What cannot be shared, and what goes wrong, is left to each point, which tells of it.
@@ -37,41 +37,41 @@ def share(configs: Iterable[DictConfig]) -> set[Path]:
     bases: dict[str, list[Lab]] = {}
     for each in configs:
         with suppress(ValueError):
-            here = lab.enter(experiment.read(each))
-            if recording.finished(here) is None and isinstance(here.experiment.replace, NoReplacement):
-                bases.setdefault(digests.base(here), []).append(here)
+            here = lab.open_run(experiment.build_experiment(each))
+            if recording.finished_record(here) is None and isinstance(here.experiment.replace, NoReplacement):
+                bases.setdefault(digests.base_digest(here), []).append(here)
     failed: set[Path] = set()
     for labs in bases.values():
         try:
-            failed |= together(labs)
+            failed |= measure_together(labs)
         except failures.STOPS:
             raise
         except BaseException as error:
-            runlog.say(f"no shared pass, each point goes by itself: {failures.line(error)}")
+            runlog.print_line(f"no shared pass, each point goes by itself: {failures.error_line(error)}")
     return failed
 
 
-def together(labs: Sequence[Lab]) -> set[Path]:
+def measure_together(labs: Sequence[Lab]) -> set[Path]:
     """Evaluate points that have their base in common, heal those that share still, evaluate what became of them."""
-    there = planned(labs)
-    measure(there, ("dense", "pruned"))
-    above = [here for here in there if healed_above(here) and missing([here], ("healed",))]
+    there = plan_points(labs)
+    measure_shared_stages(there, ("dense", "pruned"))
+    above = [here for here in there if heals_above_cut(here) and pending_evaluations([here], ("healed",))]
     if len(above) < 2:
         return set()
-    whole = [here for here in above if heal(here)]
-    measure(whole, ("healed",))
+    whole = [here for here in above if heal_point(here)]
+    measure_shared_stages(whole, ("healed",))
     return {here.folder for here in above} - {here.folder for here in whole}
 
 
-def planned(labs: Iterable[Lab]) -> list[Lab]:
+def plan_points(labs: Iterable[Lab]) -> list[Lab]:
     """Plan the points; those where that fails are left out. A model that was loaded for it is in the first of them."""
     found: list[Lab] = []
     loaded: nn.Module | None = None
     for here in labs:
         here.loaded = loaded
-        with failures.suppressed():
+        with failures.suppress_errors():
             here.prepare()
-            here.plan = here.experiment.prune(Pricing(here), here.shape)
+            here.plan = here.experiment.prune(Scoring(here), here.shape)
             found.append(here)
         loaded = here.loaded
         here.release()
@@ -80,79 +80,86 @@ def planned(labs: Iterable[Lab]) -> list[Lab]:
     return found
 
 
-def healed_above(here: Lab) -> bool:
+def heals_above_cut(here: Lab) -> bool:
     """Whether a point's healing leaves what is in front of its cut as it was."""
     x = here.experiment
-    return "healed" in x.stages and isinstance(x.heal, LowRank) and x.heal.layers == "after_cut"
+    return "healed" in x.stages and isinstance(x.heal, LowRankRecipe) and x.heal.layers == "after_cut"
 
 
-def heal(here: Lab) -> bool:
+def heal_point(here: Lab) -> bool:
     """Heal a point as it would by itself, so that it finds its adapter; whether that went well."""
-    with failures.suppressed(), recording.alone(here), recording.attempt(here), runlog.to(here):
+    with (
+        failures.suppress_errors(),
+        recording.point_lock(here),
+        recording.attempt_point(here),
+        runlog.log_to_point(here),
+    ):
         assert here.plan is not None
         plan = here.decide(here.plan)
-        if adapters(here) and not store.verified(here.folder / "adapter", here.digest):
+        if adapter_name(here) and not store.is_verified(here.folder / "adapter", here.digest):
             here.experiment.heal(here.load(plan), plan, here)
         return True
     return False
 
 
-def adapters(here: Lab) -> str:
+def adapter_name(here: Lab) -> str:
     """The name of a point's adapters; none where there is no layer to put one on."""
     plan, recipe = here.plan, here.experiment.heal
     assert plan is not None
-    assert isinstance(recipe, LowRank)
+    assert isinstance(recipe, LowRankRecipe)
     return here.digest if recipe.reached(plan, len(plan.keep)) else ""
 
 
-Wanted = tuple[Eval, Lab, dict[str, subnetworks.Cut]]
+PendingEvaluation = tuple[Eval, Lab, dict[str, subnetworks.Subnetwork]]
 """An evaluation, a point that asks for it, and what is to be measured, by the names that the numbers are kept under."""
 
 
-def missing(labs: Iterable[Lab], stages: Sequence[Stage]) -> dict[str, Wanted]:
+def pending_evaluations(labs: Iterable[Lab], stages: Sequence[Stage]) -> dict[str, PendingEvaluation]:
     """What is not on file, by the evaluation's digest."""
-    found: dict[str, Wanted] = {}
+    found: dict[str, PendingEvaluation] = {}
     for here in labs:
         for part in (part for each in here.experiment.eval.values() for part in each.parts()):
-            name = digests.evaluation(part, here)
+            name = digests.evaluation_digest(part, here)
             for stage in filter(here.experiment.stages.__contains__, stages):
-                key = store.digest({"subject": here.subject(stage), "evaluation": name})
-                if not store.verified(here.cache / "evaluations" / key):
-                    found.setdefault(name, (part, here, {}))[2][key] = cut(here, stage)
+                key = store.content_digest({"subject": here.subject(stage), "evaluation": name})
+                if not store.is_verified(here.cache / "evaluations" / key):
+                    found.setdefault(name, (part, here, {}))[2][key] = stage_subnetwork(here, stage)
     return found
 
 
-def cut(here: Lab, stage: Stage) -> subnetworks.Cut:
+def stage_subnetwork(here: Lab, stage: Stage) -> subnetworks.Subnetwork:
     """What a stage of a point measures, as a sub-network of the dense model."""
     assert here.plan is not None
     if stage == "dense":
-        return subnetworks.WHOLE
-    return subnetworks.of(here.plan, adapters(here) if stage == "healed" else "")
+        return subnetworks.FULL
+    return subnetworks.subnetwork_from_plan(here.plan, adapter_name(here) if stage == "healed" else "")
 
 
-def measure(labs: Sequence[Lab], stages: Sequence[Stage]) -> None:
+def measure_shared_stages(labs: Sequence[Lab], stages: Sequence[Stage]) -> None:
     """Evaluate what these stages of the points are, and put the numbers where each point looks for them."""
     if not labs:
         return
     first = labs[0]
-    with store.lock(first.cache / f".{digests.base(first)}.lock"):  # another sweep may be at it
-        wanted = missing(labs, stages)
-        model = ready(labs, stages) if wanted else None
+    with store.lock(first.cache / f".{digests.base_digest(first)}.lock"):  # another sweep may be at it
+        wanted = pending_evaluations(labs, stages)
+        model = dense_with_adapters(labs, stages) if wanted else None
         for part, asker, asked in wanted.values():
             assert model is not None
-            runlog.say(f"{type(part).__name__.lower()}: {' and '.join(stages)}, {len(asked)} in one pass")
+            runlog.print_line(f"{type(part).__name__.lower()}: {' and '.join(stages)}, {len(asked)} in one pass")
             values = part(model, asker, list(asked.values()))
             for key, numbers in zip(asked, values or (), strict=bool(values)):
                 first.kept("evaluations", key, lambda numbers=numbers: numbers)
     first.release()
 
 
-def ready(labs: Sequence[Lab], stages: Sequence[Stage]) -> "nn.Module":
+def dense_with_adapters(labs: Sequence[Lab], stages: Sequence[Stage]) -> "nn.Module":
     """The dense model; to measure healed stages, with the adapters of the points."""
     model = labs[0].dense()
-    found = {here.digest: here for here in labs if "healed" in stages and adapters(here)}
+    found = {here.digest: here for here in labs if "healed" in stages and adapter_name(here)}
     if not found:
         return model
-    from depthcut.model.decoder.adapters import attached
+    from depthcut.model.decoder.adapters import attach_adapters
 
-    return attached(model, {name: (here.folder / "adapter", here.plan) for name, here in found.items() if here.plan})
+    return attach_adapters(
+        model, {name: (here.folder / "adapter", here.plan) for name, here in found.items() if here.plan}
+    )

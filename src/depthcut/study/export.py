@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from depthcut.cut.plan import Plan
 from depthcut.data.text import tokens
 from depthcut.model.checkpoint import exported
-from depthcut.model.checkpoint.files import Files
+from depthcut.model.checkpoint.files import ModelFiles
 from depthcut.model.surgery.width.widths import Widths
 from depthcut.runtime import store
 from depthcut.study import card, sharing
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
     from depthcut.study.lab import Lab
 
-What = Literal["merged", "adapter", "none"]
+ExportKind = Literal["merged", "adapter", "none"]
 # What AutoProcessor reads next to the tokenizer.
 SIDE = re.compile(r"(\w+_)?(pre)?processor_config\.json|chat_template\.(json|jinja)")
 log = logging.getLogger("depthcut")
 
 
-def export(what: What, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]") -> None:
+def export_model(what: ExportKind, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]") -> None:
     """Leave ``model/`` (``merged``), or see to it that ``adapter/`` is there (``adapter``).
 
     ``AutoModelForCausalLM.from_pretrained`` loads ``model/`` where depthcut is not installed; a model whose layers lost
@@ -38,18 +38,20 @@ def export(what: What, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]"
     if what == "none":
         return
     if what == "adapter":
-        if not store.verified(lab.folder / "adapter", lab.digest):
+        if not store.is_verified(lab.folder / "adapter", lab.digest):
             healed()
         log.info("adapter and plan: %s", lab.folder / "adapter")
         return
 
     def make(model: "Callable[[], nn.Module]", folder: Path) -> None:
-        if sharing.wanted(lab, plan):
+        if sharing.needs_sharding(lab, plan):
             from depthcut.model.checkpoint import exported_sharded
 
-            exported_sharded.write(model(), plan, folder)
+            exported_sharded.write_exported_sharded(model(), plan, folder)
         else:
-            exported.write(merged(lab, plan, model), plan, folder, Widths.found(lab.folder / "adapter"))
+            exported.write_exported(
+                merge_for_export(lab, plan, model), plan, folder, Widths.found(lab.folder / "adapter")
+            )
         lab.checkpoint.tokenizer.save_pretrained(str(folder))
         if lab.experiment.heal.trains:
             stop_at_separator(folder, tokens.separator_id(lab.checkpoint.tokenizer, lab.checkpoint.separator))
@@ -58,9 +60,11 @@ def export(what: What, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]"
 
     folder = lab.folder / "model"
     with lab.timed("export"):
-        sharing.led(lab, plan, healed, lambda model: store.kept(folder, partial(make, model), lab.digest))
-    alone = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] != exported.KIND
-    store.write_text(folder / "README.md", card.of_model(lab, plan, alone))
+        sharing.run_with_shards(
+            lab, plan, healed, lambda model: store.cached_folder(folder, partial(make, model), lab.digest)
+        )
+    alone = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] != exported.MODEL_TYPE
+    store.write_text(folder / "README.md", card.model_card(lab, plan, alone))
     log.info("model: %s", folder)
 
 
@@ -77,14 +81,14 @@ def stop_at_separator(folder: Path, separator: int) -> None:
         store.write_json(path, {**config, "eos_token_id": [*ends, separator]})
 
 
-def copy_side_files(files: Files, folder: Path) -> None:
+def copy_side_files(files: ModelFiles, folder: Path) -> None:
     """Copy the settings of the model's processors and its chat template, where ``folder`` has none yet."""
     for name in sorted(filter(SIDE.fullmatch, files.names)):
         if not (folder / name).exists():
             shutil.copyfile(files.path(name), folder / name)
 
 
-def merged(lab: "Lab", plan: Plan, healed: "Callable[[], nn.Module]") -> "PreTrainedModel":
+def merge_for_export(lab: "Lab", plan: Plan, healed: "Callable[[], nn.Module]") -> "PreTrainedModel":
     """The healed weights in the run's dtype, without quantisation: adapters go into *dequantised* weights.
 
     Merging into 4-bit weights moves the logits by 15 to 38 %; dequantising first, by less than 1 %.
@@ -97,20 +101,20 @@ def merged(lab: "Lab", plan: Plan, healed: "Callable[[], nn.Module]") -> "PreTra
 
     model = healed()
     if isinstance(model, PeftModel):
-        base = plain(lab.experiment.replace(lab.load(plan), plan, lab))
+        base = dequantise_model(lab.experiment.replace(lab.load(plan), plan, lab))
         folder = lab.folder / "adapter"
         model = PeftModel.from_pretrained(base, str(folder), torch_device=lab.device).merge_and_unload()
         if (widths := Widths.found(folder)) is not None:
-            slicing.narrow(model, widths)
+            slicing.narrow_model(model, widths)
     else:
-        model = plain(model)
+        model = dequantise_model(model)
     assert isinstance(model, PreTrainedModel)
-    linear.restore_conv1d(model, layers.skeleton(model.config))
+    linear.restore_conv1d(model, layers.meta_model(model.config))
     model.config.use_cache = True
     return model
 
 
-def plain(model: "nn.Module") -> "PreTrainedModel":
+def dequantise_model(model: "nn.Module") -> "PreTrainedModel":
     """``model`` with its quantised weights turned back into ordinary ones."""
     from transformers import PreTrainedModel
 

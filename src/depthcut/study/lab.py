@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from depthcut.cut.plan import Plan, Unit
 from depthcut.data import Contents, first_content
-from depthcut.data.text.tokens import Tokens, disjoint, tokens
-from depthcut.model.surgery.sizes import Shape
+from depthcut.data.text.tokens import Tokens, check_disjoint, tokenize_source
+from depthcut.model.surgery.sizes import ModelSize
 from depthcut.prune.block import Block
 from depthcut.record.measured import Stage as Measurements
 from depthcut.runtime import devices, ranks, store
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from depthcut.config.experiment import Experiment
     from depthcut.model.checkpoint.checkpoint import Checkpoint
-    from depthcut.model.checkpoint.streaming import Streamed
-    from depthcut.model.decoder.shared_prefix import Streams
+    from depthcut.model.checkpoint.streaming import LayerStream
+    from depthcut.model.decoder.shared_prefix import PrefixCache
 
 Part = Literal["calibration", "train", "validation"]
 Stage = Literal["dense", "pruned", "healed"]
@@ -60,14 +60,14 @@ class Lab:
     plan: Plan | None = None
     loaded: "nn.Module | None" = None
     helped: bool = False
-    opened: "Streamed | None" = None
+    opened: "LayerStream | None" = None
     texts: dict[tuple[Part, int | None], Tokens] = field(default_factory=dict[tuple[Part, int | None], Tokens])
     contents: Contents = field(default_factory=dict[str, dict[str, str]])
 
     @cached_property
     def digest(self) -> str:
         """Name of the point."""
-        return digests.point(self)
+        return digests.point_digest(self)
 
     @property
     def folder(self) -> Path:
@@ -86,7 +86,7 @@ class Lab:
         there = torch.cuda.is_available()
         if self.experiment.device == "cuda" and not there:
             raise UserError("device=cuda: torch sees no GPU here. Take device=cpu, or a machine and torch with CUDA")
-        return ranks.gpu() if there and self.experiment.device != "cpu" else "cpu"
+        return ranks.select_gpu() if there and self.experiment.device != "cpu" else "cpu"
 
     def load(self, plan: Plan | None = None) -> "nn.Module":
         """Load the dense model, or only what ``plan`` keeps, as ``model.quantise`` and ``model.dtype`` say."""
@@ -94,8 +94,8 @@ class Lab:
         with self.timed("load_pruned" if plan else "load_dense"):
             keep = self.cache / "weights" if plan and self.experiment.keep_weights else None
             how: Any = {"quantise": model.quantise, "dtype": model.dtype, "device": self.device}
-            shared = sharing.wanted(self, plan)
-            loaded = sharing.load(self, plan) if shared else self.checkpoint.load(plan, **how, cache=keep)
+            shared = sharing.needs_sharding(self, plan)
+            loaded = sharing.load_shard(self, plan) if shared else self.checkpoint.load(plan, **how, cache=keep)
         if plan:
             self.numbers["bytes/read"] = self.checkpoint.bytes_read - before
             self.numbers["bytes/weights"] = sum(p.numel() * p.element_size() for p in loaded.parameters())
@@ -126,7 +126,7 @@ class Lab:
         Raises:
             UserError: if a text or a task cannot be had, a text is too short, or a document is in two parts.
         """
-        preflight.check(self)
+        preflight.check_run(self)
         for evaluation in self.experiment.eval.values():
             evaluation.prepare(self)
         self.experiment.heal.prepare(self)
@@ -141,14 +141,14 @@ class Lab:
         for part, text in self.experiment.replace.text(self).items():
             parts[part] = max(parts.get(part, text), text, key=len)
         preflight.check_tokens(self, parts)
-        disjoint(parts)
+        check_disjoint(parts)
 
     def text(self, part: Part, sequences: int | None = None) -> Tokens:
         """A part of the data, tokenised and packed once, kept by content."""
         if (part, sequences) not in self.texts:
             source = getattr(self.experiment.data, part)
             tokenizer, separator = self.checkpoint.tokenizer, self.checkpoint.separator
-            found = tokens(source, tokenizer, separator, self.cache, sequences, part)
+            found = tokenize_source(source, tokenizer, separator, self.cache, sequences, part)
             source.require(first_content(self.contents, source, self.cache), self.cache)
             self.texts[part, sequences] = found
         return self.texts[part, sequences]
@@ -170,33 +170,33 @@ class Lab:
         asked = self.experiment.stream
         if asked != "auto" or not self.experiment.metric.streams:
             return asked == "always"
-        return not devices.fits(self.weigh("layer").whole["weight_bytes"], self.device)
+        return not devices.fits_in_free_memory(self.weigh("layer").whole["weight_bytes"], self.device)
 
-    def streamed(self) -> "Streamed":
+    def streamed(self) -> "LayerStream":
         """The dense model, of which one layer is there at a time."""
         if self.opened is None:
-            from depthcut.model.checkpoint.streaming import Streamed
+            from depthcut.model.checkpoint.streaming import LayerStream
 
-            self.opened = Streamed(self)
+            self.opened = LayerStream(self)
         return self.opened
 
     @cached_property
-    def streams(self) -> "Streams":
+    def streams(self) -> "PrefixCache":
         """What searches keep of earlier passes; where nothing is scored again, nothing."""
-        from depthcut.model.decoder.shared_prefix import Streams
+        from depthcut.model.decoder.shared_prefix import PrefixCache
 
-        return Streams(None if self.experiment.prune.rescores else 0)
+        return PrefixCache(None if self.experiment.prune.rescores else 0)
 
-    def weigh(self, unit: Unit) -> Shape:
+    def weigh(self, unit: Unit) -> ModelSize:
         """What the dense model and its units weigh."""
         model = self.experiment.model
-        return Shape.of(self.checkpoint.config, unit, model.quantise, model.dtype)
+        return ModelSize.of(self.checkpoint.config, unit, model.quantise, model.dtype)
 
     @cached_property
-    def shape(self) -> Shape:
+    def shape(self) -> ModelSize:
         """The model as the pruner sees it, weighed only if that matters."""
         prune = self.experiment.prune
-        return self.weigh(prune.unit) if prune.needs_weights else Shape(self.checkpoint.depth)
+        return self.weigh(prune.unit) if prune.needs_weights else ModelSize(self.checkpoint.depth)
 
     def wanted(self) -> tuple[range, int]:
         """Where the block that is looked for may start, and its size."""
@@ -210,7 +210,7 @@ class Lab:
         log.info("plan: %s", self.plan.words)
         if self.plan.surest:
             log.info("which start wins in a bootstrap over the samples: %s", self.plan.surest)
-        if not ranks.rank():
+        if not ranks.global_rank():
             self.plan.write(self.folder / "plan.json")
         return self.plan
 
@@ -218,18 +218,20 @@ class Lab:
         """Evaluate a stage, save what is on file already; ``model`` is called only where something is missing."""
         if stage not in self.experiment.stages or (stage == "healed" and not self.experiment.heal.trains):
             return
-        sharing.led(self, None if stage == "dense" else self.plan, model, partial(measuring.stage, self, stage))
+        sharing.run_with_shards(
+            self, None if stage == "dense" else self.plan, model, partial(measuring.measure_stage, self, stage)
+        )
 
     def subject(self, stage: Stage) -> str:
         """Digest of the model that a stage measures."""
         if stage == "dense":
-            return digests.base(self)
+            return digests.base_digest(self)
         assert self.plan is not None
-        return digests.pruned(self, self.plan) if stage == "pruned" else self.digest
+        return digests.pruned_digest(self, self.plan) if stage == "pruned" else self.digest
 
     def kept(self, kind: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A JSON value of the cache, made once."""
-        return store.value(self.cache / kind / key, make)
+        return store.cached_value(self.cache / kind / key, make)
 
     @contextmanager
     def timed(self, what: str) -> Generator[None]:
@@ -239,12 +241,12 @@ class Lab:
         self.numbers[key] = self.numbers.get(key, 0.0) + time.monotonic() - start
 
 
-def enter(x: "Experiment") -> Lab:
+def open_run(x: "Experiment") -> Lab:
     """Open the model on the disk and set up the lab for one run; neither torch nor a weight is loaded."""
     outputs = Path(x.outputs)
     checkpoint = x.model.open(cache := outputs / "cache")
     x.prune.check(checkpoint)
-    lab = auto_quantise.settled(Lab(experiment=x, checkpoint=checkpoint, cache=cache, study=outputs / x.name))
+    lab = auto_quantise.resolve_quantise(Lab(experiment=x, checkpoint=checkpoint, cache=cache, study=outputs / x.name))
     x.replace.check(x.prune.unit, x.prune.count(lab.shape))  # either may refuse a cut
     lab.checkpoint.unit_prefix(x.prune.unit)  # and halves that the layers do not have
     return lab

@@ -13,10 +13,10 @@ FOLDER = "named"  # not the study's own folder: patterns such as outputs/STUDY/*
 SIZES = ("layers", "parameters", "weight_bytes", "cache_bytes", "drop")
 
 
-def add(point: Path, x: "Experiment") -> None:
+def link_point(point: Path, x: "Experiment") -> None:
     """Link to ``point`` by name; a name that another point has gets the digest too. Some file systems have no links."""
     folder = point.parent / FOLDER
-    name = label(x)
+    name = point_label(x)
     with suppress(OSError):
         folder.mkdir(exist_ok=True)
         for link in (folder / name, folder / f"{name}-{point.name[:8]}"):
@@ -28,7 +28,7 @@ def add(point: Path, x: "Experiment") -> None:
                 return
 
 
-def label(x: "Experiment") -> str:
+def point_label(x: "Experiment") -> str:
     """Return what tells the points of a study apart: metric, pruner, size of the cut, replacement, healing."""
     word = {
         group: type(getattr(x, group)).__module__.rpartition(".")[2] for group in ("metric", "prune", "replace", "heal")
@@ -42,7 +42,7 @@ def label(x: "Experiment") -> str:
     return "-".join(filter(None, parts))[:120]
 
 
-def find(name: str, study: Path) -> list[Path]:
+def find_points(name: str, study: Path) -> list[Path]:
     """Return the points that ``name`` may mean, each digest once: a folder, a link, or the start of a digest.
 
     A point of ``study`` comes before one of another study in the same outputs.

@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from depthcut.study.lab import Lab, Stage
 
 
-def stage(lab: "Lab", name: "Stage", model: "Callable[[], nn.Module]") -> None:
+def measure_stage(lab: "Lab", name: "Stage", model: "Callable[[], nn.Module]") -> None:
     """Note in ``lab`` what the evaluations of a stage give; ``model`` is called only where something is missing.
 
     Raises:
         UserError: if the dense model gives a number that is not finite.
     """
-    found = measured.from_record(recording.read(lab.folder), name)
+    found = measured.measured_from_record(recording.read_record(lab.folder), name)
     asked: list[str] = []
     for key, evaluation in lab.experiment.eval.items():
         for part in evaluation.parts():
-            digest = digests.evaluation(part, lab)
+            digest = digests.evaluation_digest(part, lab)
             values = evaluated(lab, name, model, part, digest)
             check(name, key, values, lab)
             found.pop(digest, None)
             found[digest] = measurement(key, part, values, lab)
             asked.append(digest)
-    lab.remarks += [line for line in measured.remarks(found, asked) if line not in lab.remarks]
-    lab.measured[name] = measured.current(found)
-    lab.numbers |= {f"{name}/{metric}": value for metric, value in measured.named(found).items()}
+    lab.remarks += [line for line in measured.describe_kept(found, asked) if line not in lab.remarks]
+    lab.measured[name] = measured.current_evaluations(found)
+    lab.numbers |= {f"{name}/{metric}": value for metric, value in measured.named_numbers(found).items()}
 
 
 def evaluated(
@@ -50,7 +50,7 @@ def evaluated(
         assert found is not None, "a model that is not cut can be measured"
         return found[0]
 
-    return lab.kept("evaluations", store.digest({"subject": lab.subject(name), "evaluation": digest}), make)
+    return lab.kept("evaluations", store.content_digest({"subject": lab.subject(name), "evaluation": digest}), make)
 
 
 def check(name: "Stage", key: str, values: dict[str, float], lab: "Lab") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from typing_extensions import override
 
-from depthcut.cut.plan import Plan, spans
+from depthcut.cut.plan import Plan, layer_spans
 from depthcut.runtime import failures, store
 from depthcut.runtime.errors import UserError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DTYPES: tuple["Dtype", ...] = ("bfloat16", "float16", "float32")
 
 
-def slices(plan: Plan, model: str, dtype: "Dtype" = "bfloat16") -> str:
+def slice_yaml(plan: Plan, model: str, dtype: "Dtype" = "bfloat16") -> str:
     """The layers that ``plan`` keeps as YAML for ``mergekit-yaml``: one passthrough slice a run, half-open, from 0.
 
     mergekit 0.1.5 leaves lists with one entry a layer in the config as long as they were: what it makes of a model that
@@ -35,12 +35,12 @@ def slices(plan: Plan, model: str, dtype: "Dtype" = "bfloat16") -> str:
         raise UserError(f"this plan drops the {plan.unit} of layers; a mergekit slice is made of whole layers")
     import yaml
 
-    runs = [{"sources": [{"model": model, "layer_range": list(run)}]} for run in spans(plan.keep)]
+    runs = [{"sources": [{"model": model, "layer_range": list(run)}]} for run in layer_spans(plan.keep)]
     content: dict[str, Any] = {"slices": runs, "merge_method": "passthrough", "dtype": dtype}
     return f"# depthcut {plan.words}.\n" + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=1000)
 
 
-class Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Complains in one line, as all of depthcut does."""
 
     @override
@@ -51,13 +51,13 @@ class Parser(argparse.ArgumentParser):
 
 def main() -> None:
     """Print the slice file of a plan, or write it."""
-    parser = Parser(prog="python -m depthcut.study.mergekit", description=__doc__)
+    parser = OneLineParser(prog="python -m depthcut.study.mergekit", description=__doc__)
     parser.add_argument("plan", type=Path, metavar="PLAN.json", help="of a point of a study, or written by hand")
     parser.add_argument("--model", required=True, metavar="NAME", help="a folder, or OWNER/NAME on the hub")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights to be written")
     parser.add_argument("-o", type=Path, metavar="FILE", dest="file", help="write it there instead of printing it")
     given = parser.parse_args()
-    text = slices(Plan.read(given.plan), given.model, given.dtype)
+    text = slice_yaml(Plan.read(given.plan), given.model, given.dtype)
     if given.file is None:
         sys.stdout.write(text)
         return
@@ -68,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(failures.guard(main))
+    sys.exit(failures.run_guarded(main))

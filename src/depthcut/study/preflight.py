@@ -19,7 +19,7 @@ MOST_UNQUANTISED = 0.5
 log = logging.getLogger("depthcut")
 
 
-def check(lab: "Lab") -> None:
+def check_run(lab: "Lab") -> None:
     """Refuse what can be known to fail, or not to do what was asked.
 
     Raises:
@@ -29,7 +29,7 @@ def check(lab: "Lab") -> None:
 
     if lab.settled:
         log.info(lab.settled)
-    loading.generation(lab.checkpoint.files)
+    loading.read_generation_config(lab.checkpoint.files)
     model = lab.checkpoint.bare
     check_quantised(lab, model)
     check_lengths(lab, model)
@@ -47,9 +47,9 @@ def check_quantised(lab: "Lab", model: "PreTrainedModel") -> None:
     described = lab.experiment.model
     if described.quantise == "none":
         return
-    parts = [linear.matrices(layer) for layer in layers.layers(model)]
+    parts = [linear.weight_matrices(layer) for layer in layers.layer_list(model)]
     covered = {id(each.weight) for each in linear.linear_layers(model).values()}
-    share, names = linear.left_out(parts, covered)
+    share, names = linear.uncovered_share(parts, covered)
     if not names:
         return
     stays = f"{share:.0%} of the layers' weights in {described.dtype} ({', '.join(names)})"
@@ -65,16 +65,16 @@ def check_lengths(lab: "Lab", model: "PreTrainedModel") -> None:
     Raises:
         UserError: naming the key.
     """
-    most = positions(model)
+    most = position_count(model)
     if most is None:
         return
-    for key, length, more in lengths(lab):
+    for key, length, more in requested_lengths(lab):
         if length + more > most:
             beside = f", {more} of which are taken" if more else ""
             raise UserError(f"{key}={length}, but the model has {most} positions{beside}; take at most {most - more}")
 
 
-def lengths(lab: "Lab") -> Iterator[tuple[str, int, int]]:
+def requested_lengths(lab: "Lab") -> Iterator[tuple[str, int, int]]:
     """Go through the lengths of sequences that a run asks for: their keys, tokens, and the tokens that come on top."""
     x = lab.experiment
     read = {
@@ -89,13 +89,13 @@ def lengths(lab: "Lab") -> Iterator[tuple[str, int, int]]:
             yield f"eval.{name}.{key}", getattr(evaluation, key), more
 
 
-def positions(model: "PreTrainedModel") -> int | None:
+def position_count(model: "PreTrainedModel") -> int | None:
     """Return how many positions a model has a row for; None where they are computed, as in rotary models."""
     from torch import nn
 
     from depthcut.model.decoder import layers
 
-    decoder, text = layers.decoder(model), layers.text_config(model.config)
+    decoder, text = layers.decoder_stack(model), layers.text_config(model.config)
     tables = [name for name, part in decoder.named_modules() if isinstance(part, nn.Embedding)]
     tables += [name for name, _ in decoder.named_buffers()]
     known = any(POSITIONS.search(name) for name in tables)
@@ -109,7 +109,7 @@ def check_separator(lab: "Lab", model: "PreTrainedModel") -> None:
         UserError: naming the token.
     """
     tokenizer, separator = lab.checkpoint.tokenizer, lab.checkpoint.separator
-    rows = vocabulary(model)
+    rows = embedding_rows(model)
     for number in (separator_id(tokenizer, separator), *tokenizer("")["input_ids"]):
         if number >= rows:
             word = tokenizer.convert_ids_to_tokens(number)
@@ -123,7 +123,7 @@ def check_tokens(lab: "Lab", parts: Mapping[str, Tokens]) -> None:
     Raises:
         UserError: naming the text and the token.
     """
-    tokenizer, rows = lab.checkpoint.tokenizer, vocabulary(lab.checkpoint.bare)
+    tokenizer, rows = lab.checkpoint.tokenizer, embedding_rows(lab.checkpoint.bare)
     if len(tokenizer) <= rows:
         return
     for part, text in parts.items():
@@ -133,6 +133,6 @@ def check_tokens(lab: "Lab", parts: Mapping[str, Tokens]) -> None:
             raise UserError(f"{where} has no row in an embedding of {rows}; resize the embedding to {len(tokenizer)}")
 
 
-def vocabulary(model: "PreTrainedModel") -> int:
+def embedding_rows(model: "PreTrainedModel") -> int:
     """Return the number of rows of the input embedding."""
     return model.get_input_embeddings().get_parameter("weight").shape[0]

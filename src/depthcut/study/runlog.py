@@ -17,7 +17,7 @@ from depthcut.runtime.progress import console
 from depthcut.study.lab import Lab
 
 log = logging.getLogger("depthcut")
-CHATTY = (
+NOISY_LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.rank_zero",
     "lightning.fabric.utilities.seed",
@@ -42,22 +42,22 @@ class LogFile(logging.FileHandler):
             super().close()
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Print one line for the user."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def show(record: dict[str, Any], folder: Path, remarks: Sequence[str] = ()) -> None:
+def print_record(record: dict[str, Any], folder: Path, remarks: Sequence[str] = ()) -> None:
     """Print a record as a table, what is to be said of the run, and where the record is."""
     out = Console()
-    out.print(table.of_record(record))
-    for line in (*table.findings(record), *remarks):
+    out.print(table.record_table(record))
+    for line in (*table.healing_findings(record), *remarks):
         out.print(line, highlight=False, markup=False, soft_wrap=True)
     out.print(f"record: {folder / 'record.json'}", highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def to(lab: Lab) -> Generator[None]:
+def log_to_point(lab: Lab) -> Generator[None]:
     """Log to the terminal and to the point's run.log."""
     terminal = RichHandler(
         console=console,
@@ -75,7 +75,7 @@ def to(lab: Lab) -> Generator[None]:
     for handler in (terminal, file):
         log.addHandler(handler)
     try:
-        with quiet():
+        with quiet_libraries():
             log.info("point %s on %s", lab.digest[:8], lab.device)
             yield
     except KeyboardInterrupt:
@@ -95,15 +95,15 @@ def to(lab: Lab) -> Generator[None]:
 
 
 @contextmanager
-def quiet() -> Generator[None]:
+def quiet_libraries() -> Generator[None]:
     """Keep other libraries' notices out of the terminal; their errors still show."""
     from depthcut.model.checkpoint import loading  # which imports torch
 
-    levels = {name: logging.getLogger(name).level for name in CHATTY}
-    for name in CHATTY:
+    levels = {name: logging.getLogger(name).level for name in NOISY_LOGGERS}
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), loading.quiet():
+        with warnings.catch_warnings(), loading.quiet_transformers():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depthcut.cut.scores import Scores
-from depthcut.metric import Removal
+from depthcut.metric import RemovalMetric
 from depthcut.runtime import store
 from depthcut.study import digests
 
@@ -18,7 +18,7 @@ log = logging.getLogger("depthcut")
 
 
 @dataclass(frozen=True)
-class Pricing:
+class Scoring:
     """The metric of one run, asked about its model."""
 
     lab: "Lab"
@@ -31,18 +31,18 @@ class Pricing:
             with lab.timed("scores"):
                 lab.experiment.metric(lab, removed, unit).write(folder)
 
-        key = digests.scores(lab)
-        name = store.digest([key, removed]) if removed else key
-        return Scores.read(store.kept(lab.cache / "scores" / name, make))
+        key = digests.scores_digest(lab)
+        name = store.content_digest([key, removed]) if removed else key
+        return Scores.read(store.cached_folder(lab.cache / "scores" / name, make))
 
     def without(self, drops: Sequence[tuple[int, ...]], samples: int | None = None) -> list[float]:
         """The metric's value of the model without each set of units, on the first ``samples`` sequences or all."""
         lab, metric = self.lab, self.lab.experiment.metric
-        assert isinstance(metric, Removal)
+        assert isinstance(metric, RemovalMetric)
 
         def make() -> dict[str, list[float]]:
             with lab.timed("scores"):
                 return {"values": metric.without(lab, drops, lab.experiment.prune.unit, samples)}
 
-        asked = [digests.scores(lab), [list(drop) for drop in drops], samples]
-        return lab.kept("searches", store.digest(asked), make)["values"]
+        asked = [digests.scores_digest(lab), [list(drop) for drop in drops], samples]
+        return lab.kept("searches", store.content_digest(asked), make)["values"]

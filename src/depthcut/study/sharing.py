@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Model = Callable[[], nn.Module]
 
 
-def wanted(lab: "Lab", plan: Plan | None) -> bool:
+def needs_sharding(lab: "Lab", plan: Plan | None) -> bool:
     """Whether of what ``plan`` keeps each process holds a share alone: as it has no room on one card, or is to.
 
     All processes answer alike: what counts is how large a card is, not what is free of it.
@@ -24,16 +24,16 @@ def wanted(lab: "Lab", plan: Plan | None) -> bool:
     asked = lab.experiment.stream
     if not getattr(lab.experiment.heal, "sharded", False) or asked == "never":
         return False
-    return asked == "always" or not devices.holds(weights(lab, plan), lab.device)
+    return asked == "always" or not devices.fits_in_total_memory(plan_weight_bytes(lab, plan), lab.device)
 
 
-def weights(lab: "Lab", plan: Plan | None) -> int:
+def plan_weight_bytes(lab: "Lab", plan: Plan | None) -> int:
     """Bytes of what ``plan`` keeps."""
     plan = plan or Plan(lab.checkpoint.depth, ())
     return lab.weigh(plan.unit).without(plan.drop)["weight_bytes"]
 
 
-def load(lab: "Lab", plan: Plan | None) -> "nn.Module":
+def load_shard(lab: "Lab", plan: Plan | None) -> "nn.Module":
     """This process's share of what ``plan`` keeps.
 
     Raises:
@@ -47,12 +47,12 @@ def load(lab: "Lab", plan: Plan | None) -> "nn.Module":
         word = type(lab.experiment.metric).__module__.rsplit(".", 1)[-1]
         raise UserError(f"metric={word} needs the whole dense model on one card, which has no room for it")
     gc.collect()  # the layers of an earlier model in shares know their list, which knows them
-    devices.shared(weights(lab, plan), lab.device)
-    form = loading.Form("none", getattr(torch, lab.experiment.model.dtype), lab.device)
-    return sharded.load(lab.checkpoint, plan, form)
+    devices.check_shards_fit(plan_weight_bytes(lab, plan), lab.device)
+    form = loading.LoadConfig("none", getattr(torch, lab.experiment.model.dtype), lab.device)
+    return sharded.load_sharded(lab.checkpoint, plan, form)
 
 
-def led(lab: "Lab", plan: Plan | None, model: "Model", work: "Callable[[Model], object]") -> None:
+def run_with_shards(lab: "Lab", plan: Plan | None, model: "Model", work: "Callable[[Model], object]") -> None:
     """Do ``work``, which runs the model that ``plan`` left where what it makes is not on file.
 
     Of a model in shares the first process does it, with the help of the others; these then find it on file.
@@ -60,7 +60,7 @@ def led(lab: "Lab", plan: Plan | None, model: "Model", work: "Callable[[Model], 
     Raises:
         UserError: if something is to be measured that a model in shares does not show.
     """
-    if not wanted(lab, plan):
+    if not needs_sharding(lab, plan):
         work(model)
         return
     for name, evaluation in lab.experiment.eval.items():
@@ -72,5 +72,5 @@ def led(lab: "Lab", plan: Plan | None, model: "Model", work: "Callable[[Model], 
     from depthcut.model.checkpoint import sharded
 
     lab.helped = True
-    sharded.led(lab.device, model, work)
+    sharded.run_on_first_rank(lab.device, model, work)
     lab.helped = False

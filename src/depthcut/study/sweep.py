@@ -15,7 +15,7 @@ from depthcut.study.lab import Lab
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One point of a multirun.
 
     Attributes:
@@ -31,10 +31,10 @@ class Point:
     lab: Lab
 
 
-def done(point: Point) -> bool:
+def done(point: SweepPoint) -> bool:
     """Return whether a point is done; one whose texts or model have gone meanwhile is not, and says so as it runs."""
-    with failures.suppressed():
-        return recording.finished(point.lab) is not None
+    with failures.suppress_errors():
+        return recording.finished_record(point.lab) is not None
     return False
 
 
@@ -53,9 +53,9 @@ class Sweep:
     """
 
     def __init__(self) -> None:
-        self.points: list[Point] = []
+        self.points: list[SweepPoint] = []
         self.mistakes = 0
-        self.wanted: set[recording.Wanted] = set()
+        self.wanted: set[recording.PointRequirements] = set()
         self.told: set[Path] = set()
         self.unrecorded: set[Path] = set()  # failed before they could leave a failure.json
 
@@ -65,28 +65,28 @@ class Sweep:
         for overrides in sayings:
             words = " ".join(each for each in overrides if each not in common)
             try:
-                x = experiment.read(composed := compose(overrides))
+                x = experiment.build_experiment(composed := compose(overrides))
                 experiment.require_tasks_of_command_line(x, overrides)
-                self.add(Point(tuple(overrides), words, composed, lab.enter(x)))
+                self.add(SweepPoint(tuple(overrides), words, composed, lab.open_run(x)))
             except failures.STOPS:
                 raise
             except BaseException as error:
                 self.mistakes += 1
-                failures.tell(f"{words}: {failures.line(error)}")
+                failures.print_error(f"{words}: {failures.error_line(error)}")
 
-    def add(self, point: Point) -> None:
+    def add(self, point: SweepPoint) -> None:
         """Take a point in, unless it is one of those that are in."""
-        wanted = recording.wanted(point.lab)
+        wanted = recording.point_requirements(point.lab)
         if wanted not in self.wanted:
-            recording.enrol(point.lab)
+            recording.register_point(point.lab)
             self.wanted.add(wanted)
             self.points.append(point)
 
-    def left(self) -> list[Point]:
+    def left(self) -> list[SweepPoint]:
         """The points that are not done."""
         return [point for point in self.points if not done(point)]
 
-    def open(self) -> list[Point]:
+    def open(self) -> list[SweepPoint]:
         """The points that are to be run now; what is done already is said in one line."""
         left = self.left()
         done = len(self.points) - len(left)
@@ -94,27 +94,27 @@ class Sweep:
             if point not in left:
                 recording.forget_failure(point.lab.folder)
         if done:
-            runlog.say(f"{done} of {len(self.points)} points are done already; their records are on file")
+            runlog.print_line(f"{done} of {len(self.points)} points are done already; their records are on file")
         return left
 
-    def run(self, point: Point, task: Callable[[DictConfig], Any]) -> None:
+    def run(self, point: SweepPoint, task: Callable[[DictConfig], Any]) -> None:
         """Run a point here; how it failed is told at once, and the next one can have its turn."""
-        before = len(failures.faults)
+        before = len(failures.collected_errors)
         recording.forget_failure(point.lab.folder)
         task(point.config)
         if not self.failed(point):
-            for fault in failures.faults[before:]:
-                failures.tell(f"{point.words}: {failures.line(fault)}")
+            for fault in failures.collected_errors[before:]:
+                failures.print_error(f"{point.words}: {failures.error_line(fault)}")
                 self.unrecorded.add(point.lab.folder)
-        del failures.faults[before:]
+        del failures.collected_errors[before:]
 
-    def failed(self, point: Point) -> bool:
+    def failed(self, point: SweepPoint) -> bool:
         """Whether the last attempt at a point failed; the reason is told the first time that this is asked."""
         folder = point.lab.folder
-        found = recording.failure(folder)
+        found = recording.read_failure(folder)
         if found and folder not in self.told:
             self.told.add(folder)
-            failures.tell(f"{point.words}: {found['reason']} ({folder / recording.FAILURE})")
+            failures.print_error(f"{point.words}: {found['reason']} ({folder / recording.FAILURE})")
         return found is not None or folder in self.unrecorded
 
     def close(self) -> None:
@@ -130,18 +130,18 @@ class Sweep:
             raise UnfinishedError(f"{counts}; give the same command again to run those that are not done{also}")
         if self.mistakes:
             raise UnfinishedError(f"{counts}; correct what is named above")
-        runlog.say(f"{counts}: python -m depthcut.report {self.points[0].lab.study}")
+        runlog.print_line(f"{counts}: python -m depthcut.report {self.points[0].lab.study}")
 
     def stop(self) -> KeyboardInterrupt:
         """Return what to raise after Ctrl-C: it says how far the sweep came."""
         counts = self.counts(self.left())
         return KeyboardInterrupt(f"{counts}; give the same command again to resume")
 
-    def counts(self, left: Sequence[Point]) -> str:
+    def counts(self, left: Sequence[SweepPoint]) -> str:
         """Return how many points are done, failed and left, in words."""
         failed = sum(self.failed(point) for point in left)
         asked = len(self.points) + self.mistakes
-        records = [recording.read(folder) or {} for folder in {point.lab.folder for point in self.points}]
+        records = [recording.read_record(folder) or {} for folder in {point.lab.folder for point in self.points}]
         diverged = sum(each.get("status") == "diverged" for each in records)
         return (
             f"{asked - len(left) - self.mistakes} of {asked} points are done, {failed + self.mistakes} failed, "

@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING
 from hydra_plugins.depthcut_launchers.local import LocalLauncher
 
 if TYPE_CHECKING:
-    from depthcut.study.sweep import Point, Sweep
+    from depthcut.study.sweep import Sweep, SweepPoint
 
 
 class CurveLauncher(LocalLauncher):
-    """The local launcher, behind :func:`depthcut.study.curve.share`."""
+    """The local launcher, behind :func:`depthcut.study.curve.share_passes`."""
 
-    def run(self, sweep: "Sweep", points: "list[Point]") -> None:
+    def run(self, sweep: "Sweep", points: "list[SweepPoint]") -> None:
         """Share the points' passes, then run them; one whose healing failed meanwhile has had its turn."""
         from depthcut.runtime import failures
         from depthcut.study import curve
 
-        with failures.noted():
-            failed = curve.share([point.config for point in points])
+        with failures.collect_errors():
+            failed = curve.share_passes([point.config for point in points])
             points = [point for point in points if point.lab.folder not in failed]
         super().run(sweep, points)

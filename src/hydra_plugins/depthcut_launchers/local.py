@@ -2,19 +2,19 @@
 
 from typing import TYPE_CHECKING
 
-from hydra_plugins.depthcut_launchers.points import Points
+from hydra_plugins.depthcut_launchers.points import SweepLauncher
 
 if TYPE_CHECKING:
-    from depthcut.study.sweep import Point, Sweep
+    from depthcut.study.sweep import Sweep, SweepPoint
 
 
-class LocalLauncher(Points):
+class LocalLauncher(SweepLauncher):
     """Runs points here."""
 
-    def run(self, sweep: "Sweep", points: "list[Point]") -> None:
+    def run(self, sweep: "Sweep", points: "list[SweepPoint]") -> None:
         """Run one point after the other; one that fails does not stop the others."""
         from depthcut.study import runlog
 
         for point in points:
-            runlog.say(f"point {sweep.points.index(point) + 1} of {len(sweep.points)}: {point.words}")
+            runlog.print_line(f"point {sweep.points.index(point) + 1} of {len(sweep.points)}: {point.words}")
             sweep.run(point, self.task)

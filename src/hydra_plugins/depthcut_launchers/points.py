@@ -10,10 +10,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from depthcut.study.sweep import Point, Sweep
+    from depthcut.study.sweep import Sweep, SweepPoint
 
 
-class Points(Launcher):
+class SweepLauncher(Launcher):
     """A launcher that knows what its points are before it runs one."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -27,17 +27,17 @@ class Points(Launcher):
 
         del initial_job_idx
         sweep = Sweep()
-        with failures.noted():
+        with failures.collect_errors():
             sweep.enrol(job_overrides, self.composed)
             try:
                 self.run(sweep, sweep.open())
             except KeyboardInterrupt:
                 raise sweep.stop() from None
             sweep.close()
-        return [ended(overrides) for overrides in job_overrides]
+        return [completed_job(overrides) for overrides in job_overrides]
 
     @abstractmethod
-    def run(self, sweep: "Sweep", points: "list[Point]") -> None:
+    def run(self, sweep: "Sweep", points: "list[SweepPoint]") -> None:
         """Run ``points``; each leaves its record, or why it failed, in its folder."""
 
     def composed(self, overrides: Sequence[str]) -> DictConfig:
@@ -47,7 +47,7 @@ class Points(Launcher):
         return without_hydra(self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides)))
 
 
-def ended(overrides: Sequence[str]) -> JobReturn:
+def completed_job(overrides: Sequence[str]) -> JobReturn:
     """What Hydra's sweeper wants to hear of a point; how it ended stands in its folder."""
     job = JobReturn(overrides=OmegaConf.create(list(overrides)))  # pyright: ignore[reportArgumentType]
     job.status = JobStatus.COMPLETED

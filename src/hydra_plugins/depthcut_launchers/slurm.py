@@ -15,15 +15,15 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from depthcut.runtime.errors import UserError
-from hydra_plugins.depthcut_launchers.points import Points
+from hydra_plugins.depthcut_launchers.points import SweepLauncher
 
 if TYPE_CHECKING:
-    from depthcut.study.slurm.job import Request, Work
-    from depthcut.study.slurm.queue import Watched
-    from depthcut.study.sweep import Point, Sweep
+    from depthcut.study.slurm.job import JobRequest, PointTask
+    from depthcut.study.slurm.queue import WatchedJob
+    from depthcut.study.sweep import Sweep, SweepPoint
 
 
-class SlurmLauncher(Points):
+class SlurmLauncher(SweepLauncher):
     """Submits what is neither done nor in the queue, and waits for all of it."""
 
     def __init__(self, **knobs: Any) -> None:
@@ -31,29 +31,31 @@ class SlurmLauncher(Points):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take over what Hydra gives; what is asked of the cluster is checked before a point is composed."""
-        from depthcut.config.methods import checked
+        from depthcut.config.methods import construct_validated
         from depthcut.study.slurm import job as slurm_job
 
-        self.request: Request = checked("hydra.launcher", slurm_job.Request, self.knobs)
-        slurm_job.require()
+        self.request: JobRequest = construct_validated("hydra.launcher", slurm_job.JobRequest, self.knobs)
+        slurm_job.require_slurm()
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
-    def run(self, sweep: "Sweep", points: "list[Point]") -> None:
+    def run(self, sweep: "Sweep", points: "list[SweepPoint]") -> None:
         """Submit and watch; what the job of another launcher was not asked for gets a job of its own afterwards."""
         from depthcut.study.slurm import queue as slurm_queue
 
         while points:
-            watched = [each for study in by(points, "study").values() for each in self.enqueue(study)]
+            watched = [each for study in group_points(points, "study").values() for each in self.enqueue(study)]
             if watched and not self.request.wait:
-                slurm_queue.say("the jobs go on by themselves; the same command looks after them")
+                slurm_queue.print_slurm_line("the jobs go on by themselves; the same command looks after them")
                 sys.exit(1 if sweep.mistakes else 0)
             try:
-                points = slurm_queue.watch(sweep, watched)
+                points = slurm_queue.wait_for_jobs(sweep, watched)
             except KeyboardInterrupt:
-                slurm_queue.say(f"the jobs go on by themselves; to cancel them: scancel {numbers(watched)}")
+                slurm_queue.print_slurm_line(
+                    f"the jobs go on by themselves; to cancel them: scancel {array_ids(watched)}"
+                )
                 raise
 
-    def enqueue(self, points: "list[Point]") -> "list[Watched]":
+    def enqueue(self, points: "list[SweepPoint]") -> "list[WatchedJob]":
         """A job for each of these points of one study: the one that is in the queue, or else a new one.
 
         Raises:
@@ -61,26 +63,26 @@ class SlurmLauncher(Points):
         """
         from depthcut.study import recording
         from depthcut.study.slurm import queue as slurm_queue
-        from depthcut.study.slurm.queue import Ticket, Watched
+        from depthcut.study.slurm.queue import JobRecord, WatchedJob
 
         study = points[0].lab.study
-        with slurm_queue.alone(study):
-            queue = slurm_queue.queue()
-            there: list[Watched] = []
-            new: dict[Path, list[Point]] = {}
-            for folder, group in by(points, "folder").items():
-                ticket = Ticket.read(folder)
+        with slurm_queue.submit_lock(study):
+            queue = slurm_queue.read_queue()
+            there: list[WatchedJob] = []
+            new: dict[Path, list[SweepPoint]] = {}
+            for folder, group in group_points(points, "folder").items():
+                ticket = JobRecord.read(folder)
                 entry = ticket and queue.get((ticket.name, ticket.index))
                 if ticket and entry and entry.alive:
-                    ticket = Ticket(ticket.name, ticket.index, entry.job).write(folder)
-                    there.append(Watched(ticket, group, adopted=True))
-                elif any(recording.finished(point.lab) is None for point in group):
+                    ticket = JobRecord(ticket.name, ticket.index, entry.job).write(folder)
+                    there.append(WatchedJob(ticket, group, adopted=True))
+                elif any(recording.finished_record(point.lab) is None for point in group):
                     new[folder] = group
             if there:
-                slurm_queue.say(f"{len(there)} in the queue already, as job {numbers(there)}")
+                slurm_queue.print_slurm_line(f"{len(there)} in the queue already, as job {array_ids(there)}")
             return there + (self.submit(study, new) if new else [])
 
-    def submit(self, study: Path, groups: "dict[Path, list[Point]]") -> "list[Watched]":
+    def submit(self, study: Path, groups: "dict[Path, list[SweepPoint]]") -> "list[WatchedJob]":
         """Submit one array, each job of it noted before and after; the study's lock is held.
 
         Raises:
@@ -91,42 +93,42 @@ class SlurmLauncher(Points):
 
         from depthcut.study import recording
         from depthcut.study.slurm import queue as slurm_queue
-        from depthcut.study.slurm.queue import Ticket, Watched
+        from depthcut.study.slurm.queue import JobRecord, WatchedJob
 
         name = f"{study.name}-{secrets.token_hex(4)}"
-        logs = slurm_queue.private(study) / name
+        logs = slurm_queue.slurm_folder(study) / name
         executor = SlurmExecutor(logs, max_num_timeout=self.request.max_timeouts)
         executor.update_parameters(job_name=name, **self.request.parameters)
         for index, folder in enumerate(groups):
-            Ticket(name, index).write(folder)
+            JobRecord(name, index).write(folder)
             (folder / recording.FAILURE).unlink(missing_ok=True)
         try:
-            with outside(), contextlib.redirect_stderr(io.StringIO()):
+            with outside_job(), contextlib.redirect_stderr(io.StringIO()):
                 submitted = executor.submit_array([self.work(group) for group in groups.values()])
         except FailedJobError as error:
             for folder in groups:
-                (folder / slurm_queue.TICKET).unlink()
+                (folder / slurm_queue.JOB_FILE).unlink()
             shutil.rmtree(logs)
             raise UserError(f"SLURM refused the jobs: {error}") from error
-        tickets = [Ticket(name, index, job.job_id) for index, job in enumerate(submitted)]
+        tickets = [JobRecord(name, index, job.job_id) for index, job in enumerate(submitted)]
         watched = [
-            Watched(ticket.write(folder), group, adopted=False)
+            WatchedJob(ticket.write(folder), group, adopted=False)
             for ticket, (folder, group) in zip(tickets, groups.items(), strict=True)
         ]
-        slurm_queue.say(f"{len(watched)} submitted as job {numbers(watched)}, which logs to {logs}")
+        slurm_queue.print_slurm_line(f"{len(watched)} submitted as job {array_ids(watched)}, which logs to {logs}")
         return watched
 
-    def work(self, points: "list[Point]") -> "Work":
+    def work(self, points: "list[SweepPoint]") -> "PointTask":
         """What the job of these points does."""
-        from depthcut.study.slurm.job import Work
+        from depthcut.study.slurm.job import PointTask
 
         script = Path(inspect.getfile(self.task)).resolve()
         configs = [point.lab.experiment.composed for point in points]
-        return Work(script, self.task.__name__, points[0].lab.folder, configs)
+        return PointTask(script, self.task.__name__, points[0].lab.folder, configs)
 
 
 @contextlib.contextmanager
-def outside() -> Generator[None]:
+def outside_job() -> Generator[None]:
     """The environment of no job, so that a sweep can be launched from within one; what a user set for sbatch stays."""
     from submitit.helpers import clean_env
 
@@ -136,14 +138,14 @@ def outside() -> Generator[None]:
         yield
 
 
-def by(points: "list[Point]", what: str) -> "dict[Path, list[Point]]":
+def group_points(points: "list[SweepPoint]", what: str) -> "dict[Path, list[SweepPoint]]":
     """Points by their ``study``, or by their ``folder``: those that differ in what is measured only share one."""
-    found: dict[Path, list[Point]] = {}
+    found: dict[Path, list[SweepPoint]] = {}
     for point in points:
         found.setdefault(getattr(point.lab, what), []).append(point)
     return found
 
 
-def numbers(watched: "list[Watched]") -> str:
+def array_ids(watched: "list[WatchedJob]") -> str:
     """The arrays that these jobs are in, as ``scancel`` wants them."""
     return " ".join(sorted({str(each.ticket.job).partition("_")[0] for each in watched}))

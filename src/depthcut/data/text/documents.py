@@ -22,7 +22,7 @@ LONGEST = 16 << 20
 log = logging.getLogger("depthcut")
 
 
-def format_of(file: Path) -> str:
+def text_format(file: Path) -> str:
     """Return the suffix that says how a file is read, e.g. ``.jsonl`` for ``a.jsonl.gz``.
 
     Raises:
@@ -35,7 +35,7 @@ def format_of(file: Path) -> str:
     raise UserError(f"{file}: no way to read {file.suffix or 'a file without suffix'}; {READABLE}")
 
 
-def read(file: Path, field: str, divider: str | None) -> Iterator[str]:
+def read_documents(file: Path, field: str, divider: str | None) -> Iterator[str]:
     """Yield the documents of a file, empty ones left out.
 
     Args:
@@ -46,26 +46,26 @@ def read(file: Path, field: str, divider: str | None) -> Iterator[str]:
     Raises:
         UserError: in one line that names the file and the line or row.
     """
-    match format_of(file):
+    match text_format(file):
         case suffix if suffix in TEXT:
-            found = divided(characters(file), divider, file)
+            found = split_documents(read_characters(file), divider, file)
         case ".parquet":
             from depthcut.data.text import parquet
 
-            found = parquet.read(file, field)
+            found = parquet.read_column(file, field)
         case _:
-            found = json_lines(file, field)
+            found = read_json_lines(file, field)
     return (text for text in found if text.strip())
 
 
-def characters(file: Path) -> Iterator[str]:
+def read_characters(file: Path) -> Iterator[str]:
     """Yield the text of a UTF-8 file in pieces, without a byte order mark, its line ends as ``\\n``.
 
     Carriage returns alone end lines only where the first piece that has any has no ``\\n`` (old Macs).
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, kept, mac = 0, "", None
-    for data in itertools.chain(chunks(file), [b""]):
+    for data in itertools.chain(read_chunks(file), [b""]):
         waiting = decoder.getstate()[0]
         try:
             text = kept + decoder.decode(data, final=not data)
@@ -82,14 +82,14 @@ def characters(file: Path) -> Iterator[str]:
         yield text.replace("\r\n", "\n").replace("\r", "\n" if mac else "\r")
 
 
-def chunks(file: Path) -> Iterator[bytes]:
+def read_chunks(file: Path) -> Iterator[bytes]:
     """Yield the bytes of a file, decompressed.
 
     Raises:
         UserError: if a compressed file is damaged.
     """
     try:
-        with opened(file) as source:
+        with open_decompressed(file) as source:
             while data := source.read(CHUNK):
                 yield data
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -100,7 +100,7 @@ def chunks(file: Path) -> Iterator[bytes]:
         raise UserError(f"{file} is cut short or damaged ({error}); make or fetch it again") from None
 
 
-def opened(file: Path) -> IO[bytes]:
+def open_decompressed(file: Path) -> IO[bytes]:
     """Open a file for reading; a ``.gz`` or ``.zst`` file is decompressed on the way."""
     if file.suffix == ".gz":
         return gzip.open(file)  # pyright: ignore[reportReturnType]
@@ -111,7 +111,7 @@ def opened(file: Path) -> IO[bytes]:
     return file.open("rb")
 
 
-def divided(pieces: Iterable[str], divider: str | None, file: Path) -> Iterator[str]:
+def split_documents(pieces: Iterable[str], divider: str | None, file: Path) -> Iterator[str]:
     """Split text that comes in pieces at ``divider``, as :meth:`str.split` splits the whole.
 
     Raises:
@@ -124,53 +124,53 @@ def divided(pieces: Iterable[str], divider: str | None, file: Path) -> Iterator[
             *whole, rest = rest.split(divider)
             yield from whole
         if len(rest) > LONGEST:
-            raise too_long(file, f"set divider to what stands between its documents (now {divider!r})")
+            raise too_long_error(file, f"set divider to what stands between its documents (now {divider!r})")
     yield rest
 
 
-def too_long(where: object, remedy: str) -> UserError:
+def too_long_error(where: object, remedy: str) -> UserError:
     """Return the error for a document that memory has no room for."""
     return UserError(f"{where} holds a document of more than {LONGEST >> 20} million characters; {remedy}")
 
 
-def bounded(text: str, where: str) -> str:
+def require_bounded(text: str, where: str) -> str:
     """Return the text, unless it is longer than ``LONGEST``."""
     if len(text) > LONGEST:
-        raise too_long(where, "split it")
+        raise too_long_error(where, "split it")
     return text
 
 
-def json_lines(file: Path, field: str) -> Iterator[str]:
+def read_json_lines(file: Path, field: str) -> Iterator[str]:
     """Yield the text of each line of a file of one JSON object a line; a null is skipped."""
     nulls = 0
     try:
-        for number, line in enumerate(lines(file), 1):
+        for number, line in enumerate(read_lines(file), 1):
             if line.strip():
-                text = text_of(line, field, f"{file}, line {number}")
+                text = parse_jsonl_line(line, field, f"{file}, line {number}")
                 nulls += text is None
                 if text is not None:
-                    yield well_formed(bounded(text, f"{file}, line {number}"))
+                    yield replace_surrogates(require_bounded(text, f"{file}, line {number}"))
     finally:
-        tell_nulls(file, field, nulls)
+        log_skipped_nulls(file, field, nulls)
 
 
-def lines(file: Path) -> Iterator[str]:
+def read_lines(file: Path) -> Iterator[str]:
     """Yield the lines of a text file.
 
     Raises:
         UserError: for a line longer than ``LONGEST``.
     """
     rest, number = "", 1
-    for piece in characters(file):
+    for piece in read_characters(file):
         *whole, rest = (rest + piece).split("\n")
         yield from whole
         number += len(whole)
         if len(rest) > LONGEST:
-            raise too_long(f"{file}, line {number}", "write one document a line")
+            raise too_long_error(f"{file}, line {number}", "write one document a line")
     yield rest
 
 
-def text_of(line: str, field: str, where: str) -> str | None:
+def parse_jsonl_line(line: str, field: str, where: str) -> str | None:
     """Return the text in one line of JSON, None for a null."""
     try:
         row = json.loads(line)
@@ -191,7 +191,7 @@ def text_of(line: str, field: str, where: str) -> str | None:
     return row[field]
 
 
-def well_formed(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Return the text with each lone surrogate, which no tokenizer takes, replaced by U+FFFD."""
     try:
         text.encode()
@@ -200,7 +200,7 @@ def well_formed(text: str) -> str:
     return text
 
 
-def tell_nulls(where: object, field: str, nulls: int) -> None:
+def log_skipped_nulls(where: object, field: str, nulls: int) -> None:
     """Log how many rows were skipped because they hold a null."""
     if nulls:
         log.info("%s: skipped %d %s without text (%s is null)", where, nulls, "row" if nulls == 1 else "rows", field)

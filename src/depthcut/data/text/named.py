@@ -12,11 +12,11 @@ from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
 from depthcut.runtime.strict import strict
 
-WHERE = "eval.perplexity.texts"
+CONFIG_PATH = "eval.perplexity.texts"
 
 
 @strict
-class Text:
+class NamedText:
     """A text by name. What is not said is as here.
 
     Attributes:
@@ -60,7 +60,7 @@ class Text:
         return Demo(**shape)
 
 
-def source(name: str, given: dict[str, Any], length: int) -> Source:
+def named_text_source(name: str, given: dict[str, Any], length: int) -> Source:
     """What reads the text ``name``, of which ``given`` tells.
 
     Raises:
@@ -68,17 +68,17 @@ def source(name: str, given: dict[str, Any], length: int) -> Source:
     """
     from depthcut.config import errors
 
-    kind: type[Any] = Text
+    kind: type[Any] = NamedText
     try:
-        text = Text(**given)
+        text = NamedText(**given)
         kind = Source
-        with told(name):
+        with prefix_errors(name):
             return text.source(length)
     except ValidationError as error:
-        raise UserError(errors.of_pydantic(f"{WHERE}.{name}", kind, error)) from error
+        raise UserError(errors.describe_validation_error(f"{CONFIG_PATH}.{name}", kind, error)) from error
 
 
-def enough(documents: Iterable[str], characters: int | None) -> Generator[str]:
+def limit_characters(documents: Iterable[str], characters: int | None) -> Generator[str]:
     """Documents until there are so many characters; all with None.
 
     Raises:
@@ -98,10 +98,12 @@ def enough(documents: Iterable[str], characters: int | None) -> Generator[str]:
 
 
 @contextmanager
-def told(name: str) -> Generator[None]:
+def prefix_errors(name: str) -> Generator[None]:
     """Say of which text a complaint is."""
     try:
         yield
     except UserError as error:
-        said = str(error).replace("choose other data, e.g. data=demo", f"give its files: {WHERE}.{name}.paths=[...]")
-        raise UserError(f"{WHERE}.{name}: {said}") from error
+        said = str(error).replace(
+            "choose other data, e.g. data=demo", f"give its files: {CONFIG_PATH}.{name}.paths=[...]"
+        )
+        raise UserError(f"{CONFIG_PATH}.{name}: {said}") from error

@@ -15,7 +15,7 @@ BATCH_BYTES = 16 << 20
 BATCH_ROWS = 64
 
 
-def read(file: Path, column: str) -> Iterator[str]:
+def read_column(file: Path, column: str) -> Iterator[str]:
     """Yield the text in a column of a parquet file; a null is skipped.
 
     A text that many rows share is held once, so that a small file cannot expand to gigabytes.
@@ -33,7 +33,7 @@ def read(file: Path, column: str) -> Iterator[str]:
                     row += 1
                     nulls += not value.is_valid
                     if value.is_valid:
-                        yield documents.bounded(value.as_py(), f"{file}, row {row}")
+                        yield documents.require_bounded(value.as_py(), f"{file}, row {row}")
     except UnicodeDecodeError:
         raise UserError(f"{file}: row {row} of column `{column}` is not UTF-8; convert it first") from None
     except (pyarrow.ArrowException, OSError) as error:
@@ -42,7 +42,7 @@ def read(file: Path, column: str) -> Iterator[str]:
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(f"{file} is no parquet file, or a damaged one: {reason}") from None
     finally:
-        documents.tell_nulls(file, column, nulls)
+        documents.log_skipped_nulls(file, column, nulls)
 
 
 def batch_rows(table: "ParquetFile", column: str, file: Path) -> int:
@@ -55,7 +55,7 @@ def batch_rows(table: "ParquetFile", column: str, file: Path) -> int:
     if column not in schema.names:
         raise UserError(f"{file} has no column `{column}`; there are: {', '.join(schema.names)}")
     kind = schema.field(column).type
-    if not is_text(kind):
+    if not is_text_type(kind):
         raise UserError(f"{file}: column `{column}` holds {kind}, not text")
     about = table.metadata
     groups = [about.row_group(index) for index in range(about.num_row_groups)]
@@ -63,7 +63,7 @@ def batch_rows(table: "ParquetFile", column: str, file: Path) -> int:
     return max(1, min(BATCH_ROWS, BATCH_BYTES // max(average, 1)))
 
 
-def is_text(kind: "DataType") -> bool:
+def is_text_type(kind: "DataType") -> bool:
     """Tell whether a column of this type holds text, in any of pyarrow's ways."""
     from pyarrow import types
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depthcut.data import Source, fingerprint
+from depthcut.data import Source, text_fingerprint
 from depthcut.runtime import panics, store
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import Meter
@@ -68,7 +68,7 @@ class Tokens:
             yield ids_BT, (torch.arange(longest) < lengths_B[:, None]).long()
 
 
-def tokens(
+def tokenize_source(
     source: Source, tokenizer: Any, separator: str | None, cache: Path, sequences: int | None = None, part: str = "text"
 ) -> Tokens:
     """Tokenise the documents of ``source`` until there are enough sequences.
@@ -98,14 +98,14 @@ def tokens(
 
     def make(into: Path) -> None:
         logger.info("tokenising data.%s: %d sequences of %d tokens", part, min(asked), source.length)
-        fill(into, encoded(source.documents(cache), tokenizer), source, min(asked), end)
+        write_tokens(into, encode_documents(source.documents(cache), tokenizer), source, min(asked), end)
         source.require(content, cache)
 
     try:
         content = source.content(cache)
         shape = [source.length, source.pack, min(asked)]
-        digest = store.digest([FORMAT, source.named(content), tokenizer_digest(tokenizer), end, shape])
-        found = read(store.kept(cache / "tokens" / digest, make), source.length)
+        digest = store.content_digest([FORMAT, source.named(content), tokenizer_digest(tokenizer), end, shape])
+        found = read_tokens(store.cached_folder(cache / "tokens" / digest, make), source.length)
     except UserError as error:
         raise UserError(f"data.{part}: {error}") from error
     if source.sequences is not None and len(found) < min(asked):
@@ -113,8 +113,10 @@ def tokens(
     return replace(found, end=end)
 
 
-def fill(into: Path, documents: Iterable[tuple[str, list[int]]], source: Source, sequences: int, end: int) -> None:
-    """Write the entry of :func:`tokens`: ids.bin, lengths.npy, documents.npy.
+def write_tokens(
+    into: Path, documents: Iterable[tuple[str, list[int]]], source: Source, sequences: int, end: int
+) -> None:
+    """Write the entry of :func:`tokenize_source`: ids.bin, lengths.npy, documents.npy.
 
     Raises:
         UserError: if the documents give not one sequence.
@@ -132,7 +134,7 @@ def fill(into: Path, documents: Iterable[tuple[str, list[int]]], source: Source,
             file.write(np.asarray(row, dtype="<i4").tobytes())
             starts.append(written)
             lengths.append(min(len(ids), length))
-            prints.append(fingerprint(text))
+            prints.append(text_fingerprint(text))
             written += len(row)
             meter.reach(min(written // length, sequences))
             if written >= sequences * length:
@@ -150,24 +152,24 @@ def fill(into: Path, documents: Iterable[tuple[str, list[int]]], source: Source,
     np.save(into / "lengths.npy", np.asarray([length] * whole if source.pack else lengths, dtype=np.int32))
 
 
-def read(folder: Path, length: int) -> Tokens:
-    """Open an entry that :func:`fill` wrote."""
+def read_tokens(folder: Path, length: int) -> Tokens:
+    """Open an entry that :func:`write_tokens` wrote."""
     ids = np.memmap(folder / "ids.bin", dtype="<i4", mode="r").reshape(-1, length)
     lengths, documents = np.load(folder / "lengths.npy"), np.load(folder / "documents.npy")
     context = np.load(folder / "context.npy") if (folder / "context.npy").exists() else None
     return Tokens(ids, lengths, documents, folder.name, context=context)
 
 
-def encoded(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
+def encode_documents(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
     """Tokenise in batches, which a fast tokenizer spreads over the cores."""
-    for texts in batches_of(documents):
+    for texts in batch_documents(documents):
         # verbose=False: that a document is longer than the model's context is no matter here.
-        with panics.explained(f"{tokenizer.name_or_path}/tokenizer.json"):
+        with panics.explain_panics(f"{tokenizer.name_or_path}/tokenizer.json"):
             ids = tokenizer(texts, add_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
         yield from ((text, row) for text, row in zip(texts, ids, strict=True) if row)
 
 
-def batches_of(documents: Iterable[str]) -> Iterator[list[str]]:
+def batch_documents(documents: Iterable[str]) -> Iterator[list[str]]:
     """Join documents into batches of some 250,000 characters."""
     batch: list[str] = []
     size = 0
@@ -203,13 +205,15 @@ def tokenizer_digest(tokenizer: Any) -> str:
         # Set by the last call, not by the tokenizer's files.
         state.pop("truncation", None)
         state.pop("padding", None)
-        return store.digest(state)
+        return store.content_digest(state)
     files = [Path(str(getattr(tokenizer, name, None))) for name in sorted(tokenizer.vocab_files_names)]
     content = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
-    return store.digest([type(tokenizer).__name__, tokenizer.get_vocab(), content, tokenizer("A text.")["input_ids"]])
+    return store.content_digest(
+        [type(tokenizer).__name__, tokenizer.get_vocab(), content, tokenizer("A text.")["input_ids"]]
+    )
 
 
-def disjoint(parts: dict[str, Tokens]) -> None:
+def check_disjoint(parts: dict[str, Tokens]) -> None:
     """Make sure that no document is in two parts.
 
     Raises:

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from torch import nn
 from tqdm import tqdm
 
-from depthcut.cut.subnetworks import WHOLE, Cut
+from depthcut.cut.subnetworks import FULL, Subnetwork
 from depthcut.data import questions
 from depthcut.eval.likelihood import task_files, tree_attention
 from depthcut.runtime.errors import UserError
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 BOOTSTRAP = 1000  # lm-eval gives no standard error at all where this is 0, though that of a mean needs no bootstrap
 
 
-class Unshared(Exception):  # noqa: N818  said to the caller, who does without
+class UnshareableTask(Exception):  # noqa: N818  said to the caller, who does without
     """A task has the model write, which cuts cannot do in one pass."""
 
 
-class Scorer(HFLM):
+class SubnetworkLM(HFLM):
     """lm-eval's model, whose log-likelihoods come from :mod:`depthcut.eval.likelihood.tree_attention`, of one cut after the other.
 
     Attributes:
@@ -41,7 +41,7 @@ class Scorer(HFLM):
         encoded: the tokens of these requests, by their texts.
     """
 
-    cuts: Sequence[Cut]
+    cuts: Sequence[Subnetwork]
     now: int = 0
     known: dict[tree_attention.Request, list[tree_attention.Answer]]
     encoded: dict[tuple[str, str], Any]
@@ -49,9 +49,9 @@ class Scorer(HFLM):
     def _loglikelihood_tokens(self, requests: Any, *_: Any, **__: Any) -> Any:
         """The answers of the cut that is evaluated now; the first that asks has them computed for all."""
         lm: Any = self  # lm-eval's attributes have no types
-        asked = [cropped(tuple(context), tuple(follow), lm.max_length) for _, context, follow in requests]
+        asked = [crop_request(tuple(context), tuple(follow), lm.max_length) for _, context, follow in requests]
         if new := [request for request in asked if request not in self.known]:
-            self.known |= tree_attention.likelihoods(lm.model, new, self.cuts, int(lm.batch_size))
+            self.known |= tree_attention.log_likelihoods(lm.model, new, self.cuts, int(lm.batch_size))
         return [self.known[request][self.now] for request in asked]
 
     def _encode_pair(self, context: str, continuation: str) -> Any:
@@ -72,16 +72,20 @@ class Scorer(HFLM):
         return super().loglikelihood_rolling(requests, **settings)
 
     def _alone(self) -> None:
-        if list(self.cuts) != [WHOLE]:
-            raise Unshared
+        if list(self.cuts) != [FULL]:
+            raise UnshareableTask
 
 
-def cropped(context: tree_attention.Ids, follow: tree_attention.Ids, longest: int) -> tree_attention.Request:
+def crop_request(
+    context: tree_attention.TokenIds, follow: tree_attention.TokenIds, longest: int
+) -> tree_attention.Request:
     """As lm-eval crops what is too long for the model: from the left."""
     return context[-max(1, longest + 1 - len(follow)) :], follow
 
 
-def evaluate(model: nn.Module, lab: "Lab", asked: "Harness", cuts: Sequence[Cut]) -> list[dict[str, float]]:
+def evaluate_tasks(
+    model: nn.Module, lab: "Lab", asked: "Harness", cuts: Sequence[Subnetwork]
+) -> list[dict[str, float]]:
     """Run the tasks (``name`` or ``name@shots``) on each of the ``cuts`` of ``model``; their numbers by flat names.
 
     Raises:
@@ -89,10 +93,10 @@ def evaluate(model: nn.Module, lab: "Lab", asked: "Harness", cuts: Sequence[Cut]
         Unshared: if a task has the model write and there are other cuts than none.
     """
     flat: list[dict[str, float]] = [{} for _ in cuts]
-    with quiet():
-        lm = wrap(model, lab, asked.batch, cuts)
+    with quiet_lm_eval():
+        lm = wrap_model(model, lab, asked.batch, cuts)
         for task in asked.tasks:
-            loaded, lm.known, lm.encoded = load(task, lab.cache, asked.include_path), {}, {}
+            loaded, lm.known, lm.encoded = load_task(task, lab.cache, asked.include_path), {}, {}
             for lm.now in range(len(cuts)):
                 results: Any = lm_evaluate(
                     lm=lm, task_dict=loaded, limit=asked.limit, bootstrap_iters=BOOTSTRAP, log_samples=False
@@ -101,7 +105,7 @@ def evaluate(model: nn.Module, lab: "Lab", asked: "Harness", cuts: Sequence[Cut]
     return flat
 
 
-def measured(lm: Scorer, results: dict[str, Any]) -> dict[str, float]:
+def measured(lm: SubnetworkLM, results: dict[str, Any]) -> dict[str, float]:
     """Return the numbers of the cut that was evaluated, with the items of each task; none if a likelihood was NaN."""
     groups: dict[str, list[str]] = results.get("group_subtasks", {})
     counts: dict[str, int] = {task: each["effective"] for task, each in results["n-samples"].items()}
@@ -112,10 +116,10 @@ def measured(lm: Scorer, results: dict[str, Any]) -> dict[str, float]:
     counted: dict[str, float] = {f"{task}/items": items(task) for task in results["results"]}
     if any(math.isnan(answers[lm.now][0]) for answers in lm.known.values()):
         return {f"{task}/likelihood_finite": 0 for task in results["results"]} | counted
-    return numbers(results["results"]) | counted
+    return flat_results(results["results"]) | counted
 
 
-def numbers(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+def flat_results(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     """lm-eval's ``{task: {"acc,none": x, "acc_stderr,none": y, ...}}`` as flat names; only finite numbers get a key."""
     flat: dict[str, float] = {}
     for task, values in results.items():
@@ -127,29 +131,31 @@ def numbers(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     return flat
 
 
-def wrap(model: nn.Module, lab: "Lab", batch: int, cuts: Sequence[Cut]) -> Scorer:
+def wrap_model(model: nn.Module, lab: "Lab", batch: int, cuts: Sequence[Subnetwork]) -> SubnetworkLM:
     """lm-eval's view of ``model``; an empty context begins with the model's separator, where it has one of its own."""
     tokenizer = lab.checkpoint.tokenizer
     separator = lab.checkpoint.separator
     prefix = None if separator is None else tokenizer.convert_tokens_to_ids(separator)
     settings: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch, "device": lab.device}
-    lm = Scorer(**settings, pretrained=model, prefix_token_id=prefix, softmax_dtype="float32")  # pyright: ignore
+    lm = SubnetworkLM(**settings, pretrained=model, prefix_token_id=prefix, softmax_dtype="float32")  # pyright: ignore
     lm.cuts, lm.known, lm.encoded = cuts, {}, {}
     return lm
 
 
 @cache
-def load(task: str, folder: Path, include_path: str | None = None) -> Any:
+def load_task(task: str, folder: Path, include_path: str | None = None) -> Any:
     """The task as lm-eval wants it; ``folder`` keeps the local sets, ``include_path`` the user's own.
 
     Raises:
-        UserError: as :func:`evaluate`.
+        UserError: as :func:`evaluate_tasks`.
     """
-    name, shots = task_files.split(task)
-    if name in questions.NAMES:
-        loaded: Any = TaskManager(include_defaults=False).load([questions.task(name, folder)])
+    name, shots = task_files.split_shots(task)
+    if name in questions.SET_NAMES:
+        loaded: Any = TaskManager(include_defaults=False).load([questions.lm_eval_task(name, folder)])
     else:
-        loaded = load_own(name, include_path) if task_files.is_path(task) else load_by_name(name, include_path)
+        loaded = (
+            load_own(name, include_path) if task_files.is_task_path(task) else load_builtin_task(name, include_path)
+        )
     for each in loaded["tasks"].values():
         if shots:
             each.set_config(key="num_fewshot", value=int(shots))
@@ -158,9 +164,9 @@ def load(task: str, folder: Path, include_path: str | None = None) -> Any:
 
 
 @cache
-def known(include_path: str | None) -> TaskManager:
+def task_manager(include_path: str | None) -> TaskManager:
     """Lm-eval's own tasks, and those of a folder; to look for them takes seconds."""
-    return TaskManager(include_path=include_path and str(task_files.path_of(include_path)))
+    return TaskManager(include_path=include_path and str(task_files.task_path(include_path)))
 
 
 def require(name: str, include_path: str | None) -> None:
@@ -169,11 +175,13 @@ def require(name: str, include_path: str | None) -> None:
     Raises:
         UserError: if neither depthcut nor lm-eval has it.
     """
-    if name in questions.NAMES or name in known(include_path).all_tasks:
+    if name in questions.SET_NAMES or name in task_manager(include_path).all_tasks:
         return
-    close = get_close_matches(name, questions.NAMES, n=1) or get_close_matches(name, known(include_path).all_tasks, n=1)
+    close = get_close_matches(name, questions.SET_NAMES, n=1) or get_close_matches(
+        name, task_manager(include_path).all_tasks, n=1
+    )
     meant = f" Did you mean {close[0]}?" if close else ""
-    local = ", ".join(questions.NAMES)
+    local = ", ".join(questions.SET_NAMES)
     raise UserError(f"eval.tasks: no task {name!r}.{meant} Local: {local}; `lm-eval ls tasks` lists lm-eval's own")
 
 
@@ -183,28 +191,28 @@ def load_own(name: str, include_path: str | None) -> Any:
     Raises:
         UserError: for whatever lm-eval says of it.
     """
-    path = task_files.path_of(name)
+    path = task_files.task_path(name)
     try:
-        return known(include_path).load([str(path)])
+        return task_manager(include_path).load([str(path)])
     except Exception as error:  # its keys, its functions, its data: what can be wrong has no bounds
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"eval.tasks: lm-eval cannot load {path}: {type(error).__name__}: {reason}") from error
 
 
-def load_by_name(name: str, include_path: str | None) -> Any:
+def load_builtin_task(name: str, include_path: str | None) -> Any:
     """One of lm-eval's own tasks, whose data comes from the hub, or one of a folder's."""
     require(name, include_path)
     try:
-        return known(include_path).load([name])
+        return task_manager(include_path).load([name])
     except Exception as error:  # what stands for a dead network depends on the versions of three libraries
         raise UserError(
             f"eval.tasks: could not get the data of {name!r} from the hub ({type(error).__name__}). "
-            f"Connect once, or take a local set: {', '.join(questions.NAMES)}"
+            f"Connect once, or take a local set: {', '.join(questions.SET_NAMES)}"
         ) from error
 
 
 @contextmanager
-def quiet() -> Generator[None]:
+def quiet_lm_eval() -> Generator[None]:
     """Only lm-eval's errors are of use to a reader here, and its bars only while they move, in a terminal."""
     logger = logging.getLogger("lm_eval")
     level, plain = logger.level, tqdm.__init__

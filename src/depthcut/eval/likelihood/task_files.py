@@ -16,44 +16,44 @@ MOST = 10_000
 """Files of ``eval.include_path`` at most."""
 
 
-def split(task: str) -> tuple[str, str]:
+def split_shots(task: str) -> tuple[str, str]:
     """Return a task's name, or path, and its number of shots; empty where it states none."""
     name, sign, shots = task.rpartition("@")
     return (name, shots) if sign and shots.isdigit() else (task, "")
 
 
-def is_path(task: str) -> bool:
+def is_task_path(task: str) -> bool:
     """Tell whether a task is a yaml file rather than a name."""
-    return split(task)[0].endswith((".yaml", ".yml"))
+    return split_shots(task)[0].endswith((".yaml", ".yml"))
 
 
-def content(task: str, include_path: str | None) -> dict[str, str]:
+def task_content(task: str, include_path: str | None) -> dict[str, str]:
     """Return the SHA-256 of each file that a task of the user's own may read, by path; none for lm-eval's own tasks.
 
     Raises:
         UserError: for a file that is not there, or is no yaml.
     """
-    name = split(task)[0]
+    name = split_shots(task)[0]
     found: dict[Path, None] = {}
-    if is_path(task):
-        follow(path_of(name), found)
+    if is_task_path(task):
+        follow_includes(task_path(name), found)
     if include_path is not None:
-        found |= dict.fromkeys(listed(include_path))
-    return {str(path): store.sha256(path) for path in found}
+        found |= dict.fromkeys(list_task_files(include_path))
+    return {str(path): store.file_sha256(path) for path in found}
 
 
-def path_of(name: str) -> Path:
+def task_path(name: str) -> Path:
     """Return a task's file; ``~`` is the home folder."""
     return Path(name).expanduser()
 
 
-def listed(include_path: str) -> list[Path]:
+def list_task_files(include_path: str) -> list[Path]:
     """List the yaml and Python files in a folder of tasks and its sub-folders.
 
     Raises:
         UserError: if it is no folder, or a very large one.
     """
-    folder = path_of(include_path)
+    folder = task_path(include_path)
     if not folder.is_dir():
         raise UserError(f"eval.include_path: no folder at {folder}; give one that holds the yaml files of tasks")
     files = sorted(each for each in folder.rglob("*") if each.suffix in (".yaml", ".yml", ".py") and each.is_file())
@@ -62,7 +62,7 @@ def listed(include_path: str) -> list[Path]:
     return files
 
 
-def follow(path: Path, found: dict[Path, None]) -> None:
+def follow_includes(path: Path, found: dict[Path, None]) -> None:
     """Add a yaml to ``found``, with the yamls it includes, the Python files of its functions and its local data."""
     if path in found:
         return
@@ -70,25 +70,25 @@ def follow(path: Path, found: dict[Path, None]) -> None:
         raise UserError(f"eval.tasks: no file at {path} (seen from {Path.cwd()})")
     found[path] = None
     functions: list[str] = []
-    task = parsed(path, functions)
+    task = parse_task(path, functions)
     for function in functions:
         module = path.parent / f"{function.rpartition('.')[0].replace('.', '/')}.py"
         if module.is_file():
             found[module] = None
     includes = task.get("include", [])
     for each in includes if isinstance(includes, list) else [includes]:
-        follow(path.parent / path_of(str(each)), found)
-    for text in texts([task.get("dataset_path"), task.get("dataset_kwargs")]):
-        local = path_of(text)
-        found |= dict.fromkeys([local] if local.is_file() else files_in(local))
+        follow_includes(path.parent / task_path(str(each)), found)
+    for text in nested_texts([task.get("dataset_path"), task.get("dataset_kwargs")]):
+        local = task_path(text)
+        found |= dict.fromkeys([local] if local.is_file() else regular_files(local))
 
 
-def files_in(folder: Path) -> list[Path]:
+def regular_files(folder: Path) -> list[Path]:
     """List the regular files of a folder, none of what is no folder."""
     return sorted(each for each in folder.rglob("*") if each.is_file()) if folder.is_dir() else []
 
 
-def parsed(path: Path, functions: list[str]) -> dict[str, Any]:
+def parse_task(path: Path, functions: list[str]) -> dict[str, Any]:
     """Read a task's yaml without running anything; note the functions that it names.
 
     Raises:
@@ -112,13 +112,13 @@ def parsed(path: Path, functions: list[str]) -> dict[str, Any]:
     return task
 
 
-def texts(value: Any) -> Iterator[str]:
+def nested_texts(value: Any) -> Iterator[str]:
     """Yield all texts in a nested value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for each in value.values() if isinstance(value, dict) else value:
-            yield from texts(each)
+            yield from nested_texts(each)
 
 
 def require_command_line(tasks: Iterable[str], include_path: str | None, overrides: Sequence[str]) -> None:
@@ -128,7 +128,9 @@ def require_command_line(tasks: Iterable[str], include_path: str | None, overrid
         UserError: naming the path that it does not name.
     """
     said = [override for override in overrides if "eval." in override.partition("=")[0]]
-    for key, path in [("tasks", split(task)[0]) for task in tasks if is_path(task)] + [("include_path", include_path)]:
+    for key, path in [("tasks", split_shots(task)[0]) for task in tasks if is_task_path(task)] + [
+        ("include_path", include_path)
+    ]:
         if path is not None and not any(path in override for override in said):
             raise UserError(
                 f"eval.{key}: {path} stands in a config file. A task's yaml can run code, so give its path on the "

@@ -15,23 +15,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from depthcut.cut.subnetworks import Cut
+from depthcut.cut.subnetworks import Subnetwork
 from depthcut.model.decoder import layers, shared_prefix
 from depthcut.runtime.progress import track
 
-Ids = tuple[int, ...]
-Request = tuple[Ids, Ids]
+TokenIds = tuple[int, ...]
+Request = tuple[TokenIds, TokenIds]
 """The tokens of a context and of what may follow it."""
 Answer = tuple[float, bool]
 """The log-likelihood of what follows in nats, and whether each of its tokens was the likeliest."""
 
 
 @dataclass(frozen=True)
-class Row:
+class ContextTree:
     """A context and some of what may follow it."""
 
-    context: Ids
-    follows: tuple[Ids, ...]
+    context: TokenIds
+    follows: tuple[TokenIds, ...]
 
     @property
     def forks(self) -> bool:
@@ -45,7 +45,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class PackedRequests:
     """Rows as one batch. Of the U scored positions some are asked for several tokens: the end of each context.
 
     Attributes:
@@ -68,8 +68,8 @@ class Sheet:
     requests: list[Request]
 
 
-def likelihoods(
-    model: PreTrainedModel, requests: Sequence[Request], asked: Sequence[Cut], batch: int
+def log_likelihoods(
+    model: PreTrainedModel, requests: Sequence[Request], asked: Sequence[Subnetwork], batch: int
 ) -> dict[Request, list[Answer]]:
     """Answer all requests with each of the sub-networks ``asked``.
 
@@ -80,25 +80,25 @@ def likelihoods(
         batch: contexts a forward pass.
     """
     answers: dict[Request, list[Answer]] = {}
-    sheets = list(laid_out(model, list(dict.fromkeys(requests)), batch))
+    sheets = list(pack_requests(model, list(dict.fromkeys(requests)), batch))
     with torch.inference_mode():
         for sheet in track(sheets, "answers", len(sheets)):
-            way, ends = shared_prefix.through(model, sheet.given, asked)
+            way, ends = shared_prefix.run_subnetworks(model, sheet.given, asked)
             way.inputs = shortened(sheet)
             states = (ends[cut][sheet.row_BP, sheet.place_BP] for cut in asked)
-            columns = [scored(way.logits(h_BPD).flatten(0, 1), sheet) for h_BPD in states]
+            columns = [score_requests(way.logits(h_BPD).flatten(0, 1), sheet) for h_BPD in states]
             answers |= {request: [each[n] for each in columns] for n, request in enumerate(sheet.requests)}
     return answers
 
 
-def shortened(sheet: Sheet) -> dict[str, Any]:
+def shortened(sheet: PackedRequests) -> dict[str, Any]:
     """Return a call with as many tokens as positions are scored: its head alone is of use."""
     positions = sheet.row_BP.shape[1]
     named = {name: value[:, :positions] for name, value in sheet.given.items() if name in ("input_ids", "position_ids")}
     return {**sheet.given, "attention_mask": None, **named}
 
 
-def scored(logits_UV: Tensor, sheet: Sheet) -> list[Answer]:
+def score_requests(logits_UV: Tensor, sheet: PackedRequests) -> list[Answer]:
     """The answer to each of a sheet's requests, from the logits of its scored positions."""
     log_p_UV = logits_UV.float().log_softmax(-1)
     log_p_S = log_p_UV[sheet.at_S, sheet.token_S].double()
@@ -109,22 +109,22 @@ def scored(logits_UV: Tensor, sheet: Sheet) -> list[Answer]:
     return list(zip(sums.tolist(), (missed == 0).tolist(), strict=True))
 
 
-def laid_out(model: PreTrainedModel, requests: list[Request], batch: int) -> Iterator[Sheet]:
+def pack_requests(model: PreTrainedModel, requests: list[Request], batch: int) -> Iterator[PackedRequests]:
     """The requests on sheets, the longest first; those of one context in one row where the model can read a tree."""
-    contexts: dict[Ids, list[Ids]] = {}
+    contexts: dict[TokenIds, list[TokenIds]] = {}
     for context, follow in requests:
         contexts.setdefault(context, []).append(follow)
-    rows = [Row(context, tuple(follows)) for context, follows in contexts.items()]
+    rows = [ContextTree(context, tuple(follows)) for context, follows in contexts.items()]
     longest = max(row.length for row in rows)
-    if any(row.forks for row in rows) and not reads_trees(model, longest):
-        rows = [Row(row.context, (follow,)) for row in rows for follow in row.follows]
+    if any(row.forks for row in rows) and not supports_tree_attention(model, longest):
+        rows = [ContextTree(row.context, (follow,)) for row in rows for follow in row.follows]
     rows.sort(key=lambda row: -row.length)
     device = next(model.parameters()).device
     for start in range(0, len(rows), batch):
-        yield sheet_of(rows[start : start + batch], device, model.dtype)
+        yield pack_trees(rows[start : start + batch], device, model.dtype)
 
 
-def reads_trees(model: PreTrainedModel, longest: int) -> bool:
+def supports_tree_attention(model: PreTrainedModel, longest: int) -> bool:
     """Whether the model, given a tree's mask and positions, computes what it does for each branch alone.
 
     It is tried on a short tree. A window that rows of ``longest`` tokens do not fit in rules it out: the one mask
@@ -134,12 +134,12 @@ def reads_trees(model: PreTrainedModel, longest: int) -> bool:
     windows = (getattr(config, name, None) for name in ("sliding_window", "window_size"))  # GPT-Neo has the latter
     if any(window is not None and window < longest for window in windows):
         return False
-    trial = Row((1, 2, 3, 1), ((2, 3, 2), (3, 1, 2)))
+    trial = ContextTree((1, 2, 3, 1), ((2, 3, 2), (3, 1, 2)))
     device, dtype = next(model.parameters()).device, model.dtype
-    alone = [Row(trial.context, (follow,)) for follow in trial.follows]
+    alone = [ContextTree(trial.context, (follow,)) for follow in trial.follows]
     with torch.inference_mode():
         try:
-            call = sheet_of([trial], device, dtype).given
+            call = pack_trees([trial], device, dtype).given
             tree_TV = model(**call).logits[0]
             in_line = {"position_ids": torch.arange(trial.length, device=device)[None]}
             deaf = tree_TV.equal(model(**call | in_line).logits[0])  # numbers the places itself, as MPT does
@@ -147,12 +147,12 @@ def reads_trees(model: PreTrainedModel, longest: int) -> bool:
             return False
         if deaf:
             return False
-        apart_BTV = model(**sheet_of(alone, device, dtype).given).logits
+        apart_BTV = model(**pack_trees(alone, device, dtype).given).logits
     wanted_TV = torch.cat([apart_BTV[0], apart_BTV[1, len(trial.context) :]])
     return bool((tree_TV - wanted_TV).abs().mean() < 0.1 * wanted_TV.std())
 
 
-def sheet_of(rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> Sheet:
+def pack_trees(rows: Sequence[ContextTree], device: torch.device, dtype: torch.dtype) -> PackedRequests:
     """Lay out ``rows``, padded on the right."""
     longest = max(row.length for row in rows)
     ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -160,7 +160,7 @@ def sheet_of(rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> S
     scored_tokens: list[tuple[int, int, int]] = []
     requests: list[Request] = []
     for number, row in enumerate(rows):
-        ids_BT[number, : row.length] = torch.tensor(read(row))
+        ids_BT[number, : row.length] = torch.tensor(tree_tokens(row))
         start = len(row.context)
         for follow in row.follows:
             before = [len(row.context) - 1, *range(start, start + len(follow) - 1)]
@@ -172,15 +172,19 @@ def sheet_of(rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> S
     at_S, token_S, request_S = torch.tensor(scored_tokens, device=device).T
     spare = [(0, 0)] * (-len(places) % len(rows))
     row_BP, place_BP = torch.tensor([*places, *spare], device=device).T.reshape(2, len(rows), -1)
-    return Sheet(given(rows, ids_BT, device, dtype), row_BP, place_BP, at_S, token_S, request_S, requests)
+    return PackedRequests(
+        tree_inputs(rows, ids_BT, device, dtype), row_BP, place_BP, at_S, token_S, request_S, requests
+    )
 
 
-def read(row: Row) -> list[int]:
+def tree_tokens(row: ContextTree) -> list[int]:
     """The tokens that are read of a row: the context, and each branch but its last token."""
     return [*row.context, *(token for follow in row.follows for token in follow[:-1])]
 
 
-def given(rows: Sequence[Row], ids_BT: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def tree_inputs(
+    rows: Sequence[ContextTree], ids_BT: Tensor, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
     """What the model is called with; a mask of four dimensions, and positions, only if a row forks."""
     longest = ids_BT.shape[1]
     inputs: dict[str, Any] = {"input_ids": ids_BT.to(device), "use_cache": False}

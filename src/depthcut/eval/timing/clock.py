@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 
-def time_of(run: Callable[[], object], device: str) -> float:
+def time_run(run: Callable[[], object], device: str) -> float:
     """Seconds of one run; on a GPU between two of its own events."""
     import torch
 
@@ -25,19 +25,19 @@ def time_of(run: Callable[[], object], device: str) -> float:
     return events[0].elapsed_time(events[1]) / 1000
 
 
-def mean(values: list[float]) -> tuple[float, float]:
+def sample_mean_and_stderr(values: list[float]) -> tuple[float, float]:
     """The mean of two values or more, and its standard error."""
     return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
-def per_second(name: str, tokens: int, seconds: list[float]) -> dict[str, float]:
+def tokens_per_second(name: str, tokens: int, seconds: list[float]) -> dict[str, float]:
     """Tokens a second over runs of so many tokens, with the standard error that follows from that of the time."""
-    latency, error = mean(seconds)
+    latency, error = sample_mean_and_stderr(seconds)
     return {name: tokens / latency, f"{name}_stderr": tokens / latency * error / latency}
 
 
 @contextmanager
-def suppress_shortage() -> Generator[None]:
+def suppress_out_of_memory() -> Generator[None]:
     """Go on behind the ``with`` if memory runs out in it, with what was taken given back."""
     import torch
 

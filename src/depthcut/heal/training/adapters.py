@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from depthcut.cut.plan import Plan
-from depthcut.heal.training.fit import fit
-from depthcut.heal.training.objective import Objective, next_token
-from depthcut.heal.training.recipe import LowRank
-from depthcut.heal.training.warm_start import Origin
+from depthcut.heal.training.fit import fit_model
+from depthcut.heal.training.objective import Objective, next_token_loss
+from depthcut.heal.training.recipe import LowRankRecipe
+from depthcut.heal.training.warm_start import WarmStart
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder import linear
 from depthcut.model.surgery import gaps
@@ -30,81 +30,84 @@ from depthcut.study import card
 if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
 log = logging.getLogger("depthcut")
 
 
-def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LowRank, objective: Objective = next_token) -> nn.Module:
+def train_adapters(
+    model: nn.Module, plan: Plan, lab: "Lab", recipe: LowRankRecipe, objective: Objective = next_token_loss
+) -> nn.Module:
     """Train adapters on ``model``, unless this point's are trained already; return the model with them attached.
 
     What is returned always holds the weights that were read back from the disk, so what is measured is what is kept.
     Where no layer is to get an adapter it is ``model`` as it is.
     """
-    if not recipe.reached(plan, len(decoder_layers.layers(model))):
+    if not recipe.reached(plan, len(decoder_layers.layer_list(model))):
         log.info("heal.layers=%s: the cut leaves no such layer, so there is nothing to heal", recipe.layers)
         return model
     L.seed_everything(lab.experiment.seed, verbose=False)
-    adapted = adapt(model, recipe, plan)
+    adapted = add_adapters(model, recipe, plan)
     if origin := recipe.origin(lab):
-        begin(adapted, origin, plan)
+        copy_adapters(adapted, origin, plan)
 
     def train(folder: Path) -> None:
         with lab.timed("heal"):
-            fit(adapted, recipe, lab, objective)
+            fit_model(adapted, recipe, lab, objective)
         gc.collect()  # the trainer and its module hold each other, and else the model beside the next point's
         # Asked to look after embeddings, peft would look for the base on the hub. The base is named in words that no
         # loader can resolve: under these adapters the whole model would be the wrong one.
-        adapted.peft_config["default"].base_model_name_or_path = f"{card.name(lab)}, {plan.words}"
+        adapted.peft_config["default"].base_model_name_or_path = f"{card.base_name(lab)}, {plan.words}"
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
-        store.write_text(folder / "README.md", card.of_adapter(lab, plan))
+        store.write_text(folder / "README.md", card.adapter_card(lab, plan))
         plan.write(folder / "plan.json")
 
     folder = lab.folder / "adapter"
-    if ranks.rank() and not store.verified(folder, lab.digest):
-        fit(adapted, recipe, lab, objective)  # its share of each step; the first process keeps what comes of it
-    store.kept(folder, train, lab.digest)
-    attach(adapted, folder)
+    if ranks.global_rank() and not store.is_verified(folder, lab.digest):
+        fit_model(adapted, recipe, lab, objective)  # its share of each step; the first process keeps what comes of it
+    store.cached_folder(folder, train, lab.digest)
+    load_adapters(adapted, folder)
     return adapted
 
 
-def check(lab: "Lab", recipe: LowRank) -> None:
+def check(lab: "Lab", recipe: LowRankRecipe) -> None:
     """Put adapters on the model without its weights, and report in one line what they do not reach.
 
     Raises:
         UserError: if the layers have no such linear layers, peft cannot adapt them, or the rank exceeds their widths.
     """
-    model = decoder_layers.skeleton(lab.checkpoint.config)
-    parts = [linear.matrices(layer, recipe.modules) for layer in decoder_layers.layers(model)]
+    model = decoder_layers.meta_model(lab.checkpoint.config)
+    parts = [linear.weight_matrices(layer, recipe.modules) for layer in decoder_layers.layer_list(model)]
     limit = max(
-        min(linear.features(each)) for each in chosen(list(decoder_layers.layers(model)), recipe.modules).values()
+        min(linear.linear_features(each))
+        for each in chosen(list(decoder_layers.layer_list(model)), recipe.modules).values()
     )
     if recipe.rank > limit:
         raise UserError(f"heal.rank must be at most {limit}, the width of the layers it adapts, got {recipe.rank}")
     with torch.device("meta"):
         adapted = put(model, recipe, range(len(parts)))
     covered = {id(each.get_base_layer().weight) for each in adapted.modules() if isinstance(each, LoraLayer)}
-    share, names = linear.left_out(parts, covered)
+    share, names = linear.uncovered_share(parts, covered)
     if names:
         of = "the layers'" if recipe.modules == "all" else f"their {recipe.modules}"
         reach = f"adapters reach {1 - share:.0%} of {of} weights"
         log.warning("heal.modules=%s: %s; none sit on %s", recipe.modules, reach, ", ".join(names))
 
 
-def adapt(model: nn.Module, recipe: LowRank, plan: Plan) -> PeftModel:
+def add_adapters(model: nn.Module, recipe: LowRankRecipe, plan: Plan) -> PeftModel:
     """Freeze ``model``, which ``plan`` left, and put fresh adapters (B = 0) where the recipe says."""
-    return put(model, recipe, recipe.reached(plan, len(decoder_layers.layers(model))))
+    return put(model, recipe, recipe.reached(plan, len(decoder_layers.layer_list(model))))
 
 
-def put(model: nn.Module, recipe: LowRank, places: Sequence[int]) -> PeftModel:
+def put(model: nn.Module, recipe: LowRankRecipe, places: Sequence[int]) -> PeftModel:
     """Freeze ``model``, and put fresh adapters on the decoder layers ``places``.
 
     Raises:
         UserError: if they have no such linear layers, or peft cannot adapt them.
     """
     assert isinstance(model, PreTrainedModel)
-    stack, stem = decoder_layers.layers(model), decoder_layers.prefix(model)
+    stack, stem = decoder_layers.layer_list(model), decoder_layers.layer_prefix(model)
     targets = chosen([stack[index] for index in places], recipe.modules)
-    more = gaps.adapting(model)
+    more = gaps.lora_config_kwargs(model)
     others = [name for name in linear.linear_layers(model) if not name.startswith(f"{stem}.") and ends(name, targets)]
     if others:  # a picture encoder's
         more["exclude_modules"] = [*more.get("exclude_modules", ()), *others]
@@ -129,17 +132,17 @@ def put(model: nn.Module, recipe: LowRank, places: Sequence[int]) -> PeftModel:
     return adapted
 
 
-def begin(adapted: PeftModel, origin: Origin, plan: Plan) -> None:
+def copy_adapters(adapted: PeftModel, origin: WarmStart, plan: Plan) -> None:
     """Copy the adapters of ``origin`` into those layers of ``adapted``, which ``plan`` left, that it has too.
 
     Raises:
         UserError: if it has none of them, or its adapters have other shapes.
     """
-    stem, own = decoder_layers.prefix(adapted), get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    stem, own = decoder_layers.layer_prefix(adapted), get_peft_model_state_dict(adapted, save_embedding_layers=False)
     number = {old: new for new, old in enumerate(plan.keep)}
     copied: dict[str, Tensor] = {}
-    for name, tensor in load_file(origin.folder / WEIGHTS).items():
-        index, rest = decoder_layers.split(name, stem) or (-1, name)
+    for name, tensor in load_file(origin.folder / ADAPTER_FILE).items():
+        index, rest = decoder_layers.split_tensor_name(name, stem) or (-1, name)
         here = f"{stem}.{number.get(origin.plan.keep[index])}.{rest}"
         if here in own:
             copied[here] = tensor
@@ -149,17 +152,17 @@ def begin(adapted: PeftModel, origin: Origin, plan: Plan) -> None:
         if tensor.shape != own[name].shape:
             raise UserError(f"heal.init_from: {name} is {list(own[name].shape)} here, {list(tensor.shape)} there")
     assert not set_peft_model_state_dict(adapted, copied).unexpected_keys
-    layers = len({(decoder_layers.split(name, stem) or (0,))[0] for name in copied})
+    layers = len({(decoder_layers.split_tensor_name(name, stem) or (0,))[0] for name in copied})
     log.info("healing starts from %s: %d layers of it, the others fresh", origin.folder, layers)
 
 
-def attach(adapted: PeftModel, folder: Path) -> None:
+def load_adapters(adapted: PeftModel, folder: Path) -> None:
     """Read the adapters of ``folder`` into ``adapted``.
 
     Raises:
         UserError: if they are not those of all layers that have adapters, and of no others.
     """
-    found, own = load_file(folder / WEIGHTS), get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    found, own = load_file(folder / ADAPTER_FILE), get_peft_model_state_dict(adapted, save_embedding_layers=False)
     match(folder, found.keys(), own.keys())
     assert not set_peft_model_state_dict(adapted, found).unexpected_keys
     adapted.eval()
@@ -185,7 +188,7 @@ def chosen(layers: Sequence[nn.Module], modules: linear.Modules) -> dict[str, nn
         UserError: if there is none of the kind that ``modules`` names.
     """
     found = {name: each for layer in layers for name, each in linear.linear_layers(layer).items()}
-    names = linear.select(sorted(found), modules)
+    names = linear.select_linear_names(sorted(found), modules)
     if not names:
         there = ", ".join(sorted(found)) or "none"
         raise UserError(f"heal.modules={modules}: no such linear layer in this model; there are: {there}")

@@ -16,7 +16,7 @@ from depthcut.runtime import ranks
 
 
 @dataclass(frozen=True)
-class Batch:
+class MicroBatch:
     """A micro-batch: B sequences of T tokens.
 
     Attributes:
@@ -31,18 +31,18 @@ class Batch:
     places_BT: Tensor | None = None
     targets: float | None = None
 
-    def on(self, device: torch.device) -> "Batch":
+    def on(self, device: torch.device) -> "MicroBatch":
         """The same on ``device``; the rows' numbers stay on the host, where a cached teacher is looked up by them."""
         places_BT = None if self.places_BT is None else self.places_BT.to(device, non_blocking=True)
         return replace(self, ids_BT=self.ids_BT.to(device, non_blocking=True), places_BT=places_BT)
 
-    def pinned(self) -> "Batch":
+    def pinned(self) -> "MicroBatch":
         """The same, where a GPU fetches it while it computes."""
         places_BT = None if self.places_BT is None else self.places_BT.pin_memory()
         return replace(self, ids_BT=self.ids_BT.pin_memory(), places_BT=places_BT)
 
 
-class Batches:
+class MicroBatchLoader:
     """Micro-batches of packed sequences, in a seeded order, for ever.
 
     Sequence k of the stream is entry k mod N of its epoch's own permutation, so a batch of 16 holds the same rows as
@@ -74,22 +74,24 @@ class Batches:
     def __len__(self) -> int:
         return self.total
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         while self.given < self.total:
-            first = (self.given * ranks.world() + ranks.rank()) * self.micro_batch
+            first = (self.given * ranks.world_size() + ranks.global_rank()) * self.micro_batch
             self.given += 1
             batch = self.batch(first)
             yield batch.pinned() if self.pin else batch
 
-    def batch(self, first: int) -> Batch:
+    def batch(self, first: int) -> MicroBatch:
         """The micro-batch that begins with sequence ``first`` of the stream."""
         rows = [self.row(k) for k in range(first, first + self.micro_batch)]
         ids_BT = torch.from_numpy(np.asarray(self.tokens.ids[rows], dtype=np.int64))
         if self.apart is None:
-            return Batch(ids_BT, torch.tensor(rows))
+            return MicroBatch(ids_BT, torch.tensor(rows))
         assert self.tokens.end is not None
         targets = self.predictions(first // self.apart) * self.micro_batch / self.apart
-        return Batch(ids_BT, torch.tensor(rows), document_mask.places(ids_BT, self.tokens.end), targets)
+        return MicroBatch(
+            ids_BT, torch.tensor(rows), document_mask.document_positions(ids_BT, self.tokens.end), targets
+        )
 
     def _predictions(self, step: int) -> int:
         """How many tokens of a step's sequences are predicted, or 1: all but the first of each document."""
@@ -108,20 +110,20 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:
         """How many sequences all processes gave out: a resumed run may have others, and another micro-batch."""
-        return {"sequences": self.given * self.micro_batch * ranks.world()}
+        return {"sequences": self.given * self.micro_batch * ranks.world_size()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the sequences that were given out."""
-        self.given = state["sequences"] // (self.micro_batch * ranks.world())
+        self.given = state["sequences"] // (self.micro_batch * ranks.world_size())
 
 
 class HealingData(L.LightningDataModule):
     """Feeds a healing run from packed, cached tokens."""
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: MicroBatchLoader) -> None:
         super().__init__()
         self.batches = batches
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> MicroBatchLoader:
         """The micro-batches that are left."""
         return self.batches

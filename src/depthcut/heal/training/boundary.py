@@ -13,49 +13,53 @@ from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import adapters, document_mask, teacher
-from depthcut.heal.training.batches import Batch
-from depthcut.heal.training.objective import Objective, next_token
+from depthcut.heal.training.batches import MicroBatch
+from depthcut.heal.training.objective import Objective, next_token_loss
 from depthcut.model.decoder import layers
-from depthcut.model.decoder.layerwise import Reached
+from depthcut.model.decoder.layerwise import DryRunDone
 from depthcut.runtime import store
 
 if TYPE_CHECKING:
     from depthcut.heal.boundary import Boundary
     from depthcut.study.lab import Lab
 
-Teacher = Callable[[Batch], Tensor]
+StateTeacher = Callable[[MicroBatch], Tensor]
 """From a batch to the dense model's stream at the boundary, B x T x D."""
 log = logging.getLogger("depthcut")
 
 
-def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Boundary") -> nn.Module:
+def train_boundary(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Boundary") -> nn.Module:
     """Train adapters on the layers below the cut, or attach the trained ones; with none below, ``model`` as it is.
 
     Raises:
         UserError: if there is no room for the teacher or its cache.
     """
-    below = recipe.reached(plan, len(layers.layers(model)))
+    below = recipe.reached(plan, len(layers.layer_list(model)))
     if not below:
         log.info("heal=boundary: no layer is left below the cut, so there is nothing to heal")
         return model
-    if store.verified(lab.folder / "adapter", lab.digest):
-        return adapters.healed(model, plan, lab, recipe, next_token)  # attaches them
+    if store.is_verified(lab.folder / "adapter", lab.digest):
+        return adapters.train_adapters(model, plan, lab, recipe, next_token_loss)  # attaches them
     above = max(plan.drop) + 1
-    teach = live(teacher.load(lab, above), above) if recipe.teacher == "live" else cached(lab, above)
-    return adapters.healed(model, plan, lab, recipe, objective(teach, len(below), recipe.error))
+    teach = (
+        live_state_teacher(teacher.load_teacher(lab, above), above)
+        if recipe.teacher == "live"
+        else cached_state_teacher(lab, above)
+    )
+    return adapters.train_adapters(model, plan, lab, recipe, boundary_objective(teach, len(below), recipe.error))
 
 
-def objective(teach: Teacher, edge: int, error: Literal["relative", "squared"]) -> Objective:
+def boundary_objective(teach: StateTeacher, edge: int, error: Literal["relative", "squared"]) -> Objective:
     """The error of the stream in front of the student's layer ``edge``, mean over tokens."""
 
-    def drawn(model: nn.Module, batch: Batch) -> Tensor:
+    def drawn(model: nn.Module, batch: MicroBatch) -> Tensor:
         wanted_BTD = teach(batch)
-        return distance(stream(model, batch.ids_BT, edge, batch.places_BT), wanted_BTD, error)
+        return hidden_state_error(states_before_layer(model, batch.ids_BT, edge, batch.places_BT), wanted_BTD, error)
 
     return drawn
 
 
-def distance(h_BTD: Tensor, wanted_BTD: Tensor, error: Literal["relative", "squared"]) -> Tensor:
+def hidden_state_error(h_BTD: Tensor, wanted_BTD: Tensor, error: Literal["relative", "squared"]) -> Tensor:
     """``|h - wanted|^2``, in float32, over the token's own ``|wanted|^2`` or over the width; the mean over tokens."""
     wanted_BTD = wanted_BTD.float()
     missed_BT = (h_BTD.float() - wanted_BTD).square().sum(-1)
@@ -63,42 +67,44 @@ def distance(h_BTD: Tensor, wanted_BTD: Tensor, error: Literal["relative", "squa
     return (missed_BT / scale_BT).mean()
 
 
-def stream(model: nn.Module, ids_BT: Tensor, edge: int, places_BT: Tensor | None = None) -> Tensor:
+def states_before_layer(model: nn.Module, ids_BT: Tensor, edge: int, places_BT: Tensor | None = None) -> Tensor:
     """The residual stream in front of layer ``edge``, at least 1; neither that layer nor those above it are run."""
     found: list[Tensor] = []
 
     def stop(_module: nn.Module, _args: Any, output: Any) -> None:
         found.append(output[0] if isinstance(output, tuple) else output)
-        raise Reached
+        raise DryRunDone
 
-    handle = layers.layers(model)[edge - 1].register_forward_hook(stop)
+    handle = layers.layer_list(model)[edge - 1].register_forward_hook(stop)
     try:
-        with suppress(Reached):
-            layers.decoder(model)(**document_mask.given(model, ids_BT, places_BT))
+        with suppress(DryRunDone):
+            layers.decoder_stack(model)(**document_mask.decoder_inputs(model, ids_BT, places_BT))
     finally:
         handle.remove()
     return found[0]
 
 
-def live(dense: nn.Module, edge: int) -> Teacher:
+def live_state_teacher(dense: nn.Module, edge: int) -> StateTeacher:
     """The dense model reads each batch, as far as the boundary."""
 
-    def teach(batch: Batch) -> Tensor:
+    def teach(batch: MicroBatch) -> Tensor:
         with torch.no_grad():
-            return stream(dense, batch.ids_BT, edge, batch.places_BT)
+            return states_before_layer(dense, batch.ids_BT, edge, batch.places_BT)
 
     return teach
 
 
-def cached(lab: "Lab", edge: int) -> Teacher:
+def cached_state_teacher(lab: "Lab", edge: int) -> StateTeacher:
     """The dense model has read the text before: its streams as they are, 2 D bytes a token on the disk in 16 bits."""
 
-    def ready() -> teacher.Says:
-        teach, device = live(teacher.load(lab, edge), edge), torch.device(lab.device)
-        find = teacher.finder(lab)
-        return lambda ids_BT: {"stream": teach(Batch(ids_BT, torch.empty(0), find(ids_BT)).on(device)).cpu()}
+    def ready() -> teacher.TeacherFunction:
+        teach, device = live_state_teacher(teacher.load_teacher(lab, edge), edge), torch.device(lab.device)
+        find = teacher.teacher_position_finder(lab)
+        return lambda ids_BT: {"stream": teach(MicroBatch(ids_BT, torch.empty(0), find(ids_BT)).on(device)).cpu()}
 
     width = layers.text_config(lab.checkpoint.config).hidden_size
     size = getattr(torch, lab.experiment.model.dtype).itemsize
-    said = teacher.kept(lab, {"asked": "stream", "edge": edge}, lab.train().ids.shape[1] * width * size, ready)
+    said = teacher.cache_teacher_outputs(
+        lab, {"asked": "stream", "edge": edge}, lab.train().ids.shape[1] * width * size, ready
+    )
     return lambda batch: said(batch.rows_B)["stream"].to(batch.ids_BT.device)

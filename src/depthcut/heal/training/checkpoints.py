@@ -17,13 +17,13 @@ from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import Meter
 
 PATIENCE = 5  # steps in a row without a finite loss
-PERIOD = 2.0  # seconds; to know a loss the host waits for the device
-CALMER = "take a lower heal.lr, a longer heal.warmup or a smaller heal.clip"
+FETCH_SECONDS = 2.0  # seconds; to know a loss the host waits for the device
+DIVERGENCE_ADVICE = "take a lower heal.lr, a longer heal.warmup or a smaller heal.clip"
 log = logging.getLogger("depthcut")
 COLUMNS = ("step", "tokens", "seconds", "loss", "lr", "grad_norm", "tokens_per_second")
 
 
-class DurableIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its destination, flushes it and renames it.
 
     Lightning's own writer goes through the system's temporary folder: across file systems that rename is a copy,
@@ -32,7 +32,7 @@ class DurableIO(TorchCheckpointIO):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with store.replacing(Path(path)) as temporary:
+        with store.atomic_write(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
 
 
@@ -55,8 +55,8 @@ class Curve(L.Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if len(self.random) == ranks.world():
-            random = self.random[ranks.rank()]
+        if len(self.random) == ranks.world_size():
+            random = self.random[ranks.global_rank()]
             torch.set_rng_state(random["cpu"])
             if torch.cuda.is_available() and random["cuda"] is not None:
                 torch.cuda.set_rng_state(random["cuda"])
@@ -78,7 +78,7 @@ class Curve(L.Callback):
         self.note(trainer)
         step = trainer.global_step
         saves = step % self.save_every == 0 and step < trainer.max_steps
-        if saves or time.monotonic() - self.settled > PERIOD:
+        if saves or time.monotonic() - self.settled > FETCH_SECONDS:
             self.settle(trainer)
         if saves and self.sound:
             self.write()
@@ -116,7 +116,7 @@ class Curve(L.Callback):
         if len(self.rows) >= PATIENCE and not any(math.isfinite(row[3]) for row in self.rows[-PATIENCE:]):
             self.write()
             first = next(row[0] for row in self.rows if not math.isfinite(row[3]))
-            raise UserError(f"diverged: the loss is not finite from step {first:.0f} on; {CALMER}")
+            raise UserError(f"diverged: the loss is not finite from step {first:.0f} on; {DIVERGENCE_ADVICE}")
 
     @property
     def sound(self) -> bool:
@@ -146,9 +146,9 @@ class Curve(L.Callback):
 
     def write(self) -> None:
         """Write the whole curve: a resumed run repeats no row."""
-        if ranks.rank():
+        if ranks.global_rank():
             return
-        with store.replacing(self.folder.parent / "heal.csv") as temporary, temporary.open("w", newline="") as file:
+        with store.atomic_write(self.folder.parent / "heal.csv") as temporary, temporary.open("w", newline="") as file:
             table = csv.writer(file)
             table.writerow(COLUMNS)
             table.writerows([[int(row[0]), int(row[1]), *(f"{value:.6g}" for value in row[2:])] for row in self.rows])
@@ -159,14 +159,14 @@ class Curve(L.Callback):
             "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
-        random = [mine] * ranks.world()
-        if ranks.world() > 1:
+        random = [mine] * ranks.world_size()
+        if ranks.world_size() > 1:
             torch.distributed.all_gather_object(random, mine)
         return {"rows": self.rows, "random": random}
 
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[resume.KEY] = resume.identity(self.digest)
+        checkpoint[resume.KEY] = resume.checkpoint_identity(self.digest)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from depthcut.data.text.tokens import Tokens
 
 Packing = Literal["crossed", "separate"]
-Places = Callable[[Tensor], Tensor | None]
+PositionFinder = Callable[[Tensor], Tensor | None]
 """From ids, B x T, to each token's place in its document; None: a row is one document."""
-MASKED = frozenset({"opt"})
+EXPLICIT_MASK_MODELS = frozenset({"opt"})
 """Models whose mask knows of no positions."""
 
 
-def finder(packing: Packing, text: "Tokens") -> Places:
+def position_finder(packing: Packing, text: "Tokens") -> PositionFinder:
     """How documents are found in rows of ``text``."""
     if packing == "crossed":
         return lambda _: None
     assert text.end is not None, "a text that knows no end of a document"
     end = text.end
-    return lambda ids_BT: places(ids_BT, end)
+    return lambda ids_BT: document_positions(ids_BT, end)
 
 
-def places(ids_BT: Tensor, end: int) -> Tensor:
+def document_positions(ids_BT: Tensor, end: int) -> Tensor:
     """Each token's place in its document, int64 B x T. A row begins a document, and so does what follows an ``end``."""
     at_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     starts_BT = torch.ones_like(ids_BT, dtype=torch.bool)
@@ -43,41 +43,41 @@ def places(ids_BT: Tensor, end: int) -> Tensor:
     return at_T - torch.where(starts_BT, at_T, 0).cummax(1).values
 
 
-def given(model: nn.Module, ids_BT: Tensor, places_BT: Tensor | None) -> dict[str, Any]:
+def decoder_inputs(model: nn.Module, ids_BT: Tensor, places_BT: Tensor | None) -> dict[str, Any]:
     """What the decoder of ``model`` is called with."""
     call: dict[str, Any] = {"input_ids": ids_BT, "use_cache": False}
     if places_BT is None:
         return call
     call["position_ids"] = places_BT
-    if layers.text_config(layers.decoder(model).config).model_type in MASKED:
-        call["attention_mask"] = mask(places_BT)
+    if layers.text_config(layers.decoder_stack(model).config).model_type in EXPLICIT_MASK_MODELS:
+        call["attention_mask"] = block_causal_mask(places_BT)
     return call
 
 
-def mask(places_BT: Tensor) -> Tensor:
+def block_causal_mask(places_BT: Tensor) -> Tensor:
     """Which token attends to which: B x 1 x T x T, in its document and not ahead."""
     document_BT = (places_BT == 0).cumsum(1)
     same_BTT = document_BT[:, :, None] == document_BT[:, None, :]
     return same_BTT.tril()[:, None]
 
 
-def check(model: nn.Module) -> None:
+def check_document_masking(model: nn.Module) -> None:
     """Make sure that two documents of two tokens each are told apart by what each layer of ``model`` is given.
 
     Raises:
         UserError: if they are not.
     """
     places_BT = torch.tensor([[0, 1, 0, 1]], device=next(model.parameters()).device)
-    way = layerwise.enter(model, given(model, torch.zeros_like(places_BT), places_BT))
+    way = layerwise.start_forward(model, decoder_inputs(model, torch.zeros_like(places_BT), places_BT))
     for index, (args, kwargs) in enumerate(way.calls):
         masks = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and each.shape[-2:] == (4, 4)]
-        if len(masks) != 1 or not apart(masks[0]):
-            kind = layers.text_config(layers.decoder(model).config).model_type
+        if len(masks) != 1 or not separates_documents(masks[0]):
+            kind = layers.text_config(layers.decoder_stack(model).config).model_type
             why = f"layer {index} of {kind} does not tell documents apart"
             raise UserError(f"heal.packing=separate: {why}; take heal.packing=crossed")
 
 
-def apart(mask_BHTT: Tensor) -> bool:
+def separates_documents(mask_BHTT: Tensor) -> bool:
     """Whether the third of four tokens, with which a document begins, attends to itself and to nothing else."""
     row_T = mask_BHTT[0, 0, 2]
     open_T = row_T if row_T.dtype == torch.bool else row_T > torch.finfo(row_T.dtype).min / 2

@@ -14,28 +14,28 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from depthcut.heal.training import document_mask, fsdp, lean_lora, memory_plan
-from depthcut.heal.training.batches import Batches, HealingData
-from depthcut.heal.training.checkpoints import Curve, DurableIO
-from depthcut.heal.training.fsdp import Sharding
+from depthcut.heal.training.batches import HealingData, MicroBatchLoader
+from depthcut.heal.training.checkpoints import AtomicCheckpointIO, Curve
+from depthcut.heal.training.fsdp import FsdpStrategy
 from depthcut.heal.training.lightning_module import Healing
-from depthcut.heal.training.memory_plan import Layout, Room
-from depthcut.heal.training.objective import Mixed, Objective, base_of, next_token
-from depthcut.heal.training.recipe import Training
+from depthcut.heal.training.memory_plan import Layout, MemoryPlan
+from depthcut.heal.training.objective import MixedPrecision, Objective, base_model, next_token_loss
+from depthcut.heal.training.recipe import TrainingRecipe
 from depthcut.runtime import ranks, resume
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
-LONG = 1_000_000  # tokens; compiling a layer takes half a minute
+MIN_COMPILE_TOKENS = 1_000_000  # tokens; compiling a layer takes half a minute
 log = logging.getLogger("depthcut")
 
 
-def fit(
+def fit_model(
     model: nn.Module,
-    recipe: Training,
+    recipe: TrainingRecipe,
     lab: "Lab",
-    objective: Objective = next_token,
+    objective: Objective = next_token_loss,
     callbacks: Sequence[L.Callback] = (),
 ) -> None:
     """Train the parameters of ``model`` that require a gradient, in place; several processes share each step.
@@ -47,31 +47,31 @@ def fit(
     Raises:
         UserError: if not even the layout that needs least has room.
     """
-    with fsdp.twinned(model, lab.device) if recipe.sharded else nullcontext():
-        attempts(model, recipe, lab, objective, callbacks)
+    with fsdp.shadowed_layers(model, lab.device) if recipe.sharded else nullcontext():
+        fit_with_retries(model, recipe, lab, objective, callbacks)
 
 
-def attempts(
-    model: nn.Module, recipe: Training, lab: "Lab", objective: Objective, callbacks: Sequence[L.Callback]
+def fit_with_retries(
+    model: nn.Module, recipe: TrainingRecipe, lab: "Lab", objective: Objective, callbacks: Sequence[L.Callback]
 ) -> None:
-    """Train, with less at a time where memory runs out. Raises as :func:`fit`."""
+    """Train, with less at a time where memory runs out. Raises as :func:`fit_model`."""
     if recipe.packing == "separate":
-        document_mask.check(model)
-    space = Room.of(model, recipe, lab.device, isinstance(objective, Mixed))
-    layouts = memory_plan.choose(space, recipe, compiles(recipe, lab.device))
+        document_mask.check_document_masking(model)
+    space = MemoryPlan.of(model, recipe, lab.device, isinstance(objective, MixedPrecision))
+    layouts = memory_plan.choose_layouts(space, recipe, should_compile(recipe, lab.device))
     last = lab.folder / "heal" / "last.ckpt"
-    alone = ranks.world() == 1
-    resumes = resume.usable(last, lab.digest)
-    begin_again = beginning(model) if alone and len(layouts) > 1 and not resumes else None
+    alone = ranks.world_size() == 1
+    resumes = resume.is_resumable(last, lab.digest)
+    begin_again = make_rollback(model) if alone and len(layouts) > 1 and not resumes else None
     for number, layout in enumerate(layouts):
-        log.info(memory_plan.words(layout, space, recipe))
+        log.info(memory_plan.describe_layout(layout, space, recipe))
         try:
-            with laid_out(model, layout, recipe.runs_all):
-                train(model, recipe, layout, lab, objective, callbacks)
+            with applied_layout(model, layout, recipe.runs_all):
+                run_trainer(model, recipe, layout, lab, objective, callbacks)
             return
         except torch.OutOfMemoryError:
             if number + 1 == len(layouts) or not alone:
-                raise UserError(f"healing ran out of memory on {lab.device}: {advice(layout, recipe)}") from None
+                raise UserError(f"healing ran out of memory on {lab.device}: {oom_advice(layout, recipe)}") from None
             log.warning("healing ran out of memory; it goes on with less at a time")
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
@@ -79,7 +79,7 @@ def attempts(
             begin_again()
 
 
-def beginning(model: nn.Module) -> Callable[[], None]:
+def make_rollback(model: nn.Module) -> Callable[[], None]:
     """What sets the weights that are trained, and the random numbers, back to what they are now; kept on the host."""
     before = [(p, p.detach().to("cpu", copy=True)) for p in model.parameters() if p.requires_grad]
     random = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
@@ -95,7 +95,7 @@ def beginning(model: nn.Module) -> Callable[[], None]:
     return again
 
 
-def advice(layout: Layout, recipe: Training) -> str:
+def oom_advice(layout: Layout, recipe: TrainingRecipe) -> str:
     """What else may help."""
     if layout.micro_batch > 1:
         return f"take a heal.micro_batch below {layout.micro_batch}"
@@ -104,9 +104,9 @@ def advice(layout: Layout, recipe: Training) -> str:
     return "take model.quantise=nf4, a shorter heal.length, a larger cut or more memory"
 
 
-def train(
+def run_trainer(
     model: nn.Module,
-    recipe: Training,
+    recipe: TrainingRecipe,
     layout: Layout,
     lab: "Lab",
     objective: Objective,
@@ -115,30 +115,30 @@ def train(
     """Run all steps, or those that are left."""
     folder = lab.folder / "heal"
     folder.mkdir(parents=True, exist_ok=True)
-    accumulate = recipe.batch // (layout.micro_batch * ranks.world())
+    accumulate = recipe.batch // (layout.micro_batch * ranks.world_size())
     gpu = lab.device.startswith("cuda")
     apart = recipe.batch if recipe.packing == "separate" else None
     text = lab.train()
-    batches = Batches(text, layout.micro_batch, recipe.steps * accumulate, lab.experiment.seed, gpu, apart)
+    batches = MicroBatchLoader(text, layout.micro_batch, recipe.steps * accumulate, lab.experiment.seed, gpu, apart)
     trainer = L.Trainer(
         max_steps=recipe.steps,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=recipe.clip or None,
         accelerator="gpu" if gpu else "cpu",
-        strategy=Sharding() if recipe.sharded else "ddp" if ranks.world() > 1 else "auto",
-        devices=ranks.world() // ranks.nodes(),
-        num_nodes=ranks.nodes(),
+        strategy=FsdpStrategy() if recipe.sharded else "ddp" if ranks.world_size() > 1 else "auto",
+        devices=ranks.world_size() // ranks.node_count(),
+        num_nodes=ranks.node_count(),
         use_distributed_sampler=False,
-        logger=[] if ranks.rank() else lab.experiment.log.loggers(lab),
+        logger=[] if ranks.global_rank() else lab.experiment.log.loggers(lab),
         callbacks=[Curve(folder, recipe.save_every, recipe.batch * text.ids.shape[1], lab.digest), *callbacks],
-        plugins=[DurableIO(), ranks.environment()],
+        plugins=[AtomicCheckpointIO(), ranks.cluster_environment()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
     last = folder / "last.ckpt"
-    start = last if resume.usable(last, lab.digest) else None
+    start = last if resume.is_resumable(last, lab.digest) else None
     try:
         trainer.fit(Healing(model, recipe, objective), HealingData(batches), ckpt_path=start, weights_only=True)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C
@@ -149,21 +149,25 @@ def train(
         shutil.rmtree(folder)
 
 
-def compiles(recipe: Training, device: str) -> bool:
+def should_compile(recipe: TrainingRecipe, device: str) -> bool:
     """Whether layers are compiled."""
     if recipe.compile != "auto":
         return recipe.compile
-    return device.startswith("cuda") and bool(find_spec("triton")) and recipe.sequences * recipe.length >= LONG
+    return (
+        device.startswith("cuda")
+        and bool(find_spec("triton"))
+        and recipe.sequences * recipe.length >= MIN_COMPILE_TOKENS
+    )
 
 
 @contextmanager
-def laid_out(model: nn.Module, layout: Layout, runs_all: bool = True) -> Generator[None]:
+def applied_layout(model: nn.Module, layout: Layout, runs_all: bool = True) -> Generator[None]:
     """Inside the ``with``, layers are compiled and recompute as ``layout`` says, and frozen products are lean."""
-    base_of(model).config.use_cache = False
-    stack, below = memory_plan.reached(model, runs_all), memory_plan.below(model)
+    base_model(model).config.use_cache = False
+    stack, below = memory_plan.gradient_layers(model, runs_all), memory_plan.frozen_prefix_layers(model)
     again = {index * len(stack) // layout.recompute for index in range(layout.recompute)} if layout.recompute else set()
     with ExitStack() as changes:
-        changes.enter_context(lean_lora.lean(model))
+        changes.enter_context(lean_lora.lean_layers(model))
         if layout.compiled:
             torch.compiler.reset()  # what was compiled for other points counts against dynamo's limit, then runs slowly
         for index, layer in enumerate(stack):

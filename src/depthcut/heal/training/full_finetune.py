@@ -24,27 +24,27 @@ from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import adapters, fsdp
-from depthcut.heal.training.fit import fit
-from depthcut.heal.training.objective import Mixed, Objective, base_of, head_parameters, next_token
-from depthcut.heal.training.recipe import Training
+from depthcut.heal.training.fit import fit_model
+from depthcut.heal.training.objective import MixedPrecision, Objective, base_model, head_parameters, next_token_loss
+from depthcut.heal.training.recipe import TrainingRecipe
 from depthcut.model.decoder import layers
 from depthcut.runtime import ranks, store
 
 if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
-WEIGHTS = "model.safetensors"
-Parameters = Mapping[str, nn.Parameter]
+WEIGHTS_FILE = "model.safetensors"
+NamedParameters = Mapping[str, nn.Parameter]
 """What is trained, by name; what is shared has one name."""
 
 
-def healed(
+def train_weights(
     model: nn.Module,
     plan: Plan,
     lab: "Lab",
-    recipe: Training,
-    trained: Parameters,
-    objective: Objective = next_token,
+    recipe: TrainingRecipe,
+    trained: NamedParameters,
+    objective: Objective = next_token_loss,
 ) -> nn.Module:
     """Train ``trained``, unless this point's weights are there already; return ``model`` with them.
 
@@ -52,64 +52,64 @@ def healed(
     They are kept in the types that they have in ``model``.
     """
     L.seed_everything(lab.experiment.seed, verbose=False)
-    step = objective if lab.experiment.model.dtype == "float32" else Mixed(objective)
+    step = objective if lab.experiment.model.dtype == "float32" else MixedPrecision(objective)
 
     def train(folder: Path) -> None:
-        with lab.timed("heal"), masters(model, trained) as types:
-            fit(model, recipe, lab, step)
+        with lab.timed("heal"), master_weights(model, trained) as types:
+            fit_model(model, recipe, lab, step)
             gc.collect()  # the trainer and its module hold each other, and the optimiser's state
             chance = torch.Generator().manual_seed(lab.experiment.seed)
-            kept = {name: rounded(each, types[name], chance) for name, each in wholes(trained)}
-        save_file(kept, folder / WEIGHTS)
+            kept = {name: stochastic_round(each, types[name], chance) for name, each in gather_parameters(trained)}
+        save_file(kept, folder / WEIGHTS_FILE)
         plan.write(folder / "plan.json")
 
     folder = lab.folder / "weights"
-    if ranks.rank() and not store.verified(folder, lab.digest):
-        with masters(model, trained):
-            fit(model, recipe, lab, step)  # its share of each step; the first process keeps what comes of it
-            for _ in wholes(trained):
+    if ranks.global_rank() and not store.is_verified(folder, lab.digest):
+        with master_weights(model, trained):
+            fit_model(model, recipe, lab, step)  # its share of each step; the first process keeps what comes of it
+            for _ in gather_parameters(trained):
                 pass
-    store.kept(folder, train, lab.digest)
-    attach(trained, folder)
+    store.cached_folder(folder, train, lab.digest)
+    load_weights(trained, folder)
     return model.eval()
 
 
-def everything(model: nn.Module) -> Parameters:
+def all_parameters(model: nn.Module) -> NamedParameters:
     """All parameters of the decoder and of the head, hence all of a model that only writes text."""
-    wanted = {id(each) for each in [*layers.decoder(model).parameters(), *head_parameters(base_of(model))]}
+    wanted = {id(each) for each in [*layers.decoder_stack(model).parameters(), *head_parameters(base_model(model))]}
     return {name: each for name, each in model.named_parameters() if id(each) in wanted}
 
 
-def ending(model: nn.Module, last: int) -> Parameters:
+def last_layer_parameters(model: nn.Module, last: int) -> NamedParameters:
     """The parameters of the ``last`` layers and of the head; one that is tied to the embedding is not among them."""
-    decoder = {id(each) for each in layers.decoder(model).parameters()}
-    wanted = {id(each) for layer in list(layers.layers(model))[-last:] for each in layer.parameters()}
-    wanted |= {id(each) for each in head_parameters(base_of(model))} - decoder
+    decoder = {id(each) for each in layers.decoder_stack(model).parameters()}
+    wanted = {id(each) for layer in list(layers.layer_list(model))[-last:] for each in layer.parameters()}
+    wanted |= {id(each) for each in head_parameters(base_model(model))} - decoder
     return {name: each for name, each in model.named_parameters() if id(each) in wanted}
 
 
 @contextmanager
-def masters(model: nn.Module, trained: Parameters) -> Generator[dict[str, torch.dtype]]:
+def master_weights(model: nn.Module, trained: NamedParameters) -> Generator[dict[str, torch.dtype]]:
     """Inside the ``with``, ``trained`` is float32 and is what has gradients; then its types, given here, are back."""
     types = {name: each.dtype for name, each in trained.items()}
     model.requires_grad_(False)
     for each in trained.values():
-        fsdp.retype(each, torch.float32)
+        fsdp.cast_parameter(each, torch.float32)
         each.requires_grad_(True)
     yield types
     for name, each in trained.items():
         each.grad = None
         each.requires_grad_(False)
-        fsdp.retype(each, types[name])
+        fsdp.cast_parameter(each, types[name])
 
 
-def wholes(trained: Parameters) -> Iterator[tuple[str, Tensor]]:
+def gather_parameters(trained: NamedParameters) -> Iterator[tuple[str, Tensor]]:
     """What is trained, by name, on the host, one at a time; where it is in shares every process has to ask."""
     for name, each in trained.items():
-        yield name, fsdp.whole(each)
+        yield name, fsdp.gather_tensor(each)
 
 
-def rounded(weight: Tensor, dtype: torch.dtype, chance: torch.Generator) -> Tensor:
+def stochastic_round(weight: Tensor, dtype: torch.dtype, chance: torch.Generator) -> Tensor:
     """``weight``, float32, in ``dtype``; as one of its two neighbours in bfloat16, the nearer it is the likelier."""
     if dtype != torch.bfloat16:
         return weight.to(dtype).contiguous()
@@ -118,13 +118,13 @@ def rounded(weight: Tensor, dtype: torch.dtype, chance: torch.Generator) -> Tens
     return (bits & -(2**16)).view(torch.float32).to(dtype)
 
 
-def attach(trained: Parameters, folder: Path) -> None:
+def load_weights(trained: NamedParameters, folder: Path) -> None:
     """Read the weights of ``folder`` into the model that ``trained`` is of.
 
     Raises:
         UserError: if they are those of another model.
     """
-    with safe_open(folder / WEIGHTS, "pt") as tensors, torch.no_grad():
+    with safe_open(folder / WEIGHTS_FILE, "pt") as tensors, torch.no_grad():
         adapters.match(folder, set(tensors.keys()), trained.keys())
         for name, each in trained.items():
-            each.copy_(fsdp.share(tensors.get_tensor(name), each))
+            each.copy_(fsdp.shard_like(tensors.get_tensor(name), each))

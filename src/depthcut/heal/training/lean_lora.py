@@ -17,7 +17,7 @@ from peft.tuners.lora.layer import Linear as Adapted
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-BLOCK = 256  # of the second quantisation, that of the scales
+SCALE_BLOCK = 256  # of the second quantisation, that of the scales
 
 
 @torch.library.custom_op("depthcut::multiply_4bit", mutates_args=())
@@ -32,7 +32,7 @@ def multiply_4bit(x: Tensor, packed: Tensor, scales: Sequence[Tensor], shape: Se
         turn: for the backward pass.
     """
     fine, code, coarse, mean = scales
-    scale = torch.ops.bitsandbytes.dequantize_blockwise(fine, coarse, code, BLOCK, torch.float32) + mean
+    scale = torch.ops.bitsandbytes.dequantize_blockwise(fine, coarse, code, SCALE_BLOCK, torch.float32) + mean
     weight = torch.ops.bitsandbytes.dequantize_4bit(packed, scale, 64, "nf4", shape, x.dtype)
     return x @ weight if turn else F.linear(x, weight)
 
@@ -43,7 +43,7 @@ def _(x: Tensor, packed: Tensor, scales: Sequence[Tensor], shape: Sequence[int],
     return x.new_empty(*x.shape[:-1], shape[1] if turn else shape[0])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     del output
     _, packed, scales, ctx.shape, ctx.turn = inputs
     ctx.save_for_backward(packed, *scales)
@@ -54,7 +54,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return multiply_4bit(grad, packed, scales, ctx.shape, not ctx.turn), None, [None] * 4, None, None
 
 
-multiply_4bit.register_autograd(_backward, setup_context=_keep)
+multiply_4bit.register_autograd(_backward, setup_context=_setup_context)
 
 
 class Lean4bit(Linear4bit):
@@ -70,7 +70,7 @@ class Lean4bit(Linear4bit):
         return y if bias is None else y + bias.to(x.dtype)
 
 
-def adapted(self: Any, x: Tensor) -> Tensor:
+def lora_forward(self: Any, x: Tensor) -> Tensor:
     """W x + (alpha / r) B A x, all in the type of ``x``."""
     (name,) = self.active_adapters
     a = self.lora_A[name].weight.to(x.dtype)
@@ -81,20 +81,20 @@ def adapted(self: Any, x: Tensor) -> Tensor:
 class LeanAdapted(Adapted):
     """LoRA on a linear layer."""
 
-    forward = adapted
+    forward = lora_forward
 
 
 class LeanAdapted4bit(Adapted4bit):
     """LoRA on a 4-bit layer."""
 
-    forward = adapted
+    forward = lora_forward
 
 
 @contextmanager
-def lean(model: nn.Module) -> Generator[None]:
+def lean_layers(model: nn.Module) -> Generator[None]:
     """Inside the ``with``, plain LoRA layers and 4-bit layers of ``model`` compute as above."""
     kinds: dict[Any, Any] = {Linear4bit: Lean4bit, Adapted: LeanAdapted, Adapted4bit: LeanAdapted4bit}
-    before = {module: type(module) for module in model.modules() if plain(module) or nested(module)}
+    before = {module: type(module) for module in model.modules() if is_plain_lora(module) or is_nested_nf4(module)}
     for module, kind in before.items():
         if kind is Linear4bit:
             weight: Any = module.weight
@@ -111,17 +111,17 @@ def lean(model: nn.Module) -> Generator[None]:
             vars(module).pop("scales", None)
 
 
-def nested(module: nn.Module) -> bool:
+def is_nested_nf4(module: nn.Module) -> bool:
     """Whether ``module`` is a layer in NF4 whose scales are quantised too, as this package makes them."""
     if type(module) is not Linear4bit:
         return False
     weight: Any = module.weight
     state = weight.quant_state
     usual = state and state.nested and (state.quant_type, state.blocksize) == ("nf4", 64)
-    return bool(usual) and state.state2.blocksize == BLOCK and not getattr(state, "packing_format_for_cpu", False)
+    return bool(usual) and state.state2.blocksize == SCALE_BLOCK and not getattr(state, "packing_format_for_cpu", False)
 
 
-def plain(module: nn.Module) -> bool:
+def is_plain_lora(module: nn.Module) -> bool:
     """Whether ``module`` is a LoRA layer of the usual kind, on a linear layer, with one adapter, which is on."""
     if type(module) not in (Adapted, Adapted4bit):
         return False

@@ -10,16 +10,16 @@ from torch.distributed.tensor import DTensor
 from transformers import get_cosine_schedule_with_warmup
 
 from depthcut.heal.training import fsdp
-from depthcut.heal.training.batches import Batch
+from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.objective import Objective
-from depthcut.heal.training.recipe import Training
+from depthcut.heal.training.recipe import TrainingRecipe
 from depthcut.model.decoder import layers
 
 
 class Healing(L.LightningModule):
     """Trains the parameters of ``model`` that require a gradient."""
 
-    def __init__(self, model: nn.Module, recipe: Training, objective: Objective) -> None:
+    def __init__(self, model: nn.Module, recipe: TrainingRecipe, objective: Objective) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
@@ -29,13 +29,13 @@ class Healing(L.LightningModule):
     def configure_model(self) -> None:
         """Share the layers out among the processes, where the strategy is to."""
         if self.device_mesh is not None:
-            fsdp.shard(self, layers.layers(self.model), self.device_mesh["data_parallel"])
+            fsdp.shard_layers(self, layers.layer_list(self.model), self.device_mesh["data_parallel"])
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: MicroBatch) -> Tensor:
         """What is minimised, in nats."""
         return self.objective(self.model, batch)
 
-    def training_step(self, batch: Batch) -> Tensor:
+    def training_step(self, batch: MicroBatch) -> Tensor:
         """The same, as Lightning asks for it; called, so that what waits for a call fetches the layers' shares."""
         return self(batch)
 
@@ -66,7 +66,7 @@ class Healing(L.LightningModule):
         """Clip the gradient to the recipe's norm, if it has one; the norm before that is kept for the curve."""
         del optimizer, gradient_clip_algorithm
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        clip = nn.utils.clip_grad_norm_ if self.device_mesh is None else fsdp.clipped
+        clip = nn.utils.clip_grad_norm_ if self.device_mesh is None else fsdp.clip_grad_norm
         self.grad_norm = clip(parameters, gradient_clip_val or math.inf)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Healing(L.LightningModule):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: MicroBatch, device: torch.device, dataloader_idx: int) -> MicroBatch:
         """The batch where the model is."""
         del dataloader_idx
         return batch.on(device)

@@ -14,53 +14,55 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from depthcut.heal.training import document_mask
-from depthcut.heal.training.batches import Batch
+from depthcut.heal.training.batches import MicroBatch
 from depthcut.model.decoder import layers
 from depthcut.model.decoder.inputs import NO_TARGET
-from depthcut.model.decoder.layerwise import stubbed
+from depthcut.model.decoder.layerwise import stub_layers
 
-Objective = Callable[[nn.Module, Batch], Tensor]
+Objective = Callable[[nn.Module, MicroBatch], Tensor]
 """A model and a batch in, a mean over tokens out: in nats, where it is a loss of predictions."""
-Loss = Callable[[Tensor, Tensor], Tensor]
+ChunkLoss = Callable[[Tensor, Tensor], Tensor]
 """From logits N x V, of the model's type, and what each position is to predict, to the sum of the losses."""
 CHUNK_BYTES = 2**28
 
 
 @dataclass(frozen=True)
-class Mixed:
+class MixedPrecision:
     """An objective with products in bfloat16, of weights in float32."""
 
     objective: Objective
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+    def __call__(self, model: nn.Module, batch: MicroBatch) -> Tensor:
         """What it is of a batch."""
         with torch.autocast(batch.ids_BT.device.type, torch.bfloat16):
             return self.objective(model, batch)
 
 
-def next_token(model: nn.Module, batch: Batch) -> Tensor:
+def next_token_loss(model: nn.Module, batch: MicroBatch) -> Tensor:
     """Mean cross-entropy of ``ids[:, 1:]`` given what is before them, in float32."""
     decoded = decode(model, batch.ids_BT, batch.places_BT)
-    return chunked(model, decoded, following(batch), cross_entropy, batch.targets)
+    return chunked_loss(model, decoded, next_tokens(batch), summed_cross_entropy, batch.targets)
 
 
-def following(batch: Batch) -> Tensor:
+def next_tokens(batch: MicroBatch) -> Tensor:
     """The next token of each position but the last, B x (T-1); ``NO_TARGET`` where that begins another document."""
     next_BT = batch.ids_BT[:, 1:]
     return next_BT if batch.places_BT is None else next_BT.masked_fill(batch.places_BT[:, 1:] == 0, NO_TARGET)
 
 
-def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+def summed_cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     """The sum of the tokens' negative log-likelihoods; 0 for one that is ``NO_TARGET``."""
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", ignore_index=NO_TARGET)
 
 
 def decode(model: nn.Module, ids_BT: Tensor, places_BT: Tensor | None = None) -> ModelOutput:
     """Run the decoder. Its ``last_hidden_state``, B x T x D behind the final norm, is what the head reads."""
-    return layers.decoder(model)(**document_mask.given(model, ids_BT, places_BT))
+    return layers.decoder_stack(model)(**document_mask.decoder_inputs(model, ids_BT, places_BT))
 
 
-def chunked(model: nn.Module, decoded: ModelOutput, targets: Tensor, loss: Loss, count: float | None = None) -> Tensor:
+def chunked_loss(
+    model: nn.Module, decoded: ModelOutput, targets: Tensor, loss: ChunkLoss, count: float | None = None
+) -> Tensor:
     """The mean over positions of ``loss`` of their logits, of which a few hundred MB are there at a time.
 
     Args:
@@ -70,18 +72,18 @@ def chunked(model: nn.Module, decoded: ModelOutput, targets: Tensor, loss: Loss,
         loss: its gradient is taken chunk by chunk, on the way forward.
         count: what the sum is divided by; None: all positions.
     """
-    head = base_of(model)
+    head = base_model(model)
     trained = [each for each in head_parameters(head) if each.requires_grad]
-    h_ND, targets_N = states(decoded), targets.flatten(0, 1)
+    h_ND, targets_N = final_hidden_states(decoded), targets.flatten(0, 1)
 
     def summed(part_ND: Tensor, wanted_N: Tensor) -> Tensor:
-        return loss(project(head, type(decoded), part_ND), wanted_N)
+        return loss(project_logits(head, type(decoded), part_ND), wanted_N)
 
-    mean: Any = _Chunked.apply(h_ND, targets_N, summed, positions(head), count or len(h_ND), *trained)
+    mean: Any = _ChunkedLoss.apply(h_ND, targets_N, summed, positions(head), count or len(h_ND), *trained)
     return mean
 
 
-def states(decoded: ModelOutput) -> Tensor:
+def final_hidden_states(decoded: ModelOutput) -> Tensor:
     """The hidden states that predict a token, N x D: of each sequence all but the last."""
     return decoded["last_hidden_state"][:, :-1].flatten(0, 1)
 
@@ -91,14 +93,14 @@ def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
 
     A multimodal model keeps its towers and projectors beside the decoder, in the part that holds it.
     """
-    decoder, output = layers.decoder(model), model.get_output_embeddings()
+    decoder, output = layers.decoder_stack(model), model.get_output_embeddings()
     parts = [part for part in model.children() if not any(each is decoder for each in part.modules())]
     tied = list(output.parameters()) if isinstance(output, nn.Module) else []
     found = [*tied, *model.parameters(recurse=False), *(each for part in parts for each in part.parameters())]
     return list({id(each): each for each in found}.values())
 
 
-def project(head: PreTrainedModel, kind: type[ModelOutput], h_ND: Tensor) -> Tensor:
+def project_logits(head: PreTrainedModel, kind: type[ModelOutput], h_ND: Tensor) -> Tensor:
     """Return the logits that the head computes from hidden states, N x V.
 
     Args:
@@ -108,7 +110,7 @@ def project(head: PreTrainedModel, kind: type[ModelOutput], h_ND: Tensor) -> Ten
     """
     given = kind(last_hidden_state=h_ND[None])
     ids = torch.zeros(1, 1, dtype=torch.long, device=h_ND.device)
-    with stubbed(nn.ModuleList([layers.decoder(head)]), lambda _: lambda *_, **__: given):
+    with stub_layers(nn.ModuleList([layers.decoder_stack(head)]), lambda _: lambda *_, **__: given):
         return head(input_ids=ids, use_cache=False).logits[0]
 
 
@@ -117,7 +119,7 @@ def positions(head: PreTrainedModel) -> int:
     return max(1, CHUNK_BYTES // (4 * layers.text_config(head.config).vocab_size))
 
 
-def base_of(model: nn.Module) -> PreTrainedModel:
+def base_model(model: nn.Module) -> PreTrainedModel:
     """The model of transformers under the adapters, if there are any."""
     base: Any = model
     while not isinstance(base, PreTrainedModel):
@@ -125,7 +127,7 @@ def base_of(model: nn.Module) -> PreTrainedModel:
     return base
 
 
-class _Chunked(torch.autograd.Function):
+class _ChunkedLoss(torch.autograd.Function):
     """Takes the gradients of the positions' states, and of the head where it is trained, along with the loss."""
 
     @staticmethod
@@ -133,7 +135,7 @@ class _Chunked(torch.autograd.Function):
         ctx: Any,
         h_ND: Tensor,
         targets_N: Tensor,
-        loss: Loss,
+        loss: ChunkLoss,
         size: int,
         count: float,
         *trained: Tensor,

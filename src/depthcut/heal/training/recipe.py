@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, Strict, ValidationInfo, field_validator
 from typing_extensions import override
 
-from depthcut.cut.plan import Plan, spans
-from depthcut.heal.training.warm_start import Origin
+from depthcut.cut.plan import Plan, layer_spans
+from depthcut.heal.training.warm_start import WarmStart
 from depthcut.runtime import ranks
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
@@ -17,15 +17,17 @@ from depthcut.runtime.strict import Rank, strict
 if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
-KINDS = ("layer_types", "block_types", "layers_block_type")
-CARRIES = re.compile("mamba|ssm_|state_size|lru_|linear_(conv|key|value)|conv_(kernel|L_cache|bias)|rescale_every")
+LAYER_TYPE_KEYS = ("layer_types", "block_types", "layers_block_type")
+STATEFUL_KEYS = re.compile(
+    "mamba|ssm_|state_size|lru_|linear_(conv|key|value)|conv_(kernel|L_cache|bias)|rescale_every"
+)
 """Config keys of layers with a state."""
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 @strict
-class Training:
+class TrainingRecipe:
     """How the weights are trained.
 
     Attributes:
@@ -116,7 +118,7 @@ class Training:
         if self.packing == "crossed":
             return None
         described = lab.checkpoint.files.json("config.json")
-        if carrying := carries(described.get("text_config") or described):
+        if carrying := find_stateful_layers(described.get("text_config") or described):
             raise UserError(
                 f"heal.packing=separate: {described.get('model_type')} has layers that carry a state from one document "
                 f"of a row to the next ({carrying}); take heal.packing=crossed"
@@ -126,15 +128,15 @@ class Training:
     @property
     def sharded(self) -> bool:
         """Whether each process holds a share of the model."""
-        return self.strategy == "fsdp" and ranks.world() > 1
+        return self.strategy == "fsdp" and ranks.world_size() > 1
 
     def __post_init__(self) -> None:
         if self.control:
             self._check_control()
-        among = f" among {ranks.world()} processes" if ranks.world() > 1 else ""
-        if self.micro_batch == "auto" and self.batch % ranks.world():
+        among = f" among {ranks.world_size()} processes" if ranks.world_size() > 1 else ""
+        if self.micro_batch == "auto" and self.batch % ranks.world_size():
             raise UserError(f"heal.batch must be divided{among}, got {self.batch}")
-        if self.micro_batch != "auto" and self.batch % (self.micro_batch * ranks.world()):
+        if self.micro_batch != "auto" and self.batch % (self.micro_batch * ranks.world_size()):
             raise UserError(f"heal.micro_batch must divide heal.batch ({self.batch}){among}, got {self.micro_batch}")
 
     def _check_control(self) -> None:
@@ -143,12 +145,12 @@ class Training:
         for key, wanted in needs.items():
             if (got := getattr(self, key, wanted)) != wanted:
                 raise UserError(f"heal.control=true heals a model without a cut, which heal.{key}={got} does not fit")
-        if ranks.world() > 1:
+        if ranks.world_size() > 1:
             raise UserError("heal.control=true runs in one process; heal prune=plan prune.drop=[] as a point instead")
 
 
 @strict
-class LowRank(Training):
+class LowRankRecipe(TrainingRecipe):
     """Training low-rank adapters on frozen weights: where they sit, and how large they are.
 
     Attributes:
@@ -181,14 +183,14 @@ class LowRank(Training):
 
         adapters.check(lab, self)
 
-    def origin(self, lab: "Lab") -> Origin | None:
+    def origin(self, lab: "Lab") -> WarmStart | None:
         """The point whose adapters these start from; None: they start fresh."""
         del lab
         return None
 
 
 @strict
-class Adapters(LowRank):
+class AdapterRecipe(LowRankRecipe):
     """Adapters that may sit next to the gaps alone, and may go on from those of another cut.
 
     Attributes:
@@ -205,11 +207,13 @@ class Adapters(LowRank):
 
     @override
     def reached(self, plan: Plan, left: int) -> Sequence[int]:
-        return around(plan, left, self.reach) if self.layers == "around_cut" else super().reached(plan, left)
+        return (
+            layers_around_gaps(plan, left, self.reach) if self.layers == "around_cut" else super().reached(plan, left)
+        )
 
     @override
-    def origin(self, lab: "Lab") -> Origin | None:
-        return Origin.found(self.init_from, lab) if self.init_from is not None else None
+    def origin(self, lab: "Lab") -> WarmStart | None:
+        return WarmStart.found(self.init_from, lab) if self.init_from is not None else None
 
     def content(self, lab: "Lab") -> Any:
         """What counts only where it is used: how far around the gaps, and the adapters that these start from.
@@ -224,16 +228,16 @@ class Adapters(LowRank):
         return content or None
 
 
-def carries(described: dict[str, Any]) -> str | None:
+def find_stateful_layers(described: dict[str, Any]) -> str | None:
     """What in a model's config says that some layers carry a state, or neighbours, from token to token, if any does."""
-    kinds = {str(kind) for key in KINDS for kind in described.get(key) or ()}
+    kinds = {str(kind) for key in LAYER_TYPE_KEYS for kind in described.get(key) or ()}
     odd = [each for each in sorted(kinds) if each == "linear_attention" or not each.endswith("attention")]
-    return next(iter([*odd, *filter(CARRIES.match, described)]), None)
+    return next(iter([*odd, *filter(STATEFUL_KEYS.match, described)]), None)
 
 
-def around(plan: Plan, left: int, reach: int) -> list[int]:
+def layers_around_gaps(plan: Plan, left: int, reach: int) -> list[int]:
     """Of the ``left`` layers of a pruned model those next to its gaps, ``reach`` on each side, and what fills a gap."""
-    gaps = spans(plan.drop)
+    gaps = layer_spans(plan.drop)
     moved = 0  # by how much a layer's number differs from the one that it had
     found: set[int] = set()
     for start, stop in gaps:

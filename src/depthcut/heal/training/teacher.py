@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import document_mask
-from depthcut.heal.training.recipe import Training
+from depthcut.heal.training.recipe import TrainingRecipe
 from depthcut.runtime import devices, ranks, store
 from depthcut.runtime.devices import GIB
 from depthcut.runtime.errors import UserError
@@ -35,36 +35,36 @@ if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
 FORMAT = 1
-ROWS = 32
-TOKENS = 8192
+BLOCK_ROWS = 32
+PASS_TOKENS = 8192
 """Of one of the teacher's forward passes."""
-FILE = "said.safetensors"
+OUTPUT_FILE = "said.safetensors"
 log = logging.getLogger("depthcut")
-Said = dict[str, Tensor]
+TeacherOutputs = dict[str, Tensor]
 """What the teacher says of some rows, by name: B x ..."""
-Says = Callable[[Tensor], Said]
+TeacherFunction = Callable[[Tensor], TeacherOutputs]
 """From ids, B x T on the host."""
 
 
-def load(lab: "Lab", layers: int) -> nn.Module:
+def load_teacher(lab: "Lab", layers: int) -> nn.Module:
     """The first ``layers`` layers of the dense model, as the run's models lie in memory, beside the pruned model.
 
     Raises:
         UserError: if there is no room for them.
     """
     form, depth = lab.experiment.model, lab.checkpoint.depth
-    beside(sum(lab.weigh("layer").weight_bytes[:layers]), lab.device)
+    check_teacher_memory(sum(lab.weigh("layer").weight_bytes[:layers]), lab.device)
     plan = Plan(depth, tuple(range(layers, depth)))
     return lab.checkpoint.load(plan, quantise=form.quantise, dtype=form.dtype, device=lab.device)
 
 
-def beside(wanted: int, device: str) -> None:
+def check_teacher_memory(wanted: int, device: str) -> None:
     """Make sure that a teacher of so many bytes has room.
 
     Raises:
         UserError: if it has not.
     """
-    free = devices.free(device)
+    free = devices.free_memory(device)
     if wanted > free:
         raise UserError(
             f"the teacher takes {wanted / GIB:.1f} GiB beside the pruned model, {free / GIB:.1f} are "
@@ -73,7 +73,7 @@ def beside(wanted: int, device: str) -> None:
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedOutputs:
     """What a teacher said of the rows of a text.
 
     Attributes:
@@ -82,19 +82,21 @@ class Kept:
 
     blocks: list[Path]
 
-    def __call__(self, rows_B: Tensor) -> Said:
+    def __call__(self, rows_B: Tensor) -> TeacherOutputs:
         """Of these rows, on the host."""
         found = [self.row(number) for number in rows_B.tolist()]
         return {name: torch.stack([each[name] for each in found]) for name in found[0]}
 
-    def row(self, number: int) -> Said:
+    def row(self, number: int) -> TeacherOutputs:
         """Of one row: T x ..."""
-        block, place = divmod(number, ROWS)
-        with safe_open(self.blocks[block] / FILE, "pt") as file:
+        block, place = divmod(number, BLOCK_ROWS)
+        with safe_open(self.blocks[block] / OUTPUT_FILE, "pt") as file:
             return {name: file.get_slice(name)[place] for name in file.keys()}  # noqa: SIM118  no mapping
 
 
-def kept(lab: "Lab", asked: dict[str, Any], row_bytes: int, ready: Callable[[], Says]) -> Kept:
+def cache_teacher_outputs(
+    lab: "Lab", asked: dict[str, Any], row_bytes: int, ready: Callable[[], TeacherFunction]
+) -> CachedOutputs:
     """Have the teacher read all rows of ``lab.train()`` that are not on file; several processes share the blocks.
 
     Args:
@@ -107,50 +109,52 @@ def kept(lab: "Lab", asked: dict[str, Any], row_bytes: int, ready: Callable[[], 
         UserError: if the disk has no room.
     """
     ids_NT = lab.train().ids
-    parts = [ids_NT[start : start + ROWS] for start in range(0, len(ids_NT), ROWS)]
-    about = {"format": FORMAT, "base": digests.base(lab), **asked}
-    if packing_of(lab) != "crossed":
-        about["packing"] = packing_of(lab)
-    folders = [lab.cache / "teacher" / store.digest({**about, "ids": content(part)}) for part in parts]
-    missing = [number for number, folder in enumerate(folders) if not store.verified(folder)]
+    parts = [ids_NT[start : start + BLOCK_ROWS] for start in range(0, len(ids_NT), BLOCK_ROWS)]
+    about = {"format": FORMAT, "base": digests.base_digest(lab), **asked}
+    if student_packing(lab) != "crossed":
+        about["packing"] = student_packing(lab)
+    folders = [
+        lab.cache / "teacher" / store.content_digest({**about, "ids": token_fingerprint(part)}) for part in parts
+    ]
+    missing = [number for number, folder in enumerate(folders) if not store.is_verified(folder)]
     if missing:
         rows = sum(len(parts[number]) for number in missing)
-        afford(lab.cache, row_bytes * rows)
+        check_disk_space(lab.cache, row_bytes * rows)
         log.info("the teacher reads %d of %d rows: %.2f GiB on the disk", rows, len(ids_NT), row_bytes * rows / GIB)
         with lab.timed("teacher"):
             says = ready()
-            for number in track(own_first(missing), "teacher: blocks of rows", len(missing)):
-                store.kept(folders[number], partial(write, says, parts[number]))
-    return Kept(folders)
+            for number in track(own_blocks_first(missing), "teacher: blocks of rows", len(missing)):
+                store.cached_folder(folders[number], partial(write_block_outputs, says, parts[number]))
+    return CachedOutputs(folders)
 
 
-def packing_of(lab: "Lab") -> document_mask.Packing:
+def student_packing(lab: "Lab") -> document_mask.Packing:
     """Whether the teacher reads the documents of a row apart: as the student does."""
     recipe = lab.experiment.heal
-    assert isinstance(recipe, Training)
+    assert isinstance(recipe, TrainingRecipe)
     return recipe.packing
 
 
-def finder(lab: "Lab") -> document_mask.Places:
+def teacher_position_finder(lab: "Lab") -> document_mask.PositionFinder:
     """How the teacher finds documents in rows."""
-    return document_mask.finder(packing_of(lab), lab.train())
+    return document_mask.position_finder(student_packing(lab), lab.train())
 
 
-def content(ids_RT: NDArray[np.int32]) -> list[Any]:
+def token_fingerprint(ids_RT: NDArray[np.int32]) -> list[Any]:
     """A block's tokens, by content."""
     return [*ids_RT.shape, hashlib.sha256(np.ascontiguousarray(ids_RT, dtype="<i4").tobytes()).hexdigest()]
 
 
-def own_first(missing: Sequence[int]) -> list[int]:
+def own_blocks_first(missing: Sequence[int]) -> list[int]:
     """The blocks in the order in which this process makes them; those of others are then made, or waited for."""
     return [
         number
-        for turn in range(ranks.world())
-        for number in missing[(ranks.rank() + turn) % ranks.world() :: ranks.world()]
+        for turn in range(ranks.world_size())
+        for number in missing[(ranks.global_rank() + turn) % ranks.world_size() :: ranks.world_size()]
     ]
 
 
-def afford(folder: Path, wanted: int) -> None:
+def check_disk_space(folder: Path, wanted: int) -> None:
     """Make sure that the disk has room.
 
     Raises:
@@ -165,9 +169,9 @@ def afford(folder: Path, wanted: int) -> None:
         )
 
 
-def write(says: Says, ids_RT: NDArray[np.int32], folder: Path) -> None:
+def write_block_outputs(says: TeacherFunction, ids_RT: NDArray[np.int32], folder: Path) -> None:
     """Have the teacher read a block, a few rows at a time."""
-    size = max(1, TOKENS // ids_RT.shape[1])
+    size = max(1, PASS_TOKENS // ids_RT.shape[1])
     read = [ids_RT[start : start + size] for start in range(0, len(ids_RT), size)]
     said = [says(torch.from_numpy(each.astype(np.int64))) for each in read]
-    save_file({name: torch.cat([each[name].cpu() for each in said]) for name in said[0]}, folder / FILE)
+    save_file({name: torch.cat([each[name].cpu() for each in said]) for name in said[0]}, folder / OUTPUT_FILE)

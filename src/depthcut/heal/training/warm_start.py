@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
 DIGEST = re.compile("[0-9a-f]{16}")
-SAME = ("rank", "alpha", "modules")
-WEIGHTS = "adapter_model.safetensors"
+MATCHING_KNOBS = ("rank", "alpha", "modules")
+ADAPTER_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
-class Origin:
+class WarmStart:
     """The adapters that others start from.
 
     Attributes:
@@ -34,14 +34,14 @@ class Origin:
     plan: Plan
 
     @classmethod
-    def found(cls, name: str, lab: "Lab") -> "Origin":
+    def found(cls, name: str, lab: "Lab") -> "WarmStart":
         """Return the adapters of the point ``name``: its folder, its readable link, or the start of its digest.
 
         Raises:
             UserError: if there is no such point, or several, it has no adapters, or they do not fit this run.
         """
         said = f"heal.init_from={name}"
-        points = links.find(name, lab.study)
+        points = links.find_points(name, lab.study)
         if not points:
             wanted = "give the folder of one, or at least 4 digits of the digest of one"
             raise UserError(f"{said}: no such point; {wanted} in {lab.study.parent}")
@@ -51,11 +51,11 @@ class Origin:
         point = points[0]
         folder = point / "adapter"
         named = point.resolve().name
-        if (key := store.owner(folder)) and DIGEST.fullmatch(named) and key != named:
+        if (key := store.entry_key(folder)) and DIGEST.fullmatch(named) and key != named:
             raise UserError(f"{said}: the adapters in {folder} belong to point {key}; name that one")
-        if not store.verified(folder, key or ""):
+        if not store.is_verified(folder, key or ""):
             raise UserError(f"{said}: there are no whole adapters in {folder}; heal that point with adapters first")
-        check(said, documents.read_yaml(point / "config.yaml"), lab)
+        check_warm_start(said, documents.read_yaml(point / "config.yaml"), lab)
         plan = Plan.read(folder / "plan.json")
         if plan.model != lab.checkpoint.digest:
             raise UserError(f"{said}: its adapters are for model {plan.model[:8]}, this is {lab.checkpoint.digest[:8]}")
@@ -64,10 +64,14 @@ class Origin:
     @property
     def content(self) -> dict[str, Any]:
         """What they are: their weights, and the layers that they were trained on."""
-        return {"weights": store.sha256(self.folder / WEIGHTS), "unit": self.plan.unit, "drop": self.plan.drop}
+        return {
+            "weights": store.file_sha256(self.folder / ADAPTER_FILE),
+            "unit": self.plan.unit,
+            "drop": self.plan.drop,
+        }
 
 
-def check(said: str, there: dict[str, Any], lab: "Lab") -> None:
+def check_warm_start(said: str, there: dict[str, Any], lab: "Lab") -> None:
     """Refuse adapters of another shape, and layers whose numbers do not tell which they are.
 
     Args:
@@ -80,11 +84,11 @@ def check(said: str, there: dict[str, Any], lab: "Lab") -> None:
     """
     here = lab.experiment.composed
     try:
-        theirs = [there["heal"].get(key) for key in SAME]
+        theirs = [there["heal"].get(key) for key in MATCHING_KNOBS]
         kinds = [config["replace"]["_target_"].split(".")[-2] for config in (there, here)]
     except (KeyError, TypeError, AttributeError, IndexError):
         raise UserError(f"{said}: its config.yaml is no composed config; name another point") from None
-    for key, one in zip(SAME, theirs, strict=True):
+    for key, one in zip(MATCHING_KNOBS, theirs, strict=True):
         if one != (other := here["heal"][key]):
             raise UserError(f"{said}: its adapters have heal.{key}={one}, these heal.{key}={other}; they must agree")
     for kind in kinds:

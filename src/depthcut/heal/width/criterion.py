@@ -17,26 +17,26 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_bnb_weight, get_bnb_param_type
 from torch import Tensor, nn
 
-from depthcut.model.surgery.width.groups import Groups
+from depthcut.model.surgery.width.groups import WidthGroups
 
-STRIP = 2**24  # weights at a time
+STRIP_WEIGHTS = 2**24  # weights at a time
 
 
-def importance(w_OI: Tensor, a_RI: Tensor, b_OR: Tensor, grad_a_RI: Tensor, grad_b_OR: Tensor) -> Tensor:
+def weight_importance(w_OI: Tensor, a_RI: Tensor, b_OR: Tensor, grad_a_RI: Tensor, grad_b_OR: Tensor) -> Tensor:
     """Equation 10, weight by weight, O x I: ``[(dL/dB A + B dL/dA - dL/dB dL/dA)_ij (W + BA)_ij]^2``."""
     grad_OI = torch.addmm(grad_b_OR @ (a_RI - grad_a_RI), b_OR, grad_a_RI)
     return grad_OI.mul_(torch.addmm(w_OI, b_OR, a_RI)).square_()
 
 
-def worth(layer: nn.Module, groups: Groups) -> Tensor:
+def group_importance(layer: nn.Module, groups: WidthGroups) -> Tensor:
     """What each group of a layer is worth, float64 G: over its matrices the sum of their shares."""
-    parts = [of_linear(linear, axis, groups.count) for linear, axis in groups.linears(layer)]
+    parts = [linear_importance(linear, axis, groups.count) for linear, axis in groups.linears(layer)]
     tiny = torch.finfo(torch.float64).tiny
     return torch.stack([part_G / part_G.norm().clamp_min(tiny) for part_G in parts]).sum(0)
 
 
 @torch.no_grad()
-def of_linear(linear: Any, axis: int, count: int) -> Tensor:
+def linear_importance(linear: Any, axis: int, count: int) -> Tensor:
     """The importance of a matrix's weights, summed over each group, float64 G.
 
     Args:
@@ -48,20 +48,25 @@ def of_linear(linear: Any, axis: int, count: int) -> Tensor:
     (name,) = linear.active_adapters
     halves: tuple[Any, Any] = linear.lora_A[name], linear.lora_B[name]
     a_RI, b_OR = (half.weight for half in halves)
-    w_OI = held(linear.base_layer)
+    w_OI = dequantised_weight(linear.base_layer)
     if a_RI.grad is None or b_OR.grad is None:
         return torch.zeros(count, dtype=torch.float64, device=w_OI.device)
-    scale, size = linear.scaling[name], max(1, STRIP // w_OI.shape[1])  # what is added to W is alpha / r times B A
+    scale, size = (
+        linear.scaling[name],
+        max(1, STRIP_WEIGHTS // w_OI.shape[1]),
+    )  # what is added to W is alpha / r times B A
     rows = zip(*(each.split(size) for each in (w_OI, b_OR, b_OR.grad)), strict=True)
     sums = [
-        importance(w.float(), a_RI.float(), scale * b.float(), a_RI.grad.float(), scale * grad_b.float()).sum(1 - axis)
+        weight_importance(w.float(), a_RI.float(), scale * b.float(), a_RI.grad.float(), scale * grad_b.float()).sum(
+            1 - axis
+        )
         for w, b, grad_b in rows
     ]
     along = torch.cat(sums) if axis == 0 else torch.stack(sums).sum(0)
     return along.double().view(count, -1).sum(1)
 
 
-def held(linear: Any) -> Tensor:
+def dequantised_weight(linear: Any) -> Tensor:
     """The weight of a linear layer, dequantised where it is quantised."""
     weight = linear.weight
     if get_bnb_param_type(weight):
@@ -69,7 +74,7 @@ def held(linear: Any) -> Tensor:
     return weight.detach()
 
 
-class Averages:
+class MovingAverage:
     """The moving average of what groups are worth: ``G_t = smoothing G_(t-1) + (1 - smoothing) g_t``, from zero.
 
     Attributes:

@@ -10,19 +10,19 @@ from torch import nn
 from depthcut.cut.plan import Plan
 from depthcut.heal.loraprune import LoraPrune
 from depthcut.heal.training import adapters
-from depthcut.heal.training.fit import fit
+from depthcut.heal.training.fit import fit_model
 from depthcut.heal.width import matched
 from depthcut.heal.width.pruning import Pruning
 from depthcut.model.surgery import sizes as surgery_sizes
 from depthcut.model.surgery.width import masks, slicing
-from depthcut.model.surgery.width.widths import FILE, Widths
+from depthcut.model.surgery.width.widths import WIDTHS_FILE, Widths
 from depthcut.runtime import ranks, store
 
 if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
 
-def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LoraPrune) -> nn.Module:
+def train_pruned(model: nn.Module, plan: Plan, lab: "Lab", recipe: LoraPrune) -> nn.Module:
     """Train and prune ``model``, unless this point is done already; return it narrower, adapters attached.
 
     What is returned holds what was read back from the disk: in ``adapter/`` the adapters of the full width, and what is
@@ -32,38 +32,38 @@ def healed(model: nn.Module, plan: Plan, lab: "Lab", recipe: LoraPrune) -> nn.Mo
     Raises:
         UserError: if no layer can be narrowed, or not by so much.
     """
-    recipe = matched.recipe(recipe, plan, lab)
+    recipe = matched.resolve_ratio(recipe, plan, lab)
     L.seed_everything(lab.experiment.seed, verbose=False)
-    adapted = adapters.adapt(model, recipe, plan)
+    adapted = adapters.add_adapters(model, recipe, plan)
     pruning = Pruning(adapted, recipe)
 
     def train(folder: Path) -> None:
         with lab.timed("heal"):
-            fit(adapted, recipe, lab, callbacks=[pruning])
+            fit_model(adapted, recipe, lab, callbacks=[pruning])
         gc.collect()  # the trainer and its module hold each other, and else the model beside the next point's
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
         plan.write(folder / "plan.json")
-        pruning.widths().write(folder / FILE)
+        pruning.widths().write(folder / WIDTHS_FILE)
 
     folder = lab.folder / "adapter"
-    if ranks.rank() and not store.verified(folder, lab.digest):
-        fit(adapted, recipe, lab, callbacks=[pruning])  # its share of each step
-    store.kept(folder, train, lab.digest)
-    adapters.attach(adapted, folder)
+    if ranks.global_rank() and not store.is_verified(folder, lab.digest):
+        fit_model(adapted, recipe, lab, callbacks=[pruning])  # its share of each step
+    store.cached_folder(folder, train, lab.digest)
+    adapters.load_adapters(adapted, folder)
     pruning.masks.off()
-    widths = Widths.read(folder / FILE)
+    widths = Widths.read(folder / WIDTHS_FILE)
     if lab.experiment.model.quantise == "none":
-        slicing.narrow(adapted, widths)
+        slicing.narrow_model(adapted, widths)
     else:
-        masks.put(adapted, widths)
+        masks.mask_model(adapted, widths)
     return adapted
 
 
-def sizes(lab: "Lab") -> dict[surgery_sizes.Size, int] | None:
+def healed_sizes(lab: "Lab") -> dict[surgery_sizes.SizeName, int] | None:
     """What the healed model weighs and costs once it is sliced; None where it is not on file."""
     plan, described, widths = lab.plan, lab.experiment.model, Widths.found(lab.folder / "adapter")
     if plan is None or widths is None:
         return None
-    model = matched.left(lab, plan)
-    slicing.narrow(model, widths)
-    return surgery_sizes.of_model(model, described.quantise, described.dtype)
+    model = matched.pruned_skeleton(lab, plan)
+    slicing.narrow_model(model, widths)
+    return surgery_sizes.model_sizes(model, described.quantise, described.dtype)

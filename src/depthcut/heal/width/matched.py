@@ -11,12 +11,12 @@ from torch import nn
 
 from depthcut.cut.plan import Plan
 from depthcut.heal.loraprune import LoraPrune
-from depthcut.heal.width.selection import nearest
+from depthcut.heal.width.selection import round_half_down
 from depthcut.model.decoder import layers, sublayers
 from depthcut.model.surgery import sizes
 from depthcut.model.surgery.width import groups
-from depthcut.model.surgery.width.groups import Groups
-from depthcut.model.surgery.width.widths import KINDS, Kind
+from depthcut.model.surgery.width.groups import WidthGroups
+from depthcut.model.surgery.width.widths import GROUP_KINDS, GroupKind
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from depthcut.study.lab import Lab
 
-FINE = 10_000  # ratios that are tried, in [0, 1)
-REACHED: dict[str, tuple[Kind, ...]] = {"all": KINDS, "attention": ("heads",), "ffn": ("channels",)}
+RATIO_STEPS = 10_000  # ratios that are tried, in [0, 1)
+MODULE_KINDS: dict[str, tuple[GroupKind, ...]] = {"all": GROUP_KINDS, "attention": ("heads",), "ffn": ("channels",)}
 log = logging.getLogger("depthcut")
 
 
-def check(asked: LoraPrune, lab: "Lab") -> None:
+def check_narrowable(asked: LoraPrune, lab: "Lab") -> None:
     """Make sure that the model can be narrowed so, whichever layers are cut from it.
 
     Raises:
@@ -37,14 +37,14 @@ def check(asked: LoraPrune, lab: "Lab") -> None:
     """
     pruner, n = lab.experiment.prune, lab.checkpoint.depth
     gone = pruner.count(lab.shape) if pruner.unit == "layer" else 0
-    model = left(lab, Plan(n, tuple(range(n - gone, n))))
-    if not list(choices(asked, layers.layers(model))):
+    model = pruned_skeleton(lab, Plan(n, tuple(range(n - gone, n))))
+    if not list(group_pools(asked, layers.layer_list(model))):
         raise UserError(f"heal=loraprune: heal.modules={asked.modules} adapts nothing that can be narrowed; take all")
     if asked.frac is not None:
-        matching(asked, model)
+        matching_ratio(asked, model)
 
 
-def recipe(asked: LoraPrune, plan: Plan, lab: "Lab") -> LoraPrune:
+def resolve_ratio(asked: LoraPrune, plan: Plan, lab: "Lab") -> LoraPrune:
     """The recipe with the least ratio that leaves no more parameters than its ``frac`` of the layers would, cut.
 
     Where groups at different places are of different sizes, ``global`` meets it about, for then it depends on which go.
@@ -54,59 +54,61 @@ def recipe(asked: LoraPrune, plan: Plan, lab: "Lab") -> LoraPrune:
     """
     if asked.frac is None:
         return asked
-    ratio, about, wanted = matching(asked, left(lab, plan))
+    ratio, about, wanted = matching_ratio(asked, pruned_skeleton(lab, plan))
     log.info("width: heal.ratio=%g leaves %.0f parameters, the cut %.0f", ratio, about, wanted)
     return dataclasses.replace(asked, ratio=ratio)
 
 
-def matching(asked: LoraPrune, model: nn.Module) -> tuple[float, float, float]:
+def matching_ratio(asked: LoraPrune, model: nn.Module) -> tuple[float, float, float]:
     """The ratio for the ``frac`` that is asked for, the parameters that it leaves, and those that the cut would.
 
     Raises:
         UserError: if so much cannot go.
     """
     assert asked.frac is not None
-    stack, whole = layers.layers(model), numbers(model)
+    stack, whole = layers.layer_list(model), count_parameters(model)
     cut = math.floor(asked.frac * len(stack) + 0.5)
-    wanted = whole - cut * numbers(stack) / len(stack)
-    parts = list(choices(asked, stack))
-    at = bisect.bisect_left(range(FINE), True, key=lambda step: whole - taken(parts, step / FINE) <= wanted)
-    if at == FINE:
-        least = whole - taken(parts, 1.0)
+    wanted = whole - cut * count_parameters(stack) / len(stack)
+    parts = list(group_pools(asked, stack))
+    at = bisect.bisect_left(
+        range(RATIO_STEPS), True, key=lambda step: whole - removed_parameters(parts, step / RATIO_STEPS) <= wanted
+    )
+    if at == RATIO_STEPS:
+        least = whole - removed_parameters(parts, 1.0)
         raise UserError(
             f"heal.frac={asked.frac:g}: {cut} of {len(stack)} layers less are {wanted:.0f} parameters, and {least:.0f} "
             "are left at the narrowest; lower it, or heal.keep_first or heal.keep_last"
         )
-    return at / FINE, whole - taken(parts, at / FINE), wanted
+    return at / RATIO_STEPS, whole - removed_parameters(parts, at / RATIO_STEPS), wanted
 
 
-def left(lab: "Lab", plan: Plan) -> "PreTrainedModel":
+def pruned_skeleton(lab: "Lab", plan: Plan) -> "PreTrainedModel":
     """What ``plan`` leaves of the model, without its weights."""
     halved = plan.unit != "layer"
-    config = lab.checkpoint.config if halved else layers.trimmed(lab.checkpoint.config, plan.drop)
-    model = sizes.bare(config, lab.experiment.model.dtype)
+    config = lab.checkpoint.config if halved else layers.trimmed_config(lab.checkpoint.config, plan.drop)
+    model = sizes.typed_meta_model(config, lab.experiment.model.dtype)
     if halved:
-        sublayers.remove(model, plan)
+        sublayers.remove_sublayers(model, plan)
     return model
 
 
-def numbers(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
     """How many parameters there are; what is tied counts once."""
     return sum(weight.numel() for weight in model.parameters())
 
 
-def choices(asked: LoraPrune, stack: nn.ModuleList) -> Iterator[list[tuple[int, int]]]:
+def group_pools(asked: LoraPrune, stack: nn.ModuleList) -> Iterator[list[tuple[int, int]]]:
     """What is chosen among together: for each place there the number of groups, and of parameters in one."""
     found: dict[Any, list[tuple[int, int]]] = {}
     for number in asked.free(len(stack)):
-        for kind, each in groups.of_layer(stack[number]).items():
-            if kind in REACHED[asked.modules]:
+        for kind, each in groups.layer_groups(stack[number]).items():
+            if kind in MODULE_KINDS[asked.modules]:
                 place = (number, kind) if asked.selection == "uniform" else kind
-                found.setdefault(place, []).append((each.count, parameters(stack[number], each)))
+                found.setdefault(place, []).append((each.count, group_parameters(stack[number], each)))
     yield from found.values()
 
 
-def parameters(layer: nn.Module, each: Groups) -> int:
+def group_parameters(layer: nn.Module, each: WidthGroups) -> int:
     """The parameters that go with a group: of what is read by it the rows, with their biases, and its columns."""
     total = 0
     for linear, axis in each.linears(layer):
@@ -116,11 +118,11 @@ def parameters(layer: nn.Module, each: Groups) -> int:
     return total // each.count
 
 
-def taken(parts: list[list[tuple[int, int]]], ratio: float) -> float:
+def removed_parameters(parts: list[list[tuple[int, int]]], ratio: float) -> float:
     """The parameters that go at a ratio; one group stays at each place."""
     total = 0.0
     for part in parts:
         count = sum(groups for groups, _ in part)
         size = sum(groups * size for groups, size in part) / count
-        total += size * min(nearest(ratio * count), count - len(part))
+        total += size * min(round_half_down(ratio * count), count - len(part))
     return total

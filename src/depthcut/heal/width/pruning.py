@@ -16,9 +16,9 @@ from typing_extensions import override
 from depthcut.heal.loraprune import LoraPrune
 from depthcut.heal.width import criterion, schedule, selection
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.model.surgery.width.groups import Groups, of_layer
+from depthcut.model.surgery.width.groups import WidthGroups, layer_groups
 from depthcut.model.surgery.width.masks import Masks
-from depthcut.model.surgery.width.widths import Kind, Place, Widths
+from depthcut.model.surgery.width.widths import GroupKey, GroupKind, Widths
 from depthcut.runtime.errors import UserError
 
 log = logging.getLogger("depthcut")
@@ -37,15 +37,15 @@ class Pruning(L.Callback):
 
     def __init__(self, model: nn.Module, recipe: LoraPrune) -> None:
         self.recipe = recipe
-        self.stack = list(decoder_layers.layers(model))
-        self.groups = [of_layer(layer) for layer in self.stack]
+        self.stack = list(decoder_layers.layer_list(model))
+        self.groups = [layer_groups(layer) for layer in self.stack]
         self.free = self.adapted(recipe.free(len(self.stack)))
         if not self.free:
             raise UserError("heal=loraprune: nothing that can be narrowed has adapters; take heal.modules=all")
         self.masks = Masks(self.stack, self.free)
-        self.averages = criterion.Averages(recipe.smoothing)
+        self.averages = criterion.MovingAverage(recipe.smoothing)
 
-    def adapted(self, layers: range) -> dict[Place, Groups]:
+    def adapted(self, layers: range) -> dict[GroupKey, WidthGroups]:
         """The groups of these layers that the criterion can see."""
         return {
             (number, kind): each
@@ -57,7 +57,7 @@ class Pruning(L.Callback):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == 0:  # a first attempt may have run out of memory
-            self.averages = criterion.Averages(self.recipe.smoothing)
+            self.averages = criterion.MovingAverage(self.recipe.smoothing)
             self.masks.open()
 
     @override
@@ -67,19 +67,19 @@ class Pruning(L.Callback):
     def step(self, step: int) -> None:
         """Look at the gradients of a step, counted from 1; choose the masks anew where that is due."""
         recipe = self.recipe
-        if step > schedule.settled(recipe.steps):
+        if step > schedule.ramp_end(recipe.steps):
             return
-        found = {place: criterion.worth(self.stack[place[0]], each) for place, each in self.free.items()}
-        self.averages.update({named(place): worth_G for place, worth_G in found.items()})
-        if schedule.due(step, recipe.steps, recipe.prune_every) and self.averages.values:
-            self.prune(schedule.share(step, recipe.steps, recipe.ratio))
-        if step == schedule.settled(recipe.steps):
+        found = {place: criterion.group_importance(self.stack[place[0]], each) for place, each in self.free.items()}
+        self.averages.update({place_key(place): worth_G for place, worth_G in found.items()})
+        if schedule.updates_masks(step, recipe.steps, recipe.prune_every) and self.averages.values:
+            self.prune(schedule.share_at_step(step, recipe.steps, recipe.ratio))
+        if step == schedule.ramp_end(recipe.steps):
             self.settle()
 
     def prune(self, share: float) -> None:
         """Mask this share of the groups."""
-        worth = {place: self.averages.values[named(place)] for place in self.free}
-        self.masks.keep(selection.kept(worth, share, self.recipe.selection))
+        worth = {place: self.averages.values[place_key(place)] for place in self.free}
+        self.masks.keep(selection.select_groups(worth, share, self.recipe.selection))
 
     def settle(self) -> None:
         """Say what is left, and what was skipped.
@@ -96,8 +96,10 @@ class Pruning(L.Callback):
     def widths(self) -> Widths:
         """What the masks leave."""
         gates = self.masks.gates
-        whole: list[dict[Kind, int]] = [{kind: each.count for kind, each in kinds.items()} for kinds in self.groups]
-        kept: list[dict[Kind, tuple[int, ...]]] = [
+        whole: list[dict[GroupKind, int]] = [
+            {kind: each.count for kind, each in kinds.items()} for kinds in self.groups
+        ]
+        kept: list[dict[GroupKind, tuple[int, ...]]] = [
             {kind: gates[n, kind].kept if (n, kind) in gates else tuple(range(kinds[kind])) for kind in kinds}
             for n, kinds in enumerate(whole)
         ]
@@ -105,16 +107,16 @@ class Pruning(L.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        kept = {named(place): list(gate.kept) for place, gate in self.masks.gates.items()}
+        kept = {place_key(place): list(gate.kept) for place, gate in self.masks.gates.items()}
         return {"averages": self.averages.values, "skipped": self.averages.skipped, "kept": kept}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.averages.values, self.averages.skipped = dict(state_dict["averages"]), state_dict["skipped"]
         for place, gate in self.masks.gates.items():
-            gate.keep(state_dict["kept"][named(place)])
+            gate.keep(state_dict["kept"][place_key(place)])
 
 
-def named(place: Place) -> str:
+def place_key(place: GroupKey) -> str:
     """A place as checkpoints call it."""
     return f"{place[0]}.{place[1]}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from depthcut.cut.plan import Unit
-from depthcut.cut.scores import Scores, weights
+from depthcut.cut.scores import Scores, bootstrap_weights
 from depthcut.model.decoder import inputs, layerwise
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import track
@@ -20,14 +20,14 @@ from depthcut.runtime.progress import track
 if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
-Token = Literal["last", "all"]
-Compare = Callable[[Tensor], Tensor]
+TokenSelection = Literal["last", "all"]
+EdgeComparison = Callable[[Tensor], Tensor]
 """From the states of some tokens at all edges, float64 N x E x D, to a value for each pair of edges, N x E x E."""
-LOOKS = frozenset(2**k for k in range(4, 30))  # after how many samples it is asked whether they are enough
+STOP_CHECKS = frozenset(2**k for k in range(4, 30))  # after how many samples it is asked whether they are enough
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pass:
+class HiddenStates:
     """One pass over the calibration text.
 
     The edges are those between the layers that are left. With a half as unit they come in pairs instead: in front of
@@ -46,7 +46,7 @@ class Pass:
     lab: "Lab"
     name: str
     batch: int
-    token: Token
+    token: TokenSelection
     removed: tuple[int, ...] = ()
     unit: Unit = "layer"
     until: float | None = None
@@ -59,7 +59,7 @@ class Pass:
     def _batch_by_batch(self) -> Iterator[Tensor]:
         model, text = self.lab.dense(), self.lab.calibration()
         for ids_BT, mask_BT in track(text.batches(self.batch), self.name, math.ceil(len(text) / self.batch)):
-            way = layerwise.enter(model, inputs.inputs(model, ids_BT, mask_BT))
+            way = layerwise.start_forward(model, inputs.model_inputs(model, ids_BT, mask_BT))
             h_BTD, states = way.h_BTD, list[Tensor]()
             for index in range(len(way.stack)):
                 seen, h_BTD = self.passed(way, index, h_BTD)
@@ -69,21 +69,21 @@ class Pass:
     def _layer_by_layer(self) -> Iterator[Tensor]:
         """All batches through a layer before the next layer is read; the states that are compared wait on the host."""
         source, batches = self.lab.streamed(), list(self.lab.calibration().batches(self.batch))
-        calls = [inputs.inputs(source.model, *batch) for batch in batches]
+        calls = [inputs.model_inputs(source.model, *batch) for batch in batches]
         tokens = sum(mask_BT.numel() for _, mask_BT in batches)
-        place = source.parking(layerwise.enter(source.model, calls[0]).h_BTD, tokens)
-        streams = [layerwise.enter(source.model, call).h_BTD.to(place) for call in calls]
+        place = source.parking(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens)
+        streams = [layerwise.start_forward(source.model, call).h_BTD.to(place) for call in calls]
         states: list[list[Tensor]] = [[] for _ in batches]
         for index in source.layers(self.name):
             for batch, (call, (_, mask_BT)) in enumerate(zip(calls, batches, strict=True)):
-                way = layerwise.enter(source.model, call)
+                way = layerwise.start_forward(source.model, call)
                 seen, h_BTD = self.passed(way, index, streams[batch].to(way.h_BTD.device))
                 states[batch] += [self.picked(state_BTD, mask_BT).cpu() for state_BTD in seen]
                 streams[batch] = h_BTD.to(place)
         for batch, (_, mask_BT) in enumerate(batches):
             yield from self.divided(states[batch], streams[batch].cpu(), mask_BT)
 
-    def passed(self, way: layerwise.Walk, index: int, h_BTD: Tensor) -> tuple[list[Tensor], Tensor]:
+    def passed(self, way: layerwise.LayerwiseForward, index: int, h_BTD: Tensor) -> tuple[list[Tensor], Tensor]:
         """What is to be seen on the way through a layer, and the stream behind it."""
         if index in self.removed:
             return [], h_BTD if self.unit == "layer" else way.step(index, h_BTD, self.unit)
@@ -110,7 +110,7 @@ class Pass:
             yield (states_NED if self.token == "last" else states_NED[real_N]).double()
 
 
-def compared(over: Pass, compare: Compare) -> Scores:
+def score_blocks(over: HiddenStates, compare: EdgeComparison) -> Scores:
     """Score all blocks: ``compare`` each pair of edges at each token, average over a sample, then over the samples.
 
     The decoder stack runs once, without the head. A token whose state is zero or not finite at some edge is left out;
@@ -122,19 +122,23 @@ def compared(over: Pass, compare: Compare) -> Scores:
     means: list[Tensor] = []
     left_out = 0
     for states_NED in over.samples():
-        good_NED = states_NED[usable(states_NED)]
+        good_NED = states_NED[usable_tokens(states_NED)]
         if len(good_NED):
-            means.append(averaged(good_NED, compare, over.unit).cpu())
+            means.append(mean_over_tokens(good_NED, compare, over.unit).cpu())
         else:
             left_out += 1
-        if over.until is not None and len(means) in LOOKS and sure(scores(torch.stack(means), left_out), over):
+        if (
+            over.until is not None
+            and len(means) in STOP_CHECKS
+            and is_block_certain(bootstrap_scores(torch.stack(means), left_out), over)
+        ):
             break
     if not means:
         raise UserError(f"metric={over.name}: none of the {left_out} calibration samples gave finite hidden states")
-    return scores(torch.stack(means), left_out)
+    return bootstrap_scores(torch.stack(means), left_out)
 
 
-def averaged(states_NED: Tensor, compare: Compare, unit: Unit) -> Tensor:
+def mean_over_tokens(states_NED: Tensor, compare: EdgeComparison, unit: Unit) -> Tensor:
     """The mean over the tokens: of each pair of edges, E x E, or for halves of each pair that belongs together."""
     if unit == "layer":
         return compare(states_NED).mean(0).triu(1)
@@ -142,30 +146,30 @@ def averaged(states_NED: Tensor, compare: Compare, unit: Unit) -> Tensor:
     return compare(pairs_PED)[:, 0, 1].reshape(len(states_NED), -1).mean(0)
 
 
-def scores(values_S: Tensor, left_out: int) -> Scores:
+def bootstrap_scores(values_S: Tensor, left_out: int) -> Scores:
     """Scores out of each sample's values, S x E x E or S x K, with a Bayesian bootstrap over the samples."""
     samples = len(values_S)
     stderr = (values_S.std(0, correction=min(1, samples - 1)) / math.sqrt(samples)).tolist()
-    weight_RS = torch.from_numpy(weights(samples))
+    weight_RS = torch.from_numpy(bootstrap_weights(samples))
     draws_R = torch.tensordot(weight_RS / weight_RS.sum(1, keepdim=True), values_S, dims=1).numpy()
     kind = Scores.of_blocks if values_S.ndim == 3 else Scores.of_layers
     return kind(values_S.mean(0).tolist(), stderr, samples, left_out, draws_R)
 
 
-def sure(found: Scores, over: Pass) -> bool:
+def is_block_certain(found: Scores, over: HiddenStates) -> bool:
     """Whether one start of the wanted block wins often enough."""
     assert over.until is not None
     starts, n = over.lab.wanted()
     return max(found.wins(starts, n).values(), default=0.0) >= over.until
 
 
-def usable(states_NED: Tensor) -> Tensor:
+def usable_tokens(states_NED: Tensor) -> Tensor:
     """Which tokens have a state at every edge that is finite and not zero."""
     norm_NE = states_NED.norm(dim=-1)
     return (norm_NE.isfinite() & (norm_NE > 0)).all(1)
 
 
-def cosines(states_NED: Tensor) -> Tensor:
+def pairwise_cosines(states_NED: Tensor) -> Tensor:
     """Cosine between all pairs of edges, N x E x E, clamped to [-1, 1].
 
     In float64: at small angles the rounding of bfloat16 is as large as the distance.

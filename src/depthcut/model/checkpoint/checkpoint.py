@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from depthcut.cut.plan import Plan, Unit
 from depthcut.model.checkpoint import exported, model_config, quantised, tokenizer_files
-from depthcut.model.checkpoint.files import Files
-from depthcut.model.checkpoint.tensors import Shards, Slice, absent, layer_lists
+from depthcut.model.checkpoint.files import ModelFiles
+from depthcut.model.checkpoint.tensors import LazyTensor, TensorFiles, absent, layer_lists
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 # What config.json says of who wrote it, not of the model.
-AUTHORSHIP = frozenset({"transformers_version", "_name_or_path"})
+AUTHORSHIP_KEYS = frozenset({"transformers_version", "_name_or_path"})
 # Tensors of a model whose files are not on this machine yet: at most so many.
 UNLISTED = 200_000
 
@@ -35,12 +35,12 @@ class Checkpoint:
         UserError: if a file of the model is missing, damaged or of a kind that is never opened.
     """
 
-    def __init__(self, files: Files, *, separator: str | None) -> None:
+    def __init__(self, files: ModelFiles, *, separator: str | None) -> None:
         self.files = files
         self.separator = separator
         files.pin(model_config.FILE, *tokenizer_files.NAMES)
         quantised.check_config(files.title, self._described)
-        if self._described.get("model_type") == exported.KIND:
+        if self._described.get("model_type") == exported.MODEL_TYPE:
             mend = "cut the model that it was made from"
             raise UserError(f"{files.title} is no plain model any more: depthcut cut it; {mend}")
         model_config.check_values(files.title, self._described)
@@ -65,19 +65,19 @@ class Checkpoint:
         return self.files.json("config.json")
 
     @cached_property
-    def _shards(self) -> Shards:
-        return Shards(self.files)
+    def _shards(self) -> TensorFiles:
+        return TensorFiles(self.files)
 
     @cached_property
     def digest(self) -> str:
         """Name of the model by its content: weights, config and tokenizer, wherever they lie."""
-        config = {key: value for key, value in self._described.items() if key not in AUTHORSHIP}
+        config = {key: value for key, value in self._described.items() if key not in AUTHORSHIP_KEYS}
         tokenizer = [name for name in tokenizer_files.NAMES if name in self.files.names]
-        return store.digest(
+        return store.content_digest(
             {
                 "format": FORMAT,
                 "weights": sorted(map(self.files.sha256, self._shards.names)),
-                "config": model_config.portable(config),
+                "config": model_config.portable_value(config),
                 "tokenizer": {name: self.files.sha256(name) for name in tokenizer},
             }
         )
@@ -95,18 +95,18 @@ class Checkpoint:
     def _said_depth(self) -> tuple[str, int] | None:
         """The key of config.json that counts the layers, and its value; None where the family's default holds."""
         text = self._described.get("text_config") or self._described
-        return next(((key, text[key]) for key in model_config.DEPTH if key in text), None)
+        return next(((key, text[key]) for key in model_config.DEPTH_KEYS if key in text), None)
 
     @cached_property
     def _read_config(self) -> "PreTrainedConfig":
         """The config as transformers reads it."""
-        return model_config.read(self.files.title, self.files.folder, self._described)
+        return model_config.read_model_config(self.files.title, self.files.folder, self._described)
 
     @cached_property
     def bare(self) -> "PreTrainedModel":
         """The model on the meta device. Raises as :attr:`config`."""
         most = 2 * len(self._shards.homes) + 1000 if self._shards.listed else UNLISTED
-        return model_config.build(self.files.title, self._read_config, self._described, most)
+        return model_config.build_meta_model(self.files.title, self._read_config, self._described, most)
 
     @property
     def config(self) -> "PreTrainedConfig":
@@ -125,7 +125,7 @@ class Checkpoint:
         Raises:
             UserError: if there is none that transformers can read, or it has changed since the model was opened.
         """
-        return tokenizer_files.read(self.files, self._read_config)
+        return tokenizer_files.read_tokenizer(self.files, self._read_config)
 
     @property
     def bytes_read(self) -> int:
@@ -149,11 +149,11 @@ class Checkpoint:
         if len(fits) > 1:  # e.g. a picture encoder of the same depth
             from depthcut.model.decoder import layers
 
-            model = set(layers.prefix(self.bare).split("."))
+            model = set(layers.layer_prefix(self.bare).split("."))
             fits.sort(key=lambda prefix: -len(model & set(prefix.split("."))))
         return fits[0]
 
-    def tensors(self, layer: int | None, unit: Unit = "layer") -> dict[str, Slice]:
+    def tensors(self, layer: int | None, unit: Unit = "layer") -> dict[str, LazyTensor]:
         """The tensors of one layer, or with None those outside the layer list; unread, and named as in the files.
 
         Args:
@@ -162,7 +162,7 @@ class Checkpoint:
         """
         from depthcut.model.decoder import layers
 
-        parts = {name: layers.split(name, self.prefix) or (None, "") for name in self._shards.homes}
+        parts = {name: layers.split_tensor_name(name, self.prefix) or (None, "") for name in self._shards.homes}
         inside = self.unit_prefix(unit)
         return self._shards.slices(
             [name for name, (at, rest) in parts.items() if at == layer and rest.startswith(inside)]
@@ -185,7 +185,7 @@ class Checkpoint:
         """The first layer, without its weights."""
         from depthcut.model.decoder import layers
 
-        return layers.layers(self.bare)[0]
+        return layers.layer_list(self.bare)[0]
 
     def load(
         self, plan: Plan | None, *, quantise: "Quantise", dtype: "Dtype", device: str, cache: Path | None = None
@@ -212,13 +212,17 @@ class Checkpoint:
 
         self._check(plan)
         plan = plan or Plan(self.depth, ())
-        config = layers.trimmed(self.config, plan.drop) if plan.drop and plan.unit == "layer" else self.config
-        form = loading.Form(quantise, getattr(torch, dtype), device)
-        fill = partial(loading.build, self.files.title, plan=plan, form=form)
-        folder = cache / quantised_cache.named(self.digest, plan, form) if cache and quantise != "none" else None
+        config = layers.trimmed_config(self.config, plan.drop) if plan.drop and plan.unit == "layer" else self.config
+        form = loading.LoadConfig(quantise, getattr(torch, dtype), device)
+        fill = partial(loading.build_model, self.files.title, plan=plan, form=form)
+        folder = (
+            cache / quantised_cache.quantised_weights_digest(self.digest, plan, form)
+            if cache and quantise != "none"
+            else None
+        )
         with torch.inference_mode(False):  # who asks may only mean to measure, who takes it later may train
-            model = quantised_cache.load(folder, config, form, fill, lambda: self._renumbered(plan))
-        if (generation := loading.generation(self.files)) is not None:
+            model = quantised_cache.load_quantised(folder, config, form, fill, lambda: self._renumbered(plan))
+        if (generation := loading.read_generation_config(self.files)) is not None:
             model.generation_config = generation
         self.files.check_unchanged()
         return model
@@ -230,7 +234,7 @@ class Checkpoint:
         if plan and plan.model and plan.model != self.digest:
             raise UserError(f"the plan was made for model {plan.model[:8]}; {self.files.title} is {self.digest[:8]}")
 
-    def _renumbered(self, plan: Plan) -> dict[str, Slice]:
+    def _renumbered(self, plan: Plan) -> dict[str, LazyTensor]:
         """The tensors outside the layer list and what is kept of the layers, under consecutive numbers."""
         from depthcut.model.decoder import layers
 
@@ -238,7 +242,7 @@ class Checkpoint:
         gone = self.unit_prefix(plan.unit)
         names: dict[str, str] = {}
         for name in self._shards.homes:
-            layer, rest = layers.split(name, self.prefix) or (None, "")
+            layer, rest = layers.split_tensor_name(name, self.prefix) or (None, "")
             if layer is None:
                 names[name] = name
             elif layer in new and not (layer in plan.drop and rest.startswith(gone)):

@@ -11,42 +11,42 @@ from depthcut.runtime.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from depthcut.model.checkpoint.files import Files
+    from depthcut.model.checkpoint.files import ModelFiles
     from depthcut.model.checkpoint.loading import Dtype
     from depthcut.model.surgery.width.widths import Widths
 
-KIND = "depthcut"  # in place of the model type: other loaders say that they do not know it, and guess nothing
+MODEL_TYPE = "depthcut"  # in place of the model type: other loaders say that they do not know it, and guess nothing
 
 
-def write(model: "PreTrainedModel", plan: Plan, folder: Path, widths: "Widths | None" = None) -> None:
+def write_exported(model: "PreTrainedModel", plan: Plan, folder: Path, widths: "Widths | None" = None) -> None:
     """Write the model that ``plan`` left, of these widths; what transformers can load by itself is a plain folder."""
-    from depthcut.model.checkpoint.loading import Form
+    from depthcut.model.checkpoint.loading import LoadConfig
     from depthcut.model.surgery import gaps
     from depthcut.model.surgery.width import slicing
-    from depthcut.model.surgery.width.widths import FILE
+    from depthcut.model.surgery.width.widths import WIDTHS_FILE
 
-    fill = gaps.taken(model, plan)
-    gaps.off(model)
+    fill = gaps.extract_filling(model, plan)
+    gaps.remove_filling(model)
     model.save_pretrained(str(folder))
     if fill is not None:
         fill.write(folder)
-        gaps.put(model, fill, plan, Form("none", model.dtype, model.device.type))
+        gaps.insert_filling(model, fill, plan, LoadConfig("none", model.dtype, model.device.type))
     if widths is not None:
-        widths.write(folder / FILE)
-    narrowed = widths is not None and not slicing.describes(model.config, model)
-    describe(folder, plan, fill is not None, narrowed)
+        widths.write(folder / WIDTHS_FILE)
+    narrowed = widths is not None and not slicing.config_describes_model(model.config, model)
+    write_depthcut_config(folder, plan, fill is not None, narrowed)
 
 
-def describe(folder: Path, plan: Plan, replaced: bool = False, narrowed: bool = False) -> None:
+def write_depthcut_config(folder: Path, plan: Plan, replaced: bool = False, narrowed: bool = False) -> None:
     """Have the config in ``folder`` say what no plain one can say: halves gone, gaps that are filled, other widths."""
     if replaced or narrowed or (plan.unit != "layer" and plan.drop):
         path = folder / "config.json"
         base = json.loads(path.read_text(encoding="utf-8"))
-        described = {"model_type": KIND, "plan": plan.to_dict(), "base": base}
+        described = {"model_type": MODEL_TYPE, "plan": plan.to_dict(), "base": base}
         store.write_json(path, {**described, "replaced": replaced, "narrowed": narrowed})
 
 
-def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") -> "PreTrainedModel":
+def load_exported(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") -> "PreTrainedModel":
     """Load a model that depthcut exported, whatever was cut out of it and whatever stands there instead.
 
     Args:
@@ -63,34 +63,36 @@ def load(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") 
     import torch
 
     from depthcut.model.checkpoint import loading, narrow
-    from depthcut.model.checkpoint.files import Folder, Hashes
-    from depthcut.model.checkpoint.tensors import Shards
+    from depthcut.model.checkpoint.files import HashCache, ModelFolder
+    from depthcut.model.checkpoint.tensors import TensorFiles
     from depthcut.model.surgery import gaps
-    from depthcut.model.surgery.filling import Fill
-    from depthcut.model.surgery.width.widths import FILE, Widths
+    from depthcut.model.surgery.filling import Filling
+    from depthcut.model.surgery.width.widths import WIDTHS_FILE, Widths
 
     folder = Path(path)
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no model: there is no config.json")
-    files = Folder(folder, Hashes(folder / ".hashes.json"))
+    files = ModelFolder(folder, HashCache(folder / ".hashes.json"))
     described: dict[str, Any] = files.json("config.json")
     config, plan = read_config(files, described)
     whole = Plan(config.get_text_config().num_hidden_layers, ())
-    shards = Shards(files)
-    form = loading.Form("none", getattr(torch, dtype), device)
+    shards = TensorFiles(files)
+    form = loading.LoadConfig("none", getattr(torch, dtype), device)
     if described.get("narrowed", False):
-        model = narrow.build(files.title, config, shards.slices(shards.homes), plan, Widths.read(folder / FILE), form)
+        model = narrow.build_narrow_model(
+            files.title, config, shards.slices(shards.homes), plan, Widths.read(folder / WIDTHS_FILE), form
+        )
     else:
         replaced = described.get("replaced", False)
-        model = loading.build(files.title, config, shards.slices(shards.homes), whole if replaced else plan, form)
+        model = loading.build_model(files.title, config, shards.slices(shards.homes), whole if replaced else plan, form)
         if replaced:
-            gaps.put(model, Fill.read(folder), plan, form)
-    if (generation := loading.generation(files)) is not None:
+            gaps.insert_filling(model, Filling.read(folder), plan, form)
+    if (generation := loading.read_generation_config(files)) is not None:
         model.generation_config = generation
     return model
 
 
-def read_config(files: "Files", described: dict[str, Any]) -> "tuple[PreTrainedConfig, Plan]":
+def read_config(files: "ModelFiles", described: dict[str, Any]) -> "tuple[PreTrainedConfig, Plan]":
     """Return the config of an exported model and its plan, out of what its config.json holds.
 
     Raises:
@@ -99,7 +101,7 @@ def read_config(files: "Files", described: dict[str, Any]) -> "tuple[PreTrainedC
     from transformers import AutoConfig
 
     try:
-        base: dict[str, Any] = dict(described["base"] if described.get("model_type") == KIND else described)
+        base: dict[str, Any] = dict(described["base"] if described.get("model_type") == MODEL_TYPE else described)
         config = AutoConfig.for_model(base.pop("model_type"), **base)
         whole = Plan(config.get_text_config().num_hidden_layers, ())
         return config, Plan.from_dict(described["plan"]) if "plan" in described else whole

@@ -11,18 +11,18 @@ from transformers import PreTrainedModel
 
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import exported, quantised_cache
-from depthcut.model.checkpoint.sharded import Spread
-from depthcut.model.checkpoint.tensors import INDEX
+from depthcut.model.checkpoint.sharded import ShardedLayers
+from depthcut.model.checkpoint.tensors import INDEX_FILE
 from depthcut.model.decoder import layers
 from depthcut.runtime import ranks, store
 
 
-def write(model: nn.Module, plan: Plan, folder: Path) -> None:
-    """Write the model that ``plan`` left, a layer at a time; inside of :func:`depthcut.model.checkpoint.sharded.led`."""
-    assert not ranks.rank()
+def write_exported_sharded(model: nn.Module, plan: Plan, folder: Path) -> None:
+    """Write the model that ``plan`` left, a layer at a time; inside of :func:`depthcut.model.checkpoint.sharded.run_on_first_rank`."""
+    assert not ranks.global_rank()
     base: Any = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # pyright: ignore
-    stack, stem = layers.layers(base), layers.prefix(base)
-    assert isinstance(stack, Spread)
+    stack, stem = layers.layer_list(base), layers.layer_prefix(base)
+    assert isinstance(stack, ShardedLayers)
     homes: dict[str, str] = {}
     size = 0
 
@@ -32,22 +32,22 @@ def write(model: nn.Module, plan: Plan, folder: Path) -> None:
         homes.update(dict.fromkeys(tensors, name))
         return sum(tensor.nbytes for tensor in tensors.values())
 
-    outside = {name: each for name, each in base.state_dict().items() if layers.split(name, stem) is None}
-    size += keep(1, quantised_cache.own(outside))
+    outside = {name: each for name, each in base.state_dict().items() if layers.split_tensor_name(name, stem) is None}
+    size += keep(1, quantised_cache.unique_tensors(outside))
     for number in range(len(stack)):
         with stack.whole(number) as layer, torch.no_grad():
-            size += keep(number + 2, {f"{stem}.{number}.{name}": each for name, each in merged(layer).items()})
-    store.write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": homes})
+            size += keep(number + 2, {f"{stem}.{number}.{name}": each for name, each in merged_weights(layer).items()})
+    store.write_json(folder / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": homes})
     base.config.architectures = [type(base).__name__]
     base.config.dtype = str(base.dtype).removeprefix("torch.")
     base.config.use_cache = True
     base.config.save_pretrained(folder)
     if base.can_generate():
         base.generation_config.save_pretrained(folder)
-    exported.describe(folder, plan)
+    exported.write_depthcut_config(folder, plan)
 
 
-def merged(layer: nn.Module) -> dict[str, Tensor]:
+def merged_weights(layer: nn.Module) -> dict[str, Tensor]:
     """A layer's weights by their usual names, with its adapters in them."""
     adapters = {name: part for name, part in layer.named_modules() if isinstance(part, LoraLayer)}
     found: dict[str, Tensor] = {}

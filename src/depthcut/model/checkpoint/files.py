@@ -22,8 +22,8 @@ ADAPTER = "adapter_config.json"
 log = logging.getLogger("depthcut")
 
 
-class Hashes:
-    """SHA-256 of files, remembered in ``memory`` by path and :func:`store.mark`."""
+class HashCache:
+    """SHA-256 of files, remembered in ``memory`` by path and :func:`store.stat_mark`."""
 
     def __init__(self, memory: Path) -> None:
         self.memory = memory
@@ -31,19 +31,19 @@ class Hashes:
     def __call__(self, path: Path) -> str:
         """Return the SHA-256 of the file's bytes, as 64 hex digits."""
         stat = path.stat()
-        key, mark = str(path.resolve()), [*store.mark(stat)]
+        key, mark = str(path.resolve()), [*store.stat_mark(stat)]
         known = self._read().get(key)
         if isinstance(known, list) and known[:-1] == mark and isinstance(known[-1], str):
             return known[-1]
         if stat.st_size > 1 << 30:
             log.info("reading %s once, for its checksum", path)
-        content = store.sha256(path)
+        content = store.file_sha256(path)
         self._note({key: [*mark, content]})
         return content
 
     def note(self, known: dict[Path, str]) -> None:
         """Remember the SHA-256 of files as they are now."""
-        self._note({str(path.resolve()): [*store.mark(path.stat()), known[path]] for path in known})
+        self._note({str(path.resolve()): [*store.stat_mark(path.stat()), known[path]] for path in known})
 
     def _note(self, known: dict[str, list[int | str]]) -> None:
         self.memory.parent.mkdir(parents=True, exist_ok=True)
@@ -51,17 +51,17 @@ class Hashes:
             store.write_json(self.memory, self._read() | known)
 
     def _read(self) -> dict[str, Any]:
-        return documents.found(self.memory) or {}
+        return documents.read_json_if_present(self.memory) or {}
 
 
-def kept(folder: Path, make: Callable[[Path], None], hashes: Hashes) -> Path:
-    """:func:`store.kept`, save that files which have not changed since they were last verified are not read again."""
+def cached_model_folder(folder: Path, make: Callable[[Path], None], hashes: HashCache) -> Path:
+    """:func:`store.cached_folder`, save that files which have not changed since they were last verified are not read again."""
     with suppress(OSError, documents.DamagedError):
         manifest = store.Manifest.read(folder)
         known = {name: hashes(folder / name) for name in manifest.hashes}
         if manifest.key in (None, folder.name) and known == manifest.hashes:
             return folder
-    return store.kept(folder, make)
+    return store.cached_folder(folder, make)
 
 
 class Stamp(NamedTuple):
@@ -79,7 +79,7 @@ class Stamp(NamedTuple):
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
-class Files(ABC):
+class ModelFiles(ABC):
     """The files of one model.
 
     Attributes:
@@ -89,7 +89,7 @@ class Files(ABC):
     """
 
     title: str
-    hashes: Hashes
+    hashes: HashCache
     names: frozenset[str]
 
     @property
@@ -128,7 +128,7 @@ class Files(ABC):
             if name not in self.pins and (path := self.here(name)):
                 self.pins[name] = Stamp.of(path)
                 if self.pins[name].size <= SMALL:
-                    self.contents[name] = store.sha256(path)
+                    self.contents[name] = store.file_sha256(path)
 
     def check_unchanged(self, *names: str) -> None:
         """Compare these files with their pinned state; without names, all that are pinned.
@@ -205,10 +205,10 @@ class Files(ABC):
         return UserError(f"{self.title}: {name} is cut short or damaged ({why}); delete {place} and fetch it again")
 
 
-class Folder(Files):
+class ModelFolder(ModelFiles):
     """A model folder on this machine. A ``manifest.json`` in it, as this package writes it, vouches for its files."""
 
-    def __init__(self, folder: Path, hashes: Hashes) -> None:
+    def __init__(self, folder: Path, hashes: HashCache) -> None:
         self._folder = folder
         self.title = str(folder)
         self.hashes = hashes

@@ -7,7 +7,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from depthcut.model.checkpoint import files
-from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 
@@ -15,17 +15,17 @@ FORMAT = 1
 log = logging.getLogger("depthcut")
 
 
-def opened(path: Path, cache: Path, hashes: Hashes) -> Folder:
+def open_gguf(path: Path, cache: Path, hashes: HashCache) -> ModelFolder:
     """The model in a GGUF file, unpacked to bfloat16 and kept under ``cache`` by the file's content.
 
     Raises:
         UserError: if transformers cannot read it.
     """
-    folder = cache / "gguf" / store.digest([FORMAT, hashes(path)])
-    return Folder(files.kept(folder, lambda new: unpack(path, new), hashes), hashes)
+    folder = cache / "gguf" / store.content_digest([FORMAT, hashes(path)])
+    return ModelFolder(files.cached_model_folder(folder, lambda new: unpack_gguf(path, new), hashes), hashes)
 
 
-def unpack(path: Path, folder: Path) -> None:
+def unpack_gguf(path: Path, folder: Path) -> None:
     """Write the model and the tokenizer in a GGUF file to ``folder``, as bfloat16 safetensors.
 
     Raises:
@@ -36,7 +36,7 @@ def unpack(path: Path, folder: Path) -> None:
 
     log.info("unpacking %s, once", path.name)
     try:
-        with silent():
+        with suppress_output():
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent,
@@ -50,15 +50,15 @@ def unpack(path: Path, folder: Path) -> None:
     for role in ("bos", "eos", "pad"):  # some versions of transformers mix them up; the file's own numbers hold
         if isinstance(number := getattr(model.config, f"{role}_token_id", None), int):
             setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(number))
-    with silent():
+    with suppress_output():
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
 
 
 @contextmanager
-def silent() -> Generator[None]:
+def suppress_output() -> Generator[None]:
     """Keep the bars and remarks of the unpacking off the screen."""
-    from depthcut.model.checkpoint.loading import quiet
+    from depthcut.model.checkpoint.loading import quiet_transformers
 
-    with quiet(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+    with quiet_transformers(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
         yield

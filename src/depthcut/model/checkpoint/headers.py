@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from depthcut.model.checkpoint.files import Files
+from depthcut.model.checkpoint.files import ModelFiles
 from depthcut.runtime.errors import UserError
 
 # The format allows 100 MB; no real model's header comes near this.
@@ -14,7 +14,7 @@ HEADER_LIMIT = 16 << 20
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """Where a tensor lies in its file, in bytes from the file's start, and what it is."""
 
     dtype: str
@@ -23,7 +23,7 @@ class Entry:
     nbytes: int
 
 
-def header(files: Files, name: str, path: Path) -> dict[str, Entry]:
+def read_header(files: ModelFiles, name: str, path: Path) -> dict[str, TensorEntry]:
     """The tensors in a file, by name. Needs no torch; that the header fits the file is for safetensors to check.
 
     Raises:
@@ -39,14 +39,14 @@ def header(files: Files, name: str, path: Path) -> dict[str, Entry]:
             with safe_open(path, framework="numpy"):
                 described: dict[str, Any] = json.loads(file.read(size))
             described.pop("__metadata__", None)
-            return {tensor: entry(8 + size, **fields) for tensor, fields in described.items()}
+            return {tensor: parse_entry(8 + size, **fields) for tensor, fields in described.items()}
     except UserError:
         raise
     except (OSError, struct.error, SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise files.damaged(name, str(error)[:200]) from None
 
 
-def entry(origin: int, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> Entry:
+def parse_entry(origin: int, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> TensorEntry:
     """An entry of a header whose file's tensors begin at ``origin``."""
     start, stop = data_offsets
-    return Entry(dtype, tuple(shape), origin + start, stop - start)
+    return TensorEntry(dtype, tuple(shape), origin + start, stop - start)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import prefetch, quantised
-from depthcut.model.checkpoint.files import Files
-from depthcut.model.checkpoint.tensors import Slice
+from depthcut.model.checkpoint.files import ModelFiles
+from depthcut.model.checkpoint.tensors import LazyTensor
 from depthcut.model.decoder import layers
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import Meter
@@ -33,11 +33,11 @@ Quantise = Literal["none", "nf4", "int8"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 GENERATION = "generation_config.json"
 LARGE = 4 << 30  # bytes; loading less takes seconds
-MEND = "fetch the whole model again"
+REFETCH_HINT = "fetch the whole model again"
 log = logging.getLogger("depthcut")
 
 
-class Form(NamedTuple):
+class LoadConfig(NamedTuple):
     """How a model lies in memory: its linear layers' quantisation, the type of the rest, the device."""
 
     quantise: Quantise
@@ -45,12 +45,12 @@ class Form(NamedTuple):
     device: str
 
 
-def build(
+def build_model(
     title: str,
     config: "PreTrainedConfig",
-    tensors: Mapping[str, Slice],
+    tensors: Mapping[str, LazyTensor],
     plan: Plan,
-    form: Form,
+    form: LoadConfig,
 ) -> "PreTrainedModel":
     """Build the model of ``config`` and fill it, in eval mode; messages call it ``title``.
 
@@ -60,39 +60,41 @@ def build(
     Raises:
         UserError: if a tensor that the model needs is missing, of another shape, or cannot be converted.
     """
-    bare = layers.skeleton(config)
+    bare = layers.meta_model(config)
     kind: Any = type(bare)
     halved = plan.unit != "layer" and plan.drop
     packed = hasattr(config, "quantization_config")
     if not packed:
         check_shapes(title, bare, tensors)
-    order = [] if packed else expected(bare, tensors)
+    order = [] if packed else loading_order(bare, tensors)
     with (
-        quiet(),
+        quiet_transformers(),
         counted(tensors) as claimed,
-        prefetch.reading(tensors, order, largest(tensors), form.device, claimed) as lazy,
+        prefetch.prefetched_tensors(tensors, order, largest_layer_bytes(tensors), form.device, claimed) as lazy,
     ):
         try:
-            model, found = (without_halves(kind, plan) if halved else kind).from_pretrained(
+            model, found = (without_sublayers(kind, plan) if halved else kind).from_pretrained(
                 None,
                 config=config,
                 state_dict=dict(lazy),
                 dtype=form.dtype,
-                quantization_config=None if packed else quantiser(form.quantise, form.dtype),
-                device_map={"": str(prefetch.exactly(form.device))},
+                quantization_config=None if packed else bitsandbytes_config(form.quantise, form.dtype),
+                device_map={"": str(prefetch.resolve_device(form.device))},
                 ignore_mismatched_sizes=True,  # so that they are reported below rather than in a table
                 output_loading_info=True,
             )
         except RuntimeError as error:
             if "conversion of the weights" not in str(error):
                 raise
-            raise UserError(f"{title}: its tensors do not fit together as its config wants them; {MEND}") from None
+            raise UserError(
+                f"{title}: its tensors do not fit together as its config wants them; {REFETCH_HINT}"
+            ) from None
     if found["missing_keys"]:
-        raise UserError(f"{title}: its files hold no {min(found['missing_keys'])}; {MEND}")
+        raise UserError(f"{title}: its files hold no {min(found['missing_keys'])}; {REFETCH_HINT}")
     if found["mismatched_keys"]:
         name, there, wanted = min(found["mismatched_keys"])
         shapes = f"of shape {list(wanted)}, its files have {list(there)}"
-        raise UserError(f"{title}: its config wants {name} {shapes}; {MEND}")
+        raise UserError(f"{title}: its config wants {name} {shapes}; {REFETCH_HINT}")
     if found["unexpected_keys"]:
         strangers = found["unexpected_keys"]
         quantised.check_strangers(title, strangers, tensors)
@@ -102,7 +104,7 @@ def build(
     return cast("PreTrainedModel", model).eval()
 
 
-def check_shapes(title: str, bare: "PreTrainedModel", tensors: Mapping[str, Slice]) -> None:
+def check_shapes(title: str, bare: "PreTrainedModel", tensors: Mapping[str, LazyTensor]) -> None:
     """Compare the sizes in the files with those of ``bare``, before memory is taken for either.
 
     Raises:
@@ -114,17 +116,17 @@ def check_shapes(title: str, bare: "PreTrainedModel", tensors: Mapping[str, Slic
         shape = tensor.get_shape()
         if own is not None and own.numel() != math.prod(shape):
             has = f"of shape {list(own.shape)}, its files have {shape}"
-            raise UserError(f"{title}: its config wants {name} {has}; {MEND}")
+            raise UserError(f"{title}: its config wants {name} {has}; {REFETCH_HINT}")
         if own is not None and own.is_floating_point() and tensor.get_dtype() not in quantised.FLOATS:
             raise UserError(f"{title} is quantised already: {name} is stored as {tensor.get_dtype()}; {quantised.MEND}")
     weights = sum(parameter.numel() for parameter in bare.parameters())
     held = sum(math.prod(tensor.get_shape()) for tensor in tensors.values())
     if weights > 2 * held + (1 << 24):
-        raise UserError(f"{title}: its config describes {weights:,} weights, its files hold {held:,}; {MEND}")
+        raise UserError(f"{title}: its config describes {weights:,} weights, its files hold {held:,}; {REFETCH_HINT}")
 
 
 @contextmanager
-def counted(tensors: Mapping[str, Slice]) -> Generator[Callable[[], object]]:
+def counted(tensors: Mapping[str, LazyTensor]) -> Generator[Callable[[], object]]:
     """Show a bar that the yielded function moves by one tensor, where loading takes more than a few seconds."""
     if sum(one.nbytes for one in tensors.values()) < LARGE:
         yield lambda: None
@@ -133,7 +135,7 @@ def counted(tensors: Mapping[str, Slice]) -> Generator[Callable[[], object]]:
         yield meter.step
 
 
-def expected(bare: "PreTrainedModel", tensors: Mapping[str, Slice]) -> list[str]:
+def loading_order(bare: "PreTrainedModel", tensors: Mapping[str, LazyTensor]) -> list[str]:
     """The tensors that transformers will ask for to fill ``bare``, in its order: one after the other by their names.
 
     That is so where it quantises; else it asks for all at once. What has no place in the model it does not ask for.
@@ -143,7 +145,7 @@ def expected(bare: "PreTrainedModel", tensors: Mapping[str, Slice]) -> list[str]
     return sorted(known, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
-def largest(tensors: Mapping[str, Slice]) -> int:
+def largest_layer_bytes(tensors: Mapping[str, LazyTensor]) -> int:
     """Bytes of the largest layer; a tensor in none counts as one."""
     sizes: Counter[str] = Counter()
     for name, one in tensors.items():
@@ -151,14 +153,14 @@ def largest(tensors: Mapping[str, Slice]) -> int:
     return max(sizes.values(), default=0)
 
 
-def without_halves(kind: Any, plan: Plan) -> Any:
+def without_sublayers(kind: Any, plan: Plan) -> Any:
     """A model class whose models are made without the halves that ``plan`` drops."""
     from depthcut.model.decoder import sublayers
 
     class Halved(kind):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            sublayers.remove(self, plan)
+            sublayers.remove_sublayers(self, plan)
 
     Halved.__name__ = kind.__name__
     return Halved
@@ -175,7 +177,7 @@ def keep_differentiable(model: "nn.Module") -> None:
             vars(module)["support_avx512bf16_for_cpu"] = False
 
 
-def quantiser(quantise: Quantise, dtype: "torch.dtype") -> "BitsAndBytesConfig | None":
+def bitsandbytes_config(quantise: Quantise, dtype: "torch.dtype") -> "BitsAndBytesConfig | None":
     """What bitsandbytes is to do with the linear layers."""
     from transformers import BitsAndBytesConfig
 
@@ -193,15 +195,15 @@ def quantiser(quantise: Quantise, dtype: "torch.dtype") -> "BitsAndBytesConfig |
     )
 
 
-def quantisable(layer: "nn.Module", quantise: Quantise, dtype: "torch.dtype") -> None:
+def insert_quantised_linears(layer: "nn.Module", quantise: Quantise, dtype: "torch.dtype") -> None:
     """Put bitsandbytes' modules in place of the linear ones of a decoder layer on the meta device."""
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-    replace_with_bnb_linear(layer, quantization_config=quantiser(quantise, dtype))
+    replace_with_bnb_linear(layer, quantization_config=bitsandbytes_config(quantise, dtype))
     keep_differentiable(layer)
 
 
-def parameter(old: Any, tensor: "torch.Tensor", dtype: "torch.dtype", device: str) -> "nn.Parameter":
+def materialise_parameter(old: Any, tensor: "torch.Tensor", dtype: "torch.dtype", device: str) -> "nn.Parameter":
     """What takes the place of ``old``, a parameter on the meta device: ``tensor``, quantised if ``old`` is to be."""
     from torch import nn
 
@@ -211,7 +213,7 @@ def parameter(old: Any, tensor: "torch.Tensor", dtype: "torch.dtype", device: st
     return type(old)(tensor.to(dtype), requires_grad=False, **settings).to(device)
 
 
-def generation(files: Files) -> "GenerationConfig | None":
+def read_generation_config(files: ModelFiles) -> "GenerationConfig | None":
     """Return how the model's makers had it write, as its folder says; None where it does not.
 
     Raises:
@@ -231,7 +233,7 @@ def generation(files: Files) -> "GenerationConfig | None":
 
 
 @contextmanager
-def quiet() -> Generator[None]:
+def quiet_transformers() -> Generator[None]:
     """Keep transformers' bars and tables off the screen for a while; its errors are raised all the same."""
     from transformers.utils import logging as said
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FILE = "config.json"
 # The names that a config gives to the number of layers.
-DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 # Sizes: whole numbers from 1 on, or one for each layer.
 SIZES = frozenset(
     {
@@ -43,17 +43,17 @@ def check_values(title: str, described: dict[str, Any]) -> None:
     Raises:
         UserError: naming the key, what was expected and what was given.
     """
-    for path, value in leaves(title, described):
+    for path, value in config_leaves(title, described):
         if isinstance(value, float) and math.isnan(value):
-            raise wrong(title, path, value, "a number")
+            raise config_value_error(title, path, value, "a number")
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63:
-            raise wrong(title, path, value, "a number of at most 63 bits")
+            raise config_value_error(title, path, value, "a number of at most 63 bits")
         if isinstance(value, str) and re.search("[\ud800-\udfff]", value + path):
-            raise wrong(title, path, value, "text without a lone surrogate")
+            raise config_value_error(title, path, value, "text without a lone surrogate")
         check_size(title, path, value)
     kind = described.get("model_type")
     if not isinstance(kind, str) or not kind:
-        raise wrong(title, "model_type", kind, "the name of a model family")
+        raise config_value_error(title, "model_type", kind, "the name of a model family")
 
 
 def check_size(title: str, path: str, value: Any) -> None:
@@ -64,12 +64,12 @@ def check_size(title: str, path: str, value: Any) -> None:
     """
     part, _, key = path.rpartition(".")
     tower = part not in ("", "text_config") and (value is None or value == 0)
-    if key in DEPTH and not is_size(value, DEEPEST) and not tower:
-        raise wrong(title, path, value, f"a whole number from 1 to {DEEPEST}")
+    if key in DEPTH_KEYS and not is_size(value, DEEPEST) and not tower:
+        raise config_value_error(title, path, value, f"a whole number from 1 to {DEEPEST}")
     if key in SIZES and not is_size(value, LARGEST) and value is not None:
-        raise wrong(title, path, value, f"a whole number from 1 to {LARGEST}")
+        raise config_value_error(title, path, value, f"a whole number from 1 to {LARGEST}")
     if key in OBJECTS and value is not None:
-        raise wrong(title, path, value, "an object")
+        raise config_value_error(title, path, value, "an object")
 
 
 def is_size(value: Any, most: int) -> bool:
@@ -77,7 +77,7 @@ def is_size(value: Any, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
-def leaves(title: str, described: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def config_leaves(title: str, described: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Go through the values of a config that are no objects, with their dotted paths; those of a list have its path."""
     waiting: list[tuple[str, Any, int]] = [(key, value, 1) for key, value in described.items()]
     while waiting:
@@ -86,42 +86,42 @@ def leaves(title: str, described: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             raise UserError(f"{title}: {FILE}: {path[:80]} is nested more than {NESTED} levels deep")
         if isinstance(value, dict) and value:
             waiting += [(f"{path}.{key}", inner, level + 1) for key, inner in value.items()]
-        elif isinstance(value, list) and value and path.rpartition(".")[2] not in (*DEPTH, *OBJECTS):
+        elif isinstance(value, list) and value and path.rpartition(".")[2] not in (*DEPTH_KEYS, *OBJECTS):
             waiting += [(path, inner, level + 1) for inner in value]
         elif not isinstance(value, dict):
             yield path, value
 
 
-def wrong(title: str, path: str, value: Any, wanted: str) -> UserError:
+def config_value_error(title: str, path: str, value: Any, wanted: str) -> UserError:
     """Return the error for a value of the config."""
-    return UserError(f"{title}: {FILE}: {printable(path)} must be {wanted}, got {printable(repr(value))}")
+    return UserError(f"{title}: {FILE}: {shorten_text(path)} must be {wanted}, got {shorten_text(repr(value))}")
 
 
-def printable(text: str, most: int = 80) -> str:
+def shorten_text(text: str, most: int = 80) -> str:
     """Shorten a text that a file holds to one printable line."""
     line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
     return line if len(line) <= most else f"{line[:most]}..."
 
 
-def portable(value: Any) -> Any:
+def portable_value(value: Any) -> Any:
     """Return a config's value with its infinities written as transformers writes them, so that it is plain JSON."""
     if isinstance(value, dict):
-        return {key: portable(inner) for key, inner in value.items()}
+        return {key: portable_value(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [portable(inner) for inner in value]
+        return [portable_value(inner) for inner in value]
     if isinstance(value, float) and math.isinf(value):
         return {"__float__": "Infinity" if value > 0 else "-Infinity"}
     return value
 
 
-def without_choices(value: Any) -> Any:
+def without_code_choices(value: Any) -> Any:
     """Return a config, or a part of one, without the keys that choose code, kernels or the form of the output."""
     if isinstance(value, dict):
-        return {key: without_choices(inner) for key, inner in value.items() if not CHOICES.fullmatch(key)}
+        return {key: without_code_choices(inner) for key, inner in value.items() if not CHOICES.fullmatch(key)}
     return value
 
 
-def read(title: str, folder: Path, described: dict[str, Any]) -> "PreTrainedConfig":
+def read_model_config(title: str, folder: Path, described: dict[str, Any]) -> "PreTrainedConfig":
     """Have transformers read a config that :func:`check_values` has checked. Code that a model brings is never run.
 
     Args:
@@ -135,24 +135,24 @@ def read(title: str, folder: Path, described: dict[str, Any]) -> "PreTrainedConf
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from depthcut.model.checkpoint.loading import quiet
+    from depthcut.model.checkpoint.loading import quiet_transformers
 
     kind = described["model_type"]
     if kind not in CONFIG_MAPPING:
         own = " (it comes as code of its own, which is never run)" if "auto_map" in described else ""
-        raise UserError(f"{title}: {FILE}: transformers has no model_type={printable(repr(kind))}{own}")
-    used = without_choices(described)
+        raise UserError(f"{title}: {FILE}: transformers has no model_type={shorten_text(repr(kind))}{own}")
+    used = without_code_choices(described)
     if layers := used.get("num_nextn_predict_layers"):
         log.info("%s: its %s layers that predict later tokens (num_nextn_predict_layers) are left out", title, layers)
         used["num_nextn_predict_layers"] = 0
-    with explained(title, described), quiet(), tempfile.TemporaryDirectory() as clean:
+    with explain_config_errors(title, described), quiet_transformers(), tempfile.TemporaryDirectory() as clean:
         (Path(clean) / FILE).write_text(json.dumps(used), encoding="utf-8")
         config = AutoConfig.from_pretrained(clean, trust_remote_code=False, local_files_only=True)
     config.name_or_path = str(folder)
     return config
 
 
-def build(title: str, config: "PreTrainedConfig", described: dict[str, Any], most: int) -> "PreTrainedModel":
+def build_meta_model(title: str, config: "PreTrainedConfig", described: dict[str, Any], most: int) -> "PreTrainedModel":
     """Build the model of a config on the meta device, and stop once it has more than ``most`` parameters.
 
     Raises:
@@ -160,7 +160,7 @@ def build(title: str, config: "PreTrainedConfig", described: dict[str, Any], mos
     """
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
-    from depthcut.model.checkpoint.loading import quiet
+    from depthcut.model.checkpoint.loading import quiet_transformers
     from depthcut.model.decoder import layers as decoder_layers
 
     try:
@@ -175,14 +175,14 @@ def build(title: str, config: "PreTrainedConfig", described: dict[str, Any], mos
 
     hook = register_module_parameter_registration_hook(stop)
     try:
-        with explained(title, described), quiet():
-            return decoder_layers.skeleton(config)
+        with explain_config_errors(title, described), quiet_transformers():
+            return decoder_layers.meta_model(config)
     finally:
         hook.remove()
 
 
 @contextmanager
-def explained(title: str, described: dict[str, Any]) -> Generator[None]:
+def explain_config_errors(title: str, described: dict[str, Any]) -> Generator[None]:
     """Turn what transformers and torch raise for a wrong config into one line.
 
     Raises:
@@ -193,19 +193,19 @@ def explained(title: str, described: dict[str, Any]) -> Generator[None]:
     except UserError:
         raise
     except Exception as error:  # KeyError, AssertionError, ZeroDivisionError, ...: whatever the value breaks first
-        why = printable(f"{type(error).__name__}: {error}", 200)
-        key = culprit(described, error)
-        value = printable(repr(dict(leaves(title, described)).get(key)))
+        why = shorten_text(f"{type(error).__name__}: {error}", 200)
+        key = find_culprit(described, error)
+        value = shorten_text(repr(dict(config_leaves(title, described)).get(key)))
         named = f"{key}={value} is wrong" if key else "no model can be built"
         raise UserError(f"{title}: {FILE}: {named} ({why})") from None
 
 
-def culprit(described: dict[str, Any], error: Exception) -> str:
+def find_culprit(described: dict[str, Any], error: Exception) -> str:
     """Return the path of the value that an error is about: it names the key, or the value; empty if neither."""
     said = str(error)
     if "adding_idx" in said:
         said += " pad_token_id"
-    found = dict(leaves("the model", described))
+    found = dict(config_leaves("the model", described))
     keys = [path for path in found if re.search(rf"(?<!\w){re.escape(path.rpartition('.')[2])}(?!\w)", said)]
     values = [path for path, value in found.items() if isinstance(value, str) and value and value in said]
     return max(keys or values, key=lambda path: len(path.rpartition(".")[2]), default="")

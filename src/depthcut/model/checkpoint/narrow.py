@@ -5,36 +5,41 @@ from typing import TYPE_CHECKING, Any, cast
 
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
-from depthcut.model.checkpoint.loading import MEND, Form
-from depthcut.model.checkpoint.tensors import Slice
+from depthcut.model.checkpoint.loading import REFETCH_HINT, LoadConfig
+from depthcut.model.checkpoint.tensors import LazyTensor
 from depthcut.model.decoder import layers, sublayers
 from depthcut.model.surgery.width import slicing
-from depthcut.model.surgery.width.widths import FILE, Widths
+from depthcut.model.surgery.width.widths import WIDTHS_FILE, Widths
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def build(
-    title: str, config: "PreTrainedConfig", tensors: Mapping[str, Slice], plan: Plan, widths: Widths, form: Form
+def build_narrow_model(
+    title: str,
+    config: "PreTrainedConfig",
+    tensors: Mapping[str, LazyTensor],
+    plan: Plan,
+    widths: Widths,
+    form: LoadConfig,
 ) -> "PreTrainedModel":
     """Build the model of ``config`` as narrow as ``widths``, fill it, in eval mode; messages call it ``title``.
 
     Raises:
         UserError: if a tensor is missing, or as wide as the widths do not say.
     """
-    kind: Any = type(layers.skeleton(config))
+    kind: Any = type(layers.meta_model(config))
 
     class Narrow(kind):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             if plan.unit != "layer":
-                sublayers.remove(self, plan)
-            slicing.narrow(self, widths)
+                sublayers.remove_sublayers(self, plan)
+            slicing.narrow_model(self, widths)
 
     Narrow.__name__ = kind.__name__
-    with loading.quiet():
+    with loading.quiet_transformers():
         model, found = Narrow.from_pretrained(
             None,
             config=config,
@@ -45,6 +50,6 @@ def build(
             output_loading_info=True,
         )
     if wrong := sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]):
-        raise UserError(f"{title}: its files hold no {wrong[0]} of the width that {FILE} says; {MEND}")
+        raise UserError(f"{title}: its files hold no {wrong[0]} of the width that {WIDTHS_FILE} says; {REFETCH_HINT}")
     model.__class__ = kind
     return cast("PreTrainedModel", model).eval()

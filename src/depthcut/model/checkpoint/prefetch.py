@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from depthcut.model.checkpoint.tensors import Slice
+from depthcut.model.checkpoint.tensors import LazyTensor
 
-READERS = 8  # one reader does not fill a fast disk
-PIECE = 32 << 20  # bytes that a reader takes at a time
+READER_THREADS = 8  # one reader does not fill a fast disk
+READ_BYTES = 32 << 20  # bytes that a reader takes at a time
 
 
-class Arrival:
+class PendingTensor:
     """A tensor on its way."""
 
-    def __init__(self, one: Slice, bytes_N: Tensor, pieces: list[Future[None]]) -> None:
+    def __init__(self, one: LazyTensor, bytes_N: Tensor, pieces: list[Future[None]]) -> None:
         self._one = one
         self._bytes_N = bytes_N
         self._pieces = pieces
@@ -37,39 +37,41 @@ class Arrival:
         return self._one.shaped(self._bytes_N)
 
 
-class Readers:
+class ReaderPool:
     """Threads that bring tensors onto ``device``.
 
     To a GPU each goes through pinned memory of its own, used again and again: fresh memory costs as much as the disk.
     """
 
     def __init__(self, device: str) -> None:
-        self.device = exactly(device)
-        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self.device = resolve_device(device)
+        self._threads = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="reader")
         self._own = threading.local()
 
-    def begin(self, one: Slice) -> Arrival:
+    def begin(self, one: LazyTensor) -> PendingTensor:
         """Begin to read a tensor."""
         with torch.inference_mode(False):  # which holds for a thread: the readers could not write into what it makes
             bytes_N = torch.empty(one.nbytes, dtype=torch.uint8, device=self.device)
         # The memory may have been freed while work that reads it was still queued: copies into it wait for that.
         free: Any = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
-        starts = range(0, one.nbytes, PIECE)
+        starts = range(0, one.nbytes, READ_BYTES)
         read = self._threads.submit
-        return Arrival(one, bytes_N, [read(self._read, one, at, bytes_N[at : at + PIECE], free) for at in starts])
+        return PendingTensor(
+            one, bytes_N, [read(self._read, one, at, bytes_N[at : at + READ_BYTES], free) for at in starts]
+        )
 
     def close(self) -> None:
         """Read no more."""
         self._threads.shutdown(cancel_futures=True)
 
-    def _read(self, one: Slice, start: int, target_N: Tensor, free: Any) -> None:
+    def _read(self, one: LazyTensor, start: int, target_N: Tensor, free: Any) -> None:
         if free is None:
             one.fill(start, target_N)
             return
         with torch.cuda.device(self.device):
             if not hasattr(self._own, "stream"):
                 self._own.stream = torch.cuda.Stream()
-                self._own.buffer = torch.empty(PIECE, dtype=torch.uint8, pin_memory=True)
+                self._own.buffer = torch.empty(READ_BYTES, dtype=torch.uint8, pin_memory=True)
             piece_N = self._own.buffer[: len(target_N)]
             one.fill(start, piece_N)
             with torch.cuda.stream(self._own.stream):
@@ -78,7 +80,7 @@ class Readers:
             self._own.stream.synchronize()
 
 
-class Ahead:
+class Prefetcher:
     """Tensors of which the next ones are on their way, at most ``room`` bytes with the one that is at work.
 
     Args:
@@ -89,14 +91,14 @@ class Ahead:
         room: bytes; one tensor may always be on its way.
     """
 
-    def __init__(self, readers: Readers, tensors: Mapping[str, Slice], order: Iterable[str], room: int) -> None:
-        self.lazy = {name: Lazy(self, name, one) for name, one in tensors.items()}
+    def __init__(self, readers: ReaderPool, tensors: Mapping[str, LazyTensor], order: Iterable[str], room: int) -> None:
+        self.lazy = {name: PrefetchedTensor(self, name, one) for name, one in tensors.items()}
         self.out_of_turn = 0
         self._readers = readers
         self._tensors = tensors
         self._room = room
         self._next = dict.fromkeys(order)
-        self._coming: dict[str, Arrival] = {}
+        self._coming: dict[str, PendingTensor] = {}
         self._taken = 0
         self._at_work = 0
         self.claimed: Callable[[], object] = lambda: None
@@ -122,10 +124,10 @@ class Ahead:
         self._coming[name] = self._readers.begin(self._tensors[name])
 
 
-class Lazy:
+class PrefetchedTensor:
     """What transformers takes in place of a tensor: indexing gives it."""
 
-    def __init__(self, ahead: Ahead, name: str, one: Slice) -> None:
+    def __init__(self, ahead: Prefetcher, name: str, one: LazyTensor) -> None:
         self._ahead = ahead
         self._name = name
         self._one = one
@@ -147,26 +149,26 @@ class Lazy:
         return self._ahead.claim(self._name)[index]
 
 
-def exactly(device: str) -> torch.device:
+def resolve_device(device: str) -> torch.device:
     """The GPU that ``cuda`` means here: in a thread it would mean the first one."""
     return torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
 
 
 @contextmanager
-def reading(
-    tensors: Mapping[str, Slice],
+def prefetched_tensors(
+    tensors: Mapping[str, LazyTensor],
     order: Iterable[str],
     room: int,
     device: str,
     claimed: Callable[[], object] = lambda: None,
-) -> Generator[Mapping[str, Lazy]]:
-    """Inside the ``with``, tensors that arrive on ``device`` when they are indexed; as :class:`Ahead`.
+) -> Generator[Mapping[str, PrefetchedTensor]]:
+    """Inside the ``with``, tensors that arrive on ``device`` when they are indexed; as :class:`Prefetcher`.
 
     ``claimed`` is called for each.
     """
-    readers = Readers(device)
+    readers = ReaderPool(device)
     try:
-        found = Ahead(readers, tensors, order, room)
+        found = Prefetcher(readers, tensors, order, room)
         found.claimed = claimed
         yield found.lazy
     finally:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from depthcut.model.checkpoint.headers import Entry
+from depthcut.model.checkpoint.headers import TensorEntry
 from depthcut.runtime.errors import UserError
 
 FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
@@ -31,7 +31,7 @@ def check_config(title: str, described: Mapping[str, Any]) -> None:
                 raise UserError(f"{title} is quantised already ({str(named)[:80]}); {MEND}")
 
 
-def check_entries(title: str, entries: Mapping[str, Entry]) -> None:
+def check_entries(title: str, entries: Mapping[str, TensorEntry]) -> None:
     """Refuse a file whose tensors are those of a quantised model.
 
     Raises:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import files, loading
-from depthcut.model.checkpoint.files import Folder, Hashes
-from depthcut.model.checkpoint.loading import Form
-from depthcut.model.checkpoint.tensors import INDEX, Shards, Slice
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.loading import LoadConfig
+from depthcut.model.checkpoint.tensors import INDEX_FILE, LazyTensor, TensorFiles
 from depthcut.runtime import store
 
 if TYPE_CHECKING:
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 FORMAT = 1
-SHARD = 1000 << 20  # bytes of weights a file: so much is on the host while they are written
-SPARE = 1 << 30  # bytes of the disk that are left alone
+SHARD_BYTES = 1000 << 20  # bytes of weights a file: so much is on the host while they are written
+SPARE_BYTES = 1 << 30  # bytes of the disk that are left alone
 log = logging.getLogger("depthcut")
 
-Fill = Callable[["PreTrainedConfig", Mapping[str, Slice]], "PreTrainedModel"]
-Tensors = Callable[[], Mapping[str, Slice]]
+BuildModel = Callable[["PreTrainedConfig", Mapping[str, LazyTensor]], "PreTrainedModel"]
+ReadTensors = Callable[[], Mapping[str, LazyTensor]]
 
 
-def named(digest: str, plan: Plan, form: Form) -> str:
+def quantised_weights_digest(digest: str, plan: Plan, form: LoadConfig) -> str:
     """Name the weights that ``plan`` leaves of the model ``digest`` by all that they depend on."""
-    how: Any = loading.quantiser(form.quantise, form.dtype)
-    return store.digest(
+    how: Any = loading.bitsandbytes_config(form.quantise, form.dtype)
+    return store.content_digest(
         {
             "format": FORMAT,
             "model": digest,
@@ -51,8 +51,8 @@ def named(digest: str, plan: Plan, form: Form) -> str:
     )
 
 
-def load(
-    folder: Path | None, config: "PreTrainedConfig", form: Form, fill: Fill, tensors: Tensors
+def load_quantised(
+    folder: Path | None, config: "PreTrainedConfig", form: LoadConfig, fill: BuildModel, tensors: ReadTensors
 ) -> "PreTrainedModel":
     """Load the model of ``config`` from ``folder``; where it is not there whole, fill it anew and keep it there.
 
@@ -69,37 +69,37 @@ def load(
     if folder is None:
         return fill(config, tensors())
     made: list[PreTrainedModel] = []
-    hashes = Hashes(folder.parent / "hashes.json")
+    hashes = HashCache(folder.parent / "hashes.json")
 
     def make(new: Path) -> None:
         made.append(fill(config, tensors()))
-        write(made[0], new)
+        write_quantised(made[0], new)
 
     with ThreadPoolExecutor() as readers, suppress(OSError):  # what cannot be read is made again
         list(readers.map(hashes, folder.glob("*.safetensors")))
     try:
-        files.kept(folder, make, hashes)
+        files.cached_model_folder(folder, make, hashes)
     except OSError as error:
         if not made:
             raise
         log.warning("the quantised weights are not kept: %s", error)
         return made[0]
     if not made:
-        shards = Shards(Folder(folder, hashes))
-        return fill(quantised(config, form), shards.slices(shards.homes))
+        shards = TensorFiles(ModelFolder(folder, hashes))
+        return fill(quantised_config(config, form), shards.slices(shards.homes))
     hashes.note({folder / name: content for name, content in store.Manifest.read(folder).hashes.items()})
     return made[0]
 
 
-def quantised(config: "PreTrainedConfig", form: Form) -> "PreTrainedConfig":
+def quantised_config(config: "PreTrainedConfig", form: LoadConfig) -> "PreTrainedConfig":
     """The config of a model whose weights are quantised already."""
     described: Any = copy.deepcopy(config)
-    how: Any = loading.quantiser(form.quantise, form.dtype)
+    how: Any = loading.bitsandbytes_config(form.quantise, form.dtype)
     described.quantization_config = how.to_dict()
     return described
 
 
-def write(model: "PreTrainedModel", folder: Path) -> None:
+def write_quantised(model: "PreTrainedModel", folder: Path) -> None:
     """Write what ``model`` holds into files of at most ``SHARD`` bytes, or of one tensor, and their index.
 
     Raises:
@@ -107,21 +107,23 @@ def write(model: "PreTrainedModel", folder: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    state = own(model.state_dict())
+    state = unique_tensors(model.state_dict())
     size, free = sum(tensor.nbytes for tensor in state.values()), shutil.disk_usage(folder).free
-    if size + SPARE > free:
+    if size + SPARE_BYTES > free:
         raise OSError(f"they take {size / 1e9:.1f} GB, and {folder.parent} has {free / 1e9:.1f} GB left")
     homes: dict[str, str] = {}
     with ThreadPoolExecutor() as hashing:
-        for number, names in enumerate(shared_out(state)):
+        for number, names in enumerate(split_shards(state)):
             path = folder / f"model-{number:05}.safetensors"
             save_file({name: state[name].contiguous().cpu() for name in names}, path)
-            hashing.submit(store.sha256, path)  # remembered; one after the other they would take longer than all else
+            hashing.submit(
+                store.file_sha256, path
+            )  # remembered; one after the other they would take longer than all else
             homes |= dict.fromkeys(names, path.name)
-    store.write_json(folder / INDEX, {"weight_map": homes})
+    store.write_json(folder / INDEX_FILE, {"weight_map": homes})
 
 
-def own(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+def unique_tensors(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """A model's tensors by name, one that has several names once."""
     seen: set[tuple[int, int]] = set()
     found: dict[str, Tensor] = {}
@@ -133,14 +135,14 @@ def own(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     return found
 
 
-def shared_out(state: "dict[str, Tensor]") -> list[list[str]]:
+def split_shards(state: "dict[str, Tensor]") -> list[list[str]]:
     """The names, in their order, a file's at a time."""
     shares: list[list[str]] = []
     left = 0
     for name, tensor in state.items():
         if not shares or tensor.nbytes > left:
             shares.append([])
-            left = SHARD
+            left = SHARD_BYTES
         shares[-1].append(name)
         left -= tensor.nbytes
     return shares

@@ -13,32 +13,32 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from depthcut.model.checkpoint.files import Files, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFiles
 from depthcut.runtime import documents, store
 from depthcut.runtime.errors import UserError
 
 # Everything small that a config or a tokenizer may be made of.
-SMALL = frozenset({".json", ".model", ".txt", ".jinja"})
+SMALL_SUFFIXES = frozenset({".json", ".model", ".txt", ".jinja"})
 
 
-class Repo(Files):
+class HubRepository(ModelFiles):
     """A repository on the hub, at one commit, through the hub's own client and its cache on this machine.
 
     Raises:
         UserError: if there is no such repository or revision, or it can neither be reached nor found on this machine.
     """
 
-    def __init__(self, repo: str, revision: str | None, cache: Path, hashes: Hashes) -> None:
+    def __init__(self, repo: str, revision: str | None, cache: Path, hashes: HashCache) -> None:
         self.repo = repo
         self.title = repo
         self.hashes = hashes
-        self.listing, self.unreached = listed(repo, revision or "main", cache)
+        self.listing, self.unreached = list_repository(repo, revision or "main", cache)
         self.names = frozenset(self.listing.files)
 
     @property
     @override
     def folder(self) -> Path:
-        small = [name for name in sorted(self.names) if "/" not in name and Path(name).suffix in SMALL]
+        small = [name for name in sorted(self.names) if "/" not in name and Path(name).suffix in SMALL_SUFFIXES]
         for name in small:
             self.path(name)
         return self.path("config.json").parent
@@ -53,9 +53,9 @@ class Repo(Files):
         try:
             if self.unreached:  # the client would try again and again
                 raise self.unreached
-            with explained(self.repo, name):
+            with translate_hub_errors(self.repo, name):
                 return Path(hf_hub_download(self.repo, name, revision=self.listing.commit))
-        except HubUnreachedError as why:
+        except HubUnreachableError as why:
             mend = f"connect and run again, or `hf download {self.repo}` where there is a network"
             raise UserError(f"{name} of {self.repo} is not on this machine and {why}; {mend}") from None
 
@@ -76,14 +76,14 @@ class Repo(Files):
 
 
 @dataclass(frozen=True)
-class Listing:
+class RepositoryListing:
     """What a repository holds at a commit: each file's SHA-256, where the hub keeps one (it does for weights)."""
 
     commit: str
     files: dict[str, str | None]
 
 
-def listed(repo: str, revision: str, cache: Path) -> "tuple[Listing, HubUnreachedError | None]":
+def list_repository(repo: str, revision: str, cache: Path) -> "tuple[RepositoryListing, HubUnreachableError | None]":
     """List a repository: from memory if ``revision`` is a commit, else from the hub, else from this machine.
 
     Returns:
@@ -94,14 +94,14 @@ def listed(repo: str, revision: str, cache: Path) -> "tuple[Listing, HubUnreache
     """
     from huggingface_hub import constants
 
-    memory = cache / "hub" / f"{store.digest([constants.ENDPOINT, repo, revision])}.json"
-    known = remembered(memory)
+    memory = cache / "hub" / f"{store.content_digest([constants.ENDPOINT, repo, revision])}.json"
+    known = read_listing(memory)
     if known and known.commit == revision:
         return known, None
     try:
-        found = asked(repo, revision)
-    except HubUnreachedError as why:
-        found = known or downloaded(repo, revision)
+        found = fetch_listing(repo, revision)
+    except HubUnreachableError as why:
+        found = known or cached_listing(repo, revision)
         if not found:
             raise UserError(f"{repo} is not on this machine and {why}; connect, or name a local folder") from None
         return found, why
@@ -110,14 +110,14 @@ def listed(repo: str, revision: str, cache: Path) -> "tuple[Listing, HubUnreache
     return found, None
 
 
-def remembered(memory: Path) -> Listing | None:
+def read_listing(memory: Path) -> RepositoryListing | None:
     """What an earlier run wrote down."""
-    content = documents.found(memory) or {}
+    content = documents.read_json_if_present(memory) or {}
     commit, files = content.get("commit"), content.get("files")
-    return Listing(commit, files) if isinstance(commit, str) and isinstance(files, dict) else None
+    return RepositoryListing(commit, files) if isinstance(commit, str) and isinstance(files, dict) else None
 
 
-def asked(repo: str, revision: str) -> Listing:
+def fetch_listing(repo: str, revision: str) -> RepositoryListing:
     """What the hub says. Its client then knows the commit behind ``revision`` too, and finds it without a network.
 
     Raises:
@@ -126,15 +126,17 @@ def asked(repo: str, revision: str) -> Listing:
     """
     from huggingface_hub import HfApi, hf_hub_download
 
-    with explained(repo, revision):
+    with translate_hub_errors(repo, revision):
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     assert info.sha and info.siblings is not None
-    with explained(repo, "config.json"):
+    with translate_hub_errors(repo, "config.json"):
         hf_hub_download(repo, "config.json", revision=revision)
-    return Listing(info.sha, {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings})
+    return RepositoryListing(
+        info.sha, {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings}
+    )
 
 
-def downloaded(repo: str, revision: str) -> Listing | None:
+def cached_listing(repo: str, revision: str) -> RepositoryListing | None:
     """What of the repository the hub's client has in its cache; there a file of weights is named by its SHA-256."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -143,17 +145,17 @@ def downloaded(repo: str, revision: str) -> Listing | None:
         return None
     snapshot = Path(config).parent
     blobs = {path.name: path.resolve().name for path in snapshot.iterdir() if path.is_file()}
-    return Listing(
+    return RepositoryListing(
         snapshot.name, {name: blob if re.fullmatch("[0-9a-f]{64}", blob) else None for name, blob in blobs.items()}
     )
 
 
-class HubUnreachedError(Exception):
+class HubUnreachableError(Exception):
     """The hub gave no answer; it says why."""
 
 
 @contextmanager
-def explained(repo: str, wanted: str) -> Generator[None]:
+def translate_hub_errors(repo: str, wanted: str) -> Generator[None]:
     """Turn what the hub's client raises into one line that names the mend.
 
     Raises:
@@ -165,15 +167,15 @@ def explained(repo: str, wanted: str) -> Generator[None]:
     try:
         yield
     except Exception as error:  # what stands for a dead network depends on the client's version
-        if no := refusal(error, repo, wanted):
+        if no := describe_hub_error(error, repo, wanted):
             raise UserError(no) from None
         cause = error.__cause__ or error
         offline = isinstance(cause, errors.OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else " ".join(str(cause).split())[:200]
-        raise HubUnreachedError(f"{constants.ENDPOINT} did not deliver ({why})") from None
+        raise HubUnreachableError(f"{constants.ENDPOINT} did not deliver ({why})") from None
 
 
-def refusal(error: Exception, repo: str, wanted: str) -> str | None:
+def describe_hub_error(error: Exception, repo: str, wanted: str) -> str | None:
     """What an error of the hub's client says to a person; None if it is about the network."""
     from huggingface_hub import constants, errors
 

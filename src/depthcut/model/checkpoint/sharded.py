@@ -23,9 +23,9 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
 from depthcut.cut.plan import Plan
-from depthcut.model.checkpoint.loading import Form
-from depthcut.model.checkpoint.prefetch import Arrival, Readers
-from depthcut.model.checkpoint.streaming import Frame
+from depthcut.model.checkpoint.loading import LoadConfig
+from depthcut.model.checkpoint.prefetch import PendingTensor, ReaderPool
+from depthcut.model.checkpoint.streaming import Scaffold
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.runtime import ranks
 from depthcut.runtime.errors import UserError
@@ -34,12 +34,12 @@ from depthcut.runtime.progress import track
 if TYPE_CHECKING:
     from depthcut.model.checkpoint.checkpoint import Checkpoint
 
-END, LOAD = -1, -2  # what the first process says beside the numbers of layers
-PATIENCE = timedelta(days=7)  # of processes that wait for the first one's word
+STOP_REQUEST, LOAD_REQUEST = -1, -2  # what the first process says beside the numbers of layers
+REQUEST_TIMEOUT = timedelta(days=7)  # of processes that wait for the first one's word
 log = logging.getLogger("depthcut")
 
 
-class Spread(nn.ModuleList):
+class ShardedLayers(nn.ModuleList):
     """Layers of which every process holds a share.
 
     Attributes:
@@ -70,11 +70,11 @@ class Spread(nn.ModuleList):
                 "the model is in shares, which the processes put together to heal it and to evaluate it, and for "
                 "nothing else; take heal.strategy=ddp with GPUs that have room for it, or stream=never"
             )
-        tell(number)
+        broadcast_request(number)
         layer = self[number]
-        there = shares(layer)
+        there = sharded_parameters(layer)
         for module, name, share in there:
-            module.register_parameter(name, nn.Parameter(gathered(share), requires_grad=False))
+            module.register_parameter(name, nn.Parameter(gather_shards(share), requires_grad=False))
         try:
             yield layer
         finally:
@@ -82,7 +82,9 @@ class Spread(nn.ModuleList):
                 module.register_parameter(name, share)
 
 
-def led(device: str, model: Callable[[], nn.Module], work: Callable[[Callable[[], nn.Module]], object]) -> None:
+def run_on_first_rank(
+    device: str, model: Callable[[], nn.Module], work: Callable[[Callable[[], nn.Module]], object]
+) -> None:
     """Have the first process do ``work``, which runs a model in shares; then the others, who find on file what it left.
 
     Args:
@@ -90,45 +92,45 @@ def led(device: str, model: Callable[[], nn.Module], work: Callable[[Callable[[]
         model: loads it, or gives it where it is loaded.
         work: is given what gives the model.
     """
-    meet(device)
-    if ranks.rank():
-        serve(model)
+    ensure_process_group(device)
+    if ranks.global_rank():
+        serve_shards(model)
         work(model)
         return
-    stacks: list[Spread] = []
+    stacks: list[ShardedLayers] = []
 
     def together() -> nn.Module:
-        tell(LOAD)
+        broadcast_request(LOAD_REQUEST)
         found = model()
-        stacks.append(layers(found))
+        stacks.append(sharded_layers(found))
         stacks[-1].leading = True
         return found
 
     work(together)
     for stack in stacks:
         stack.leading = False
-    tell(END)
+    broadcast_request(STOP_REQUEST)
 
 
-def serve(model: Callable[[], nn.Module]) -> None:
+def serve_shards(model: Callable[[], nn.Module]) -> None:
     """Hand the first process this one's share of the layers that it asks for, until it has done."""
-    stack = Spread()
-    while (number := told()) != END:
-        if number == LOAD:
-            stack = layers(model())
+    stack = ShardedLayers()
+    while (number := receive_request()) != STOP_REQUEST:
+        if number == LOAD_REQUEST:
+            stack = sharded_layers(model())
         else:
-            for _, _, share in shares(stack[number]):
-                gathered(share)
+            for _, _, share in sharded_parameters(stack[number]):
+                gather_shards(share)
 
 
-def layers(model: nn.Module) -> Spread:
+def sharded_layers(model: nn.Module) -> ShardedLayers:
     """The layers of a model in shares."""
-    stack = decoder_layers.layers(model)
-    assert isinstance(stack, Spread)
+    stack = decoder_layers.layer_list(model)
+    assert isinstance(stack, ShardedLayers)
     return stack
 
 
-def load(checkpoint: "Checkpoint", plan: Plan | None, form: Form) -> PreTrainedModel:
+def load_sharded(checkpoint: "Checkpoint", plan: Plan | None, form: LoadConfig) -> PreTrainedModel:
     """Read this process's share of the layers that ``plan`` keeps, and all that is beside them.
 
     Args:
@@ -137,23 +139,23 @@ def load(checkpoint: "Checkpoint", plan: Plan | None, form: Form) -> PreTrainedM
         form: how it lies in memory; not quantised.
 
     Returns:
-        A model in eval mode, which runs inside of :func:`led` alone; what it counts of parameters is what all hold.
+        A model in eval mode, which runs inside of :func:`run_on_first_rank` alone; what it counts of parameters is what all hold.
 
     Raises:
-        UserError: as :class:`depthcut.model.checkpoint.streaming.Frame`.
+        UserError: as :class:`depthcut.model.checkpoint.streaming.Scaffold`.
     """
-    meet(form.device)
-    frame, readers = Frame(checkpoint, plan, form), Readers(form.device)
-    stack = Spread(frame.bare)
+    ensure_process_group(form.device)
+    frame, readers = Scaffold(checkpoint, plan, form), ReaderPool(form.device)
+    stack = ShardedLayers(frame.bare)
     model = frame.load(stack)
     for number in frame.firsts:
-        cut(stack[number])
+        shard_layer(stack[number])
     numbers = [number for number in range(len(stack)) if number not in frame.firsts]
     try:
-        coming = begin(frame, readers, numbers[0]) if numbers else {}
+        coming = prefetch_shard(frame, readers, numbers[0]) if numbers else {}
         for number, after in zip(track(numbers, "loading: layers", len(numbers)), [*numbers[1:], None], strict=True):
-            arrived, coming = coming, {} if after is None else begin(frame, readers, after)
-            stack[number] = frame.filled(number, partial(placed, arrived, form))
+            arrived, coming = coming, {} if after is None else prefetch_shard(frame, readers, after)
+            stack[number] = frame.filled(number, partial(place_shard, arrived, form))
     finally:
         readers.close()
     for number, layer in enumerate(stack):
@@ -161,90 +163,92 @@ def load(checkpoint: "Checkpoint", plan: Plan | None, form: Form) -> PreTrainedM
     return model
 
 
-def begin(frame: Frame, readers: Readers, number: int) -> dict[str, Arrival]:
+def prefetch_shard(frame: Scaffold, readers: ReaderPool, number: int) -> dict[str, PendingTensor]:
     """Begin to read this process's rows of a layer."""
     tensors = frame.tensors(number)
-    return {name: readers.begin(one.rows(*own(one.get_shape()[0]))) for name, one in tensors.items()}
+    return {name: readers.begin(one.rows(*own_rows(one.get_shape()[0]))) for name, one in tensors.items()}
 
 
-def placed(arrived: dict[str, Arrival], form: Form, name: str, bare: nn.Parameter) -> nn.Parameter:
+def place_shard(arrived: dict[str, PendingTensor], form: LoadConfig, name: str, bare: nn.Parameter) -> nn.Parameter:
     """What takes the place of ``bare``: this process's rows of it, which have arrived under this name."""
-    return shared(arrived.pop(name).tensor().to(form.dtype), bare.shape)
+    return make_sharded_parameter(arrived.pop(name).tensor().to(form.dtype), bare.shape)
 
 
-def cut(layer: nn.Module) -> None:
+def shard_layer(layer: nn.Module) -> None:
     """Leave of a whole layer this process's share."""
     for module in layer.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
-            rows = weight.data[slice(*own(len(weight)))].clone()
-            module.register_parameter(name, shared(rows, weight.shape))
+            rows = weight.data[slice(*own_rows(len(weight)))].clone()
+            module.register_parameter(name, make_sharded_parameter(rows, weight.shape))
 
 
-def own(rows: int) -> tuple[int, int]:
+def own_rows(rows: int) -> tuple[int, int]:
     """The rows of so many that this process holds, half-open: as ``torch.chunk``, and FSDP2, share them out."""
-    size = -(-rows // ranks.world())
-    return min(rows, ranks.rank() * size), min(rows, (ranks.rank() + 1) * size)
+    size = -(-rows // ranks.world_size())
+    return min(rows, ranks.global_rank() * size), min(rows, (ranks.global_rank() + 1) * size)
 
 
-def shared(rows: Tensor, shape: torch.Size) -> nn.Parameter:
+def make_sharded_parameter(rows: Tensor, shape: torch.Size) -> nn.Parameter:
     """A parameter of this shape, of which this process holds ``rows``."""
     stride = torch.empty(shape, device="meta").stride()
-    tensor = DTensor.from_local(rows, mesh(rows.device.type), [Shard(0)], run_check=False, shape=shape, stride=stride)
+    tensor = DTensor.from_local(
+        rows, device_mesh(rows.device.type), [Shard(0)], run_check=False, shape=shape, stride=stride
+    )
     return nn.Parameter(tensor, requires_grad=False)
 
 
-def shares(layer: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+def sharded_parameters(layer: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
     """The parameters of a layer that are in shares: whose they are, their names there, and they."""
     every = [(part, name, each) for part in layer.modules() for name, each in part.named_parameters(recurse=False)]
     return [(part, name, each) for part, name, each in every if isinstance(each, DTensor)]
 
 
-def gathered(share: Any) -> Tensor:
+def gather_shards(share: Any) -> Tensor:
     """The whole of which each process holds a share: in the first process; the others send theirs."""
     rows, shape = share.to_local().detach(), share.shape
-    size = -(-shape[0] // ranks.world())
+    size = -(-shape[0] // ranks.world_size())
     mine = rows.contiguous()
     if len(rows) < size:
         mine = rows.new_zeros(size, *shape[1:])
         mine[: len(rows)] = rows
-    first = not ranks.rank()
-    whole = rows.new_empty(size * ranks.world() if first else 0, *shape[1:])
+    first = not ranks.global_rank()
+    whole = rows.new_empty(size * ranks.world_size() if first else 0, *shape[1:])
     # As bytes: not every backend knows every type.
-    into = list(whole.view(-1).view(torch.uint8).chunk(ranks.world())) if first else None
+    into = list(whole.view(-1).view(torch.uint8).chunk(ranks.world_size())) if first else None
     dist.gather(mine.view(-1).view(torch.uint8), into)
     return whole[: shape[0]]
 
 
-def tell(number: int) -> None:
+def broadcast_request(number: int) -> None:
     """Tell the other processes what the first one wants of them."""
-    dist.broadcast(torch.tensor(number), 0, group=words())
+    dist.broadcast(torch.tensor(number), 0, group=request_group())
 
 
-def told() -> int:
+def receive_request() -> int:
     """What the first process wants."""
-    number = torch.tensor(END)
-    dist.broadcast(number, 0, group=words())
+    number = torch.tensor(STOP_REQUEST)
+    dist.broadcast(number, 0, group=request_group())
     return int(number)
 
 
 @cache
-def words() -> dist.ProcessGroup:
+def request_group() -> dist.ProcessGroup:
     """Through what the processes talk: beside what moves weights, which may wait for no more than minutes."""
-    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=PATIENCE))
+    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=REQUEST_TIMEOUT))
 
 
 @cache
-def mesh(kind: str) -> DeviceMesh:
+def device_mesh(kind: str) -> DeviceMesh:
     """The processes, in a row."""
-    return init_device_mesh(kind, (ranks.world(),))
+    return init_device_mesh(kind, (ranks.world_size(),))
 
 
-def meet(device: str) -> None:
+def ensure_process_group(device: str) -> None:
     """Have the processes meet, as Lightning will: it finds that they have."""
     if dist.is_initialized():
         return
-    here = ranks.environment()
+    here = ranks.cluster_environment()
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = here.main_address, str(here.main_port)
     backend = "nccl" if device.startswith("cuda") else "gloo"
-    dist.init_process_group(backend, rank=ranks.rank(), world_size=ranks.world())
+    dist.init_process_group(backend, rank=ranks.global_rank(), world_size=ranks.world_size())
     atexit.register(dist.destroy_process_group)

@@ -15,8 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
-from depthcut.model.checkpoint.prefetch import Arrival, Readers
-from depthcut.model.checkpoint.tensors import Slice
+from depthcut.model.checkpoint.prefetch import PendingTensor, ReaderPool
+from depthcut.model.checkpoint.tensors import LazyTensor
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder import sublayers
 from depthcut.runtime import devices
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from depthcut.model.checkpoint.checkpoint import Checkpoint
     from depthcut.study.lab import Lab
 
-META = torch.device("meta")
+META_DEVICE = torch.device("meta")
 
 
-class Frame:
+class Scaffold:
     """Embeddings, the first layer of each kind, final norm and head, around layers on the meta device.
 
     Attributes:
@@ -45,17 +45,17 @@ class Frame:
         UserError: if the layers' tensors in the files are not named, or not laid out, as those in the model.
     """
 
-    def __init__(self, checkpoint: "Checkpoint", plan: Plan | None, form: loading.Form) -> None:
+    def __init__(self, checkpoint: "Checkpoint", plan: Plan | None, form: loading.LoadConfig) -> None:
         self.checkpoint = checkpoint
         self.plan = plan or Plan(checkpoint.depth, ())
         self.form = form
         whole = self.plan.unit == "layer" and self.plan.drop
-        self.config = decoder_layers.trimmed(checkpoint.config, self.plan.drop) if whole else checkpoint.config
-        model = decoder_layers.skeleton(self.config)
+        self.config = decoder_layers.trimmed_config(checkpoint.config, self.plan.drop) if whole else checkpoint.config
+        model = decoder_layers.meta_model(self.config)
         if self.plan.unit != "layer":
-            sublayers.remove(model, self.plan)
-        self.bare = list(decoder_layers.layers(model))
-        self.firsts = first_of_each_kind(self.config)
+            sublayers.remove_sublayers(model, self.plan)
+        self.bare = list(decoder_layers.layer_list(model))
+        self.firsts = first_layer_per_type(self.config)
 
     def load(self, stack: nn.ModuleList) -> PreTrainedModel:
         """Read the frame, put it around ``stack``, whose first layers it replaces, and give the model."""
@@ -63,15 +63,15 @@ class Frame:
         plan = Plan(self.plan.depth, tuple(old for old in range(self.plan.depth) if old not in kept))
         dtype: Any = str(self.form.dtype).removeprefix("torch.")
         model = self.checkpoint.load(plan, quantise=self.form.quantise, dtype=dtype, device=self.form.device)
-        for number, layer in zip(self.firsts, decoder_layers.layers(model), strict=True):
+        for number, layer in zip(self.firsts, decoder_layers.layer_list(model), strict=True):
             stack[number] = layer
         self.first = stack[self.firsts[0]]
-        decoder_layers.install(model, stack, self.config)
+        decoder_layers.install_layers(model, stack, self.config)
         if self.plan.unit != "layer":
-            sublayers.remove(model, self.plan)
+            sublayers.remove_sublayers(model, self.plan)
         return model
 
-    def tensors(self, number: int) -> dict[str, Slice]:
+    def tensors(self, number: int) -> dict[str, LazyTensor]:
         """A layer's tensors by their names in the layer, unread."""
         old = self.plan.keep[number]
         prefix = f"{self.checkpoint.prefix}.{old}."
@@ -86,12 +86,12 @@ class Frame:
         """A copy of a bare layer, whose parameters ``put`` gives by their names and by those on the meta device."""
         layer = copy.deepcopy(self.bare[number])
         if self.form.quantise != "none":
-            loading.quantisable(layer, self.form.quantise, self.form.dtype)
+            loading.insert_quantised_linears(layer, self.form.quantise, self.form.dtype)
         for name, bare in list(layer.named_parameters()):
             owner, _, leaf = name.rpartition(".")
             layer.get_submodule(owner).register_parameter(leaf, put(name, bare))
         for name, buffer in list(layer.named_buffers()):
-            if buffer.device == META:
+            if buffer.device == META_DEVICE:
                 owner, _, leaf = name.rpartition(".")
                 layer.get_submodule(owner).register_buffer(leaf, self.first_buffer(name, buffer), persistent=False)
         return layer.eval()
@@ -99,27 +99,27 @@ class Frame:
     def first_buffer(self, name: str, like: Tensor) -> Tensor:
         """A buffer that no file holds, from the first layer, where it is the same."""
         found: Any = dict(self.first.named_buffers()).get(name)
-        if found is None or found.shape != like.shape or found.device == META:
+        if found is None or found.shape != like.shape or found.device == META_DEVICE:
             raise UserError(f"{self.checkpoint.files.title} cannot be streamed: no file holds its layers' {name}")
         return found
 
 
-class Streamed:
+class LayerStream:
     """A model of which one layer is there.
 
     Args:
         lab: the checkpoint, and how it is to be loaded.
 
     Raises:
-        UserError: as :class:`Frame`.
+        UserError: as :class:`Scaffold`.
     """
 
     def __init__(self, lab: "Lab") -> None:
         described = lab.experiment.model
-        self.form = loading.Form(described.quantise, getattr(torch, described.dtype), lab.device)
-        self.readers = Readers(lab.device)
-        self.coming: dict[int, dict[str, Arrival]] = {}
-        self.frame = Frame(lab.checkpoint, None, self.form)
+        self.form = loading.LoadConfig(described.quantise, getattr(torch, described.dtype), lab.device)
+        self.readers = ReaderPool(lab.device)
+        self.coming: dict[int, dict[str, PendingTensor]] = {}
+        self.frame = Scaffold(lab.checkpoint, None, self.form)
         self.bare, firsts = self.frame.bare, self.frame.firsts
         self.fetch(next((index for index in range(len(self.bare)) if index not in firsts), len(self.bare)))
         self.stack = nn.ModuleList(self.bare)
@@ -147,7 +147,7 @@ class Streamed:
         Half of what is free is left to two layers and to what a layer computes.
         """
         wanted = tokens * streams * h_BTD.shape[-1] * h_BTD.element_size()
-        return h_BTD.device if 2 * wanted < devices.free(h_BTD.device.type) else torch.device("cpu")
+        return h_BTD.device if 2 * wanted < devices.free_memory(h_BTD.device.type) else torch.device("cpu")
 
     def fetch(self, number: int) -> None:
         """Begin to read a layer, if that has not begun."""
@@ -161,7 +161,7 @@ class Streamed:
             return
 
         def put(name: str, bare: nn.Parameter) -> nn.Parameter:
-            return loading.parameter(bare, tensors.pop(name), self.form.dtype, self.form.device)
+            return loading.materialise_parameter(bare, tensors.pop(name), self.form.dtype, self.form.device)
 
         self.stack[number] = self.frame.filled(number, put)
 
@@ -172,7 +172,7 @@ class Streamed:
         self.stack[number] = self.bare[number]
 
 
-def first_of_each_kind(config: PreTrainedConfig) -> list[int]:
+def first_layer_per_type(config: PreTrainedConfig) -> list[int]:
     """The first layer, and in a model whose layers attend in several ways the first of each: the frame knows them."""
     kinds: list[str] = getattr(decoder_layers.text_config(config), "layer_types", None) or ["all alike"]
     return sorted(kinds.index(kind) for kind in set(kinds))

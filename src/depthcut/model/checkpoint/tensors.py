@@ -10,17 +10,17 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depthcut.model.checkpoint.files import Files
-from depthcut.model.checkpoint.headers import Entry, header
+from depthcut.model.checkpoint.files import ModelFiles
+from depthcut.model.checkpoint.headers import TensorEntry, read_header
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
 # The names of types, in the format and in torch.
-TYPES = {
+TORCH_DTYPES = {
     "BF16": "bfloat16",
     "F16": "float16",
     "F32": "float32",
@@ -36,7 +36,7 @@ TYPES = {
 }
 
 
-class Slice:
+class LazyTensor:
     """A tensor on the disk: indexing reads it.
 
     Args:
@@ -47,7 +47,7 @@ class Slice:
     """
 
     def __init__(
-        self, path: Path, entry: Entry, count: Callable[[int], None], check: Callable[[], None] = lambda: None
+        self, path: Path, entry: TensorEntry, count: Callable[[int], None], check: Callable[[], None] = lambda: None
     ) -> None:
         self._path = path
         self._entry = entry
@@ -96,33 +96,33 @@ class Slice:
                 rest = rest[got:]
         self._check()
 
-    def rows(self, start: int, stop: int) -> "Slice":
+    def rows(self, start: int, stop: int) -> "LazyTensor":
         """The rows ``start`` to ``stop`` of the tensor, unread. All of its bytes count: others read the other rows."""
         count, *inner = self._entry.shape
         size = self.nbytes // max(count, 1)
         self._count(self.nbytes)
         shape = (stop - start, *inner)
         some = replace(self._entry, shape=shape, start=self._entry.start + start * size, nbytes=shape[0] * size)
-        return Slice(self._path, some, lambda _: None, self._check)
+        return LazyTensor(self._path, some, lambda _: None, self._check)
 
     def shaped(self, bytes_N: "torch.Tensor") -> "torch.Tensor":
         """The tensor that these bytes are."""
         import torch
 
-        return bytes_N.view(getattr(torch, TYPES[self._entry.dtype])).reshape(self._entry.shape)
+        return bytes_N.view(getattr(torch, TORCH_DTYPES[self._entry.dtype])).reshape(self._entry.shape)
 
 
-class Shards:
+class TensorFiles:
     """The tensors of a model's files.
 
     Attributes:
         bytes_read: bytes of all the tensors read so far.
     """
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: ModelFiles) -> None:
         self.files = files
         self.bytes_read = 0
-        self._headers: dict[str, dict[str, Entry]] = {}
+        self._headers: dict[str, dict[str, TensorEntry]] = {}
         self._whole: dict[str, Path] = {}
         self._lock = threading.Lock()  # several threads read
 
@@ -133,25 +133,25 @@ class Shards:
         Raises:
             UserError: if there are no weights in safetensors, or the index is damaged.
         """
-        if INDEX in self.files.names:
+        if INDEX_FILE in self.files.names:
             return indexed(self.files)
-        return dict.fromkeys(self.entries(self.names[0]), SINGLE)
+        return dict.fromkeys(self.entries(self.names[0]), SINGLE_FILE)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The files that hold the model. Raises as :attr:`homes`."""
-        if INDEX in self.files.names:
+        if INDEX_FILE in self.files.names:
             return tuple(sorted(set(self.homes.values())))
-        if SINGLE not in self.files.names:
-            raise UserError(unreadable(self.files))
-        return (SINGLE,)
+        if SINGLE_FILE not in self.files.names:
+            raise UserError(missing_weights_message(self.files))
+        return (SINGLE_FILE,)
 
     @property
     def listed(self) -> bool:
         """Whether the tensors' names are known without fetching a file of weights."""
-        return INDEX in self.files.names or self.files.here(SINGLE) is not None
+        return INDEX_FILE in self.files.names or self.files.here(SINGLE_FILE) is not None
 
-    def entries(self, home: str) -> dict[str, Entry]:
+    def entries(self, home: str) -> dict[str, TensorEntry]:
         """The header of a file, which must be on this machine or is fetched.
 
         Raises:
@@ -160,10 +160,10 @@ class Shards:
         if home not in self._headers:
             path = self.files.path(home)
             self.files.pin(home)
-            self._headers[home] = header(self.files, home, path)
+            self._headers[home] = read_header(self.files, home, path)
         return self._headers[home]
 
-    def slices(self, names: Collection[str]) -> dict[str, Slice]:
+    def slices(self, names: Collection[str]) -> dict[str, LazyTensor]:
         """These tensors, unread; the files that hold them are fetched and checked now.
 
         Raises:
@@ -171,35 +171,37 @@ class Shards:
         """
         return {name: self._slice(name) for name in names}
 
-    def _slice(self, name: str) -> Slice:
+    def _slice(self, name: str) -> LazyTensor:
         home = self.homes[name]
         if home not in self._whole:
             self._whole[home] = self.files.whole(home)
         entries = self.entries(home)
         if name not in entries:
             raise UserError(absent(self.files, name, home))
-        if entries[name].dtype not in TYPES:
-            raise UserError(f"{self.files.title}: {name} is of type {entries[name].dtype}; read are {', '.join(TYPES)}")
+        if entries[name].dtype not in TORCH_DTYPES:
+            raise UserError(
+                f"{self.files.title}: {name} is of type {entries[name].dtype}; read are {', '.join(TORCH_DTYPES)}"
+            )
         check = partial(self.files.check_unchanged, home)
-        return Slice(self._whole[home], entries[name], self._count, check)
+        return LazyTensor(self._whole[home], entries[name], self._count, check)
 
     def _count(self, size: int) -> None:
         with self._lock:
             self.bytes_read += size
 
 
-def indexed(files: Files) -> dict[str, str]:
+def indexed(files: ModelFiles) -> dict[str, str]:
     """For each tensor the file that holds it, as the index says.
 
     Raises:
         UserError: if the index is damaged, or names a file that is no plain name or not there.
     """
-    places = files.json(INDEX).get("weight_map")
+    places = files.json(INDEX_FILE).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise files.damaged(INDEX, "no weight_map")
+        raise files.damaged(INDEX_FILE, "no weight_map")
     for name in sorted(set(map(str, places.values()))):
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise files.damaged(INDEX, f"{name!r} is no plain name of a safetensors file")
+            raise files.damaged(INDEX_FILE, f"{name!r} is no plain name of a safetensors file")
         files.require(name)
     return places
 
@@ -213,19 +215,19 @@ def layer_lists(names: Iterable[str]) -> dict[str, int]:
     return {prefix: next(i for i in count() if i not in found) for prefix, found in numbers.items()}
 
 
-def absent(files: Files, name: str, home: str) -> str:
+def absent(files: ModelFiles, name: str, home: str) -> str:
     """The message for a tensor that the index names and its file does not hold."""
     mend = "the index and its files are of two versions: fetch them together, or take the line out of the index"
-    return f"{files.title}: {INDEX} names {name} in {home}, which does not hold it; {mend}"
+    return f"{files.title}: {INDEX_FILE} names {name} in {home}, which does not hold it; {mend}"
 
 
-def unreadable(files: Files) -> str:
+def missing_weights_message(files: ModelFiles) -> str:
     """Why a model without safetensors is not opened."""
     pickles = sorted(name for name in files.names if name.endswith((".bin", ".pt", ".pth")))
     packed = sorted(name for name in files.names if name.endswith(".gguf"))
     if packed:
-        return f"{files.title} has no {SINGLE}, but {packed[0]}: give that file itself as the model's path"
+        return f"{files.title} has no {SINGLE_FILE}, but {packed[0]}: give that file itself as the model's path"
     if pickles:
         mend = "take a copy in safetensors; on the hub many have one at model.revision=refs/pr/N"
         return f"{files.title} has only pickled weights ({pickles[0]}), which can run code and are never opened; {mend}"
-    return f"{files.title} has no weights: wanted {SINGLE}, or {INDEX} and its shards"
+    return f"{files.title} has no weights: wanted {SINGLE_FILE}, or {INDEX_FILE} and its shards"

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from depthcut.model.checkpoint.files import Files
+from depthcut.model.checkpoint.files import ModelFiles
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ NAMES = (
 )
 
 
-def read(files: Files, config: "PreTrainedConfig") -> "PreTrainedTokenizerBase":
+def read_tokenizer(files: ModelFiles, config: "PreTrainedConfig") -> "PreTrainedTokenizerBase":
     """Have transformers read the tokenizer of the model of ``config``.
 
     Raises:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def attached(model: "nn.Module", found: Mapping[str, tuple[Path, Plan]]) -> "PeftModel":
+def attach_adapters(model: "nn.Module", found: Mapping[str, tuple[Path, Plan]]) -> "PeftModel":
     """Put trained adapters on the dense ``model``, in place, switched off.
 
     Args:
@@ -39,25 +39,27 @@ def attached(model: "nn.Module", found: Mapping[str, tuple[Path, Plan]]) -> "Pef
             adapted = PeftModelForCausalLM(model, config, adapter_name=name)  # pyright: ignore[reportArgumentType]
         else:
             adapted.add_adapter(name, config)
-        stem = layers.prefix(adapted)
+        stem = layers.layer_prefix(adapted)
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
-        dense = {renumbered(key, stem, plan): tensor for key, tensor in tensors.items()}
+        dense = {renumber_key(key, stem, plan): tensor for key, tensor in tensors.items()}
         own = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
-        gone = {key for key in own if (layers.split(key, stem) or (-1,))[0] in plan.drop}  # of sublayers that were cut
+        gone = {
+            key for key in own if (layers.split_tensor_name(key, stem) or (-1,))[0] in plan.drop
+        }  # of sublayers that were cut
         match(folder, dense.keys(), own.keys() - (gone - dense.keys()))
         assert not set_peft_model_state_dict(adapted, dense, adapter_name=name).unexpected_keys
     assert adapted is not None
-    for layer in layers.layers(adapted):
-        switch(layer, [])
+    for layer in layers.layer_list(adapted):
+        set_active_adapters(layer, [])
     return adapted.eval()
 
 
-def renumbered(key: str, stem: str, plan: Plan) -> str:
+def renumber_key(key: str, stem: str, plan: Plan) -> str:
     """The name of an adapter's weight in the dense model, whose layers are in ``stem``."""
     return re.sub(rf"^{re.escape(stem)}\.(\d+)\.", lambda at: f"{stem}.{plan.keep[int(at[1])]}.", key)
 
 
-def switch(layer: "nn.Module", names: list[str]) -> None:
+def set_active_adapters(layer: "nn.Module", names: list[str]) -> None:
     """Have the adapters of these names on in ``layer``, and no others."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -67,12 +69,12 @@ def switch(layer: "nn.Module", names: list[str]) -> None:
 
 
 @contextmanager
-def switched(layer: "nn.Module", name: str) -> Generator[None]:
+def active_adapter(layer: "nn.Module", name: str) -> Generator[None]:
     """Inside the ``with``, the adapters of this name are on in ``layer``; outside none is. No name: nothing changes."""
     if name:
-        switch(layer, [name])
+        set_active_adapters(layer, [name])
     try:
         yield
     finally:
         if name:
-            switch(layer, [])
+            set_active_adapters(layer, [])

@@ -11,14 +11,14 @@ from itertools import takewhile
 from typing import Any
 
 # Keys that mean "the first k layers": a cut among those makes them fewer.
-FIRST = ("max_window_layers", "first_k_dense_replace")
+FIRST_K_KEYS = ("max_window_layers", "first_k_dense_replace")
 # Keys of lists that are repeated until every layer has an entry.
 REPEATED = ("block_types",)
 # Keys of lists of layer numbers.
 NUMBERED = re.compile(r"(^|_)(layers?|blocks?)(_|$)|(^|_)(idxs?|ids|ind(ex|ic)es)$")
 
 
-def rearranged(text: Any, whole: int, order: Sequence[int]) -> Iterator[dict[str, Any]]:
+def rearrange_lists(text: Any, whole: int, order: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Rewrite what a text config says of single layers, in the readings that its lists allow.
 
     Args:
@@ -33,10 +33,10 @@ def rearranged(text: Any, whole: int, order: Sequence[int]) -> Iterator[dict[str
     doubtful: dict[str, Any] = {}
     for key, value in vars(text).items():
         if isinstance(value, list) and "token" not in key:
-            readings = list(readings_of(key, value, whole, order))
+            readings = list(list_readings(key, value, whole, order))
             first |= {key: readings[0]} if readings else {}
             doubtful |= {key: readings[1]} if len(readings) > 1 else {}
-        elif key in FIRST and isinstance(value, int):
+        elif key in FIRST_K_KEYS and isinstance(value, int):
             kept = [*takewhile(lambda i, end=value: i < end, order)]
             first[key] = len(kept) + max(0, value - whole)
     if getattr(text, "is_heterogeneous", False):
@@ -47,7 +47,7 @@ def rearranged(text: Any, whole: int, order: Sequence[int]) -> Iterator[dict[str
         yield first | doubtful
 
 
-def readings_of(key: str, value: list[Any], whole: int, order: Sequence[int]) -> Iterator[list[Any]]:
+def list_readings(key: str, value: list[Any], whole: int, order: Sequence[int]) -> Iterator[list[Any]]:
     """Rewrite one list in each way in which it can speak of layers, the likelier first."""
     if key in REPEATED and value:
         yield [value[i % len(value)] for i in order]

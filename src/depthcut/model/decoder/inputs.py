@@ -9,14 +9,14 @@ from torch.nn.functional import cross_entropy
 NO_TARGET = -100
 
 
-def inputs(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
+def model_inputs(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
     """What ``model`` is called with, on its own device, without a KV cache; a batch without padding needs no mask."""
     device = next(model.parameters()).device
     mask = None if mask_BT.all() else mask_BT.to(device)
     return {"input_ids": ids_BT.to(device), "attention_mask": mask, "use_cache": False}
 
 
-def targets(given: dict[str, Any]) -> Tensor:
+def next_token_targets(given: dict[str, Any]) -> Tensor:
     """The next token of each position but the last, B x (T-1); ``NO_TARGET`` where that is padding."""
     next_BT, mask_BT = given["input_ids"][:, 1:], given["attention_mask"]
     return next_BT if mask_BT is None else next_BT.masked_fill(mask_BT[:, 1:] == 0, NO_TARGET)

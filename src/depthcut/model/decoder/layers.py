@@ -17,21 +17,26 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from depthcut.cut.plan import Plan, Unit
-from depthcut.model.decoder.config_lists import rearranged
+from depthcut.model.decoder.config_lists import rearrange_lists
 from depthcut.runtime.errors import UserError
 
-SUPPORTED = "depthcut cuts Llama, Mistral, Qwen2, Qwen3, Phi, Phi-3, Gemma2, Gemma3, OPT, GPT-NeoX and their like"
+SUPPORTED_MODELS = (
+    "depthcut cuts Llama, Mistral, Qwen2, Qwen3, Phi, Phi-3, Gemma2, Gemma3, OPT, GPT-NeoX and their like"
+)
 # What transformers calls a layer's own number, which addresses the KV cache.
-NUMBER = ("layer_idx", "layer_id", "layer_num", "layer_number")
+LAYER_INDEX_KEYS = ("layer_idx", "layer_id", "layer_num", "layer_number")
 # What may differ between equal layers; Gemma 4's last layers store their keys for other models.
-IGNORED = {*NUMBER, "training", "store_full_length_kv"}
+IGNORED = {*LAYER_INDEX_KEYS, "training", "store_full_length_kv"}
 # Config keys of what ties layers together: the largest value that does not, and what a larger one means.
 UNSUPPORTED = {
     "num_kv_shared_layers": (0, "its last layers read keys and values of earlier ones"),
     "altup_num_inputs": (1, "its layers pass on several hidden states"),
 }
 # What the classes of a layer's two halves are called.
-HALVES = {"attention": re.compile("attention", re.I), "mlp": re.compile("mlp|feed_?forward|ffn|moe|mixture", re.I)}
+SUBLAYER_PATTERNS = {
+    "attention": re.compile("attention", re.I),
+    "mlp": re.compile("mlp|feed_?forward|ffn|moe|mixture", re.I),
+}
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -42,56 +47,56 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """
     kind = getattr(config, "model_type", "") or type(config).__name__
     if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f"{kind} is an encoder-decoder, which has two stacks of layers; {SUPPORTED}")
+        raise UserError(f"{kind} is an encoder-decoder, which has two stacks of layers; {SUPPORTED_MODELS}")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         why = "no language model of transformers' own (one that brings its own code, as Qwen-1 does, is out)"
-        raise UserError(f"{kind} is {why}; {SUPPORTED}")
+        raise UserError(f"{kind} is {why}; {SUPPORTED_MODELS}")
     text = config.get_text_config(decoder=True)
     for key, (most, why) in UNSUPPORTED.items():
         if (value := getattr(text, key, most)) is not None and value > most:
-            raise UserError(f"{kind} ({key}={value}): {why}, which depthcut does not support yet; {SUPPORTED}")
+            raise UserError(f"{kind} ({key}={value}): {why}, which depthcut does not support yet; {SUPPORTED_MODELS}")
     return text
 
 
-def layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder's layer list; also in a model that adapters wrap. Raises as :func:`prefix`."""
-    found = model.get_submodule(prefix(model))
+def layer_list(model: nn.Module) -> nn.ModuleList:
+    """The decoder's layer list; also in a model that adapters wrap. Raises as :func:`layer_prefix`."""
+    found = model.get_submodule(layer_prefix(model))
     assert isinstance(found, nn.ModuleList)
     return found
 
 
-def decoder(model: nn.Module) -> PreTrainedModel:
-    """The stack without the head: embeddings, layers, final norm. Raises as :func:`prefix`."""
-    found = _home(model, prefix(model))
+def decoder_stack(model: nn.Module) -> PreTrainedModel:
+    """The stack without the head: embeddings, layers, final norm. Raises as :func:`layer_prefix`."""
+    found = _enclosing_model(model, layer_prefix(model))
     assert found is not None
     return found
 
 
-def prefix(model: nn.Module) -> str:
+def layer_prefix(model: nn.Module) -> str:
     """The dotted name of the layer list in ``model``, e.g. ``model.layers``.
 
     Raises:
         UserError: as :func:`text_config`, or if the model has no such list, or several.
     """
-    text = text_config(_config(model))
+    text = text_config(_transformers_config(model))
     depth = getattr(text, "num_hidden_layers", None)
     lists = [name for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
-    lists = [name for name in lists if getattr(_home(model, name), "config", None) is text]
+    lists = [name for name in lists if getattr(_enclosing_model(model, name), "config", None) is text]
     outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     if len(outermost) != 1:
         found = f"several lists of {depth} layers ({', '.join(outermost)})" if lists else f"no list of {depth} layers"
-        raise UserError(f"{type(model).__name__} has {found}; {SUPPORTED}")
+        raise UserError(f"{type(model).__name__} has {found}; {SUPPORTED_MODELS}")
     return outermost[0]
 
 
-def _config(model: nn.Module) -> PreTrainedConfig:
+def _transformers_config(model: nn.Module) -> PreTrainedConfig:
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
-        raise UserError(f"{type(model).__name__} is no model of transformers: it has no config; {SUPPORTED}")
+        raise UserError(f"{type(model).__name__} is no model of transformers: it has no config; {SUPPORTED_MODELS}")
     return config
 
 
-def _home(model: nn.Module, name: str) -> PreTrainedModel | None:
+def _enclosing_model(model: nn.Module, name: str) -> PreTrainedModel | None:
     """The innermost transformers model around the part called ``name``."""
     while name:
         name = name.rpartition(".")[0]
@@ -109,49 +114,49 @@ def unit_name(layer: nn.Module, unit: Unit) -> str:
     """
     if unit == "layer":
         return ""
-    names = [name for name, part in layer.named_children() if HALVES[unit].search(type(part).__name__)]
+    names = [name for name, part in layer.named_children() if SUBLAYER_PATTERNS[unit].search(type(part).__name__)]
     if len(names) != 1:
         there = ", ".join(name for name, _ in layer.named_children())
         raise UserError(f"{type(layer).__name__} keeps no {unit} of its own ({there}); take prune.unit=layer")
     return names[0]
 
 
-def split(name: str, prefix: str) -> tuple[int, str] | None:
+def split_tensor_name(name: str, prefix: str) -> tuple[int, str] | None:
     """Split a tensor's name: ``model.layers.7.mlp.bias`` is (7, ``mlp.bias``); None for one outside the layer list."""
     found = re.fullmatch(rf"{re.escape(prefix)}\.(\d+)\.(.+)", name)
     return (int(found[1]), found[2]) if found else None
 
 
-def cut(model: nn.Module, drop: Collection[int]) -> nn.Module:
+def cut_layers(model: nn.Module, drop: Collection[int]) -> nn.Module:
     """Take layers out of ``model``, in place: the others move up, their numbers and the config follow.
 
     Raises:
-        UserError: as :func:`prefix` and :func:`trimmed`.
+        UserError: as :func:`layer_prefix` and :func:`trimmed_config`.
     """
-    stack, config = layers(model), trimmed(_config(model), drop)
-    install(model, nn.ModuleList(stack[i] for i in Plan(len(stack), tuple(drop)).keep), config)
+    stack, config = layer_list(model), trimmed_config(_transformers_config(model), drop)
+    install_layers(model, nn.ModuleList(stack[i] for i in Plan(len(stack), tuple(drop)).keep), config)
     return model
 
 
 @contextmanager
-def bypass(model: nn.Module, drop: Collection[int]) -> Generator[None]:
-    """Inside the ``with``, compute what :func:`cut` would leave, KV cache included; then be as before.
+def bypass_layers(model: nn.Module, drop: Collection[int]) -> Generator[None]:
+    """Inside the ``with``, compute what :func:`cut_layers` would leave, KV cache included; then be as before.
 
     Numbers inside count the layers that are left, so one bypass can stand in another.
 
     Raises:
-        UserError: as :func:`prefix` and :func:`trimmed`.
+        UserError: as :func:`layer_prefix` and :func:`trimmed_config`.
     """
-    stack, config = layers(model), trimmed(_config(model), drop)
-    before = copy.copy(text_config(_config(model)))
-    install(model, _Passing(stack, Plan(len(stack), tuple(drop)).keep), config)
+    stack, config = layer_list(model), trimmed_config(_transformers_config(model), drop)
+    before = copy.copy(text_config(_transformers_config(model)))
+    install_layers(model, _BypassedLayers(stack, Plan(len(stack), tuple(drop)).keep), config)
     try:
         yield
     finally:
-        install(model, stack, before)
+        install_layers(model, stack, before)
 
 
-class _Passing(nn.ModuleList):
+class _BypassedLayers(nn.ModuleList):
     """A layer list that holds all layers, for ``to``, ``state_dict`` and hooks, and shows a loop just the kept ones."""
 
     def __init__(self, stack: nn.ModuleList, keep: Iterable[int]) -> None:
@@ -170,27 +175,27 @@ class _Passing(nn.ModuleList):
         return self.kept[idx]
 
 
-def install(model: nn.Module, stack: nn.ModuleList, config: PreTrainedConfig) -> None:
+def install_layers(model: nn.Module, stack: nn.ModuleList, config: PreTrainedConfig) -> None:
     """Make ``stack`` the layer list, numbered from 0, and change the text config, which all parts share, in place."""
-    owner, _, name = prefix(model).rpartition(".")
+    owner, _, name = layer_prefix(model).rpartition(".")
     setattr(model.get_submodule(owner), name, stack)
-    vars(text_config(_config(model))).update(vars(text_config(config)))
+    vars(text_config(_transformers_config(model))).update(vars(text_config(config)))
     for number, layer in enumerate(stack):
         for part in layer.modules():
-            vars(part).update({key: number for key in NUMBER if key in vars(part)})
+            vars(part).update({key: number for key in LAYER_INDEX_KEYS if key in vars(part)})
 
 
-def trimmed(config: PreTrainedConfig, drop: Collection[int]) -> PreTrainedConfig:
+def trimmed_config(config: PreTrainedConfig, drop: Collection[int]) -> PreTrainedConfig:
     """A copy of ``config`` for the model without the layers ``drop``.
 
     Raises:
-        UserError: as :func:`arranged`; for a layer that is not there.
+        UserError: as :func:`rearranged_config`; for a layer that is not there.
     """
     plan = Plan(text_config(config).num_hidden_layers, tuple(drop))
-    return arranged(config, plan.keep, f"a plan {plan.words}", "drop others")
+    return rearranged_config(config, plan.keep, f"a plan {plan.words}", "drop others")
 
 
-def arranged(config: PreTrainedConfig, order: Sequence[int], done: str, mend: str) -> PreTrainedConfig:
+def rearranged_config(config: PreTrainedConfig, order: Sequence[int], done: str, mend: str) -> PreTrainedConfig:
     """A copy of ``config`` for the model of the layers ``order``: their number, the lists with one entry a layer.
 
     Args:
@@ -204,45 +209,45 @@ def arranged(config: PreTrainedConfig, order: Sequence[int], done: str, mend: st
             pattern counted from layer 0, layers that read each other's cache).
     """
     old, odd = text_config(config), ""
-    for changes in rearranged(old, old.num_hidden_layers, order):
+    for changes in rearrange_lists(old, old.num_hidden_layers, order):
         new = copy.deepcopy(config)
         text = text_config(new)
         for key, value in changes.items():
             setattr(text, key, value)
-        odd = _odd(config, new, order)
+        odd = _config_mismatch(config, new, order)
         if not odd:
             return new
     raise UserError(f"{config.model_type}: no config tells what stays if {done} ({odd}); {mend}")
 
 
-def _odd(config: PreTrainedConfig, new: PreTrainedConfig, keep: Iterable[int]) -> str:
+def _config_mismatch(config: PreTrainedConfig, new: PreTrainedConfig, keep: Iterable[int]) -> str:
     """What differs between the layers ``keep`` of ``config``'s model and those of ``new``'s, as it would be on file."""
-    whole = _traits(skeleton(config))
+    whole = _layer_traits(meta_model(config))
     try:
         with tempfile.TemporaryDirectory() as folder:  # through its own format, which writes an infinity as an object
             new.to_json_file(file := Path(folder) / "config.json")
-            built = _traits(skeleton(type(new).from_json_file(file)))
+            built = _layer_traits(meta_model(type(new).from_json_file(file)))
     except Exception as error:  # whatever breaks first in a config that describes no model
         return " ".join(f"{type(error).__name__}: {error}".split(";")[0].split())[:200]
     pairs = zip([whole[i] for i in (*keep, -1)], built, strict=True)
     return min((name for a, b in pairs for name in sorted({*a, *b}) if a.get(name) != b.get(name)), key=len, default="")
 
 
-def _traits(model: nn.Module) -> list[dict[str, Any]]:
+def _layer_traits(model: nn.Module) -> list[dict[str, Any]]:
     """What tells one layer from another before weights are in: plain attributes, shapes. Last, the shapes outside."""
-    traits: list[dict[str, Any]] = [{} for _ in layers(model)] + [{}]
-    for layer, trait in zip(layers(model), traits, strict=False):
+    traits: list[dict[str, Any]] = [{} for _ in layer_list(model)] + [{}]
+    for layer, trait in zip(layer_list(model), traits, strict=False):
         for name, part in layer.named_modules():
             plain = {key: value for key, value in vars(part).items() if isinstance(value, bool | int | float | str)}
             trait |= {f"{name}.{key}".strip("."): plain[key] for key in plain.keys() - IGNORED}
-    stem = prefix(model)
+    stem = layer_prefix(model)
     for name, parameter in model.named_parameters():
-        layer, rest = split(name, stem) or (-1, name)
+        layer, rest = split_tensor_name(name, stem) or (-1, name)
         traits[layer][rest] = parameter.shape
     return traits
 
 
-def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of ``config`` on the meta device: names and shapes, no memory. Raises as :func:`text_config`."""
     text_config(config)
     with torch.device("meta"):

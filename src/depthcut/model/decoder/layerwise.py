@@ -20,12 +20,12 @@ from depthcut.runtime.errors import UserError
 MEND = "take prune=deepest or prune=plan, which score nothing"
 
 
-class Reached(Exception):  # noqa: N818  nothing went wrong
+class DryRunDone(Exception):  # noqa: N818  nothing went wrong
     """The dry run has seen what it wanted."""
 
 
 @dataclass
-class Walk:
+class LayerwiseForward:
     """One batch at the first layer's door.
 
     Attributes:
@@ -48,7 +48,7 @@ class Walk:
         """The stream behind layer ``index``; or without that layer's attention or MLP."""
         layer = self.stack[index]
         args, kwargs = self.calls[index]
-        with sublayers.without(layer, without):
+        with sublayers.bypass_sublayer(layer, without):
             output = layer(h_BTD, *args, **kwargs)
         self.tupled = isinstance(output, tuple)
         return output[0] if isinstance(output, tuple) else output
@@ -56,11 +56,11 @@ class Walk:
     def logits(self, h_BTD: Tensor) -> Tensor:
         """What the final norm and the head make of the stream behind the last layer, B x T x V."""
         given = (h_BTD, None) if self.tupled else h_BTD
-        with stubbed(self.stack, lambda _: lambda *_, **__: given):
+        with stub_layers(self.stack, lambda _: lambda *_, **__: given):
             return self.model(**self.inputs).logits
 
 
-def enter(model: nn.Module, inputs: dict[str, Any]) -> Walk:
+def start_forward(model: nn.Module, inputs: dict[str, Any]) -> LayerwiseForward:
     """Run all of the decoder but its layers, up to the last one's door: embeddings, positions, masks.
 
     Raises:
@@ -76,7 +76,7 @@ def enter(model: nn.Module, inputs: dict[str, Any]) -> Walk:
     return way
 
 
-def tried(model: nn.Module, inputs: dict[str, Any], tupled: bool) -> tuple[Walk, Tensor] | None:
+def tried(model: nn.Module, inputs: dict[str, Any], tupled: bool) -> tuple[LayerwiseForward, Tensor] | None:
     """Return what :func:`dry_run` does; None if the model takes its layers' output in another form."""
     try:
         way, last_BTD = dry_run(model, inputs, tupled)
@@ -89,10 +89,10 @@ def tried(model: nn.Module, inputs: dict[str, Any], tupled: bool) -> tuple[Walk,
     return way, last_BTD
 
 
-def dry_run(model: nn.Module, inputs: dict[str, Any], tupled: bool) -> tuple[Walk, Tensor]:
+def dry_run(model: nn.Module, inputs: dict[str, Any], tupled: bool) -> tuple[LayerwiseForward, Tensor]:
     """Enter with layers that hand on what they get; also give what came to the last one, or the first that differs."""
-    stack = layers.layers(model)
-    way = Walk(model, stack, inputs, tupled)
+    stack = layers.layer_list(model)
+    way = LayerwiseForward(model, stack, inputs, tupled)
     streams: list[Tensor] = []
 
     def stub(index: int) -> Callable[..., Any]:
@@ -100,19 +100,19 @@ def dry_run(model: nn.Module, inputs: dict[str, Any], tupled: bool) -> tuple[Wal
             streams.append(args[0] if args else kwargs.pop("hidden_states"))
             way.calls.append((args[1:], kwargs))
             if index == len(stack) - 1 or streams[-1] is not streams[0]:
-                raise Reached
+                raise DryRunDone
             return (streams[0], None) if tupled else streams[0]
 
         return forward
 
-    with stubbed(stack, stub), suppress(Reached):
-        layers.decoder(model)(**inputs)
+    with stub_layers(stack, stub), suppress(DryRunDone):
+        layers.decoder_stack(model)(**inputs)
     way.h_BTD = streams[0]
     return way, streams[-1]
 
 
 @contextmanager
-def stubbed(stack: nn.ModuleList, forward: Callable[[int], Callable[..., Any]]) -> Generator[None]:
+def stub_layers(stack: nn.ModuleList, forward: Callable[[int], Callable[..., Any]]) -> Generator[None]:
     """Inside the ``with``, layer i runs ``forward(i)`` in place of its own."""
     own = [vars(layer).get("forward") for layer in stack]
     for index, layer in enumerate(stack):

@@ -25,7 +25,7 @@ def linear_layers(part: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in part.named_modules() if is_linear(module)}
 
 
-def features(linear: Any) -> tuple[int, int]:
+def linear_features(linear: Any) -> tuple[int, int]:
     """Return the numbers of inputs and of outputs of a linear layer."""
     if isinstance(linear, Conv1D):
         inputs, outputs = linear.weight.shape
@@ -33,7 +33,7 @@ def features(linear: Any) -> tuple[int, int]:
     return int(linear.in_features), int(linear.out_features)
 
 
-def oriented(linear: Any, weight: Tensor) -> Tensor:
+def orient_weight(linear: Any, weight: Tensor) -> Tensor:
     """Return ``weight``, or a gradient like it, as O x I; ``Conv1D`` keeps it as I x O."""
     return weight.T if isinstance(linear, Conv1D) else weight
 
@@ -49,7 +49,7 @@ def restore_conv1d(model: nn.Module, like: nn.Module) -> None:
     for name, each in like.named_modules():
         dense = found.get(name)
         if isinstance(each, Conv1D) and isinstance(dense, nn.Linear):
-            inputs, outputs = features(dense)
+            inputs, outputs = linear_features(dense)
             with torch.device("meta"):
                 turned = Conv1D(outputs, inputs)
             turned.weight = nn.Parameter(dense.weight.detach().T.contiguous(), requires_grad=False)
@@ -57,19 +57,19 @@ def restore_conv1d(model: nn.Module, like: nn.Module) -> None:
             model.set_submodule(name, turned)
 
 
-def select(names: Iterable[str], modules: Modules) -> list[str]:
+def select_linear_names(names: Iterable[str], modules: Modules) -> list[str]:
     """Return those of ``names`` within a decoder layer that are in its attention, or in the rest (``ffn``), or all."""
     wanted = {"all": (True, False), "attention": (True,), "ffn": (False,)}[modules]
     return [name for name in names if ("attn" in name or "attention" in name) in wanted]
 
 
-def matrices(part: nn.Module, modules: Modules = "all") -> dict[str, nn.Parameter]:
+def weight_matrices(part: nn.Module, modules: Modules = "all") -> dict[str, nn.Parameter]:
     """Return the parameters in ``part`` that are matrices, or stacks of them as fused experts are, by name."""
     found = {name: each for name, each in part.named_parameters() if each.ndim > 1}
-    return {name: found[name] for name in select(found, modules)}
+    return {name: found[name] for name in select_linear_names(found, modules)}
 
 
-def left_out(parts: Iterable[dict[str, nn.Parameter]], covered: Collection[int]) -> tuple[float, list[str]]:
+def uncovered_share(parts: Iterable[dict[str, nn.Parameter]], covered: Collection[int]) -> tuple[float, list[str]]:
     """Return the share of the weights that is not covered, and which ones are not, save those below ``NEGLIGIBLE``.
 
     Args:

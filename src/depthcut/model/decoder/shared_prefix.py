@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Unit
-from depthcut.cut.subnetworks import WHOLE, Cut
+from depthcut.cut.subnetworks import FULL, Subnetwork
 from depthcut.model.decoder import adapters, inputs, layerwise
 from depthcut.runtime import devices
 from depthcut.runtime.progress import track
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from depthcut.data.text.tokens import Tokens
     from depthcut.study.lab import Lab
 
-Measure = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+TokenMeasure = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """From a sub-network's logits (B x T x V, float32), the dense model's and the targets (-100 where none) to a value a
 token, B x T."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class SequenceBatch:
     """Some sequences, from number ``first`` on, with a mask of what is no padding, and targets."""
 
     first: int
@@ -45,7 +45,7 @@ class Rows:
         return self.first, self.first + len(self.ids_BT)
 
     @classmethod
-    def of(cls, text: "Tokens", size: int) -> "Iterator[Rows]":
+    def of(cls, text: "Tokens", size: int) -> "Iterator[SequenceBatch]":
         """All of a text, ``size`` sequences at a time; each token but the first, or the context, is a target."""
         for place, (ids_BT, mask_BT) in enumerate(text.batches(size)):
             targets_BT = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, inputs.NO_TARGET)
@@ -57,7 +57,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Measurement:
     """What a metric reads, and what it makes of it.
 
     Attributes:
@@ -70,14 +70,14 @@ class Reading:
     """
 
     name: str
-    measure: Measure
+    measure: TokenMeasure
     dense: bool
-    batches: Sequence[Rows]
+    batches: Sequence[SequenceBatch]
     value: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass
-class Streams:
+class PrefixCache:
     """Residual streams of beginnings that are met again: in greedy's next round, in evolution's next generation.
 
     Attributes:
@@ -88,11 +88,11 @@ class Streams:
 
     limit: int | None = None
     held: int = 0
-    kept: dict[tuple[tuple[int, int], int, Cut], Tensor] = field(default_factory=dict[Any, Tensor])
+    kept: dict[tuple[tuple[int, int], int, Subnetwork], Tensor] = field(default_factory=dict[Any, Tensor])
     passes: int = 0
     metric: str = ""
 
-    def only(self, ends: Iterable[Cut], depth_L: int, metric: str) -> None:
+    def only(self, ends: Iterable[Subnetwork], depth_L: int, metric: str) -> None:
         """Let go of what none of ``ends`` begins with, and of what another metric left."""
         starts = ends if metric == self.metric else ()
         useful = {(edge, cut.before(edge)) for cut in starts for edge in range(depth_L)}
@@ -100,20 +100,22 @@ class Streams:
         self.kept = {key: h_BTD for key, h_BTD in self.kept.items() if key[1:] in useful}
         self.held = sum(h_BTD.nbytes for h_BTD in self.kept.values())
 
-    def of(self, span: tuple[int, int]) -> dict[tuple[int, Cut], Tensor]:
+    def of(self, span: tuple[int, int]) -> dict[tuple[int, Subnetwork], Tensor]:
         """What is kept of these sequences, by edge and beginning."""
         return {key[1:]: h_BTD for key, h_BTD in self.kept.items() if key[0] == span}
 
-    def keep(self, span: tuple[int, int], edge: int, cut: Cut, h_BTD: Tensor) -> None:
+    def keep(self, span: tuple[int, int], edge: int, cut: Subnetwork, h_BTD: Tensor) -> None:
         """Keep the stream of these sequences at ``edge`` behind the beginning ``cut``, if it fits."""
         if self.limit is None:
-            self.limit = devices.free(h_BTD.device.type) // 4
+            self.limit = devices.free_memory(h_BTD.device.type) // 4
         if self.held + h_BTD.nbytes <= self.limit:
             self.kept[span, edge, cut] = h_BTD
             self.held += h_BTD.nbytes
 
 
-def summed(lab: "Lab", drops: Sequence[tuple[int, ...]], unit: Unit, reading: Reading) -> tuple[Tensor, Tensor]:
+def measure_subnetworks(
+    lab: "Lab", drops: Sequence[tuple[int, ...]], unit: Unit, reading: Measurement
+) -> tuple[Tensor, Tensor]:
     """Measure the model without each of ``drops``.
 
     Args:
@@ -126,76 +128,80 @@ def summed(lab: "Lab", drops: Sequence[tuple[int, ...]], unit: Unit, reading: Re
         For each sub-network and sequence the sum of the measure over its tokens (float64 K x N), and the number of
         these tokens (N), both on the host.
     """
-    asked = subnetworks.of_drops(drops, unit)
-    ends = [*asked, WHOLE] if reading.dense and WHOLE not in asked else asked
+    asked = subnetworks.subnetworks_without(drops, unit)
+    ends = [*asked, FULL] if reading.dense and FULL not in asked else asked
     ask = _layer_by_layer if lab.streaming else _batch_by_batch
     values: list[Tensor] = []
     counts: list[Tensor] = []
     with torch.inference_mode():
         for way, found, rows in ask(lab, ends, reading.name, reading.batches):
-            values.append(answers(way, found, asked, reading, rows.targets_BT))
+            values.append(sequence_sums(way, found, asked, reading, rows.targets_BT))
             counts.append((rows.targets_BT != inputs.NO_TARGET).sum(1))
     return torch.cat(values, dim=1), torch.cat(counts)
 
 
-Ends = Iterator[tuple[layerwise.Walk, dict[Cut, Tensor], Rows]]
+FinalStreams = Iterator[tuple[layerwise.LayerwiseForward, dict[Subnetwork, Tensor], SequenceBatch]]
 """A batch's walk, the streams behind the last layer of each sub-network, the batch."""
 
 
-def _batch_by_batch(lab: "Lab", ends: list[Cut], name: str, batches: Sequence[Rows]) -> Ends:
+def _batch_by_batch(lab: "Lab", ends: list[Subnetwork], name: str, batches: Sequence[SequenceBatch]) -> FinalStreams:
     """Each batch through all layers before the next one comes."""
     model, held = lab.dense(), lab.streams
     held.only(ends, lab.checkpoint.depth, name)
     for rows in track(batches, name, len(batches)):
-        way = layerwise.enter(model, inputs.inputs(model, rows.ids_BT, rows.mask_BT))
+        way = layerwise.start_forward(model, inputs.model_inputs(model, rows.ids_BT, rows.mask_BT))
         ready = held.of(rows.span)
-        wanted = beginnings(ends, len(way.stack), ready)
-        found = {WHOLE: way.h_BTD}
+        wanted = required_prefixes(ends, len(way.stack), ready)
+        found = {FULL: way.h_BTD}
         for edge, here in enumerate(wanted[1:], 1):
             new = [cut for cut in here if (edge, cut) not in ready]
             before, found = found, {cut: ready[edge, cut] for cut in here if (edge, cut) in ready}
             for cut in new:
-                found[cut] = stepped(way, edge - 1, cut, before)
+                found[cut] = step_subnetwork(way, edge - 1, cut, before)
                 held.passes += found[cut] is not before[cut.before(edge - 1)]
                 held.keep(rows.span, edge, cut, found[cut])
         yield way, found, rows
 
 
-def through(model: nn.Module, given: dict[str, Any], ends: Sequence[Cut]) -> tuple[layerwise.Walk, dict[Cut, Tensor]]:
+def run_subnetworks(
+    model: nn.Module, given: dict[str, Any], ends: Sequence[Subnetwork]
+) -> tuple[layerwise.LayerwiseForward, dict[Subnetwork, Tensor]]:
     """One batch through ``model`` and all its sub-networks; what the model is called with is up to the caller.
 
     Returns:
         The walk, and the stream behind the last layer of each sub-network.
     """
-    way = layerwise.enter(model, given)
-    found = {WHOLE: way.h_BTD}
-    for index, wanted in enumerate(beginnings(ends, len(way.stack), ())[1:]):
-        found = {cut: stepped(way, index, cut, found) for cut in wanted}
+    way = layerwise.start_forward(model, given)
+    found = {FULL: way.h_BTD}
+    for index, wanted in enumerate(required_prefixes(ends, len(way.stack), ())[1:]):
+        found = {cut: step_subnetwork(way, index, cut, found) for cut in wanted}
     return way, found
 
 
-def _layer_by_layer(lab: "Lab", ends: list[Cut], name: str, batches: Sequence[Rows]) -> Ends:
+def _layer_by_layer(lab: "Lab", ends: list[Subnetwork], name: str, batches: Sequence[SequenceBatch]) -> FinalStreams:
     """All batches through a layer before the next layer is read."""
     source = lab.streamed()
-    wanted = beginnings(ends, len(source.stack), ())
-    calls = [inputs.inputs(source.model, rows.ids_BT, rows.mask_BT) for rows in batches]
+    wanted = required_prefixes(ends, len(source.stack), ())
+    calls = [inputs.model_inputs(source.model, rows.ids_BT, rows.mask_BT) for rows in batches]
     tokens = sum(rows.ids_BT.numel() for rows in batches)
-    place = source.parking(layerwise.enter(source.model, calls[0]).h_BTD, tokens, max(map(len, wanted)))
-    found = [{WHOLE: layerwise.enter(source.model, call).h_BTD.to(place)} for call in calls]
+    place = source.parking(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens, max(map(len, wanted)))
+    found = [{FULL: layerwise.start_forward(source.model, call).h_BTD.to(place)} for call in calls]
     tupled = False
     for index in source.layers(name):
         for batch, call in enumerate(calls):
-            way = layerwise.enter(source.model, call)
+            way = layerwise.start_forward(source.model, call)
             before = {cut: h_BTD.to(way.h_BTD.device) for cut, h_BTD in found[batch].items()}
-            found[batch] = {cut: stepped(way, index, cut, before).to(place) for cut in wanted[index + 1]}
+            found[batch] = {cut: step_subnetwork(way, index, cut, before).to(place) for cut in wanted[index + 1]}
             tupled = way.tupled
     for rows, call, streams in zip(batches, calls, found, strict=True):
-        way = layerwise.enter(source.model, call)
+        way = layerwise.start_forward(source.model, call)
         way.tupled = tupled
         yield way, {cut: h_BTD.to(way.h_BTD.device) for cut, h_BTD in streams.items()}, rows
 
 
-def beginnings(ends: Iterable[Cut], depth_L: int, ready: Collection[tuple[int, Cut]]) -> list[list[Cut]]:
+def required_prefixes(
+    ends: Iterable[Subnetwork], depth_L: int, ready: Collection[tuple[int, Subnetwork]]
+) -> list[list[Subnetwork]]:
     """For each edge, which beginnings must be there so that each of ``ends`` is there at the last.
 
     Args:
@@ -203,7 +209,7 @@ def beginnings(ends: Iterable[Cut], depth_L: int, ready: Collection[tuple[int, C
         depth_L: L.
         ready: the edges and beginnings whose streams are kept; nothing before them is wanted for their sake.
     """
-    wanted: list[dict[Cut, None]] = [{} for _ in range(depth_L + 1)]
+    wanted: list[dict[Subnetwork, None]] = [{} for _ in range(depth_L + 1)]
     wanted[-1] = dict.fromkeys(ends)
     for edge in range(depth_L, 0, -1):
         for cut in wanted[edge]:
@@ -212,32 +218,38 @@ def beginnings(ends: Iterable[Cut], depth_L: int, ready: Collection[tuple[int, C
     return [list(each) for each in wanted]
 
 
-def stepped(way: layerwise.Walk, index: int, cut: Cut, before: dict[Cut, Tensor]) -> Tensor:
+def step_subnetwork(
+    way: layerwise.LayerwiseForward, index: int, cut: Subnetwork, before: dict[Subnetwork, Tensor]
+) -> Tensor:
     """The stream behind layer ``index`` of the beginning ``cut``, out of the streams in front of it."""
     h_BTD, gone = before[cut.before(index)], cut.drop[-1:] == (index,)
     if gone and cut.unit == "layer":
         return h_BTD
-    with adapters.switched(way.stack[index], cut.adapter):
+    with adapters.active_adapter(way.stack[index], cut.adapter):
         return way.step(index, h_BTD, cut.unit if gone else None)
 
 
-def answers(
-    way: layerwise.Walk, ends: dict[Cut, Tensor], asked: Iterable[Cut], reading: Reading, targets_BT: Tensor
+def sequence_sums(
+    way: layerwise.LayerwiseForward,
+    ends: dict[Subnetwork, Tensor],
+    asked: Iterable[Subnetwork],
+    reading: Measurement,
+    targets_BT: Tensor,
 ) -> Tensor:
     """For each of ``asked`` the sums of the measure over the tokens of each sequence: float64 K x B, on the host."""
     targets_BT = targets_BT.to(way.h_BTD.device)
-    dense_BTV = way.logits(ends[WHOLE])[:, :-1].float() if reading.dense else None
+    dense_BTV = way.logits(ends[FULL])[:, :-1].float() if reading.dense else None
     logits = (way.logits(ends[cut])[:, :-1].float() for cut in asked)
     return torch.stack([reading.measure(each, dense_BTV, targets_BT).double().sum(1) for each in logits]).cpu()
 
 
-def losses(logits_BTV: Tensor, dense_BTV: Tensor | None, targets_BT: Tensor) -> Tensor:
+def loss_measure(logits_BTV: Tensor, dense_BTV: Tensor | None, targets_BT: Tensor) -> Tensor:
     """The measure of most metrics: each token's negative log-likelihood, 0 where there is no target."""
     del dense_BTV
     return inputs.token_losses(logits_BTV, targets_BT)
 
 
-def mean(sums_KN: Tensor, count_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+def mean_and_stderr(sums_KN: Tensor, count_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
     """The mean over all tokens, and its standard error over the sequences (that of a ratio of sums), both K."""
     total = (weight_N * count_N).sum()
     mean_K = (weight_N * sums_KN).sum(1) / total

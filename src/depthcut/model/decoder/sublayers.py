@@ -12,12 +12,14 @@ from depthcut.cut.plan import Plan, Unit
 from depthcut.model.decoder import layers as decoder_layers
 
 
-class NoAttention(nn.Module):
+class SkippedAttention(nn.Module):
     """In place of an attention. Its KV cache holds one number a token, for the model's positions count the cache."""
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
-        vars(self).update({key: value for key, value in vars(attention).items() if key in decoder_layers.NUMBER})
+        vars(self).update(
+            {key: value for key, value in vars(attention).items() if key in decoder_layers.LAYER_INDEX_KEYS}
+        )
 
     def forward(self, hidden_states: Tensor, *_: Any, **given: Any) -> tuple[Tensor, None]:
         """Add nothing; the second value stands for the attention's weights."""
@@ -25,12 +27,14 @@ class NoAttention(nn.Module):
         if cache is not None:
             tally = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
             cache.update(
-                tally, tally[..., :0], next(vars(self)[key] for key in decoder_layers.NUMBER if key in vars(self))
+                tally,
+                tally[..., :0],
+                next(vars(self)[key] for key in decoder_layers.LAYER_INDEX_KEYS if key in vars(self)),
             )
         return torch.zeros_like(hidden_states), None
 
 
-class NoMlp(nn.Module):
+class SkippedMlp(nn.Module):
     """In place of an MLP."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -38,21 +42,21 @@ class NoMlp(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
-def remove(model: nn.Module, plan: Plan) -> None:
+def remove_sublayers(model: nn.Module, plan: Plan) -> None:
     """Take out of ``model``, for good, the halves that ``plan`` drops. Raises as :func:`depth.unit_name`."""
     for index in plan.drop:
-        _swap(decoder_layers.layers(model)[index], plan.unit)
+        _replace_sublayer(decoder_layers.layer_list(model)[index], plan.unit)
 
 
 @contextmanager
-def bypass(model: nn.Module, drop: Collection[int], unit: Unit) -> Generator[None]:
+def bypass_units(model: nn.Module, drop: Collection[int], unit: Unit) -> Generator[None]:
     """Inside the ``with``, ``model`` is without these units; then as before. Raises as :func:`depth.unit_name`."""
     if unit == "layer":
-        with decoder_layers.bypass(model, drop):
+        with decoder_layers.bypass_layers(model, drop):
             yield
         return
-    layers = [decoder_layers.layers(model)[index] for index in drop]
-    before = [(layer, _swap(layer, unit)) for layer in layers]
+    layers = [decoder_layers.layer_list(model)[index] for index in drop]
+    before = [(layer, _replace_sublayer(layer, unit)) for layer in layers]
     try:
         yield
     finally:
@@ -60,21 +64,21 @@ def bypass(model: nn.Module, drop: Collection[int], unit: Unit) -> Generator[Non
             setattr(layer, name, module)
 
 
-def _swap(layer: nn.Module, unit: Unit) -> tuple[str, nn.Module]:
+def _replace_sublayer(layer: nn.Module, unit: Unit) -> tuple[str, nn.Module]:
     """Put the stand-in where ``layer`` has ``unit``; give the unit's name and the unit."""
     name = decoder_layers.unit_name(layer, unit)
     module = layer.get_submodule(name)
-    setattr(layer, name, NoAttention(module) if unit == "attention" else NoMlp())
+    setattr(layer, name, SkippedAttention(module) if unit == "attention" else SkippedMlp())
     return name, module
 
 
 @contextmanager
-def without(layer: nn.Module, unit: Unit | None) -> Generator[None]:
+def bypass_sublayer(layer: nn.Module, unit: Unit | None) -> Generator[None]:
     """Inside the ``with``, ``layer`` runs without its attention or MLP; with None it is left alone."""
     if unit is None:
         yield
         return
-    name, module = _swap(layer, unit)
+    name, module = _replace_sublayer(layer, unit)
     try:
         yield
     finally:

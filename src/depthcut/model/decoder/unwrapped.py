@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def unwrapped(model: "nn.Module") -> "Generator[nn.Module]":
+def unwrapped_model(model: "nn.Module") -> "Generator[nn.Module]":
     """Inside the ``with``, the base of ``model`` without its adapters, which wait on the host; then all is as it was.
 
     Merged adapters are in matrices of the base's shapes: what these hold makes no difference to time or memory, so they
@@ -30,7 +30,7 @@ def unwrapped(model: "nn.Module") -> "Generator[nn.Module]":
     try:
         for name, part in adapted.items():
             base.set_submodule(name, part.get_base_layer())  # pyright: ignore[reportAttributeAccessIssue]
-            move(part, "cpu")
+            move_adapters(part, "cpu")
         for name, part in trained.items():
             base.set_submodule(name, part.modules_to_save[part.active_adapters[0]])
         yield base
@@ -38,11 +38,11 @@ def unwrapped(model: "nn.Module") -> "Generator[nn.Module]":
         for name, part in {**adapted, **trained}.items():
             base.set_submodule(name, part)
         for part in adapted.values():
-            move(part, part.get_base_layer().weight.device)  # pyright: ignore[reportAttributeAccessIssue]
+            move_adapters(part, part.get_base_layer().weight.device)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager
-def merged(model: "nn.Module") -> "Generator[nn.Module]":
+def merged_model(model: "nn.Module") -> "Generator[nn.Module]":
     """Inside the ``with``, the base of ``model`` with its adapters in its weights; then all is, to the bit, as it was.
 
     As in the export, save that a model with adapters on a quantised base is given as it is.
@@ -60,14 +60,14 @@ def merged(model: "nn.Module") -> "Generator[nn.Module]":
                 with torch.no_grad():
                     delta = part.get_delta_weight(part.active_adapters[0])  # pyright: ignore
                     weight.data = weight.data + delta.to(weight.dtype)
-        with unwrapped(model) as plain:
+        with unwrapped_model(model) as plain:
             yield plain
     finally:
         for weight, data in before:
             weight.data = data
 
 
-def move(layer: Any, device: Any) -> None:
+def move_adapters(layer: Any, device: Any) -> None:
     """Put an adapted layer's adapters on ``device``, and leave the layer itself where it is."""
     from torch import nn
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
-from depthcut.model.checkpoint.loading import Form
+from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.decoder import layers
-from depthcut.model.surgery.filling import Fill, named
-from depthcut.model.surgery.inserted import gaps
+from depthcut.model.surgery.filling import Filling, flatten_tensors
+from depthcut.model.surgery.inserted import gap_spans
 
-BEFORE, BEHIND = "bridge_before", "bridge_behind"
+BRIDGE_BEFORE, BRIDGE_BEHIND = "bridge_before", "bridge_behind"
 
 
 class Bridge(nn.Module):
@@ -46,65 +46,65 @@ class Bridge(nn.Module):
         return h + there["bias"] if "bias" in there else h
 
 
-class Bridged(nn.Module):
+class BridgedLayer(nn.Module):
     """A layer with a bridge; mixed into the layer's own class."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer, with the stream mapped before it, behind it, or both."""
-        if (before := getattr(self, BEFORE, None)) is not None:
+        if (before := getattr(self, BRIDGE_BEFORE, None)) is not None:
             if args:
                 args = (before(args[0]), *args[1:])
             else:
                 kwargs["hidden_states"] = before(kwargs["hidden_states"])
         output = super().forward(*args, **kwargs)  # pyright: ignore
-        if (behind := getattr(self, BEHIND, None)) is None:
+        if (behind := getattr(self, BRIDGE_BEHIND, None)) is None:
             return output
         return (behind(output[0]), *output[1:]) if isinstance(output, tuple) else behind(output)
 
 
 @cache
-def bridged(kind: type[nn.Module]) -> type[nn.Module]:
+def bridged_class(kind: type[nn.Module]) -> type[nn.Module]:
     """A layer's class, with bridges."""
-    return type(kind.__name__, (Bridged, kind), {"__module__": kind.__module__, "plain": kind})
+    return type(kind.__name__, (BridgedLayer, kind), {"__module__": kind.__module__, "plain": kind})
 
 
-def place(plan: Plan, start: int) -> tuple[int, str]:
+def bridge_position(plan: Plan, start: int) -> tuple[int, str]:
     """Where the bridge over the gap that begins at ``start`` stands: the kept layer's new number, and its side."""
-    return (plan.keep.index(start - 1), BEHIND) if start else (0, BEFORE)
+    return (plan.keep.index(start - 1), BRIDGE_BEHIND) if start else (0, BRIDGE_BEFORE)
 
 
-def put(model: nn.Module, fill: Fill, plan: Plan, form: Form) -> None:
+def insert_bridges(model: nn.Module, fill: Filling, plan: Plan, form: LoadConfig) -> None:
     """Put a bridge over each gap."""
     for start, parts in fill.by_layer().items():
-        number, side = place(plan, start)
-        layer = layers.layers(model)[number]
-        if not isinstance(layer, Bridged):
-            layer.__class__ = bridged(type(layer))
+        number, side = bridge_position(plan, start)
+        layer = layers.layer_list(model)[number]
+        if not isinstance(layer, BridgedLayer):
+            layer.__class__ = bridged_class(type(layer))
         layer.add_module(side, Bridge({name: part.to(form.device, form.dtype) for name, part in parts.items()}))
 
 
-def taken(model: nn.Module, plan: Plan) -> Fill | None:
+def extract_bridges(model: nn.Module, plan: Plan) -> Filling | None:
     """The bridges of ``model``; None if it has none."""
     found: dict[int, dict[str, Tensor]] = {}
-    for start, _ in gaps(plan):
-        number, side = place(plan, start)
-        bridge = getattr(layers.layers(model)[number], side, None)
+    for start, _ in gap_spans(plan):
+        number, side = bridge_position(plan, start)
+        bridge = getattr(layers.layer_list(model)[number], side, None)
         if isinstance(bridge, Bridge):
             found[start] = bridge.state_dict()
-    return Fill("bridges", named(found)) if found else None
+    return Filling("bridges", flatten_tensors(found)) if found else None
 
 
-def off(model: nn.Module) -> None:
+def remove_bridges(model: nn.Module) -> None:
     """Take the bridges away."""
-    for layer in layers.layers(model):
-        if isinstance(layer, Bridged):
-            for side in (BEFORE, BEHIND):
+    for layer in layers.layer_list(model):
+        if isinstance(layer, BridgedLayer):
+            for side in (BRIDGE_BEFORE, BRIDGE_BEHIND):
                 if hasattr(layer, side):
                     delattr(layer, side)
             layer.__class__ = vars(type(layer))["plain"]
 
 
 @torch.inference_mode()
-def applied(parts: dict[str, Tensor], x_ND: Tensor) -> Tensor:
+def apply_bridge(parts: dict[str, Tensor], x_ND: Tensor) -> Tensor:
     """What a bridge of these parts makes of some states."""
     return Bridge(parts)(x_ND)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def draft(model: "nn.Module", tokens: int = 5) -> "PreTrainedModel":
+def draft_model(model: "nn.Module", tokens: int = 5) -> "PreTrainedModel":
     """The same model without its shared layers, on the same weights, for ``model.generate(..., assistant_model=...)``.
 
     Args:
@@ -31,13 +31,13 @@ def draft(model: "nn.Module", tokens: int = 5) -> "PreTrainedModel":
 
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(whole, PreTrainedModel)
-    gone = shared.homes(whole)
+    gone = shared.shared_layer_bases(whole)
     if not gone:
         raise UserError(
             "no layer of this model is shared, so there is none to draft without; take one of replace=shared"
         )
-    drafts = copy.deepcopy(whole, held(whole))
-    layers.cut(drafts, gone)
+    drafts = copy.deepcopy(whole, deepcopy_memo(whole))
+    layers.cut_layers(drafts, gone)
     settings = drafts.generation_config
     assert settings is not None
     settings.num_assistant_tokens = tokens
@@ -46,7 +46,7 @@ def draft(model: "nn.Module", tokens: int = 5) -> "PreTrainedModel":
     return drafts
 
 
-def held(model: "nn.Module") -> "dict[int, object]":
+def deepcopy_memo(model: "nn.Module") -> "dict[int, object]":
     """What a copy of ``model`` is to share with it, by identity: its tensors, and how they are quantised."""
     tensors = [*model.parameters(), *model.buffers()]
     values = (value for part in model.modules() for value in vars(part).values())

@@ -13,12 +13,12 @@ from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
 
 FORMAT = 1
-DESCRIBED, TENSORS = "replacement.json", "replacement.safetensors"
-Kind = Literal["weights", "layers", "bridges", "shared"]
+DESCRIPTION_FILE, TENSORS_FILE = "replacement.json", "replacement.safetensors"
+FillingKind = Literal["weights", "layers", "bridges", "shared"]
 
 
 @dataclass(frozen=True)
-class Fill:
+class Filling:
     """What a replacement came to.
 
     Attributes:
@@ -28,7 +28,7 @@ class Fill:
         more: what else is needed to put them in, as JSON.
     """
 
-    kind: Kind
+    kind: FillingKind
     tensors: dict[str, Tensor]
     more: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -42,28 +42,30 @@ class Fill:
 
     def write(self, folder: Path) -> None:
         """Write it as two files."""
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}, folder / TENSORS)
-        store.write_json(folder / DESCRIBED, {"format": FORMAT, "kind": self.kind, "more": self.more})
+        save_file(
+            {name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}, folder / TENSORS_FILE
+        )
+        store.write_json(folder / DESCRIPTION_FILE, {"format": FORMAT, "kind": self.kind, "more": self.more})
 
     @classmethod
-    def read(cls, folder: Path) -> "Fill":
+    def read(cls, folder: Path) -> "Filling":
         """Read it back.
 
         Raises:
             UserError: if it is damaged, or of a format that this version does not know.
         """
         try:
-            described = documents.read(folder / DESCRIBED)
-            tensors = load_file(folder / TENSORS)
+            described = documents.read_json(folder / DESCRIPTION_FILE)
+            tensors = load_file(folder / TENSORS_FILE)
         except (OSError, SafetensorError, DamagedError) as error:
             raise UserError(f"the replacement in {folder} is damaged ({error}); export the model again") from None
         if described.get("format") != FORMAT:
-            raise UserError(f"{folder / DESCRIBED}: wanted format {FORMAT}, got {described.get('format')}")
-        if described.get("kind") not in get_args(Kind) or not isinstance(described.get("more"), dict):
-            raise UserError(f"{folder / DESCRIBED} holds no replacement; export the model again")
+            raise UserError(f"{folder / DESCRIPTION_FILE}: wanted format {FORMAT}, got {described.get('format')}")
+        if described.get("kind") not in get_args(FillingKind) or not isinstance(described.get("more"), dict):
+            raise UserError(f"{folder / DESCRIPTION_FILE} holds no replacement; export the model again")
         return cls(described["kind"], tensors, described["more"])
 
 
-def named(layers: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+def flatten_tensors(layers: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors of some layers as a fill names them."""
     return {f"{number}.{name}": tensor for number, tensors in layers.items() for name, tensor in tensors.items()}

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from depthcut.cut.plan import Plan
-from depthcut.model.checkpoint.loading import Form
+from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.surgery import bridges, inserted, shared
-from depthcut.model.surgery.filling import Fill
+from depthcut.model.surgery.filling import Filling
 from depthcut.runtime import store
 from depthcut.study import digests
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
 
-def kept(lab: "Lab", plan: Plan, make: Callable[[], Fill]) -> Fill:
+def cached_filling(lab: "Lab", plan: Plan, make: Callable[[], Filling]) -> Filling:
     """What fills this cut, made once and kept by what it was made from."""
 
     def write(folder: Path) -> None:
         with lab.timed("replace"):
             make().write(folder)
 
-    return Fill.read(store.kept(lab.cache / "replacements" / digests.pruned(lab, plan), write))
+    return Filling.read(store.cached_folder(lab.cache / "replacements" / digests.pruned_digest(lab, plan), write))
 
 
-def form(lab: "Lab") -> Form:
+def model_load_config(lab: "Lab") -> LoadConfig:
     """How the run's models lie in memory."""
     model = lab.experiment.model
-    return Form(model.quantise, getattr(torch, model.dtype), lab.device)
+    return LoadConfig(model.quantise, getattr(torch, model.dtype), lab.device)
 
 
-def put(model: nn.Module, fill: Fill, plan: Plan, form: Form) -> nn.Module:
+def insert_filling(model: nn.Module, fill: Filling, plan: Plan, form: LoadConfig) -> nn.Module:
     """Put ``fill`` into ``model``, which ``plan`` has cut, in place.
 
     Args:
@@ -44,30 +44,30 @@ def put(model: nn.Module, fill: Fill, plan: Plan, form: Form) -> nn.Module:
         form: how the model lies in memory; plain layers are quantised as it says.
     """
     if fill.kind == "weights":
-        inserted.refill(model, fill, plan, form)
+        inserted.replace_weights(model, fill, plan, form)
     elif fill.kind == "layers":
-        inserted.insert(model, fill, plan, form)
+        inserted.insert_layers(model, fill, plan, form)
     elif fill.kind == "bridges":
-        bridges.put(model, fill, plan, form)
+        bridges.insert_bridges(model, fill, plan, form)
     else:
-        shared.put(model, fill, form)
+        shared.insert_shared_layers(model, fill, form)
     return model
 
 
-def taken(model: nn.Module, plan: Plan) -> Fill | None:
-    """What in ``model`` is no plain layer, as :func:`put` would put it in; None in a plain model."""
-    return bridges.taken(model, plan) or shared.taken(model)
+def extract_filling(model: nn.Module, plan: Plan) -> Filling | None:
+    """What in ``model`` is no plain layer, as :func:`insert_filling` would put it in; None in a plain model."""
+    return bridges.extract_bridges(model, plan) or shared.extract_shared_layers(model)
 
 
-def off(model: nn.Module) -> None:
-    """Take out of ``model`` what :func:`taken` tells of."""
-    bridges.off(model)
-    shared.off(model)
+def remove_filling(model: nn.Module) -> None:
+    """Take out of ``model`` what :func:`extract_filling` tells of."""
+    bridges.remove_bridges(model)
+    shared.remove_shared_layers(model)
 
 
-def adapting(model: nn.Module) -> dict[str, Any]:
+def lora_config_kwargs(model: nn.Module) -> dict[str, Any]:
     """What peft's ``LoraConfig`` has to be told of ``model``; nothing for a plain one.
 
     Adapters go on the linear layers of kept layers; what shared layers have of their own is trained as a whole.
     """
-    return shared.adapting(model)
+    return shared.shared_lora_kwargs(model)

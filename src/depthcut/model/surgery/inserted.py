@@ -8,21 +8,21 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from depthcut.cut.plan import Plan, spans
+from depthcut.cut.plan import Plan, layer_spans
 from depthcut.model.checkpoint import loading
-from depthcut.model.checkpoint.loading import Form
+from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.model.surgery.filling import Fill
+from depthcut.model.surgery.filling import Filling
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
 # What a model's config tells of how it was loaded.
-LOADED = ("dtype", "_attn_implementation_internal")
+LOAD_KEYS = ("dtype", "_attn_implementation_internal")
 
 
-def weights(lab: "Lab", number: int, only: str = "") -> dict[str, Tensor]:
+def read_layer_weights(lab: "Lab", number: int, only: str = "") -> dict[str, Tensor]:
     """The tensors of a layer of the dense model by their names in it, not quantised: float32, on the device.
 
     Args:
@@ -36,18 +36,18 @@ def weights(lab: "Lab", number: int, only: str = "") -> dict[str, Tensor]:
     checkpoint = lab.checkpoint
     start = f"{checkpoint.prefix}.{number}."
     there = {name.removeprefix(start): one for name, one in checkpoint.tensors(number).items()}
-    wanted = [only] if only else list(dict(bare(lab)[number].named_parameters()))
+    wanted = [only] if only else list(dict(meta_layers(lab)[number].named_parameters()))
     if missing := sorted(set(wanted) - there.keys()):
         raise UserError(f"{checkpoint.files.title}: its files do not hold layer {number}'s {missing[0]} as such")
     return {name: there[name][...].to(lab.device, torch.float32) for name in wanted}
 
 
-def bare(lab: "Lab") -> nn.ModuleList:
+def meta_layers(lab: "Lab") -> nn.ModuleList:
     """The layers of the dense model, without their weights."""
-    return decoder_layers.layers(decoder_layers.skeleton(lab.checkpoint.config))
+    return decoder_layers.layer_list(decoder_layers.meta_model(lab.checkpoint.config))
 
 
-def built(empty: nn.Module, tensors: dict[str, Tensor], form: Form, like: nn.Module) -> nn.Module:
+def build_layer(empty: nn.Module, tensors: dict[str, Tensor], form: LoadConfig, like: nn.Module) -> nn.Module:
     """A layer of ``tensors``, in eval mode and frozen.
 
     Args:
@@ -58,8 +58,8 @@ def built(empty: nn.Module, tensors: dict[str, Tensor], form: Form, like: nn.Mod
     """
     layer = copy.deepcopy(empty)
     if form.quantise != "none":
-        loading.quantisable(layer, form.quantise, form.dtype)
-    assign(layer, layer, tensors, form)
+        loading.insert_quantised_linears(layer, form.quantise, form.dtype)
+    assign_parameters(layer, layer, tensors, form)
     buffers = dict(like.named_buffers())
     for name, buffer in layer.named_buffers():
         if buffer.is_meta:
@@ -68,52 +68,52 @@ def built(empty: nn.Module, tensors: dict[str, Tensor], form: Form, like: nn.Mod
     return layer.eval()
 
 
-def assign(layer: nn.Module, empty: nn.Module, tensors: dict[str, Tensor], form: Form) -> None:
+def assign_parameters(layer: nn.Module, empty: nn.Module, tensors: dict[str, Tensor], form: LoadConfig) -> None:
     """Give ``layer`` these parameters; ``empty``, on the meta device, tells which of them are quantised."""
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
-        fresh = loading.parameter(empty.get_parameter(name), tensor, form.dtype, form.device)
+        fresh = loading.materialise_parameter(empty.get_parameter(name), tensor, form.dtype, form.device)
         layer.get_submodule(owner).register_parameter(leaf, fresh)
 
 
-def refill(model: nn.Module, fill: Fill, plan: Plan, form: Form) -> None:
+def replace_weights(model: nn.Module, fill: Filling, plan: Plan, form: LoadConfig) -> None:
     """Give kept layers the weights of ``fill``."""
-    stack = decoder_layers.layers(model)
-    empty = decoder_layers.layers(decoder_layers.skeleton(config_of(fill)))
+    stack = decoder_layers.layer_list(model)
+    empty = decoder_layers.layer_list(decoder_layers.meta_model(filling_config(fill)))
     for number, tensors in fill.by_layer().items():
         if form.quantise != "none":
-            loading.quantisable(empty[number], form.quantise, form.dtype)
-        assign(stack[plan.keep.index(number)], empty[number], tensors, form)
+            loading.insert_quantised_linears(empty[number], form.quantise, form.dtype)
+        assign_parameters(stack[plan.keep.index(number)], empty[number], tensors, form)
 
 
-def insert(model: nn.Module, fill: Fill, plan: Plan, form: Form) -> None:
+def insert_layers(model: nn.Module, fill: Filling, plan: Plan, form: LoadConfig) -> None:
     """Put the layers of ``fill`` in their places; the others and the config follow."""
-    whole = decoder_layers.skeleton(config_of(fill))
-    layers = dict(zip(plan.keep, decoder_layers.layers(model), strict=True))
+    whole = decoder_layers.meta_model(filling_config(fill))
+    layers = dict(zip(plan.keep, decoder_layers.layer_list(model), strict=True))
     like = layers[plan.keep[0]]
     for number, tensors in fill.by_layer().items():
-        layers[number] = built(decoder_layers.layers(whole)[number], tensors, form, like)
+        layers[number] = build_layer(decoder_layers.layer_list(whole)[number], tensors, form, like)
     gone = [number for number in plan.drop if number not in layers]
     stack = nn.ModuleList(layers[number] for number in sorted(layers))
-    install(model, stack, decoder_layers.skeleton(decoder_layers.trimmed(whole.config, gone)))
+    install_layers_like(model, stack, decoder_layers.meta_model(decoder_layers.trimmed_config(whole.config, gone)))
 
 
-def install(model: nn.Module, stack: nn.ModuleList, like: PreTrainedModel) -> None:
+def install_layers_like(model: nn.Module, stack: nn.ModuleList, like: PreTrainedModel) -> None:
     """Make ``stack`` the layers of ``model``, and what is around them as in ``like``, which is on the meta device.
 
     A model that was built without, say, layers with a sliding window knows no positions and no mask for them.
     """
-    mine, other = (decoder_layers.text_config(each.config) for each in (model_of(model), like))
+    mine, other = (decoder_layers.text_config(each.config) for each in (as_pretrained(model), like))
     kinds = [set(getattr(each, "layer_types", None) or ()) for each in (mine, other)]
-    loaded = {key: vars(mine)[key] for key in LOADED if key in vars(mine)}
-    decoder_layers.install(model, stack, like.config)
+    loaded = {key: vars(mine)[key] for key in LOAD_KEYS if key in vars(mine)}
+    decoder_layers.install_layers(model, stack, like.config)
     vars(mine).update(loaded)
     if kinds[1] <= kinds[0]:
         return
-    frame = decoder_layers.decoder(model)
+    frame = decoder_layers.decoder_stack(model)
     plain = {
         key: value
-        for key, value in vars(decoder_layers.decoder(like)).items()
+        for key, value in vars(decoder_layers.decoder_stack(like)).items()
         if isinstance(value, bool | int | float | str)
     }
     vars(frame).update({key: value for key, value in plain.items() if key != "training"})
@@ -122,23 +122,23 @@ def install(model: nn.Module, stack: nn.ModuleList, like: PreTrainedModel) -> No
             setattr(frame, name, cast("Any", type(part))(mine, next(part.buffers()).device))
 
 
-def model_of(model: nn.Module) -> PreTrainedModel:
+def as_pretrained(model: nn.Module) -> PreTrainedModel:
     """The model itself."""
     assert isinstance(model, PreTrainedModel)
     return model
 
 
-def dense(config: PreTrainedConfig) -> dict[str, Any]:
+def dense_config_entry(config: PreTrainedConfig) -> dict[str, Any]:
     """The config of the model with all its layers, as a fill holds it: the dense one's, or an extended one's."""
     return {"dense": json.loads(config.to_json_string(use_diff=False))}
 
 
-def config_of(fill: Fill) -> PreTrainedConfig:
+def filling_config(fill: Filling) -> PreTrainedConfig:
     """The config of the model with all its layers, as the fill holds it."""
     found = dict(fill.more["dense"])
     return AutoConfig.for_model(found.pop("model_type"), **found)
 
 
-def gaps(plan: Plan) -> list[tuple[int, int]]:
+def gap_spans(plan: Plan) -> list[tuple[int, int]]:
     """The gaps of a plan, as half-open spans of the dense model's layers."""
-    return spans(plan.drop)
+    return layer_spans(plan.drop)

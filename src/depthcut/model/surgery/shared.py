@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 from transformers import PreTrainedModel
 
-from depthcut.model.checkpoint.loading import Form
+from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.decoder import inputs, layerwise
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.surgery import writers
-from depthcut.model.surgery.filling import Fill, named
-from depthcut.model.surgery.inserted import config_of, dense, install
+from depthcut.model.surgery.filling import Filling, flatten_tensors
+from depthcut.model.surgery.inserted import dense_config_entry, filling_config, install_layers_like
 from depthcut.runtime.errors import UserError
 
-OWN = ("own_delta", "own_norm")  # what is trained as a whole
+OWN_MODULES = ("own_delta", "own_norm")  # what is trained as a whole
 EPSILON = 1e-6
 
 
-class Delta(nn.Module):
+class LowRankDelta(nn.Module):
     """``x right^T left^T``: what makes the base's weights those of another layer. In float32, for it is trained."""
 
     def __init__(self, left_mr: Tensor, right_rn: Tensor) -> None:
@@ -53,7 +53,7 @@ class OutputNorm(nn.Module):
         return layer_norm(h_BTD.float(), self.gain.shape, self.gain, None, EPSILON).to(h_BTD.dtype)
 
 
-class Borrowed(nn.Module):
+class BorrowedLinear(nn.Module):
     """A linear layer on another layer's weights.
 
     Args:
@@ -66,7 +66,7 @@ class Borrowed(nn.Module):
         super().__init__()
         self.home = (home,)  # in a tuple, so that it is no part of this one
         self.name = name
-        self.own_delta = Delta(own["own_delta.left"], own["own_delta.right"])
+        self.own_delta = LowRankDelta(own["own_delta.left"], own["own_delta.right"])
         self.own_bias = nn.Parameter(own["own_bias"], requires_grad=False) if "own_bias" in own else None
         self.own_norm = OutputNorm(own["own_norm.gain"]) if "own_norm.gain" in own else None
 
@@ -78,79 +78,79 @@ class Borrowed(nn.Module):
         return h if self.own_norm is None else self.own_norm(h)
 
 
-def put(model: nn.Module, fill: Fill, form: Form) -> None:
+def insert_shared_layers(model: nn.Module, fill: Filling, form: LoadConfig) -> None:
     """Put the shared layers in their places: the model has all its layers again."""
-    whole = decoder_layers.skeleton(config_of(fill))
+    whole = decoder_layers.meta_model(filling_config(fill))
     bases: dict[str, int] = fill.more["bases"]
-    parts, empty = fill.by_layer(), decoder_layers.layers(whole)
+    parts, empty = fill.by_layer(), decoder_layers.layer_list(whole)
     keep = [number for number in range(len(empty)) if number not in parts]
-    layers = dict(zip(keep, decoder_layers.layers(model), strict=True))
+    layers = dict(zip(keep, decoder_layers.layer_list(model), strict=True))
     for number, tensors in parts.items():
-        layers[number] = built(empty[number], layers[bases[str(number)]], tensors, form)
-    install(model, nn.ModuleList(layers[number] for number in range(len(empty))), whole)
+        layers[number] = build_shared_layer(empty[number], layers[bases[str(number)]], tensors, form)
+    install_layers_like(model, nn.ModuleList(layers[number] for number in range(len(empty))), whole)
 
 
-def built(empty: nn.Module, home: nn.Module, tensors: dict[str, Tensor], form: Form) -> nn.Module:
+def build_shared_layer(empty: nn.Module, home: nn.Module, tensors: dict[str, Tensor], form: LoadConfig) -> nn.Module:
     """A shared layer: ``empty``, from the meta device, with what ``tensors`` hold, and the rest of ``home``'s."""
     layer = copy.deepcopy(empty)
     for name in [name for name, part in layer.named_modules() if isinstance(part, nn.Linear)]:
         own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.own_")}
         types = {key: form.dtype if key == "own_bias" else torch.float32 for key in own}
         on_device = {key: tensor.to(form.device, types[key]) for key, tensor in own.items()}
-        layer.set_submodule(name, Borrowed(home, name, on_device))
+        layer.set_submodule(name, BorrowedLinear(home, name, on_device))
     buffers = dict(home.named_buffers())
     for name, old in [*layer.named_parameters(), *layer.named_buffers()]:
         owner, _, leaf = name.rpartition(".")
         module = layer.get_submodule(owner)
         if old.is_meta and isinstance(old, nn.Parameter):
-            module.register_parameter(leaf, own_or_shared(name, home, tensors, form))
+            module.register_parameter(leaf, own_or_shared_parameter(name, home, tensors, form))
         elif old.is_meta:
             module.register_buffer(leaf, buffers[name], persistent=False)
     return layer.eval()
 
 
-def own_or_shared(name: str, home: nn.Module, tensors: dict[str, Tensor], form: Form) -> nn.Parameter:
+def own_or_shared_parameter(name: str, home: nn.Module, tensors: dict[str, Tensor], form: LoadConfig) -> nn.Parameter:
     """What a shared layer has as ``name``: a tensor of its own, or else that of ``home``, and no copy of it."""
     if name not in tensors:
         return home.get_parameter(name)
     return nn.Parameter(tensors[name].to(form.device, form.dtype), requires_grad=False)
 
 
-def homes(model: nn.Module) -> dict[int, nn.Module]:
+def shared_layer_bases(model: nn.Module) -> dict[int, nn.Module]:
     """By the numbers of the shared layers of ``model`` the layers that they borrow from."""
     found: dict[int, nn.Module] = {}
-    for number, layer in enumerate(decoder_layers.layers(model)):
-        if borrowed := [part for part in layer.modules() if isinstance(part, Borrowed)]:
+    for number, layer in enumerate(decoder_layers.layer_list(model)):
+        if borrowed := [part for part in layer.modules() if isinstance(part, BorrowedLinear)]:
             found[number] = borrowed[0].home[0]
     return found
 
 
-def taken(model: nn.Module) -> Fill | None:
+def extract_shared_layers(model: nn.Module) -> Filling | None:
     """The shared layers of ``model``; None if it has none."""
     found: dict[int, dict[str, Tensor]] = {}
     bases: dict[str, int] = {}
-    stack = list(decoder_layers.layers(model))
-    for number, home in homes(model).items():
+    stack = list(decoder_layers.layer_list(model))
+    for number, home in shared_layer_bases(model).items():
         theirs = {id(each) for each in home.parameters()}
         found[number] = {n: p.detach() for n, p in stack[number].named_parameters() if id(p) not in theirs}
         bases[str(number)] = stack.index(home)
     if not found:
         return None
     assert isinstance(model, PreTrainedModel)
-    return Fill("shared", named(found), {"bases": bases, **dense(model.config)})
+    return Filling("shared", flatten_tensors(found), {"bases": bases, **dense_config_entry(model.config)})
 
 
-def off(model: nn.Module) -> None:
+def remove_shared_layers(model: nn.Module) -> None:
     """Take the shared layers out."""
-    fill = taken(model)
+    fill = extract_shared_layers(model)
     if fill is not None:
-        decoder_layers.cut(model, fill.by_layer())
+        decoder_layers.cut_layers(model, fill.by_layer())
 
 
-def adapting(model: nn.Module) -> dict[str, Any]:
+def shared_lora_kwargs(model: nn.Module) -> dict[str, Any]:
     """What peft has to be told: borrowed layers get no adapter, for they have one; that is trained, and saved."""
-    names = [name for name, part in model.named_modules() if isinstance(part, Borrowed)]
-    return {"exclude_modules": names, "modules_to_save": [*OWN]} if names else {}
+    names = [name for name, part in model.named_modules() if isinstance(part, BorrowedLinear)]
+    return {"exclude_modules": names, "modules_to_save": [*OWN_MODULES]} if names else {}
 
 
 def check_norms(model: nn.Module) -> None:
@@ -160,7 +160,7 @@ def check_norms(model: nn.Module) -> None:
         UserError: if something does, as in Gemma 2.
     """
     ids_BT = torch.ones(1, 4, dtype=torch.long)
-    way = layerwise.enter(model, inputs.inputs(model, ids_BT, ids_BT))
-    if not all(writers.adds(way, 0, name) for name in writers.names(way.stack[0])):
+    way = layerwise.start_forward(model, inputs.model_inputs(model, ids_BT, ids_BT))
+    if not all(writers.adds_to_stream(way, 0, name) for name in writers.writer_names(way.stack[0])):
         kind = type(way.stack[0]).__name__
         raise UserError(f"replace.gain: {kind} norms what its halves give before it adds it; take replace.gain=null")

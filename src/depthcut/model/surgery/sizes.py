@@ -4,7 +4,7 @@ FLOPs are those of a forward pass, a token: two for each weight of a matrix that
 is tied, the embedding's look-up not), and ``4 x heads x head width x context`` in each attention, for ``Q K^T`` and for
 what its rows weigh; norms, biases and softmax are left out. This is the count of PaLM (Chowdhery et al.,
 arXiv:2204.02311, appendix B) without the backward pass, and torch's own (``FlopCounterMode``): that half of a causal
-matrix is masked saves nothing there. The context is :data:`CONTEXT`; a sliding window that is shorter counts instead.
+matrix is masked saves nothing there. The context is :data:`CONTEXT_TOKENS`; a sliding window that is shorter counts instead.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 Quantity = Literal["parameters", "weight_bytes", "cache_bytes"]
 """What a cut can have a budget of."""
-Size = Quantity | Literal["flops_per_token"]
-CONTEXT = 2048
+SizeName = Quantity | Literal["flops_per_token"]
+CONTEXT_TOKENS = 2048
 """Tokens that an attention looks at where its FLOPs are counted."""
 
 # Of bitsandbytes' NF4 with double quantisation: weights a scale of one byte, and such scales a float32 scale.
-BLOCK, SCALES = 64, 256
+NF4_BLOCK, NF4_SCALES = 64, 256
 # And for each matrix two tables, of 16 and 256 float32, and the mean that was taken off the scales.
-TABLES = 4 * (16 + 256 + 1)
+NF4_TABLE_BYTES = 4 * (16 + 256 + 1)
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelSize:
     """A model of ``depth`` layers. A cut by number alone needs no more than ``Shape(depth)``.
 
     Attributes:
@@ -52,12 +52,12 @@ class Shape:
     weight_bytes: tuple[int, ...] = ()
     cache_bytes: tuple[int, ...] = ()
     flops_per_token: tuple[int, ...] = ()
-    whole: dict[Size, int] = field(default_factory=dict[Size, int])
+    whole: dict[SizeName, int] = field(default_factory=dict[SizeName, int])
 
     @classmethod
     def of(
-        cls, config: "PreTrainedConfig", unit: Unit, quantise: "Quantise", dtype: "Dtype", context: int = CONTEXT
-    ) -> "Shape":
+        cls, config: "PreTrainedConfig", unit: Unit, quantise: "Quantise", dtype: "Dtype", context: int = CONTEXT_TOKENS
+    ) -> "ModelSize":
         """Weigh the model of ``config``; no weight is read.
 
         Args:
@@ -72,33 +72,35 @@ class Shape:
         """
         from depthcut.model.decoder import layers
 
-        model, text = bare(config, dtype), layers.text_config(config)
-        stem, stack = layers.prefix(model), layers.layers(model)
+        model, text = typed_meta_model(config, dtype), layers.text_config(config)
+        stem, stack = layers.layer_prefix(model), layers.layer_list(model)
         homes = [".".join(filter(None, (stem, str(i), layers.unit_name(part, unit)))) for i, part in enumerate(stack)]
-        cache = [cached(layer, text, dtype) for layer in stack]
-        attention = [attended(layer, text, context) for layer in stack]
+        cache = [kv_cache_bytes(layer, text, dtype) for layer in stack]
+        attention = [attention_flops(layer, text, context) for layer in stack]
         if unit == "mlp":
             cache, attention = [0] * len(stack), [0] * len(stack)
-        products = within(homes, multiplied(model))
+        products = sum_by_prefix(homes, matmul_flops(model))
         return cls(
             depth=len(stack),
-            parameters=within(homes, ((name, weight.numel()) for name, weight in model.named_parameters())),
-            weight_bytes=within(homes, weighed(model, quantise)),
+            parameters=sum_by_prefix(homes, ((name, weight.numel()) for name, weight in model.named_parameters())),
+            weight_bytes=sum_by_prefix(homes, parameter_bytes(model, quantise)),
             cache_bytes=tuple(cache),
             flops_per_token=tuple(map(sum, zip(products, attention, strict=True))),
-            whole=of_model(model, quantise, dtype, context),
+            whole=model_sizes(model, quantise, dtype, context),
         )
 
-    def without(self, drop: Collection[int]) -> dict[Size, int]:
+    def without(self, drop: Collection[int]) -> dict[SizeName, int]:
         """Each of the four for the model without these units."""
         return {key: whole - sum(self.of_units(key)[at] for at in drop) for key, whole in self.whole.items()}
 
-    def of_units(self, size: Size) -> tuple[int, ...]:
+    def of_units(self, size: SizeName) -> tuple[int, ...]:
         """One of the four, of each unit."""
         return getattr(self, size)
 
 
-def of_model(model: "PreTrainedModel", quantise: "Quantise", dtype: "Dtype", context: int = CONTEXT) -> dict[Size, int]:
+def model_sizes(
+    model: "PreTrainedModel", quantise: "Quantise", dtype: "Dtype", context: int = CONTEXT_TOKENS
+) -> dict[SizeName, int]:
     """The four sizes of a whole model, whatever stands in its gaps.
 
     Args:
@@ -109,57 +111,57 @@ def of_model(model: "PreTrainedModel", quantise: "Quantise", dtype: "Dtype", con
     """
     from depthcut.model.decoder import layers
 
-    text, stack = layers.text_config(model.config), layers.layers(model)
-    attention = sum(attended(layer, text, context) for layer in stack)
+    text, stack = layers.text_config(model.config), layers.layer_list(model)
+    attention = sum(attention_flops(layer, text, context) for layer in stack)
     return {
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "weight_bytes": sum(size for _, size in weighed(model, quantise)),
-        "cache_bytes": sum(cached(layer, text, dtype) for layer in stack),
-        "flops_per_token": attention + sum(flops for _, flops in multiplied(model)),
+        "weight_bytes": sum(size for _, size in parameter_bytes(model, quantise)),
+        "cache_bytes": sum(kv_cache_bytes(layer, text, dtype) for layer in stack),
+        "flops_per_token": attention + sum(flops for _, flops in matmul_flops(model)),
     }
 
 
-def filled(lab: "Lab") -> dict[Size, int] | None:
+def filled_model_sizes(lab: "Lab") -> dict[SizeName, int] | None:
     """The four sizes of the model that the plan left, with what stands in its gaps; None where that is not on file.
 
     Adapters are not counted: they can be merged.
     """
     import torch
 
-    from depthcut.model.checkpoint.loading import Form
+    from depthcut.model.checkpoint.loading import LoadConfig
     from depthcut.model.decoder import layers
     from depthcut.model.surgery import gaps
-    from depthcut.model.surgery.filling import Fill
+    from depthcut.model.surgery.filling import Filling
     from depthcut.runtime import store
     from depthcut.study import digests
 
     plan, described = lab.plan, lab.experiment.model
     assert plan is not None
-    folder = lab.cache / "replacements" / digests.pruned(lab, plan)
-    if not store.verified(folder):
+    folder = lab.cache / "replacements" / digests.pruned_digest(lab, plan)
+    if not store.is_verified(folder):
         return None
-    model = bare(layers.trimmed(lab.checkpoint.config, plan.drop), described.dtype)
-    form = Form("none", getattr(torch, described.dtype), "cpu")
-    gaps.put(model, Fill.read(folder), plan, form)
-    return of_model(model, described.quantise, described.dtype)
+    model = typed_meta_model(layers.trimmed_config(lab.checkpoint.config, plan.drop), described.dtype)
+    form = LoadConfig("none", getattr(torch, described.dtype), "cpu")
+    gaps.insert_filling(model, Filling.read(folder), plan, form)
+    return model_sizes(model, described.quantise, described.dtype)
 
 
-def bare(config: "PreTrainedConfig", dtype: "Dtype") -> "PreTrainedModel":
+def typed_meta_model(config: "PreTrainedConfig", dtype: "Dtype") -> "PreTrainedModel":
     """The model of ``config`` in this type, on the meta device."""
     import torch
 
     from depthcut.model.decoder import layers
 
-    return layers.skeleton(config).to(getattr(torch, dtype))  # pyright: ignore[reportArgumentType]
+    return layers.meta_model(config).to(getattr(torch, dtype))  # pyright: ignore[reportArgumentType]
 
 
-def within(homes: Sequence[str], sizes: Iterable[tuple[str, int]]) -> tuple[int, ...]:
+def sum_by_prefix(homes: Sequence[str], sizes: Iterable[tuple[str, int]]) -> tuple[int, ...]:
     """The sums over what is inside each of ``homes``."""
     found = dict(sizes)
     return tuple(sum(size for name, size in found.items() if name.startswith(f"{home}.")) for home in homes)
 
 
-def weighed(model: "PreTrainedModel", quantise: "Quantise") -> Iterator[tuple[str, int]]:
+def parameter_bytes(model: "PreTrainedModel", quantise: "Quantise") -> Iterator[tuple[str, int]]:
     """Each parameter's name and its bytes, with those of the quantisation that go with it.
 
     What is quantised is what transformers hands to bitsandbytes: linear modules, save the head and what is tied.
@@ -177,46 +179,46 @@ def weighed(model: "PreTrainedModel", quantise: "Quantise") -> Iterator[tuple[st
         if quantise == "none" or not linear or not should_convert_module(home, skipped):
             yield name, parameter.nbytes
         elif quantise == "nf4":
-            yield name, nf4(parameter.numel())
+            yield name, nf4_bytes(parameter.numel())
         else:
             rows = parameter.shape[1 if isinstance(module, Conv1D) else 0]
             yield name, parameter.numel() + 4 * rows
 
 
-def nf4(numbers: int) -> int:
+def nf4_bytes(numbers: int) -> int:
     """Bytes of a matrix in NF4 with double quantisation, as bitsandbytes keeps it (``QuantState``)."""
-    scales = -(-numbers // BLOCK)
-    return -(-numbers // 2) + scales + 4 * -(-scales // SCALES) + TABLES
+    scales = -(-numbers // NF4_BLOCK)
+    return -(-numbers // 2) + scales + 4 * -(-scales // NF4_SCALES) + NF4_TABLE_BYTES
 
 
-def cached(layer: "nn.Module", text: "PreTrainedConfig", dtype: "Dtype") -> int:
+def kv_cache_bytes(layer: "nn.Module", text: "PreTrainedConfig", dtype: "Dtype") -> int:
     """Bytes of one token's keys and values in a layer; 0 for one without an attention."""
     import torch
     from torch import nn
 
-    attention, number = attention_of(layer), getattr(torch, dtype).itemsize
+    attention, number = find_attention(layer), getattr(torch, dtype).itemsize
     if attention is None:
         return 0
     keys, values = (getattr(attention, name, None) for name in ("k_proj", "v_proj"))
     if isinstance(keys, nn.Linear) and isinstance(values, nn.Linear):
         return (keys.out_features + values.out_features) * number
     heads = getattr(attention, "num_kv_heads", None) or getattr(text, "num_key_value_heads", None)
-    return 2 * (heads or text.num_attention_heads) * head_width(text) * number
+    return 2 * (heads or text.num_attention_heads) * head_dim(text) * number
 
 
-def multiplied(model: "PreTrainedModel") -> Iterator[tuple[str, int]]:
+def matmul_flops(model: "PreTrainedModel") -> Iterator[tuple[str, int]]:
     """Each matrix's name and the FLOPs of a token in it; of a mixture's experts those that a token is sent to."""
     from torch import nn
 
     from depthcut.model.decoder import layers
-    from depthcut.model.surgery.shared import Borrowed
+    from depthcut.model.surgery.shared import BorrowedLinear
 
     text = layers.text_config(model.config)
     experts = getattr(text, "num_local_experts", None)
     for home, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             continue
-        if isinstance(module, Borrowed):
+        if isinstance(module, BorrowedLinear):
             yield f"{home}.home", 2 * module.home[0].get_submodule(module.name).get_parameter("weight").numel()
         for leaf, weight in module.named_parameters(recurse=False):
             if weight.ndim == 3 and len(weight) == experts:
@@ -225,21 +227,21 @@ def multiplied(model: "PreTrainedModel") -> Iterator[tuple[str, int]]:
                 yield f"{home}.{leaf}", 2 * weight.numel()
 
 
-def attended(layer: "nn.Module", text: "PreTrainedConfig", context: int) -> int:
+def attention_flops(layer: "nn.Module", text: "PreTrainedConfig", context: int) -> int:
     """FLOPs of a token in a layer's attention, its matrices apart; 0 for one without an attention."""
     from torch import nn
 
-    attention = attention_of(layer)
+    attention = find_attention(layer)
     if attention is None:
         return 0
     queries = getattr(attention, "q_proj", None)
-    width = queries.out_features if isinstance(queries, nn.Linear) else text.num_attention_heads * head_width(text)
+    width = queries.out_features if isinstance(queries, nn.Linear) else text.num_attention_heads * head_dim(text)
     # Where the attention does not say, all layers have the window, or none.
     owner = attention if hasattr(attention, "sliding_window") else text
     return 4 * width * min(context, getattr(owner, "sliding_window", None) or context)
 
 
-def attention_of(layer: "nn.Module") -> "nn.Module | None":
+def find_attention(layer: "nn.Module") -> "nn.Module | None":
     """A layer's attention; None for one without."""
     from depthcut.model.decoder import layers
 
@@ -248,6 +250,6 @@ def attention_of(layer: "nn.Module") -> "nn.Module | None":
     return None
 
 
-def head_width(text: "PreTrainedConfig") -> int:
+def head_dim(text: "PreTrainedConfig") -> int:
     """Numbers in a head's key."""
     return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

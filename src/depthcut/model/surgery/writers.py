@@ -14,7 +14,7 @@ from depthcut.model.decoder import layers, layerwise
 from depthcut.runtime.errors import UserError
 
 
-def with_mlp(way: layerwise.Walk, index: int, h_BTD: Tensor) -> tuple[Tensor, Tensor]:
+def step_with_mlp_output(way: layerwise.LayerwiseForward, index: int, h_BTD: Tensor) -> tuple[Tensor, Tensor]:
     """The stream behind a layer, and what its MLP adds to it."""
     seen: list[Tensor] = []
 
@@ -22,12 +22,12 @@ def with_mlp(way: layerwise.Walk, index: int, h_BTD: Tensor) -> tuple[Tensor, Te
         seen.append(output)
         return output
 
-    with rewritten(way.stack[index], names(way.stack[index])[1], see):
+    with rewrite_output(way.stack[index], writer_names(way.stack[index])[1], see):
         behind_BTD = way.step(index, h_BTD)
     return behind_BTD, seen[0].reshape(h_BTD.shape)  # OPT flattens
 
 
-def names(layer: nn.Module) -> tuple[str, str]:
+def writer_names(layer: nn.Module) -> tuple[str, str]:
     """The names of the linear layers that write what the attention, and what the MLP, adds to the stream.
 
     Raises:
@@ -42,7 +42,7 @@ def names(layer: nn.Module) -> tuple[str, str]:
     return inside[-1], outside[-1]
 
 
-def adds(way: layerwise.Walk, index: int, name: str) -> bool:
+def adds_to_stream(way: layerwise.LayerwiseForward, index: int, name: str) -> bool:
     """Whether what the linear layer ``name`` of layer ``index`` writes is added to the stream as it is.
 
     It is not where a norm stands behind it (Gemma 2). Tried on a stream of zeros: both writers are silenced, then one
@@ -52,9 +52,12 @@ def adds(way: layerwise.Walk, index: int, name: str) -> bool:
     wave_D = 3 * torch.linspace(0, 9, way.h_BTD.shape[-1], device=way.h_BTD.device, dtype=way.h_BTD.dtype).sin()
 
     def out(wave: bool) -> Tensor:
-        stack = {other: wave_D * (wave and other == name) for other in names(layer)}
+        stack = {other: wave_D * (wave and other == name) for other in writer_names(layer)}
         attention, mlp = stack
-        with rewritten(layer, attention, constant(stack[attention])), rewritten(layer, mlp, constant(stack[mlp])):
+        with (
+            rewrite_output(layer, attention, constant_output(stack[attention])),
+            rewrite_output(layer, mlp, constant_output(stack[mlp])),
+        ):
             return way.step(index, torch.zeros_like(way.h_BTD))
 
     with torch.no_grad():
@@ -62,13 +65,13 @@ def adds(way: layerwise.Walk, index: int, name: str) -> bool:
     return bool((moved_BTD - wave_D).abs().max() < 0.1)
 
 
-def constant(value_D: Tensor) -> Callable[[Tensor], Tensor]:
+def constant_output(value_D: Tensor) -> Callable[[Tensor], Tensor]:
     """Writes the same whatever comes."""
     return lambda output: value_D.expand_as(output)
 
 
 @contextmanager
-def rewritten(layer: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Generator[None]:
+def rewrite_output(layer: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Generator[None]:
     """Inside the ``with``, what the part ``name`` gives is changed."""
 
     def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:

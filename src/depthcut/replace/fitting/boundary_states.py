@@ -27,35 +27,37 @@ from depthcut.runtime.progress import track
 if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
-Side = tuple[int, Tensor, Tensor]
+GapSamples = tuple[int, Tensor, Tensor]
 """The first layer of a gap; for each token what the map reads, and what the gap adds to the stream: float64 N x D."""
-Crossed = tuple[int, Tensor, Tensor, Tensor]
+GapStates = tuple[int, Tensor, Tensor, Tensor]
 """The first layer of a gap; what the map reads, the stream in front of the gap and the one behind it: B x T x D."""
-Sides = Iterator[tuple[Tensor, Crossed]]
+MaskedGapStates = Iterator[tuple[Tensor, GapStates]]
 """Each with its batch's mask."""
 
 
 @contextmanager
-def whole(model: nn.Module, plan: Plan, lab: "Lab") -> Generator[nn.Module]:
+def restored_dense(model: nn.Module, plan: Plan, lab: "Lab") -> Generator[nn.Module]:
     """Inside the ``with``, ``model`` is the dense one again; then it is as it was found."""
     form = lab.experiment.model
     rest = Plan(plan.depth, plan.keep)
     spare = lab.checkpoint.load(rest, quantise=form.quantise, dtype=form.dtype, device=lab.device)
     stack, config = (
-        decoder_layers.layers(model),
-        copy.copy(decoder_layers.text_config(decoder_layers.decoder(model).config)),
+        decoder_layers.layer_list(model),
+        copy.copy(decoder_layers.text_config(decoder_layers.decoder_stack(model).config)),
     )
-    layers = dict(zip(plan.keep, stack, strict=True)) | dict(zip(plan.drop, decoder_layers.layers(spare), strict=True))
+    layers = dict(zip(plan.keep, stack, strict=True)) | dict(
+        zip(plan.drop, decoder_layers.layer_list(spare), strict=True)
+    )
     del spare
     dense = nn.ModuleList(layers[number] for number in range(plan.depth))
-    inserted.install(model, dense, decoder_layers.skeleton(lab.checkpoint.config))
+    inserted.install_layers_like(model, dense, decoder_layers.meta_model(lab.checkpoint.config))
     try:
         yield model
     finally:
-        decoder_layers.install(model, stack, config)
+        decoder_layers.install_layers(model, stack, config)
 
 
-def sides(model: nn.Module, plan: Plan, lab: "Lab", batch: int, fused: bool = False) -> Iterator[Side]:
+def gap_samples(model: nn.Module, plan: Plan, lab: "Lab", batch: int, fused: bool = False) -> Iterator[GapSamples]:
     """Go through the calibration text once.
 
     Args:
@@ -68,7 +70,7 @@ def sides(model: nn.Module, plan: Plan, lab: "Lab", batch: int, fused: bool = Fa
     Raises:
         UserError: if no token gives finite states.
     """
-    ask = partial(_layer_by_layer, lab) if streaming(plan, lab) else partial(_batch_by_batch, model, lab)
+    ask = partial(_states_by_layer, lab) if needs_streaming(plan, lab) else partial(_states_by_batch, model, lab)
     seen = 0
     with torch.inference_mode():
         for mask_BT, (start, z_BTD, x_BTD, y_BTD) in ask(plan, batch, fused):
@@ -81,36 +83,36 @@ def sides(model: nn.Module, plan: Plan, lab: "Lab", batch: int, fused: bool = Fa
         raise UserError("replace: none of the calibration tokens gave finite hidden states, so nothing can be fitted")
 
 
-def streaming(plan: Plan, lab: "Lab") -> bool:
+def needs_streaming(plan: Plan, lab: "Lab") -> bool:
     """Whether the dropped layers come off the disk one by one, because they do not fit or ``stream`` asks for it."""
     asked = lab.experiment.stream
     if asked != "auto":
         return asked == "always"
     weights = lab.weigh("layer").weight_bytes
-    return not devices.fits(sum(weights[number] for number in plan.drop), lab.device)
+    return not devices.fits_in_free_memory(sum(weights[number] for number in plan.drop), lab.device)
 
 
-def _batch_by_batch(model: nn.Module, lab: "Lab", plan: Plan, batch: int, fused: bool) -> Sides:
+def _states_by_batch(model: nn.Module, lab: "Lab", plan: Plan, batch: int, fused: bool) -> MaskedGapStates:
     """Each batch as far as the last gap before the next one comes."""
     text = lab.calibration()
-    with whole(model, plan, lab) as dense:
+    with restored_dense(model, plan, lab) as dense:
         for ids_BT, mask_BT in track(text.batches(batch), "replacing", math.ceil(len(text) / batch)):
-            way = layerwise.enter(dense, inputs.inputs(dense, ids_BT, mask_BT))
-            for side in across(way, plan, fused):
+            way = layerwise.start_forward(dense, inputs.model_inputs(dense, ids_BT, mask_BT))
+            for side in gap_states(way, plan, fused):
                 yield mask_BT, side
 
 
-def _layer_by_layer(lab: "Lab", plan: Plan, batch: int, fused: bool) -> Sides:
+def _states_by_layer(lab: "Lab", plan: Plan, batch: int, fused: bool) -> MaskedGapStates:
     """All batches through a layer before the next one is read; their streams are held."""
     source, batches = lab.streamed(), list(lab.calibration().batches(batch))
-    calls = [inputs.inputs(source.model, *each) for each in batches]
+    calls = [inputs.model_inputs(source.model, *each) for each in batches]
     tokens = sum(mask_BT.numel() for _, mask_BT in batches)
-    place = source.parking(layerwise.enter(source.model, calls[0]).h_BTD, tokens, 3)
-    streams = [layerwise.enter(source.model, call).h_BTD.to(place) for call in calls]
-    crossings = [Crossing(plan, fused, place) for _ in batches]
+    place = source.parking(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens, 3)
+    streams = [layerwise.start_forward(source.model, call).h_BTD.to(place) for call in calls]
+    crossings = [GapRecorder(plan, fused, place) for _ in batches]
     for edge in source.layers("replacing"):
         for number, (call, (_, mask_BT)) in enumerate(zip(calls, batches, strict=True)):
-            way = layerwise.enter(source.model, call)
+            way = layerwise.start_forward(source.model, call)
             h_BTD = streams[number].to(way.h_BTD.device)
             yield from ((mask_BT, side) for side in crossings[number].reached(edge, h_BTD))
             streams[number] = crossings[number].passed(way, edge, h_BTD).to(place)
@@ -122,15 +124,15 @@ def _layer_by_layer(lab: "Lab", plan: Plan, batch: int, fused: bool) -> Sides:
     lab.release()
 
 
-def across(way: layerwise.Walk, plan: Plan, fused: bool = False) -> Iterator[Crossed]:
+def gap_states(way: layerwise.LayerwiseForward, plan: Plan, fused: bool = False) -> Iterator[GapStates]:
     """A batch's way as far as the last gap."""
-    crossing, h_BTD = Crossing(plan, fused, way.h_BTD.device), way.h_BTD
+    crossing, h_BTD = GapRecorder(plan, fused, way.h_BTD.device), way.h_BTD
     for edge in range(crossing.last + 1):
         yield from crossing.reached(edge, h_BTD)
         h_BTD = crossing.passed(way, edge, h_BTD)
 
 
-class Crossing:
+class GapRecorder:
     """What a batch leaves at the gaps.
 
     Args:
@@ -140,14 +142,14 @@ class Crossing:
     """
 
     def __init__(self, plan: Plan, fused: bool, place: torch.device) -> None:
-        self.stops = {stop: start for start, stop in inserted.gaps(plan)}
+        self.stops = {stop: start for start, stop in inserted.gap_spans(plan)}
         self.last = max(self.stops)
         self.fused = fused
         self.place = place
         self.x: dict[int, Tensor] = {}
         self.z: dict[int, Tensor] = {}
 
-    def reached(self, edge: int, h_BTD: Tensor) -> Iterator[Crossed]:
+    def reached(self, edge: int, h_BTD: Tensor) -> Iterator[GapStates]:
         """The stream in front of layer ``edge`` is there: behind a gap, give its sides; in front of one, remember."""
         if edge in self.stops:
             start, here = self.stops[edge], h_BTD.device
@@ -156,12 +158,12 @@ class Crossing:
         if edge in self.stops.values():
             self.x[edge] = h_BTD.to(self.place)
 
-    def passed(self, way: layerwise.Walk, edge: int, h_BTD: Tensor) -> Tensor:
+    def passed(self, way: layerwise.LayerwiseForward, edge: int, h_BTD: Tensor) -> Tensor:
         """The stream behind layer ``edge``, as far as there is a gap to come."""
         if edge == self.last:
             return h_BTD
         if not (self.fused and edge + 1 in self.stops.values()):
             return way.step(edge, h_BTD)
-        behind_BTD, z_BTD = writers.with_mlp(way, edge, h_BTD)
+        behind_BTD, z_BTD = writers.step_with_mlp_output(way, edge, h_BTD)
         self.z[edge + 1] = z_BTD.to(self.place)
         return behind_BTD

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from depthcut.cut.plan import Plan
 from depthcut.model.decoder import inputs, layerwise
 from depthcut.model.surgery import inserted, writers
-from depthcut.model.surgery.filling import Fill
+from depthcut.model.surgery.filling import Filling
 from depthcut.replace.fitting import least_squares
 from depthcut.runtime.errors import UserError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from depthcut.study.lab import Lab
 
 
-def check(model: nn.Module, plan: Plan, lab: "Lab") -> None:
+def check_fusable(model: nn.Module, plan: Plan, lab: "Lab") -> None:
     """Make sure that before each gap there is an MLP whose last weights write to the stream.
 
     Raises:
@@ -29,22 +29,22 @@ def check(model: nn.Module, plan: Plan, lab: "Lab") -> None:
         )
     ids_BT, mask_BT = next(lab.calibration().batches(1))
     with torch.inference_mode():
-        way = layerwise.enter(model, inputs.inputs(model, ids_BT, mask_BT))
+        way = layerwise.start_forward(model, inputs.model_inputs(model, ids_BT, mask_BT))
         before = plan.keep.index(plan.drop[0] - 1)
-        if not writers.adds(way, before, writers.names(way.stack[before])[1]):
+        if not writers.adds_to_stream(way, before, writers.writer_names(way.stack[before])[1]):
             kind = type(way.stack[before]).__name__
             raise UserError(f"replace.fuse=true: {kind} norms what its MLP gives before it adds it; take fuse=false")
 
 
-def fused(fitted: dict[int, dict[str, Tensor]], lab: "Lab") -> Fill:
+def fuse_maps(fitted: dict[int, dict[str, Tensor]], lab: "Lab") -> Filling:
     """The new last weights: ``W <- (I + B)^T W``, and of the bias ``b <- (I + B)^T b``; from weights not quantised."""
     tensors: dict[str, Tensor] = {}
-    name = writers.names(inserted.bare(lab)[0])[1]
+    name = writers.writer_names(inserted.meta_layers(lab)[0])[1]
     for start, parts in fitted.items():
-        old = inserted.weights(lab, start - 1)
-        b_DD = least_squares.matrix(parts)
+        old = inserted.read_layer_weights(lab, start - 1)
+        b_DD = least_squares.map_matrix(parts)
         whole_DD = (b_DD + torch.eye(len(b_DD)).to(b_DD)).T
         for leaf in ("weight", "bias"):
             if f"{name}.{leaf}" in old:
                 tensors[f"{start - 1}.{name}.{leaf}"] = (whole_DD @ old[f"{name}.{leaf}"].double()).float()
-    return Fill("weights", tensors, inserted.dense(lab.checkpoint.config))
+    return Filling("weights", tensors, inserted.dense_config_entry(lab.checkpoint.config))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
-from depthcut.model.checkpoint.loading import Form
+from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.decoder import inputs, layers, layerwise
 from depthcut.model.surgery import inserted
 from depthcut.replace.fitting import boundary_states
@@ -32,7 +32,7 @@ BETAS = (0.9, 0.95)
 log = logging.getLogger("depthcut")
 
 
-class Course:
+class LayerTraining:
     """Students, and how far their training is.
 
     Attributes:
@@ -66,9 +66,14 @@ class Course:
 
     def write(self, path: Path) -> None:
         """Write all that an exact resume needs."""
-        numbers = {"step": self.step, "first": self.first, "last": self.last, resume.KEY: resume.identity(path.stem)}
+        numbers = {
+            "step": self.step,
+            "first": self.first,
+            "last": self.last,
+            resume.KEY: resume.checkpoint_identity(path.stem),
+        }
         states = {name: part.state_dict() for name, part in self.parts().items()}
-        with store.replacing(path) as temporary:
+        with store.atomic_write(path) as temporary:
             torch.save(numbers | {"states": states}, temporary)
 
     def read(self, path: Path, device: str) -> None:
@@ -85,12 +90,12 @@ class Course:
         return {"optimiser": self.optimiser, "schedule": self.schedule, **students}
 
 
-def checkpoint(lab: "Lab", plan: Plan) -> Path:
+def checkpoint_path(lab: "Lab", plan: Plan) -> Path:
     """Where the training is kept while it lasts: beside what it comes to, for all points that need that."""
-    return lab.cache / "replacements" / f"{digests.pruned(lab, plan)}.ckpt"
+    return lab.cache / "replacements" / f"{digests.pruned_digest(lab, plan)}.ckpt"
 
 
-def trained(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Layer") -> dict[int, dict[str, Tensor]]:
+def train_layers(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Layer") -> dict[int, dict[str, Tensor]]:
     """For each gap the parameters of its layer, which began as the first one dropped, in float32.
 
     The dense model computes what goes in and what is to come out, a batch at a time; nothing of it is kept. A training
@@ -99,18 +104,21 @@ def trained(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Layer") -> dict[i
     Raises:
         UserError: if the dense model has no room on the device.
     """
-    if boundary_states.streaming(plan, lab):
+    if boundary_states.needs_streaming(plan, lab):
         raise UserError(
             "replace=layer trains against the dense model, which must be in memory: take model.quantise=nf4 and "
             "stream=never, a larger device, or another replace"
         )
-    students = {start: student(lab, start, model) for start, _ in inserted.gaps(plan)}
-    course, path = Course(students, recipe), checkpoint(lab, plan)
-    if resume.usable(path, path.stem):
+    students = {start: student_layer(lab, start, model) for start, _ in inserted.gap_spans(plan)}
+    course, path = LayerTraining(students, recipe), checkpoint_path(lab, plan)
+    if resume.is_resumable(path, path.stem):
         course.read(path, lab.device)
-    with boundary_states.whole(model, plan, lab) as dense, Meter("replacing", recipe.steps, course.step) as meter:
-        for ids_BT, mask_BT in batches(lab, recipe, course.step):
-            course.made(stepped(dense, plan, students, ids_BT, mask_BT))
+    with (
+        boundary_states.restored_dense(model, plan, lab) as dense,
+        Meter("replacing", recipe.steps, course.step) as meter,
+    ):
+        for ids_BT, mask_BT in step_batches(lab, recipe, course.step):
+            course.made(accumulate_gradients(dense, plan, students, ids_BT, mask_BT))
             meter.step(f"error {course.last:.4f}")
             if course.step % recipe.save_every == 0:
                 course.write(path)
@@ -120,14 +128,16 @@ def trained(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Layer") -> dict[i
     return {start: {n: p.detach() for n, p in each.named_parameters()} for start, each in students.items()}
 
 
-def student(lab: "Lab", number: int, model: nn.Module) -> nn.Module:
+def student_layer(lab: "Lab", number: int, model: nn.Module) -> nn.Module:
     """A layer of the dense model, to be trained."""
-    form = Form("none", torch.float32, lab.device)
-    like = layers.layers(model)[0]
-    return inserted.built(inserted.bare(lab)[number], inserted.weights(lab, number), form, like).requires_grad_(True)
+    form = LoadConfig("none", torch.float32, lab.device)
+    like = layers.layer_list(model)[0]
+    return inserted.build_layer(
+        inserted.meta_layers(lab)[number], inserted.read_layer_weights(lab, number), form, like
+    ).requires_grad_(True)
 
 
-def batches(lab: "Lab", recipe: "Layer", done: int) -> Iterator[tuple[Tensor, Tensor]]:
+def step_batches(lab: "Lab", recipe: "Layer", done: int) -> Iterator[tuple[Tensor, Tensor]]:
     """A batch for each step behind the first ``done``, in the text's order, and from its beginning if it is shorter."""
     text = lab.text("train", recipe.sequences)
     for step in range(done, recipe.steps):
@@ -136,21 +146,23 @@ def batches(lab: "Lab", recipe: "Layer", done: int) -> Iterator[tuple[Tensor, Te
         yield next(some.batches(recipe.batch))
 
 
-def stepped(dense: nn.Module, plan: Plan, students: dict[int, nn.Module], ids_BT: Tensor, mask_BT: Tensor) -> float:
+def accumulate_gradients(
+    dense: nn.Module, plan: Plan, students: dict[int, nn.Module], ids_BT: Tensor, mask_BT: Tensor
+) -> float:
     """Add up the gradients of a batch; give the squared error, mean over tokens and width, summed over the gaps."""
     with torch.no_grad():
-        way = layerwise.enter(dense, inputs.inputs(dense, ids_BT, mask_BT))
-        sides = [(start, x_BTD, y_BTD) for start, _, x_BTD, y_BTD in boundary_states.across(way, plan)]
+        way = layerwise.start_forward(dense, inputs.model_inputs(dense, ids_BT, mask_BT))
+        sides = [(start, x_BTD, y_BTD) for start, _, x_BTD, y_BTD in boundary_states.gap_states(way, plan)]
     real_BT, total = mask_BT.bool().to(way.h_BTD.device), 0.0
     for start, x_BTD, y_BTD in sides:
-        guess_BTD = answered(students[start], way.calls[start], x_BTD)
+        guess_BTD = student_output(students[start], way.calls[start], x_BTD)
         error = (guess_BTD[real_BT].float() - y_BTD[real_BT].float()).square().mean()
         error.backward()
         total += error.item()
     return total
 
 
-def answered(student: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], x_BTD: Tensor) -> Tensor:
+def student_output(student: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], x_BTD: Tensor) -> Tensor:
     """The stream behind a layer in float32, computed in the type of the stream that enters."""
     args, kwargs = call
     low = x_BTD.dtype != torch.float32

@@ -14,13 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Map = Literal["diagonal", "full", "orthogonal", "low_rank"]
+LinearMapKind = Literal["diagonal", "full", "orthogonal", "low_rank"]
 # Directions of Z this much weaker than the strongest, features scaled alike, are rounding.
-STILL = 1e-12
+EIGENVALUE_TOLERANCE = 1e-12
 
 
 @dataclass
-class Sums:
+class SufficientStatistics:
     """What a map is fitted from.
 
     Attributes:
@@ -36,7 +36,7 @@ class Sums:
     count: int = 0
 
     @classmethod
-    def of_width(cls, like_ND: Tensor) -> "Sums":
+    def of_width(cls, like_ND: Tensor) -> "SufficientStatistics":
         """Nothing seen yet."""
         width = like_ND.shape[1]
         return cls(like_ND.new_zeros(width, width), like_ND.new_zeros(width, width))
@@ -54,36 +54,36 @@ class Sums:
         return max(0.0, (off / self.rr).item()) if self.rr else 0.0
 
 
-def fitted(sums: Sums, kind: Map, ridge: float, rank: int | None) -> dict[str, Tensor]:
+def fit_map(sums: SufficientStatistics, kind: LinearMapKind, ridge: float, rank: int | None) -> dict[str, Tensor]:
     """The map as the parts of a bridge: ``scale``, ``matrix``, or ``left`` and ``right``."""
     if kind == "diagonal":
         zz_D, zr_D = sums.zz_DD.diagonal(), sums.zr_DD.diagonal()
         return {"scale": torch.where(zz_D > 0, zr_D / (zz_D * (1 + ridge)), 0.0)}
     if kind == "orthogonal":
-        return {"matrix": orthogonal(sums, ridge) - torch.eye(len(sums.zz_DD)).to(sums.zz_DD)}
-    b_DD = full(sums, ridge)
+        return {"matrix": fit_orthogonal(sums, ridge) - torch.eye(len(sums.zz_DD)).to(sums.zz_DD)}
+    b_DD = fit_full_matrix(sums, ridge)
     if kind == "full":
         return {"matrix": b_DD}
     assert rank is not None
-    return reduced(sums, b_DD, ridge, rank)
+    return reduce_map_rank(sums, b_DD, ridge, rank)
 
 
-def full(sums: Sums, ridge: float) -> Tensor:
+def fit_full_matrix(sums: SufficientStatistics, ridge: float) -> Tensor:
     """``(Z^T Z + ridge diag)^-1 Z^T R``, the shortest of several."""
     scale_D = sums.zz_DD.diagonal().sqrt()
     unit_D = torch.where(scale_D > 0, 1 / scale_D, 0.0)
     value_D, vector_DD = torch.linalg.eigh(unit_D[:, None] * sums.zz_DD * unit_D)
-    inverse_D = torch.where(value_D > STILL * value_D.max(), 1 / (value_D + ridge), 0.0)
+    inverse_D = torch.where(value_D > EIGENVALUE_TOLERANCE * value_D.max(), 1 / (value_D + ridge), 0.0)
     return unit_D[:, None] * (vector_DD @ (inverse_D[:, None] * (vector_DD.T @ (unit_D[:, None] * sums.zr_DD))))
 
 
-def orthogonal(sums: Sums, ridge: float) -> Tensor:
+def fit_orthogonal(sums: SufficientStatistics, ridge: float) -> Tensor:
     """The rotation (or reflection) A with ``Z A`` nearest to ``Z + R``: ``U V^T`` of ``Z^T (Z + R) + ridge diag``."""
     u_DD, _, vh_DD = torch.linalg.svd(sums.zz_DD + sums.zr_DD + ridge * sums.zz_DD.diagonal().diag())
     return u_DD @ vh_DD
 
 
-def reduced(sums: Sums, b_DD: Tensor, ridge: float, rank: int) -> dict[str, Tensor]:
+def reduce_map_rank(sums: SufficientStatistics, b_DD: Tensor, ridge: float, rank: int) -> dict[str, Tensor]:
     """The best map of a rank, given the best of any (reduced-rank regression, Izenman 1975).
 
     What the full map gives is projected on the r directions in which it is largest.
@@ -93,7 +93,7 @@ def reduced(sums: Sums, b_DD: Tensor, ridge: float, rank: int) -> dict[str, Tens
     return {"left": b_DD @ right_Dr, "right": right_Dr.T.contiguous()}
 
 
-def matrix(parts: dict[str, Tensor]) -> Tensor:
+def map_matrix(parts: dict[str, Tensor]) -> Tensor:
     """B in full."""
     if "scale" in parts:
         return parts["scale"].diag()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Pair(NamedTuple):
+class LowRankFactors(NamedTuple):
     """A matrix as a product: ``left`` is U S, ``right`` V^T."""
 
     left: Tensor
@@ -21,7 +21,7 @@ class Pair(NamedTuple):
         return self.left @ self.right
 
 
-def best(matrix_mn: Tensor, rank: int) -> Pair:
+def truncated_svd(matrix_mn: Tensor, rank: int) -> LowRankFactors:
     """The nearest matrix of rank ``rank``, or of the smaller side where that is less: U S and V^T, float32.
 
     From the eigenvectors of the smaller Gram matrix in float64: a tenth of the time of an SVD. The product is the
@@ -29,19 +29,19 @@ def best(matrix_mn: Tensor, rank: int) -> Pair:
     """
     rows, columns = matrix_mn.shape
     if rows > columns:
-        turned = best(matrix_mn.T, rank)
+        turned = truncated_svd(matrix_mn.T, rank)
         size_r = turned.left.norm(dim=0)
         unit_r = torch.where(size_r > 0, 1 / size_r, 0.0)
-        return Pair((turned.right * size_r[:, None]).T.contiguous(), (turned.left * unit_r).T.contiguous())
+        return LowRankFactors((turned.right * size_r[:, None]).T.contiguous(), (turned.left * unit_r).T.contiguous())
     wide_mn = matrix_mn.double()
     u_mr = torch.linalg.eigh(wide_mn @ wide_mn.T)[1][:, -rank:].flip(1)
     seen_rn = u_mr.T @ wide_mn
     size_r = seen_rn.norm(dim=1)
     unit_r = torch.where(size_r > 0, 1 / size_r, 0.0)
-    return Pair((u_mr * size_r).float(), (unit_r[:, None] * seen_rn).float())
+    return LowRankFactors((u_mr * size_r).float(), (unit_r[:, None] * seen_rn).float())
 
 
-def beyond(one: Pair, other: Pair, rank: int) -> float:
+def truncation_error(one: LowRankFactors, other: LowRankFactors, rank: int) -> float:
     """``||(W_1 - W_2) - its best approximation of the rank||_F^2`` (eq. 2, squared), without forming either.
 
     The difference is a product m x 2r by 2r x n; what a QR of each leaves is 2r x 2r, with the same singular values.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
-def linear_names(empty: nn.Module) -> list[str]:
+def shareable_linear_names(empty: nn.Module) -> list[str]:
     """The linear layers within a decoder layer.
 
     Raises:
@@ -32,50 +32,50 @@ def linear_names(empty: nn.Module) -> list[str]:
     return names
 
 
-def bases(plan: Plan, distances: list[list[float]]) -> dict[int, int]:
+def nearest_layers(plan: Plan, distances: list[list[float]]) -> dict[int, int]:
     """For each dropped layer the nearest kept one (eq. 5); of several the first."""
     return {i: min(plan.keep, key=lambda j: distances[i][j]) for i in plan.drop}
 
 
-def kept(lab: "Lab", rank: int) -> list[list[float]]:
+def layer_distances(lab: "Lab", rank: int) -> list[list[float]]:
     """The distances between all layers, from weights that are not quantised; computed once a model and rank.
 
     Raises:
-        UserError: as :func:`linear_names`, or if the layers' matrices have several shapes.
+        UserError: as :func:`shareable_linear_names`, or if the layers' matrices have several shapes.
     """
-    key = store.digest({"format": FORMAT, "content": lab.checkpoint.digest, "rank": rank})
-    return lab.kept("distances", key, lambda: {"distances": between(lab, rank)})["distances"]
+    key = store.content_digest({"format": FORMAT, "content": lab.checkpoint.digest, "rank": rank})
+    return lab.kept("distances", key, lambda: {"distances": compute_distances(lab, rank)})["distances"]
 
 
-def between(lab: "Lab", rank: int) -> list[list[float]]:
+def compute_distances(lab: "Lab", rank: int) -> list[list[float]]:
     """Compute them, one kind of matrix at a time: L pairs of factors are held."""
     depth_L = lab.checkpoint.depth
-    names = linear_names(inserted.bare(lab)[0])
+    names = shareable_linear_names(inserted.meta_layers(lab)[0])
     squares = [[0.0] * depth_L for _ in range(depth_L)]
     for name in track(names, "distances", len(names)):
-        for (i, j), square in squared(matrices(lab, name), rank):
+        for (i, j), square in squared_distances(layer_matrices(lab, name), rank):
             squares[i][j] += square
             squares[j][i] += square
     return [[square**0.5 for square in row] for row in squares]
 
 
-def matrices(lab: "Lab", name: str) -> Iterator[Tensor]:
+def layer_matrices(lab: "Lab", name: str) -> Iterator[Tensor]:
     """The matrix ``name`` of each layer."""
     for number in range(lab.checkpoint.depth):
-        yield inserted.weights(lab, number, f"{name}.weight")[f"{name}.weight"]
+        yield inserted.read_layer_weights(lab, number, f"{name}.weight")[f"{name}.weight"]
 
 
-def squared(matrices: Iterator[Tensor], rank: int) -> Iterator[tuple[tuple[int, int], float]]:
+def squared_distances(matrices: Iterator[Tensor], rank: int) -> Iterator[tuple[tuple[int, int], float]]:
     """For each pair of matrices the square of their distance.
 
     Raises:
         UserError: if they have several shapes.
     """
-    pairs: list[low_rank.Pair] = []
+    pairs: list[low_rank.LowRankFactors] = []
     for matrix_mn in matrices:
-        pairs.append(low_rank.best(matrix_mn, rank))
+        pairs.append(low_rank.truncated_svd(matrix_mn, rank))
         shapes = [tuple(part.shape) for part in (*pairs[0], *pairs[-1])]
         if shapes[:2] != shapes[2:]:
             raise UserError("replace=shared needs layers of one shape, got several; take another replace")
         for j in range(len(pairs) - 1):
-            yield (j, len(pairs) - 1), low_rank.beyond(pairs[j], pairs[-1], rank)
+            yield (j, len(pairs) - 1), low_rank.truncation_error(pairs[j], pairs[-1], rank)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from depthcut.report.study import Point
+from depthcut.report.study import FinishedPoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -10,25 +10,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def of(points: "Sequence[Point]") -> "dict[str, Figure]":
+def draw_figures(points: "Sequence[FinishedPoint]") -> "dict[str, Figure]":
     """All figures that these finished points have something for, by name: also what a logger may send elsewhere."""
     from depthcut.report import curves, healing, labels, layers, score_maps, transitions
     from depthcut.report.figures import agreement, blocks, forest, layer_strips, lines, losses, tradeoff
-    from depthcut.report.tidy import tidy
+    from depthcut.report.tidy import tidy_table
 
     records = [point.record for point in points]
-    table = tidy(records)
-    drawn, dense = curves.lines(table), curves.dense(table)
-    fallen = transitions.of(drawn, dense)
-    choices = layers.strips(records)
-    names = [label["recipe"] for label in labels.of(records)]
+    table = tidy_table(records)
+    drawn, dense = curves.curve_lines(table), curves.dense_numbers(table)
+    fallen = transitions.curve_transitions(drawn, dense)
+    choices = layers.layer_strips(records)
+    names = [label["recipe"] for label in labels.record_labels(records)]
     found = {
-        "curves": lines.figure(drawn, dense, fallen),
-        "transition": forest.figure(fallen),
-        "layers": layer_strips.figure(choices),
-        "agreement": agreement.figure(layers.agreements(choices)),
-        "blocks": blocks.figure(score_maps.maps(points)),
-        "tradeoff": tradeoff.figure(drawn, dense),
-        "healing": losses.figure(healing.curves(points, kept=400), names),
+        "curves": lines.curve_figure(drawn, dense, fallen),
+        "transition": forest.forest_figure(fallen),
+        "layers": layer_strips.layer_strip_figure(choices),
+        "agreement": agreement.agreement_figure(layers.chooser_agreements(choices)),
+        "blocks": blocks.block_score_figure(score_maps.load_score_maps(points)),
+        "tradeoff": tradeoff.tradeoff_figure(drawn, dense),
+        "healing": losses.healing_loss_figure(healing.healing_curves(points, kept=400), names),
     }
     return {name: figure for name, figure in found.items() if figure is not None}

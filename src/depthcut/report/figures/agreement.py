@@ -10,20 +10,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def figure(found: Sequence[Agreement]) -> "Figure | None":
+def agreement_figure(found: Sequence[Agreement]) -> "Figure | None":
     """Draw the overlaps, and below each what luck would give."""
     if not found:
         return None
     most = max(len(each.choosers) for each in found)
-    drawn, axes = style.panels(len(found), 2, (2 + 0.55 * most, 1.6 + 0.45 * most))
+    drawn, axes = style.panel_grid(len(found), 2, (2 + 0.55 * most, 1.6 + 0.45 * most))
     for axis, each in zip(axes, found, strict=True):
         axis.imshow(each.overlap, cmap="Blues", vmin=0, vmax=1)
         places = range(len(each.choosers))
-        names = [style.plain(name) for name in each.choosers]
+        names = [style.escape_mathtext(name) for name in each.choosers]
         axis.set_xticks(places, names, rotation=40, ha="right", fontsize=7)
         axis.set_yticks(places, names, fontsize=7)
         axis.set_title(
-            style.plain(f"{each.model}: share of dropped layers in common (by luck)"), fontsize=8, loc="left"
+            style.escape_mathtext(f"{each.model}: share of dropped layers in common (by luck)"), fontsize=8, loc="left"
         )
         for i in places:
             for j in places:

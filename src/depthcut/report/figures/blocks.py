@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from depthcut.report.figures import style
-from depthcut.report.score_maps import Map
+from depthcut.report.score_maps import ScoreMap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def figure(maps: Sequence[Map]) -> "Figure | None":
+def block_score_figure(maps: Sequence[ScoreMap]) -> "Figure | None":
     """Draw a row of two panels a map: normalised by size, and raw; rings mark the blocks that were cut."""
     if not maps:
         return None
-    drawn, axes = style.panels(2 * len(maps), 2, (3.8, 3.0))
+    drawn, axes = style.panel_grid(2 * len(maps), 2, (3.8, 3.0))
     for place, each in enumerate(maps):
         for axis, values, name in zip(
             axes[2 * place :], (each.normalised, each.scores), ("within its size", "raw"), strict=False
@@ -25,7 +25,7 @@ def figure(maps: Sequence[Map]) -> "Figure | None":
             sizes, starts = list(each.chosen), list(each.chosen.values())
             axis.scatter(starts, sizes, s=16, facecolors="none", edgecolors="white", linewidths=1.2)
             drawn.colorbar(shown, ax=axis).ax.tick_params(labelsize=7)
-            axis.set_title(style.plain(f"{each.model}, {each.metric}: {name}"), fontsize=8, loc="left")
+            axis.set_title(style.escape_mathtext(f"{each.model}, {each.metric}: {name}"), fontsize=8, loc="left")
             axis.set_xlabel("first layer of the block", fontsize=8)
             axis.set_ylabel("layers in the block", fontsize=8)
     return drawn

@@ -5,29 +5,29 @@ from typing import TYPE_CHECKING
 
 from depthcut.report import transition_fit
 from depthcut.report.figures import lines, style
-from depthcut.report.transitions import Fall
+from depthcut.report.transitions import CurveTransition
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def figure(falls: Sequence[Fall]) -> "Figure | None":
+def forest_figure(falls: Sequence[CurveTransition]) -> "Figure | None":
     """Draw midpoints and onsets; where no transition was seen stands why, and no mark."""
     seen = {fall.name for fall in falls if fall.found.seen}
-    names = [name for name in lines.measures([fall.line for fall in falls]) if name in seen]
+    names = [name for name in lines.panel_names([fall.line for fall in falls]) if name in seen]
     if not names:
         return None
-    look = style.Look.among([fall.line for fall in falls])
+    look = style.LineStyles.among([fall.line for fall in falls])
     groups = [[fall for fall in falls if fall.name == name] for name in names]
-    drawn, axes = style.panels(len(names), 1, (7, 0.8 + 0.24 * max(map(len, groups))))
+    drawn, axes = style.panel_grid(len(names), 1, (7, 0.8 + 0.24 * max(map(len, groups))))
     for axis, name, group in zip(axes, names, groups, strict=True):
         group = sorted(group, key=lambda fall: fall.found.midpoint.at if fall.found.midpoint else -1)
-        axis.set_title(style.plain(name), fontsize=9, loc="left")
+        axis.set_title(style.escape_mathtext(name), fontsize=9, loc="left")
         for row, fall in enumerate(group):
             middle, onset, colour = fall.found.midpoint, fall.found.onset, look.of(fall.line)["color"]
             if middle is None or onset is None:
                 axis.annotate(
-                    transition_fit.REASONS[fall.found.why], (0.005, row), fontsize=6.5, va="center", color=style.QUIET
+                    transition_fit.REASONS[fall.found.why], (0.005, row), fontsize=6.5, va="center", color=style.MUTED
                 )
                 continue
             axis.plot([onset.low, onset.high], [row - 0.22] * 2, color=colour, linewidth=0.7)

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#007A5A", "#AA4499", "#2F9BD6", "#B8860B", "#332288", "#882255", "#5F6B2D", "#6F6F6F")
 DASHES = ("-", "-.", (0, (6, 2)), (0, (6, 1, 1, 1)))
 MARKS = ("o", "s", "D", "^", "P", "X", "*", "p")
-QUIET = "#57606a"
+MUTED = "#57606a"
 MARGIN = 0.15  # inches between the legend and the edges of the figure
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyles:
     """How lines are told apart among their like: the choice of layers by colour, recipe by dashes, model by marks."""
 
     choices: list[str]
@@ -26,17 +26,17 @@ class Look:
     models: list[str]
 
     @classmethod
-    def among(cls, lines: Sequence[Line]) -> "Look":
+    def among(cls, lines: Sequence[Line]) -> "LineStyles":
         """The look of these lines."""
         return cls(
-            list(dict.fromkeys(choice(line) for line in lines)),
+            list(dict.fromkeys(choice_key(line) for line in lines)),
             list(dict.fromkeys(line.keys["recipe"] for line in lines if line.healed)),
             list(dict.fromkeys(line.keys["model"] for line in lines)),
         )
 
     def of(self, line: Line) -> dict[str, Any]:
         """matplotlib's words for a line."""
-        hue = self.choices.index(choice(line)) if len(self.choices) > 1 else self.models.index(line.keys["model"])
+        hue = self.choices.index(choice_key(line)) if len(self.choices) > 1 else self.models.index(line.keys["model"])
         colour = COLOURS[hue % len(COLOURS)]
         dash = DASHES[self.recipes.index(line.keys["recipe"]) % len(DASHES)] if line.healed else ":"
         mark = MARKS[self.models.index(line.keys["model"]) % len(MARKS)]
@@ -45,20 +45,20 @@ class Look:
 
     def name(self, line: Line) -> str:
         """What the legend says."""
-        return plain(f"{line.keys['model']}: {line.label}" if len(self.models) > 1 else line.label)
+        return escape_mathtext(f"{line.keys['model']}: {line.label}" if len(self.models) > 1 else line.label)
 
 
-def choice(line: Line) -> str:
+def choice_key(line: Line) -> str:
     """Metric, pruner, replacement and unit."""
     return " ".join(line.keys[key] for key in ("metric", "prune", "replace", "unit"))
 
 
-def plain(text: str) -> str:
+def escape_mathtext(text: str) -> str:
     """A text that matplotlib shows as it is: ``$`` would begin a formula."""
     return text.replace("$", r"\$")
 
 
-def panels(count: int, columns: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
+def panel_grid(count: int, columns: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
     """A figure of ``count`` panels in rows of ``columns``, each of ``size`` inches."""
     from matplotlib.figure import Figure
 
@@ -72,7 +72,7 @@ def panels(count: int, columns: int, size: tuple[float, float]) -> "tuple[Figure
     return figure, axes
 
 
-def legend(figure: "Figure", axes: "Sequence[Axes]") -> None:
+def shared_legend(figure: "Figure", axes: "Sequence[Axes]") -> None:
     """Add one legend below all panels, each name once, in as many columns as fit; widen a figure too narrow for one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

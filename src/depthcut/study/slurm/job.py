@@ -19,7 +19,7 @@ from depthcut.study import recording
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-OURS = frozenset({"array", "error", "job-name", "open-mode", "output", "requeue", "signal"})
+LAUNCHER_OPTIONS = frozenset({"array", "error", "job-name", "open-mode", "output", "requeue", "signal"})
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Line = Annotated[str, Field(pattern=r"^[^\r\n\x00]+$")]
 """Text that stands in one line of the batch script."""
@@ -27,7 +27,7 @@ Option = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
 
 
 @strict
-class Request:
+class JobRequest:
     """What every job of a sweep asks the cluster for, and how the sweep uses it; ``docs/slurm.md`` explains each.
 
     Attributes:
@@ -66,7 +66,7 @@ class Request:
                 f"hydra.launcher.signal_delay_s must be below the time limit of {60 * self.timeout_min} s "
                 f"(timeout_min={self.timeout_min}), got {self.signal_delay_s}"
             )
-        taken = sorted(OURS & {key.replace("_", "-") for key in self.additional_parameters})
+        taken = sorted(LAUNCHER_OPTIONS & {key.replace("_", "-") for key in self.additional_parameters})
         if taken:
             raise UserError(f"hydra.launcher.additional_parameters.{taken[0]}: the launcher sets that itself")
 
@@ -91,7 +91,7 @@ class Request:
         }
 
 
-def require() -> None:
+def require_slurm() -> None:
     """Refuse a machine that cannot submit.
 
     Raises:
@@ -106,7 +106,7 @@ def require() -> None:
 
 
 @dataclass(frozen=True)
-class Work:
+class PointTask:
     """What a job does: the points of one folder, from configs composed when the sweep was launched.
 
     Attributes:
@@ -128,9 +128,9 @@ class Work:
         task = runpy.run_path(str(self.script))[self.task]
         for config in self.configs:
             task(OmegaConf.create(config))
-        for fault in failures.faults:
-            if recording.failure(self.folder) is None:
-                recording.fail(self.folder, failures.line(fault), fault)
+        for fault in failures.collected_errors:
+            if recording.read_failure(self.folder) is None:
+                recording.write_failure(self.folder, failures.error_line(fault), fault)
             raise fault
 
     def checkpoint(self) -> "DelayedSubmission":

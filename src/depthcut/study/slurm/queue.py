@@ -19,18 +19,18 @@ from depthcut.runtime.errors import UserError
 from depthcut.study import recording, runlog
 
 if TYPE_CHECKING:
-    from depthcut.study.sweep import Point, Sweep
+    from depthcut.study.sweep import Sweep, SweepPoint
 
-TICKET = "job.json"
-GRACE = 10.0
+JOB_FILE = "job.json"
+GRACE_SECONDS = 10.0
 """Seconds that a shared file system may need to show what a job wrote last."""
-ENDED = frozenset(
+ENDED_STATES = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
 )
 
 
 @dataclass(frozen=True)
-class Ticket:
+class JobRecord:
     """A point's job, noted in the point's folder before it is submitted, so that whoever comes later finds it.
 
     Attributes:
@@ -44,22 +44,22 @@ class Ticket:
     job: str | None = None
 
     @classmethod
-    def read(cls, folder: Path) -> "Ticket | None":
+    def read(cls, folder: Path) -> "JobRecord | None":
         """The job that was last submitted for the point in ``folder``."""
-        found = documents.found(folder / TICKET) or {}
+        found = documents.read_json_if_present(folder / JOB_FILE) or {}
         name, index, job = (found.get(key) for key in ("name", "index", "job"))
         if not isinstance(name, str) or not isinstance(index, int) or not isinstance(job, str | None):
             return None
         return cls(name, index, job)
 
-    def write(self, folder: Path) -> "Ticket":
+    def write(self, folder: Path) -> "JobRecord":
         """Note it in the point's folder, durably."""
-        store.write_json(folder / TICKET, asdict(self))
+        store.write_json(folder / JOB_FILE, asdict(self))
         return self
 
 
 @dataclass(frozen=True)
-class Entry:
+class QueueEntry:
     """A job as ``squeue`` lists it: its number, its state and, while it waits, what for."""
 
     job: str
@@ -69,17 +69,17 @@ class Entry:
     @property
     def alive(self) -> bool:
         """Whether it waits, runs, or is between the two. A state that is not known counts, until the job is gone."""
-        return self.state not in ENDED
+        return self.state not in ENDED_STATES
 
 
-class SilentError(UserError):
+class QueueUnavailableError(UserError):
     """``squeue`` gave no answer, which says nothing about the jobs."""
 
 
-Queue = dict[tuple[str, int], Entry]
+Queue = dict[tuple[str, int], QueueEntry]
 
 
-def queue() -> Queue:
+def read_queue() -> Queue:
     """This user's jobs, by the name and index of their tickets; those that ended a short while ago too.
 
     Raises:
@@ -90,25 +90,27 @@ def queue() -> Queue:
     try:
         done = subprocess.run(call, check=True, capture_output=True, text=True, timeout=120, env=plain)
     except subprocess.CalledProcessError as error:
-        raise SilentError(f"squeue does not answer, which says nothing about the jobs: {error.stderr}") from error
+        raise QueueUnavailableError(
+            f"squeue does not answer, which says nothing about the jobs: {error.stderr}"
+        ) from error
     except subprocess.TimeoutExpired as error:
-        raise SilentError("squeue does not answer within 2 minutes") from error
-    return entries(done.stdout.splitlines())
+        raise QueueUnavailableError("squeue does not answer within 2 minutes") from error
+    return parse_queue(done.stdout.splitlines())
 
 
-def entries(lines: Iterable[str]) -> Queue:
+def parse_queue(lines: Iterable[str]) -> Queue:
     """Read ``26_3|RUNNING|main-1f0a9c3e|None`` and its like; a job that is no part of an array has index 0."""
     found: Queue = {}
     for line in lines:
         job, state, name, reason = line.split("|", 3)
         index = job.partition("_")[2] or "0"
         if index.isdigit():
-            found[name, int(index)] = Entry(job, state, reason)
+            found[name, int(index)] = QueueEntry(job, state, reason)
     return found
 
 
 @dataclass
-class Watched:
+class WatchedJob:
     """A job that is waited for.
 
     Attributes:
@@ -118,8 +120,8 @@ class Watched:
         gone: since when it is known to have ended.
     """
 
-    ticket: Ticket
-    points: "list[Point]"
+    ticket: JobRecord
+    points: "list[SweepPoint]"
     adopted: bool
     gone: float | None = None
 
@@ -131,82 +133,82 @@ class Watched:
     @property
     def log(self) -> Path:
         """Where the job writes; the first of its tasks, if they are several."""
-        return private(self.folder.parent) / self.ticket.name / f"{self.ticket.job}_0_log.out"
+        return slurm_folder(self.folder.parent) / self.ticket.name / f"{self.ticket.job}_0_log.out"
 
-    def entry(self, queue: Queue) -> Entry | None:
+    def entry(self, queue: Queue) -> QueueEntry | None:
         """The job in the queue."""
         return queue.get((self.ticket.name, self.ticket.index))
 
 
-def private(study: Path) -> Path:
+def slurm_folder(study: Path) -> Path:
     """Where a study's jobs have their logs, and its launchers their lock."""
     folder = study / ".slurm"
-    private_folders.make(study)
+    private_folders.make_private_folder(study)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def alone(study: Path) -> FileLock:
+def submit_lock(study: Path) -> FileLock:
     """Held while jobs are looked up and submitted, so that no point is submitted twice."""
-    return store.lock(private(study) / "lock")
+    return store.lock(slurm_folder(study) / "lock")
 
 
-def watch(sweep: "Sweep", watched: list[Watched]) -> "list[Point]":
+def wait_for_jobs(sweep: "Sweep", watched: list[WatchedJob]) -> "list[SweepPoint]":
     """Wait until all jobs ended, and tell of those that failed.
 
     Returns:
         The points that an adopted job was not asked for.
     """
-    started, said, again = time.monotonic(), "", list["Point"]()
+    started, said, again = time.monotonic(), "", list["SweepPoint"]()
     while watched:
         try:
-            there = queue()
-        except SilentError as error:
+            there = read_queue()
+        except QueueUnavailableError as error:
             words = " ".join(str(error).split())
         else:
-            watched = [each for each in watched if not over(each, there, sweep, again)]
-            words = tally(watched, there)
+            watched = [each for each in watched if not job_settled(each, there, sweep, again)]
+            words = queue_summary(watched, there)
         if watched and words != said:
-            say(said := words)
+            print_slurm_line(said := words)
         if watched:
             time.sleep(min(30.0, max(1.0, (time.monotonic() - started) / 10)))
     return again
 
 
-def over(each: Watched, queue: Queue, sweep: "Sweep", again: "list[Point]") -> bool:
+def job_settled(each: WatchedJob, queue: Queue, sweep: "Sweep", again: "list[SweepPoint]") -> bool:
     """Whether a job ended, and how its points are: done, failed, or to be run ``again``."""
     entry = each.entry(queue)
     if entry and entry.state in ("PENDING", "RUNNING"):
         each.gone = None
         return False
-    left = [point for point in each.points if recording.finished(point.lab) is None]
+    left = [point for point in each.points if recording.finished_record(point.lab) is None]
     if not left:
         return True
     if entry and entry.alive:
         return False
     each.gone = each.gone or time.monotonic()
-    failed = recording.failure(each.folder)
+    failed = recording.read_failure(each.folder)
     if failed is None:
-        if time.monotonic() < each.gone + GRACE:
+        if time.monotonic() < each.gone + GRACE_SECONDS:
             return False
-        if each.adopted and recording.read(each.folder):
+        if each.adopted and recording.read_record(each.folder):
             again += left
             return True
-        lost(each, f"ended as {entry.state}" if entry else "is gone from the queue")
+        record_lost_job(each, f"ended as {entry.state}" if entry else "is gone from the queue")
     if any(sweep.failed(point) for point in left) and failed:
-        say(f"that was job {each.ticket.job}, which logs to {each.log}")
+        print_slurm_line(f"that was job {each.ticket.job}, which logs to {each.log}")
     return True
 
 
-def lost(each: Watched, how: str) -> None:
+def record_lost_job(each: WatchedJob, how: str) -> None:
     """Note that a job left no word, unless the point has another job by now."""
-    with alone(each.folder.parent):
-        if Ticket.read(each.folder) == each.ticket:
+    with submit_lock(each.folder.parent):
+        if JobRecord.read(each.folder) == each.ticket:
             reason = f"SLURM job {each.ticket.job} {how} and left no record; its log is {each.log}"
-            recording.fail(each.folder, reason)
+            recording.write_failure(each.folder, reason)
 
 
-def tally(watched: Sequence[Watched], queue: Queue) -> str:
+def queue_summary(watched: Sequence[WatchedJob], queue: Queue) -> str:
     """``2 running, 3 waiting (Resources)``, and how many of the others are looked for on the disk."""
     alive = [entry for each in watched if (entry := each.entry(queue)) and entry.alive]
     waiting = [entry for entry in alive if entry.state == "PENDING"]
@@ -216,6 +218,6 @@ def tally(watched: Sequence[Watched], queue: Queue) -> str:
     return words + (f", {silent} ended without a record so far" if silent else "")
 
 
-def say(text: str) -> None:
+def print_slurm_line(text: str) -> None:
     """Print one line for the user."""
-    runlog.say(f"slurm: {text}")
+    runlog.print_line(f"slurm: {text}")

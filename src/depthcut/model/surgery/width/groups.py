@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from depthcut.model.surgery.width.widths import Kind
+from depthcut.model.surgery.width.widths import GroupKind
 from depthcut.runtime.errors import UserError
 
 # The linear layers that read the stream, and the names of the one behind them that writes to it.
-NAMES: dict[tuple[str, ...], tuple[Kind, tuple[str, ...]]] = {
+GROUPED_LINEARS: dict[tuple[str, ...], tuple[GroupKind, tuple[str, ...]]] = {
     ("q_proj", "k_proj", "v_proj"): ("heads", ("o_proj", "out_proj", "dense")),
     ("gate_proj", "up_proj"): ("channels", ("down_proj",)),
     ("fc1",): ("channels", ("fc2",)),
@@ -23,7 +23,7 @@ NAMES: dict[tuple[str, ...], tuple[Kind, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Groups:
+class WidthGroups:
     """The groups of one kind in a layer.
 
     Attributes:
@@ -53,30 +53,30 @@ class Groups:
         yield self.writer(layer), 1
 
 
-def of_layer(layer: nn.Module) -> dict[Kind, Groups]:
+def layer_groups(layer: nn.Module) -> dict[GroupKind, WidthGroups]:
     """The groups of a decoder layer; adapters may sit on its linear layers.
 
     Raises:
         UserError: if there are none that this package knows, or several of a kind (experts).
     """
-    found: dict[Kind, Groups] = {}
+    found: dict[GroupKind, WidthGroups] = {}
     for home, part in layer.named_modules():
         children = {name for name, _ in part.named_children()}
-        for inner, (kind, outers) in NAMES.items():
+        for inner, (kind, outers) in GROUPED_LINEARS.items():
             outer = next((name for name in outers if name in children), None)
             if outer is None or not children.issuperset(inner):
                 continue
             if kind in found:
                 raise UserError(f"{type(layer).__name__} has several sets of {kind}; none of them can be narrowed")
-            found[kind] = Groups(counted(kind, part, inner), home, inner, outer)
-            check_alone(layer, found[kind])
+            found[kind] = WidthGroups(count_groups(kind, part, inner), home, inner, outer)
+            check_independent_groups(layer, found[kind])
     if not found:
-        known = " or ".join(" + ".join((*inner, outers[0])) for inner, (_, outers) in NAMES.items())
+        known = " or ".join(" + ".join((*inner, outers[0])) for inner, (_, outers) in GROUPED_LINEARS.items())
         raise UserError(f"{type(layer).__name__} keeps its weights in other matrices than {known}")
     return found
 
 
-def check_alone(layer: nn.Module, groups: Groups) -> None:
+def check_independent_groups(layer: nn.Module, groups: WidthGroups) -> None:
     """Refuse what has other weights across the groups, such as a norm over all heads (OLMo 2).
 
     Raises:
@@ -91,15 +91,15 @@ def check_alone(layer: nn.Module, groups: Groups) -> None:
             raise UserError(f"{type(owner).__name__}.{name} goes across its heads or channels; none can be taken out")
 
 
-def counted(kind: Kind, part: nn.Module, inner: tuple[str, ...]) -> int:
+def count_groups(kind: GroupKind, part: nn.Module, inner: tuple[str, ...]) -> int:
     """How many groups there are: the heads of the keys, or the channels."""
     if kind == "channels":
-        return outputs(part.get_submodule(inner[0]))
-    keys, width = outputs(part.get_submodule("k_proj")), int(vars(part)["head_dim"])
+        return output_features(part.get_submodule(inner[0]))
+    keys, width = output_features(part.get_submodule("k_proj")), int(vars(part)["head_dim"])
     assert keys % width == 0, (keys, width)
     return keys // width
 
 
-def outputs(linear: Any) -> int:
+def output_features(linear: Any) -> int:
     """How many outputs a linear layer has, quantised or not, with adapters or without."""
     return int(linear.out_features)

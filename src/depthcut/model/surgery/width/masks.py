@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from depthcut.model.decoder import layers
-from depthcut.model.surgery.width.groups import Groups, of_layer
-from depthcut.model.surgery.width.widths import Place, Widths
+from depthcut.model.surgery.width.groups import WidthGroups, layer_groups
+from depthcut.model.surgery.width.widths import GroupKey, Widths
 
 
 class Gate:
@@ -44,10 +44,10 @@ class Gate:
 class Masks:
     """The gates of some layers of a model, all open at first."""
 
-    def __init__(self, stack: Sequence[nn.Module], places: Mapping[Place, Groups]) -> None:
+    def __init__(self, stack: Sequence[nn.Module], places: Mapping[GroupKey, WidthGroups]) -> None:
         self.gates = {place: Gate(each.writer(stack[place[0]]), each.count) for place, each in places.items()}
 
-    def keep(self, kept: Mapping[Place, Sequence[int]]) -> None:
+    def keep(self, kept: Mapping[GroupKey, Sequence[int]]) -> None:
         """Let only these groups through, at each of these places."""
         for place, groups in kept.items():
             self.gates[place].keep(groups)
@@ -63,9 +63,9 @@ class Masks:
             gate.handle.remove()
 
 
-def put(model: nn.Module, widths: Widths) -> Masks:
+def mask_model(model: nn.Module, widths: Widths) -> Masks:
     """Mask a model for good: its quantised weights cannot be sliced."""
-    stack, kept = list(layers.layers(model)), widths.narrowed()
-    masks = Masks(stack, {(number, kind): of_layer(stack[number])[kind] for number, kind in kept})
+    stack, kept = list(layers.layer_list(model)), widths.narrowed()
+    masks = Masks(stack, {(number, kind): layer_groups(stack[number])[kind] for number, kind in kept})
     masks.keep(kept)
     return masks

@@ -13,65 +13,65 @@ from transformers import PreTrainedConfig
 
 from depthcut.model.decoder import layers
 from depthcut.model.surgery.width import groups
-from depthcut.model.surgery.width.groups import Groups
+from depthcut.model.surgery.width.groups import WidthGroups
 from depthcut.model.surgery.width.widths import Widths
 
 # What attentions and configs call the numbers of their heads, and configs that of an FFN's channels.
-HEADS = ("num_heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads")
-CHANNELS = ("intermediate_size", "ffn_dim")
+HEAD_COUNT_KEYS = ("num_heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads")
+CHANNEL_COUNT_KEYS = ("intermediate_size", "ffn_dim")
 
 
-def narrow(model: nn.Module, widths: Widths) -> None:
+def narrow_model(model: nn.Module, widths: Widths) -> None:
     """Leave only the groups that ``widths`` keeps. Where all layers are alike the config then says so.
 
     Args:
         model: not quantised; it may have adapters, or be on the meta device.
         widths: of this model's layers.
     """
-    stack = layers.layers(model)
+    stack = layers.layer_list(model)
     assert len(stack) == len(widths.kept)
     for (number, kind), kept in widths.narrowed().items():
-        known = groups.of_layer(stack[number])[kind]
+        known = groups.layer_groups(stack[number])[kind]
         for linear, axis in known.linears(stack[number]):
-            select(linear, axis, spread(kept, known.count, linear, axis))
-        recount(known, stack[number], len(kept))
-    tell(model, widths)
+            slice_linear(linear, axis, group_indices(kept, known.count, linear, axis))
+        update_head_counts(known, stack[number], len(kept))
+    update_width_config(model, widths)
 
 
-def spread(kept: Sequence[int], count: int, linear: Any, axis: int) -> list[int]:
+def group_indices(kept: Sequence[int], count: int, linear: Any, axis: int) -> list[int]:
     """The rows or columns of a linear layer that belong to these of its ``count`` groups."""
     size = (linear.in_features if axis else linear.out_features) // count
     return [group * size + at for group in kept for at in range(size)]
 
 
-def select(linear: Any, axis: int, places: Sequence[int]) -> None:
+def slice_linear(linear: Any, axis: int, places: Sequence[int]) -> None:
     """Keep these rows (0) or columns (1) of a linear layer's weight, and what goes with them."""
     base: Any = linear.get_base_layer() if isinstance(linear, LoraLayer) else linear
     assert base.weight.is_floating_point(), "quantised weights cannot be sliced"
-    keep(base, "weight", axis, places)
+    slice_parameter(base, "weight", axis, places)
     if axis == 0 and base.bias is not None:
-        keep(base, "bias", 0, places)
+        slice_parameter(base, "bias", 0, places)
     halves: Any = (linear.lora_A if axis else linear.lora_B) if isinstance(linear, LoraLayer) else {}
     for half in halves.values():
-        keep(half, "weight", axis, places)
+        slice_parameter(half, "weight", axis, places)
     for part in {base, linear, *halves.values()}:
         setattr(part, "in_features" if axis else "out_features", len(places))
 
 
-def keep(part: nn.Module, name: str, axis: int, places: Sequence[int]) -> None:
+def slice_parameter(part: nn.Module, name: str, axis: int, places: Sequence[int]) -> None:
     """Replace a parameter by some of its rows or columns."""
     old = part.get_parameter(name)
     index = torch.tensor(places, device=old.device)
     setattr(part, name, nn.Parameter(old.detach().index_select(axis, index), requires_grad=old.requires_grad))
 
 
-def recount(known: Groups, layer: nn.Module, left: int) -> None:
+def update_head_counts(known: WidthGroups, layer: nn.Module, left: int) -> None:
     """Have an attention know its heads, where it counts them itself (OPT)."""
     owner = vars(known.owner(layer))
-    owner.update({key: owner[key] * left // known.count for key in HEADS if isinstance(owner.get(key), int)})
+    owner.update({key: owner[key] * left // known.count for key in HEAD_COUNT_KEYS if isinstance(owner.get(key), int)})
 
 
-def tell(model: nn.Module, widths: Widths) -> None:
+def update_width_config(model: nn.Module, widths: Widths) -> None:
     """Have the config tell the widths, where one number of each kind does for all layers and the config knows both."""
     whole = {tuple(sorted(each.items())) for each in widths.whole}
     left = {tuple(sorted((kind, len(groups)) for kind, groups in each.items())) for each in widths.kept}
@@ -82,33 +82,35 @@ def tell(model: nn.Module, widths: Widths) -> None:
     text: Any = layers.text_config(new)
     counts = dict(next(iter(left)))
     if "heads" in counts:
-        owner = vars(groups.of_layer(layers.layers(model)[0])["heads"].owner(layers.layers(model)[0]))
+        owner = vars(groups.layer_groups(layers.layer_list(model)[0])["heads"].owner(layers.layer_list(model)[0]))
         text.head_dim = owner["head_dim"]
         before = dict(next(iter(whole)))["heads"]
-        for key in HEADS:
+        for key in HEAD_COUNT_KEYS:
             if isinstance(getattr(text, key, None), int):
                 setattr(text, key, getattr(text, key) * counts["heads"] // before)
-    for key in CHANNELS:
+    for key in CHANNEL_COUNT_KEYS:
         if "channels" in counts and hasattr(text, key):
             setattr(text, key, counts["channels"])
-    if describes(new, model):
+    if config_describes_model(new, model):
         vars(layers.text_config(config)).update(vars(text))
 
 
-def describes(config: PreTrainedConfig, model: nn.Module) -> bool:
+def config_describes_model(config: PreTrainedConfig, model: nn.Module) -> bool:
     """Whether a config, as it would be read from a file, makes layers like those of ``model``, with adapters or not."""
     try:
         read = type(config).from_dict(json.loads(config.to_json_string()))
-        built = layers.layers(layers.skeleton(read))
-        return [shapes(layer) for layer in built] == [shapes(layer) for layer in layers.layers(model)]
+        built = layers.layer_list(layers.meta_model(read))
+        return [grouped_shapes(layer) for layer in built] == [
+            grouped_shapes(layer) for layer in layers.layer_list(model)
+        ]
     except (ValueError, StrictDataclassError, RuntimeError):
         return False
 
 
-def shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
+def grouped_shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shapes of a layer's grouped matrices, and the numbers of their groups."""
     found: dict[str, tuple[int, ...]] = {}
-    for kind, known in groups.of_layer(layer).items():
+    for kind, known in groups.layer_groups(layer).items():
         for at, (linear, _) in enumerate(known.linears(layer)):
             part: Any = linear
             found[f"{kind}.{at}"] = (known.count, part.in_features, part.out_features)

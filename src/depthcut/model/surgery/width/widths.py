@@ -10,12 +10,12 @@ from depthcut.runtime import documents, store
 from depthcut.runtime.errors import UserError
 
 FORMAT = 1
-FILE = "width.json"
-Kind = Literal["heads", "channels"]
+WIDTHS_FILE = "width.json"
+GroupKind = Literal["heads", "channels"]
 """Groups that go as one: KV groups of heads, and channels of the FFN."""
-Place = tuple[int, Kind]
+GroupKey = tuple[int, GroupKind]
 """The number of a layer, and which of its groups."""
-KINDS: tuple[Kind, ...] = ("heads", "channels")
+GROUP_KINDS: tuple[GroupKind, ...] = ("heads", "channels")
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Widths:
         kept: the numbers of those that stay, sorted.
     """
 
-    whole: tuple[Mapping[Kind, int], ...]
-    kept: tuple[Mapping[Kind, tuple[int, ...]], ...]
+    whole: tuple[Mapping[GroupKind, int], ...]
+    kept: tuple[Mapping[GroupKind, tuple[int, ...]], ...]
 
     def __post_init__(self) -> None:
         assert len(self.whole) == len(self.kept)
@@ -36,23 +36,23 @@ class Widths:
             assert whole.keys() == kept.keys()
             assert all(kept[kind] and {*kept[kind]} <= {*range(count)} for kind, count in whole.items())
 
-    def left(self, kind: Kind) -> int:
+    def left(self, kind: GroupKind) -> int:
         """How many groups of a kind stay, in all layers."""
         return sum(len(kept.get(kind, ())) for kept in self.kept)
 
-    def narrowed(self) -> dict[Place, tuple[int, ...]]:
+    def narrowed(self) -> dict[GroupKey, tuple[int, ...]]:
         """By the number of a layer and a kind that loses groups there, those that stay."""
         return {
             (number, kind): kept[kind]
             for number, (whole, kept) in enumerate(zip(self.whole, self.kept, strict=True))
-            for kind in KINDS
+            for kind in GROUP_KINDS
             if kind in whole and len(kept[kind]) < whole[kind]
         }
 
     @property
     def words(self) -> str:
         """As a person reads it: ``keeps 64 of 90 KV heads and 26112 of 46080 FFN channels``, ...."""
-        nouns: dict[Kind, str] = {"heads": "KV heads", "channels": "FFN channels"}
+        nouns: dict[GroupKind, str] = {"heads": "KV heads", "channels": "FFN channels"}
         totals = {kind: sum(whole.get(kind, 0) for whole in self.whole) for kind in nouns}
         parts = [f"{self.left(kind)} of {totals[kind]} {nouns[kind]}" for kind in nouns if totals[kind]]
         layers = len({number for number, _ in self.narrowed()})
@@ -73,7 +73,7 @@ class Widths:
             UserError: if it is missing, damaged, or of a format that this version does not know.
         """
         try:
-            described = documents.read(path)
+            described = documents.read_json(path)
             if described["format"] != FORMAT:
                 raise UserError(f"wanted format {FORMAT}, got {described['format']!r}")
             return cls.of(described["layers"])
@@ -83,13 +83,13 @@ class Widths:
     @classmethod
     def found(cls, folder: Path) -> "Widths | None":
         """The widths beside a model or its adapters; None where nothing was narrowed. Raises as :meth:`read`."""
-        return cls.read(folder / FILE) if (folder / FILE).exists() else None
+        return cls.read(folder / WIDTHS_FILE) if (folder / WIDTHS_FILE).exists() else None
 
     @classmethod
     def of(cls, layers: Iterable[Mapping[str, Any]]) -> "Widths":
         """The inverse of what is written of the layers."""
         rows = list(layers)
         return cls(
-            tuple({kind: int(row[kind]["of"]) for kind in KINDS if kind in row} for row in rows),
-            tuple({kind: tuple(map(int, row[kind]["keep"])) for kind in KINDS if kind in row} for row in rows),
+            tuple({kind: int(row[kind]["of"]) for kind in GROUP_KINDS if kind in row} for row in rows),
+            tuple({kind: tuple(map(int, row[kind]["keep"])) for kind in GROUP_KINDS if kind in row} for row in rows),
         )
