@@ -19,7 +19,8 @@ from omegaconf import DictConfig
 from depthcut.config import experiment
 from depthcut.cut.plan import Plan
 from depthcut.runtime import store
-from depthcut.study import curve, digests, lab, recording, runlog
+from depthcut.study import curve, digests, recording, runlog
+from depthcut.study.run import Run, open_run
 from depthcut.study.scoring import Scoring
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +67,7 @@ class Point:
     """One cut: its config, checked."""
 
     composed: DictConfig
-    here: lab.Lab
+    here: Run
 
     def record(self) -> dict[str, Any]:
         """What run.py left of it; it is run if that is missing."""
@@ -143,7 +144,7 @@ def point(words: str, fraction: float, overrides: list[str]) -> Point:
     """Compose and check one point, as run.py does."""
     own = [f"outputs={ROOT / 'outputs'}", *COMMON, *words.split(), f"prune.frac={fraction}"]
     composed = compose("config", overrides=[*own, *overrides])
-    return Point(composed, lab.open_run(experiment.build_experiment(composed)))
+    return Point(composed, open_run(experiment.build_experiment(composed)))
 
 
 def losses(rows: list[Row]) -> str:
@@ -198,7 +199,7 @@ def correlations(rows: list[Row]) -> str:
         if row.cell("metric") and row.cell("metric") not in scored:
             scores = Scoring(here)()
             scored[row.cell("metric")] = [scores.layer(index) for index in range(scores.depth)]
-            here.release()
+            here.dense.release()
     values = np.atleast_2d(np.corrcoef([ranks(each) for each in scored.values()]))
     lines = [
         [f"{place} {name}", *(f"{value:.2f}" for value in line[:place])]

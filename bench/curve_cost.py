@@ -32,7 +32,8 @@ from depthcut.eval.harness import Harness
 from depthcut.eval.likelihood import lm_eval
 from depthcut.eval.loss import Loss
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.study import lab, runlog
+from depthcut.study import runlog
+from depthcut.study.run import open_run
 from depthcut.study.scoring import Scoring
 from scores import show
 
@@ -61,8 +62,8 @@ def main() -> None:
     way = Text(here, asked.batch, asked.limit) if asked.loss else Questions(here, asked.batch, asked.limit)
     alone: dict[tuple[int, ...], tuple[float, Numbers]] = {}
     warm = type(way)(here, asked.batch, 2)
-    warm.alone(Plan(here.checkpoint.depth, ()))
-    with counted(here.dense()) as once:
+    warm.alone(Plan(here.dense.depth, ()))
+    with counted(here.dense.whole()) as once:
         way.shared([subnetworks.FULL])
     lines = [line(name, way, plans, asked.every, alone, once) for name, plans in sets.items()]
     what = f"{asked.limit} sequences of text" if asked.loss else f"{', '.join(TASKS)}: {asked.limit} questions each"
@@ -95,7 +96,7 @@ def line(
             alone[plan.drop] = way.alone(plan)
     each = sum(alone[plan.drop][0] for plan in some) * len(plans) / len(some)
     asked = [subnetworks.subnetwork_from_plan(plan) for plan in plans]
-    with counted(way.here.dense()) as made:
+    with counted(way.here.dense.whole()) as made:
         start = now()
         found = way.shared(asked)
         seconds = now() - start
@@ -158,15 +159,15 @@ class Text:
     text: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.text = self.here.validation().first(self.limit)
+        self.text = self.here.texts.validation().first(self.limit)
 
     def shared(self, asked: Sequence[subnetworks.Subnetwork]) -> list[Numbers]:
         """All cuts together."""
-        return Loss(batch=self.batch)(self.here.dense(), Holding(self.text), asked)  # pyright: ignore
+        return Loss(batch=self.batch)(self.here.dense.whole(), Holding(self.text), asked)  # pyright: ignore
 
     def alone(self, plan: Plan) -> tuple[float, Numbers]:
         """One cut: seconds, numbers."""
-        with decoder_layers.bypass_layers(self.here.dense(), plan.drop):
+        with decoder_layers.bypass_layers(self.here.dense.whole(), plan.drop):
             start = now()
             (numbers,) = self.shared([subnetworks.FULL])
             return now() - start, numbers
@@ -194,15 +195,15 @@ class Questions:
     def shared(self, asked: Sequence[subnetworks.Subnetwork]) -> list[Numbers]:
         """All cuts together."""
         part = Harness(tasks=list(TASKS), limit=self.limit, include_path=None, batch=self.batch)
-        return lm_eval.evaluate_tasks(self.here.dense(), self.here, part, asked)
+        return lm_eval.evaluate_tasks(self.here.dense.whole(), self.here, part, asked)
 
     def alone(self, plan: Plan) -> tuple[float, Numbers]:
         """One cut through lm-eval's own HFLM: seconds, numbers."""
         here, start = self.here, now()
         flat: Numbers = {}
-        with decoder_layers.bypass_layers(here.dense(), plan.drop), lm_eval.quiet_lm_eval():
-            settings: dict[str, Any] = {"tokenizer": here.checkpoint.tokenizer, "batch_size": self.batch}
-            lm = HFLM(pretrained=here.dense(), device=here.device, softmax_dtype="float32", **settings)
+        with decoder_layers.bypass_layers(here.dense.whole(), plan.drop), lm_eval.quiet_lm_eval():
+            settings: dict[str, Any] = {"tokenizer": here.tokenizer, "batch_size": self.batch}
+            lm = HFLM(pretrained=here.dense.whole(), device=here.device, softmax_dtype="float32", **settings)
             how: dict[str, Any] = {"limit": self.limit, "bootstrap_iters": lm_eval.BOOTSTRAP, "log_samples": False}
             for task in TASKS:
                 results: Any = evaluate(lm=lm, task_dict=lm_eval.load_task(task, here.cache), **how)
@@ -226,7 +227,7 @@ def smollm2(dtype: str) -> tuple[Any, dict[str, list[Plan]]]:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         labs = {
             prune: [
-                lab.open_run(
+                open_run(
                     experiment.build_experiment(
                         compose("config", overrides=[*overrides, f"prune={prune}", f"prune.layers={n}"])
                     )
@@ -247,9 +248,9 @@ def of_shape(name: str) -> tuple[Any, dict[str, list[Plan]]]:
     from depthcut.model.pico import byte_tokenizer
 
     here = subjects.of_shape(name, None, None)
-    here.validation, here.cache = here.calibration, ROOT / "outputs/cache"
-    here.checkpoint.tokenizer, here.checkpoint.separator = byte_tokenizer(), None
-    layers = here.checkpoint.depth
+    here.validation, here.cache = here.texts.calibration, ROOT / "outputs/cache"
+    here.tokenizer, here.separator = byte_tokenizer(), None
+    layers = here.dense.depth
     return here, {"deepest": [Plan(layers, tuple(range(layers - 1 - n, layers - 1))) for n in range(layers // 2 + 1)]}
 
 

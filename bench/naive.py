@@ -52,7 +52,7 @@ def batches(metric: Metric, here: Any) -> list[tuple[Tensor, Tensor]]:
     """What the metric reads, as it reads it: ids and masks."""
     if isinstance(metric, RemovalMetric):
         return [(rows.ids_BT, rows.mask_BT) for rows in metric.reading(here, None).batches]
-    return list(here.calibration().batches(getattr(metric, "batch", BATCH)))
+    return list(here.texts.calibration().batches(getattr(metric, "batch", BATCH)))
 
 
 def bare(model: Any, text: list[tuple[Tensor, Tensor]]) -> float:
@@ -73,14 +73,14 @@ def way(name: str, metric: Metric, here: Any, full: bool) -> Cost | None:
     if name in GRADIENTS:
         return gradients(here, batches(metric, here))
     if isinstance(metric, RemovalMetric):
-        layers = here.checkpoint.depth
+        layers = here.dense.depth
         return removals(here, metric.reading(here, None), [(index,) for index in range(layers)], full)
     return orders(here, metric, full) if isinstance(metric, Shapley) else None
 
 
 def edges(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
     """All hidden states and full logits, once for each block size; nothing is computed on them."""
-    model, layers = here.dense(), here.checkpoint.depth
+    model, layers = here.dense.whole(), here.dense.depth
 
     def work() -> None:
         for ids_BT, mask_BT in text:
@@ -94,7 +94,7 @@ def edges(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
 
 def removals(here: Any, reading: shared_prefix.Measurement, drops: Drops, full: bool) -> Cost:
     """Each sub-network by itself, from the embedding to the logits; the layers are taken out off the clock."""
-    model, layers = here.dense(), here.checkpoint.depth
+    model, layers = here.dense.whole(), here.dense.depth
     places = range(len(drops)) if full else np.linspace(0, len(drops) - 1, min(TIMED, len(drops))).round().astype(int)
     chosen = [drops[place] for place in places]
     kept: list[Tensor] = []
@@ -129,10 +129,10 @@ def removals(here: Any, reading: shared_prefix.Measurement, drops: Drops, full: 
 
 def orders(here: Any, metric: Shapley, full: bool) -> Cost:
     """One order's sub-networks, times the orders."""
-    layers = here.checkpoint.depth
+    layers = here.dense.depth
     order = np.random.default_rng(metric.seed).permutation(layers).tolist()
     drops = [tuple(sorted(order[:step])) for step in range(math.ceil(metric.reach * layers) + 1)]
-    rows = list(shared_prefix.SequenceBatch.of(here.calibration(), metric.batch))
+    rows = list(shared_prefix.SequenceBatch.of(here.texts.calibration(), metric.batch))
     one = removals(
         here,
         shared_prefix.Measurement("shapley", shared_prefix.loss_measure, False, rows, shared_prefix.mean_and_stderr),
@@ -146,7 +146,7 @@ def orders(here: Any, metric: Shapley, full: bool) -> Cost:
 
 def gradients(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
     """The gradient of every weight, kept until all the text is read; then weight times gradient."""
-    model = here.dense()
+    model = here.dense.whole()
     before = {weight: weight.requires_grad for weight in model.parameters()}
 
     def work() -> None:

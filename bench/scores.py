@@ -92,7 +92,7 @@ def main() -> int:
         here = subjects.of_config(asked.model, asked.sequences, asked.tokens, asked.overrides)
     if ("lora_gradient", {}) in asked.metrics:
         importlib.import_module("peft")  # off the clock
-    naive.bare(here.dense(), list(here.calibration().first(8).batches(8)))
+    naive.bare(here.dense.whole(), list(here.texts.calibration().first(8).batches(8)))
     rows: list[Row] = []
     for name, knobs in asked.metrics:
         label = " ".join([name, *(f"{key}={value}" for key, value in knobs.items())])
@@ -133,8 +133,8 @@ def row(label: str, name: str, knobs: dict[str, Any], here: Any, asked: argparse
     scores: list[Scores] = []
     memory, other = (0, 0), None
     for _ in range(ROUNDS if name in naive.EDGES else 1):
-        here.streams = PrefixCache()
-        plain = naive.bare(here.dense(), text)
+        here.dense.prefixes = PrefixCache()
+        plain = naive.bare(here.dense.whole(), text)
         try:
             own, mine = naive.peak(lambda: naive.seconds(lambda: scores.append(metric(here))))
             other, others = naive.peak(lambda: naive.way(name, metric, here, asked.full))
@@ -150,7 +150,7 @@ def row(label: str, name: str, knobs: dict[str, Any], here: Any, asked: argparse
         ratio=statistics.median(own / plain for plain, own, _ in times),
         naive=statistics.median(long / plain for plain, _, long in times),
         other=other,
-        passes=here.streams.passes / len(text),
+        passes=here.dense.prefixes.passes / len(text),
         memory=memory if name in naive.GRADIENTS else None,
         apart=max((abs(a - b) / abs(b) for a, b in pairs), default=None) if isinstance(metric, RemovalMetric) else None,
         note=other.words if other else SHORTLY.get(name, "") if not asked.shape else "",
@@ -165,9 +165,9 @@ def missed(each: Row) -> bool:
 
 def costs(rows: list[Row], here: Any, asked: argparse.Namespace) -> None:
     """Print what was measured; notes stand below, by letter."""
-    text = here.calibration()
+    text = here.texts.calibration()
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
-    what = f"{asked.shape or asked.model}: {here.checkpoint.depth} layers, {len(text)} sequences of calibration text, "
+    what = f"{asked.shape or asked.model}: {here.dense.depth} layers, {len(text)} sequences of calibration text, "
     notes = list(dict.fromkeys(each.note for each in rows if each.note))
     letter = {note: chr(ord("a") + place) for place, note in enumerate(notes)} | {"": ""}
     lines = [[*each.cells, letter[each.note]] for each in rows]
@@ -180,7 +180,7 @@ def costs(rows: list[Row], here: Any, asked: argparse.Namespace) -> None:
 
 def greedy(here: Any, asked: argparse.Namespace) -> None:
     """Layer passes and seconds of greedy's rounds, with streams kept from the rounds before, and without."""
-    short, layers = subjects.shorter(here, SHORT), here.checkpoint.depth
+    short, layers = subjects.shorter(here, SHORT), here.dense.depth
     metric = subjects.built("perplexity", {}, here)
     text = len(naive.batches(metric, short))
     ways, lines, removed = (PrefixCache(), PrefixCache(limit=0)), list[list[str]](), tuple[int, ...]()

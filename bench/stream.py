@@ -167,17 +167,17 @@ def arithmetic(here: Any, batch: int) -> float:
 @torch.inference_mode()
 def compute(model: Any, here: Any, batch: int) -> None:
     """All batches through the one layer, as often as there are layers."""
-    for ids_BT, mask_BT in here.calibration().batches(batch):
+    for ids_BT, mask_BT in here.texts.calibration().batches(batch):
         way = layerwise.start_forward(model, inputs.model_inputs(model, ids_BT, mask_BT))
         h_BTD = way.h_BTD
-        for _ in range(here.checkpoint.depth):
+        for _ in range(here.dense.depth):
             h_BTD = way.step(0, h_BTD)
 
 
 def compare(metric: Angular, here: Any, checkpoint: Checkpoint, streamed: Scores) -> None:
     """Score the whole model in memory and say how far the numbers are apart."""
     model = checkpoint.load(None, quantise="none", dtype="bfloat16", device=here.device)
-    here.streaming, here.dense = False, lambda: model
+    here.dense.streaming, here.dense = False, lambda: model
     whole, seconds = timed(lambda: metric(here))
     apart = np.abs(np.array(whole.between) - np.array(streamed.between)).max()
     print(f"whole in memory: {seconds:.1f} s after loading; largest difference of a score: {apart:.1e}")

@@ -16,7 +16,7 @@ from depthcut.data.text.tokens import Tokens
 from depthcut.metric import Metric
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder.shared_prefix import PrefixCache
-from depthcut.study import lab
+from depthcut.study.run import open_run
 
 ROOT = Path(__file__).parents[1]
 SHAPES: dict[str, dict[str, int]] = {
@@ -58,7 +58,7 @@ def of_config(model: str, sequences: int | None, tokens: int | None, overrides: 
     asked += [f"data.calibration.sequences={sequences}"] if sequences else []
     asked += [f"data.calibration.length={tokens}"] if tokens else []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return lab.open_run(experiment.build_experiment(compose("config", overrides=[*asked, *overrides])))
+        return open_run(experiment.build_experiment(compose("config", overrides=[*asked, *overrides])))
 
 
 def of_shape(name: str, sequences: int | None, tokens: int | None) -> Any:
@@ -89,7 +89,7 @@ def of_shape(name: str, sequences: int | None, tokens: int | None) -> Any:
 
 def shorter(here: Any, tokens: int) -> Any:
     """The same lab with the first sequences of its text, ``tokens`` tokens or a little less, one at least."""
-    text = here.calibration()
+    text = here.texts.calibration()
     few = text.first(max(1, int((text.lengths.cumsum() <= tokens).sum())))
     return SimpleNamespace(
         dense=here.dense,
@@ -118,6 +118,6 @@ def built(name: str, knobs: dict[str, Any], here: Any) -> Metric:
     """The metric with its defaults and ``knobs``; least squares in a wide model is given the tokens that it needs."""
     node = yaml.safe_load((ROOT / "conf" / "metric" / f"{name}.yaml").read_text(encoding="utf-8"))
     if name == "linearity":
-        width = decoder_layers.text_config(here.checkpoint.config).hidden_size
+        width = decoder_layers.text_config(here.dense.config).hidden_size
         node["tokens"] = max(node["tokens"], 2 * width)
     return experiment.build("metric", {**node, **knobs})

@@ -71,7 +71,7 @@ def agreement(asked: Any) -> Table:
     for rank in (int(each) for each in asked.ranks.split(",")):
         more = ["model.dtype=float32", f"data.validation.length={asked.length}", *asked.overrides]
         lab = subjects.of_config(asked.model, asked.sequences, asked.length, more)
-        model, done = adapted(lab.dense(), rank), 0
+        model, done = adapted(lab.dense.whole(), rank), 0
         optimiser = torch.optim.AdamW([p for name, p in model.named_parameters() if "lora_" in name], lr=1e-3)
         batches = training(lab)
         for mark in marks:
@@ -79,7 +79,7 @@ def agreement(asked: Any) -> Table:
                 grads(model, [next(batches)])
                 optimiser.step()
             done = mark
-            grads(model, list(lab.calibration().batches(4)), weights=True)
+            grads(model, list(lab.texts.calibration().batches(4)), weights=True)
             table.add_row(str(rank), str(mark), *compared(model))
     return table
 
@@ -87,7 +87,7 @@ def agreement(asked: Any) -> Table:
 def training(lab: Any) -> Iterator[Any]:
     """Batches of the validation text, which is not what is measured on."""
     while True:
-        yield from lab.validation().batches(4)
+        yield from lab.texts.validation().batches(4)
 
 
 def adapted(model: nn.Module, rank: int) -> Any:
@@ -175,12 +175,12 @@ def memory() -> Table:
 def spent(asked: Any) -> dict[str, float]:
     """What one way takes: bytes of gradients, the peak beside the weights, processor seconds of the second round."""
     lab = subjects.of_config(asked.model, asked.sequences, asked.length, asked.overrides)
-    model = lab.dense().requires_grad_(False)
+    model = lab.dense.whole().requires_grad_(False)
     linears = [p for layer in layers.layer_list(model) for p in layer.modules() if isinstance(p, nn.Linear)]
     for linear in linears if asked.way == "full" else []:
         linear.weight.requires_grad_(True)
     model = adapted(model, 8) if asked.way == "lora" else model
-    ids_BT, mask_BT = next(iter(lab.calibration().batches(1)))
+    ids_BT, mask_BT = next(iter(lab.texts.calibration().batches(1)))
     given = inputs.model_inputs(model, ids_BT, mask_BT)
     found: dict[str, float] = {}
     gc.collect()

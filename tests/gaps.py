@@ -14,8 +14,7 @@ from composing import composed
 from depthcut.config import experiment
 from depthcut.model.decoder import layers
 from depthcut.model.pico import byte_tokenizer
-from depthcut.study import lab
-from depthcut.study.lab import Lab
+from depthcut.study.run import Run, open_run
 from pico import pico
 
 DEPTH = 6
@@ -26,7 +25,7 @@ def model_of(family: str, **changes: Any) -> PreTrainedModel:
     return pico(family, DEPTH, vocab_size=258, **changes)
 
 
-def opened(folder: Path, model: PreTrainedModel, *knobs: str) -> Lab:
+def opened(folder: Path, model: PreTrainedModel, *knobs: str) -> Run:
     """A lab for ``model``; its calibration text has rows of 4 to 32 tokens."""
     if not (folder / "model").exists():
         model.save_pretrained(folder / "model")
@@ -39,13 +38,11 @@ def opened(folder: Path, model: PreTrainedModel, *knobs: str) -> Lab:
     sizes = ["data.calibration.sequences=60", "data.validation.sequences=8"]
     sizes += ["data.calibration.length=32", "data.validation.length=32", "model.heal.length=32"]
     base = [f"outputs={folder}/outputs", "model=local", f"model.path={folder}/model", "model.dtype=float32"]
-    return lab.open_run(
-        experiment.build_experiment(composed(*base, "data=files", *paths, *sizes, "eval=[loss]", *knobs))
-    )
+    return open_run(experiment.build_experiment(composed(*base, "data=files", *paths, *sizes, "eval=[loss]", *knobs)))
 
 
 @torch.no_grad()
-def edges(model: PreTrainedModel, here: Lab) -> list[np.ndarray]:
+def edges(model: PreTrainedModel, here: Run) -> list[np.ndarray]:
     """The residual stream at all edges, seen by hooks, one document at a time: no padding. Each N x D."""
     stack, seen = list(layers.layer_list(model)), [[] for _ in range(DEPTH + 1)]
     handles = [
@@ -55,7 +52,7 @@ def edges(model: PreTrainedModel, here: Lab) -> list[np.ndarray]:
         for at, layer in enumerate(stack)
     ]
     handles.append(stack[-1].register_forward_hook(lambda _, __, out: seen[-1].append(stream([out], {}))))
-    text = here.calibration()
+    text = here.texts.calibration()
     for row, length in zip(text.ids, text.lengths, strict=True):
         model(torch.from_numpy(row[None, :length].astype(np.int64)))
     for handle in handles:

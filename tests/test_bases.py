@@ -18,21 +18,21 @@ from depthcut.heal.qlora import QLora
 from depthcut.model.surgery.sizes import ModelSize
 from depthcut.runtime.devices import GIB
 from depthcut.study import auto_quantise
-from depthcut.study.lab import Lab, open_run
+from depthcut.study.run import Run, open_run
 from running import ENVIRONMENT, ROOT
 
 MODEL = ("model=pico", "model.hidden=256", "model.dtype=bfloat16", "device=cpu")
 AUTO = ("model.quantise=auto", "heal=qlora", "heal.length=512", "heal.batch=8")
 
 
-def a_lab(folder: Path, *words: str, recipe: tuple[str, ...] = AUTO) -> Lab:
+def a_lab(folder: Path, *words: str, recipe: tuple[str, ...] = AUTO) -> Run:
     """A lab whose base is open still."""
     x = experiment.build_experiment(composed(*MODEL, *recipe, f"outputs={folder}", *words))
     cache = folder / "cache"
-    return Lab(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=folder / x.name)
+    return Run(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=folder / x.name)
 
 
-def chosen(lab: Lab, gib: float | None) -> str:
+def chosen(lab: Run, gib: float | None) -> str:
     return auto_quantise.choose_base(lab, None if gib is None else int(gib * GIB))["quantise"]
 
 
@@ -69,7 +69,7 @@ def test_without_healing_the_weights_count(tmp_path: Path) -> None:
     unhealed = ("model.quantise=auto", "heal=none")
     lab = a_lab(tmp_path, "stages=[pruned]", recipe=unhealed)
     x = lab.experiment
-    shape = ModelSize.of(lab.checkpoint.config, "layer", "none", "bfloat16")
+    shape = ModelSize.of(lab.dense.config, "layer", "none", "bfloat16")
     left = shape.whole["weight_bytes"] - sum(shape.weight_bytes[: x.prune.count(ModelSize(8))])
     edge = 1 + left / 0.94 / GIB
     assert [chosen(lab, edge + by) for by in (-1e-6, 1e-6)] == ["nf4", "none"]
@@ -102,7 +102,7 @@ def test_what_is_settled_is_what_would_have_been_asked_for(tmp_path: Path, heal:
     OmegaConf.update(cfg, "heal._target_", f"depthcut.heal.{word}.{kind.__name__}")
     asked = open_run(experiment.build_experiment(cfg))
     again = open_run(experiment.build_experiment(OmegaConf.create(x.composed)))  # as a job of a cluster reads it
-    assert asked.digest == again.digest == Lab(x, lab.checkpoint, lab.cache, lab.study).digest
+    assert asked.digest == again.digest == Run(x, lab.checkpoint, lab.cache, lab.study).digest
 
 
 def test_a_run_without_a_gpu_is_on_plain_weights_and_says_so(tmp_path: Path) -> None:
@@ -123,10 +123,10 @@ import sys
 from pathlib import Path
 from composing import composed
 from depthcut import bases, config
-from depthcut.study.lab import Lab
+from depthcut.study.run import Run, open_run
 x = config.read(composed(*{words!r}))
 cache = Path({str(lab.cache)!r})
-lab = Lab(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=cache)
+lab = Run(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=cache)
 print(bases.choose(lab, {8 * GIB}), "torch" in sys.modules)
 """
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")])}

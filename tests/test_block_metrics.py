@@ -13,7 +13,7 @@ from depthcut.metric.block_influence import BlockInfluence
 from depthcut.metric.passes.hidden_states import HiddenStates, pairwise_cosines, score_blocks, usable_tokens
 from depthcut.metric.update import Update
 from depthcut.model.decoder import layers
-from labs import lab, tokens
+from labs import subject, tokens
 from pico import pico
 
 LAST = Angular(token="last", batch=2, until=None)
@@ -28,7 +28,7 @@ METRICS = {
 
 
 def score(metric, model, text: Tokens, batch: int = 2):
-    return dataclasses.replace(metric, batch=batch)(lab(model, text))
+    return dataclasses.replace(metric, batch=batch)(subject(model, text))
 
 
 def make_identity(model, layer: int) -> None:
@@ -131,7 +131,7 @@ def test_padding_on_either_side_gives_the_same():
 
     def angles(size):
         given = Given(text.ids, text.lengths, text.documents, "x")
-        states = HiddenStates(lab=lab(model, given), name="x", batch=size, token="last").samples()
+        states = HiddenStates(lab=subject(model, given), name="x", batch=size, token="last").samples()
         return torch.cat([pairwise_cosines(rows) for rows in states]).arccos() / math.pi
 
     torch.testing.assert_close(angles(3), angles(4), atol=1e-5, rtol=0)
@@ -179,7 +179,7 @@ def test_reading_stops_when_one_start_is_sure():
     """Of 128 samples 16 or 32 settle which single layer is an identity; the scores are those of the samples read."""
     model, text = pico("llama"), tokens((12,) * 128)
     make_identity(model, 3)
-    here = lab(model, text)
+    here = subject(model, text)
     here.wanted = lambda: (range(5), 1)
     scores = dataclasses.replace(LAST, until=0.95)(here)
     assert scores.samples == 16

@@ -18,7 +18,8 @@ from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.fit import applied_layout
 from depthcut.heal.training.memory_plan import Layout
 from depthcut.model.decoder import inputs, layers, layerwise, sublayers
-from depthcut.study import curve, digests, lab, runlog
+from depthcut.study import curve, digests, runlog
+from depthcut.study.run import Run, open_run
 from pico import FAMILIES, awake, pico, slope, texts
 from running import PICO, UNHEALED, succeed, text_files
 
@@ -147,19 +148,19 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
     return text_files(tmp_path_factory.mktemp("text"))
 
 
-def opened(*overrides: str) -> lab.Lab:
-    return lab.open_run(experiment.build_experiment(composed(*UNHEALED, *SHORT, "heal=boundary", *overrides)))
+def opened(*overrides: str) -> Run:
+    return open_run(experiment.build_experiment(composed(*UNHEALED, *SHORT, "heal=boundary", *overrides)))
 
 
-def healed(here: lab.Lab, plan: Plan) -> dict[str, torch.Tensor]:
+def healed(here: Run, plan: Plan) -> dict[str, torch.Tensor]:
     """The adapters that a point trains."""
     plan = here.decide(plan)
     with runlog.quiet_libraries():
-        here.experiment.heal(here.experiment.replace(here.load(plan), plan, here), plan, here)
+        here.experiment.heal(here.experiment.replace(here.dense.load(plan), plan, here), plan, here)
     return load_file(here.folder / "adapter" / adapters.ADAPTER_FILE)
 
 
-def losses(here: lab.Lab) -> list[float]:
+def losses(here: Run) -> list[float]:
     rows = (here.folder / "heal.csv").read_text().splitlines()
     return [float(row.split(",")[3]) for row in rows[1:]]
 
@@ -203,7 +204,7 @@ def test_the_stream_comes_nearer(tmp_path, corpus, more):
 def test_with_nothing_below_the_cut_the_model_is_left_as_it_is(tmp_path, corpus):
     here = opened(*corpus, f"outputs={tmp_path}")
     for plan in (Plan(8, (0, 1)), Plan(8, ())):
-        model = here.load(plan)
+        model = here.dense.load(plan)
         assert here.experiment.heal(model, plan, here) is model
     assert not (here.folder / "adapter").exists() and not (tmp_path / "cache/teacher").exists()
 
@@ -223,7 +224,7 @@ def test_a_point_healed_below_its_cut_shares_no_pass_above_it(corpus, tmp_path):
     """The curve launcher's shared healed pass is for adapters above the cut."""
     assert not curve.heals_above_cut(opened(*corpus, f"outputs={tmp_path}"))
     lora = composed(*UNHEALED, *corpus, f"outputs={tmp_path}", "heal=lora", "heal.layers=after_cut")
-    assert curve.heals_above_cut(lab.open_run(experiment.build_experiment(lora)))
+    assert curve.heals_above_cut(open_run(experiment.build_experiment(lora)))
     with pytest.raises(ValueError, match=r"heal\.layers.*before_cut"):
         opened(*corpus, "heal.layers=after_cut")
 

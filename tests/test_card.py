@@ -9,7 +9,8 @@ import yaml
 from composing import composed
 from depthcut.config import experiment
 from depthcut.cut.plan import Plan
-from depthcut.study import card, export, lab
+from depthcut.study import card, export
+from depthcut.study.run import open_run
 
 PLAN = Plan(8, (2, 3))
 APACHE = "Apache License\n  Version 2.0, January 2004\n"
@@ -34,9 +35,7 @@ def carded(pico: Path, tmp_path: Path, files: dict[str, str], base: str = "") ->
     for name, text in files.items():
         (folder / name).write_text(text)
     words = ("model=local", f"model.path={folder}", f"outputs={tmp_path}/o", "prune=plan", "prune.drop=[2-3]")
-    here = lab.open_run(
-        experiment.build_experiment(composed(*words, "data/train=hub", "data.train.dataset=owner/texts"))
-    )
+    here = open_run(experiment.build_experiment(composed(*words, "data/train=hub", "data.train.dataset=owner/texts")))
     here.numbers = {
         "pruned/validation/loss": 4.25,
         "pruned/validation/loss_stderr": 0.125,

@@ -8,7 +8,7 @@ from depthcut.config import experiment
 from depthcut.model.surgery.sizes import ModelSize
 from depthcut.report import methods
 from depthcut.runtime.errors import UserError
-from depthcut.study import lab
+from depthcut.study.run import open_run
 from running import text_files
 
 PAPER = {  # Gromov et al. 2024, appendix A.1: repo, rank, peak learning rate, tokens a sequence
@@ -237,7 +237,7 @@ def test_an_experiment_runs_from_score_to_export(name, tmp_path):
     if name == "shortened_llama":  # a text of the test's own, which is part of neither other
         words += (f"+eval.perplexity.texts.demo.paths=[{tmp_path}/corpus.jsonl]",)
     x = experiment.build_experiment(composed(*words))
-    here = lab.open_run(x)
+    here = open_run(x)
     algorithm.run_experiment(x, here)
     assert here.plan and len(here.plan.drop) == x.prune.count(ModelSize(8))
     names = {"validation/loss"}

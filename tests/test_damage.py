@@ -17,7 +17,8 @@ from depthcut.record import document
 from depthcut.report import study
 from depthcut.runtime import failures
 from depthcut.runtime.errors import UserError
-from depthcut.study import lab, recording
+from depthcut.study import recording
+from depthcut.study.run import open_run
 from running import PICO, ROOT, run, text_files
 
 POINT = runpy.run_path(str(ROOT / "run.py"))["point"]
@@ -41,7 +42,7 @@ class Study:
         self.outputs = folder / "outputs"
         shutil.copytree(whole[0] / "outputs", self.outputs)
         self.config = composed(f"outputs={self.outputs}", *COMMAND, *whole[1], "seed=0")
-        self.point = lab.open_run(experiment.build_experiment(self.config)).folder
+        self.point = open_run(experiment.build_experiment(self.config)).folder
         (self.other,) = (path.parent for path in self.outputs.glob("main/*/record.json") if path.parent != self.point)
         self.wanted = numbers(self.point)
 
@@ -267,7 +268,7 @@ def test_an_export_that_is_gone_is_made_again(damaged, loss):
     POINT(damaged.config)
     assert (damaged.point / "model/model.safetensors").read_bytes() == before
     (damaged.point / "model/model.safetensors").write_bytes(before[:-100])
-    assert recording.finished_record(lab.open_run(experiment.build_experiment(damaged.config))) is None
+    assert recording.finished_record(open_run(experiment.build_experiment(damaged.config))) is None
 
 
 def test_one_point_that_cannot_be_had_stops_no_other(whole, tmp_path):

@@ -19,7 +19,8 @@ from depthcut.heal.training import adapters, distill, objective, teacher
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.fit import applied_layout
 from depthcut.heal.training.memory_plan import Layout
-from depthcut.study import digests, lab, runlog
+from depthcut.study import digests, runlog
+from depthcut.study.run import Run, open_run
 from pico import FAMILIES, awake, pico, slope, texts
 from running import PICO, UNHEALED, kill_in_healing, run, succeed, text_files
 
@@ -167,19 +168,19 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
     return text_files(tmp_path_factory.mktemp("text"))
 
 
-def opened(*overrides: str) -> lab.Lab:
-    return lab.open_run(experiment.build_experiment(composed(*UNHEALED, *SHORT, *overrides)))
+def opened(*overrides: str) -> Run:
+    return open_run(experiment.build_experiment(composed(*UNHEALED, *SHORT, *overrides)))
 
 
-def healed(here: lab.Lab, plan: Plan = CUT) -> dict[str, torch.Tensor]:
+def healed(here: Run, plan: Plan = CUT) -> dict[str, torch.Tensor]:
     """The adapters that a point trains."""
     plan = here.decide(plan)
     with runlog.quiet_libraries():
-        here.experiment.heal(here.load(plan), plan, here)
+        here.experiment.heal(here.dense.load(plan), plan, here)
     return load_file(here.folder / "adapter" / adapters.ADAPTER_FILE)
 
 
-def losses(here: lab.Lab) -> list[float]:
+def losses(here: Run) -> list[float]:
     rows = (here.folder / "heal.csv").read_text().splitlines()
     return [float(row.split(",")[3]) for row in rows[1:]]
 
@@ -231,8 +232,8 @@ def test_what_the_teacher_said_is_kept_by_content(tmp_path, corpus):
 def test_a_row_is_found_again_and_takes_what_was_promised(tmp_path, corpus):
     here = opened(*corpus, "heal=distill", f"outputs={tmp_path}", "heal.steps=10", "heal.top_k=9")
     heal: Any = here.experiment.heal
-    teach, dense = distill.cached_topk_teacher(here, heal), here.dense()
-    text = here.train()
+    teach, dense = distill.cached_topk_teacher(here, heal), here.dense.whole()
+    text = here.texts.train()
     rows_B = torch.tensor([38, 3, 33])
     ids_BT = torch.from_numpy(text.ids[rows_B.numpy()].astype(np.int64))
     ids_NK, log_p_NC = teach(MicroBatch(ids_BT, rows_B))(torch.arange(3 * 63))
@@ -265,7 +266,7 @@ def test_a_teacher_that_was_stopped_goes_on(tmp_path, corpus):
     read.clear()
     said = teacher.cache_teacher_outputs(here, {"asked": "sum"}, 8, ready(1))
     assert read == [32]
-    assert said(torch.tensor([70, 0, 95]))["sum"].tolist() == here.train().ids[[70, 0, 95]].sum(-1).tolist()
+    assert said(torch.tensor([70, 0, 95]))["sum"].tolist() == here.texts.train().ids[[70, 0, 95]].sum(-1).tolist()
     (said.blocks[1] / teacher.OUTPUT_FILE).write_bytes(b"damaged")
     read.clear()
     assert teacher.cache_teacher_outputs(here, {"asked": "sum"}, 8, ready(1)).blocks == said.blocks and read == [32]

@@ -18,7 +18,8 @@ from depthcut.model.checkpoint import exported
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.surgery import gaps, shared
 from depthcut.replace.extend import Extend
-from depthcut.study import digests, lab, recording
+from depthcut.study import digests, recording
+from depthcut.study.run import open_run
 from gaps import DEPTH, model_of, opened
 from pico import CACHE, logits, texts, written
 from running import PICO, kill_in_healing, succeed, text_files
@@ -42,7 +43,7 @@ def extended(folder, model, *knobs: str, **more: Any):
     """A lab, and the model made longer: layers 1 to 3 of 6 twice."""
     words = [f"replace.{key}={value}" for key, value in ({"start": 1, "stop": 4, "rank": 4} | more).items()]
     here = opened(folder, model, "replace=extend", "heal=none", *UNCUT, *words, *knobs)
-    return here, here.experiment.replace(here.load(WHOLE), WHOLE, here)
+    return here, here.experiment.replace(here.dense.load(WHOLE), WHOLE, here)
 
 
 def repeated(model, stack: list[int]):
@@ -142,7 +143,10 @@ def test_cached_token_by_token_saved_and_loaded(order, family, tmp_path):
     assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in long.parameters())
     gaps.remove_filling(long)
     assert torch.equal(logits(long), logits(model))
-    assert {**long.config.to_dict(), "_name_or_path": ""} == {**here.load(WHOLE).config.to_dict(), "_name_or_path": ""}
+    assert {**long.config.to_dict(), "_name_or_path": ""} == {
+        **here.dense.load(WHOLE).config.to_dict(),
+        "_name_or_path": "",
+    }
 
 
 def test_a_repeat_holds_nothing_but_adapters_and_gains(llama):
@@ -232,7 +236,7 @@ SMALL = (*PICO, *EXPERIMENT, "data=files", "replace.order=sequence", "data.valid
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of workers, of its own dependencies
 def test_the_experiment_runs_from_start_to_export_and_its_record_counts_all_layers(tmp_path):
     x = experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path)))
-    run = lab.open_run(x)
+    run = open_run(x)
     algorithm.run_experiment(x, run)
     kept = recording.write_record(run)
     loss = [kept[f"{stage}/validation/loss"] for stage in ("dense", "pruned", "healed")]
@@ -245,7 +249,7 @@ def test_the_experiment_runs_from_start_to_export_and_its_record_counts_all_laye
         assert kept[f"{stage}/size/flops_per_token"] > kept["dense/size/flops_per_token"] * 1.2
         assert kept[f"{stage}/size/weight_bytes"] == sum(p.nbytes for p in model.parameters())
     plan = Plan(8, ())
-    healed = x.heal(x.replace(run.load(plan), plan, run), plan, run)
+    healed = x.heal(x.replace(run.dense.load(plan), plan, run), plan, run)
     close(logits(model), logits(healed))
 
 
@@ -253,9 +257,9 @@ def test_the_experiment_runs_from_start_to_export_and_its_record_counts_all_laye
 def test_nothing_is_below_or_behind_a_cut_of_nothing(tmp_path):
     for words in (("heal=boundary",), ("heal.layers=after_cut",), ("heal.layers=around_cut",)):
         x = experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path), *words))
-        run = lab.open_run(x)
+        run = open_run(x)
         plan = Plan(8, ())
-        long = x.replace(run.load(plan), plan, run)
+        long = x.replace(run.dense.load(plan), plan, run)
         assert x.heal(long, plan, run) is long
 
 

@@ -29,7 +29,8 @@ from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.checkpoint.tensors import TensorFiles
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.runtime import devices, ranks
-from depthcut.study import lab, sharing
+from depthcut.study import sharing
+from depthcut.study.run import open_run
 from pico import pico
 from running import ENVIRONMENT
 from test_fit import a_lab
@@ -185,17 +186,17 @@ def test_a_model_is_in_shares_where_no_card_has_room_or_as_it_is_asked_for(monke
     monkeypatch.setattr(devices, "total_memory", lambda _: card)
     given = ("model=pico", "prune=deepest", "heal=lora", "heal.batch=2", "heal.micro_batch=1", f"outputs={tmp_path}")
     x = experiment.build_experiment(composed(*given, *knobs, "heal.strategy=fsdp", "eval=[loss,speed]"))
-    here = lab.open_run(x)
+    here = open_run(x)
     assert sharing.needs_sharding(here, None) == shared
     if not shared:
         return
     with pytest.raises(ValueError, match=r"eval\.speed needs a model that is whole on one card"):
         here.measure("dense", here.dense)
     with pytest.raises(ValueError, match="metric=angular needs the whole dense model on one card"):
-        here.dense()
+        here.dense.whole()
     if card == 10**5:
         with pytest.raises(ValueError, match="2 processes have 0\\.0 GiB each: take more"):
-            here.load(Plan(8, (5,)))
+            here.dense.load(Plan(8, (5,)))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from composing import composed
 from depthcut.config import experiment
 from depthcut.cut.plan import Plan
 from depthcut.runtime.errors import UserError
-from depthcut.study import digests, lab
+from depthcut.study import digests
+from depthcut.study.run import Run, open_run
 from running import light, text_files
 
 
@@ -20,14 +21,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def entered(home: Path, *words: str) -> lab.Lab:
+def entered(home: Path, *words: str) -> Run:
     text = f"data.train.paths=[{home}/corpus.jsonl]"
     options = ("model=pico", "data=files", text, "eval=[loss]", "heal=none", f"outputs={home}/outputs", "prune=plan")
-    return lab.open_run(experiment.build_experiment(composed(*options, *words)))
+    return open_run(experiment.build_experiment(composed(*options, *words)))
 
 
-def named(here: lab.Lab) -> tuple[str, str]:
-    return here.digest, digests.pruned_digest(here, here.experiment.prune(None, here.shape))
+def named(here: Run) -> tuple[str, str]:
+    return here.digest, digests.pruned_digest(here, here.experiment.prune(None, here.sizes))
 
 
 def test_layers_by_hand_and_by_file_are_one_pruned_model(home: Path) -> None:
@@ -40,8 +41,8 @@ def test_layers_by_hand_and_by_file_are_one_pruned_model(home: Path) -> None:
         path.write_text(json.dumps(content))
         found.add(named(entered(home, f"prune.path={path}")))
     assert len(found) == 1
-    assert here.experiment.prune(None, here.shape) == Plan(8, (2, 3, 5))
-    assert entered(home, "prune.drop=2-3").experiment.prune.count(here.shape) == 2
+    assert here.experiment.prune(None, here.sizes) == Plan(8, (2, 3, 5))
+    assert entered(home, "prune.drop=2-3").experiment.prune.count(here.sizes) == 2
 
 
 def test_a_plan_for_another_model_is_refused(home: Path) -> None:

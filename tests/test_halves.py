@@ -19,7 +19,7 @@ from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers, layerwise, sublayers
 from depthcut.model.pico import Pico
-from labs import lab, tokens
+from labs import subject, tokens
 from pico import CACHE, FAMILIES, logits, pico, texts, written
 
 UNITS = [(family, unit) for family in FAMILIES for unit in ("attention", "mlp") if (family, unit) != ("opt", "mlp")]
@@ -127,7 +127,7 @@ def test_a_plain_model_is_saved_plain_and_loaded_by_both(checkpoint, tmp_path):
 @pytest.mark.parametrize("removed", [(), (2,)])
 def test_removal_of_each_half_equals_the_naive_way(unit, removed):
     model, text = pico("gemma2"), tokens()
-    got = Kl(batch=3)(lab(model, text), removed, unit).layers
+    got = Kl(batch=3)(subject(model, text), removed, unit).layers
     wanted = []
     for half in (half for half in range(6) if half not in removed):
         found = []
@@ -171,7 +171,9 @@ def test_the_states_on_both_sides_of_a_half(unit, removed):
             else [(index, "mlp"), (index + 1, "attention")]
         )
         wanted += [seen[side] for side in sides]
-    (got,) = HiddenStates(lab=lab(model, text), name="x", batch=1, token="all", unit=unit, removed=removed).samples()
+    (got,) = HiddenStates(
+        lab=subject(model, text), name="x", batch=1, token="all", unit=unit, removed=removed
+    ).samples()
     torch.testing.assert_close(got, torch.stack(wanted, dim=1))
 
 
@@ -180,13 +182,13 @@ def test_a_half_that_adds_nothing_scores_zero_with_every_metric(unit):
     model = pico("llama")
     zeroed(model, unit, 2)
     for metric in (BlockInfluence(batch=2, until=None), Kl(batch=2), Taylor(batch=2)):
-        scores = metric(lab(model), unit=unit).layers
+        scores = metric(subject(model), unit=unit).layers
         assert abs(scores[2]) < 1e-6 < 1e-4 < min(score for half, score in enumerate(scores) if half != 2), metric
 
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
 def test_weights_of_a_half_alone(unit, checkpoint):
-    here = lab(pico("llama"))
+    here = subject(pico("llama"))
     here.checkpoint = checkpoint
     model = checkpoint.load(None, quantise="none", dtype="float32", device="cpu")
     parts = [layer.get_submodule(layers.unit_name(layer, unit)) for layer in layers.layer_list(model)]

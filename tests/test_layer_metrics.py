@@ -19,7 +19,7 @@ from pico import pico
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Any:
+def subject(tmp_path_factory) -> Any:
     heal: Any = {"rank": 4, "lr": 1e-2, "length": 8}
     model = Pico(layers=4, hidden=32, heads=2, seed=0, quantise="none", dtype="float32", separator=None, heal=heal)
     return SimpleNamespace(checkpoint=model.open(tmp_path_factory.mktemp("cache")))
@@ -38,7 +38,7 @@ def test_the_magnitude_is_the_sum_over_a_layers_weights(lab, power):
 def test_the_magnitude_reads_each_layer_once_and_nothing_else(lab):
     before = lab.checkpoint.bytes_read
     Magnitude(power=1)(lab)
-    layers = [tensor.nbytes for index in range(4) for tensor in lab.checkpoint.tensors(index).values()]
+    layers = [tensor.nbytes for index in range(4) for tensor in lab.dense.tensors(index).values()]
     assert lab.checkpoint.bytes_read - before == sum(layers)
 
 
@@ -53,7 +53,7 @@ def test_taylor_is_the_formula_with_plain_autograd(family, batch):
     model, text = pico(family), tokens()
     model.lm_head.weight.requires_grad_(False)
     before = [parameter.requires_grad for parameter in model.parameters()]
-    got = Taylor(batch=batch)(labs.lab(model)).layers
+    got = Taylor(batch=batch)(labs.subject(model)).layers
     assert [parameter.requires_grad for parameter in model.parameters()] == before
     assert not any(parameter.grad is not None for parameter in model.parameters())
     losses = []
@@ -73,7 +73,7 @@ def test_taylor_of_an_identity_layer_is_zero():
     with torch.no_grad():
         decoder_layers.layer_list(model)[2].self_attn.o_proj.weight.zero_()
         decoder_layers.layer_list(model)[2].mlp.down_proj.weight.zero_()
-    scores = Taylor(batch=2)(labs.lab(model)).layers
+    scores = Taylor(batch=2)(labs.subject(model)).layers
     assert scores[2] == 0 and min(score for i, score in enumerate(scores) if i != 2) > 0
 
 
@@ -81,7 +81,7 @@ def test_two_equal_layers_score_the_same_by_their_weights(tmp_path):
     model = pico("llama", layers=4)
     decoder_layers.layer_list(model)[2].load_state_dict(decoder_layers.layer_list(model)[1].state_dict())
     model.save_pretrained(tmp_path)
-    here = labs.lab(model)
+    here = labs.subject(model)
     here.checkpoint = Checkpoint(ModelFolder(tmp_path, HashCache(tmp_path / "hashes.json")), separator=None)
     for metric in (Magnitude(power=1), Magnitude(power=2), Spectral()):
         scores = metric(here).layers

@@ -17,7 +17,7 @@ from depthcut.heal.training import adapters
 from depthcut.model.checkpoint import loading, prefetch, quantised_cache
 from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
-from depthcut.study import lab
+from depthcut.study.run import open_run
 from pico import pico
 from test_bench import bench
 from test_training import RECIPE
@@ -267,8 +267,7 @@ def test_weights_are_named_by_all_that_they_depend_on() -> None:
 def test_a_run_keeps_its_weights_where_it_is_asked_to(tmp_path: Path) -> None:
     words = ("model=pico", "model.quantise=nf4", "model.hidden=64", "heal=none", f"outputs={tmp_path}", "device=cpu")
     plain, keeping = (
-        lab.open_run(experiment.build_experiment(composed(*words, f"keep_weights={keep}")))
-        for keep in ("false", "true")
+        open_run(experiment.build_experiment(composed(*words, f"keep_weights={keep}"))) for keep in ("false", "true")
     )
     assert plain.digest == keeping.digest
     plain.load(Plan(8, (3,)))
@@ -276,7 +275,7 @@ def test_a_run_keeps_its_weights_where_it_is_asked_to(tmp_path: Path) -> None:
     assert not (tmp_path / "cache" / "weights").exists()
     keeping.load(Plan(8, (3,)))
     assert keeping.numbers["bytes/read"] > 0
-    again = lab.open_run(experiment.build_experiment(composed(*words, "keep_weights=true")))
+    again = open_run(experiment.build_experiment(composed(*words, "keep_weights=true")))
     again.load(Plan(8, (3,)))
     assert again.numbers["bytes/read"] == 0
 

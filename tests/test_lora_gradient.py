@@ -25,7 +25,7 @@ METRIC = LoraGradient(rank=4, seed=3, batch=2)
 
 
 def scored(model, metric: LoraGradient = METRIC, unit: Any = "layer") -> list[float]:
-    layers = metric(labs.lab(model), unit=unit).layers
+    layers = metric(labs.subject(model), unit=unit).layers
     assert layers is not None
     return layers
 

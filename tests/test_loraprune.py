@@ -24,7 +24,7 @@ from depthcut.model.decoder import layers
 from depthcut.model.surgery.width import slicing
 from depthcut.model.surgery.width.widths import WIDTHS_FILE, Widths
 from depthcut.runtime.errors import UserError
-from depthcut.study.lab import Lab
+from depthcut.study.run import Run
 from gaps import DEPTH, model_of, opened
 from running import ENVIRONMENT, start, succeed, text_files
 from test_ranks import run_two
@@ -50,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("lab")
 
 
-def lab(folder: Path, *knobs: str) -> Lab:
+def lab(folder: Path, *knobs: str) -> Run:
     here = opened(folder, model_of("llama"), *KNOBS, *knobs)
     here.decide(Plan(DEPTH, ()))
     return here
@@ -67,11 +67,11 @@ class Stop(L.Callback):
             raise RuntimeError("stopped")
 
 
-def trained(here: Lab, *callbacks: L.Callback) -> tuple[Any, Pruning]:
+def trained(here: Run, *callbacks: L.Callback) -> tuple[Any, Pruning]:
     """Heal and prune; the model as wide as it was, and its masks."""
     recipe: Any = here.experiment.heal
     L.seed_everything(0, verbose=False)
-    model = adapters.add_adapters(here.load(), recipe, Plan(DEPTH, ()))
+    model = adapters.add_adapters(here.dense.load(), recipe, Plan(DEPTH, ()))
     pruning = Pruning(model, recipe)
     fit_model(model, recipe, here, callbacks=[pruning, *callbacks])
     return model, pruning
@@ -109,7 +109,7 @@ def test_what_goes_follows_from_the_gradients_of_each_step(folder, ratio, how):
 
     recipe: Any = here.experiment.heal
     L.seed_everything(0, verbose=False)
-    model = adapters.add_adapters(here.load(), recipe, Plan(DEPTH, ()))
+    model = adapters.add_adapters(here.dense.load(), recipe, Plan(DEPTH, ()))
     watched = Pruning(model, recipe)
     assert {number for number, _ in watched.free} == {1, 2, 3, 4}  # the first fifth of six layers, and the last
     fit_model(model, recipe, here, callbacks=[watched, Look()])
@@ -150,13 +150,13 @@ def test_micro_batches_make_the_same_step(folder):
 
 def test_the_healed_model_is_what_was_read_back_and_narrower(folder):
     here = lab(folder)
-    model = here.experiment.heal(here.load(), Plan(DEPTH, ()), here)
+    model = here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
     widths = Widths.read(here.folder / "adapter" / WIDTHS_FILE)
     assert widths.left("channels") == 5 * 64 + 128 and widths.left("heads") == 5 + 2
     heal: Any = here.experiment.heal
     left = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
-    assert heal.sizes(here)["parameters"] == left < 0.7 * here.weigh("layer").whole["parameters"]
-    again = here.experiment.heal(here.load(), Plan(DEPTH, ()), here)
+    assert heal.sizes(here)["parameters"] == left < 0.7 * here.dense.sizes("layer").whole["parameters"]
+    again = here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
     ids = torch.arange(40).reshape(2, 20)
     with torch.no_grad():
         assert torch.equal(model(ids).logits, again(ids).logits)
@@ -168,7 +168,7 @@ def test_a_quantised_base_stays_masked_and_its_export_is_narrower(folder, quanti
     from depthcut.study import export
 
     here = lab(folder, f"model.quantise={quantise}")
-    model = here.experiment.heal(here.load(), Plan(DEPTH, ()), here)
+    model = here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
     ids = torch.arange(40).reshape(2, 20)
     merged = export.merge_for_export(here, Plan(DEPTH, ()), lambda: model)
     channels = [layer.get_parameter("mlp.down_proj.weight").shape[1] for layer in layers.layer_list(merged)]
@@ -186,7 +186,7 @@ def test_what_a_plan_left_is_narrowed_too(folder, drop, unit):
     plan = Plan(DEPTH, drop, unit)
     here = lab(folder, f"prune.unit={unit}", f"prune.layers={len(drop)}")
     here.decide(plan)
-    model = here.experiment.heal(here.load(plan), plan, here)
+    model = here.experiment.heal(here.dense.load(plan), plan, here)
     export.export_model("merged", plan, here, lambda: model)
     read = depthcut.load(here.folder / "model", dtype="float32")
     ids = torch.arange(40).reshape(2, 20)
@@ -202,7 +202,7 @@ def test_gradients_that_are_no_numbers_are_told(folder, caplog):
     """The loss may be finite all the same. What was learnt before them counts; without any of it there is no choice."""
     here = lab(folder)
     recipe: Any = here.experiment.heal
-    model = adapters.add_adapters(here.load(), recipe, Plan(DEPTH, ()))
+    model = adapters.add_adapters(here.dense.load(), recipe, Plan(DEPTH, ()))
     pruning = Pruning(model, recipe)
     for value, step in ((float("nan"), 1), (0.1, 2), (float("inf"), 3)):
         for half in model.parameters():
@@ -247,13 +247,15 @@ def test_width_by_the_share_of_the_layers_leaves_as_many_parameters(folder, fami
     asked: Any = here.experiment.heal
     found = matched.resolve_ratio(asked, plan, here)
     cut = range(len(plan.keep) - round(frac * len(plan.keep)), len(plan.keep))
-    wanted = sum(p.numel() for p in here.load(Plan(DEPTH, (*plan.drop, *(plan.keep[at] for at in cut)))).parameters())
+    wanted = sum(
+        p.numel() for p in here.dense.load(Plan(DEPTH, (*plan.drop, *(plan.keep[at] for at in cut)))).parameters()
+    )
 
     def sliced(ratio: float) -> int:
-        pruning = Pruning(adapters.add_adapters(here.load(plan), asked, plan), asked)
+        pruning = Pruning(adapters.add_adapters(here.dense.load(plan), asked, plan), asked)
         worth = {place: torch.arange(float(each.count)) for place, each in pruning.free.items()}
         pruning.masks.keep(selection.select_groups(worth, ratio, asked.selection))
-        slicing.narrow_model(model := here.load(plan), pruning.widths())
+        slicing.narrow_model(model := here.dense.load(plan), pruning.widths())
         return sum(p.numel() for p in model.parameters())
 
     assert sliced(found.ratio) <= wanted
@@ -263,7 +265,7 @@ def test_width_by_the_share_of_the_layers_leaves_as_many_parameters(folder, fami
 def test_more_than_the_width_holds_is_refused_and_the_share_names_the_point(folder):
     here = lab(folder, "heal.frac=0.9")
     with pytest.raises(ValueError, match=r"^heal.frac=0.9: 5 of 6 layers less are \d+ parameters, and \d+ are left at"):
-        here.experiment.heal(here.load(), Plan(DEPTH, ()), here)
+        here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
     digests = [
         lab(folder, *knobs).digest for knobs in (("heal.frac=0.2",), ("heal.frac=0.3",), ("heal.frac=null",), ())
     ]

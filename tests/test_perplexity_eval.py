@@ -21,8 +21,8 @@ from depthcut.eval.perplexity import Perplexity
 from depthcut.model.decoder import layers
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime.errors import UserError
-from depthcut.study import digests, lab
-from depthcut.study.lab import Lab
+from depthcut.study import digests
+from depthcut.study.run import Run, open_run
 from pico import pico
 from running import ENVIRONMENT, text_files
 
@@ -244,9 +244,9 @@ def test_what_cannot_be_read_names_its_text(file: Path, tmp_path: Path) -> None:
         evaluation(file, window=9999).prepare(bare(tmp_path))
 
 
-def opened(folder: Path, corpus: tuple[str, ...], *knobs: str) -> Lab:
+def opened(folder: Path, corpus: tuple[str, ...], *knobs: str) -> Run:
     shape = ("data.calibration.sequences=8", "data.validation.sequences=8", "eval.perplexity.texts.ptb=null")
-    return lab.open_run(
+    return open_run(
         experiment.build_experiment(
             composed(f"outputs={folder}/outputs", "model=pico", "data=files", *corpus, *shape, *knobs)
         )

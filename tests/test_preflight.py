@@ -17,7 +17,8 @@ from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime.errors import UserError
-from depthcut.study import export, lab
+from depthcut.study import export
+from depthcut.study.run import open_run
 from pico import pico, picture_model
 from running import succeed, text_files
 
@@ -44,9 +45,7 @@ def saved(folder: Path, family: str, added: str = "", **changes: Any) -> None:
 def prepared(folder: Path, corpus: tuple[str, ...], *words: str) -> None:
     """Prepare a run of the model in ``folder``; no weight is read."""
     model = ("model=local", f"model.path={folder / 'model'}", "data=files", "eval=[loss]", "device=cpu")
-    entered = lab.open_run(
-        experiment.build_experiment(composed(*model, f"outputs={folder}", *corpus, "heal=none", *words))
-    )
+    entered = open_run(experiment.build_experiment(composed(*model, f"outputs={folder}", *corpus, "heal=none", *words)))
     entered.prepare()
     assert entered.checkpoint.bytes_read == 0
 

@@ -25,7 +25,8 @@ from depthcut.heal.training.objective import MixedPrecision, next_token_loss
 from depthcut.heal.training.warm_start import WarmStart
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.runtime import store
-from depthcut.study import curve, lab, links
+from depthcut.study import curve, links
+from depthcut.study.run import Run, open_run
 from pico import FAMILIES, pico, texts
 from running import PICO, UNHEALED, kill_in_healing, light, run, run_two, succeed, text_files
 from test_shared_prefix import pruned, sites, trained
@@ -42,8 +43,8 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
     return text_files(tmp_path_factory.mktemp("text"))
 
 
-def entered(*words: str) -> lab.Lab:
-    return lab.open_run(experiment.build_experiment(composed(*words)))
+def entered(*words: str) -> Run:
+    return open_run(experiment.build_experiment(composed(*words)))
 
 
 # --- all weights, and the last of them
@@ -338,13 +339,13 @@ def test_around_in_words():
 
 def test_the_shared_pass_takes_no_point_whose_layers_below_the_cut_are_healed(tmp_path):
     for layers, may in (("after_cut", True), ("around_cut", False), ("all", False)):
-        here = lab.open_run(
+        here = open_run(
             experiment.build_experiment(composed("model=pico", f"outputs={tmp_path}", f"heal.layers={layers}"))
         )
         assert curve.heals_above_cut(here) == may
     for heal in WAY:
         assert not curve.heals_above_cut(
-            lab.open_run(experiment.build_experiment(composed("model=pico", f"outputs={tmp_path}", f"heal={heal}")))
+            open_run(experiment.build_experiment(composed("model=pico", f"outputs={tmp_path}", f"heal={heal}")))
         )
 
 

@@ -10,7 +10,7 @@ from depthcut.metric.perplexity import Perplexity
 from depthcut.model.decoder import layers, shared_prefix
 from depthcut.model.surgery.sizes import ModelSize
 from depthcut.prune.greedy import Greedy
-from labs import lab, sized, tokens
+from labs import sized, subject, tokens
 from pico import FAMILIES, pico
 
 
@@ -41,14 +41,14 @@ def test_all_candidates_in_one_pass_equal_each_on_its_own(family):
     model, text = pico(family), tokens()
     perplexities, divergences = naive(model, text)
     for batch in (1, 3):
-        assert Perplexity(batch=batch)(lab(model, text)).layers == pytest.approx(perplexities, rel=1e-5)
-        assert Kl(batch=batch)(lab(model, text)).layers == pytest.approx(divergences, rel=1e-4, abs=1e-6)
+        assert Perplexity(batch=batch)(subject(model, text)).layers == pytest.approx(perplexities, rel=1e-5)
+        assert Kl(batch=batch)(subject(model, text)).layers == pytest.approx(divergences, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("metric", [Perplexity(batch=3), Kl(batch=3)])
 def test_what_is_left_is_scored_again(metric):
     model, text = pico("gemma2", layers=5), tokens()
-    scores = metric(lab(model, text), (1, 3)).layers
+    scores = metric(subject(model, text), (1, 3)).layers
     assert len(scores) == 3
     for place, layer in enumerate((0, 2, 4)):
         if isinstance(metric, Kl):
@@ -66,7 +66,7 @@ def test_an_identity_layer_costs_nothing():
     with torch.no_grad():
         layers.layer_list(model)[2].self_attn.o_proj.weight.zero_()
         layers.layer_list(model)[2].mlp.down_proj.weight.zero_()
-    divergence = Kl(batch=2)(lab(model, text)).layers
+    divergence = Kl(batch=2)(subject(model, text)).layers
     assert divergence[2] < 1e-6 and min(d for i, d in enumerate(divergence) if i != 2) > 1e-3
 
 
@@ -86,7 +86,7 @@ def test_half_of_the_naive_layer_passes_are_made_and_the_model_is_left_as_it_was
 
     for layer in stack:
         layer.self_attn.forward = counted(layer.self_attn.forward)
-    Kl(batch=2)(lab(model, text))
+    Kl(batch=2)(subject(model, text))
     naive_passes = 12 * 11
     assert passes == 12 + 12 * 11 // 2 <= 0.6 * naive_passes  # 0.55 from 20 layers on
     assert list(layers.layer_list(model)) == stack and all("forward" not in vars(layer) for layer in stack)
@@ -97,7 +97,7 @@ def test_the_standard_error_is_that_of_a_ratio_over_the_sequences():
     """With sequences of equal length it is the plain standard error of their means."""
     model, text = pico("llama"), tokens((12, 12, 12, 12))
     metric = Perplexity(batch=2)
-    here = lab(model, text)
+    here = subject(model, text)
     sums, counts = shared_prefix.measure_subnetworks(here, [(1,)], "layer", metric.reading(here, None))
     _, stderr = shared_prefix.mean_and_stderr(sums, counts, torch.ones(4))
     rows = []
@@ -112,7 +112,7 @@ def test_greedy_on_a_real_model_is_what_bypassing_in_turn_gives():
     model, text = pico("llama"), tokens()
 
     def score(removed=()):
-        return Kl(batch=3)(lab(model, text), removed)
+        return Kl(batch=3)(subject(model, text), removed)
 
     plan = sized(Greedy, frac=0.5)(score, ModelSize(6))
     removed: list[int] = []
@@ -136,7 +136,7 @@ def divergence_without(model, text: Tokens, removed: list[int], layer: int) -> f
 def test_beginnings_that_are_met_again_are_not_computed_again():
     """Greedy's second round after layer 8 of 12 went: the candidates before it go on from where they met it."""
     model, text, fresh = pico("llama", layers=12), tokens((12, 12)), []
-    for held in (lab(model, text), lab(model, text)):
+    for held in (subject(model, text), subject(model, text)):
         Kl(batch=2)(held)
         first = held.streams.passes
         assert first == 12 + 12 * 11 // 2
@@ -154,19 +154,19 @@ def test_beginnings_that_are_met_again_are_not_computed_again():
 
 def test_streams_are_held_as_far_as_they_fit():
     model, text = pico("llama"), tokens((12, 12, 12))
-    here = lab(model, text)
+    here = subject(model, text)
     one = 12 * 64 * 4  # a sequence's stream
-    here.streams.limit = 10 * one + 1
+    here.dense.prefixes.limit = 10 * one + 1
     Kl(batch=1)(here)
-    assert here.streams.held == 10 * one == sum(h.nbytes for h in here.streams.kept.values())
-    assert Kl(batch=1)(here, (2,)).layers == Kl(batch=1)(lab(model, text), (2,)).layers
-    assert here.streams.held <= here.streams.limit
+    assert here.dense.prefixes.held == 10 * one == sum(h.nbytes for h in here.dense.prefixes.kept.values())
+    assert Kl(batch=1)(here, (2,)).layers == Kl(batch=1)(subject(model, text), (2,)).layers
+    assert here.dense.prefixes.held <= here.dense.prefixes.limit
 
 
 def test_any_sub_networks_at_once_equal_each_on_its_own():
     model, text = pico("qwen2"), tokens()
     drops = [(0, 4), (1,), (), (0, 1, 2), (0, 4, 5)]
-    here, metric = lab(model, text), Perplexity(batch=3)
+    here, metric = subject(model, text), Perplexity(batch=3)
     sums, counts = shared_prefix.measure_subnetworks(here, drops, "layer", metric.reading(here, 4))
     values = metric.without(here, drops, "layer", samples=4)
     assert values == pytest.approx((sums.sum(1) / counts.sum()).exp().tolist())
@@ -181,7 +181,7 @@ def test_any_sub_networks_at_once_equal_each_on_its_own():
 
 def test_the_bootstrap_agrees_with_the_standard_error():
     model, text = pico("llama"), tokens((12,) * 40)
-    scores = Perplexity(batch=8)(lab(model, text))
+    scores = Perplexity(batch=8)(subject(model, text))
     assert scores.draws.std(0) == pytest.approx(scores.layers_stderr, rel=0.3)
     shares = scores.wins(range(6), 1)
     assert sum(shares.values()) == pytest.approx(1) and list(shares.values()) == sorted(shares.values(), reverse=True)

@@ -21,7 +21,8 @@ from depthcut.model.decoder import layers, layerwise
 from depthcut.model.surgery import bridges
 from depthcut.replace.fitting import least_squares
 from depthcut.replace.fitting.least_squares import SufficientStatistics
-from depthcut.study import digests, export, lab
+from depthcut.study import digests, export
+from depthcut.study.run import open_run
 from gaps import DEPTH, edges, model_of, opened
 from pico import logits, texts, written
 
@@ -36,7 +37,7 @@ def replaced(folder, model, words: str, plan: Plan = PLAN, *knobs: str):
     """The lab, and the cut model with its gaps filled, as the page makes it."""
     here = opened(folder, model, *f"replace={words}".split(), *knobs)
     here.experiment.replace.prepare(here)
-    return here, here.experiment.replace(here.load(plan), plan, here)
+    return here, here.experiment.replace(here.dense.load(plan), plan, here)
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> None:
@@ -127,7 +128,7 @@ def test_no_map_of_a_rank_does_better_than_the_reduced_one():
 def test_a_strong_ridge_leaves_the_plain_cut(llama):
     folder, model = llama
     here, filled = replaced(folder, model, "linear replace.ridge=1e9")
-    close(logits(filled), logits(here.load(PLAN)))
+    close(logits(filled), logits(here.dense.load(PLAN)))
 
 
 def test_a_feature_that_never_moves_and_one_that_copies_another():
@@ -150,7 +151,7 @@ def test_layers_that_are_linear_are_restored(tmp_path):
             layer.input_layernorm.weight.mul_(1e5)
         model.model.norm.weight.mul_(1e5)
     here, filled = replaced(tmp_path, model, "linear replace.ridge=0")
-    assert (logits(here.load(PLAN)) - logits(model)).abs().max() > 1
+    assert (logits(here.dense.load(PLAN)) - logits(model)).abs().max() > 1
     close(logits(filled), logits(model))
 
 
@@ -215,7 +216,7 @@ def test_a_layer_learns_by_the_error_behind_the_gap(llama):
     words = "layer replace.steps=2 replace.batch=3 replace.lr=1e-2 replace.lr_end=0 replace.weight_decay=0.1"
     here, filled = replaced(folder, model, words)
     assert len(layers.layer_list(filled)) == filled.config.num_hidden_layers == DEPTH - 1
-    text = here.text("train", 6)
+    text = here.texts.part("train", 6)
     student = {n: p.detach().double().clone() for n, p in layers.layer_list(model)[2].named_parameters()}
     first, second = ({n: torch.zeros_like(p) for n, p in student.items()} for _ in range(2))
     for step, lr in ((1, 1e-2), (2, 5e-3)):
@@ -289,7 +290,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path, caplog):
     caplog.set_level("INFO", "depthcut")
     made = []
     for name in ("killed", "peace"):
-        here = lab.open_run(experiment.build_experiment(composed(f"outputs={tmp_path}/{name}", *words)))
+        here = open_run(experiment.build_experiment(composed(f"outputs={tmp_path}/{name}", *words)))
         algorithm.run_experiment(here.experiment, here)
         made.append((here.cache / "replacements" / found[0].stem / "replacement.safetensors").read_bytes())
     (line,) = [line for line in caplog.messages if "goes on from step" in line]
@@ -305,7 +306,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path, caplog):
 def test_filled_and_saved_and_loaded(family, words, tmp_path):
     model, plan = model_of(family), Plan(DEPTH, (1, 2, 4)) if "layer" not in words else Plan(DEPTH, (1, 2))
     here, filled = replaced(tmp_path, model, words, plan)
-    assert (logits(filled) - logits(here.load(plan))).abs().max() > 0.01
+    assert (logits(filled) - logits(here.dense.load(plan))).abs().max() > 0.01
     assert torch.equal(written(filled, use_cache=True), written(filled, use_cache=False))
     wanted = logits(filled)
     way = layerwise.start_forward(filled, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
@@ -334,7 +335,7 @@ def test_layer_by_layer_off_the_disk_it_is_the_same(family, tmp_path):
             found = []
             for stream in ("never", "always"):
                 here = opened(tmp_path, model, *f"replace={words} prune.keep_last=0 stream={stream}".split())
-                found.append(here.experiment.replace.made(here.load(plan), plan, here).tensors)
+                found.append(here.experiment.replace.made(here.dense.load(plan), plan, here).tensors)
             assert here.opened is None
             assert found[0].keys() == found[1].keys()
             for name, tensor in found[0].items():
@@ -347,12 +348,12 @@ def test_layer_by_layer_off_the_disk_it_is_the_same(family, tmp_path):
 def test_a_gap_is_filled_once_and_the_cut_model_is_left_alone(llama, words):
     folder, model = llama
     here = opened(folder, model, *f"replace={words}".split(), "data.calibration.sequences=50")
-    cut = here.load(PLAN)
+    cut = here.dense.load(PLAN)
     before, reads = logits(cut), here.checkpoint.bytes_read
     here.experiment.replace.made(cut, PLAN, here)
     assert torch.equal(logits(cut), before) and here.checkpoint.bytes_read > reads
     first = here.experiment.replace(cut, PLAN, here)
-    again, reads = here.load(PLAN), here.checkpoint.bytes_read
+    again, reads = here.dense.load(PLAN), here.checkpoint.bytes_read
     here.experiment.replace(again, PLAN, here)
     assert here.checkpoint.bytes_read == reads, "what is on file is not fitted again"
     assert torch.equal(logits(first), logits(again))
@@ -390,7 +391,7 @@ def test_on_a_four_bit_base(words, llama):
     assert all(type(part).__name__ == "Linear4bit" for part in linear)
     assert all(part.weight.dtype == torch.uint8 for part in linear)
     exact = replaced(folder, model, words)[1]
-    gap = (logits(here.load(PLAN)) - logits(exact)).norm()
+    gap = (logits(here.dense.load(PLAN)) - logits(exact)).norm()
     assert (logits(filled) - logits(exact)).norm() < gap
     before = logits(filled)
     assert (logits(export.dequantise_model(filled)) - before).norm() < 0.02 * before.norm()

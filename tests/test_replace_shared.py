@@ -31,7 +31,7 @@ FAMILIES = ("llama", "qwen2", "qwen3", "phi", "opt", "gpt_neox")
 
 def filled(folder, model, *knobs: str, plan: Plan = PLAN):
     here = opened(folder, model, "replace=shared", "replace.rank=64", "heal=none", *knobs)
-    return here, here.experiment.replace(here.load(plan), plan, here)
+    return here, here.experiment.replace(here.dense.load(plan), plan, here)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_adapters_begin_as_the_svd_of_the_difference(llama, rank):
 def test_the_output_norm_is_the_papers_and_nearly_drops_the_layer_when_small(family, tmp_path):
     model = model_of(family)
     here, whole = filled(tmp_path, model, "replace.gain=1e-6")
-    close(logits(whole), logits(here.load(PLAN)))
+    close(logits(whole), logits(here.dense.load(PLAN)))
     norms = {name: part for name, part in whole.named_modules() if isinstance(part, shared.OutputNorm)}
     assert len(norms) == 2 * len(PLAN.drop)
     norm = next(iter(norms.values()))
@@ -177,7 +177,7 @@ def test_saved_and_loaded_and_written_with_a_cache(family, plan, tmp_path):
     model = model_of(family)
     here, whole = filled(tmp_path, model, "replace.rank=4", "replace.gain=0.5", "prune.keep_last=0", plan=plan)
     wanted = logits(whole)
-    assert (wanted - logits(here.load(plan))).abs().max() > 0.1
+    assert (wanted - logits(here.dense.load(plan))).abs().max() > 0.1
     assert torch.equal(written(whole, use_cache=True), written(whole, use_cache=False))
     with torch.no_grad():  # token by token
         cache, steps = None, []
@@ -256,7 +256,7 @@ def test_on_a_four_bit_base_the_base_is_the_quantised_one(llama):
     exact = logits(model)
     error = (logits(whole) - exact).norm() / exact.norm()
     here = opened(folder, model, "heal=none", *knobs)
-    dense = (logits(here.load()) - exact).norm() / exact.norm()
+    dense = (logits(here.dense.load()) - exact).norm() / exact.norm()
     assert error < 1.5 * dense
     before = logits(whole)
     assert (logits(export.dequantise_model(whole)) - before).norm() < 0.02 * before.norm()

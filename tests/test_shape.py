@@ -248,7 +248,7 @@ def test_what_stands_in_the_gap_is_counted_as_it_is_loaded(words: str, tmp_path:
     )
     here.plan = here.decide(Plan(6, (2, 3)))
     assert surgery_sizes.filled_model_sizes(here) is None
-    model = here.experiment.replace(here.load(here.plan), here.plan, here)
+    model = here.experiment.replace(here.dense.load(here.plan), here.plan, here)
     recording.record_sizes(here)
     sizes = {key.rpartition("/")[2]: n for key, n in here.numbers.items() if key.startswith("pruned/size/")}
     assert sizes["parameters"] == sum(p.numel() for p in model.parameters())
@@ -277,7 +277,7 @@ def test_quantised_halves_of_a_gap_are_weighed_as_they_are_held(tmp_path: Path) 
     )
     here = opened(tmp_path, model_of("llama"), *knobs)
     here.plan = here.decide(Plan(6, (2, 3)))
-    model = here.experiment.replace(here.load(here.plan), here.plan, here)
+    model = here.experiment.replace(here.dense.load(here.plan), here.plan, here)
     recording.record_sizes(here)
     assert here.numbers["pruned/size/weight_bytes"] == held(model)
     assert "healed/size/parameters" not in here.numbers

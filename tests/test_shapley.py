@@ -10,7 +10,7 @@ import torch
 from depthcut.metric.shapley import Shapley
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder import layerwise
-from labs import lab, tokens
+from labs import subject, tokens
 from pico import pico
 
 WHOLE = Shapley(orders=4, reach=1.0, seed=0, batch=3)
@@ -52,13 +52,13 @@ def by_definition(model, text, layers: int) -> list[float]:
 def test_over_all_orders_it_is_the_shapley_value():
     model, text = pico("llama", layers=4), tokens()
     orders = [list(order) for order in permutations(range(4))]
-    got = WHOLE.scored(lab(model, text), (), "layer", [0, 1, 2, 3], orders)
+    got = WHOLE.scored(subject(model, text), (), "layer", [0, 1, 2, 3], orders)
     assert got.layers == pytest.approx(by_definition(model, text, 4), rel=1e-4)
 
 
 def test_the_values_add_up_to_what_all_layers_are_worth():
     model, text = pico("gemma2"), tokens()
-    got = WHOLE(lab(model, text))
+    got = WHOLE(subject(model, text))
     assert sum(got.layers) == pytest.approx(loss(model, text, range(6)) - loss(model, text, ()), rel=1e-4)
 
 
@@ -68,13 +68,13 @@ def test_an_identity_layer_is_worth_nothing_and_twins_the_same():
     with torch.no_grad():
         stack[2].self_attn.o_proj.weight.zero_()
         stack[2].mlp.down_proj.weight.zero_()
-    got = Shapley(orders=6, reach=1.0, seed=3, batch=5)(lab(model, text)).layers
+    got = Shapley(orders=6, reach=1.0, seed=3, batch=5)(subject(model, text)).layers
     assert abs(got[2]) < 1e-6 < 1e-3 < min(abs(score) for layer, score in enumerate(got) if layer != 2)
 
 
 def test_a_shorter_reach_draws_every_layer_and_what_is_gone_stays_gone():
     model, text = pico("llama"), tokens()
-    got = Shapley(orders=2, reach=0.5, seed=1, batch=5)(lab(model, text), removed=(1,))
+    got = Shapley(orders=2, reach=0.5, seed=1, batch=5)(subject(model, text), removed=(1,))
     assert got.depth == 5 and all(np.isfinite(got.layers))
     left = [0, 2, 3, 4, 5]
     (first,) = [got.layers[left.index(int(np.random.default_rng(1).permutation(left)[0]))]]
@@ -84,11 +84,13 @@ def test_a_shorter_reach_draws_every_layer_and_what_is_gone_stays_gone():
 
 def test_halves_of_layers():
     model, text = pico("llama", layers=4), tokens()
-    got = WHOLE(lab(model, text), unit="mlp")
+    got = WHOLE(subject(model, text), unit="mlp")
     assert got.depth == 4 and all(np.isfinite(got.layers)) and len(set(got.layers)) == 4
 
 
 def test_the_same_seed_draws_the_same_orders():
     model, text = pico("llama", layers=4), tokens((12, 12))
-    one, same, other = (Shapley(orders=2, reach=0.5, seed=seed, batch=2)(lab(model, text)).layers for seed in (0, 0, 1))
+    one, same, other = (
+        Shapley(orders=2, reach=0.5, seed=seed, batch=2)(subject(model, text)).layers for seed in (0, 0, 1)
+    )
     assert one == same != other

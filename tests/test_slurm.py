@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 from composing import ROOT, composed
 from depthcut.config import experiment
 from depthcut.runtime import failures
-from depthcut.study import lab, recording
+from depthcut.study import recording
+from depthcut.study.run import open_run
 from depthcut.study.slurm import queue
 from depthcut.study.slurm.job import JobRequest, PointTask
 from running import PICO, UNHEALED, light, run, start, text_files
@@ -88,7 +89,7 @@ def until(what: Callable[[], object], *processes: subprocess.Popen[str]) -> None
 
 def folder(outputs: Path, *arguments: str) -> Path:
     """The folder that a point will have."""
-    return lab.open_run(experiment.build_experiment(composed(f"outputs={outputs}", *arguments))).folder
+    return open_run(experiment.build_experiment(composed(f"outputs={outputs}", *arguments))).folder
 
 
 def job(folder: Path) -> str:

@@ -72,7 +72,7 @@ def test_each_expert_of_a_fused_stack_is_a_matrix(tmp_path):
 def test_each_matrix_is_read_once_and_nothing_else(lab):
     before = lab.checkpoint.bytes_read
     Spectral()(lab)
-    tensors = [tensor for index in range(4) for tensor in lab.checkpoint.tensors(index).values()]
+    tensors = [tensor for index in range(4) for tensor in lab.dense.tensors(index).values()]
     assert lab.checkpoint.bytes_read - before == sum(t.nbytes for t in tensors if len(t.get_shape()) == 2)
 
 

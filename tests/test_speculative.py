@@ -19,7 +19,7 @@ from depthcut.eval.speculative import Speculative
 from depthcut.model.checkpoint import exported as checkpoint_exported
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder.unwrapped import merged_model
-from depthcut.study import lab
+from depthcut.study.run import open_run
 from gaps import DEPTH, model_of, opened
 from pico import logits, texts
 from running import text_files
@@ -34,7 +34,7 @@ def shared(folder, model, *knobs: str, gain: float = 0.4):
     """A lab, and a model of which two layers are on others' weights, and say enough to be missed."""
     more = ("heal=none", "replace.rank=4", f"replace.gain={gain}", "prune.keep_last=0", "device=cpu")
     here = opened(folder, model, "replace=shared", *more, *knobs)
-    return here, here.experiment.replace(here.load(PLAN), PLAN, here)
+    return here, here.experiment.replace(here.dense.load(PLAN), PLAN, here)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_draft_is_the_cut_model_on_the_same_weights(family, tmp_path):
     here, whole = shared(tmp_path, model_of(family))
     before, layers = logits(whole), list(decoder_layers.layer_list(whole))
     drafts = depthcut.draft(whole)
-    assert torch.equal(logits(drafts), logits(here.load(PLAN)))
+    assert torch.equal(logits(drafts), logits(here.dense.load(PLAN)))
     assert tensors(drafts) < tensors(whole)
     assert (len(decoder_layers.layer_list(drafts)), drafts.config.num_hidden_layers) == (4, 4)
     assert torch.equal(logits(whole), before)
@@ -88,7 +88,7 @@ def test_an_extended_and_a_loaded_model_have_drafts_too(tmp_path):
     model = model_of("llama")
     knobs = ("replace=extend", "replace.start=1", "replace.stop=4", "replace.rank=4", "prune=deepest", "prune.layers=0")
     here = opened(tmp_path, model, *knobs, "replace.gain=0.4", "heal=none")
-    whole = here.experiment.replace(here.load(), Plan(DEPTH, ()), here)
+    whole = here.experiment.replace(here.dense.load(), Plan(DEPTH, ()), here)
     assert (logits(whole) - logits(model)).abs().max() > 0.1
     assert torch.equal(logits(depthcut.draft(whole)), logits(model))
     checkpoint_exported.write_exported(whole, Plan(DEPTH, ()), tmp_path / "out")
@@ -110,7 +110,7 @@ def test_quantised_weights_are_shared_as_they_are(quantise, tmp_path):
     one, other = (vars(each.get_submodule(name)) for each, name in zip((drafts, whole), names, strict=True))
     name = "quant_state" if quantise == "nf4" else "state"
     assert one[name] is other[name]
-    assert torch.equal(logits(drafts), logits(here.load(PLAN)))
+    assert torch.equal(logits(drafts), logits(here.dense.load(PLAN)))
 
 
 def test_a_model_without_shared_layers_has_none():
@@ -146,7 +146,7 @@ def by_hand(whole: Any, drafts: Any, ids: torch.Tensor, tokens: int, draft: int,
 def test_acceptance_is_that_of_a_loop_by_hand(llama):
     here, whole = llama
     method = Speculative(**KNOBS)
-    drafts, end = depthcut.draft(whole, 3), here.checkpoint.tokenizer.eos_token_id
+    drafts, end = depthcut.draft(whole, 3), here.tokenizer.eos_token_id
     wanted = [by_hand(whole, drafts, ids, 12, 3, end) for ids in method.begun(here)]
     (got,) = method(whole, here)
     shares = [accepted / drafted for accepted, drafted, _ in wanted]
@@ -188,8 +188,8 @@ def test_both_ways_are_timed_in_turn_over_all_prompts(llama):
 
 def test_a_dense_model_gives_no_number_and_cuts_are_not_measured(llama):
     here, _ = llama
-    assert Speculative(**KNOBS)(here.load(), here) == [{}]
-    assert Speculative(**KNOBS)(here.load(), here, [subnetworks.FULL]) is None
+    assert Speculative(**KNOBS)(here.dense.load(), here) == [{}]
+    assert Speculative(**KNOBS)(here.dense.load(), here, [subnetworks.FULL]) is None
 
 
 @pytest.mark.filterwarnings("ignore")  # peft looks for a base model's card
@@ -213,7 +213,7 @@ def test_a_healed_model_is_measured_as_it_is_exported_and_left_as_it_was(tmp_pat
 @pytest.mark.parametrize("replace", ["none", "mean"])
 def test_a_model_that_will_have_no_shared_layers_is_refused_before_it_is_read(replace, tmp_path):
     words = ("model=pico", "eval=[speculative]", f"replace={replace}", *text_files(tmp_path))
-    here = lab.open_run(experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", "data=files", *words)))
+    here = open_run(experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", "data=files", *words)))
     said = f"eval=speculative drafts with .*: take replace=shared or replace=extend, got replace={replace}"
     with pytest.raises(ValueError, match=said):
         algorithm.run_experiment(here.experiment, here)
@@ -231,7 +231,7 @@ def test_a_run_records_it_at_the_stages_that_have_shared_layers(tmp_path):
     knobs = [f"eval.speculative.{key}={value}" for key, value in KNOBS.items()]
     words = ("replace=shared", "prune=deepest", "replace.rank=2", "eval=[speculative]", "export=none", *knobs)
     x = experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", *small, *words, *text_files(tmp_path)))
-    here = lab.open_run(x)
+    here = open_run(x)
     algorithm.run_experiment(x, here)
     found = {name.partition("/")[0] for name in here.numbers if "/speculative/acceptance" in name}
     assert found == {"pruned", "healed"}

@@ -25,7 +25,8 @@ from depthcut.model.decoder.unwrapped import unwrapped_model
 from depthcut.model.pico import byte_tokenizer
 from depthcut.model.surgery import gaps
 from depthcut.runtime import provenance
-from depthcut.study import curve, digests, lab, recording
+from depthcut.study import curve, digests, recording
+from depthcut.study.run import open_run
 from gaps import model_of, opened
 from pico import pico, texts
 from running import ENVIRONMENT, text_files
@@ -211,7 +212,7 @@ def test_cuts_are_left_to_their_points(tmp_path: Path) -> None:
     small = [f"eval.speed.{key}={value}" for key, value in {**KNOBS, "batches": "[1]"}.items() if key != "prompt"]
     sizes = ("data.validation.sequences=4", f"outputs={tmp_path}/outputs")
     points = [composed(*corpus, *knobs, *small, *sizes, f"prune.layers={n}") for n in (1, 2)]
-    labs = [lab.open_run(experiment.build_experiment(each)) for each in points]
+    labs = [open_run(experiment.build_experiment(each)) for each in points]
     assert curve.share_passes(points) == set()
     kept = [path for path in (tmp_path / "outputs/cache/evaluations").iterdir() if path.is_dir()]
     assert len(kept) == 3  # three losses in a pass: the whole, and two cuts
@@ -240,7 +241,7 @@ def shared_model(folder: Path) -> Any:
         folder, model_of("llama"), "replace=shared", "replace.rank=4", "prune=deepest", "prune.layers=2", "device=cpu"
     )
     plan = Plan(6, (2, 3))
-    return here.experiment.replace(here.load(plan), plan, here)
+    return here.experiment.replace(here.dense.load(plan), plan, here)
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[Any, ...]]:
@@ -277,7 +278,7 @@ def test_a_healed_model_is_timed_as_if_merged_and_left_as_it_was(kind: str, tmp_
 @pytest.mark.filterwarnings("ignore")
 def test_a_quantised_base_keeps_its_adapters_beside_it(tmp_path: Path) -> None:
     here = opened(tmp_path, model_of("llama"), "model.quantise=nf4", "heal=none", "device=cpu")
-    model = healed(here.load(None))
+    model = healed(here.dense.load(None))
     with unwrapped_model(model) as inside:
         assert inside is model
     with unwrapped_model(model.get_base_model()) as inside:

@@ -105,7 +105,7 @@ def test_each_tensor_is_read_once_in_a_pass(quantisable):
 
 def test_two_layers_at_most_are_in_memory(quantisable):
     here = opened(quantisable, streaming=True)
-    source = here.streamed()
+    source = here.dense.stream()
     sizes = []
     for _ in source.layers("x"):
         gc.collect()

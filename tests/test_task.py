@@ -13,7 +13,7 @@ from depthcut.eval.harness import Harness
 from depthcut.metric.task import Task, question_batches
 from depthcut.model.decoder import layers
 from depthcut.model.pico import Pico, byte_tokenizer
-from labs import lab
+from labs import subject
 from pico import pico
 
 SIZE: Any = {"tasks": ["capitals"], "items": 12, "batch": 5}
@@ -24,7 +24,7 @@ def here(tmp_path_factory) -> Any:
     heal: Any = {"rank": 4, "lr": 1e-2, "length": 8}
     model = Pico(layers=4, hidden=64, heads=2, seed=0, quantise="none", dtype="float32", separator=None, heal=heal)
     checkpoint = model.open(tmp_path_factory.mktemp("cache"))
-    found = lab(checkpoint.load(None, quantise="none", dtype="float32", device="cpu"))
+    found = subject(checkpoint.load(None, quantise="none", dtype="float32", device="cpu"))
     found.checkpoint = checkpoint
     found.cache = Path(__file__).parents[1] / "outputs/cache"
     found.experiment = SimpleNamespace(eval={})
@@ -36,7 +36,7 @@ def by_lm_eval(here: Any, items: list[dict[str, Any]]) -> tuple[list[list[float]
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    lm = HFLM(pretrained=here.dense(), tokenizer=here.checkpoint.tokenizer, batch_size=1, device="cpu")
+    lm = HFLM(pretrained=here.dense.whole(), tokenizer=here.tokenizer, batch_size=1, device="cpu")
     requests = [
         Instance("loglikelihood", {}, (item["prompt"], f" {choice}"), 0) for item in items for choice in item["choices"]
     ]
@@ -49,7 +49,7 @@ def test_it_is_what_lm_eval_says_of_the_model_without_each_layer(here, by):
     items = questions.load_questions("capitals", here.cache)[-12:]
     got = Task(**SIZE, by=by)(here)
     for layer in range(4):
-        with layers.bypass_layers(here.dense(), [layer]):
+        with layers.bypass_layers(here.dense.whole(), [layer]):
             likelihoods, right = by_lm_eval(here, items)
         if by == "accuracy":
             wanted = [float(np.argmax(row) != answer) for row, answer in zip(likelihoods, right, strict=True)]

@@ -14,7 +14,7 @@ from depthcut.data.demo import Demo
 from depthcut.data.files import Files
 from depthcut.data.text import tokens as text_tokens
 from depthcut.runtime.errors import UserError
-from depthcut.study import lab
+from depthcut.study.run import open_run
 from running import text_files
 
 CACHE = Path(__file__).parents[1] / "outputs/cache"
@@ -228,11 +228,11 @@ def test_a_text_that_changes_while_it_is_read_is_an_error_that_names_it(tmp_path
 
 def test_a_text_that_changes_after_the_run_was_named_is_an_error(tmp_path):
     corpus = text_files(tmp_path)
-    here = lab.open_run(
+    here = open_run(
         experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", "model=pico", "data=files", *corpus))
     )
     assert here.digest
     path = tmp_path / "corpus.jsonl"
     path.write_text(path.read_text().replace("cat", "emu"))
     with pytest.raises(UserError, match=r"corpus\.jsonl changed during the run"):
-        here.train()
+        here.texts.train()

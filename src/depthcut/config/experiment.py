@@ -1,6 +1,6 @@
 """From the composed config to one frozen Experiment: every mistake is found here, before anything heavy is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -88,6 +88,7 @@ class Experiment:
             raise UserError(f"prune={prune} scores again what is left, which metric={metric} cannot: it runs no model")
         self._check_scores()
         self._check_length()
+        self._check_replacement()
         if getattr(self.heal, "strategy", "ddp") == "fsdp" and not self.model.undecided:
             self._check_shares()
         self._check_results()
@@ -102,6 +103,18 @@ class Experiment:
         if not left and self.export == "none":
             what, stage = ("healing", "stages=[healed]") if trains else ("run", "a stage")
             raise UserError(f"nothing would be left of the {what}: set export, or have eval measure {stage}")
+
+    def _check_replacement(self) -> None:
+        """Refuse a replacement that a recipe or an evaluation cannot work with."""
+        word = type(self.replace).__module__.rpartition(".")[2]
+        if self.heal.needs_plain_layers and word != "none":
+            raise UserError(f"heal=loraprune narrows plain layers; take replace=none, got replace={word}")
+        for name, evaluation in self.eval.items():
+            if evaluation.needs_shared_layers and not self.replace.shares_layers:
+                raise UserError(
+                    f"eval={name} drafts with the model less its shared layers: "
+                    f"take replace=shared or replace=extend, got replace={word}"
+                )
 
     def _check_length(self) -> None:
         """Refuse rows of text of another length than healing counts with."""
@@ -148,14 +161,15 @@ class Experiment:
             raise UserError(f"metric.until stops when one block is sure; that needs prune=block, got {prune}")
 
 
-def build_experiment(cfg: DictConfig) -> Experiment:
+def build_experiment(cfg: Mapping[Any, Any]) -> Experiment:
     """Check a composed config and build its methods.
 
     Raises:
         UserError: one line that names the key, what was wanted and what was got.
     """
-    config_values.check_config_values(cfg)
-    composed = resolve_config(cfg)
+    node = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
+    config_values.check_config_values(node)
+    composed = resolve_config(node)
     fields = get_type_hints(Experiment).keys() - {"composed"}
     for key in composed:
         if key not in fields:

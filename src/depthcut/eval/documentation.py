@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from depthcut.data.text.tokens import Tokens
-    from depthcut.study.lab import Lab
+    from depthcut.eval import Bench
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -60,28 +60,28 @@ class Documentation(Eval):
         """The text, packed."""
         return Topics(span=(0.0, 1.0), sequences=self.sequences, length=self.length, pack=True)
 
-    def reads(self, lab: "Lab") -> Any:
+    def reads(self, bench: "Bench") -> Any:
         """The text, tokenised."""
-        return {"text": self.source.identity(lab.cache), "separator": lab.checkpoint.separator}
+        return {"text": self.source.identity(bench.cache), "separator": bench.separator}
 
     @override
-    def lengths(self, lab: "Lab") -> dict[str, int]:
+    def lengths(self, bench: "Bench") -> dict[str, int]:
         return {"length": 0}
 
-    def prepare(self, lab: "Lab") -> None:
+    def prepare(self, bench: "Bench") -> None:
         """Tokenise the text."""
-        self.tokens(lab)
+        self.tokens(bench)
 
-    def tokens(self, lab: "Lab") -> "Tokens":
+    def tokens(self, bench: "Bench") -> "Tokens":
         """Return the text, tokenised once and kept by content."""
         from depthcut.data.text import tokens as text_tokens
 
         return text_tokens.tokenize_source(
-            self.source, lab.checkpoint.tokenizer, lab.checkpoint.separator, lab.cache, part="documentation"
+            self.source, bench.tokenizer, bench.separator, bench.cache, part="documentation"
         )
 
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]]:
+    def __call__(self, model: "nn.Module", bench: "Bench", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]]:
         """Measure ``documentation/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``."""
         from depthcut.eval.loss import measure_loss
 
-        return measure_loss(model, self.tokens(lab), "documentation", self.batch, cuts)
+        return measure_loss(model, self.tokens(bench), "documentation", self.batch, cuts)

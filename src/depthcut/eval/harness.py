@@ -17,7 +17,7 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.study.lab import Lab
+    from depthcut.eval import Bench
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -57,7 +57,7 @@ class Harness(Eval):
         return tuple(dataclasses.replace(self, tasks=[task]) for task in self.tasks)
 
     @override
-    def settings(self, lab: "Lab") -> dict[str, Any]:
+    def settings(self, bench: "Bench") -> dict[str, Any]:
         own = [task_files.split_shots(task)[0] for task in self.tasks if task_files.is_task_path(task)]
         shots = ",".join(task_files.split_shots(task)[1] for task in self.tasks)
         return {"limit": self.limit, "shots": shots or None, "task": own or None}
@@ -66,24 +66,24 @@ class Harness(Eval):
     def digested(self) -> dict[str, Any]:
         return {"tasks": [Path(task).name if task_files.is_task_path(task) else task for task in self.tasks]}
 
-    def reads(self, lab: "Lab") -> Any:
+    def reads(self, bench: "Bench") -> Any:
         """The questions of the local sets, and lm-eval's version for the others."""
         from importlib.metadata import version
 
         names = [task_files.split_shots(task)[0] for task in self.tasks]
         items = {name: questions.questions_digest(name) for name in names if name in questions.SET_NAMES}
-        about = {"lm_eval": version("lm_eval"), "questions": items, "separator": lab.checkpoint.separator}
-        own = [sorted(self.content(task, lab).values()) for task in self.tasks]
+        about = {"lm_eval": version("lm_eval"), "questions": items, "separator": bench.separator}
+        own = [sorted(self.content(task, bench).values()) for task in self.tasks]
         return about | ({"files": own} if any(own) else {})
 
-    def content(self, task: str, lab: "Lab") -> dict[str, str]:
+    def content(self, task: str, bench: "Bench") -> dict[str, str]:
         """Return the content of the files of a task of the user's own when this run first asked for it."""
         if task in questions.SET_NAMES:
             return {}
         key = f"eval.tasks {task}"
-        if key not in lab.contents:
-            lab.contents[key] = task_files.task_content(task, self.include_path)
-        return lab.contents[key]
+        if key not in bench.texts.contents:
+            bench.texts.contents[key] = task_files.task_content(task, self.include_path)
+        return bench.texts.contents[key]
 
     @override
     def check(self) -> None:
@@ -97,19 +97,19 @@ class Harness(Eval):
                 for name in others:
                     lm_eval.require(name, self.include_path)
 
-    def prepare(self, lab: "Lab") -> None:
+    def prepare(self, bench: "Bench") -> None:
         """Load the tasks: a name that lm-eval does not know, or a hub that is not reached, is found out now."""
         from depthcut.eval.likelihood import lm_eval
 
         with lm_eval.quiet_lm_eval():
             for task in self.tasks:
-                before = self.content(task, lab)
-                lm_eval.load_task(task, lab.cache, self.include_path)
+                before = self.content(task, bench)
+                lm_eval.load_task(task, bench.cache, self.include_path)
                 if before and before != task_files.task_content(task, self.include_path):
                     raise UserError(f"eval.tasks: a file of {task} changed during the run; give the same command again")
 
     def __call__(
-        self, model: "nn.Module", lab: "Lab", cuts: Subnetworks = FULL_ONLY
+        self, model: "nn.Module", bench: "Bench", cuts: Subnetworks = FULL_ONLY
     ) -> "list[dict[str, float]] | None":
         """Measure each task: ``arc_easy/acc``, ``arc_easy/acc_stderr``, ... None of cuts if a task has them write.
 
@@ -119,6 +119,6 @@ class Harness(Eval):
         from depthcut.eval.likelihood import lm_eval
 
         try:
-            return lm_eval.evaluate_tasks(model, lab, self, cuts)
+            return lm_eval.evaluate_tasks(model, bench, self, cuts)
         except lm_eval.UnshareableTask:
             return None

@@ -7,13 +7,13 @@ from pydantic import Field
 from typing_extensions import override
 
 from depthcut.eval import FULL_ONLY, Eval, Subnetworks
-from depthcut.runtime.strict import strict
+from depthcut.runtime.strict import method_fields, strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from depthcut.data.text.tokens import Tokens
-    from depthcut.study.lab import Lab
+    from depthcut.eval import Bench
 
 
 @strict
@@ -28,23 +28,21 @@ class Loss(Eval):
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
     sample: ClassVar[frozenset[str]] = frozenset({"sequences"})
 
-    def reads(self, lab: "Lab") -> Any:
+    def reads(self, bench: "Bench") -> Any:
         """The validation text, tokenised."""
-        return lab.text_identity("validation")
+        return bench.texts.identity("validation")
 
     @override
-    def settings(self, lab: "Lab") -> dict[str, Any]:
-        from depthcut.study import digests
+    def settings(self, bench: "Bench") -> dict[str, Any]:
+        return method_fields(bench.texts.sources["validation"])
 
-        return digests.method_fields(lab.experiment.data.validation)
-
-    def prepare(self, lab: "Lab") -> None:
+    def prepare(self, bench: "Bench") -> None:
         """Nothing: the text is checked with the others."""
-        del lab
+        del bench
 
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]]:
+    def __call__(self, model: "nn.Module", bench: "Bench", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]]:
         """Measure ``validation/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``."""
-        return measure_loss(model, lab.validation(), "validation", self.batch, cuts)
+        return measure_loss(model, bench.texts.validation(), "validation", self.batch, cuts)
 
 
 def measure_loss(

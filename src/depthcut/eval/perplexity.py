@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, StringConstraints
 from typing_extensions import override
 
-from depthcut.data import LONGEST, Source, first_content
+from depthcut.data import LONGEST, Source
 from depthcut.data.text import named as text_named
 from depthcut.eval import FULL_ONLY, Eval, Subnetworks
 from depthcut.runtime.errors import UserError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from depthcut.data.text.tokens import Tokens
-    from depthcut.study.lab import Lab
+    from depthcut.eval import Bench
 
 FORMAT = 1
 CHARACTERS_PER_TOKEN = 16  # characters that are read for a token that is wanted; a text has fewer
@@ -91,27 +91,27 @@ class Perplexity(Eval):
         return tuple(dataclasses.replace(self, texts={name: given}) for name, given in self.named.items())
 
     @override
-    def settings(self, lab: "Lab") -> dict[str, Any]:
-        return super().settings(lab) | {key: value for given in self.named.values() for key, value in given.items()}
+    def settings(self, bench: "Bench") -> dict[str, Any]:
+        return super().settings(bench) | {key: value for given in self.named.values() for key, value in given.items()}
 
     @override
-    def lengths(self, lab: "Lab") -> dict[str, int]:
+    def lengths(self, bench: "Bench") -> dict[str, int]:
         return {"window": int(self.bos == "all")}
 
-    def reads(self, lab: "Lab") -> Any:
+    def reads(self, bench: "Bench") -> Any:
         """The texts, by name and content."""
-        return {name: self.identity(name, lab) for name in self.named}
+        return {name: self.identity(name, bench) for name in self.named}
 
-    def identity(self, name: str, lab: "Lab") -> str:
+    def identity(self, name: str, bench: "Bench") -> str:
         """Name a text by content."""
-        return self.source(name).named(self.content(name, lab))
+        return self.source(name).named(self.content(name, bench))
 
-    def content(self, name: str, lab: "Lab") -> dict[str, str]:
+    def content(self, name: str, bench: "Bench") -> dict[str, str]:
         """Return the content that the text had when this run first asked for it."""
         with text_named.prefix_errors(name):
-            return first_content(lab.contents, self.source(name), lab.cache)
+            return bench.texts.content(self.source(name))
 
-    def prepare(self, lab: "Lab") -> None:
+    def prepare(self, bench: "Bench") -> None:
         """Fetch and tokenise the texts; none may share a document with what the metric or healing reads.
 
         Raises:
@@ -119,12 +119,9 @@ class Perplexity(Eval):
         """
         from depthcut.data.text.tokens import check_disjoint
 
-        x = lab.experiment
-        read = {"train": lab.train} if x.heal.trains else {}
-        if x.prune.reads_scores and x.metric.reads_text:
-            read["calibration"] = lab.calibration
+        read = bench.other_texts()
         for name in self.named:
-            windows = self.windowed(name, lab)
+            windows = self.windowed(name, bench)
             for part, text in ((part, given()) for part, given in read.items()):
                 try:
                     check_disjoint({part: text, name: windows})
@@ -133,7 +130,7 @@ class Perplexity(Eval):
                         f"{text_named.CONFIG_PATH}.{name} shares documents with data.{part}; give one of them another text or span"
                     ) from None
 
-    def windowed(self, name: str, lab: "Lab") -> "Tokens":
+    def windowed(self, name: str, bench: "Bench") -> "Tokens":
         """A text's windows, N x T, made once and kept by content; its documents are all that were read for them.
 
         Raises:
@@ -142,20 +139,22 @@ class Perplexity(Eval):
         from depthcut.data.text import tokens as text_tokens
         from depthcut.runtime import store
 
-        tokenizer: Any = lab.checkpoint.tokenizer
+        tokenizer: Any = bench.tokenizer
         source = self.source(name)
         if self.bos == "all" and tokenizer.bos_token_id is None:
             raise UserError("eval.perplexity.bos=all: this tokenizer has no BOS; take eval.perplexity.bos=first")
-        content = self.content(name, lab)
+        content = self.content(name, bench)
         asked = [source.named(content), text_tokens.tokenizer_digest(tokenizer), self.window, self.windows, self.bos]
         asked += [] if self.stride is None else [self.stride]
 
         def make(into: Path) -> None:
-            self.fill(into, source.documents(lab.cache), tokenizer)
-            source.require(content, lab.cache)
+            self.fill(into, source.documents(bench.cache), tokenizer)
+            source.require(content, bench.cache)
 
         with text_named.prefix_errors(name):
-            folder = store.cached_folder(lab.cache / "tokens" / store.content_digest(["windows", FORMAT, *asked]), make)
+            folder = store.cached_folder(
+                bench.cache / "tokens" / store.content_digest(["windows", FORMAT, *asked]), make
+            )
         found = text_tokens.read_tokens(folder, self.window + (self.bos == "all"))
         if self.windows is not None and len(found) < self.windows:
             log.warning("%s: the text gives %d windows, %d were asked for", name, len(found), self.windows)
@@ -193,13 +192,13 @@ class Perplexity(Eval):
             np.save(into / "context.npy", context)
         np.save(into / "documents.npy", np.asarray([text_fingerprint(each) for each in used], dtype=np.uint64))
 
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]]:
+    def __call__(self, model: "nn.Module", bench: "Bench", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]]:
         """Measure ``NAME/perplexity``, ``NAME/loss`` with its standard error and ``loss_over_log_v`` of each text."""
         from depthcut.eval.loss import measure_loss
 
         flat: list[dict[str, float]] = [{} for _ in cuts]
         for name in self.named:
-            found = measure_loss(model, self.windowed(name, lab), name, self.batch, cuts)
+            found = measure_loss(model, self.windowed(name, bench), name, self.batch, cuts)
             flat = [before | numbers for before, numbers in zip(flat, found, strict=True)]
         return flat
 

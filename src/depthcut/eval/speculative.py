@@ -12,7 +12,7 @@ its weights where the base is not quantised.
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from depthcut.study.lab import Lab
+    from depthcut.eval import Bench
 
 AtLeastTwo = Annotated[int, Field(gt=1)]
 
@@ -44,6 +44,7 @@ class Speculative(Eval):
         runs: timed runs over all prompts, after one that counts.
     """
 
+    needs_shared_layers: ClassVar[bool] = True
     prompts: AtLeastTwo
     length: Annotated[int, Field(gt=0)]
     tokens: AtLeastTwo
@@ -51,38 +52,29 @@ class Speculative(Eval):
     runs: AtLeastTwo
 
     @override
-    def lengths(self, lab: "Lab") -> dict[str, int]:
+    def lengths(self, bench: "Bench") -> dict[str, int]:
         return {"length": 0, "tokens": self.length - 1}  # the last token is never read
 
-    def reads(self, lab: "Lab") -> Any:
+    def reads(self, bench: "Bench") -> Any:
         """The validation text, the machine, and the versions of what does the work on it."""
         from importlib.metadata import version
 
         versions = [version(package) for package in PACKAGES]
         return {
-            "text": lab.text_identity("validation"),
-            "machine": machine_name(lab.experiment.device),
+            "text": bench.texts.identity("validation"),
+            "machine": machine_name(bench.asked_device),
             "versions": versions,
         }
 
-    def prepare(self, lab: "Lab") -> None:
-        """See that there will be shared layers, and prompts.
+    def prepare(self, bench: "Bench") -> None:
+        """Check that there is text for the prompts.
 
         Raises:
-            UserError: for another replacement, or too little text.
+            UserError: if there is too little.
         """
-        from depthcut.replace.extend import Extend
-        from depthcut.replace.shared import Shared
+        self.begun(bench)
 
-        if not isinstance(replace := lab.experiment.replace, Shared | Extend):
-            word = type(replace).__module__.rpartition(".")[2]
-            raise UserError(
-                "eval=speculative drafts with the model less its shared layers: "
-                f"take replace=shared or replace=extend, got replace={word}"
-            )
-        self.begun(lab)
-
-    def begun(self, lab: "Lab") -> "list[Tensor]":
+    def begun(self, bench: "Bench") -> "list[Tensor]":
         """The prompts, 1 x T each.
 
         Raises:
@@ -91,14 +83,16 @@ class Speculative(Eval):
         import numpy as np
         import torch
 
-        text = lab.validation()
+        text = bench.texts.validation()
         rows = np.flatnonzero(np.asarray(text.lengths) >= self.length)[: self.prompts]
         if len(rows) < self.prompts:
             wanted = f"{self.prompts} prompts of {self.length} tokens"
             raise UserError(f"eval.speculative continues {wanted}; data.validation gives {len(rows)}. Ask for fewer")
         return [torch.from_numpy(np.asarray(text.ids[row, : self.length], dtype=np.int64))[None] for row in rows]
 
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]] | None:
+    def __call__(
+        self, model: "nn.Module", bench: "Bench", cuts: Subnetworks = FULL_ONLY
+    ) -> list[dict[str, float]] | None:
         """Measure ``speculative/acceptance``, ``accepted_per_draft``, ``same``, ``speedup`` and tokens a second.
 
         None of cuts: each is to be timed by itself.
@@ -117,16 +111,18 @@ class Speculative(Eval):
         with merged_model(model) as plain, loading.quiet_transformers(), torch.inference_mode():
             whole: Any = plain.get_base_model() if isinstance(plain, PeftModel) else plain
             drafts = drafting.draft_model(whole, self.draft)
-            prompts = [prompt_1T.to(lab.device) for prompt_1T in self.begun(lab)]
-            return [self.counted(whole, drafts, prompts, lab) | self.timed(whole, drafts, prompts, lab)]
+            prompts = [prompt_1T.to(bench.device) for prompt_1T in self.begun(bench)]
+            return [self.counted(whole, drafts, prompts, bench) | self.timed(whole, drafts, prompts, bench)]
 
-    def counted(self, whole: Any, drafts: "PreTrainedModel", prompts: "list[Tensor]", lab: "Lab") -> dict[str, float]:
+    def counted(
+        self, whole: Any, drafts: "PreTrainedModel", prompts: "list[Tensor]", bench: "Bench"
+    ) -> dict[str, float]:
         """What becomes of the drafts, by prompt; of the tokens the whole model has written one a pass."""
         rows: list[tuple[float, ...]] = []
         for prompt_1T in prompts:
-            alone = self.write(whole, prompt_1T, lab)
+            alone = self.write(whole, prompt_1T, bench)
             with recorded_passes(d=drafts, w=whole) as seen:
-                helped = self.write(whole, prompt_1T, lab, drafts)
+                helped = self.write(whole, prompt_1T, bench, drafts)
             told = "".join(seen)
             accepted = self.tokens - told.count("w")
             rows.append((accepted / told.count("d"), accepted / told.count("dw"), alone.equal(helped)))
@@ -136,7 +132,7 @@ class Speculative(Eval):
             numbers |= {f"speculative/{name}": mean, f"speculative/{name}_stderr": error}
         return numbers
 
-    def timed(self, whole: Any, drafts: "PreTrainedModel", prompts: "list[Tensor]", lab: "Lab") -> dict[str, float]:
+    def timed(self, whole: Any, drafts: "PreTrainedModel", prompts: "list[Tensor]", bench: "Bench") -> dict[str, float]:
         """How fast the prompts are continued, with drafts and without."""
         from depthcut.runtime.progress import track
 
@@ -146,9 +142,9 @@ class Speculative(Eval):
 
                 def write(helper: "PreTrainedModel | None" = helper) -> None:
                     for prompt_1T in prompts:
-                        self.write(whole, prompt_1T, lab, helper)
+                        self.write(whole, prompt_1T, bench, helper)
 
-                seconds.append(clock.time_run(write, lab.device))
+                seconds.append(clock.time_run(write, bench.device))
         numbers: dict[str, float] = {}
         for way, (_, seconds) in ways.items():
             numbers |= clock.tokens_per_second(
@@ -158,12 +154,14 @@ class Speculative(Eval):
         spread = math.hypot(error / alone, other / helped)
         return numbers | {"speculative/speedup": alone / helped, "speculative/speedup_stderr": alone / helped * spread}
 
-    def write(self, whole: Any, prompt_1T: "Tensor", lab: "Lab", helper: "PreTrainedModel | None" = None) -> "Tensor":
+    def write(
+        self, whole: Any, prompt_1T: "Tensor", bench: "Bench", helper: "PreTrainedModel | None" = None
+    ) -> "Tensor":
         """The prompt and its continuation."""
         import torch
         from transformers import GenerationConfig
 
-        tokenizer: Any = lab.checkpoint.tokenizer
+        tokenizer: Any = bench.tokenizer
         exact = {"do_sample": False, "min_new_tokens": self.tokens, "max_new_tokens": self.tokens, "use_cache": True}
         ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id or 0}
         return whole.generate(

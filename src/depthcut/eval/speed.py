@@ -29,7 +29,7 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.study.lab import Lab
+    from depthcut.eval import Bench
 
 SAMPLING = {"do_sample": True, "top_k": 50, "top_p": 0.95}  # the paper's
 PACKAGES = ("torch", "transformers", "bitsandbytes")
@@ -73,22 +73,24 @@ class Speed(Eval):
         return (*reading, *writing)
 
     @override
-    def lengths(self, lab: "Lab") -> dict[str, int]:
-        prompt: int = len(lab.checkpoint.tokenizer(self.prompt)["input_ids"])
+    def lengths(self, bench: "Bench") -> dict[str, int]:
+        prompt: int = len(bench.tokenizer(self.prompt)["input_ids"])
         reading = {} if self.prefill_batch is None else {"prefill_length": 0}
         return reading | ({"tokens": prompt - 1} if self.batches else {})  # the last token is never read
 
-    def reads(self, lab: "Lab") -> Any:
+    def reads(self, bench: "Bench") -> Any:
         """No text, but the machine, and the versions of what does the work on it."""
         from importlib.metadata import version
 
-        return {"machine": machine_name(lab.experiment.device), "versions": [version(package) for package in PACKAGES]}
+        return {"machine": machine_name(bench.asked_device), "versions": [version(package) for package in PACKAGES]}
 
-    def prepare(self, lab: "Lab") -> None:
+    def prepare(self, bench: "Bench") -> None:
         """Nothing is fetched."""
-        del lab
+        del bench
 
-    def __call__(self, model: "nn.Module", lab: "Lab", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]] | None:
+    def __call__(
+        self, model: "nn.Module", bench: "Bench", cuts: Subnetworks = FULL_ONLY
+    ) -> list[dict[str, float]] | None:
         """Measure ``speed/tokens_per_second``, and ``speed/latency_s@8``, ``speed/throughput@8``, ``speed/peak_gib@8``.
 
         The memory is an accelerator's; on a CPU it has no key, and neither has what does not fit. None of cuts: each is
@@ -101,33 +103,33 @@ class Speed(Eval):
         if cuts is not FULL_ONLY:
             return None
         numbers: dict[str, float] = {}
-        devices = [torch.cuda.current_device()] if lab.device != "cpu" else []
+        devices = [torch.cuda.current_device()] if bench.device != "cpu" else []
         with unwrapped_model(model) as plain, torch.inference_mode(), torch.random.fork_rng(devices):
             torch.manual_seed(0)
             if self.prefill_batch is not None:
-                numbers |= self.reading(plain, lab, self.prefill_batch)
+                numbers |= self.reading(plain, bench, self.prefill_batch)
             for batch in self.batches:
-                numbers |= self.writing(plain, lab, batch)
+                numbers |= self.writing(plain, bench, batch)
         return [numbers]
 
-    def reading(self, model: "nn.Module", lab: "Lab", batch: int) -> dict[str, float]:
+    def reading(self, model: "nn.Module", bench: "Bench", batch: int) -> dict[str, float]:
         """Time forward passes over random tokens."""
         import torch
 
         from depthcut.eval.loss import vocabulary_size
 
-        ids_BT = torch.randint(vocabulary_size(model), (batch, self.prefill_length)).to(lab.device)
+        ids_BT = torch.randint(vocabulary_size(model), (batch, self.prefill_length)).to(bench.device)
         what = f"reading {batch} x {self.prefill_length} tokens"
-        seconds = self.timed(lab, what, lambda: model(input_ids=ids_BT, use_cache=False))
+        seconds = self.timed(bench, what, lambda: model(input_ids=ids_BT, use_cache=False))
         return clock.tokens_per_second("speed/tokens_per_second", ids_BT.numel(), seconds) if seconds else {}
 
-    def writing(self, model: Any, lab: "Lab", batch: int) -> dict[str, float]:
+    def writing(self, model: Any, bench: "Bench", batch: int) -> dict[str, float]:
         """Time the continuation of a batch of prompts."""
         import torch
         from transformers import GenerationConfig
 
-        tokenizer: Any = lab.checkpoint.tokenizer
-        prompt_1T = tokenizer(self.prompt, return_tensors="pt").input_ids.to(lab.device)
+        tokenizer: Any = bench.tokenizer
+        prompt_1T = tokenizer(self.prompt, return_tensors="pt").input_ids.to(bench.device)
         length = prompt_1T.shape[1] + self.tokens
         exact = {"min_new_tokens": self.tokens, "max_new_tokens": self.tokens, "use_cache": True}
         ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id or 0}
@@ -138,22 +140,22 @@ class Speed(Eval):
             written = model.generate(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), generation_config=config)
             assert written.shape == (batch, length)
 
-        reset_peak_memory(lab)
-        seconds = self.timed(lab, f"writing at batch {batch}", write, caching=batch * length)
+        reset_peak_memory(bench)
+        seconds = self.timed(bench, f"writing at batch {batch}", write, caching=batch * length)
         if not seconds:
             return {}
         latency, error = clock.sample_mean_and_stderr(seconds)
         numbers = {f"speed/latency_s@{batch}": latency, f"speed/latency_s@{batch}_stderr": error}
         numbers |= clock.tokens_per_second(f"speed/throughput@{batch}", batch * self.tokens, seconds)
-        if lab.device != "cpu":
+        if bench.device != "cpu":
             numbers[f"speed/peak_gib@{batch}"] = torch.cuda.max_memory_allocated() / runtime_devices.GIB
         return numbers
 
-    def timed(self, lab: "Lab", what: str, run: Callable[[], object], caching: int = 0) -> list[float]:
+    def timed(self, bench: "Bench", what: str, run: Callable[[], object], caching: int = 0) -> list[float]:
         """Seconds of each timed run; none, and that is said, if memory does not suffice.
 
         Args:
-            lab: knows the device.
+            bench: knows the device.
             what: is done, in words.
             run: does it.
             caching: tokens whose keys and values are kept meanwhile.
@@ -162,25 +164,23 @@ class Speed(Eval):
 
         seconds: list[float] = []
         # On a CPU the system may end the process before an allocation fails.
-        if lab.device != "cpu" or caching * lab.weigh("layer").whole["cache_bytes"] <= runtime_devices.free_memory(
-            "cpu"
-        ):
+        if bench.device != "cpu" or caching * bench.dense.sizes("layer").whole[
+            "cache_bytes"
+        ] <= runtime_devices.free_memory("cpu"):
             times = range(self.warm_up + self.runs)
             with clock.suppress_out_of_memory():
-                seconds = [clock.time_run(run, lab.device) for _ in track(times, f"speed of {what}", len(times))]
+                seconds = [clock.time_run(run, bench.device) for _ in track(times, f"speed of {what}", len(times))]
         if not seconds:
             log.warning("speed of %s: it does not fit in memory, and is not measured", what)
         return seconds[self.warm_up :]
 
 
-def reset_peak_memory(lab: "Lab") -> None:
+def reset_peak_memory(bench: "Bench") -> None:
     """Begin to count a GPU's peak memory anew; the run's so far is noted."""
     import torch
 
-    from depthcut.study import recording
-
-    if lab.device != "cpu":
-        recording.record_peak_memory(lab)
+    if bench.device != "cpu":
+        bench.numbers.note_peak_memory()
         torch.cuda.reset_peak_memory_stats()
 
 

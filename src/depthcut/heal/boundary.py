@@ -10,7 +10,7 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.study.lab import Lab
+    from depthcut.heal import Workspace
 
 
 @strict
@@ -54,8 +54,8 @@ class Boundary(LowRankRecipe, Heal):
             return range(0)
         return range(left - sum(layer > max(plan.drop) for layer in plan.keep))
 
-    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+    def __call__(self, model: "nn.Module", plan: Plan, workspace: "Workspace") -> "nn.Module":
         """Train the adapters, or attach the trained ones."""
         from depthcut.heal.training import boundary
 
-        return boundary.train_boundary(model, plan, lab, self)
+        return boundary.train_boundary(model, plan, workspace, self)

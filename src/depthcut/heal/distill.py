@@ -14,7 +14,7 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.study.lab import Lab
+    from depthcut.heal import Workspace
 
 
 @strict
@@ -51,16 +51,16 @@ class Distill(AdapterRecipe, Heal):
         return 6 if self.mix < 1 else 5
 
     @override
-    def prepare(self, lab: "Lab") -> None:
+    def prepare(self, workspace: "Workspace") -> None:
         from depthcut.model.decoder import layers
 
-        super().prepare(lab)
-        vocabulary = layers.text_config(lab.checkpoint.config).vocab_size
+        super().prepare(workspace)
+        vocabulary = layers.text_config(workspace.dense.config).vocab_size
         if self.top_k > vocabulary:
             raise UserError(f"heal.top_k must be at most {vocabulary}, the model's vocabulary, got {self.top_k}")
 
-    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+    def __call__(self, model: "nn.Module", plan: Plan, workspace: "Workspace") -> "nn.Module":
         """Train the adapters, or attach the trained ones."""
         from depthcut.heal.training import distill
 
-        return distill.train_distilled(model, plan, lab, self)
+        return distill.train_distilled(model, plan, workspace, self)

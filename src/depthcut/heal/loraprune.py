@@ -14,8 +14,8 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import nn
 
+    from depthcut.heal import Workspace
     from depthcut.model.surgery.sizes import SizeName
-    from depthcut.study.lab import Lab
 
 
 @strict
@@ -45,6 +45,7 @@ class LoraPrune(LowRankRecipe, Heal):
     keep_first: Share
     keep_last: Annotated[int, Field(ge=0)]
     trains: ClassVar[bool] = True
+    needs_plain_layers: ClassVar[bool] = True
     bases: ClassVar[tuple[str, ...]] = ("none", "nf4", "int8")
     incidental: ClassVar[frozenset[str]] = frozenset({"frac"})
 
@@ -62,33 +63,27 @@ class LoraPrune(LowRankRecipe, Heal):
             )
         return found
 
-    def content(self, lab: "Lab") -> Any:
-        """What others of its kind have beside the knobs; the share of the layers, where that is set.
-
-        Raises:
-            UserError: where something stands in a gap: what is no plain layer cannot be narrowed.
-        """
-        if (word := type(lab.experiment.replace).__module__.rpartition(".")[2]) != "none":
-            raise UserError(f"heal=loraprune narrows plain layers; take replace=none, got replace={word}")
+    def content(self, workspace: "Workspace") -> Any:
+        """Return what others of its kind have besides the options; the share of the layers, where that is set."""
         if self.frac is None:
-            return super().content(lab)
-        return {"frac": self.frac, **(super().content(lab) or {})}
+            return super().content(workspace)
+        return {"frac": self.frac, **(super().content(workspace) or {})}
 
     @override
-    def prepare(self, lab: "Lab") -> None:
+    def prepare(self, workspace: "Workspace") -> None:
         from depthcut.heal.width import matched
 
-        super().prepare(lab)
-        matched.check_narrowable(self, lab)
+        super().prepare(workspace)
+        matched.check_narrowable(self, workspace)
 
-    def sizes(self, lab: "Lab") -> "dict[SizeName, int] | None":
+    def sizes(self, workspace: "Workspace", plan: Plan) -> "dict[SizeName, int] | None":
         """What the healed model weighs and costs, sliced; None where it is not healed yet."""
         from depthcut.heal.width import healing
 
-        return healing.healed_sizes(lab)
+        return healing.healed_sizes(workspace, plan)
 
-    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+    def __call__(self, model: "nn.Module", plan: Plan, workspace: "Workspace") -> "nn.Module":
         """Train and narrow the model, or attach and narrow what an earlier run left."""
         from depthcut.heal.width import healing
 
-        return healing.train_pruned(model, plan, lab, self)
+        return healing.train_pruned(model, plan, workspace, self)

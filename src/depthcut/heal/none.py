@@ -9,7 +9,7 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.study.lab import Lab
+    from depthcut.heal import Workspace
 
 
 @strict
@@ -25,7 +25,7 @@ class NoHealing(Heal):
         """None."""
         return 0
 
-    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+    def __call__(self, model: "nn.Module", plan: Plan, workspace: "Workspace") -> "nn.Module":
         """Return ``model`` as it is."""
-        del plan, lab
+        del plan, workspace
         return model

@@ -10,7 +10,7 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.study.lab import Lab
+    from depthcut.heal import Workspace
 
 
 @strict
@@ -29,10 +29,10 @@ class Partial(TrainingRecipe, Heal):
     bases: ClassVar[tuple[str, ...]] = ("none",)
     leaves: ClassVar[str] = "weights"
 
-    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+    def __call__(self, model: "nn.Module", plan: Plan, workspace: "Workspace") -> "nn.Module":
         """Train the weights, or read the trained ones."""
         from depthcut.heal.training import full_finetune
 
         return full_finetune.train_weights(
-            model, plan, lab, self, full_finetune.last_layer_parameters(model, self.last)
+            model, plan, workspace, self, full_finetune.last_layer_parameters(model, self.last)
         )

@@ -10,7 +10,7 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.study.lab import Lab
+    from depthcut.heal import Workspace
 
 
 @strict
@@ -20,8 +20,8 @@ class QLora(AdapterRecipe, Heal):
     trains: ClassVar[bool] = True
     bases: ClassVar[tuple[str, ...]] = ("nf4", "int8")
 
-    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+    def __call__(self, model: "nn.Module", plan: Plan, workspace: "Workspace") -> "nn.Module":
         """Train the adapters, or attach the trained ones."""
         from depthcut.heal.training import adapters
 
-        return adapters.train_adapters(model, plan, lab, self)
+        return adapters.train_adapters(model, plan, workspace, self)

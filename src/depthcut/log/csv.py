@@ -6,22 +6,22 @@ from depthcut.log import Log
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.log import RunInfo
 
 
 @strict
 class Csv(Log):
     """Nobody else hears."""
 
-    def loggers(self, lab: "Lab") -> list[Any]:
+    def loggers(self, point: "RunInfo") -> list[Any]:
         """None."""
-        del lab
+        del point
         return []
 
-    def finish(self, lab: "Lab", record: dict[str, Any]) -> None:
+    def finish(self, point: "RunInfo", record: dict[str, Any]) -> None:
         """Nothing to do."""
-        del lab, record
+        del point, record
 
-    def again(self, lab: "Lab", record: dict[str, Any]) -> None:
+    def again(self, point: "RunInfo", record: dict[str, Any]) -> None:
         """Nothing to do."""
-        del lab, record
+        del point, record

@@ -19,7 +19,7 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from depthcut.study.lab import Lab
+    from depthcut.log import RunInfo
 
 SAVED_FILES = ("plan.json", "heal.csv", "record.json")
 log = logging.getLogger("depthcut")
@@ -41,64 +41,64 @@ class Wandb(Log):
     entity: str | None
     wait: Annotated[float, Field(gt=0)]
 
-    def loggers(self, lab: "Lab") -> list[Any]:
+    def loggers(self, point: "RunInfo") -> list[Any]:
         """Lightning's logger on this run."""
         if ranks.global_rank():
             return []
         from lightning.pytorch.loggers import WandbLogger
 
-        return [WandbLogger(experiment=self.start(lab))]
+        return [WandbLogger(experiment=self.start(point))]
 
-    def finish(self, lab: "Lab", record: dict[str, Any]) -> None:
+    def finish(self, point: "RunInfo", record: dict[str, Any]) -> None:
         """Put the flat record into the run's summary, the point's files into its files, and the report's figures."""
-        run = self.start(lab)
-        report_record(run, lab, record)
-        log_figures(run, lab.study)
+        run = self.start(point)
+        report_record(run, point, record)
+        log_figures(run, point.study)
         finish_run(run, 0)
 
-    def again(self, lab: "Lab", record: dict[str, Any]) -> None:
+    def again(self, point: "RunInfo", record: dict[str, Any]) -> None:
         """Report the record at once where a sweep's agent drew the point; without an agent nothing is repeated."""
         if os.environ.get("WANDB_SWEEP_ID"):
-            run = self.start(lab)
-            report_record(run, lab, record)
+            run = self.start(point)
+            report_record(run, point, record)
             finish_run(run, 0)
 
-    def start(self, lab: "Lab") -> Any:
+    def start(self, point: "RunInfo") -> Any:
         """The W&B run of this point, begun or gone on with; where W&B cannot be reached, an offline one."""
         import wandb
 
         if wandb.run is not None:
-            if wandb.run.config.get("digest") == lab.digest:
+            if wandb.run.config.get("digest") == point.digest:
                 return wandb.run
             finish_run(wandb.run, 1)  # of a point that failed before, in this process
-        about = self.about(lab)
+        about = self.about(point)
         try:
             run = wandb.init(**about, mode=wandb_mode())
         except Exception as error:
             log.warning(
-                "W&B: %s; this run stays offline, wandb sync %s/wandb sends it", one_line_error(error), lab.folder
+                "W&B: %s; this run stays offline, wandb sync %s/wandb sends it", one_line_error(error), point.folder
             )
             wandb.teardown()  # else its service holds that the run is in use
             run = wandb.init(**about, mode="offline")
         run.define_metric("heal/*", step_metric="heal/step")
-        log_curve(run, lab.folder / "heal.csv")
-        mark_superseded(run, lab.folder)
+        log_curve(run, point.folder / "heal.csv")
+        mark_superseded(run, point.folder)
         return run
 
-    def about(self, lab: "Lab") -> dict[str, Any]:
+    def about(self, point: "RunInfo") -> dict[str, Any]:
         """What the run is: where it belongs, what it is grouped by, its config."""
         import wandb
 
-        knobs = run_config(lab)
+        knobs = run_config(point)
         words = [str(knobs[key])[:64] for key in ("model.name", "metric", "prune", "replace", "heal")]
         drawn = bool(os.environ.get("WANDB_SWEEP_ID"))
-        place = {} if drawn else {"project": self.project, "entity": self.entity, "id": lab.digest}
+        place = {} if drawn else {"project": self.project, "entity": self.entity, "id": point.digest}
         return place | {
-            "name": f"{lab.study.name}-{lab.digest[:8]}",
-            "group": lab.study.name,
+            "name": f"{point.study.name}-{point.digest[:8]}",
+            "group": point.study.name,
             "job_type": knobs["heal"],
             "tags": sorted({word for word in words if word != "none"}),
-            "dir": lab.folder,
+            "dir": point.folder,
             "resume": "allow",
             "config": knobs,
             "settings": wandb.Settings(
@@ -107,18 +107,17 @@ class Wandb(Log):
         }
 
 
-def run_config(lab: "Lab") -> dict[str, Any]:
+def run_config(point: "RunInfo") -> dict[str, Any]:
     """The composed config under the names that an override has: ``prune`` is the method, ``prune.frac`` its knob.
 
     These are the names that a sweep's own parameters have, too, so both kinds of runs share their axes.
     """
     from depthcut.report import table
 
-    x = lab.experiment
-    knobs = flatten_knobs(x.composed)
-    if not x.prune.reads_scores:
+    knobs = flatten_knobs(point.config)
+    if not point.scored:
         knobs = {key: value for key, value in knobs.items() if not key.startswith("metric.")} | {"metric": "none"}
-    return knobs | {"model.name": table.model_name({"config": x.composed}), "digest": lab.digest}
+    return knobs | {"model.name": table.model_name({"config": point.config}), "digest": point.digest}
 
 
 def flatten_knobs(node: dict[str, Any], path: str = "") -> dict[str, Any]:
@@ -135,10 +134,10 @@ def flatten_knobs(node: dict[str, Any], path: str = "") -> dict[str, Any]:
     return found
 
 
-def report_record(run: Any, lab: "Lab", record: dict[str, Any]) -> None:
+def report_record(run: Any, point: "RunInfo", record: dict[str, Any]) -> None:
     """Put the flat record into the run's summary, and what stands in the point's folder into its files."""
     run.summary.update(record_summary(record))
-    save_files(run, lab.folder)
+    save_files(run, point.folder)
 
 
 def record_summary(record: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
@@ -11,11 +12,49 @@ from depthcut.cut.scores import Scores
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
+    from depthcut.data.text.tokens import Tokens
+    from depthcut.model.decoder.dense import Dense
     from depthcut.model.decoder.shared_prefix import Measurement
-    from depthcut.study.lab import Lab
 
 DropSets = Sequence[tuple[int, ...]]
 WinShare = Annotated[float | None, Field(gt=0.5, lt=1)]
+
+
+class Subject(Protocol):
+    """The model and the text that a metric scores.
+
+    Attributes:
+        dense: the dense model.
+        texts: the run's texts.
+        cache: the folder that all runs share.
+        tokenizer: the model's.
+    """
+
+    @property
+    def dense(self) -> "Dense": ...
+
+    @property
+    def texts(self) -> "CalibrationText": ...
+
+    @property
+    def cache(self) -> Path: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    def wanted(self) -> tuple[range, int]:
+        """Return where the block to drop may start, and its size; for a metric that stops early."""
+        ...
+
+
+class CalibrationText(Protocol):
+    """The text that metrics read."""
+
+    def identity(self, part: Literal["calibration"], /) -> Any:
+        """Return it by content, as JSON, without reading it."""
+        ...
+
+    def calibration(self) -> "Tokens": ...
 
 
 @strict
@@ -38,20 +77,20 @@ class Metric(ABC):
     searches: ClassVar[bool] = False
     streams: ClassVar[bool] = True
 
-    def reads(self, lab: "Lab") -> Any:
+    def reads(self, subject: "Subject") -> Any:
         """What it reads beside the model, by content, as JSON."""
-        return lab.text_identity("calibration") if self.reads_text else None
+        return subject.texts.identity("calibration") if self.reads_text else None
 
-    def prepare(self, lab: "Lab") -> None:
+    def prepare(self, subject: "Subject", unit: Unit) -> None:
         """Fetch and check what it reads beside the calibration text, before a weight is loaded."""
-        del lab
+        del subject, unit
 
     @abstractmethod
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
-        """Score the layers of ``lab.dense()`` on ``lab.calibration()``; the model is left as it was found.
+    def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+        """Score the layers of ``subject.dense.whole()`` on ``subject.texts.calibration()``; the model is left as it was found.
 
         Args:
-            lab: what a run shares.
+            subject: what the method works on.
             removed: units that are gone already; what is left is numbered from 0. Empty unless ``rescores``.
             unit: what is scored: whole layers, or their attentions or MLPs alone.
         """
@@ -71,29 +110,31 @@ class RemovalMetric(Metric):
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
     @abstractmethod
-    def reading(self, lab: "Lab", samples: int | None) -> "Measurement":
+    def reading(self, subject: "Subject", samples: int | None) -> "Measurement":
         """What is measured, on the first ``samples`` of what there is to read, or on all of it."""
 
-    def without(self, lab: "Lab", drops: DropSets, unit: Unit, samples: int | None = None) -> list[float]:
+    def without(self, subject: "Subject", drops: DropSets, unit: Unit, samples: int | None = None) -> list[float]:
         """The value of the model without each set of units; lower is better."""
         import torch
 
         from depthcut.model.decoder import shared_prefix
 
-        reading = self.reading(lab, samples)
-        sums_KN, count_N = shared_prefix.measure_subnetworks(lab, drops, unit, reading)
+        reading = self.reading(subject, samples)
+        sums_KN, count_N = shared_prefix.measure_subnetworks(subject.dense, drops, unit, reading)
         return reading.value(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+    def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the single units, all candidates in one pass."""
         import torch
 
         from depthcut.cut import scores
         from depthcut.model.decoder import shared_prefix
 
-        left = [layer for layer in range(lab.checkpoint.depth) if layer not in removed]
-        reading = self.reading(lab, None)
-        sums_LN, count_N = shared_prefix.measure_subnetworks(lab, [(*removed, layer) for layer in left], unit, reading)
+        left = [layer for layer in range(subject.dense.depth) if layer not in removed]
+        reading = self.reading(subject, None)
+        sums_LN, count_N = shared_prefix.measure_subnetworks(
+            subject.dense, [(*removed, layer) for layer in left], unit, reading
+        )
         value_L, stderr_L = reading.value(sums_LN, count_N, torch.ones(len(count_N)))
         draws = [
             reading.value(sums_LN, count_N, torch.from_numpy(w))[0] for w in scores.bootstrap_weights(len(count_N))

@@ -11,7 +11,7 @@ from depthcut.metric import Metric, WinShare
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.metric import Subject
 
 
 @strict
@@ -30,13 +30,13 @@ class Angular(Metric):
     rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+    def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score all blocks in one pass."""
         from depthcut.metric.passes import hidden_states
 
         return hidden_states.score_blocks(
             hidden_states.HiddenStates(
-                lab=lab,
+                subject=subject,
                 name="angular",
                 batch=self.batch,
                 token=self.token,

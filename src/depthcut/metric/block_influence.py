@@ -10,7 +10,7 @@ from depthcut.metric import Metric, WinShare
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.metric import Subject
 
 
 @strict
@@ -27,7 +27,7 @@ class BlockInfluence(Metric):
     rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+    def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score all blocks in one pass."""
         from depthcut.metric.passes import hidden_states
 
@@ -35,7 +35,7 @@ class BlockInfluence(Metric):
             return 1 - hidden_states.pairwise_cosines(states_NED)
 
         over = hidden_states.HiddenStates(
-            lab=lab,
+            subject=subject,
             name="block_influence",
             batch=self.batch,
             token="all",

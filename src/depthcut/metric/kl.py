@@ -8,19 +8,19 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from depthcut.metric import Subject
     from depthcut.model.decoder.shared_prefix import Measurement
-    from depthcut.study.lab import Lab
 
 
 @strict
 class Kl(RemovalMetric):
     """``E_t KL(p_dense || p_without)`` of the next token, in nats, over all tokens of the calibration text."""
 
-    def reading(self, lab: "Lab", samples: int | None) -> "Measurement":
+    def reading(self, subject: "Subject", samples: int | None) -> "Measurement":
         """The calibration text, all of its tokens."""
         from depthcut.model.decoder import shared_prefix
 
-        batches = list(shared_prefix.SequenceBatch.of(lab.calibration().first(samples), self.batch))
+        batches = list(shared_prefix.SequenceBatch.of(subject.texts.calibration().first(samples), self.batch))
         return shared_prefix.Measurement("kl", self.divergence, True, batches, shared_prefix.mean_and_stderr)
 
     def divergence(self, logits_BTV: "Tensor", dense_BTV: "Tensor | None", targets_BT: "Tensor") -> "Tensor":

@@ -16,8 +16,8 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from depthcut.metric import Subject
     from depthcut.metric.passes.hidden_states import HiddenStates
-    from depthcut.study.lab import Lab
 
 MapKind = Literal["least_squares", "procrustes"]
 FittedMap = Callable[["Tensor"], "Tensor"]
@@ -50,7 +50,7 @@ class Linearity(Metric):
     units: ClassVar[tuple[Unit, ...]] = ("layer",)
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+    def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score all blocks in one pass.
 
         Raises:
@@ -60,13 +60,15 @@ class Linearity(Metric):
         from depthcut.model.decoder import layers
 
         assert unit == "layer"
-        there = int(lab.calibration().lengths.sum())
+        there = int(subject.texts.calibration().lengths.sum())
         wanted = min(self.tokens, there)
-        self.check(wanted, layers.text_config(lab.checkpoint.config).hidden_size, there)
-        over = hidden_states.HiddenStates(lab=lab, removed=removed, batch=self.batch, token="all", name="linearity")
+        self.check(wanted, layers.text_config(subject.dense.config).hidden_size, there)
+        over = hidden_states.HiddenStates(
+            subject=subject, removed=removed, batch=self.batch, token="all", name="linearity"
+        )
         states_END, sample_N, left_out = collect_states(over, wanted)
         self.check(len(sample_N), states_END.shape[2], there)
-        shares, stderrs, draws = unexplained_shares(states_END, sample_N, self.map, lab.device)
+        shares, stderrs, draws = unexplained_shares(states_END, sample_N, self.map, subject.dense.device)
         return Scores.of_blocks(shares, stderrs, int(sample_N[-1]) + 1, left_out, draws)
 
     def check(self, tokens: int, width: int, there: int) -> None:
@@ -90,7 +92,7 @@ def collect_states(over: "HiddenStates", wanted: int) -> tuple["Tensor", "Tensor
 
     from depthcut.metric.passes import hidden_states
 
-    lengths = over.lab.calibration().lengths.tolist()
+    lengths = over.subject.texts.calibration().lengths.tolist()
     chosen_N = torch.arange(wanted) * sum(lengths) // wanted
     states_END, counts, left_out, start = torch.empty(0), list[int](), 0, 0
     for length, sample_TED in zip(lengths, over.samples(), strict=True):

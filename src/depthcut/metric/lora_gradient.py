@@ -18,7 +18,7 @@ from depthcut.runtime.strict import Rank, strict
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcut.study.lab import Lab
+    from depthcut.metric import Subject
 
 ADAPTER_NAME = "depthcut"  # of the adapters
 log = logging.getLogger("depthcut")
@@ -44,7 +44,7 @@ class LoraGradient(Metric):
     streams: ClassVar[bool] = False
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def prepare(self, lab: "Lab") -> None:
+    def prepare(self, subject: "Subject", unit: Unit) -> None:
         """Check that each unit has linear layers, and report in one line what has no part in the scores.
 
         Raises:
@@ -53,18 +53,18 @@ class LoraGradient(Metric):
         from depthcut.model.decoder import layers as decoder_layers
 
         check(
-            list(decoder_layers.layer_list(decoder_layers.meta_model(lab.checkpoint.config))),
-            lab.experiment.prune.unit,
+            list(decoder_layers.layer_list(decoder_layers.meta_model(subject.dense.config))),
+            unit,
             self.rank,
         )
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+    def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the single units; the adapters are taken off again."""
         from depthcut.model.decoder import inputs
         from depthcut.model.decoder import layers as decoder_layers
 
         assert not removed
-        model, text = lab.dense(), lab.calibration()
+        model, text = subject.dense.whole(), subject.texts.calibration()
         units = [
             layer.get_submodule(decoder_layers.unit_name(layer, unit)) for layer in decoder_layers.layer_list(model)
         ]

@@ -9,7 +9,7 @@ from depthcut.runtime.progress import track
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.metric import Subject
 
 
 @strict
@@ -23,15 +23,15 @@ class Magnitude(Metric):
     power: Literal[1, 2]
     reads_text: ClassVar[bool] = False
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+    def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the single layers."""
         assert not removed
-        depth = lab.checkpoint.depth
+        depth = subject.dense.depth
         return Scores.of_layers(
-            [self.layer(lab, index, unit) for index in track(range(depth), "magnitude", depth)], [0.0] * depth
+            [self.layer(subject, index, unit) for index in track(range(depth), "magnitude", depth)], [0.0] * depth
         )
 
-    def layer(self, lab: "Lab", index: int, unit: Unit) -> float:
+    def layer(self, subject: "Subject", index: int, unit: Unit) -> float:
         """One unit's score, summed in float64."""
-        tensors = lab.checkpoint.tensors(index, unit).values()
+        tensors = subject.dense.tensors(index, unit).values()
         return sum(tensor[...].double().abs().pow(self.power).sum().item() for tensor in tensors)

@@ -8,8 +8,8 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from depthcut.metric import Subject
     from depthcut.model.decoder.shared_prefix import Measurement
-    from depthcut.study.lab import Lab
 
 MAX_LOSS = 700.0  # nats; beyond them exp overflows
 
@@ -18,11 +18,11 @@ MAX_LOSS = 700.0  # nats; beyond them exp overflows
 class Perplexity(RemovalMetric):
     """``exp`` of the mean loss over all tokens of the calibration text, without the layer."""
 
-    def reading(self, lab: "Lab", samples: int | None) -> "Measurement":
+    def reading(self, subject: "Subject", samples: int | None) -> "Measurement":
         """The calibration text, all of its tokens."""
         from depthcut.model.decoder import shared_prefix
 
-        batches = list(shared_prefix.SequenceBatch.of(lab.calibration().first(samples), self.batch))
+        batches = list(shared_prefix.SequenceBatch.of(subject.texts.calibration().first(samples), self.batch))
         return shared_prefix.Measurement("perplexity", shared_prefix.loss_measure, False, batches, self.value)
 
     def value(self, sums_KN: "Tensor", count_N: "Tensor", weight_N: "Tensor") -> "tuple[Tensor, Tensor]":

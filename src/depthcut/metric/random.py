@@ -10,7 +10,7 @@ from depthcut.metric import Metric
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.metric import Subject
 
 
 @strict
@@ -24,11 +24,11 @@ class Random(Metric):
     seed: Annotated[int, Field(ge=0)]
     reads_text: ClassVar[bool] = False
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+    def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the single layers."""
         assert not removed
         del unit
         import numpy as np
 
-        depth = lab.checkpoint.depth
+        depth = subject.dense.depth
         return Scores.of_layers(np.random.default_rng(self.seed).random(depth).tolist(), [0.0] * depth)

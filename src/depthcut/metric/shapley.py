@@ -12,7 +12,7 @@ from depthcut.metric import Metric
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.metric import Subject
 
 
 @strict
@@ -37,43 +37,43 @@ class Shapley(Metric):
     rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+    def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the single units; the sub-networks of an order travel together."""
         import numpy as np
 
-        left = [layer for layer in range(lab.checkpoint.depth) if layer not in removed]
+        left = [layer for layer in range(subject.dense.depth) if layer not in removed]
         chance = np.random.default_rng(self.seed)
         orders: list[list[int]] = []
         for _ in range(self.orders // 2):
             order = [int(layer) for layer in chance.permutation(left)]
             orders += [order, order[::-1]]
         steps = math.ceil(self.reach * len(left))
-        return self.scored(lab, removed, unit, left, [order[:steps] for order in orders])
+        return self.scored(subject, removed, unit, left, [order[:steps] for order in orders])
 
     def scored(
-        self, lab: "Lab", removed: tuple[int, ...], unit: Unit, left: list[int], orders: Sequence[Sequence[int]]
+        self, subject: "Subject", removed: tuple[int, ...], unit: Unit, left: list[int], orders: Sequence[Sequence[int]]
     ) -> Scores:
         """The mean rise for each unit of ``left``, over the orders that come to it; its error is over the orders."""
         import numpy as np
 
         rises: dict[int, list[float]] = {layer: [] for layer in left}
         for order in orders:
-            losses = self.losses(lab, [(*removed, *order[:step]) for step in range(len(order) + 1)], unit)
+            losses = self.losses(subject, [(*removed, *order[:step]) for step in range(len(order) + 1)], unit)
             for layer, rise in zip(order, np.diff(losses), strict=True):
                 rises[layer].append(float(rise))
         errors = [np.std(each, ddof=min(1, len(each) - 1)) / math.sqrt(len(each)) for each in rises.values()]
         means = [float(np.mean(each)) for each in rises.values()]
-        return Scores.of_layers(means, [float(error) for error in errors], len(lab.calibration()))
+        return Scores.of_layers(means, [float(error) for error in errors], len(subject.texts.calibration()))
 
-    def losses(self, lab: "Lab", drops: list[tuple[int, ...]], unit: Unit) -> list[float]:
+    def losses(self, subject: "Subject", drops: list[tuple[int, ...]], unit: Unit) -> list[float]:
         """The mean loss of a token without each of ``drops``."""
         import torch
 
         from depthcut.model.decoder import shared_prefix
 
-        batches = list(shared_prefix.SequenceBatch.of(lab.calibration(), self.batch))
+        batches = list(shared_prefix.SequenceBatch.of(subject.texts.calibration(), self.batch))
         reading = shared_prefix.Measurement(
             "shapley", shared_prefix.loss_measure, False, batches, shared_prefix.mean_and_stderr
         )
-        sums_KN, count_N = shared_prefix.measure_subnetworks(lab, drops, unit, reading)
+        sums_KN, count_N = shared_prefix.measure_subnetworks(subject.dense, drops, unit, reading)
         return shared_prefix.mean_and_stderr(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()

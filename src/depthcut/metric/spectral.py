@@ -13,7 +13,7 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from depthcut.study.lab import Lab
+    from depthcut.metric import Subject
 
 # What a float32 matrix cannot tell from a flat spectrum: the mean logarithm over the tail is taken as no less.
 MIN_MEAN_LOG = 1e-6
@@ -29,26 +29,26 @@ class Spectral(Metric):
 
     reads_text: ClassVar[bool] = False
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+    def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the single units.
 
         Raises:
             UserError: if a unit has no matrix of rank two or more.
         """
         assert not removed
-        depth = lab.checkpoint.depth
-        scores = [-self.alpha(lab, index, unit) for index in track(range(depth), "spectral", depth)]
+        depth = subject.dense.depth
+        scores = [-self.alpha(subject, index, unit) for index in track(range(depth), "spectral", depth)]
         return Scores.of_layers(scores, [0.0] * depth)
 
-    def alpha(self, lab: "Lab", index: int, unit: Unit) -> float:
+    def alpha(self, subject: "Subject", index: int, unit: Unit) -> float:
         """The mean exponent of one unit's matrices; norms, biases and matrices of rank 0 or 1 have none.
 
         Each expert of a fused stack of them counts as a matrix, as it does where files keep experts apart.
         """
-        tensors = lab.checkpoint.tensors(index, unit).values()
+        tensors = subject.dense.tensors(index, unit).values()
         shapes = ((tensor, tensor.get_shape()) for tensor in tensors)
         stacks = (tensor[...] for tensor, shape in shapes if len(shape) > 1 and min(shape[-2:]) > 1)
-        matrices = (each.to(lab.device) for stack in stacks for each in stack.reshape(-1, *stack.shape[-2:]))
+        matrices = (each.to(subject.dense.device) for stack in stacks for each in stack.reshape(-1, *stack.shape[-2:]))
         found = [alpha for matrix in matrices if (alpha := hill_exponent(gram_eigenvalues(matrix))) is not None]
         if not found:
             what = f"layer {index}" if unit == "layer" else f"the {unit} of layer {index}"

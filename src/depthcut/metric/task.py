@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from depthcut.cut.plan import Unit
 from depthcut.data import questions
 from depthcut.metric import RemovalMetric
 from depthcut.runtime.errors import UserError
@@ -14,8 +15,8 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from depthcut.metric import Subject
     from depthcut.model.decoder.shared_prefix import Measurement, SequenceBatch
-    from depthcut.study.lab import Lab
 
 
 @strict
@@ -40,36 +41,28 @@ class Task(RemovalMetric):
         if strangers := [task for task in self.tasks if task not in questions.SET_NAMES]:
             raise UserError(f"metric.tasks: no local set {strangers[0]!r}; there are: {', '.join(questions.SET_NAMES)}")
 
-    def reads(self, lab: "Lab") -> Any:
+    def reads(self, subject: "Subject") -> Any:
         """The questions."""
-        del lab
+        del subject
         return {task: questions.questions_digest(task) for task in self.tasks}
 
-    def prepare(self, lab: "Lab") -> None:
+    def prepare(self, subject: "Subject", unit: Unit) -> None:
         """Fetch the questions.
 
         Raises:
-            UserError: if a set is too small, or ``eval`` would measure a question that chooses the layers.
+            UserError: if a set is too small.
         """
-        from depthcut.eval.harness import Harness
-
+        del unit
         for task in self.tasks:
-            there = len(questions.load_questions(task, lab.cache))
+            there = len(questions.load_questions(task, subject.cache))
             if there < self.items:
                 raise UserError(f"metric.items: wanted {self.items} of {task}, which has {there}")
-            for each in lab.experiment.eval.values():
-                if not isinstance(each, Harness) or task not in each.tasks:
-                    continue
-                if min(each.limit or there, there) > there - self.items:
-                    both = f"eval would measure questions of {task} that metric=task chooses the layers by"
-                    raise UserError(f"{both}: set eval.harness.limit to {there - self.items} or less, or metric.tasks")
 
-    def reading(self, lab: "Lab", samples: int | None) -> "Measurement":
+    def reading(self, subject: "Subject", samples: int | None) -> "Measurement":
         """Each choice of each question as a sequence; the targets are the tokens of the choice."""
-        from depthcut.model.decoder import shared_prefix
-        from depthcut.study import preflight
+        from depthcut.model.decoder import inputs, layers, shared_prefix
 
-        asked = [item for task in self.tasks for item in questions.load_questions(task, lab.cache)[-self.items :]][
+        asked = [item for task in self.tasks for item in questions.load_questions(task, subject.cache)[-self.items :]][
             :samples
         ]
         pairs = [(item["prompt"], f" {choice}") for item in asked for choice in item["choices"]]
@@ -80,8 +73,8 @@ class Task(RemovalMetric):
             del count_N
             return self.value(sums_KN, weight_N, sizes_Q, right_Q)
 
-        longest = preflight.position_count(lab.checkpoint.bare)
-        rows = list(question_batches(lab.checkpoint.tokenizer, pairs, self.batch, longest))
+        longest = inputs.position_count(layers.meta_model(subject.dense.config))
+        rows = list(question_batches(subject.tokenizer, pairs, self.batch, longest))
         return shared_prefix.Measurement("task", shared_prefix.loss_measure, False, rows, value)
 
     def value(

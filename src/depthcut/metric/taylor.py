@@ -14,7 +14,7 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcut.study.lab import Lab
+    from depthcut.metric import Subject
 
 
 @strict
@@ -33,14 +33,14 @@ class Taylor(Metric):
     streams: ClassVar[bool] = False
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+    def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the single layers."""
         from depthcut.model.decoder import inputs
         from depthcut.model.decoder import layers as decoder_layers
         from depthcut.runtime.progress import track
 
         assert not removed
-        model, text = lab.dense(), lab.calibration()
+        model, text = subject.dense.whole(), subject.texts.calibration()
         parts = [
             layer.get_submodule(decoder_layers.unit_name(layer, unit)) for layer in decoder_layers.layer_list(model)
         ]

@@ -12,7 +12,7 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from depthcut.study.lab import Lab
+    from depthcut.metric import Subject
 
 
 @strict
@@ -33,12 +33,12 @@ class Update(Metric):
     rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def __call__(self, lab: "Lab", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+    def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score all blocks in one pass."""
         from depthcut.metric.passes import hidden_states
 
         over = hidden_states.HiddenStates(
-            lab=lab, name="update", batch=self.batch, token="all", removed=removed, unit=unit, until=self.until
+            subject=subject, name="update", batch=self.batch, token="all", removed=removed, unit=unit, until=self.until
         )
         return hidden_states.score_blocks(over, self.size)
 

@@ -1,18 +1,49 @@
 """Replacements: what stands in the gap that the cut leaves."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from depthcut.cut.plan import Plan, Unit
+from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from depthcut.data.text.parts import Texts
     from depthcut.data.text.tokens import Tokens
+    from depthcut.model.checkpoint.on_disk import OnDisk
     from depthcut.model.surgery.filling import Filling
-    from depthcut.study.lab import Lab
+    from depthcut.runtime.numbers import Numbers
+
+
+class Site(Protocol):
+    """The run that a replacement is made for.
+
+    Attributes:
+        dense: the dense model, with the layers that the plan drops.
+        texts: what replacements are fitted to.
+        cache: the folder that all runs share.
+        numbers: get the seconds and bytes.
+    """
+
+    @property
+    def dense(self) -> "OnDisk": ...
+
+    @property
+    def texts(self) -> "Texts": ...
+
+    @property
+    def cache(self) -> Path: ...
+
+    @property
+    def numbers(self) -> "Numbers": ...
+
+    def key(self, plan: Plan) -> str:
+        """Return the name under which what fills the gaps of ``plan`` is cached."""
+        ...
 
 
 @strict
@@ -22,10 +53,12 @@ class Replace(ABC):
     Attributes:
         part: the text that it is fitted to; None: it reads none.
         adds: whether it adds layers where nothing is cut.
+        shares_layers: whether it runs layers of the model again, so that one without them can draft for it.
     """
 
     part: ClassVar[Literal["calibration", "train"] | None] = None
     adds: ClassVar[bool] = False
+    shares_layers: ClassVar[bool] = False
 
     @property
     def sequences(self) -> int | None:
@@ -44,25 +77,25 @@ class Replace(ABC):
         """
         del unit, count
 
-    def reads(self, lab: "Lab") -> Any:
+    def reads(self, site: "Site") -> Any:
         """What it reads beside the model, by content, as JSON."""
-        return [lab.text_identity(self.part), self.sequences] if self.part else None
+        return [site.texts.identity(self.part), self.sequences] if self.part else None
 
-    def text(self, lab: "Lab") -> "dict[str, Tokens]":
+    def text(self, site: "Site") -> "dict[str, Tokens]":
         """The text that it reads, by its part's name."""
-        return {self.part: lab.text(self.part, self.sequences)} if self.part else {}
+        return {self.part: site.texts.part(self.part, self.sequences)} if self.part else {}
 
-    def prepare(self, lab: "Lab") -> None:
+    def prepare(self, site: "Site") -> None:
         """Check what it needs of the model and of its text, before a weight is loaded.
 
         Raises:
             UserError: if that is not there.
         """
-        del lab
+        del site
 
     @abstractmethod
-    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
-        """Return the pruned ``model`` with its gap filled; ``lab.checkpoint`` still holds the dropped layers."""
+    def __call__(self, model: "nn.Module", plan: Plan, site: "Site") -> "nn.Module":
+        """Return the pruned ``model`` with its gap filled; ``site.dense`` still holds the dropped layers."""
 
 
 @strict
@@ -78,19 +111,25 @@ class GapFilling(Replace):
             raise UserError(f"replace={word} has no gap to fill: nothing is cut. Cut a layer, or take replace=none")
 
     @abstractmethod
-    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Filling":
+    def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
         """Make what fills the gaps of ``model``, which is left as it was found.
 
         Raises:
             UserError: for a gap that it cannot fill, or too little text.
         """
 
-    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+    def __call__(self, model: "nn.Module", plan: Plan, site: "Site") -> "nn.Module":
         """Fill the gaps, with what is on file where this cut has been mended before."""
         from depthcut.model.surgery import gaps
+        from depthcut.model.surgery.filling import Filling
 
         self.check(plan.unit, len(plan.drop))
-        fill = gaps.cached_filling(lab, plan, lambda: self.made(model, plan, lab))
-        filled = gaps.insert_filling(model, fill, plan, gaps.model_load_config(lab))
-        lab.numbers["bytes/weights"] = sum(weight.nbytes for weight in filled.parameters())
+
+        def make(folder: Path) -> None:
+            with site.numbers.timed("replace"):
+                self.made(model, plan, site).write(folder)
+
+        fill = Filling.read(store.cached_folder(site.cache / "replacements" / site.key(plan), make))
+        filled = gaps.insert_filling(model, fill, plan, site.dense.load_config)
+        site.numbers["bytes/weights"] = sum(weight.nbytes for weight in filled.parameters())
         return filled

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from depthcut.model.surgery.filling import Filling
-    from depthcut.study.lab import Lab
+    from depthcut.replace import Site
 
 log = logging.getLogger("depthcut")
 
@@ -44,6 +44,7 @@ class Extend(GapFilling):
     rank: Rank
     gain: Annotated[float | None, Field(ge=0)]
     adds: ClassVar[bool] = True
+    shares_layers: ClassVar[bool] = True
     # What they come to is in what it reads.
     incidental: ClassVar[frozenset[str]] = frozenset({"start", "stop", "times", "order"})
 
@@ -53,9 +54,9 @@ class Extend(GapFilling):
         if count:
             raise UserError(f"replace=extend adds layers to a whole model, and {count} are cut; take prune.layers=0")
 
-    def reads(self, lab: "Lab") -> Any:
+    def reads(self, site: "Site") -> Any:
         """The order of the layers; raises as :meth:`stack`."""
-        return {"stack": self.stack(lab.checkpoint.depth)}
+        return {"stack": self.stack(site.dense.depth)}
 
     def stack(self, depth: int) -> list[int]:
         """For each layer of the extended model which one it is of the ``depth`` layers that there were.
@@ -73,7 +74,7 @@ class Extend(GapFilling):
             again = [*span] * self.times
         return [*range(span.start), *again, *range(span.stop, depth)]
 
-    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Filling":
+    def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
         """Start the adapters; neither a weight nor a text is read.
 
         Raises:
@@ -87,7 +88,7 @@ class Extend(GapFilling):
             shared.check_norms(model)
         stack = self.stack(plan.depth)
         done = f"layers {self.start} and on are there {self.times} times"
-        config = layers.rearranged_config(lab.checkpoint.config, stack, done, "take another span")
+        config = layers.rearranged_config(site.dense.config, stack, done, "take another span")
         bases = {at: stack.index(number) for at, number in enumerate(stack) if stack.index(number) != at}
         log.info("layers: %d, %d of them on the weights of others", len(stack), len(bases))
         empty = layers.layer_list(layers.meta_model(config))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from depthcut.model.surgery.filling import Filling
-    from depthcut.study.lab import Lab
+    from depthcut.replace import Site
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -55,7 +55,7 @@ class Layer(GapFilling):
         if count == 1:
             raise UserError("replace=layer puts one layer in place of several, and one is cut: cut two, or more")
 
-    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Filling":
+    def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
         """Train the layers of all gaps in one go.
 
         Raises:
@@ -70,14 +70,14 @@ class Layer(GapFilling):
                 f"replace=layer puts one layer in place of several, and layer {alone[0]} is cut alone: "
                 "cut blocks of two or more, or take another replace"
             )
-        trained = layer_distillation.train_layers(model, plan, lab, self)
-        return Filling("layers", flatten_tensors(trained), inserted.dense_config_entry(lab.checkpoint.config))
+        trained = layer_distillation.train_layers(model, plan, site, self)
+        return Filling("layers", flatten_tensors(trained), inserted.dense_config_entry(site.dense.config))
 
     @override
-    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+    def __call__(self, model: "nn.Module", plan: Plan, site: "Site") -> "nn.Module":
         """Fill the gaps; the training's checkpoint goes once the layers are on file."""
         from depthcut.replace.fitting import layer_distillation
 
-        filled = super().__call__(model, plan, lab)
-        layer_distillation.checkpoint_path(lab, plan).unlink(missing_ok=True)
+        filled = super().__call__(model, plan, site)
+        layer_distillation.checkpoint_path(site, plan).unlink(missing_ok=True)
         return filled

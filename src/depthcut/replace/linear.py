@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from depthcut.model.surgery.filling import Filling
+    from depthcut.replace import Site
     from depthcut.replace.fitting.least_squares import SufficientStatistics
-    from depthcut.study.lab import Lab
 
 log = logging.getLogger("depthcut")
 
@@ -48,20 +48,20 @@ class Linear(GapFilling):
             raise UserError(f"replace.map={self.map} {wanted}")
 
     @override
-    def prepare(self, lab: "Lab") -> None:
+    def prepare(self, site: "Site") -> None:
         from depthcut.model.decoder import layers
 
-        width = layers.text_config(lab.checkpoint.config).hidden_size
+        width = layers.text_config(site.dense.config).hidden_size
         if self.rank is not None and self.rank > width:
             raise UserError(f"replace.rank must be at most {width}, the width of the model, got {self.rank}")
-        tokens = int(lab.calibration().lengths.sum())
+        tokens = int(site.texts.calibration().lengths.sum())
         if self.map != "diagonal" and tokens < width:
             raise UserError(
                 f"replace.map={self.map} needs {width} tokens or more, as many as the model is wide, got {tokens}: "
                 "raise data.calibration.sequences, or take replace.map=diagonal"
             )
 
-    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Filling":
+    def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
         """Fit all gaps in one pass.
 
         Raises:
@@ -71,13 +71,13 @@ class Linear(GapFilling):
         from depthcut.replace.fitting import boundary_states, fusing, least_squares
 
         if self.fuse:
-            fusing.check_fusable(model, plan, lab)
+            fusing.check_fusable(model, plan, site)
         sums: dict[int, SufficientStatistics] = {}
-        for start, z_ND, r_ND in boundary_states.gap_samples(model, plan, lab, self.batch, self.fuse):
+        for start, z_ND, r_ND in boundary_states.gap_samples(model, plan, site, self.batch, self.fuse):
             sums.setdefault(start, least_squares.SufficientStatistics.of_width(z_ND)).add(z_ND, r_ND)
         fitted = {start: self.fitted(start, each) for start, each in sums.items()}
         if self.fuse:
-            return fusing.fuse_maps(fitted, lab)
+            return fusing.fuse_maps(fitted, site)
         single = {start: {name: part.float() for name, part in parts.items()} for start, parts in fitted.items()}
         return Filling("bridges", flatten_tensors(single))
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from depthcut.model.surgery.filling import Filling
-    from depthcut.study.lab import Lab
+    from depthcut.replace import Site
 
 
 @strict
@@ -27,14 +27,14 @@ class Mean(GapFilling):
     part: ClassVar[Literal["calibration"]] = "calibration"
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
-    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Filling":
+    def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
         """Average in one pass."""
         from depthcut.model.surgery.filling import Filling, flatten_tensors
         from depthcut.replace.fitting import boundary_states
 
         sums: dict[int, Tensor] = {}
         counts: dict[int, int] = {}
-        for start, _, r_ND in boundary_states.gap_samples(model, plan, lab, self.batch):
+        for start, _, r_ND in boundary_states.gap_samples(model, plan, site, self.batch):
             sums[start] = sums.get(start, 0) + r_ND.sum(0)
             counts[start] = counts.get(start, 0) + len(r_ND)
         return Filling(

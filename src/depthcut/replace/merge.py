@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from depthcut.model.surgery.filling import Filling
-    from depthcut.study.lab import Lab
+    from depthcut.replace import Site
 
 
 @strict
@@ -27,12 +27,12 @@ class Merge(GapFilling):
     formula: Literal["paper", "notebook"]
     incidental: ClassVar[frozenset[str]] = frozenset({"formula"})  # in the digest only where it is not the paper's
 
-    def reads(self, lab: "Lab") -> Any:
+    def reads(self, site: "Site") -> Any:
         """The formula, where it is not the paper's."""
-        del lab
+        del site
         return None if self.formula == "paper" else {"formula": self.formula}
 
-    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Filling":
+    def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
         """Merge from weights that are not quantised.
 
         Raises:
@@ -47,17 +47,17 @@ class Merge(GapFilling):
                 "replace=merge puts dropped layers into the one before them, and there is none before layer 0: "
                 "take prune.keep_first=1"
             )
-        merged = {start - 1: self.merged(start - 1, stop, lab) for start, stop in inserted.gap_spans(plan)}
-        return Filling("weights", flatten_tensors(merged), inserted.dense_config_entry(lab.checkpoint.config))
+        merged = {start - 1: self.merged(start - 1, stop, site) for start, stop in inserted.gap_spans(plan)}
+        return Filling("weights", flatten_tensors(merged), inserted.dense_config_entry(site.dense.config))
 
-    def merged(self, into: int, stop: int, lab: "Lab") -> "dict[str, Tensor]":
+    def merged(self, into: int, stop: int, site: "Site") -> "dict[str, Tensor]":
         """The parameters of layer ``into`` with those of the layers up to ``stop`` merged into them."""
-        from depthcut.model.surgery import inserted
+        from depthcut.replace.fitting import layer_weights
 
-        base = inserted.read_layer_weights(lab, into)
+        base = layer_weights.read_layer_weights(site.dense, into)
         found = {name: tensor.clone() for name, tensor in base.items()}
         for number in range(into + 1, stop):
-            other = inserted.read_layer_weights(lab, number)
+            other = layer_weights.read_layer_weights(site.dense, number)
             if {n: t.shape for n, t in other.items()} != {n: t.shape for n, t in base.items()}:
                 raise UserError(f"replace=merge: layer {number} has other parameters than layer {into}; cut others")
             for name, tensor in other.items():

@@ -9,14 +9,14 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.study.lab import Lab
+    from depthcut.replace import Site
 
 
 @strict
 class NoReplacement(Replace):
     """Leaves the gap."""
 
-    def __call__(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "nn.Module":
+    def __call__(self, model: "nn.Module", plan: Plan, site: "Site") -> "nn.Module":
         """Return ``model`` as it is."""
-        del plan, lab
+        del plan, site
         return model

@@ -1,7 +1,7 @@
 """A kept layer's weights, shared, with low-rank adapters and output norms of its own (FlexiGPT, arXiv:2501.14713)."""
 
 import logging
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from depthcut.model.surgery.filling import Filling
-    from depthcut.study.lab import Lab
+    from depthcut.replace import Site
 
 log = logging.getLogger("depthcut")
 
@@ -30,10 +30,11 @@ class Shared(GapFilling):
         gain: the output norms' weights at the start, small (the paper names no number); null: no output norm.
     """
 
+    shares_layers: ClassVar[bool] = True
     rank: Rank
     gain: Annotated[float | None, Field(gt=0)]
 
-    def made(self, model: "nn.Module", plan: Plan, lab: "Lab") -> "Filling":
+    def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
         """Choose the bases and start the adapters, from weights that are not quantised; no text is read.
 
         Raises:
@@ -41,19 +42,21 @@ class Shared(GapFilling):
         """
         from depthcut.model.surgery import inserted, shared
         from depthcut.model.surgery.filling import Filling, flatten_tensors
-        from depthcut.replace.fitting import weight_distance
+        from depthcut.replace.fitting import layer_weights, weight_distance
 
         if self.gain is not None:
             shared.check_norms(model)
-        bases = weight_distance.nearest_layers(plan, weight_distance.layer_distances(lab, self.rank))
+        bases = weight_distance.nearest_layers(plan, weight_distance.layer_distances(site, self.rank))
         log.info("layers that share: %s", ", ".join(f"{i} with {j}" for i, j in bases.items()))
         own = {
             i: self.own(
-                inserted.read_layer_weights(lab, i), inserted.read_layer_weights(lab, j), inserted.meta_layers(lab)[i]
+                layer_weights.read_layer_weights(site.dense, i),
+                layer_weights.read_layer_weights(site.dense, j),
+                layer_weights.meta_layers(site.dense)[i],
             )
             for i, j in bases.items()
         }
-        more = {"bases": {str(i): j for i, j in bases.items()}, **inserted.dense_config_entry(lab.checkpoint.config)}
+        more = {"bases": {str(i): j for i, j in bases.items()}, **inserted.dense_config_entry(site.dense.config)}
         return Filling("shared", flatten_tensors(own), more)
 
     def own(self, dropped: "dict[str, Tensor]", base: "dict[str, Tensor]", empty: "nn.Module") -> "dict[str, Tensor]":

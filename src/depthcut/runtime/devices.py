@@ -11,6 +11,20 @@ GIB = 2**30
 log = logging.getLogger("depthcut")
 
 
+def choose_device(asked: str) -> str:
+    """Return ``cpu``, or ``cuda`` where there is a GPU and ``asked`` is ``auto`` or ``cuda``.
+
+    Raises:
+        UserError: if a GPU is asked for and there is none.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise UserError("device=cuda: torch sees no GPU here. Take device=cpu, or a machine and torch with CUDA")
+    return ranks.select_gpu() if available and asked != "cpu" else "cpu"
+
+
 def fits_in_free_memory(weights: int, device: str) -> bool:
     """Whether a model of so many bytes has room on ``device``, with a tenth to spare; if not, it is said."""
     there = free_memory(device)

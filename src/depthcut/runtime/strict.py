@@ -1,6 +1,7 @@
 """The one way to declare a method: a frozen pydantic dataclass that takes no unknown key and converts nothing."""
 
-from typing import Annotated, TypeVar, dataclass_transform
+import dataclasses
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -20,3 +21,21 @@ def strict(cls: type[T]) -> type[T]:
     """
     rules = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return dataclass(cls, frozen=True, kw_only=True, config=rules)  # pyright: ignore[reportReturnType]
+
+
+def method_fields(method: Any) -> dict[str, Any]:
+    """A method by its class and its knobs, save those that change speed and memory only (``incidental``).
+
+    A knob that was added later (``optional``) is in it only where it is not null, so that earlier digests hold.
+    """
+    incidental, optional = (
+        set[str]().union(*(vars(cls).get(kind, ()) for cls in type(method).__mro__))
+        for kind in ("incidental", "optional")
+    )
+    values = {each.name: getattr(method, each.name) for each in dataclasses.fields(method)}
+    knobs = {
+        name: value
+        for name, value in values.items()
+        if name not in incidental and not (name in optional and value is None)
+    }
+    return {"class": f"{type(method).__module__}.{type(method).__name__}", **knobs}

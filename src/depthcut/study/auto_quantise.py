@@ -15,28 +15,28 @@ from typing import TYPE_CHECKING, Any
 
 from depthcut.heal.lora import Lora
 from depthcut.heal.qlora import QLora
+from depthcut.model.surgery.sizes import ModelSize
 from depthcut.runtime import ranks, store
 from depthcut.runtime.devices import GIB
 
 if TYPE_CHECKING:
     from depthcut.config.experiment import Experiment
     from depthcut.heal import Heal
+    from depthcut.model.checkpoint.checkpoint import Checkpoint
     from depthcut.model.checkpoint.loading import Quantise
-    from depthcut.study.lab import Lab
 
 FORMAT = 1
 CHOICES: "tuple[Quantise, ...]" = ("none", "nf4")
 CUDA_CONTEXT_BYTES = GIB  # of the GPU's memory, for CUDA itself and the libraries
 
 
-def resolve_quantise(lab: "Lab") -> "Lab":
-    """The lab with a base in place of ``auto``, in its config too, which the record holds."""
-    if not lab.experiment.model.undecided:
-        return lab
-    found = choose_base(lab, gpu_memory(lab.experiment.device))
-    words = f"model.quantise=auto: {found['quantise']} here; {found['why']}"
+def resolve_quantise(x: "Experiment", checkpoint: "Checkpoint", cache: Path) -> "tuple[Experiment, str]":
+    """Return the experiment with a base in place of ``auto``, in its config too, and the reason in words."""
+    if not x.model.undecided:
+        return x, ""
+    found = choose_base(x, checkpoint, cache, gpu_memory(x.device))
     base: Any = found["quantise"]
-    return dataclasses.replace(lab, experiment=with_quantise(lab.experiment, base), settled=words)
+    return with_quantise(x, base), f"model.quantise=auto: {base} here; {found['why']}"
 
 
 def with_quantise(x: "Experiment", base: "Quantise") -> "Experiment":
@@ -64,34 +64,44 @@ def possible_bases(x: "Experiment") -> "list[Quantise]":
     return [base for base in CHOICES if base in trainable and base in scored]
 
 
-def choose_base(lab: "Lab", memory: int | None) -> dict[str, str]:
-    """The base, and why it is taken, on a GPU of so many bytes; None: there is none."""
-    x = lab.experiment
+def choose_base(x: "Experiment", checkpoint: "Checkpoint", cache: Path, memory: int | None) -> dict[str, str]:
+    """Return the base, and why it is taken, on a GPU of so many bytes; None: there is none."""
     bases = possible_bases(x)
     if len(bases) == 1:
         return {"quantise": bases[0], "why": "the recipe or the metric takes no other"}
     if memory is None:
         return {"quantise": "none", "why": "it runs on no GPU"}
-    labs: dict[Quantise, Lab] = {base: dataclasses.replace(lab, experiment=with_quantise(x, base)) for base in bases}
+    choices: dict[Quantise, Experiment] = {base: with_quantise(x, base) for base in bases}
     asked = {
         "format": FORMAT,
-        "model": lab.checkpoint.digest,
+        "model": checkpoint.digest,
         "dtype": x.model.dtype,
-        "counts": [x.prune.count(each.shape) for each in labs.values()],
+        "counts": [each.prune.count(pruner_sizes(each, checkpoint)) for each in choices.values()],
         "unit": x.prune.unit,
         "heal": [type(x.heal).__name__, recipe_knobs(x.heal)],
         "dense": needs_dense_model(x),
         "memory": memory,
         "processes": ranks.world_size(),
     }
-    return lab.kept("bases", store.content_digest(asked), lambda: compare_bases(labs, memory))
+    key = store.content_digest(asked)
+    return store.cached_value(cache / "bases" / key, lambda: compare_bases(choices, checkpoint, memory))
 
 
-def compare_bases(labs: "dict[Quantise, Lab]", memory: int) -> dict[str, str]:
+def pruner_sizes(x: "Experiment", checkpoint: "Checkpoint") -> ModelSize:
+    """Return the model's sizes as the pruner needs them, computed only if they matter."""
+    return unit_sizes(x, checkpoint) if x.prune.needs_weights else ModelSize(checkpoint.depth)
+
+
+def unit_sizes(x: "Experiment", checkpoint: "Checkpoint") -> ModelSize:
+    """Return the sizes of the dense model and of the units that are pruned."""
+    return ModelSize.of(checkpoint.config, x.prune.unit, x.model.quantise, x.model.dtype)
+
+
+def compare_bases(choices: "dict[Quantise, Experiment]", checkpoint: "Checkpoint", memory: int) -> dict[str, str]:
     """Choose by what each base needs, and how quick healing is on it."""
-    plain, packed = (MemoryEstimate.of(each, memory - CUDA_CONTEXT_BYTES) for each in labs.values())
+    plain, packed = (MemoryEstimate.of(each, checkpoint, memory - CUDA_CONTEXT_BYTES) for each in choices.values())
     need, there = f"{(plain.need + CUDA_CONTEXT_BYTES) / GIB:.1f} GiB", f"{memory / GIB:.1f}"
-    dtype = labs["none"].experiment.model.dtype
+    dtype = choices["none"].model.dtype
     if not plain.fits:
         why = f"in {dtype} it needs about {need}, and the GPU has {there}"
         return {"quantise": "nf4", "why": why}
@@ -116,12 +126,11 @@ class MemoryEstimate:
     cost: float
 
     @classmethod
-    def of(cls, lab: "Lab", memory: int) -> "MemoryEstimate":
-        """Estimate it for the lab's experiment."""
+    def of(cls, x: "Experiment", checkpoint: "Checkpoint", memory: int) -> "MemoryEstimate":
+        """Estimate it for an experiment."""
         from depthcut.heal.training import memory_plan
 
-        x = lab.experiment
-        shape, n = lab.weigh(x.prune.unit), x.prune.count(lab.shape)
+        shape, n = unit_sizes(x, checkpoint), x.prune.count(pruner_sizes(x, checkpoint))
         whole = shape.whole["weight_bytes"]
         left = whole - sum(sorted(shape.weight_bytes)[:n])
         if needs_dense_model(x) and whole > (1 - memory_plan.RESERVED_FRACTION) * memory:
@@ -129,13 +138,13 @@ class MemoryEstimate:
         if not x.heal.trains:
             return cls(left, left <= (1 - memory_plan.RESERVED_FRACTION) * memory, 0)
         held = left + (whole if getattr(x.heal, "teacher", "") == "live" else 0)
-        space = plan_heal_memory(lab, n, memory - held)
+        space = plan_heal_memory(x, checkpoint, n, memory - held)
         recipe: Any = x.heal
         layout = memory_plan.choose_layouts(space, recipe, compiled=recipe.compile is not False)[0]
         return cls(held + space.needs(layout), space.free > 0 and space.fits(layout), space.cost(layout))
 
 
-def plan_heal_memory(lab: "Lab", n: int, free: int) -> Any:
+def plan_heal_memory(x: "Experiment", checkpoint: "Checkpoint", n: int, free: int) -> Any:
     """The planner's view of healing what is left without ``n`` units; adapters on all linear layers, at most."""
     import torch
 
@@ -143,9 +152,8 @@ def plan_heal_memory(lab: "Lab", n: int, free: int) -> Any:
     from depthcut.model.decoder import layers as decoder_layers
     from depthcut.model.decoder import linear
 
-    x = lab.experiment
     recipe: Any = x.heal
-    bare: Any = decoder_layers.meta_model(lab.checkpoint.config).to(getattr(torch, x.model.dtype)).requires_grad_(False)
+    bare: Any = decoder_layers.meta_model(checkpoint.config).to(getattr(torch, x.model.dtype)).requires_grad_(False)
     bare.is_loaded_in_4bit = x.model.quantise == "nf4"
     space = MemoryPlan.of(bare, recipe, "cpu")
     layers = space.layers - (n if x.prune.unit == "layer" else 0)

@@ -14,7 +14,7 @@ from depthcut.report import table
 from depthcut.runtime import provenance
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.study.run import Run
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LICENCES = {  # by the start of a hub name, where the repository itself does not say it
@@ -43,11 +43,11 @@ CITATION = """```bibtex
 ```"""
 
 
-def model_card(lab: "Lab", plan: Plan, alone: bool) -> str:
+def model_card(run: "Run", plan: Plan, alone: bool) -> str:
     """Return the card of an exported model.
 
     Args:
-        lab: the run, with its numbers.
+        run: the run, with its numbers.
         plan: what was cut.
         alone: whether transformers loads the model without depthcut.
     """
@@ -59,23 +59,23 @@ def model_card(lab: "Lab", plan: Plan, alone: bool) -> str:
         f"tokenizer, model = AutoTokenizer.from_pretrained(path), {load}  # path: this folder",
         'print(tokenizer.decode(model.generate(**tokenizer("The capital of France", return_tensors="pt"))[0]))',
     ]
-    return render_card(lab, plan, {"library_name": "transformers", "pipeline_tag": "text-generation"}, usage)
+    return render_card(run, plan, {"library_name": "transformers", "pipeline_tag": "text-generation"}, usage)
 
 
-def adapter_card(lab: "Lab", plan: Plan) -> str:
+def adapter_card(run: "Run", plan: Plan) -> str:
     """Return the card of adapters, which fit the pruned model only."""
     usage = [
         "from peft import PeftModel",
         "# cut: the base model without the layers that plan.json drops (`heal=none export=merged` writes it)",
         "model = PeftModel.from_pretrained(cut, path)  # path: this folder",
     ]
-    return render_card(lab, plan, {"library_name": "peft", "pipeline_tag": "text-generation"}, usage)
+    return render_card(run, plan, {"library_name": "peft", "pipeline_tag": "text-generation"}, usage)
 
 
-def render_card(lab: "Lab", plan: Plan, about: dict[str, Any], usage: list[str]) -> str:
+def render_card(run: "Run", plan: Plan, about: dict[str, Any], usage: list[str]) -> str:
     """Return a card; ``about`` opens its front matter."""
-    x = lab.experiment
-    front = about | front_matter(lab)
+    x = run.experiment
+    front = about | front_matter(run)
     replace, heal = (type(each).__module__.rpartition(".")[2] for each in (x.replace, x.heal))
     versions = ", ".join(f"{name} {version}" for name, version in provenance.package_versions().items())
     config = {key: x.composed[key] for key in ("model", "data", "metric", "prune", "replace", "heal", "seed")}
@@ -85,15 +85,15 @@ def render_card(lab: "Lab", plan: Plan, about: dict[str, Any], usage: list[str])
         "---",
         yaml.safe_dump(front, sort_keys=False).strip(),
         "---",
-        f"# {base_name(lab)}, {plan.words}",
+        f"# {base_name(run)}, {plan.words}",
         "",
-        f"Made by depthcut from `{base_name(lab)}`: {plan.fraction:.0%} of the {UNIT_NOUNS[plan.unit]} are cut (`plan.json`).",
+        f"Made by depthcut from `{base_name(run)}`: {plan.fraction:.0%} of the {UNIT_NOUNS[plan.unit]} are cut (`plan.json`).",
         f"In the gaps: `{replace}`.",
         f"Healing: `{heal}` on a base with quantise={x.model.quantise}; the weights here are plain {x.model.dtype}.",
         *unknown,
-        *number_rows(lab),
+        *number_rows(run),
         *("", "## Usage", "", "```python", *usage, "```"),
-        *("", "## How it was made", "", "```", command_line(lab), "```", ""),
+        *("", "## How it was made", "", "```", command_line(run), "```", ""),
         *("<details><summary>Config</summary>", "", "```yaml"),
         *(yaml.safe_dump(config, sort_keys=False).strip(), "```", "", "</details>", ""),
         f"Versions: {versions}.",
@@ -102,15 +102,15 @@ def render_card(lab: "Lab", plan: Plan, about: dict[str, Any], usage: list[str])
     return "\n".join(lines)
 
 
-def number_rows(lab: "Lab") -> list[str]:
+def number_rows(run: "Run") -> list[str]:
     """Return the table of what was measured, with standard errors; nothing where nothing was."""
-    stages = [stage for stage in table.STAGES if any(key.startswith(f"{stage}/") for key in lab.numbers)]
-    names = table.measure_names(lab.numbers)
+    stages = [stage for stage in table.STAGES if any(key.startswith(f"{stage}/") for key in run.numbers)]
+    names = table.measure_names(run.numbers)
     if not names:
         return []
     rows = [
         " | ".join(
-            (table.titled(lab.numbers, each), *(table.format_cell(lab.numbers, f"{stage}/{each}") for stage in stages))
+            (table.titled(run.numbers, each), *(table.format_cell(run.numbers, f"{stage}/{each}") for stage in stages))
         )
         for each in names
     ]
@@ -118,59 +118,59 @@ def number_rows(lab: "Lab") -> list[str]:
     return ["", *heads, *(f"| {row} |" for row in rows)]
 
 
-def base_name(lab: "Lab") -> str:
+def base_name(run: "Run") -> str:
     """Return what the base model is called: its name on the hub, or else its folder's."""
-    return hub_name(lab) or table.model_name({"config": lab.experiment.composed})
+    return hub_name(run) or table.model_name({"config": run.config})
 
 
-def hub_name(lab: "Lab") -> str | None:
+def hub_name(run: "Run") -> str | None:
     """Return OWNER/NAME of the base model on the hub; None where nothing says it."""
-    known = lab.experiment.model.published or getattr(lab.checkpoint.files, "repo", None)
-    noted = lab.checkpoint.files.json("config.json").get("_name_or_path")
+    known = run.experiment.model.published or getattr(run.checkpoint.files, "repo", None)
+    noted = run.checkpoint.files.json("config.json").get("_name_or_path")
     local = isinstance(noted, str) and HUB_NAME.fullmatch(noted) and not Path(noted).exists()
     return known or (str(noted) if local else None)
 
 
-def front_matter(lab: "Lab") -> dict[str, Any]:
+def front_matter(run: "Run") -> dict[str, Any]:
     """Return what the front matter says of the model's origin: base, licence, data sets, tags."""
-    base, dataset = hub_name(lab), getattr(lab.experiment.data.train, "dataset", None)
+    base, dataset = hub_name(run), getattr(run.experiment.data.train, "dataset", None)
     found: dict[str, Any] = {"base_model": base} if base else {}
-    found |= base_licence(lab, base or "")
-    if dataset and lab.experiment.heal.trains and HUB_NAME.fullmatch(dataset):
+    found |= base_licence(run, base or "")
+    if dataset and run.experiment.heal.trains and HUB_NAME.fullmatch(dataset):
         found["datasets"] = [dataset]
     return found | {"tags": ["depthcut", "pruned"]}
 
 
-def base_licence(lab: "Lab", base: str) -> dict[str, str]:
+def base_licence(run: "Run", base: str) -> dict[str, str]:
     """Return the licence of the base model: from its card, its config or its licence file, or by its name."""
     keys = ("license", "license_name", "license_link")
-    front = re.match(r"---\n(.*?)\n---", read_base_file(lab, "README.md"), re.DOTALL)
+    front = re.match(r"---\n(.*?)\n---", read_base_file(run, "README.md"), re.DOTALL)
     with suppress(yaml.YAMLError):
         given = yaml.safe_load(front[1]) if front else {}
         if isinstance(given, dict) and isinstance(given.get("license"), str):
             return {key: str(given[key]) for key in keys if key in given}
-    if isinstance(said := lab.checkpoint.files.json("config.json").get("license"), str):
+    if isinstance(said := run.checkpoint.files.json("config.json").get("license"), str):
         return {"license": said}
-    text = next(filter(None, (read_base_file(lab, file) for file in ("LICENSE", "LICENSE.txt", "LICENSE.md"))), "")
+    text = next(filter(None, (read_base_file(run, file) for file in ("LICENSE", "LICENSE.txt", "LICENSE.md"))), "")
     known = [word for pattern, word in TEXTS.items() if re.search(pattern, text)]
     known += [word for start, word in LICENCES.items() if base.lower().startswith(start)]
     return {"license": known[0]} if known else dict(UNKNOWN)
 
 
-def read_base_file(lab: "Lab", file: str) -> str:
+def read_base_file(run: "Run", file: str) -> str:
     """Return the start of a file of the base model; nothing where there is none, or the hub is out of reach."""
-    files = lab.checkpoint.files
+    files = run.checkpoint.files
     with suppress(OSError, ValueError):
         if file in files.names:
             return files.path(file).read_text(encoding="utf-8", errors="replace")[:100_000].replace("\r\n", "\n")
     return ""
 
 
-def command_line(lab: "Lab") -> str:
+def command_line(run: "Run") -> str:
     """Return the command line of this process, or, of a job that has none, the words that choose the methods."""
     if Path(sys.argv[0]).name == "run.py":
         return shlex.join(["python", "run.py", *sys.argv[1:]])
-    composed = lab.experiment.composed
+    composed = run.config
     groups = ("model", "metric", "prune", "replace", "heal")
     words = [f"{group}={table.method_name({'config': composed}, group)}" for group in groups]
     return f"python run.py {' '.join(words)}  # with the config below"

@@ -5,32 +5,38 @@ control says what the cut cost.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from depthcut.prune.plan import Given
 from depthcut.record import measured
 from depthcut.replace.none import NoReplacement
-from depthcut.study import lab as labs
 from depthcut.study import recording, runlog
+from depthcut.study.run import open_run
 
 if TYPE_CHECKING:
     from depthcut.config.experiment import Experiment
-    from depthcut.study.lab import Lab
+    from depthcut.study.run import Run
 
 
-def measure_control(lab: "Lab") -> None:
-    """Note ``control/...`` in the record of ``lab``, if its recipe asks for it; an earlier control is used again."""
-    if not getattr(lab.experiment.heal, "control", False):
+def measure_control(run: "Run", run_experiment: "Callable[[Experiment, Run], None]") -> None:
+    """Note ``control/...`` in the record of ``run``, if its recipe asks for it; an earlier control is used again.
+
+    Args:
+        run: has healed its own model.
+        run_experiment: runs the control.
+    """
+    if not getattr(run.experiment.heal, "control", False):
         return
-    twin = labs.open_run(control_experiment(lab.experiment))
-    if twin.digest == lab.digest:
-        found: dict[str, Any] = lab.numbers
-        lab.measured["control"] = lab.measured["healed"]
+    twin = open_run(control_experiment(run.experiment))
+    if twin.digest == run.digest:
+        found: dict[str, Any] = run.numbers
+        run.measured["control"] = run.measured["healed"]
     else:
-        lab.release()
-        found = control_record(twin)
-        lab.measured["control"] = measured.measured_from_record(found, "healed")
-    lab.numbers |= {key.replace("healed/", "control/", 1): found[key] for key in found if key.startswith("healed/")}
+        run.dense.release()
+        found = control_record(twin, run_experiment)
+        run.measured["control"] = measured.measured_from_record(found, "healed")
+    run.numbers |= {key.replace("healed/", "control/", 1): found[key] for key in found if key.startswith("healed/")}
 
 
 def control_experiment(x: "Experiment") -> "Experiment":
@@ -55,15 +61,13 @@ def control_experiment(x: "Experiment") -> "Experiment":
     )
 
 
-def control_record(twin: "Lab") -> dict[str, Any]:
+def control_record(twin: "Run", run_experiment: "Callable[[Experiment, Run], None]") -> dict[str, Any]:
     """Return the record of the control, made now or earlier."""
-    from depthcut import algorithm
-
     with recording.point_lock(twin):
         kept = recording.finished_record(twin)
         if kept is None:
             runlog.print_line(f"control: the dense model with the same healing, point {twin.digest[:8]}")
             with recording.attempt_point(twin):
-                algorithm.run_experiment(twin.experiment, twin)
+                run_experiment(twin.experiment, twin)
                 kept = recording.write_record(twin)
     return kept

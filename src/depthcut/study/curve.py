@@ -18,8 +18,8 @@ from depthcut.eval import Eval
 from depthcut.heal.training.recipe import LowRankRecipe
 from depthcut.replace.none import NoReplacement
 from depthcut.runtime import failures, store
-from depthcut.study import digests, lab, recording, runlog
-from depthcut.study.lab import Lab, Stage
+from depthcut.study import digests, recording, runlog
+from depthcut.study.run import Run, Stage, open_run
 from depthcut.study.scoring import Scoring
 
 if TYPE_CHECKING:
@@ -34,16 +34,16 @@ def share_passes(configs: Iterable[DictConfig]) -> set[Path]:
     Returns:
         The folders of the points whose healing failed; each says why.
     """
-    bases: dict[str, list[Lab]] = {}
+    bases: dict[str, list[Run]] = {}
     for each in configs:
         with suppress(ValueError):
-            here = lab.open_run(experiment.build_experiment(each))
+            here = open_run(experiment.build_experiment(each))
             if recording.finished_record(here) is None and isinstance(here.experiment.replace, NoReplacement):
                 bases.setdefault(digests.base_digest(here), []).append(here)
     failed: set[Path] = set()
-    for labs in bases.values():
+    for runs in bases.values():
         try:
-            failed |= measure_together(labs)
+            failed |= measure_together(runs)
         except failures.STOPS:
             raise
         except BaseException as error:
@@ -51,9 +51,9 @@ def share_passes(configs: Iterable[DictConfig]) -> set[Path]:
     return failed
 
 
-def measure_together(labs: Sequence[Lab]) -> set[Path]:
+def measure_together(runs: Sequence[Run]) -> set[Path]:
     """Evaluate points that have their base in common, heal those that share still, evaluate what became of them."""
-    there = plan_points(labs)
+    there = plan_points(runs)
     measure_shared_stages(there, ("dense", "pruned"))
     above = [here for here in there if heals_above_cut(here) and pending_evaluations([here], ("healed",))]
     if len(above) < 2:
@@ -63,30 +63,29 @@ def measure_together(labs: Sequence[Lab]) -> set[Path]:
     return {here.folder for here in above} - {here.folder for here in whole}
 
 
-def plan_points(labs: Iterable[Lab]) -> list[Lab]:
+def plan_points(runs: Iterable[Run]) -> list[Run]:
     """Plan the points; those where that fails are left out. A model that was loaded for it is in the first of them."""
-    found: list[Lab] = []
+    found: list[Run] = []
     loaded: nn.Module | None = None
-    for here in labs:
-        here.loaded = loaded
+    for here in runs:
+        here.dense.adopt(loaded)
         with failures.suppress_errors():
             here.prepare()
-            here.plan = here.experiment.prune(Scoring(here), here.shape)
+            here.plan = here.experiment.prune(Scoring(here), here.sizes)
             found.append(here)
-        loaded = here.loaded
-        here.release()
+        loaded = here.dense.release()
     for here in found[:1]:
-        here.loaded = loaded
+        here.dense.adopt(loaded)
     return found
 
 
-def heals_above_cut(here: Lab) -> bool:
+def heals_above_cut(here: Run) -> bool:
     """Whether a point's healing leaves what is in front of its cut as it was."""
     x = here.experiment
     return "healed" in x.stages and isinstance(x.heal, LowRankRecipe) and x.heal.layers == "after_cut"
 
 
-def heal_point(here: Lab) -> bool:
+def heal_point(here: Run) -> bool:
     """Heal a point as it would by itself, so that it finds its adapter; whether that went well."""
     with (
         failures.suppress_errors(),
@@ -97,12 +96,12 @@ def heal_point(here: Lab) -> bool:
         assert here.plan is not None
         plan = here.decide(here.plan)
         if adapter_name(here) and not store.is_verified(here.folder / "adapter", here.digest):
-            here.experiment.heal(here.load(plan), plan, here)
+            here.experiment.heal(here.dense.load(plan), plan, here)
         return True
     return False
 
 
-def adapter_name(here: Lab) -> str:
+def adapter_name(here: Run) -> str:
     """The name of a point's adapters; none where there is no layer to put one on."""
     plan, recipe = here.plan, here.experiment.heal
     assert plan is not None
@@ -110,14 +109,14 @@ def adapter_name(here: Lab) -> str:
     return here.digest if recipe.reached(plan, len(plan.keep)) else ""
 
 
-PendingEvaluation = tuple[Eval, Lab, dict[str, subnetworks.Subnetwork]]
+PendingEvaluation = tuple[Eval, Run, dict[str, subnetworks.Subnetwork]]
 """An evaluation, a point that asks for it, and what is to be measured, by the names that the numbers are kept under."""
 
 
-def pending_evaluations(labs: Iterable[Lab], stages: Sequence[Stage]) -> dict[str, PendingEvaluation]:
+def pending_evaluations(runs: Iterable[Run], stages: Sequence[Stage]) -> dict[str, PendingEvaluation]:
     """What is not on file, by the evaluation's digest."""
     found: dict[str, PendingEvaluation] = {}
-    for here in labs:
+    for here in runs:
         for part in (part for each in here.experiment.eval.values() for part in each.parts()):
             name = digests.evaluation_digest(part, here)
             for stage in filter(here.experiment.stages.__contains__, stages):
@@ -127,7 +126,7 @@ def pending_evaluations(labs: Iterable[Lab], stages: Sequence[Stage]) -> dict[st
     return found
 
 
-def stage_subnetwork(here: Lab, stage: Stage) -> subnetworks.Subnetwork:
+def stage_subnetwork(here: Run, stage: Stage) -> subnetworks.Subnetwork:
     """What a stage of a point measures, as a sub-network of the dense model."""
     assert here.plan is not None
     if stage == "dense":
@@ -135,27 +134,27 @@ def stage_subnetwork(here: Lab, stage: Stage) -> subnetworks.Subnetwork:
     return subnetworks.subnetwork_from_plan(here.plan, adapter_name(here) if stage == "healed" else "")
 
 
-def measure_shared_stages(labs: Sequence[Lab], stages: Sequence[Stage]) -> None:
+def measure_shared_stages(runs: Sequence[Run], stages: Sequence[Stage]) -> None:
     """Evaluate what these stages of the points are, and put the numbers where each point looks for them."""
-    if not labs:
+    if not runs:
         return
-    first = labs[0]
+    first = runs[0]
     with store.lock(first.cache / f".{digests.base_digest(first)}.lock"):  # another sweep may be at it
-        wanted = pending_evaluations(labs, stages)
-        model = dense_with_adapters(labs, stages) if wanted else None
+        wanted = pending_evaluations(runs, stages)
+        model = dense_with_adapters(runs, stages) if wanted else None
         for part, asker, asked in wanted.values():
             assert model is not None
             runlog.print_line(f"{type(part).__name__.lower()}: {' and '.join(stages)}, {len(asked)} in one pass")
             values = part(model, asker, list(asked.values()))
             for key, numbers in zip(asked, values or (), strict=bool(values)):
-                first.kept("evaluations", key, lambda numbers=numbers: numbers)
-    first.release()
+                store.cached_value(first.cache / "evaluations" / key, lambda numbers=numbers: numbers)
+    first.dense.release()
 
 
-def dense_with_adapters(labs: Sequence[Lab], stages: Sequence[Stage]) -> "nn.Module":
+def dense_with_adapters(runs: Sequence[Run], stages: Sequence[Stage]) -> "nn.Module":
     """The dense model; to measure healed stages, with the adapters of the points."""
-    model = labs[0].dense()
-    found = {here.digest: here for here in labs if "healed" in stages and adapter_name(here)}
+    model = runs[0].dense.whole()
+    found = {here.digest: here for here in runs if "healed" in stages and adapter_name(here)}
     if not found:
         return model
     from depthcut.model.decoder.adapters import attach_adapters

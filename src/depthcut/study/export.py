@@ -15,13 +15,13 @@ from depthcut.model.checkpoint import exported
 from depthcut.model.checkpoint.files import ModelFiles
 from depthcut.model.surgery.width.widths import Widths
 from depthcut.runtime import store
-from depthcut.study import card, sharing
+from depthcut.study import card
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from depthcut.study.lab import Lab
+    from depthcut.study.run import Run
 
 ExportKind = Literal["merged", "adapter", "none"]
 # What AutoProcessor reads next to the tokenizer.
@@ -29,7 +29,7 @@ SIDE = re.compile(r"(\w+_)?(pre)?processor_config\.json|chat_template\.(json|jin
 log = logging.getLogger("depthcut")
 
 
-def export_model(what: ExportKind, plan: Plan, lab: "Lab", healed: "Callable[[], nn.Module]") -> None:
+def export_model(what: ExportKind, plan: Plan, run: "Run", healed: "Callable[[], nn.Module]") -> None:
     """Leave ``model/`` (``merged``), or see to it that ``adapter/`` is there (``adapter``).
 
     ``AutoModelForCausalLM.from_pretrained`` loads ``model/`` where depthcut is not installed; a model whose layers lost
@@ -38,33 +38,31 @@ def export_model(what: ExportKind, plan: Plan, lab: "Lab", healed: "Callable[[],
     if what == "none":
         return
     if what == "adapter":
-        if not store.is_verified(lab.folder / "adapter", lab.digest):
+        if not store.is_verified(run.folder / "adapter", run.digest):
             healed()
-        log.info("adapter and plan: %s", lab.folder / "adapter")
+        log.info("adapter and plan: %s", run.folder / "adapter")
         return
 
     def make(model: "Callable[[], nn.Module]", folder: Path) -> None:
-        if sharing.needs_sharding(lab, plan):
+        if run.dense.is_sharded(plan):
             from depthcut.model.checkpoint import exported_sharded
 
             exported_sharded.write_exported_sharded(model(), plan, folder)
         else:
             exported.write_exported(
-                merge_for_export(lab, plan, model), plan, folder, Widths.found(lab.folder / "adapter")
+                merge_for_export(run, plan, model), plan, folder, Widths.found(run.folder / "adapter")
             )
-        lab.checkpoint.tokenizer.save_pretrained(str(folder))
-        if lab.experiment.heal.trains:
-            stop_at_separator(folder, tokens.separator_id(lab.checkpoint.tokenizer, lab.checkpoint.separator))
-        copy_side_files(lab.checkpoint.files, folder)
+        run.tokenizer.save_pretrained(str(folder))
+        if run.experiment.heal.trains:
+            stop_at_separator(folder, tokens.separator_id(run.tokenizer, run.separator))
+        copy_side_files(run.checkpoint.files, folder)
         plan.write(folder / "plan.json")
 
-    folder = lab.folder / "model"
-    with lab.timed("export"):
-        sharing.run_with_shards(
-            lab, plan, healed, lambda model: store.cached_folder(folder, partial(make, model), lab.digest)
-        )
+    folder = run.folder / "model"
+    with run.numbers.timed("export"):
+        run.run_sharded(plan, healed, lambda model: store.cached_folder(folder, partial(make, model), run.digest))
     alone = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] != exported.MODEL_TYPE
-    store.write_text(folder / "README.md", card.model_card(lab, plan, alone))
+    store.write_text(folder / "README.md", card.model_card(run, plan, alone))
     log.info("model: %s", folder)
 
 
@@ -88,7 +86,7 @@ def copy_side_files(files: ModelFiles, folder: Path) -> None:
             shutil.copyfile(files.path(name), folder / name)
 
 
-def merge_for_export(lab: "Lab", plan: Plan, healed: "Callable[[], nn.Module]") -> "PreTrainedModel":
+def merge_for_export(run: "Run", plan: Plan, healed: "Callable[[], nn.Module]") -> "PreTrainedModel":
     """The healed weights in the run's dtype, without quantisation: adapters go into *dequantised* weights.
 
     Merging into 4-bit weights moves the logits by 15 to 38 %; dequantising first, by less than 1 %.
@@ -101,9 +99,9 @@ def merge_for_export(lab: "Lab", plan: Plan, healed: "Callable[[], nn.Module]") 
 
     model = healed()
     if isinstance(model, PeftModel):
-        base = dequantise_model(lab.experiment.replace(lab.load(plan), plan, lab))
-        folder = lab.folder / "adapter"
-        model = PeftModel.from_pretrained(base, str(folder), torch_device=lab.device).merge_and_unload()
+        base = dequantise_model(run.experiment.replace(run.dense.load(plan), plan, run))
+        folder = run.folder / "adapter"
+        model = PeftModel.from_pretrained(base, str(folder), torch_device=run.device).merge_and_unload()
         if (widths := Widths.found(folder)) is not None:
             slicing.narrow_model(model, widths)
     else:

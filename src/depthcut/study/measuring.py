@@ -14,62 +14,64 @@ if TYPE_CHECKING:
     from torch import nn
 
     from depthcut.eval import Eval
-    from depthcut.study.lab import Lab, Stage
+    from depthcut.study.run import Run, Stage
 
 
-def measure_stage(lab: "Lab", name: "Stage", model: "Callable[[], nn.Module]") -> None:
-    """Note in ``lab`` what the evaluations of a stage give; ``model`` is called only where something is missing.
+def measure_stage(run: "Run", name: "Stage", model: "Callable[[], nn.Module]") -> None:
+    """Note in ``run`` what the evaluations of a stage give; ``model`` is called only where something is missing.
 
     Raises:
         UserError: if the dense model gives a number that is not finite.
     """
-    found = measured.measured_from_record(recording.read_record(lab.folder), name)
+    found = measured.measured_from_record(recording.read_record(run.folder), name)
     asked: list[str] = []
-    for key, evaluation in lab.experiment.eval.items():
+    for key, evaluation in run.experiment.eval.items():
         for part in evaluation.parts():
-            digest = digests.evaluation_digest(part, lab)
-            values = evaluated(lab, name, model, part, digest)
-            check(name, key, values, lab)
+            digest = digests.evaluation_digest(part, run)
+            values = evaluated(run, name, model, part, digest)
+            check(name, key, values, run)
             found.pop(digest, None)
-            found[digest] = measurement(key, part, values, lab)
+            found[digest] = measurement(key, part, values, run)
             asked.append(digest)
-    lab.remarks += [line for line in measured.describe_kept(found, asked) if line not in lab.remarks]
-    lab.measured[name] = measured.current_evaluations(found)
-    lab.numbers |= {f"{name}/{metric}": value for metric, value in measured.named_numbers(found).items()}
+    run.remarks += [line for line in measured.describe_kept(found, asked) if line not in run.remarks]
+    run.measured[name] = measured.current_evaluations(found)
+    run.numbers |= {f"{name}/{metric}": value for metric, value in measured.named_numbers(found).items()}
 
 
 def evaluated(
-    lab: "Lab", name: "Stage", model: "Callable[[], nn.Module]", part: "Eval", digest: str
+    run: "Run", name: "Stage", model: "Callable[[], nn.Module]", part: "Eval", digest: str
 ) -> dict[str, float]:
     """Return what an evaluation gives, out of the cache where it is there."""
 
+    key = store.content_digest({"subject": run.subject(name), "evaluation": digest})
+
     def make() -> dict[str, float]:
         subject = model()
-        with lab.timed(f"{name}_eval"):
-            found = part(subject, lab)
+        with run.numbers.timed(f"{name}_eval"):
+            found = part(subject, run)
         assert found is not None, "a model that is not cut can be measured"
         return found[0]
 
-    return lab.kept("evaluations", store.content_digest({"subject": lab.subject(name), "evaluation": digest}), make)
+    return store.cached_value(run.cache / "evaluations" / key, make)
 
 
-def check(name: "Stage", key: str, values: dict[str, float], lab: "Lab") -> None:
+def check(name: "Stage", key: str, values: dict[str, float], run: "Run") -> None:
     """Raise where the dense model is broken; remark where a cut or healed one is."""
     broken = [number.removesuffix("_finite") for number in values if number.endswith("_finite") and not values[number]]
     if broken and name == "dense":
-        dtype = lab.experiment.model.dtype
+        dtype = run.experiment.model.dtype
         raise UserError(
             f"eval.{key}: the dense model's {broken[0]} is not finite. Its weights hold NaN or infinity, or overflow "
             f"in model.dtype={dtype}: take another dtype, or mend the weights"
         )
-    lab.remarks += [f"warning: the {name} model's {number} is not finite" for number in broken]
+    run.remarks += [f"warning: the {name} model's {number} is not finite" for number in broken]
     if key != "speculative" and all(table.is_note(number) for number in values):
-        lab.remarks.append(f"warning: eval.{key} gives no number of the {name} model")
+        run.remarks.append(f"warning: eval.{key} gives no number of the {name} model")
 
 
-def measurement(key: str, part: "Eval", values: dict[str, float], lab: "Lab") -> measured.Measured:
+def measurement(key: str, part: "Eval", values: dict[str, float], run: "Run") -> measured.Measured:
     """Return an evaluation's numbers with the settings that they depend on."""
-    settings = json.loads(json.dumps(part.settings(lab)))
+    settings = json.loads(json.dumps(part.settings(run)))
     sample = {option: value for option, value in settings.items() if option in part.sample}
     return measured.Measured(
         key, {option: value for option, value in settings.items() if option not in sample}, sample, values

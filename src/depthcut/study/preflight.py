@@ -1,7 +1,6 @@
 """Check a run against its model before a weight is loaded: from config, headers and tokenizer alone."""
 
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -11,15 +10,13 @@ from depthcut.runtime.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from depthcut.study.lab import Lab
+    from depthcut.study.run import Run
 
-# Names of modules and buffers that hold a row for each position: OPT, GPT-2, GPT-Neo; GPT-J, CodeGen.
-POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*)$")
 MOST_UNQUANTISED = 0.5
 log = logging.getLogger("depthcut")
 
 
-def check_run(lab: "Lab") -> None:
+def check_run(run: "Run") -> None:
     """Refuse what can be known to fail, or not to do what was asked.
 
     Raises:
@@ -27,16 +24,16 @@ def check_run(lab: "Lab") -> None:
     """
     from depthcut.model.checkpoint import loading
 
-    if lab.settled:
-        log.info(lab.settled)
-    loading.read_generation_config(lab.checkpoint.files)
-    model = lab.checkpoint.bare
-    check_quantised(lab, model)
-    check_lengths(lab, model)
-    check_separator(lab, model)
+    if run.settled:
+        log.info(run.settled)
+    loading.read_generation_config(run.checkpoint.files)
+    model = run.checkpoint.bare
+    check_quantised(run, model)
+    check_lengths(run, model)
+    check_separator(run, model)
 
 
-def check_quantised(lab: "Lab", model: "PreTrainedModel") -> None:
+def check_quantised(run: "Run", model: "PreTrainedModel") -> None:
     """Report the share of the layers' weights that bitsandbytes does not quantise; refuse it above one half.
 
     Raises:
@@ -44,7 +41,7 @@ def check_quantised(lab: "Lab", model: "PreTrainedModel") -> None:
     """
     from depthcut.model.decoder import layers, linear
 
-    described = lab.experiment.model
+    described = run.experiment.model
     if described.quantise == "none":
         return
     parts = [linear.weight_matrices(layer) for layer in layers.layer_list(model)]
@@ -59,24 +56,26 @@ def check_quantised(lab: "Lab", model: "PreTrainedModel") -> None:
     log.warning("model.quantise=%s leaves %s", described.quantise, stays)
 
 
-def check_lengths(lab: "Lab", model: "PreTrainedModel") -> None:
+def check_lengths(run: "Run", model: "PreTrainedModel") -> None:
     """Refuse sequences that are longer than a table of positions.
 
     Raises:
         UserError: naming the key.
     """
-    most = position_count(model)
+    from depthcut.model.decoder import inputs
+
+    most = inputs.position_count(model)
     if most is None:
         return
-    for key, length, more in requested_lengths(lab):
+    for key, length, more in requested_lengths(run):
         if length + more > most:
             beside = f", {more} of which are taken" if more else ""
             raise UserError(f"{key}={length}, but the model has {most} positions{beside}; take at most {most - more}")
 
 
-def requested_lengths(lab: "Lab") -> Iterator[tuple[str, int, int]]:
+def requested_lengths(run: "Run") -> Iterator[tuple[str, int, int]]:
     """Go through the lengths of sequences that a run asks for: their keys, tokens, and the tokens that come on top."""
-    x = lab.experiment
+    x = run.experiment
     read = {
         "validation": True,
         "calibration": (x.prune.reads_scores and x.metric.reads_text) or x.replace.part == "calibration",
@@ -85,30 +84,42 @@ def requested_lengths(lab: "Lab") -> Iterator[tuple[str, int, int]]:
     for part in (part for part, wanted in read.items() if wanted):
         yield f"data.{part}.length", getattr(x.data, part).length, 0
     for name, evaluation in x.eval.items():
-        for key, more in evaluation.lengths(lab).items():
+        for key, more in evaluation.lengths(run).items():
             yield f"eval.{name}.{key}", getattr(evaluation, key), more
 
 
-def position_count(model: "PreTrainedModel") -> int | None:
-    """Return how many positions a model has a row for; None where they are computed, as in rotary models."""
-    from torch import nn
+def check_questions(run: "Run") -> None:
+    """Refuse to measure questions that choose the layers.
 
-    from depthcut.model.decoder import layers
+    Raises:
+        UserError: naming the option that keeps them apart.
+    """
+    from depthcut.data import questions
+    from depthcut.eval.harness import Harness
+    from depthcut.metric.task import Task
 
-    decoder, text = layers.decoder_stack(model), layers.text_config(model.config)
-    tables = [name for name, part in decoder.named_modules() if isinstance(part, nn.Embedding)]
-    tables += [name for name, _ in decoder.named_buffers()]
-    known = any(POSITIONS.search(name) for name in tables)
-    return int(text.max_position_embeddings) if known else None
+    metric = run.experiment.metric
+    if not isinstance(metric, Task):
+        return
+    for task in metric.tasks:
+        there = len(questions.load_questions(task, run.cache))
+        for each in run.experiment.eval.values():
+            if (
+                isinstance(each, Harness)
+                and task in each.tasks
+                and min(each.limit or there, there) > there - metric.items
+            ):
+                both = f"eval would measure questions of {task} that metric=task chooses the layers by"
+                raise UserError(f"{both}: set eval.harness.limit to {there - metric.items} or less, or metric.tasks")
 
 
-def check_separator(lab: "Lab", model: "PreTrainedModel") -> None:
+def check_separator(run: "Run", model: "PreTrainedModel") -> None:
     """Refuse a separator, or a token that the tokenizer puts before a text, without a row in the embedding.
 
     Raises:
         UserError: naming the token.
     """
-    tokenizer, separator = lab.checkpoint.tokenizer, lab.checkpoint.separator
+    tokenizer, separator = run.tokenizer, run.separator
     rows = embedding_rows(model)
     for number in (separator_id(tokenizer, separator), *tokenizer("")["input_ids"]):
         if number >= rows:
@@ -117,13 +128,13 @@ def check_separator(lab: "Lab", model: "PreTrainedModel") -> None:
             raise UserError(f"token {number} ({word}) has no row in an embedding of {rows}; {mend}")
 
 
-def check_tokens(lab: "Lab", parts: Mapping[str, Tokens]) -> None:
+def check_tokens(run: "Run", parts: Mapping[str, Tokens]) -> None:
     """Refuse texts with tokens that have no row in the embedding; they are read only where the tokenizer has such.
 
     Raises:
         UserError: naming the text and the token.
     """
-    tokenizer, rows = lab.checkpoint.tokenizer, embedding_rows(lab.checkpoint.bare)
+    tokenizer, rows = run.tokenizer, embedding_rows(run.checkpoint.bare)
     if len(tokenizer) <= rows:
         return
     for part, text in parts.items():

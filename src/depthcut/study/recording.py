@@ -3,7 +3,6 @@
 import csv
 import math
 import platform
-import resource
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
+from depthcut.cut.plan import Plan
 from depthcut.record import document, measured
 from depthcut.record.document import FAILURE, FORMAT
 from depthcut.runtime import documents, failures, private_folders, provenance, store
@@ -22,46 +22,47 @@ from depthcut.runtime.errors import UserError
 from depthcut.study import digests
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.model.surgery.sizes import SizeName
+    from depthcut.study.run import Run
 
 
-def write_record(lab: "Lab") -> dict[str, Any]:
+def write_record(run: "Run") -> dict[str, Any]:
     """Gather the record of a finished run and write it, durably."""
-    x = lab.experiment
-    assert lab.plan is not None
-    record_peak_memory(lab)
-    record_sizes(lab)
-    before = read_record(lab.folder) or {}
-    record_healing_time(lab, before.get("seconds/heal", 0.0))
-    found = {stage: measured.measured_to_dict(lab.measured[stage]) for stage in lab.measured}
+    x = run.experiment
+    assert run.plan is not None
+    run.numbers.note_peak_memory()
+    record_sizes(run)
+    before = read_record(run.folder) or {}
+    record_healing_time(run, before.get("seconds/heal", 0.0))
+    found = {stage: measured.measured_to_dict(run.measured[stage]) for stage in run.measured}
     exported = sorted({*before.get("exported", []), x.export})
     record = {
         "format": FORMAT,
-        "digest": lab.digest,
+        "digest": run.digest,
         "study": x.name,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "plan": lab.plan.to_dict(),
-        "fraction": lab.plan.fraction,
-        **kept_numbers(before, lab),
-        **lab.numbers,
-        "status": "diverged" if has_diverged(lab) else "done",
+        "plan": run.plan.to_dict(),
+        "fraction": run.plan.fraction,
+        **kept_numbers(before, run),
+        **run.numbers,
+        "status": "diverged" if has_diverged(run) else "done",
         "measured": {**before.get("measured", {}), **found},
         "evaluated": {**before.get("evaluated", {}), **{stage: list(found[stage]) for stage in found}},
         "exported": exported,
         "config": x.composed,
         "versions": provenance.package_versions(),
         "commit": provenance.source_commit(),
-        "device": provenance.device_name(lab.device),
+        "device": provenance.device_name(run.device),
     }
     if x.prune.reads_scores:
-        record["scores"] = digests.scores_digest(lab)
-    store.write_json(lab.folder / "record.json", record)
+        record["scores"] = digests.scores_digest(run)
+    store.write_json(run.folder / "record.json", record)
     return record
 
 
-def kept_numbers(before: dict[str, Any], lab: "Lab") -> dict[str, float]:
+def kept_numbers(before: dict[str, Any], run: "Run") -> dict[str, float]:
     """Return the numbers of an earlier record, without those that this run measured or named anew."""
-    earlier = {stage: measured.measured_from_record(before, stage) for stage in lab.measured}
+    earlier = {stage: measured.measured_from_record(before, stage) for stage in run.measured}
     stale = {
         f"{stage}/{name}"
         for stage, found in earlier.items()
@@ -70,64 +71,71 @@ def kept_numbers(before: dict[str, Any], lab: "Lab") -> dict[str, float]:
     return {key: value for key, value in before.items() if "/" in key and key not in stale}
 
 
-def has_diverged(lab: "Lab") -> bool:
+def has_diverged(run: "Run") -> bool:
     """Tell whether a number of the cut or the healed model is not finite, in the settings of the config."""
-    return any(not value for key, value in lab.numbers.items() if key.endswith("_finite") and "[" not in key)
+    return any(not value for key, value in run.numbers.items() if key.endswith("_finite") and "[" not in key)
 
 
-def record_peak_memory(lab: "Lab") -> None:
-    """Note the peak memory of this process so far, on the host and on the accelerator, in bytes."""
-    import torch
-
-    lab.numbers["bytes/peak_host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if torch.cuda.is_available():
-        earlier = lab.numbers.get("bytes/peak_device", 0)  # before an evaluation of speed began to count anew
-        lab.numbers["bytes/peak_device"] = max(earlier, torch.cuda.max_memory_allocated())
-
-
-def record_healing_time(lab: "Lab", before: float) -> None:
+def record_healing_time(run: "Run", before: float) -> None:
     """Note how long healing took in all: also where another process did it, or an earlier run began it."""
     with suppress(OSError, ValueError, KeyError, TypeError, csv.Error):  # no healing, or a damaged curve
-        *_, last = csv.DictReader(documents.read_bounded_text(lab.folder / "heal.csv", documents.LIMIT).splitlines())
+        *_, last = csv.DictReader(documents.read_bounded_text(run.folder / "heal.csv", documents.LIMIT).splitlines())
         seconds = float(last["seconds"])
         if math.isfinite(seconds):
-            lab.numbers["seconds/heal"] = max(seconds, lab.numbers.get("seconds/heal", 0.0), before)
+            run.numbers["seconds/heal"] = max(seconds, run.numbers.get("seconds/heal", 0.0), before)
 
 
-def record_sizes(lab: "Lab") -> None:
+def record_sizes(run: "Run") -> None:
     """Note what the model weighs and costs, whole and cut, with what stands in the gap."""
-    from depthcut.model.surgery import sizes as surgery_sizes
     from depthcut.replace.none import NoReplacement
 
-    x = lab.experiment
-    assert lab.plan is not None
-    dense = lab.weigh(lab.plan.unit)
-    left = (
-        dense.without(lab.plan.drop) if isinstance(x.replace, NoReplacement) else surgery_sizes.filled_model_sizes(lab)
-    )
+    x = run.experiment
+    assert run.plan is not None
+    dense = run.dense.sizes(run.plan.unit)
+    left = dense.without(run.plan.drop) if isinstance(x.replace, NoReplacement) else filled_model_sizes(run, run.plan)
     stages = {"dense": dense.whole, "pruned": left}
     if x.heal.trains:
         narrower: Any = getattr(x.heal, "sizes", None)  # of a healing that prunes
-        stages["healed"] = narrower(lab) if narrower else left
-    lab.numbers |= {f"{stage}/size/{size}": n for stage, sizes in stages.items() for size, n in (sizes or {}).items()}
+        stages["healed"] = narrower(run, run.plan) if narrower else left
+    run.numbers |= {f"{stage}/size/{size}": n for stage, sizes in stages.items() for size, n in (sizes or {}).items()}
+
+
+def filled_model_sizes(run: "Run", plan: Plan) -> "dict[SizeName, int] | None":
+    """Return the four sizes of the model that the plan left, with what fills its gaps; None if that is not on disk.
+
+    Adapters are not counted: they can be merged.
+    """
+    import torch
+
+    from depthcut.model.checkpoint.loading import LoadConfig
+    from depthcut.model.decoder import layers
+    from depthcut.model.surgery import gaps, sizes
+    from depthcut.model.surgery.filling import Filling
+
+    folder, dense = run.cache / "replacements" / run.key(plan), run.dense
+    if not store.is_verified(folder):
+        return None
+    model = sizes.typed_meta_model(layers.trimmed_config(dense.config, plan.drop), dense.dtype)
+    gaps.insert_filling(model, Filling.read(folder), plan, LoadConfig("none", getattr(torch, dense.dtype), "cpu"))
+    return sizes.model_sizes(model, dense.quantise, dense.dtype)
 
 
 PointState = Literal["done", "failed", "running", "left"]
 
 
-def register_point(lab: "Lab") -> None:
+def register_point(run: "Run") -> None:
     """Make the point's folder, which says what the point is: whoever looks at the study counts it."""
-    private_folders.make_private_folder(lab.study)
-    path = lab.folder / "config.yaml"
-    text = yaml.safe_dump(lab.experiment.composed, sort_keys=False)
+    private_folders.make_private_folder(run.study)
+    path = run.folder / "config.yaml"
+    text = yaml.safe_dump(run.config, sort_keys=False)
     if not path.is_file() or path.read_bytes() != text.encode():
         store.write_text(path, text)
 
 
-def point_lock(lab: "Lab") -> FileLock:
+def point_lock(run: "Run") -> FileLock:
     """Held while the point is worked on: another process that wants it waits, and then finds it done."""
-    private_folders.make_private_folder(lab.study)
-    return store.lock(lock_path(lab.folder))
+    private_folders.make_private_folder(run.study)
+    return store.lock(lock_path(run.folder))
 
 
 def lock_path(folder: Path) -> Path:
@@ -136,19 +144,19 @@ def lock_path(folder: Path) -> Path:
 
 
 @contextmanager
-def attempt_point(lab: "Lab") -> Generator[None]:
+def attempt_point(run: "Run") -> Generator[None]:
     """Begin on a tidy folder; what goes wrong is left in it as ``failure.json``. Only while the lock is held."""
-    register_point(lab)
-    for stale in lab.folder.glob(".*.tmp"):
+    register_point(run)
+    for stale in run.folder.glob(".*.tmp"):
         store.remove(stale)
-    (lab.folder / FAILURE).unlink(missing_ok=True)
+    (run.folder / FAILURE).unlink(missing_ok=True)
     try:
-        document.inspect_point(lab.folder)
+        document.inspect_point(run.folder)
         yield
     except failures.STOPS:
         raise
     except BaseException as error:
-        write_failure(lab.folder, failures.error_line(error), error)
+        write_failure(run.folder, failures.error_line(error), error)
         raise
 
 
@@ -208,32 +216,32 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def finished_record(lab: "Lab") -> dict[str, Any] | None:
+def finished_record(run: "Run") -> dict[str, Any] | None:
     """The point's record, if it holds all that this experiment asks for, and what was exported is there."""
-    record = read_record(lab.folder)
-    _, export, stages, evaluations = point_requirements(lab)
+    record = read_record(run.folder)
+    _, export, stages, evaluations = point_requirements(run)
     if record is None or export not in record["exported"]:
         return None
-    if export_missing(export, lab, record):
+    if export_missing(export, run, record):
         return None
     there = all(evaluations <= set(record["evaluated"].get(stage, [])) for stage in stages)
     return record if there else None
 
 
-def export_missing(export: str, lab: "Lab", record: dict[str, Any]) -> bool:
+def export_missing(export: str, run: "Run", record: dict[str, Any]) -> bool:
     """Return whether an export that the record names is gone or cut short; one that did not have to be made is not."""
     if export == "none" or (export == "adapter" and "seconds/heal" not in record):  # a cut that leaves nothing to heal
         return False
-    return store.size_fault(lab.folder / {"merged": "model"}.get(export, export), lab.digest) is not None
+    return store.size_fault(run.folder / {"merged": "model"}.get(export, export), run.digest) is not None
 
 
 PointRequirements = tuple[Path, str, frozenset[str], frozenset[str]]
 
 
-def point_requirements(lab: "Lab") -> PointRequirements:
+def point_requirements(run: "Run") -> PointRequirements:
     """What is asked of a point: its folder, the export, the stages that are measured, the evaluations."""
-    x = lab.experiment
+    x = run.experiment
     control = ["control"] if getattr(x.heal, "control", False) else []
     stages = frozenset(stage for stage in [*x.stages, *control] if stage != "healed" or x.heal.trains)
-    evaluations = frozenset(digests.evaluation_digest(part, lab) for each in x.eval.values() for part in each.parts())
-    return lab.folder, x.export, stages, evaluations
+    evaluations = frozenset(digests.evaluation_digest(part, run) for each in x.eval.values() for part in each.parts())
+    return run.folder, x.export, stages, evaluations

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from depthcut.report import table
 from depthcut.runtime.progress import console
-from depthcut.study.lab import Lab
+from depthcut.study.run import Run
 
 log = logging.getLogger("depthcut")
 NOISY_LOGGERS = (
@@ -57,7 +57,7 @@ def print_record(record: dict[str, Any], folder: Path, remarks: Sequence[str] = 
 
 
 @contextmanager
-def log_to_point(lab: Lab) -> Generator[None]:
+def log_to_point(run: Run) -> Generator[None]:
     """Log to the terminal and to the point's run.log."""
     terminal = RichHandler(
         console=console,
@@ -68,7 +68,7 @@ def log_to_point(lab: Lab) -> Generator[None]:
         highlighter=None,
         level=logging.INFO,
     )
-    file = LogFile(lab.folder / "run.log", encoding="utf-8")
+    file = LogFile(run.folder / "run.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
     level, log.propagate = log.level, False
     log.setLevel(logging.DEBUG)
@@ -76,7 +76,7 @@ def log_to_point(lab: Lab) -> Generator[None]:
         log.addHandler(handler)
     try:
         with quiet_libraries():
-            log.info("point %s on %s", lab.digest[:8], lab.device)
+            log.info("point %s on %s", run.digest[:8], run.device)
             yield
     except KeyboardInterrupt:
         log.removeHandler(terminal)

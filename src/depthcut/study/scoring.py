@@ -12,7 +12,7 @@ from depthcut.runtime import store
 from depthcut.study import digests
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.study.run import Run
 
 log = logging.getLogger("depthcut")
 
@@ -21,28 +21,28 @@ log = logging.getLogger("depthcut")
 class Scoring:
     """The metric of one run, asked about its model."""
 
-    lab: "Lab"
+    run: "Run"
 
     def __call__(self, removed: tuple[int, ...] = ()) -> Scores:
         """The scores without the units ``removed``, computed once for this base, metric, text and unit."""
-        lab, unit = self.lab, self.lab.experiment.prune.unit
+        run, unit = self.run, self.run.experiment.prune.unit
 
         def make(folder: Path) -> None:
-            with lab.timed("scores"):
-                lab.experiment.metric(lab, removed, unit).write(folder)
+            with run.numbers.timed("scores"):
+                run.experiment.metric(run, removed, unit).write(folder)
 
-        key = digests.scores_digest(lab)
+        key = digests.scores_digest(run)
         name = store.content_digest([key, removed]) if removed else key
-        return Scores.read(store.cached_folder(lab.cache / "scores" / name, make))
+        return Scores.read(store.cached_folder(run.cache / "scores" / name, make))
 
     def without(self, drops: Sequence[tuple[int, ...]], samples: int | None = None) -> list[float]:
         """The metric's value of the model without each set of units, on the first ``samples`` sequences or all."""
-        lab, metric = self.lab, self.lab.experiment.metric
+        run, metric = self.run, self.run.experiment.metric
         assert isinstance(metric, RemovalMetric)
 
         def make() -> dict[str, list[float]]:
-            with lab.timed("scores"):
-                return {"values": metric.without(lab, drops, lab.experiment.prune.unit, samples)}
+            with run.numbers.timed("scores"):
+                return {"values": metric.without(run, drops, run.experiment.prune.unit, samples)}
 
-        asked = [digests.scores_digest(lab), [list(drop) for drop in drops], samples]
-        return lab.kept("searches", store.content_digest(asked), make)["values"]
+        asked = [digests.scores_digest(run), [list(drop) for drop in drops], samples]
+        return store.cached_value(run.cache / "searches" / store.content_digest(asked), make)["values"]

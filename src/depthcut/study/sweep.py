@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from depthcut.config import experiment
 from depthcut.runtime import failures
 from depthcut.runtime.errors import UserError
-from depthcut.study import lab, recording, runlog
-from depthcut.study.lab import Lab
+from depthcut.study import recording, runlog
+from depthcut.study.run import Run, open_run
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,19 @@ class SweepPoint:
         overrides: what was said of it, such as ``prune.frac=0.1``.
         words: of these, what was not said of all points.
         config: the composed config that its task gets.
-        lab: what it is; entered, not begun.
+        run: what it is; entered, not begun.
     """
 
     overrides: tuple[str, ...]
     words: str
     config: DictConfig
-    lab: Lab
+    run: Run
 
 
 def done(point: SweepPoint) -> bool:
     """Return whether a point is done; one whose texts or model have gone meanwhile is not, and says so as it runs."""
     with failures.suppress_errors():
-        return recording.finished_record(point.lab) is not None
+        return recording.finished_record(point.run) is not None
     return False
 
 
@@ -67,7 +67,7 @@ class Sweep:
             try:
                 x = experiment.build_experiment(composed := compose(overrides))
                 experiment.require_tasks_of_command_line(x, overrides)
-                self.add(SweepPoint(tuple(overrides), words, composed, lab.open_run(x)))
+                self.add(SweepPoint(tuple(overrides), words, composed, open_run(x)))
             except failures.STOPS:
                 raise
             except BaseException as error:
@@ -76,9 +76,9 @@ class Sweep:
 
     def add(self, point: SweepPoint) -> None:
         """Take a point in, unless it is one of those that are in."""
-        wanted = recording.point_requirements(point.lab)
+        wanted = recording.point_requirements(point.run)
         if wanted not in self.wanted:
-            recording.register_point(point.lab)
+            recording.register_point(point.run)
             self.wanted.add(wanted)
             self.points.append(point)
 
@@ -92,7 +92,7 @@ class Sweep:
         done = len(self.points) - len(left)
         for point in self.points:
             if point not in left:
-                recording.forget_failure(point.lab.folder)
+                recording.forget_failure(point.run.folder)
         if done:
             runlog.print_line(f"{done} of {len(self.points)} points are done already; their records are on file")
         return left
@@ -100,17 +100,17 @@ class Sweep:
     def run(self, point: SweepPoint, task: Callable[[DictConfig], Any]) -> None:
         """Run a point here; how it failed is told at once, and the next one can have its turn."""
         before = len(failures.collected_errors)
-        recording.forget_failure(point.lab.folder)
+        recording.forget_failure(point.run.folder)
         task(point.config)
         if not self.failed(point):
             for fault in failures.collected_errors[before:]:
                 failures.print_error(f"{point.words}: {failures.error_line(fault)}")
-                self.unrecorded.add(point.lab.folder)
+                self.unrecorded.add(point.run.folder)
         del failures.collected_errors[before:]
 
     def failed(self, point: SweepPoint) -> bool:
         """Whether the last attempt at a point failed; the reason is told the first time that this is asked."""
-        folder = point.lab.folder
+        folder = point.run.folder
         found = recording.read_failure(folder)
         if found and folder not in self.told:
             self.told.add(folder)
@@ -130,7 +130,7 @@ class Sweep:
             raise UnfinishedError(f"{counts}; give the same command again to run those that are not done{also}")
         if self.mistakes:
             raise UnfinishedError(f"{counts}; correct what is named above")
-        runlog.print_line(f"{counts}: python -m depthcut.report {self.points[0].lab.study}")
+        runlog.print_line(f"{counts}: python -m depthcut.report {self.points[0].run.study}")
 
     def stop(self) -> KeyboardInterrupt:
         """Return what to raise after Ctrl-C: it says how far the sweep came."""
@@ -141,7 +141,7 @@ class Sweep:
         """Return how many points are done, failed and left, in words."""
         failed = sum(self.failed(point) for point in left)
         asked = len(self.points) + self.mistakes
-        records = [recording.read_record(folder) or {} for folder in {point.lab.folder for point in self.points}]
+        records = [recording.read_record(folder) or {} for folder in {point.run.folder for point in self.points}]
         diverged = sum(each.get("status") == "diverged" for each in records)
         return (
             f"{asked - len(left) - self.mistakes} of {asked} points are done, {failed + self.mistakes} failed, "

@@ -18,5 +18,5 @@ class CurveLauncher(LocalLauncher):
 
         with failures.collect_errors():
             failed = curve.share_passes([point.config for point in points])
-            points = [point for point in points if point.lab.folder not in failed]
+            points = [point for point in points if point.run.folder not in failed]
         super().run(sweep, points)

@@ -1,7 +1,6 @@
 """``hydra/launcher=slurm``: the points of a multirun as one array of SLURM jobs, which need no launcher to go on."""
 
 import contextlib
-import inspect
 import io
 import os
 import secrets
@@ -65,7 +64,7 @@ class SlurmLauncher(SweepLauncher):
         from depthcut.study.slurm import queue as slurm_queue
         from depthcut.study.slurm.queue import JobRecord, WatchedJob
 
-        study = points[0].lab.study
+        study = points[0].run.study
         with slurm_queue.submit_lock(study):
             queue = slurm_queue.read_queue()
             there: list[WatchedJob] = []
@@ -76,7 +75,7 @@ class SlurmLauncher(SweepLauncher):
                 if ticket and entry and entry.alive:
                     ticket = JobRecord(ticket.name, ticket.index, entry.job).write(folder)
                     there.append(WatchedJob(ticket, group, adopted=True))
-                elif any(recording.finished_record(point.lab) is None for point in group):
+                elif any(recording.finished_record(point.run) is None for point in group):
                     new[folder] = group
             if there:
                 slurm_queue.print_slurm_line(f"{len(there)} in the queue already, as job {array_ids(there)}")
@@ -122,9 +121,8 @@ class SlurmLauncher(SweepLauncher):
         """What the job of these points does."""
         from depthcut.study.slurm.job import PointTask
 
-        script = Path(inspect.getfile(self.task)).resolve()
-        configs = [point.lab.experiment.composed for point in points]
-        return PointTask(script, self.task.__name__, points[0].lab.folder, configs)
+        task: Any = self.task  # takes plain dictionaries too
+        return PointTask(task, points[0].run.folder, [point.run.config for point in points])
 
 
 @contextlib.contextmanager
@@ -142,7 +140,7 @@ def group_points(points: "list[SweepPoint]", what: str) -> "dict[Path, list[Swee
     """Points by their ``study``, or by their ``folder``: those that differ in what is measured only share one."""
     found: dict[Path, list[SweepPoint]] = {}
     for point in points:
-        found.setdefault(getattr(point.lab, what), []).append(point)
+        found.setdefault(getattr(point.run, what), []).append(point)
     return found
 
 

@@ -21,8 +21,8 @@ from depthcut.eval.likelihood import task_files, tree_attention
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from depthcut.eval import Bench
     from depthcut.eval.harness import Harness
-    from depthcut.study.lab import Lab
 
 BOOTSTRAP = 1000  # lm-eval gives no standard error at all where this is 0, though that of a mean needs no bootstrap
 
@@ -84,7 +84,7 @@ def crop_request(
 
 
 def evaluate_tasks(
-    model: nn.Module, lab: "Lab", asked: "Harness", cuts: Sequence[Subnetwork]
+    model: nn.Module, bench: "Bench", asked: "Harness", cuts: Sequence[Subnetwork]
 ) -> list[dict[str, float]]:
     """Run the tasks (``name`` or ``name@shots``) on each of the ``cuts`` of ``model``; their numbers by flat names.
 
@@ -94,9 +94,9 @@ def evaluate_tasks(
     """
     flat: list[dict[str, float]] = [{} for _ in cuts]
     with quiet_lm_eval():
-        lm = wrap_model(model, lab, asked.batch, cuts)
+        lm = wrap_model(model, bench, asked.batch, cuts)
         for task in asked.tasks:
-            loaded, lm.known, lm.encoded = load_task(task, lab.cache, asked.include_path), {}, {}
+            loaded, lm.known, lm.encoded = load_task(task, bench.cache, asked.include_path), {}, {}
             for lm.now in range(len(cuts)):
                 results: Any = lm_evaluate(
                     lm=lm, task_dict=loaded, limit=asked.limit, bootstrap_iters=BOOTSTRAP, log_samples=False
@@ -131,12 +131,12 @@ def flat_results(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     return flat
 
 
-def wrap_model(model: nn.Module, lab: "Lab", batch: int, cuts: Sequence[Subnetwork]) -> SubnetworkLM:
+def wrap_model(model: nn.Module, bench: "Bench", batch: int, cuts: Sequence[Subnetwork]) -> SubnetworkLM:
     """lm-eval's view of ``model``; an empty context begins with the model's separator, where it has one of its own."""
-    tokenizer = lab.checkpoint.tokenizer
-    separator = lab.checkpoint.separator
+    tokenizer = bench.tokenizer
+    separator = bench.separator
     prefix = None if separator is None else tokenizer.convert_tokens_to_ids(separator)
-    settings: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch, "device": lab.device}
+    settings: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch, "device": bench.device}
     lm = SubnetworkLM(**settings, pretrained=model, prefix_token_id=prefix, softmax_dtype="float32")  # pyright: ignore
     lm.cuts, lm.known, lm.encoded = cuts, {}, {}
     return lm

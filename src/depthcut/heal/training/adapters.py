@@ -25,17 +25,16 @@ from depthcut.model.decoder import linear
 from depthcut.model.surgery import gaps
 from depthcut.runtime import ranks, store
 from depthcut.runtime.errors import UserError
-from depthcut.study import card
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.heal import Workspace
 
 ADAPTER_FILE = "adapter_model.safetensors"
 log = logging.getLogger("depthcut")
 
 
 def train_adapters(
-    model: nn.Module, plan: Plan, lab: "Lab", recipe: LowRankRecipe, objective: Objective = next_token_loss
+    model: nn.Module, plan: Plan, workspace: "Workspace", recipe: LowRankRecipe, objective: Objective = next_token_loss
 ) -> nn.Module:
     """Train adapters on ``model``, unless this point's are trained already; return the model with them attached.
 
@@ -45,37 +44,39 @@ def train_adapters(
     if not recipe.reached(plan, len(decoder_layers.layer_list(model))):
         log.info("heal.layers=%s: the cut leaves no such layer, so there is nothing to heal", recipe.layers)
         return model
-    L.seed_everything(lab.experiment.seed, verbose=False)
+    L.seed_everything(workspace.seed, verbose=False)
     adapted = add_adapters(model, recipe, plan)
-    if origin := recipe.origin(lab):
+    if origin := recipe.origin(workspace):
         copy_adapters(adapted, origin, plan)
 
     def train(folder: Path) -> None:
-        with lab.timed("heal"):
-            fit_model(adapted, recipe, lab, objective)
+        with workspace.numbers.timed("heal"):
+            fit_model(adapted, recipe, workspace, objective)
         gc.collect()  # the trainer and its module hold each other, and else the model beside the next point's
         # Asked to look after embeddings, peft would look for the base on the hub. The base is named in words that no
         # loader can resolve: under these adapters the whole model would be the wrong one.
-        adapted.peft_config["default"].base_model_name_or_path = f"{card.base_name(lab)}, {plan.words}"
+        adapted.peft_config["default"].base_model_name_or_path = f"{workspace.base_name}, {plan.words}"
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
-        store.write_text(folder / "README.md", card.adapter_card(lab, plan))
+        store.write_text(folder / "README.md", workspace.adapter_card(plan))
         plan.write(folder / "plan.json")
 
-    folder = lab.folder / "adapter"
-    if ranks.global_rank() and not store.is_verified(folder, lab.digest):
-        fit_model(adapted, recipe, lab, objective)  # its share of each step; the first process keeps what comes of it
-    store.cached_folder(folder, train, lab.digest)
+    folder = workspace.folder / "adapter"
+    if ranks.global_rank() and not store.is_verified(folder, workspace.digest):
+        fit_model(
+            adapted, recipe, workspace, objective
+        )  # its share of each step; the first process keeps what comes of it
+    store.cached_folder(folder, train, workspace.digest)
     load_adapters(adapted, folder)
     return adapted
 
 
-def check(lab: "Lab", recipe: LowRankRecipe) -> None:
+def check(workspace: "Workspace", recipe: LowRankRecipe) -> None:
     """Put adapters on the model without its weights, and report in one line what they do not reach.
 
     Raises:
         UserError: if the layers have no such linear layers, peft cannot adapt them, or the rank exceeds their widths.
     """
-    model = decoder_layers.meta_model(lab.checkpoint.config)
+    model = decoder_layers.meta_model(workspace.dense.config)
     parts = [linear.weight_matrices(layer, recipe.modules) for layer in decoder_layers.layer_list(model)]
     limit = max(
         min(linear.linear_features(each))

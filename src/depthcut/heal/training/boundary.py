@@ -20,15 +20,15 @@ from depthcut.model.decoder.layerwise import DryRunDone
 from depthcut.runtime import store
 
 if TYPE_CHECKING:
+    from depthcut.heal import Workspace
     from depthcut.heal.boundary import Boundary
-    from depthcut.study.lab import Lab
 
 StateTeacher = Callable[[MicroBatch], Tensor]
 """From a batch to the dense model's stream at the boundary, B x T x D."""
 log = logging.getLogger("depthcut")
 
 
-def train_boundary(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Boundary") -> nn.Module:
+def train_boundary(model: nn.Module, plan: Plan, workspace: "Workspace", recipe: "Boundary") -> nn.Module:
     """Train adapters on the layers below the cut, or attach the trained ones; with none below, ``model`` as it is.
 
     Raises:
@@ -38,15 +38,15 @@ def train_boundary(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Boundary")
     if not below:
         log.info("heal=boundary: no layer is left below the cut, so there is nothing to heal")
         return model
-    if store.is_verified(lab.folder / "adapter", lab.digest):
-        return adapters.train_adapters(model, plan, lab, recipe, next_token_loss)  # attaches them
+    if store.is_verified(workspace.folder / "adapter", workspace.digest):
+        return adapters.train_adapters(model, plan, workspace, recipe, next_token_loss)  # attaches them
     above = max(plan.drop) + 1
     teach = (
-        live_state_teacher(teacher.load_teacher(lab, above), above)
+        live_state_teacher(teacher.load_teacher(workspace, above), above)
         if recipe.teacher == "live"
-        else cached_state_teacher(lab, above)
+        else cached_state_teacher(workspace, above, recipe.packing)
     )
-    return adapters.train_adapters(model, plan, lab, recipe, boundary_objective(teach, len(below), recipe.error))
+    return adapters.train_adapters(model, plan, workspace, recipe, boundary_objective(teach, len(below), recipe.error))
 
 
 def boundary_objective(teach: StateTeacher, edge: int, error: Literal["relative", "squared"]) -> Objective:
@@ -94,17 +94,16 @@ def live_state_teacher(dense: nn.Module, edge: int) -> StateTeacher:
     return teach
 
 
-def cached_state_teacher(lab: "Lab", edge: int) -> StateTeacher:
+def cached_state_teacher(workspace: "Workspace", edge: int, packing: document_mask.Packing) -> StateTeacher:
     """The dense model has read the text before: its streams as they are, 2 D bytes a token on the disk in 16 bits."""
 
     def ready() -> teacher.TeacherFunction:
-        teach, device = live_state_teacher(teacher.load_teacher(lab, edge), edge), torch.device(lab.device)
-        find = teacher.teacher_position_finder(lab)
+        teach, device = live_state_teacher(teacher.load_teacher(workspace, edge), edge), torch.device(workspace.device)
+        find = document_mask.position_finder(packing, workspace.texts.train())
         return lambda ids_BT: {"stream": teach(MicroBatch(ids_BT, torch.empty(0), find(ids_BT)).on(device)).cpu()}
 
-    width = layers.text_config(lab.checkpoint.config).hidden_size
-    size = getattr(torch, lab.experiment.model.dtype).itemsize
-    said = teacher.cache_teacher_outputs(
-        lab, {"asked": "stream", "edge": edge}, lab.train().ids.shape[1] * width * size, ready
-    )
+    width = layers.text_config(workspace.dense.config).hidden_size
+    size = getattr(torch, workspace.dense.dtype).itemsize
+    row_bytes = workspace.texts.train().ids.shape[1] * width * size
+    said = teacher.cache_teacher_outputs(workspace, {"asked": "stream", "edge": edge}, row_bytes, packing, ready)
     return lambda batch: said(batch.rows_B)["stream"].to(batch.ids_BT.device)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import adapters, teacher
+from depthcut.heal.training import adapters, document_mask, teacher
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.objective import (
     Objective,
@@ -31,8 +31,8 @@ from depthcut.model.decoder.inputs import NO_TARGET
 from depthcut.runtime import store
 
 if TYPE_CHECKING:
+    from depthcut.heal import Workspace
     from depthcut.heal.distill import Distill
-    from depthcut.study.lab import Lab
 
 TopKLogProbs = tuple[Tensor, Tensor]
 """The K likeliest tokens of N positions, and the logarithms of their probabilities and of what all others have."""
@@ -42,24 +42,24 @@ LOG_PROB_FLOOR = -100.0
 """The logarithm of a probability that is none."""
 
 
-def train_distilled(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Distill") -> nn.Module:
+def train_distilled(model: nn.Module, plan: Plan, workspace: "Workspace", recipe: "Distill") -> nn.Module:
     """Train adapters on ``model`` towards the dense model, or attach the trained ones.
 
     Raises:
         UserError: if there is no room for the teacher or its cache.
     """
-    done = store.is_verified(lab.folder / "adapter", lab.digest) or not recipe.reached(
+    done = store.is_verified(workspace.folder / "adapter", workspace.digest) or not recipe.reached(
         plan, len(layers.layer_list(model))
     )
-    goal = next_token_loss if done else distill_objective(build_teacher(lab, recipe), recipe)
-    return adapters.train_adapters(model, plan, lab, recipe, goal)
+    goal = next_token_loss if done else distill_objective(build_teacher(workspace, recipe), recipe)
+    return adapters.train_adapters(model, plan, workspace, recipe, goal)
 
 
-def build_teacher(lab: "Lab", recipe: "Distill") -> TopKTeacher:
+def build_teacher(workspace: "Workspace", recipe: "Distill") -> TopKTeacher:
     """The teacher that the recipe names."""
     if recipe.teacher == "live":
-        return live_topk_teacher(teacher.load_teacher(lab, lab.checkpoint.depth), recipe)
-    return cached_topk_teacher(lab, recipe)
+        return live_topk_teacher(teacher.load_teacher(workspace, workspace.dense.depth), recipe)
+    return cached_topk_teacher(workspace, recipe)
 
 
 def distill_objective(teach: TopKTeacher, recipe: "Distill") -> Objective:
@@ -143,17 +143,20 @@ def live_topk_teacher(dense: nn.Module, recipe: "Distill") -> TopKTeacher:
     return teach
 
 
-def cached_topk_teacher(lab: "Lab", recipe: "Distill") -> TopKTeacher:
+def cached_topk_teacher(workspace: "Workspace", recipe: "Distill") -> TopKTeacher:
     """The dense model has read the text before; 4 K + 2 bytes a token on the disk (6 K + 2 beyond 65,536 tokens)."""
-    vocabulary = layers.text_config(lab.checkpoint.config).vocab_size
+    vocabulary = layers.text_config(workspace.dense.config).vocab_size
     small = torch.uint16 if vocabulary <= 2**16 else torch.int32
-    length = lab.train().ids.shape[1] - 1
+    length = workspace.texts.train().ids.shape[1] - 1
 
     def ready() -> teacher.TeacherFunction:
-        dense, find = teacher.load_teacher(lab, lab.checkpoint.depth), teacher.teacher_position_finder(lab)
+        dense, find = (
+            teacher.load_teacher(workspace, workspace.dense.depth),
+            document_mask.position_finder(recipe.packing, workspace.texts.train()),
+        )
 
         def says(ids_BT: Tensor) -> teacher.TeacherOutputs:
-            batch = MicroBatch(ids_BT, torch.empty(0), find(ids_BT)).on(torch.device(lab.device))
+            batch = MicroBatch(ids_BT, torch.empty(0), find(ids_BT)).on(torch.device(workspace.device))
             with torch.no_grad():
                 decoded = decode(dense, batch.ids_BT, batch.places_BT)
                 found = topk_log_probs(dense, type(decoded), final_hidden_states(decoded), recipe)
@@ -163,7 +166,8 @@ def cached_topk_teacher(lab: "Lab", recipe: "Distill") -> TopKTeacher:
         return says
 
     asked = {"asked": "likeliest", "top_k": recipe.top_k, "temperature": recipe.temperature}
-    said = teacher.cache_teacher_outputs(lab, asked, length * ((small.itemsize + 2) * recipe.top_k + 2), ready)
+    row_bytes = length * ((small.itemsize + 2) * recipe.top_k + 2)
+    said = teacher.cache_teacher_outputs(workspace, asked, row_bytes, recipe.packing, ready)
 
     def teach(batch: MicroBatch) -> Callable[[Tensor], TopKLogProbs]:
         found = said(batch.rows_B)

@@ -25,7 +25,7 @@ from depthcut.runtime import ranks, resume
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.heal import Workspace
 
 MIN_COMPILE_TOKENS = 1_000_000  # tokens; compiling a layer takes half a minute
 log = logging.getLogger("depthcut")
@@ -34,44 +34,50 @@ log = logging.getLogger("depthcut")
 def fit_model(
     model: nn.Module,
     recipe: TrainingRecipe,
-    lab: "Lab",
+    workspace: "Workspace",
     objective: Objective = next_token_loss,
     callbacks: Sequence[L.Callback] = (),
 ) -> None:
     """Train the parameters of ``model`` that require a gradient, in place; several processes share each step.
 
-    ``lab.folder/heal/last.ckpt`` holds all that an exact resume needs while it runs, and is removed at the end.
+    ``workspace.folder/heal/last.ckpt`` holds all that an exact resume needs while it runs, and is removed at the end.
     Where memory runs out, a layout that needs less goes on from there, or begins again: the same batches, in the same
     order.
 
     Raises:
         UserError: if not even the layout that needs least has room.
     """
-    with fsdp.shadowed_layers(model, lab.device) if recipe.sharded else nullcontext():
-        fit_with_retries(model, recipe, lab, objective, callbacks)
+    with fsdp.shadowed_layers(model, workspace.device) if recipe.sharded else nullcontext():
+        fit_with_retries(model, recipe, workspace, objective, callbacks)
 
 
 def fit_with_retries(
-    model: nn.Module, recipe: TrainingRecipe, lab: "Lab", objective: Objective, callbacks: Sequence[L.Callback]
+    model: nn.Module,
+    recipe: TrainingRecipe,
+    workspace: "Workspace",
+    objective: Objective,
+    callbacks: Sequence[L.Callback],
 ) -> None:
     """Train, with less at a time where memory runs out. Raises as :func:`fit_model`."""
     if recipe.packing == "separate":
         document_mask.check_document_masking(model)
-    space = MemoryPlan.of(model, recipe, lab.device, isinstance(objective, MixedPrecision))
-    layouts = memory_plan.choose_layouts(space, recipe, should_compile(recipe, lab.device))
-    last = lab.folder / "heal" / "last.ckpt"
+    space = MemoryPlan.of(model, recipe, workspace.device, isinstance(objective, MixedPrecision))
+    layouts = memory_plan.choose_layouts(space, recipe, should_compile(recipe, workspace.device))
+    last = workspace.folder / "heal" / "last.ckpt"
     alone = ranks.world_size() == 1
-    resumes = resume.is_resumable(last, lab.digest)
+    resumes = resume.is_resumable(last, workspace.digest)
     begin_again = make_rollback(model) if alone and len(layouts) > 1 and not resumes else None
     for number, layout in enumerate(layouts):
         log.info(memory_plan.describe_layout(layout, space, recipe))
         try:
             with applied_layout(model, layout, recipe.runs_all):
-                run_trainer(model, recipe, layout, lab, objective, callbacks)
+                run_trainer(model, recipe, layout, workspace, objective, callbacks)
             return
         except torch.OutOfMemoryError:
             if number + 1 == len(layouts) or not alone:
-                raise UserError(f"healing ran out of memory on {lab.device}: {oom_advice(layout, recipe)}") from None
+                raise UserError(
+                    f"healing ran out of memory on {workspace.device}: {oom_advice(layout, recipe)}"
+                ) from None
             log.warning("healing ran out of memory; it goes on with less at a time")
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
@@ -108,18 +114,18 @@ def run_trainer(
     model: nn.Module,
     recipe: TrainingRecipe,
     layout: Layout,
-    lab: "Lab",
+    workspace: "Workspace",
     objective: Objective,
     callbacks: Sequence[L.Callback],
 ) -> None:
     """Run all steps, or those that are left."""
-    folder = lab.folder / "heal"
+    folder = workspace.folder / "heal"
     folder.mkdir(parents=True, exist_ok=True)
     accumulate = recipe.batch // (layout.micro_batch * ranks.world_size())
-    gpu = lab.device.startswith("cuda")
+    gpu = workspace.device.startswith("cuda")
     apart = recipe.batch if recipe.packing == "separate" else None
-    text = lab.train()
-    batches = MicroBatchLoader(text, layout.micro_batch, recipe.steps * accumulate, lab.experiment.seed, gpu, apart)
+    text = workspace.texts.train()
+    batches = MicroBatchLoader(text, layout.micro_batch, recipe.steps * accumulate, workspace.seed, gpu, apart)
     trainer = L.Trainer(
         max_steps=recipe.steps,
         accumulate_grad_batches=accumulate,
@@ -129,8 +135,8 @@ def run_trainer(
         devices=ranks.world_size() // ranks.node_count(),
         num_nodes=ranks.node_count(),
         use_distributed_sampler=False,
-        logger=[] if ranks.global_rank() else lab.experiment.log.loggers(lab),
-        callbacks=[Curve(folder, recipe.save_every, recipe.batch * text.ids.shape[1], lab.digest), *callbacks],
+        logger=[] if ranks.global_rank() else workspace.loggers(),
+        callbacks=[Curve(folder, recipe.save_every, recipe.batch * text.ids.shape[1], workspace.digest), *callbacks],
         plugins=[AtomicCheckpointIO(), ranks.cluster_environment()],
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -138,7 +144,7 @@ def run_trainer(
         default_root_dir=folder,
     )
     last = folder / "last.ckpt"
-    start = last if resume.is_resumable(last, lab.digest) else None
+    start = last if resume.is_resumable(last, workspace.digest) else None
     try:
         trainer.fit(Healing(model, recipe, objective), HealingData(batches), ckpt_path=start, weights_only=True)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C

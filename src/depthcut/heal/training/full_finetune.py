@@ -31,7 +31,7 @@ from depthcut.model.decoder import layers
 from depthcut.runtime import ranks, store
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.heal import Workspace
 
 WEIGHTS_FILE = "model.safetensors"
 NamedParameters = Mapping[str, nn.Parameter]
@@ -41,7 +41,7 @@ NamedParameters = Mapping[str, nn.Parameter]
 def train_weights(
     model: nn.Module,
     plan: Plan,
-    lab: "Lab",
+    workspace: "Workspace",
     recipe: TrainingRecipe,
     trained: NamedParameters,
     objective: Objective = next_token_loss,
@@ -51,25 +51,27 @@ def train_weights(
     What is returned always holds the weights that were read back from the disk, so what is measured is what is kept.
     They are kept in the types that they have in ``model``.
     """
-    L.seed_everything(lab.experiment.seed, verbose=False)
-    step = objective if lab.experiment.model.dtype == "float32" else MixedPrecision(objective)
+    L.seed_everything(workspace.seed, verbose=False)
+    step = objective if workspace.dense.dtype == "float32" else MixedPrecision(objective)
 
     def train(folder: Path) -> None:
-        with lab.timed("heal"), master_weights(model, trained) as types:
-            fit_model(model, recipe, lab, step)
+        with workspace.numbers.timed("heal"), master_weights(model, trained) as types:
+            fit_model(model, recipe, workspace, step)
             gc.collect()  # the trainer and its module hold each other, and the optimiser's state
-            chance = torch.Generator().manual_seed(lab.experiment.seed)
+            chance = torch.Generator().manual_seed(workspace.seed)
             kept = {name: stochastic_round(each, types[name], chance) for name, each in gather_parameters(trained)}
         save_file(kept, folder / WEIGHTS_FILE)
         plan.write(folder / "plan.json")
 
-    folder = lab.folder / "weights"
-    if ranks.global_rank() and not store.is_verified(folder, lab.digest):
+    folder = workspace.folder / "weights"
+    if ranks.global_rank() and not store.is_verified(folder, workspace.digest):
         with master_weights(model, trained):
-            fit_model(model, recipe, lab, step)  # its share of each step; the first process keeps what comes of it
+            fit_model(
+                model, recipe, workspace, step
+            )  # its share of each step; the first process keeps what comes of it
             for _ in gather_parameters(trained):
                 pass
-    store.cached_folder(folder, train, lab.digest)
+    store.cached_folder(folder, train, workspace.digest)
     load_weights(trained, folder)
     return model.eval()
 

@@ -15,7 +15,7 @@ from depthcut.runtime.paths import PathText
 from depthcut.runtime.strict import Rank, strict
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.heal import Workspace
 
 LAYER_TYPE_KEYS = ("layer_types", "block_types", "layers_block_type")
 STATEFUL_KEYS = re.compile(
@@ -109,7 +109,7 @@ class TrainingRecipe:
         """Sequences in all."""
         return self.steps * self.batch
 
-    def content(self, lab: "Lab") -> Any:
+    def content(self, workspace: "Workspace") -> Any:
         """What counts only where it is used: documents that are kept apart.
 
         Raises:
@@ -117,7 +117,7 @@ class TrainingRecipe:
         """
         if self.packing == "crossed":
             return None
-        described = lab.checkpoint.files.json("config.json")
+        described = workspace.dense.checkpoint.files.json("config.json")
         if carrying := find_stateful_layers(described.get("text_config") or described):
             raise UserError(
                 f"heal.packing=separate: {described.get('model_type')} has layers that carry a state from one document "
@@ -173,7 +173,7 @@ class LowRankRecipe(TrainingRecipe):
         """Which of the ``left`` layers of the pruned model get adapters; with nothing missing none is behind it."""
         return range(left) if self.layers == "all" else range(min(plan.drop, default=left), left)
 
-    def prepare(self, lab: "Lab") -> None:
+    def prepare(self, workspace: "Workspace") -> None:
         """Check that the model can have such adapters, before a weight is loaded.
 
         Raises:
@@ -181,11 +181,11 @@ class LowRankRecipe(TrainingRecipe):
         """
         from depthcut.heal.training import adapters
 
-        adapters.check(lab, self)
+        adapters.check(workspace, self)
 
-    def origin(self, lab: "Lab") -> WarmStart | None:
+    def origin(self, workspace: "Workspace") -> WarmStart | None:
         """The point whose adapters these start from; None: they start fresh."""
-        del lab
+        del workspace
         return None
 
 
@@ -212,18 +212,18 @@ class AdapterRecipe(LowRankRecipe):
         )
 
     @override
-    def origin(self, lab: "Lab") -> WarmStart | None:
-        return WarmStart.found(self.init_from, lab) if self.init_from is not None else None
+    def origin(self, workspace: "Workspace") -> WarmStart | None:
+        return WarmStart.found(self.init_from, workspace) if self.init_from is not None else None
 
-    def content(self, lab: "Lab") -> Any:
+    def content(self, workspace: "Workspace") -> Any:
         """What counts only where it is used: how far around the gaps, and the adapters that these start from.
 
         Raises:
             UserError: if these cannot be had, or do not fit.
         """
         content: dict[str, Any] = {"reach": self.reach} if self.layers == "around_cut" else {}
-        content |= super().content(lab) or {}
-        if origin := self.origin(lab):
+        content |= super().content(workspace) or {}
+        if origin := self.origin(workspace):
             content["init_from"] = origin.content
         return content or None
 

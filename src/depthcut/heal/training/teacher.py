@@ -24,15 +24,13 @@ from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import document_mask
-from depthcut.heal.training.recipe import TrainingRecipe
 from depthcut.runtime import devices, ranks, store
 from depthcut.runtime.devices import GIB
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import track
-from depthcut.study import digests
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.heal import Workspace
 
 FORMAT = 1
 BLOCK_ROWS = 32
@@ -46,16 +44,16 @@ TeacherFunction = Callable[[Tensor], TeacherOutputs]
 """From ids, B x T on the host."""
 
 
-def load_teacher(lab: "Lab", layers: int) -> nn.Module:
+def load_teacher(workspace: "Workspace", layers: int) -> nn.Module:
     """The first ``layers`` layers of the dense model, as the run's models lie in memory, beside the pruned model.
 
     Raises:
         UserError: if there is no room for them.
     """
-    form, depth = lab.experiment.model, lab.checkpoint.depth
-    check_teacher_memory(sum(lab.weigh("layer").weight_bytes[:layers]), lab.device)
+    dense, depth = workspace.dense, workspace.dense.depth
+    check_teacher_memory(sum(workspace.dense.sizes("layer").weight_bytes[:layers]), workspace.device)
     plan = Plan(depth, tuple(range(layers, depth)))
-    return lab.checkpoint.load(plan, quantise=form.quantise, dtype=form.dtype, device=lab.device)
+    return dense.checkpoint.load(plan, quantise=dense.quantise, dtype=dense.dtype, device=workspace.device)
 
 
 def check_teacher_memory(wanted: int, device: str) -> None:
@@ -95,49 +93,42 @@ class CachedOutputs:
 
 
 def cache_teacher_outputs(
-    lab: "Lab", asked: dict[str, Any], row_bytes: int, ready: Callable[[], TeacherFunction]
+    workspace: "Workspace",
+    asked: dict[str, Any],
+    row_bytes: int,
+    packing: document_mask.Packing,
+    ready: Callable[[], TeacherFunction],
 ) -> CachedOutputs:
-    """Have the teacher read all rows of ``lab.train()`` that are not on file; several processes share the blocks.
+    """Have the teacher read all rows of ``workspace.texts.train()`` that are not on file; several processes share the blocks.
 
     Args:
-        lab: the text, the cache, and what the dense model is.
+        workspace: the text, the cache, and what the dense model is.
         asked: what the teacher is asked, by content, as JSON.
-        row_bytes: what a row takes on the disk.
+        row_bytes: what a row takes on disk.
+        packing: whether the teacher reads the documents of a row apart, as the student does.
         ready: loads the teacher; called only where something is missing.
 
     Raises:
         UserError: if the disk has no room.
     """
-    ids_NT = lab.train().ids
+    ids_NT = workspace.texts.train().ids
     parts = [ids_NT[start : start + BLOCK_ROWS] for start in range(0, len(ids_NT), BLOCK_ROWS)]
-    about = {"format": FORMAT, "base": digests.base_digest(lab), **asked}
-    if student_packing(lab) != "crossed":
-        about["packing"] = student_packing(lab)
+    about = {"format": FORMAT, "base": workspace.base, **asked}
+    if packing != "crossed":
+        about["packing"] = packing
     folders = [
-        lab.cache / "teacher" / store.content_digest({**about, "ids": token_fingerprint(part)}) for part in parts
+        workspace.cache / "teacher" / store.content_digest({**about, "ids": token_fingerprint(part)}) for part in parts
     ]
     missing = [number for number, folder in enumerate(folders) if not store.is_verified(folder)]
     if missing:
         rows = sum(len(parts[number]) for number in missing)
-        check_disk_space(lab.cache, row_bytes * rows)
+        check_disk_space(workspace.cache, row_bytes * rows)
         log.info("the teacher reads %d of %d rows: %.2f GiB on the disk", rows, len(ids_NT), row_bytes * rows / GIB)
-        with lab.timed("teacher"):
+        with workspace.numbers.timed("teacher"):
             says = ready()
             for number in track(own_blocks_first(missing), "teacher: blocks of rows", len(missing)):
                 store.cached_folder(folders[number], partial(write_block_outputs, says, parts[number]))
     return CachedOutputs(folders)
-
-
-def student_packing(lab: "Lab") -> document_mask.Packing:
-    """Whether the teacher reads the documents of a row apart: as the student does."""
-    recipe = lab.experiment.heal
-    assert isinstance(recipe, TrainingRecipe)
-    return recipe.packing
-
-
-def teacher_position_finder(lab: "Lab") -> document_mask.PositionFinder:
-    """How the teacher finds documents in rows."""
-    return document_mask.position_finder(student_packing(lab), lab.train())
 
 
 def token_fingerprint(ids_RT: NDArray[np.int32]) -> list[Any]:

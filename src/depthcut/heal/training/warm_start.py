@@ -14,7 +14,7 @@ from depthcut.runtime.errors import UserError
 from depthcut.study import links
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.heal import Workspace
 
 DIGEST = re.compile("[0-9a-f]{16}")
 MATCHING_KNOBS = ("rank", "alpha", "modules")
@@ -34,17 +34,17 @@ class WarmStart:
     plan: Plan
 
     @classmethod
-    def found(cls, name: str, lab: "Lab") -> "WarmStart":
+    def found(cls, name: str, workspace: "Workspace") -> "WarmStart":
         """Return the adapters of the point ``name``: its folder, its readable link, or the start of its digest.
 
         Raises:
             UserError: if there is no such point, or several, it has no adapters, or they do not fit this run.
         """
         said = f"heal.init_from={name}"
-        points = links.find_points(name, lab.study)
+        points = links.find_points(name, workspace.study)
         if not points:
             wanted = "give the folder of one, or at least 4 digits of the digest of one"
-            raise UserError(f"{said}: no such point; {wanted} in {lab.study.parent}")
+            raise UserError(f"{said}: no such point; {wanted} in {workspace.study.parent}")
         if len(points) > 1:
             there = ", ".join(sorted(each.name for each in points))
             raise UserError(f"{said}: {len(points)} points begin so: {there}; give more digits")
@@ -55,10 +55,12 @@ class WarmStart:
             raise UserError(f"{said}: the adapters in {folder} belong to point {key}; name that one")
         if not store.is_verified(folder, key or ""):
             raise UserError(f"{said}: there are no whole adapters in {folder}; heal that point with adapters first")
-        check_warm_start(said, documents.read_yaml(point / "config.yaml"), lab)
+        check_warm_start(said, documents.read_yaml(point / "config.yaml"), workspace)
         plan = Plan.read(folder / "plan.json")
-        if plan.model != lab.checkpoint.digest:
-            raise UserError(f"{said}: its adapters are for model {plan.model[:8]}, this is {lab.checkpoint.digest[:8]}")
+        if plan.model != workspace.dense.checkpoint.digest:
+            raise UserError(
+                f"{said}: its adapters are for model {plan.model[:8]}, this is {workspace.dense.checkpoint.digest[:8]}"
+            )
         return cls(folder, plan)
 
     @property
@@ -71,18 +73,18 @@ class WarmStart:
         }
 
 
-def check_warm_start(said: str, there: dict[str, Any], lab: "Lab") -> None:
+def check_warm_start(said: str, there: dict[str, Any], workspace: "Workspace") -> None:
     """Refuse adapters of another shape, and layers whose numbers do not tell which they are.
 
     Args:
         said: begins the complaint.
         there: the config of the point that has the adapters.
-        lab: the run that is to start from them.
+        workspace: the run that is to start from them.
 
     Raises:
         UserError: if they do not fit.
     """
-    here = lab.experiment.composed
+    here = workspace.config
     try:
         theirs = [there["heal"].get(key) for key in MATCHING_KNOBS]
         kinds = [config["replace"]["_target_"].split(".")[-2] for config in (there, here)]

@@ -19,10 +19,10 @@ from depthcut.model.surgery.width.widths import WIDTHS_FILE, Widths
 from depthcut.runtime import ranks, store
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.heal import Workspace
 
 
-def train_pruned(model: nn.Module, plan: Plan, lab: "Lab", recipe: LoraPrune) -> nn.Module:
+def train_pruned(model: nn.Module, plan: Plan, workspace: "Workspace", recipe: LoraPrune) -> nn.Module:
     """Train and prune ``model``, unless this point is done already; return it narrower, adapters attached.
 
     What is returned holds what was read back from the disk: in ``adapter/`` the adapters of the full width, and what is
@@ -32,38 +32,38 @@ def train_pruned(model: nn.Module, plan: Plan, lab: "Lab", recipe: LoraPrune) ->
     Raises:
         UserError: if no layer can be narrowed, or not by so much.
     """
-    recipe = matched.resolve_ratio(recipe, plan, lab)
-    L.seed_everything(lab.experiment.seed, verbose=False)
+    recipe = matched.resolve_ratio(recipe, plan, workspace)
+    L.seed_everything(workspace.seed, verbose=False)
     adapted = adapters.add_adapters(model, recipe, plan)
     pruning = Pruning(adapted, recipe)
 
     def train(folder: Path) -> None:
-        with lab.timed("heal"):
-            fit_model(adapted, recipe, lab, callbacks=[pruning])
+        with workspace.numbers.timed("heal"):
+            fit_model(adapted, recipe, workspace, callbacks=[pruning])
         gc.collect()  # the trainer and its module hold each other, and else the model beside the next point's
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
         plan.write(folder / "plan.json")
         pruning.widths().write(folder / WIDTHS_FILE)
 
-    folder = lab.folder / "adapter"
-    if ranks.global_rank() and not store.is_verified(folder, lab.digest):
-        fit_model(adapted, recipe, lab, callbacks=[pruning])  # its share of each step
-    store.cached_folder(folder, train, lab.digest)
+    folder = workspace.folder / "adapter"
+    if ranks.global_rank() and not store.is_verified(folder, workspace.digest):
+        fit_model(adapted, recipe, workspace, callbacks=[pruning])  # its share of each step
+    store.cached_folder(folder, train, workspace.digest)
     adapters.load_adapters(adapted, folder)
     pruning.masks.off()
     widths = Widths.read(folder / WIDTHS_FILE)
-    if lab.experiment.model.quantise == "none":
+    if workspace.dense.quantise == "none":
         slicing.narrow_model(adapted, widths)
     else:
         masks.mask_model(adapted, widths)
     return adapted
 
 
-def healed_sizes(lab: "Lab") -> dict[surgery_sizes.SizeName, int] | None:
+def healed_sizes(workspace: "Workspace", plan: Plan) -> dict[surgery_sizes.SizeName, int] | None:
     """What the healed model weighs and costs once it is sliced; None where it is not on file."""
-    plan, described, widths = lab.plan, lab.experiment.model, Widths.found(lab.folder / "adapter")
-    if plan is None or widths is None:
+    widths = Widths.found(workspace.folder / "adapter")
+    if widths is None:
         return None
-    model = matched.pruned_skeleton(lab, plan)
+    model = matched.pruned_skeleton(workspace, plan)
     slicing.narrow_model(model, widths)
-    return surgery_sizes.model_sizes(model, described.quantise, described.dtype)
+    return surgery_sizes.model_sizes(model, workspace.dense.quantise, workspace.dense.dtype)

@@ -22,29 +22,28 @@ from depthcut.runtime.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from depthcut.study.lab import Lab
+    from depthcut.heal import Workspace
 
 RATIO_STEPS = 10_000  # ratios that are tried, in [0, 1)
 MODULE_KINDS: dict[str, tuple[GroupKind, ...]] = {"all": GROUP_KINDS, "attention": ("heads",), "ffn": ("channels",)}
 log = logging.getLogger("depthcut")
 
 
-def check_narrowable(asked: LoraPrune, lab: "Lab") -> None:
+def check_narrowable(asked: LoraPrune, workspace: "Workspace") -> None:
     """Make sure that the model can be narrowed so, whichever layers are cut from it.
 
     Raises:
         UserError: if it cannot.
     """
-    pruner, n = lab.experiment.prune, lab.checkpoint.depth
-    gone = pruner.count(lab.shape) if pruner.unit == "layer" else 0
-    model = pruned_skeleton(lab, Plan(n, tuple(range(n - gone, n))))
+    n = workspace.dense.depth
+    model = pruned_skeleton(workspace, Plan(n, tuple(range(n - workspace.layers_cut, n))))
     if not list(group_pools(asked, layers.layer_list(model))):
         raise UserError(f"heal=loraprune: heal.modules={asked.modules} adapts nothing that can be narrowed; take all")
     if asked.frac is not None:
         matching_ratio(asked, model)
 
 
-def resolve_ratio(asked: LoraPrune, plan: Plan, lab: "Lab") -> LoraPrune:
+def resolve_ratio(asked: LoraPrune, plan: Plan, workspace: "Workspace") -> LoraPrune:
     """The recipe with the least ratio that leaves no more parameters than its ``frac`` of the layers would, cut.
 
     Where groups at different places are of different sizes, ``global`` meets it about, for then it depends on which go.
@@ -54,7 +53,7 @@ def resolve_ratio(asked: LoraPrune, plan: Plan, lab: "Lab") -> LoraPrune:
     """
     if asked.frac is None:
         return asked
-    ratio, about, wanted = matching_ratio(asked, pruned_skeleton(lab, plan))
+    ratio, about, wanted = matching_ratio(asked, pruned_skeleton(workspace, plan))
     log.info("width: heal.ratio=%g leaves %.0f parameters, the cut %.0f", ratio, about, wanted)
     return dataclasses.replace(asked, ratio=ratio)
 
@@ -82,11 +81,11 @@ def matching_ratio(asked: LoraPrune, model: nn.Module) -> tuple[float, float, fl
     return at / RATIO_STEPS, whole - removed_parameters(parts, at / RATIO_STEPS), wanted
 
 
-def pruned_skeleton(lab: "Lab", plan: Plan) -> "PreTrainedModel":
+def pruned_skeleton(workspace: "Workspace", plan: Plan) -> "PreTrainedModel":
     """What ``plan`` leaves of the model, without its weights."""
     halved = plan.unit != "layer"
-    config = lab.checkpoint.config if halved else layers.trimmed_config(lab.checkpoint.config, plan.drop)
-    model = sizes.typed_meta_model(config, lab.experiment.model.dtype)
+    config = workspace.dense.config if halved else layers.trimmed_config(workspace.dense.config, plan.drop)
+    model = sizes.typed_meta_model(config, workspace.dense.dtype)
     if halved:
         sublayers.remove_sublayers(model, plan)
     return model

@@ -18,7 +18,7 @@ from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import track
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.metric import Subject
 
 TokenSelection = Literal["last", "all"]
 EdgeComparison = Callable[[Tensor], Tensor]
@@ -34,7 +34,7 @@ class HiddenStates:
     each attention, or MLP, that is left, and behind it.
 
     Attributes:
-        lab: holds the model and the text.
+        subject: holds the model and the text.
         removed: units that are gone.
         unit: layers, or their attentions or MLPs.
         batch: sequences a forward pass.
@@ -43,7 +43,7 @@ class HiddenStates:
         until: stop as soon as the block that is wanted wins in this share of the bootstrap's draws; None: never.
     """
 
-    lab: "Lab"
+    subject: "Subject"
     name: str
     batch: int
     token: TokenSelection
@@ -54,10 +54,10 @@ class HiddenStates:
     def samples(self) -> Iterator[Tensor]:
         """The states of each sample, float64 N x E x D."""
         with torch.inference_mode():
-            yield from self._layer_by_layer() if self.lab.streaming else self._batch_by_batch()
+            yield from self._layer_by_layer() if self.subject.dense.streaming else self._batch_by_batch()
 
     def _batch_by_batch(self) -> Iterator[Tensor]:
-        model, text = self.lab.dense(), self.lab.calibration()
+        model, text = self.subject.dense.whole(), self.subject.texts.calibration()
         for ids_BT, mask_BT in track(text.batches(self.batch), self.name, math.ceil(len(text) / self.batch)):
             way = layerwise.start_forward(model, inputs.model_inputs(model, ids_BT, mask_BT))
             h_BTD, states = way.h_BTD, list[Tensor]()
@@ -68,7 +68,7 @@ class HiddenStates:
 
     def _layer_by_layer(self) -> Iterator[Tensor]:
         """All batches through a layer before the next layer is read; the states that are compared wait on the host."""
-        source, batches = self.lab.streamed(), list(self.lab.calibration().batches(self.batch))
+        source, batches = self.subject.dense.stream(), list(self.subject.texts.calibration().batches(self.batch))
         calls = [inputs.model_inputs(source.model, *batch) for batch in batches]
         tokens = sum(mask_BT.numel() for _, mask_BT in batches)
         place = source.parking(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens)
@@ -159,7 +159,7 @@ def bootstrap_scores(values_S: Tensor, left_out: int) -> Scores:
 def is_block_certain(found: Scores, over: HiddenStates) -> bool:
     """Whether one start of the wanted block wins often enough."""
     assert over.until is not None
-    starts, n = over.lab.wanted()
+    starts, n = over.subject.wanted()
     return max(found.wins(starts, n).values(), default=0.0) >= over.until
 
 

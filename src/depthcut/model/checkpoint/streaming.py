@@ -25,7 +25,6 @@ from depthcut.runtime.progress import Meter
 
 if TYPE_CHECKING:
     from depthcut.model.checkpoint.checkpoint import Checkpoint
-    from depthcut.study.lab import Lab
 
 META_DEVICE = torch.device("meta")
 
@@ -108,18 +107,18 @@ class LayerStream:
     """A model of which one layer is there.
 
     Args:
-        lab: the checkpoint, and how it is to be loaded.
+        checkpoint: the model on disk.
+        form: how it lies in memory.
 
     Raises:
         UserError: as :class:`Scaffold`.
     """
 
-    def __init__(self, lab: "Lab") -> None:
-        described = lab.experiment.model
-        self.form = loading.LoadConfig(described.quantise, getattr(torch, described.dtype), lab.device)
-        self.readers = ReaderPool(lab.device)
+    def __init__(self, checkpoint: "Checkpoint", form: loading.LoadConfig) -> None:
+        self.form = form
+        self.readers = ReaderPool(form.device)
         self.coming: dict[int, dict[str, PendingTensor]] = {}
-        self.frame = Scaffold(lab.checkpoint, None, self.form)
+        self.frame = Scaffold(checkpoint, None, self.form)
         self.bare, firsts = self.frame.bare, self.frame.firsts
         self.fetch(next((index for index in range(len(self.bare)) if index not in firsts), len(self.bare)))
         self.stack = nn.ModuleList(self.bare)

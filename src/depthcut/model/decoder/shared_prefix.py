@@ -23,7 +23,7 @@ from depthcut.runtime.progress import track
 
 if TYPE_CHECKING:
     from depthcut.data.text.tokens import Tokens
-    from depthcut.study.lab import Lab
+    from depthcut.model.decoder.dense import Dense
 
 TokenMeasure = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """From a sub-network's logits (B x T x V, float32), the dense model's and the targets (-100 where none) to a value a
@@ -114,12 +114,12 @@ class PrefixCache:
 
 
 def measure_subnetworks(
-    lab: "Lab", drops: Sequence[tuple[int, ...]], unit: Unit, reading: Measurement
+    dense: "Dense", drops: Sequence[tuple[int, ...]], unit: Unit, reading: Measurement
 ) -> tuple[Tensor, Tensor]:
     """Measure the model without each of ``drops``.
 
     Args:
-        lab: holds the model.
+        dense: the model.
         drops: for each sub-network the units that go.
         unit: layers, or their attentions or MLPs.
         reading: what is measured, on what.
@@ -130,11 +130,11 @@ def measure_subnetworks(
     """
     asked = subnetworks.subnetworks_without(drops, unit)
     ends = [*asked, FULL] if reading.dense and FULL not in asked else asked
-    ask = _layer_by_layer if lab.streaming else _batch_by_batch
+    ask = _layer_by_layer if dense.streaming else _batch_by_batch
     values: list[Tensor] = []
     counts: list[Tensor] = []
     with torch.inference_mode():
-        for way, found, rows in ask(lab, ends, reading.name, reading.batches):
+        for way, found, rows in ask(dense, ends, reading.name, reading.batches):
             values.append(sequence_sums(way, found, asked, reading, rows.targets_BT))
             counts.append((rows.targets_BT != inputs.NO_TARGET).sum(1))
     return torch.cat(values, dim=1), torch.cat(counts)
@@ -144,10 +144,12 @@ FinalStreams = Iterator[tuple[layerwise.LayerwiseForward, dict[Subnetwork, Tenso
 """A batch's walk, the streams behind the last layer of each sub-network, the batch."""
 
 
-def _batch_by_batch(lab: "Lab", ends: list[Subnetwork], name: str, batches: Sequence[SequenceBatch]) -> FinalStreams:
+def _batch_by_batch(
+    dense: "Dense", ends: list[Subnetwork], name: str, batches: Sequence[SequenceBatch]
+) -> FinalStreams:
     """Each batch through all layers before the next one comes."""
-    model, held = lab.dense(), lab.streams
-    held.only(ends, lab.checkpoint.depth, name)
+    model, held = dense.whole(), dense.prefixes
+    held.only(ends, dense.depth, name)
     for rows in track(batches, name, len(batches)):
         way = layerwise.start_forward(model, inputs.model_inputs(model, rows.ids_BT, rows.mask_BT))
         ready = held.of(rows.span)
@@ -178,9 +180,11 @@ def run_subnetworks(
     return way, found
 
 
-def _layer_by_layer(lab: "Lab", ends: list[Subnetwork], name: str, batches: Sequence[SequenceBatch]) -> FinalStreams:
+def _layer_by_layer(
+    dense: "Dense", ends: list[Subnetwork], name: str, batches: Sequence[SequenceBatch]
+) -> FinalStreams:
     """All batches through a layer before the next layer is read."""
-    source = lab.streamed()
+    source = dense.stream()
     wanted = required_prefixes(ends, len(source.stack), ())
     calls = [inputs.model_inputs(source.model, rows.ids_BT, rows.mask_BT) for rows in batches]
     tokens = sum(rows.ids_BT.numel() for rows in batches)

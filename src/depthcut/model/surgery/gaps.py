@@ -1,37 +1,13 @@
 """Filling the gaps of a cut: make once, put into a model, take out again, write beside a plain model."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import nn
 
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.surgery import bridges, inserted, shared
 from depthcut.model.surgery.filling import Filling
-from depthcut.runtime import store
-from depthcut.study import digests
-
-if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
-
-
-def cached_filling(lab: "Lab", plan: Plan, make: Callable[[], Filling]) -> Filling:
-    """What fills this cut, made once and kept by what it was made from."""
-
-    def write(folder: Path) -> None:
-        with lab.timed("replace"):
-            make().write(folder)
-
-    return Filling.read(store.cached_folder(lab.cache / "replacements" / digests.pruned_digest(lab, plan), write))
-
-
-def model_load_config(lab: "Lab") -> LoadConfig:
-    """How the run's models lie in memory."""
-    model = lab.experiment.model
-    return LoadConfig(model.quantise, getattr(torch, model.dtype), lab.device)
 
 
 def insert_filling(model: nn.Module, fill: Filling, plan: Plan, form: LoadConfig) -> nn.Module:

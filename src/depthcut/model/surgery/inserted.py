@@ -2,9 +2,8 @@
 
 import copy
 import json
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
@@ -13,38 +12,9 @@ from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.surgery.filling import Filling
-from depthcut.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
 
 # What a model's config tells of how it was loaded.
 LOAD_KEYS = ("dtype", "_attn_implementation_internal")
-
-
-def read_layer_weights(lab: "Lab", number: int, only: str = "") -> dict[str, Tensor]:
-    """The tensors of a layer of the dense model by their names in it, not quantised: float32, on the device.
-
-    Args:
-        lab: holds the checkpoint.
-        number: of the layer.
-        only: the one that is wanted; all if empty.
-
-    Raises:
-        UserError: if the files do not hold them under the names that they have in the model.
-    """
-    checkpoint = lab.checkpoint
-    start = f"{checkpoint.prefix}.{number}."
-    there = {name.removeprefix(start): one for name, one in checkpoint.tensors(number).items()}
-    wanted = [only] if only else list(dict(meta_layers(lab)[number].named_parameters()))
-    if missing := sorted(set(wanted) - there.keys()):
-        raise UserError(f"{checkpoint.files.title}: its files do not hold layer {number}'s {missing[0]} as such")
-    return {name: there[name][...].to(lab.device, torch.float32) for name in wanted}
-
-
-def meta_layers(lab: "Lab") -> nn.ModuleList:
-    """The layers of the dense model, without their weights."""
-    return decoder_layers.layer_list(decoder_layers.meta_model(lab.checkpoint.config))
 
 
 def build_layer(empty: nn.Module, tensors: dict[str, Tensor], form: LoadConfig, like: nn.Module) -> nn.Module:

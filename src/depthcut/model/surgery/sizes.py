@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from depthcut.model.checkpoint.loading import Dtype, Quantise
-    from depthcut.study.lab import Lab
 
 Quantity = Literal["parameters", "weight_bytes", "cache_bytes"]
 """What a cut can have a budget of."""
@@ -119,31 +118,6 @@ def model_sizes(
         "cache_bytes": sum(kv_cache_bytes(layer, text, dtype) for layer in stack),
         "flops_per_token": attention + sum(flops for _, flops in matmul_flops(model)),
     }
-
-
-def filled_model_sizes(lab: "Lab") -> dict[SizeName, int] | None:
-    """The four sizes of the model that the plan left, with what stands in its gaps; None where that is not on file.
-
-    Adapters are not counted: they can be merged.
-    """
-    import torch
-
-    from depthcut.model.checkpoint.loading import LoadConfig
-    from depthcut.model.decoder import layers
-    from depthcut.model.surgery import gaps
-    from depthcut.model.surgery.filling import Filling
-    from depthcut.runtime import store
-    from depthcut.study import digests
-
-    plan, described = lab.plan, lab.experiment.model
-    assert plan is not None
-    folder = lab.cache / "replacements" / digests.pruned_digest(lab, plan)
-    if not store.is_verified(folder):
-        return None
-    model = typed_meta_model(layers.trimmed_config(lab.checkpoint.config, plan.drop), described.dtype)
-    form = LoadConfig("none", getattr(torch, described.dtype), "cpu")
-    gaps.insert_filling(model, Filling.read(folder), plan, form)
-    return model_sizes(model, described.quantise, described.dtype)
 
 
 def typed_meta_model(config: "PreTrainedConfig", dtype: "Dtype") -> "PreTrainedModel":

@@ -25,7 +25,7 @@ from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import track
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.replace import Site
 
 GapSamples = tuple[int, Tensor, Tensor]
 """The first layer of a gap; for each token what the map reads, and what the gap adds to the stream: float64 N x D."""
@@ -36,11 +36,11 @@ MaskedGapStates = Iterator[tuple[Tensor, GapStates]]
 
 
 @contextmanager
-def restored_dense(model: nn.Module, plan: Plan, lab: "Lab") -> Generator[nn.Module]:
+def restored_dense(model: nn.Module, plan: Plan, site: "Site") -> Generator[nn.Module]:
     """Inside the ``with``, ``model`` is the dense one again; then it is as it was found."""
-    form = lab.experiment.model
+    form = site.dense
     rest = Plan(plan.depth, plan.keep)
-    spare = lab.checkpoint.load(rest, quantise=form.quantise, dtype=form.dtype, device=lab.device)
+    spare = site.dense.checkpoint.load(rest, quantise=form.quantise, dtype=form.dtype, device=site.dense.device)
     stack, config = (
         decoder_layers.layer_list(model),
         copy.copy(decoder_layers.text_config(decoder_layers.decoder_stack(model).config)),
@@ -50,27 +50,27 @@ def restored_dense(model: nn.Module, plan: Plan, lab: "Lab") -> Generator[nn.Mod
     )
     del spare
     dense = nn.ModuleList(layers[number] for number in range(plan.depth))
-    inserted.install_layers_like(model, dense, decoder_layers.meta_model(lab.checkpoint.config))
+    inserted.install_layers_like(model, dense, decoder_layers.meta_model(site.dense.config))
     try:
         yield model
     finally:
         decoder_layers.install_layers(model, stack, config)
 
 
-def gap_samples(model: nn.Module, plan: Plan, lab: "Lab", batch: int, fused: bool = False) -> Iterator[GapSamples]:
+def gap_samples(model: nn.Module, plan: Plan, site: "Site", batch: int, fused: bool = False) -> Iterator[GapSamples]:
     """Go through the calibration text once.
 
     Args:
         model: cut by ``plan``.
         plan: whose gaps are asked for.
-        lab: holds the text and the dropped layers.
+        site: holds the text and the dropped layers.
         batch: sequences a forward pass.
         fused: the map reads what the MLP of the layer before the gap adds to the stream, not the stream.
 
     Raises:
         UserError: if no token gives finite states.
     """
-    ask = partial(_states_by_layer, lab) if needs_streaming(plan, lab) else partial(_states_by_batch, model, lab)
+    ask = partial(_states_by_layer, site) if needs_streaming(plan, site) else partial(_states_by_batch, model, site)
     seen = 0
     with torch.inference_mode():
         for mask_BT, (start, z_BTD, x_BTD, y_BTD) in ask(plan, batch, fused):
@@ -83,28 +83,28 @@ def gap_samples(model: nn.Module, plan: Plan, lab: "Lab", batch: int, fused: boo
         raise UserError("replace: none of the calibration tokens gave finite hidden states, so nothing can be fitted")
 
 
-def needs_streaming(plan: Plan, lab: "Lab") -> bool:
+def needs_streaming(plan: Plan, site: "Site") -> bool:
     """Whether the dropped layers come off the disk one by one, because they do not fit or ``stream`` asks for it."""
-    asked = lab.experiment.stream
+    asked = site.dense.policy
     if asked != "auto":
         return asked == "always"
-    weights = lab.weigh("layer").weight_bytes
-    return not devices.fits_in_free_memory(sum(weights[number] for number in plan.drop), lab.device)
+    weights = site.dense.sizes("layer").weight_bytes
+    return not devices.fits_in_free_memory(sum(weights[number] for number in plan.drop), site.dense.device)
 
 
-def _states_by_batch(model: nn.Module, lab: "Lab", plan: Plan, batch: int, fused: bool) -> MaskedGapStates:
+def _states_by_batch(model: nn.Module, site: "Site", plan: Plan, batch: int, fused: bool) -> MaskedGapStates:
     """Each batch as far as the last gap before the next one comes."""
-    text = lab.calibration()
-    with restored_dense(model, plan, lab) as dense:
+    text = site.texts.calibration()
+    with restored_dense(model, plan, site) as dense:
         for ids_BT, mask_BT in track(text.batches(batch), "replacing", math.ceil(len(text) / batch)):
             way = layerwise.start_forward(dense, inputs.model_inputs(dense, ids_BT, mask_BT))
             for side in gap_states(way, plan, fused):
                 yield mask_BT, side
 
 
-def _states_by_layer(lab: "Lab", plan: Plan, batch: int, fused: bool) -> MaskedGapStates:
+def _states_by_layer(site: "Site", plan: Plan, batch: int, fused: bool) -> MaskedGapStates:
     """All batches through a layer before the next one is read; their streams are held."""
-    source, batches = lab.streamed(), list(lab.calibration().batches(batch))
+    source, batches = site.dense.stream(), list(site.texts.calibration().batches(batch))
     calls = [inputs.model_inputs(source.model, *each) for each in batches]
     tokens = sum(mask_BT.numel() for _, mask_BT in batches)
     place = source.parking(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens, 3)
@@ -121,7 +121,7 @@ def _states_by_layer(lab: "Lab", plan: Plan, batch: int, fused: bool) -> MaskedG
     else:
         for crossing, h_BTD, (_, mask_BT) in zip(crossings, streams, batches, strict=True):
             yield from ((mask_BT, side) for side in crossing.reached(plan.depth, h_BTD))
-    lab.release()
+    site.dense.release()
 
 
 def gap_states(way: layerwise.LayerwiseForward, plan: Plan, fused: bool = False) -> Iterator[GapStates]:

@@ -9,14 +9,14 @@ from depthcut.cut.plan import Plan
 from depthcut.model.decoder import inputs, layerwise
 from depthcut.model.surgery import inserted, writers
 from depthcut.model.surgery.filling import Filling
-from depthcut.replace.fitting import least_squares
+from depthcut.replace.fitting import layer_weights, least_squares
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.replace import Site
 
 
-def check_fusable(model: nn.Module, plan: Plan, lab: "Lab") -> None:
+def check_fusable(model: nn.Module, plan: Plan, site: "Site") -> None:
     """Make sure that before each gap there is an MLP whose last weights write to the stream.
 
     Raises:
@@ -27,7 +27,7 @@ def check_fusable(model: nn.Module, plan: Plan, lab: "Lab") -> None:
             "replace.fuse=true puts the map into the layer before the gap, and there is none before layer 0: "
             "take prune.keep_first=1 or replace.fuse=false"
         )
-    ids_BT, mask_BT = next(lab.calibration().batches(1))
+    ids_BT, mask_BT = next(site.texts.calibration().batches(1))
     with torch.inference_mode():
         way = layerwise.start_forward(model, inputs.model_inputs(model, ids_BT, mask_BT))
         before = plan.keep.index(plan.drop[0] - 1)
@@ -36,15 +36,15 @@ def check_fusable(model: nn.Module, plan: Plan, lab: "Lab") -> None:
             raise UserError(f"replace.fuse=true: {kind} norms what its MLP gives before it adds it; take fuse=false")
 
 
-def fuse_maps(fitted: dict[int, dict[str, Tensor]], lab: "Lab") -> Filling:
+def fuse_maps(fitted: dict[int, dict[str, Tensor]], site: "Site") -> Filling:
     """The new last weights: ``W <- (I + B)^T W``, and of the bias ``b <- (I + B)^T b``; from weights not quantised."""
     tensors: dict[str, Tensor] = {}
-    name = writers.writer_names(inserted.meta_layers(lab)[0])[1]
+    name = writers.writer_names(layer_weights.meta_layers(site.dense)[0])[1]
     for start, parts in fitted.items():
-        old = inserted.read_layer_weights(lab, start - 1)
+        old = layer_weights.read_layer_weights(site.dense, start - 1)
         b_DD = least_squares.map_matrix(parts)
         whole_DD = (b_DD + torch.eye(len(b_DD)).to(b_DD)).T
         for leaf in ("weight", "bias"):
             if f"{name}.{leaf}" in old:
                 tensors[f"{start - 1}.{name}.{leaf}"] = (whole_DD @ old[f"{name}.{leaf}"].double()).float()
-    return Filling("weights", tensors, inserted.dense_config_entry(lab.checkpoint.config))
+    return Filling("weights", tensors, inserted.dense_config_entry(site.dense.config))

@@ -18,15 +18,14 @@ from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.decoder import inputs, layers, layerwise
 from depthcut.model.surgery import inserted
-from depthcut.replace.fitting import boundary_states
+from depthcut.replace.fitting import boundary_states, layer_weights
 from depthcut.runtime import resume, store
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import Meter
-from depthcut.study import digests
 
 if TYPE_CHECKING:
+    from depthcut.replace import Site
     from depthcut.replace.layer import Layer
-    from depthcut.study.lab import Lab
 
 BETAS = (0.9, 0.95)
 log = logging.getLogger("depthcut")
@@ -90,12 +89,12 @@ class LayerTraining:
         return {"optimiser": self.optimiser, "schedule": self.schedule, **students}
 
 
-def checkpoint_path(lab: "Lab", plan: Plan) -> Path:
+def checkpoint_path(site: "Site", plan: Plan) -> Path:
     """Where the training is kept while it lasts: beside what it comes to, for all points that need that."""
-    return lab.cache / "replacements" / f"{digests.pruned_digest(lab, plan)}.ckpt"
+    return site.cache / "replacements" / f"{site.key(plan)}.ckpt"
 
 
-def train_layers(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Layer") -> dict[int, dict[str, Tensor]]:
+def train_layers(model: nn.Module, plan: Plan, site: "Site", recipe: "Layer") -> dict[int, dict[str, Tensor]]:
     """For each gap the parameters of its layer, which began as the first one dropped, in float32.
 
     The dense model computes what goes in and what is to come out, a batch at a time; nothing of it is kept. A training
@@ -104,20 +103,20 @@ def train_layers(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Layer") -> d
     Raises:
         UserError: if the dense model has no room on the device.
     """
-    if boundary_states.needs_streaming(plan, lab):
+    if boundary_states.needs_streaming(plan, site):
         raise UserError(
             "replace=layer trains against the dense model, which must be in memory: take model.quantise=nf4 and "
             "stream=never, a larger device, or another replace"
         )
-    students = {start: student_layer(lab, start, model) for start, _ in inserted.gap_spans(plan)}
-    course, path = LayerTraining(students, recipe), checkpoint_path(lab, plan)
+    students = {start: student_layer(site, start, model) for start, _ in inserted.gap_spans(plan)}
+    course, path = LayerTraining(students, recipe), checkpoint_path(site, plan)
     if resume.is_resumable(path, path.stem):
-        course.read(path, lab.device)
+        course.read(path, site.dense.device)
     with (
-        boundary_states.restored_dense(model, plan, lab) as dense,
+        boundary_states.restored_dense(model, plan, site) as dense,
         Meter("replacing", recipe.steps, course.step) as meter,
     ):
-        for ids_BT, mask_BT in step_batches(lab, recipe, course.step):
+        for ids_BT, mask_BT in step_batches(site, recipe, course.step):
             course.made(accumulate_gradients(dense, plan, students, ids_BT, mask_BT))
             meter.step(f"error {course.last:.4f}")
             if course.step % recipe.save_every == 0:
@@ -128,18 +127,18 @@ def train_layers(model: nn.Module, plan: Plan, lab: "Lab", recipe: "Layer") -> d
     return {start: {n: p.detach() for n, p in each.named_parameters()} for start, each in students.items()}
 
 
-def student_layer(lab: "Lab", number: int, model: nn.Module) -> nn.Module:
+def student_layer(site: "Site", number: int, model: nn.Module) -> nn.Module:
     """A layer of the dense model, to be trained."""
-    form = LoadConfig("none", torch.float32, lab.device)
+    form = LoadConfig("none", torch.float32, site.dense.device)
     like = layers.layer_list(model)[0]
     return inserted.build_layer(
-        inserted.meta_layers(lab)[number], inserted.read_layer_weights(lab, number), form, like
+        layer_weights.meta_layers(site.dense)[number], layer_weights.read_layer_weights(site.dense, number), form, like
     ).requires_grad_(True)
 
 
-def step_batches(lab: "Lab", recipe: "Layer", done: int) -> Iterator[tuple[Tensor, Tensor]]:
+def step_batches(site: "Site", recipe: "Layer", done: int) -> Iterator[tuple[Tensor, Tensor]]:
     """A batch for each step behind the first ``done``, in the text's order, and from its beginning if it is shorter."""
-    text = lab.text("train", recipe.sequences)
+    text = site.texts.part("train", recipe.sequences)
     for step in range(done, recipe.steps):
         rows_B = np.arange(step * recipe.batch, (step + 1) * recipe.batch) % len(text)
         some = dataclasses.replace(text, ids=text.ids[rows_B], lengths=text.lengths[rows_B])

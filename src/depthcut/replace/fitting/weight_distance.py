@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
-from depthcut.model.surgery import inserted
-from depthcut.replace.fitting import low_rank
+from depthcut.replace.fitting import layer_weights, low_rank
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import track
 
 if TYPE_CHECKING:
-    from depthcut.study.lab import Lab
+    from depthcut.replace import Site
 
 FORMAT = 1
 
@@ -37,32 +36,34 @@ def nearest_layers(plan: Plan, distances: list[list[float]]) -> dict[int, int]:
     return {i: min(plan.keep, key=lambda j: distances[i][j]) for i in plan.drop}
 
 
-def layer_distances(lab: "Lab", rank: int) -> list[list[float]]:
+def layer_distances(site: "Site", rank: int) -> list[list[float]]:
     """The distances between all layers, from weights that are not quantised; computed once a model and rank.
 
     Raises:
         UserError: as :func:`shareable_linear_names`, or if the layers' matrices have several shapes.
     """
-    key = store.content_digest({"format": FORMAT, "content": lab.checkpoint.digest, "rank": rank})
-    return lab.kept("distances", key, lambda: {"distances": compute_distances(lab, rank)})["distances"]
+    key = store.content_digest({"format": FORMAT, "content": site.dense.checkpoint.digest, "rank": rank})
+    return store.cached_value(site.cache / "distances" / key, lambda: {"distances": compute_distances(site, rank)})[
+        "distances"
+    ]
 
 
-def compute_distances(lab: "Lab", rank: int) -> list[list[float]]:
+def compute_distances(site: "Site", rank: int) -> list[list[float]]:
     """Compute them, one kind of matrix at a time: L pairs of factors are held."""
-    depth_L = lab.checkpoint.depth
-    names = shareable_linear_names(inserted.meta_layers(lab)[0])
+    depth_L = site.dense.depth
+    names = shareable_linear_names(layer_weights.meta_layers(site.dense)[0])
     squares = [[0.0] * depth_L for _ in range(depth_L)]
     for name in track(names, "distances", len(names)):
-        for (i, j), square in squared_distances(layer_matrices(lab, name), rank):
+        for (i, j), square in squared_distances(layer_matrices(site, name), rank):
             squares[i][j] += square
             squares[j][i] += square
     return [[square**0.5 for square in row] for row in squares]
 
 
-def layer_matrices(lab: "Lab", name: str) -> Iterator[Tensor]:
+def layer_matrices(site: "Site", name: str) -> Iterator[Tensor]:
     """The matrix ``name`` of each layer."""
-    for number in range(lab.checkpoint.depth):
-        yield inserted.read_layer_weights(lab, number, f"{name}.weight")[f"{name}.weight"]
+    for number in range(site.dense.depth):
+        yield layer_weights.read_layer_weights(site.dense, number, f"{name}.weight")[f"{name}.weight"]
 
 
 def squared_distances(matrices: Iterator[Tensor], rank: int) -> Iterator[tuple[tuple[int, int], float]]:

@@ -3,8 +3,8 @@
 submitit submits it and, before it runs out of time, requeues it.
 """
 
-import runpy
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -110,24 +110,19 @@ class PointTask:
     """What a job does: the points of one folder, from configs composed when the sweep was launched.
 
     Attributes:
-        script: ``run.py``.
-        task: name of its main function.
+        task: runs one point.
         folder: of the points.
         configs: composed configs; more than one where points differ only in what is measured or exported.
     """
 
-    script: Path
-    task: str
+    task: Callable[[dict[str, Any]], None]
     folder: Path
     configs: list[dict[str, Any]]
 
     def __call__(self) -> None:
         """Run the points; if one fails, so does the job, and why is in the folder even if the point never began."""
-        from omegaconf import OmegaConf
-
-        task = runpy.run_path(str(self.script))[self.task]
         for config in self.configs:
-            task(OmegaConf.create(config))
+            self.task(config)
         for fault in failures.collected_errors:
             if recording.read_failure(self.folder) is None:
                 recording.write_failure(self.folder, failures.error_line(fault), fault)

@@ -128,7 +128,7 @@ class WatchedJob:
     @property
     def folder(self) -> Path:
         """The folder of the points."""
-        return self.points[0].lab.folder
+        return self.points[0].run.folder
 
     @property
     def log(self) -> Path:
@@ -181,7 +181,7 @@ def job_settled(each: WatchedJob, queue: Queue, sweep: "Sweep", again: "list[Swe
     if entry and entry.state in ("PENDING", "RUNNING"):
         each.gone = None
         return False
-    left = [point for point in each.points if recording.finished_record(point.lab) is None]
+    left = [point for point in each.points if recording.finished_record(point.run) is None]
     if not left:
         return True
     if entry and entry.alive:

@@ -1,0 +1,57 @@
+"""One point of a study: skip it if it is done, run the experiment, keep the record."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from depthcut.config import experiment
+from depthcut.runtime import failures, ranks
+from depthcut.study import links, recording, runlog
+from depthcut.study.run import Run, open_run
+
+
+def run_point(cfg: Mapping[Any, Any]) -> None:
+    """Run one point of a study; a failure is reported at the end of the command."""
+    with failures.collect_errors():
+        _run_point(cfg)
+
+
+def _run_point(cfg: Mapping[Any, Any]) -> None:
+    x = experiment.build_experiment(cfg)
+    run = open_run(x)
+    if ranks.global_rank():
+        return assist(run)
+    with recording.point_lock(run):
+        kept = recording.finished_record(run)
+        if kept is None:
+            kept = compute(run)
+        else:
+            recording.forget_failure(run.folder)
+            runlog.print_line("done already: this config's record is on file, nothing was computed")
+            x.log.again(run, kept)
+        links.link_point(run.folder, x)
+    return runlog.print_record(kept, run.folder, run.remarks)
+
+
+def compute(run: Run) -> dict[str, Any]:
+    """Run the experiment and write its record; return the record."""
+    from depthcut import algorithm
+    from depthcut.study import control
+
+    x = run.experiment
+    for evaluation in x.eval.values():
+        evaluation.check()
+    with recording.attempt_point(run), runlog.log_to_point(run):
+        algorithm.run_experiment(x, run)
+        control.measure_control(run, algorithm.run_experiment)
+        kept = recording.write_record(run)
+    x.log.finish(run, kept)
+    return kept
+
+
+def assist(run: Run) -> None:
+    """Take part in a point that several processes share; the first of them keeps its record."""
+    if recording.finished_record(run) is None:
+        from depthcut import algorithm
+
+        with runlog.quiet_libraries():
+            algorithm.run_experiment(run.experiment, run)

@@ -1,0 +1,75 @@
+"""The three texts of a run, tokenised once: calibration, train and validation."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from depthcut.data import Contents, Source, first_content
+from depthcut.data.text.tokens import Tokens, tokenize_source
+
+Part = Literal["calibration", "train", "validation"]
+
+
+class Tokenizing(Protocol):
+    """A model's tokenizer, read when it is first asked for, and the token between documents."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def separator(self) -> str | None: ...
+
+
+@dataclass
+class Texts:
+    """The texts of a run, each tokenised and packed once, and kept by content.
+
+    Attributes:
+        sources: the source of each part.
+        model: whose tokenizer reads them.
+        cache: the folder that all runs share.
+        train_sequences: how many sequences healing reads.
+        contents: what each source held when it was first asked for: the run is named by it, so it may not change.
+    """
+
+    sources: dict[Part, Source]
+    model: Tokenizing
+    cache: Path
+    train_sequences: int
+    contents: Contents = field(default_factory=dict[str, dict[str, str]])
+    _tokens: dict[tuple[Part, int | None], Tokens] = field(default_factory=dict[tuple[Part, int | None], Tokens])
+
+    def content(self, source: Source) -> dict[str, str]:
+        """Return the content that a source had when this run first asked for it."""
+        return first_content(self.contents, source, self.cache)
+
+    def identity(self, part: Part) -> Any:
+        """Return what a part will hold, by content and as JSON, without reading it."""
+        source = self.sources[part]
+        shape = [source.sequences, source.length, source.pack]
+        return {"text": source.named(self.content(source)), "shape": shape, "separator": self.model.separator}
+
+    def calibration(self) -> Tokens:
+        """Return the text that metrics read."""
+        return self.part("calibration")
+
+    def validation(self) -> Tokens:
+        """Return the text that the loss is measured on."""
+        return self.part("validation")
+
+    def train(self) -> Tokens:
+        """Return the text that healing reads."""
+        return self.part("train", self.train_sequences)
+
+    def part(self, name: Part, sequences: int | None = None) -> Tokens:
+        """Return a part, as many sequences of it as are asked for; None: as many as its source says.
+
+        Raises:
+            UserError: if the text cannot be had, is too short, or changed since the run began.
+        """
+        if (name, sequences) not in self._tokens:
+            source = self.sources[name]
+            found = tokenize_source(source, self.model.tokenizer, self.model.separator, self.cache, sequences, name)
+            source.require(self.content(source), self.cache)
+            self._tokens[name, sequences] = found
+        return self._tokens[name, sequences]

@@ -1,0 +1,189 @@
+"""The dense model of a run: its checkpoint, how it is loaded, and whether whole, streamed or sharded."""
+
+import gc
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from depthcut.cut.plan import Plan, Unit
+from depthcut.model.surgery.sizes import ModelSize
+from depthcut.runtime import devices
+from depthcut.runtime.errors import UserError
+from depthcut.runtime.numbers import Numbers
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig
+
+    from depthcut.model.checkpoint.checkpoint import Checkpoint
+    from depthcut.model.checkpoint.loading import Dtype, LoadConfig, Quantise
+    from depthcut.model.checkpoint.streaming import LayerStream
+    from depthcut.model.checkpoint.tensors import LazyTensor
+    from depthcut.model.decoder.shared_prefix import PrefixCache
+
+StreamPolicy = Literal["auto", "always", "never"]
+
+
+@dataclass
+class OnDisk:
+    """The dense model of a run, as a :class:`~depthcut.model.decoder.dense.Dense`, and what a plan keeps of it.
+
+    Attributes:
+        checkpoint: the model on disk.
+        quantise: of its weights in memory.
+        dtype: of everything that is not quantised.
+        asked_device: ``auto``, ``cpu`` or ``cuda``.
+        policy: whether it is streamed, and sharded where it can be; ``auto``: where it does not fit.
+        streamable: whether what reads it can take it layer by layer.
+        shardable: whether several processes heal it in shards.
+        rescored: whether a search scores again what is left, so that hidden states are worth keeping.
+        weights_cache: the folder for the pruned model's quantised weights; None keeps none.
+        numbers: get the seconds and bytes of each load.
+        helped: whether all processes are at one piece of work now, which runs a sharded model.
+    """
+
+    checkpoint: "Checkpoint"
+    quantise: "Quantise"
+    dtype: "Dtype"
+    asked_device: str
+    policy: StreamPolicy
+    streamable: bool
+    shardable: bool
+    rescored: bool
+    weights_cache: Path | None
+    numbers: Numbers
+    helped: bool = False
+    _whole: "nn.Module | None" = None
+    _stream: "LayerStream | None" = None
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``.
+
+        Raises:
+            UserError: if a GPU is asked for and there is none.
+        """
+        return self._device
+
+    @cached_property
+    def _device(self) -> str:
+        return devices.choose_device(self.asked_device)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers, L."""
+        return self.checkpoint.depth
+
+    @property
+    def config(self) -> "PreTrainedConfig":
+        """The config of the dense model. Raises as :attr:`Checkpoint.config`."""
+        return self.checkpoint.config
+
+    @property
+    def load_config(self) -> "LoadConfig":
+        """How the run's models lie in memory."""
+        import torch
+
+        from depthcut.model.checkpoint.loading import LoadConfig
+
+        return LoadConfig(self.quantise, getattr(torch, self.dtype), self.device)
+
+    def tensors(self, layer: int, unit: Unit = "layer") -> "dict[str, LazyTensor]":
+        """Return the tensors of a layer or a sublayer by name, unread."""
+        return self.checkpoint.tensors(layer, unit)
+
+    def load(self, plan: Plan | None = None) -> "nn.Module":
+        """Load the dense model, or only what ``plan`` keeps; a sharded one holds this process's shard."""
+        before = self.checkpoint.bytes_read
+        with self.numbers.timed("load_pruned" if plan else "load_dense"):
+            loaded = self._load_shard(plan) if self.is_sharded(plan) else self._load_whole(plan)
+        if plan:
+            self.numbers["bytes/read"] = self.checkpoint.bytes_read - before
+            self.numbers["bytes/weights"] = sum(weight.nbytes for weight in loaded.parameters())
+        return loaded
+
+    def _load_whole(self, plan: Plan | None) -> "nn.Module":
+        how: Any = {"quantise": self.quantise, "dtype": self.dtype, "device": self.device}
+        return self.checkpoint.load(plan, **how, cache=self.weights_cache if plan else None)
+
+    def _load_shard(self, plan: Plan | None) -> "nn.Module":
+        """Load this process's shard of what ``plan`` keeps.
+
+        Raises:
+            UserError: if not even shards fit; if the dense model is asked for where one process is alone.
+        """
+        import torch
+
+        from depthcut.model.checkpoint import loading, sharded
+
+        if plan is None and not self.helped:
+            raise UserError("the metric needs the whole dense model on one GPU, and it does not fit")
+        gc.collect()  # the layers of an earlier sharded model know their list, which knows them
+        devices.check_shards_fit(self.weight_bytes(plan), self.device)
+        form = loading.LoadConfig("none", getattr(torch, self.dtype), self.device)
+        return sharded.load_sharded(self.checkpoint, plan, form)
+
+    def whole(self) -> "nn.Module":
+        """Return the dense model, loaded once for the metric and the evaluation."""
+        if self._whole is None:
+            self._whole = self.load()
+        return self._whole
+
+    def stream(self) -> "LayerStream":
+        """Return the dense model, streamed one layer at a time."""
+        if self._stream is None:
+            from depthcut.model.checkpoint.streaming import LayerStream
+
+            self._stream = LayerStream(self.checkpoint, self.load_config)
+        return self._stream
+
+    def release(self) -> "nn.Module | None":
+        """Free the dense model's memory; return the model that was loaded, which :meth:`adopt` takes."""
+        loaded, self._whole, self._stream = self._whole, None, None
+        vars(self).pop("_prefixes", None)
+        return loaded
+
+    def adopt(self, model: "nn.Module | None") -> None:
+        """Take a dense model that another run on the same checkpoint has loaded."""
+        self._whole = model
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the metric reads the model layer by layer, because it does not fit or the config says so."""
+        return self._streaming
+
+    @cached_property
+    def _streaming(self) -> bool:
+        if self.policy != "auto" or not self.streamable:
+            return self.policy == "always"
+        return not devices.fits_in_free_memory(self.sizes("layer").whole["weight_bytes"], self.device)
+
+    @property
+    def prefixes(self) -> "PrefixCache":
+        """Cache of hidden states for searches that rescore; empty otherwise."""
+        return self._prefixes
+
+    @cached_property
+    def _prefixes(self) -> "PrefixCache":
+        from depthcut.model.decoder.shared_prefix import PrefixCache
+
+        return PrefixCache(None if self.rescored else 0)
+
+    def sizes(self, unit: Unit) -> ModelSize:
+        """Return the sizes of the dense model and of its units."""
+        return ModelSize.of(self.config, unit, self.quantise, self.dtype)
+
+    def is_sharded(self, plan: Plan | None) -> bool:
+        """Return whether what ``plan`` keeps is sharded across processes, as it does not fit on one GPU or has to be.
+
+        All processes agree: it depends on the size of a GPU, not on the memory that is free.
+        """
+        if not self.shardable or self.policy == "never":
+            return False
+        return self.policy == "always" or not devices.fits_in_total_memory(self.weight_bytes(plan), self.device)
+
+    def weight_bytes(self, plan: Plan | None) -> int:
+        """Return the bytes of what ``plan`` keeps."""
+        plan = plan or Plan(self.depth, ())
+        return self.sizes(plan.unit).without(plan.drop)["weight_bytes"]
