@@ -1,4 +1,4 @@
-"""A lab around a tiny model on the disk, with a text of short documents of many lengths: for tests of replacements."""
+"""A run around a tiny model on the disk, with a text of short documents of many lengths: for tests of replacements."""
 
 import json
 import random
@@ -26,7 +26,7 @@ def model_of(family: str, **changes: Any) -> PreTrainedModel:
 
 
 def opened(folder: Path, model: PreTrainedModel, *knobs: str) -> Run:
-    """A lab for ``model``; its calibration text has rows of 4 to 32 tokens."""
+    """A run for ``model``; its calibration text has rows of 4 to 32 tokens."""
     if not (folder / "model").exists():
         model.save_pretrained(folder / "model")
         byte_tokenizer().save_pretrained(folder / "model")

@@ -25,31 +25,35 @@ MODEL = ("model=pico", "model.hidden=256", "model.dtype=bfloat16", "device=cpu")
 AUTO = ("model.quantise=auto", "heal=qlora", "heal.length=512", "heal.batch=8")
 
 
-def a_lab(folder: Path, *words: str, recipe: tuple[str, ...] = AUTO) -> Run:
-    """A lab whose base is open still."""
+def opened(folder: Path, *words: str, recipe: tuple[str, ...] = AUTO) -> Run:
+    """A run whose base is open still."""
     x = experiment.build_experiment(composed(*MODEL, *recipe, f"outputs={folder}", *words))
     cache = folder / "cache"
     return Run(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=folder / x.name)
 
 
-def chosen(lab: Run, gib: float | None) -> str:
-    return auto_quantise.choose_base(lab, None if gib is None else int(gib * GIB))["quantise"]
+def choose(here: Run, memory: int | None) -> dict[str, str]:
+    return auto_quantise.choose_base(here.experiment, here.checkpoint, here.cache, memory)
+
+
+def chosen(here: Run, gib: float | None) -> str:
+    return choose(here, None if gib is None else int(gib * GIB))["quantise"]
 
 
 def test_weights_stay_as_they_are_where_the_gpu_has_room(tmp_path: Path) -> None:
-    lab = a_lab(tmp_path)
-    assert [chosen(lab, gib) for gib in (None, 1.01, 1.5, 80)] == ["none", "nf4", "nf4", "none"]
-    said = auto_quantise.choose_base(lab, 80 * GIB)["why"]
+    here = opened(tmp_path)
+    assert [chosen(here, gib) for gib in (None, 1.01, 1.5, 80)] == ["none", "nf4", "nf4", "none"]
+    said = choose(here, 80 * GIB)["why"]
     assert said.startswith("bfloat16 fits, with about ") and said.endswith(" of 80.0, and is quicker than 4 bits")
 
 
 def test_the_edge_is_where_the_planner_has_it(tmp_path: Path) -> None:
     """Found by halving, and worked out by hand: the least that a layout needs, with what is spared."""
-    lab = a_lab(tmp_path, "heal.recompute=all", "heal.micro_batch=1", "heal.compile=false", "heal.dropout=0")
+    here = opened(tmp_path, "heal.recompute=all", "heal.micro_batch=1", "heal.compile=false", "heal.dropout=0")
     low, high = 1.0, 16.0
     while high - low > 1e-3:
         middle = (low + high) / 2
-        low, high = (middle, high) if chosen(lab, middle) == "nf4" else (low, middle)
+        low, high = (middle, high) if chosen(here, middle) == "nf4" else (low, middle)
     width, wide, length, left = 256, 1024, 512, 6
     attention, ffn, head = 4 * width * width, 3 * width * wide, 258 * width
     weights = 2 * (left * (attention + ffn + 2 * width) + 2 * head + width)
@@ -62,24 +66,24 @@ def test_the_edge_is_where_the_planner_has_it(tmp_path: Path) -> None:
 
 def test_a_recipe_or_a_metric_that_takes_one_base_gets_it(tmp_path: Path) -> None:
     for words in (("heal=full",), ("metric=taylor",)):
-        assert chosen(a_lab(tmp_path, *words), 1.01) == "none"
+        assert chosen(opened(tmp_path, *words), 1.01) == "none"
 
 
 def test_without_healing_the_weights_count(tmp_path: Path) -> None:
     unhealed = ("model.quantise=auto", "heal=none")
-    lab = a_lab(tmp_path, "stages=[pruned]", recipe=unhealed)
-    x = lab.experiment
-    shape = ModelSize.of(lab.dense.config, "layer", "none", "bfloat16")
+    here = opened(tmp_path, "stages=[pruned]", recipe=unhealed)
+    x = here.experiment
+    shape = ModelSize.of(here.dense.config, "layer", "none", "bfloat16")
     left = shape.whole["weight_bytes"] - sum(shape.weight_bytes[: x.prune.count(ModelSize(8))])
     edge = 1 + left / 0.94 / GIB
-    assert [chosen(lab, edge + by) for by in (-1e-6, 1e-6)] == ["nf4", "none"]
-    dense = a_lab(tmp_path, "stages=[dense,pruned]", recipe=unhealed)
+    assert [chosen(here, edge + by) for by in (-1e-6, 1e-6)] == ["nf4", "none"]
+    dense = opened(tmp_path, "stages=[dense,pruned]", recipe=unhealed)
     assert chosen(dense, edge + 1e-6) == "nf4"
 
 
 def test_a_live_teacher_needs_room_too(tmp_path: Path) -> None:
     words = ("heal=distill", "heal.length=512", "model.hidden=512", "heal.batch=1")
-    live, cached = (a_lab(tmp_path, *words, f"heal.teacher={how}") for how in ("live", "cached"))
+    live, cached = (opened(tmp_path, *words, f"heal.teacher={how}") for how in ("live", "cached"))
     needs = [
         auto_quantise.MemoryEstimate.of(
             dataclasses.replace(each, experiment=auto_quantise.with_quantise(each.experiment, "none")), 8 * GIB
@@ -93,8 +97,8 @@ def test_a_live_teacher_needs_room_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("base", "kind"), [("none", Lora), ("nf4", QLora)])
 @pytest.mark.parametrize("heal", ["lora", "qlora"])
 def test_what_is_settled_is_what_would_have_been_asked_for(tmp_path: Path, heal: str, base: Any, kind: type) -> None:
-    lab = a_lab(tmp_path, f"heal={heal}", "heal.optimiser=adamw")
-    x = auto_quantise.with_quantise(lab.experiment, base)
+    here = opened(tmp_path, f"heal={heal}", "heal.optimiser=adamw")
+    x = auto_quantise.with_quantise(here.experiment, base)
     assert (x.model.quantise, type(x.heal), x.composed["model"]["quantise"]) == (base, kind, base)
     word = kind.__name__.lower()
     cfg = composed(*MODEL, *AUTO, f"heal={heal}", "heal.optimiser=adamw", f"outputs={tmp_path}")
@@ -102,32 +106,31 @@ def test_what_is_settled_is_what_would_have_been_asked_for(tmp_path: Path, heal:
     OmegaConf.update(cfg, "heal._target_", f"depthcut.heal.{word}.{kind.__name__}")
     asked = open_run(experiment.build_experiment(cfg))
     again = open_run(experiment.build_experiment(OmegaConf.create(x.composed)))  # as a job of a cluster reads it
-    assert asked.digest == again.digest == Run(x, lab.checkpoint, lab.cache, lab.study).digest
+    assert asked.digest == again.digest == Run(x, here.checkpoint, here.cache, here.study).digest
 
 
 def test_a_run_without_a_gpu_is_on_plain_weights_and_says_so(tmp_path: Path) -> None:
-    lab = open_run(experiment.build_experiment(composed(*MODEL, *AUTO, f"outputs={tmp_path}")))
-    assert lab.settled == "model.quantise=auto: none here; it runs on no GPU"
-    assert lab.experiment.model.quantise == "none"
-    assert isinstance(lab.experiment.heal, Lora)
+    here = open_run(experiment.build_experiment(composed(*MODEL, *AUTO, f"outputs={tmp_path}")))
+    assert here.settled == "model.quantise=auto: none here; it runs on no GPU"
+    assert here.experiment.model.quantise == "none"
+    assert isinstance(here.experiment.heal, Lora)
     given = open_run(experiment.build_experiment(composed(*MODEL, *AUTO, f"outputs={tmp_path}", "model.quantise=nf4")))
     assert (given.settled, given.experiment.model.quantise) == ("", "nf4")
 
 
 def test_the_second_time_it_needs_no_torch(tmp_path: Path) -> None:
-    lab = a_lab(tmp_path)
-    wanted = auto_quantise.choose_base(lab, 8 * GIB)
+    here = opened(tmp_path)
+    wanted = choose(here, 8 * GIB)
     words = [*MODEL, *AUTO, f"outputs={tmp_path}"]
     script = f"""
 import sys
 from pathlib import Path
 from composing import composed
-from depthcut import bases, config
-from depthcut.study.run import Run, open_run
-x = config.read(composed(*{words!r}))
-cache = Path({str(lab.cache)!r})
-lab = Run(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=cache)
-print(bases.choose(lab, {8 * GIB}), "torch" in sys.modules)
+from depthcut.config import experiment
+from depthcut.study import auto_quantise
+x = experiment.build_experiment(composed(*{words!r}))
+cache = Path({str(here.cache)!r})
+print(auto_quantise.choose_base(x, x.model.open(cache), cache, {8 * GIB}), "torch" in sys.modules)
 """
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")])}
     call = [sys.executable, "-c", script]

@@ -1,19 +1,18 @@
 import dataclasses
 import math
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from builders import subject, tokens
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric.angular import Angular
 from depthcut.metric.block_influence import BlockInfluence
 from depthcut.metric.passes.hidden_states import HiddenStates, pairwise_cosines, score_blocks, usable_tokens
 from depthcut.metric.update import Update
 from depthcut.model.decoder import layers
-from labs import subject, tokens
+from depthcut.study.standalone import Standalone
 from pico import pico
 
 LAST = Angular(token="last", batch=2, until=None)
@@ -131,7 +130,7 @@ def test_padding_on_either_side_gives_the_same():
 
     def angles(size):
         given = Given(text.ids, text.lengths, text.documents, "x")
-        states = HiddenStates(lab=subject(model, given), name="x", batch=size, token="last").samples()
+        states = HiddenStates(subject=subject(model, given), name="x", batch=size, token="last").samples()
         return torch.cat([pairwise_cosines(rows) for rows in states]).arccos() / math.pi
 
     torch.testing.assert_close(angles(3), angles(4), atol=1e-5, rtol=0)
@@ -196,9 +195,9 @@ class Alike(HiddenStates):
 
 
 def test_reading_goes_on_while_no_start_is_sure():
-    here: Any = SimpleNamespace(wanted=lambda: (range(4), 1))
+    here = Standalone(block=(range(4), 1))
     scores = score_blocks(
-        Alike(lab=here, name="x", batch=1, token="last", until=0.99), lambda states: pairwise_cosines(states)
+        Alike(subject=here, name="x", batch=1, token="last", until=0.99), lambda states: pairwise_cosines(states)
     )
     assert scores.samples == 40
     assert 0.25 < max(scores.wins(range(4), 1).values()) < 0.99

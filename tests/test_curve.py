@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from builders import tokens
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
-from labs import tokens
 from pico import pico
 from running import ROOT, UNHEALED, run, text_files
 

@@ -1,30 +1,31 @@
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from depthcut.data.text.parts import GivenText
 from depthcut.data.text.tokens import Tokens
 from depthcut.eval.harness import Harness
 from depthcut.eval.likelihood.lm_eval import flat_results
 from depthcut.eval.loss import Loss
+from depthcut.study.standalone import Standalone
 from pico import pico
 
 
 def text(lengths: tuple[int, ...]) -> Any:
     ids = np.random.default_rng(0).integers(3, 100, (len(lengths), max(lengths)), dtype=np.int32)
     tokens = Tokens(ids=ids, lengths=np.array(lengths, dtype=np.int32), documents=np.array([], np.uint64), digest="x")
-    return SimpleNamespace(validation=lambda: tokens), tokens
+    return Standalone(texts=GivenText(tokens)), tokens
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_loss_is_the_mean_over_all_tokens_without_padding(batch):
     model = pico("llama")
-    lab, tokens = text((12, 7, 12, 4))
-    (got,) = Loss(batch=batch)(model, lab)
+    bench, tokens = text((12, 7, 12, 4))
+    (got,) = Loss(batch=batch)(model, bench)
     sums, counts = [], []
     for ids, length in zip(tokens.ids, tokens.lengths, strict=True):
         row = torch.from_numpy(ids[None, :length].astype(np.int64))
@@ -92,9 +93,8 @@ def test_the_harness_agrees_with_log_likelihoods_computed_by_hand():
 
     tokenizer = byte_tokenizer()
     model = pico("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
-    checkpoint = SimpleNamespace(tokenizer=tokenizer, separator="<|endoftext|>")
-    lab: Any = SimpleNamespace(checkpoint=checkpoint, device="cpu", cache=CACHE)
-    (got,) = Harness(tasks=["capitals"], limit=12, include_path=None, batch=5)(model, lab)
+    bench = Standalone(tokenizer=tokenizer, separator="<|endoftext|>", cache=CACHE)
+    (got,) = Harness(tasks=["capitals"], limit=12, include_path=None, batch=5)(model, bench)
     right = 0
     for item in questions.load_questions("capitals", CACHE)[:12]:
         scores = [log_likelihood(model, tokenizer, item["prompt"], " " + choice.strip()) for choice in item["choices"]]
@@ -103,7 +103,7 @@ def test_the_harness_agrees_with_log_likelihoods_computed_by_hand():
     assert got["capitals/acc_stderr"] > 0 and got["capitals/items"] == 12
     with torch.no_grad():
         model.lm_head.weight[7] = float("nan")
-    (got,) = Harness(tasks=["capitals"], limit=12, include_path=None, batch=5)(model, lab)
+    (got,) = Harness(tasks=["capitals"], limit=12, include_path=None, batch=5)(model, bench)
     assert got == {"capitals/likelihood_finite": 0, "capitals/items": 12}
 
 
@@ -120,14 +120,14 @@ def test_answers_are_those_of_lm_evals_own_model(family):
 
     tokenizer = byte_tokenizer()
     model = pico(family, vocab_size=len(tokenizer), max_position_embeddings=48)
-    lab: Any = SimpleNamespace(checkpoint=SimpleNamespace(tokenizer=tokenizer, separator=None), device="cpu")
+    bench = Standalone(tokenizer=tokenizer)
     pairs = [
         (item["prompt"], " " + choice)
         for item in questions.load_questions("topics", CACHE)[:6]
         for choice in item["choices"]
     ]
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in [("", "Alone."), *pairs]]
-    ours = lm_eval.wrap_model(model, lab, 3, FULL_ONLY).loglikelihood(requests, disable_tqdm=True)
+    ours = lm_eval.wrap_model(model, bench, 3, FULL_ONLY).loglikelihood(requests, disable_tqdm=True)
     own = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, device="cpu")
     theirs = own.loglikelihood(requests, disable_tqdm=True)
     assert max(len(tokenizer(prompt + choice).input_ids) for prompt, choice in pairs) > 49

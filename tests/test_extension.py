@@ -40,7 +40,7 @@ def extend(**knobs: Any) -> Extend:
 
 
 def extended(folder, model, *knobs: str, **more: Any):
-    """A lab, and the model made longer: layers 1 to 3 of 6 twice."""
+    """A run, and the model made longer: layers 1 to 3 of 6 twice."""
     words = [f"replace.{key}={value}" for key, value in ({"start": 1, "stop": 4, "rank": 4} | more).items()]
     here = opened(folder, model, "replace=extend", "heal=none", *UNCUT, *words, *knobs)
     return here, here.experiment.replace(here.dense.load(WHOLE), WHOLE, here)

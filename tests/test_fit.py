@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,16 @@ import torch
 import torch.nn.functional as F
 
 from depthcut.cut.plan import Plan
+from depthcut.data.text.parts import GivenText
 from depthcut.data.text.tokens import Tokens
 from depthcut.heal.training import adapters, fit, lean_lora, memory_plan, objective
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.memory_plan import Layout, MemoryPlan
 from depthcut.heal.training.objective import next_token_loss
-from depthcut.log.csv import Csv
 from depthcut.model.checkpoint.loading import Dtype
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.pico import Pico
+from depthcut.study.standalone import Standalone
 from pico import FAMILIES, awake, pico, picture_model
 from running import PICO, succeed, text_files
 from test_training import RECIPE, batch
@@ -34,17 +34,16 @@ GIB = 2**30
 AUTO = dataclasses.replace(RECIPE, steps=6, batch=4, micro_batch="auto", recompute="auto", dropout=0.2)
 
 
-def a_lab(folder, device="cpu"):
+def workspace(folder, device="cpu"):
     ids = np.random.default_rng(0).integers(3, 128, (12, 8)).astype(np.int32)
     text = Tokens(ids, np.full(12, 8, np.int32), np.array([], np.uint64), "x")
-    experiment = SimpleNamespace(seed=0, log=Csv())
-    return SimpleNamespace(digest="point", folder=folder, device=device, train=lambda: text, experiment=experiment)
+    return Standalone(texts=GivenText(text), folder=folder, device=device)
 
 
 def healed(folder, recipe=AUTO, asked=next_token_loss) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     model = adapters.add_adapters(pico("llama", layers=2), recipe, Plan(2, ()))
-    fit.fit_model(model, recipe, a_lab(folder), asked)
+    fit.fit_model(model, recipe, workspace(folder), asked)
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 

@@ -11,7 +11,7 @@ from depthcut.heal.training import adapters, fit
 from depthcut.heal.training.memory_plan import Layout
 from pico import pico
 from running import PICO, UNHEALED, succeed, text_files
-from test_fit import AUTO, a_lab, adapted, gap, gradient_of, quantised
+from test_fit import AUTO, adapted, gap, gradient_of, quantised, workspace
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,7 +55,7 @@ def test_a_healed_model_stays_on_the_gpu(tmp_path, compiled):
     """Lightning would carry it to the host, and it would be measured there, thirty times as slowly."""
     recipe = dataclasses.replace(AUTO, compile=compiled)
     model = adapters.add_adapters(pico("llama", layers=2).to("cuda"), recipe, Plan(2, ()))
-    fit.fit_model(model, recipe, a_lab(tmp_path, "cuda:0"))
+    fit.fit_model(model, recipe, workspace(tmp_path, "cuda:0"))
     assert all(parameter.is_cuda for parameter in model.parameters())
 
 

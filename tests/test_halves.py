@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import depthcut
+from builders import subject, tokens
 from depthcut.cut.plan import Plan
 from depthcut.metric.block_influence import BlockInfluence
 from depthcut.metric.kl import Kl
@@ -19,7 +20,6 @@ from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers, layerwise, sublayers
 from depthcut.model.pico import Pico
-from labs import subject, tokens
 from pico import CACHE, FAMILIES, logits, pico, texts, written
 
 UNITS = [(family, unit) for family in FAMILIES for unit in ("attention", "mlp") if (family, unit) != ("opt", "mlp")]
@@ -172,7 +172,7 @@ def test_the_states_on_both_sides_of_a_half(unit, removed):
         )
         wanted += [seen[side] for side in sides]
     (got,) = HiddenStates(
-        lab=subject(model, text), name="x", batch=1, token="all", unit=unit, removed=removed
+        subject=subject(model, text), name="x", batch=1, token="all", unit=unit, removed=removed
     ).samples()
     torch.testing.assert_close(got, torch.stack(wanted, dim=1))
 

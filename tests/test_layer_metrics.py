@@ -1,11 +1,11 @@
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import labs
+import builders
+from builders import tokens
 from depthcut.metric.magnitude import Magnitude
 from depthcut.metric.random import Random
 from depthcut.metric.spectral import Spectral
@@ -14,37 +14,37 @@ from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.pico import Pico
-from labs import tokens
+from depthcut.study.standalone import Standalone
 from pico import pico
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory) -> Any:
+def here(tmp_path_factory) -> Any:
     heal: Any = {"rank": 4, "lr": 1e-2, "length": 8}
     model = Pico(layers=4, hidden=32, heads=2, seed=0, quantise="none", dtype="float32", separator=None, heal=heal)
-    return SimpleNamespace(checkpoint=model.open(tmp_path_factory.mktemp("cache")))
+    return Standalone(dense=model.open(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.mark.parametrize("power", [1, 2])
-def test_the_magnitude_is_the_sum_over_a_layers_weights(lab, power):
-    scores = Magnitude(power=power)(lab)
-    model = lab.checkpoint.load(None, quantise="none", dtype="float32", device="cpu")
+def test_the_magnitude_is_the_sum_over_a_layers_weights(here, power):
+    scores = Magnitude(power=power)(here)
+    model = here.dense.load(None, quantise="none", dtype="float32", device="cpu")
     wanted = [sum(p.double().abs().pow(power).sum().item() for p in layer.parameters()) for layer in model.model.layers]
     assert scores.layers == pytest.approx(wanted, rel=1e-9)
     assert scores.block(1, 2) == pytest.approx(wanted[1] + wanted[2])
     assert scores.summed
 
 
-def test_the_magnitude_reads_each_layer_once_and_nothing_else(lab):
-    before = lab.checkpoint.bytes_read
-    Magnitude(power=1)(lab)
-    layers = [tensor.nbytes for index in range(4) for tensor in lab.dense.tensors(index).values()]
-    assert lab.checkpoint.bytes_read - before == sum(layers)
+def test_the_magnitude_reads_each_layer_once_and_nothing_else(here):
+    before = here.dense.bytes_read
+    Magnitude(power=1)(here)
+    layers = [tensor.nbytes for index in range(4) for tensor in here.dense.tensors(index).values()]
+    assert here.dense.bytes_read - before == sum(layers)
 
 
-def test_random_scores_depend_on_the_seed_alone(lab):
-    assert Random(seed=1)(lab).layers == Random(seed=1)(lab).layers != Random(seed=2)(lab).layers
-    assert torch.tensor(Random(seed=1)(lab).layers).unique().numel() == 4
+def test_random_scores_depend_on_the_seed_alone(here):
+    assert Random(seed=1)(here).layers == Random(seed=1)(here).layers != Random(seed=2)(here).layers
+    assert torch.tensor(Random(seed=1)(here).layers).unique().numel() == 4
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -53,7 +53,7 @@ def test_taylor_is_the_formula_with_plain_autograd(family, batch):
     model, text = pico(family), tokens()
     model.lm_head.weight.requires_grad_(False)
     before = [parameter.requires_grad for parameter in model.parameters()]
-    got = Taylor(batch=batch)(labs.subject(model)).layers
+    got = Taylor(batch=batch)(builders.subject(model)).layers
     assert [parameter.requires_grad for parameter in model.parameters()] == before
     assert not any(parameter.grad is not None for parameter in model.parameters())
     losses = []
@@ -73,7 +73,7 @@ def test_taylor_of_an_identity_layer_is_zero():
     with torch.no_grad():
         decoder_layers.layer_list(model)[2].self_attn.o_proj.weight.zero_()
         decoder_layers.layer_list(model)[2].mlp.down_proj.weight.zero_()
-    scores = Taylor(batch=2)(labs.subject(model)).layers
+    scores = Taylor(batch=2)(builders.subject(model)).layers
     assert scores[2] == 0 and min(score for i, score in enumerate(scores) if i != 2) > 0
 
 
@@ -81,7 +81,7 @@ def test_two_equal_layers_score_the_same_by_their_weights(tmp_path):
     model = pico("llama", layers=4)
     decoder_layers.layer_list(model)[2].load_state_dict(decoder_layers.layer_list(model)[1].state_dict())
     model.save_pretrained(tmp_path)
-    here = labs.subject(model)
+    here = builders.subject(model)
     here.checkpoint = Checkpoint(ModelFolder(tmp_path, HashCache(tmp_path / "hashes.json")), separator=None)
     for metric in (Magnitude(power=1), Magnitude(power=2), Spectral()):
         scores = metric(here).layers

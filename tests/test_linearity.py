@@ -1,11 +1,11 @@
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from builders import subject
 from depthcut.cut.scores import bootstrap_weights
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric.linearity import Linearity, unexplained_shares
@@ -21,14 +21,7 @@ def tokens(lengths=(30, 40, 25, 40, 35), width=40) -> Tokens:
 
 
 def score(model, text: Tokens, kind: Any, most: int = 4096, batch: int = 2, removed: tuple[int, ...] = ()):
-    lab: Any = SimpleNamespace(
-        dense=lambda: model,
-        calibration=lambda: text,
-        checkpoint=SimpleNamespace(config=model.config),
-        device="cpu",
-        streaming=False,
-    )
-    return Linearity(map=kind, tokens=most, batch=batch)(lab, removed)
+    return Linearity(map=kind, tokens=most, batch=batch)(subject(model, text), removed)
 
 
 def states(model, text: Tokens) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ import pytest
 from composing import composed
 from depthcut.config import experiment
 from depthcut.log import wandb as log
+from depthcut.study.run import open_run
 from running import PICO, run, text_files
 from wandb_client import begun, client, tool
 from wandb_standin import serve
@@ -112,7 +113,7 @@ def test_without_an_agent_nothing_is_repeated(kept):
 def test_a_metric_that_nothing_reads_is_none():
     def knobs(*overrides: str) -> dict[str, Any]:
         x = experiment.build_experiment(composed("model=pico", *overrides))
-        return log.run_config(SimpleNamespace(experiment=x, digest="d"))  # type: ignore[arg-type]
+        return log.run_config(open_run(x))
 
     assert knobs("prune=block")["metric"] == "angular" and knobs("prune=block")["metric.token"] == "last"
     deepest = knobs("prune=deepest")

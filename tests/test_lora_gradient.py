@@ -6,7 +6,8 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
-import labs
+import builders
+from builders import tokens
 from depthcut.metric.lora_gradient import (
     ADAPTER_NAME,
     LoraGradient,
@@ -18,14 +19,13 @@ from depthcut.metric.lora_gradient import (
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.pico import Pico
 from depthcut.runtime.errors import UserError
-from labs import tokens
 from pico import pico
 
 METRIC = LoraGradient(rank=4, seed=3, batch=2)
 
 
 def scored(model, metric: LoraGradient = METRIC, unit: Any = "layer") -> list[float]:
-    layers = metric(labs.subject(model), unit=unit).layers
+    layers = metric(builders.subject(model), unit=unit).layers
     assert layers is not None
     return layers
 

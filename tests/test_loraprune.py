@@ -50,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("lab")
 
 
-def lab(folder: Path, *knobs: str) -> Run:
+def narrowing_run(folder: Path, *knobs: str) -> Run:
     here = opened(folder, model_of("llama"), *KNOBS, *knobs)
     here.decide(Plan(DEPTH, ()))
     return here
@@ -82,10 +82,10 @@ def halves(model) -> dict[str, torch.Tensor]:
 
 
 def test_a_ratio_of_nothing_heals_as_lora_does(folder):
-    narrowing = lab(folder, "heal.ratio=0")
+    narrowing = narrowing_run(folder, "heal.ratio=0")
     model, pruning = trained(narrowing)
     assert not pruning.widths().narrowed()
-    plain = lab(folder, "heal.ratio=0", "name=plain")
+    plain = narrowing_run(folder, "heal.ratio=0", "name=plain")
     L.seed_everything(0, verbose=False)
     recipe: Any = plain.experiment.heal
     healed = adapters.add_adapters(plain.load(), recipe, Plan(DEPTH, ()))
@@ -97,7 +97,9 @@ def test_a_ratio_of_nothing_heals_as_lora_does(folder):
 @pytest.mark.parametrize(("ratio", "how"), [(0.5, "uniform"), (0.25, "global")])
 def test_what_goes_follows_from_the_gradients_of_each_step(folder, ratio, how):
     """A second computation of averages, schedule and choice, of gradients that a callback of the test's own saw."""
-    here = lab(folder, f"heal.ratio={ratio}", f"heal.selection={how}", "heal.keep_first=0.2", "heal.clip=0.01")
+    here = narrowing_run(
+        folder, f"heal.ratio={ratio}", f"heal.selection={how}", "heal.keep_first=0.2", "heal.clip=0.01"
+    )
     seen: list[dict[Any, torch.Tensor]] = []
 
     class Look(L.Callback):
@@ -129,10 +131,10 @@ def test_what_goes_follows_from_the_gradients_of_each_step(folder, ratio, how):
 @pytest.mark.parametrize("stop", [5, 11, 19])
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(folder, stop):
     """Before the masks, amid them, and when they stand; in micro-batches the second time."""
-    whole, pruned = trained(lab(folder))
+    whole, pruned = trained(narrowing_run(folder))
     with pytest.raises(RuntimeError, match="stopped"):
-        trained(lab(folder, "name=again"), Stop(stop))
-    again, resumed = trained(lab(folder, "name=again"))
+        trained(narrowing_run(folder, "name=again"), Stop(stop))
+    again, resumed = trained(narrowing_run(folder, "name=again"))
     assert resumed.widths() == pruned.widths() and pruned.widths().narrowed()
     for name, half in halves(whole).items():
         assert torch.equal(half, halves(again)[name]), name
@@ -141,15 +143,15 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(folder, stop):
 
 
 def test_micro_batches_make_the_same_step(folder):
-    whole, pruned = trained(lab(folder))
-    parts, again = trained(lab(folder, "name=again", "heal.micro_batch=1", "heal.recompute=all"))
+    whole, pruned = trained(narrowing_run(folder))
+    parts, again = trained(narrowing_run(folder, "name=again", "heal.micro_batch=1", "heal.recompute=all"))
     assert again.widths() == pruned.widths()
     for name, half in halves(whole).items():
         torch.testing.assert_close(half, halves(parts)[name], rtol=1e-2, atol=1e-3)
 
 
 def test_the_healed_model_is_what_was_read_back_and_narrower(folder):
-    here = lab(folder)
+    here = narrowing_run(folder)
     model = here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
     widths = Widths.read(here.folder / "adapter" / WIDTHS_FILE)
     assert widths.left("channels") == 5 * 64 + 128 and widths.left("heads") == 5 + 2
@@ -167,7 +169,7 @@ def test_the_healed_model_is_what_was_read_back_and_narrower(folder):
 def test_a_quantised_base_stays_masked_and_its_export_is_narrower(folder, quantise):
     from depthcut.study import export
 
-    here = lab(folder, f"model.quantise={quantise}")
+    here = narrowing_run(folder, f"model.quantise={quantise}")
     model = here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
     ids = torch.arange(40).reshape(2, 20)
     merged = export.merge_for_export(here, Plan(DEPTH, ()), lambda: model)
@@ -184,7 +186,7 @@ def test_what_a_plan_left_is_narrowed_too(folder, drop, unit):
     from depthcut.study import export
 
     plan = Plan(DEPTH, drop, unit)
-    here = lab(folder, f"prune.unit={unit}", f"prune.layers={len(drop)}")
+    here = narrowing_run(folder, f"prune.unit={unit}", f"prune.layers={len(drop)}")
     here.decide(plan)
     model = here.experiment.heal(here.dense.load(plan), plan, here)
     export.export_model("merged", plan, here, lambda: model)
@@ -200,7 +202,7 @@ def test_what_a_plan_left_is_narrowed_too(folder, drop, unit):
 
 def test_gradients_that_are_no_numbers_are_told(folder, caplog):
     """The loss may be finite all the same. What was learnt before them counts; without any of it there is no choice."""
-    here = lab(folder)
+    here = narrowing_run(folder)
     recipe: Any = here.experiment.heal
     model = adapters.add_adapters(here.dense.load(), recipe, Plan(DEPTH, ()))
     pruning = Pruning(model, recipe)
@@ -215,16 +217,16 @@ def test_gradients_that_are_no_numbers_are_told(folder, caplog):
 
 
 def test_nothing_to_narrow_and_nothing_plain_are_refused(folder):
-    here = lab(folder, "heal.keep_last=6")
+    here = narrowing_run(folder, "heal.keep_last=6")
     with pytest.raises(ValueError, match=r"of 6 layers none is left to narrow; lower heal.keep_first"):
         here.prepare()
-    narrow = lab(folder, "heal.frac=0.9")
+    narrow = narrowing_run(folder, "heal.frac=0.9")
     with pytest.raises(ValueError, match=r"heal.frac=0.9: 5 of 6 layers less are \d+ parameters, and \d+ are left"):
         narrow.prepare()
     filled = ("replace=mean", "prune.frac=0.34", "data.calibration.sequences=8")
     with pytest.raises(ValueError, match="heal=loraprune narrows plain layers; take replace=none, got replace=mean"):
-        _ = opened(folder, model_of("llama"), *KNOBS, *filled).digest
-    only = lab(folder, "heal.modules=ffn")
+        _ = narrowing_run(folder, model_of("llama"), *KNOBS, *filled).digest
+    only = narrowing_run(folder, "heal.modules=ffn")
     recipe: Any = only.experiment.heal
     pruning = Pruning(adapters.add_adapters(only.load(), recipe, Plan(DEPTH, ())), recipe)
     assert {kind for _, kind in pruning.free} == {"channels"}
@@ -243,7 +245,7 @@ def test_nothing_to_narrow_and_nothing_plain_are_refused(folder):
 )
 def test_width_by_the_share_of_the_layers_leaves_as_many_parameters(folder, family, frac, plan, knobs, how):
     """As sliced models say, of which the next one that is wider has more than the model without so many layers."""
-    here = opened(folder, model_of(family), *KNOBS, f"heal.frac={frac}", f"heal.selection={how}", *knobs)
+    here = narrowing_run(folder, model_of(family), *KNOBS, f"heal.frac={frac}", f"heal.selection={how}", *knobs)
     asked: Any = here.experiment.heal
     found = matched.resolve_ratio(asked, plan, here)
     cut = range(len(plan.keep) - round(frac * len(plan.keep)), len(plan.keep))
@@ -263,11 +265,12 @@ def test_width_by_the_share_of_the_layers_leaves_as_many_parameters(folder, fami
 
 
 def test_more_than_the_width_holds_is_refused_and_the_share_names_the_point(folder):
-    here = lab(folder, "heal.frac=0.9")
+    here = narrowing_run(folder, "heal.frac=0.9")
     with pytest.raises(ValueError, match=r"^heal.frac=0.9: 5 of 6 layers less are \d+ parameters, and \d+ are left at"):
         here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
     digests = [
-        lab(folder, *knobs).digest for knobs in (("heal.frac=0.2",), ("heal.frac=0.3",), ("heal.frac=null",), ())
+        narrowing_run(folder, *knobs).digest
+        for knobs in (("heal.frac=0.2",), ("heal.frac=0.3",), ("heal.frac=null",), ())
     ]
     assert len(set(digests)) == 3 and digests[2] == digests[3]
 
@@ -365,6 +368,6 @@ def test_killed_it_goes_on_to_the_same_model_which_plain_transformers_loads(tmp_
 
 def test_adapters_on_nothing_that_can_be_narrowed_are_refused_before_anything_is_loaded(tmp_path):
     """StarCoder 2 has an FFN whose names are not known."""
-    here = opened(tmp_path, model_of("starcoder2", num_key_value_heads=2), "heal=loraprune", "heal.modules=ffn")
+    here = narrowing_run(tmp_path, model_of("starcoder2", num_key_value_heads=2), "heal=loraprune", "heal.modules=ffn")
     with pytest.raises(UserError, match=r"heal\.modules=ffn adapts nothing that can be narrowed"):
         here.experiment.heal.prepare(here)

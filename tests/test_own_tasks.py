@@ -1,15 +1,17 @@
 """Tasks of the user's own: a yaml by its path, or by its name in a folder; named by content, and code."""
 
 import json
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from depthcut.data.text.parts import Texts
 from depthcut.eval.harness import Harness
 from depthcut.eval.likelihood import task_files
 from depthcut.runtime.errors import UserError
 from depthcut.study import digests
+from depthcut.study.standalone import Standalone
 from running import UNHEALED, run, text_files
 
 YAML = """
@@ -49,7 +51,7 @@ def harness(*tasks: str, include_path: str | None = None) -> Harness:
 
 
 def digest(*tasks: str, include_path: str | None = None) -> str:
-    here: Any = SimpleNamespace(contents={}, checkpoint=SimpleNamespace(separator=None))
+    here: Any = Standalone(texts=Texts({}, Standalone(), Path("nowhere"), 0))
     return digests.evaluation_digest(harness(*tasks, include_path=include_path), here)
 
 

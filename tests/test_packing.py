@@ -1,10 +1,10 @@
 """Documents that share a row are trained as if each were alone."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,15 @@ import torch.nn.functional as F
 
 from composing import composed
 from depthcut.config import experiment as config_experiment
+from depthcut.data.text.parts import GivenText
 from depthcut.data.text.tokens import Tokens
 from depthcut.heal.training import boundary, distill, document_mask, fit
 from depthcut.heal.training.batches import MicroBatch, MicroBatchLoader
 from depthcut.heal.training.memory_plan import Layout
 from depthcut.heal.training.objective import next_token_loss
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.study import digests
+from depthcut.study.standalone import Standalone
 from pico import FAMILIES, pico
 from test_distill import recipe as distilled
 from test_fit import adapted
@@ -113,14 +116,9 @@ def run(folder: Path, micro: int) -> list[float]:
     fit.fit_model(
         adapted(torch.float32),
         dataclasses.replace(SEPARATE, batch=2, micro_batch=micro, steps=2, length=LENGTH),
-        lab(folder),
+        Standalone(texts=GivenText(PACKED), folder=folder),
     )
     return [float(row.split(",")[3]) for row in (folder / "heal.csv").read_text().splitlines()[1:]]
-
-
-def lab(folder: Path) -> Any:
-    experiment = SimpleNamespace(seed=0, log=SimpleNamespace(loggers=lambda _: []))
-    return SimpleNamespace(digest="point", folder=folder, device="cpu", train=lambda: PACKED, experiment=experiment)
 
 
 def test_recomputed_layers_and_lean_products_keep_documents_apart():
@@ -178,12 +176,28 @@ def test_the_boundary_is_that_of_documents_one_by_one():
     assert goal(model, batch).item() == pytest.approx(total / batch.ids_BT.numel(), rel=1e-4)
 
 
-def test_it_is_in_the_digest_where_it_is_used():
+@dataclasses.dataclass
+class OnlyFiles:
+    """A model whose files alone are looked at."""
+
+    files: ModelFolder
+
+    @property
+    def checkpoint(self) -> "OnlyFiles":
+        return self
+
+
+def workspace_of(described: dict[str, Any], folder: Path) -> Standalone:
+    """One whose model has only a config.json."""
+    (folder / "config.json").write_text(json.dumps(described))
+    return Standalone(dense=OnlyFiles(ModelFolder(folder, HashCache(folder / "hashes.json"))))
+
+
+def test_it_is_in_the_digest_where_it_is_used(tmp_path):
     def knobs(*more: str) -> Any:
         return config_experiment.build_experiment(composed("model=pico", "heal=full", *more)).heal
 
-    files = SimpleNamespace(json=lambda _: {"model_type": "llama"})
-    here: Any = SimpleNamespace(checkpoint=SimpleNamespace(files=files))
+    here = workspace_of({"model_type": "llama"}, tmp_path)
     crossed, separate = knobs(), knobs("heal.packing=separate")
     assert digests.method_fields(crossed) == digests.method_fields(separate)
     assert crossed.content(here) is None and separate.content(here) == {"packing": "separate"}
@@ -197,8 +211,8 @@ def test_it_is_in_the_digest_where_it_is_used():
         {"model_type": "inkling_mm", "text_config": {"layer_types": ["full_attention"], "conv_kernel_size": 4}},
     ],
 )
-def test_layers_with_a_state_are_refused_by_the_config_alone(described):
-    here: Any = SimpleNamespace(checkpoint=SimpleNamespace(files=SimpleNamespace(json=lambda _: described)))
+def test_layers_with_a_state_are_refused_by_the_config_alone(described, tmp_path):
+    here = workspace_of(described, tmp_path)
     with pytest.raises(ValueError, match=f"separate: {described['model_type']} has layers that carry a state"):
         SEPARATE.content(here)
 

@@ -5,7 +5,6 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,14 @@ from depthcut import algorithm
 from depthcut.config import experiment
 from depthcut.cut import subnetworks
 from depthcut.data.text import named
+from depthcut.data.text.parts import Texts
 from depthcut.eval.perplexity import Perplexity
 from depthcut.model.decoder import layers
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime.errors import UserError
 from depthcut.study import digests
 from depthcut.study.run import Run, open_run
+from depthcut.study.standalone import Standalone
 from pico import pico
 from running import ENVIRONMENT, text_files
 
@@ -31,14 +32,9 @@ DOCUMENTS = [f"Document {i} says {i * i * 977} {'and more ' * (i % 4)}." for i i
 
 
 def bare(cache: Path, tokenizer: Any = None) -> Any:
-    """A lab that reads no other text."""
-    x = SimpleNamespace(heal=SimpleNamespace(trains=False), prune=SimpleNamespace(reads_scores=False))
-    return SimpleNamespace(
-        experiment=x,
-        cache=cache,
-        contents={},
-        checkpoint=SimpleNamespace(tokenizer=tokenizer or byte_tokenizer()),
-    )
+    """A run that reads no other text."""
+    tokenizer = tokenizer or byte_tokenizer()
+    return Standalone(texts=Texts({}, Standalone(tokenizer=tokenizer), cache, 0), tokenizer=tokenizer, cache=cache)
 
 
 def jsonl(path: Path, documents: list[str]) -> Path:
@@ -295,10 +291,11 @@ def test_a_run_measures_several_texts_and_repeats_none_of_them(
 LIGHT = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from depthcut.data.text.parts import Texts
+from depthcut.study.standalone import Standalone
 from depthcut.eval.perplexity import Perplexity
 read = Perplexity(texts={"a": {"paths": [sys.argv[1]]}}, window=16, stride=None, windows=None, bos="first", batch=1)
-assert read.reads(SimpleNamespace(cache=Path(sys.argv[2]), contents={}))["a"]
+assert read.reads(Standalone(texts=Texts({}, Standalone(), Path(sys.argv[2]), 0)))["a"]
 assert not {"torch", "transformers", "datasets"} & set(sys.modules)
 """
 

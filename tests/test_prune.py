@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from builders import KNOBS, sized
 from composing import ROOT
 from depthcut.config import experiment
 from depthcut.cut.plan import Plan
@@ -20,7 +21,6 @@ from depthcut.prune.lowest import Lowest
 from depthcut.prune.plan import Given
 from depthcut.prune.random import Random
 from depthcut.study import digests
-from labs import KNOBS, sized
 from pico import pico
 
 

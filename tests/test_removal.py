@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from builders import sized, subject, tokens
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric.kl import Kl
 from depthcut.metric.perplexity import Perplexity
 from depthcut.model.decoder import layers, shared_prefix
 from depthcut.model.surgery.sizes import ModelSize
 from depthcut.prune.greedy import Greedy
-from labs import sized, subject, tokens
 from pico import FAMILIES, pico
 
 

@@ -34,7 +34,7 @@ PLAN = Plan(DEPTH, (2, 3))
 
 
 def replaced(folder, model, words: str, plan: Plan = PLAN, *knobs: str):
-    """The lab, and the cut model with its gaps filled, as the page makes it."""
+    """The run, and the cut model with its gaps filled, as the page makes it."""
     here = opened(folder, model, *f"replace={words}".split(), *knobs)
     here.experiment.replace.prepare(here)
     return here, here.experiment.replace(here.dense.load(plan), plan, here)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from builders import subject, tokens
 from depthcut.metric.shapley import Shapley
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder import layerwise
-from labs import subject, tokens
 from pico import pico
 
 WHOLE = Shapley(orders=4, reach=1.0, seed=0, batch=3)

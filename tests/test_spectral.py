@@ -1,5 +1,4 @@
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,22 +11,23 @@ from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers
 from depthcut.model.pico import Pico
+from depthcut.study.standalone import Standalone
 from pico import pico
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Any:
+def here(tmp_path_factory) -> Any:
     heal: Any = {"rank": 4, "lr": 1e-2, "length": 8}
     model = Pico(layers=4, hidden=32, heads=2, seed=0, quantise="none", dtype="float32", separator=None, heal=heal)
-    return SimpleNamespace(checkpoint=model.open(tmp_path_factory.mktemp("cache")), device="cpu")
+    return Standalone(dense=model.open(tmp_path_factory.mktemp("cache")))
 
 
 def saved(model, folder) -> Any:
-    """A lab whose checkpoint holds ``model``."""
+    """A run whose checkpoint holds ``model``."""
     with loading.quiet_transformers():
         model.save_pretrained(folder)
     files = ModelFolder(folder, HashCache(folder.parent / "hashes.json"))
-    return SimpleNamespace(checkpoint=Checkpoint(files, separator=None), device="cpu")
+    return Standalone(dense=Checkpoint(files, separator=None))
 
 
 def by_hand(weight: torch.Tensor) -> float:
@@ -50,11 +50,11 @@ def power_law(alpha: float, rows: int, columns: int, seed: int = 0) -> torch.Ten
 
 
 @pytest.mark.parametrize("unit", ["layer", "attention", "mlp"])
-def test_the_score_is_minus_the_mean_exponent_of_a_units_matrices(lab, unit):
-    model = lab.checkpoint.load(None, quantise="none", dtype="float32", device="cpu")
+def test_the_score_is_minus_the_mean_exponent_of_a_units_matrices(here, unit):
+    model = here.dense.load(None, quantise="none", dtype="float32", device="cpu")
     parts = [layer.get_submodule(layers.unit_name(layer, unit)) for layer in model.model.layers]
     wanted = [-np.mean([by_hand(p) for p in part.parameters() if p.ndim == 2]) for part in parts]
-    scores = Spectral()(lab, unit=unit)
+    scores = Spectral()(here, unit=unit)
     assert scores.layers == pytest.approx(wanted, rel=1e-6)
     assert (scores.depth, scores.samples, scores.summed) == (4, 0, True)
 
@@ -69,11 +69,11 @@ def test_each_expert_of_a_fused_stack_is_a_matrix(tmp_path):
     assert Spectral()(saved(model, tmp_path / "model")).layers == pytest.approx(wanted, rel=1e-5)
 
 
-def test_each_matrix_is_read_once_and_nothing_else(lab):
-    before = lab.checkpoint.bytes_read
-    Spectral()(lab)
-    tensors = [tensor for index in range(4) for tensor in lab.dense.tensors(index).values()]
-    assert lab.checkpoint.bytes_read - before == sum(t.nbytes for t in tensors if len(t.get_shape()) == 2)
+def test_each_matrix_is_read_once_and_nothing_else(here):
+    before = here.dense.bytes_read
+    Spectral()(here)
+    tensors = [tensor for index in range(4) for tensor in here.dense.tensors(index).values()]
+    assert here.dense.bytes_read - before == sum(t.nbytes for t in tensors if len(t.get_shape()) == 2)
 
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 3.5, 6.0])
@@ -139,7 +139,7 @@ def test_a_unit_without_a_matrix_is_told(tmp_path):
     with torch.no_grad():
         for weight in layers.layer_list(model)[1].mlp.parameters():
             weight.zero_()
-    lab = saved(model, tmp_path / "model")
+    here = saved(model, tmp_path / "model")
     with pytest.raises(ValueError, match=r"metric=spectral .* the mlp of layer 1 has none"):
-        Spectral()(lab, unit="mlp")
-    assert len(Spectral()(lab).layers or []) == 3
+        Spectral()(here, unit="mlp")
+    assert len(Spectral()(here).layers or []) == 3

@@ -31,7 +31,7 @@ KNOBS: dict[str, Any] = {"prompts": 2, "length": 8, "tokens": 12, "draft": 3, "r
 
 
 def shared(folder, model, *knobs: str, gain: float = 0.4):
-    """A lab, and a model of which two layers are on others' weights, and say enough to be missed."""
+    """A run, and a model of which two layers are on others' weights, and say enough to be missed."""
     more = ("heal=none", "replace.rank=4", f"replace.gain={gain}", "prune.keep_last=0", "device=cpu")
     here = opened(folder, model, "replace=shared", *more, *knobs)
     return here, here.experiment.replace(here.dense.load(PLAN), PLAN, here)

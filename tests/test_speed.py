@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from depthcut.model.surgery import gaps
 from depthcut.runtime import provenance
 from depthcut.study import curve, digests, recording
 from depthcut.study.run import open_run
+from depthcut.study.standalone import Standalone
 from gaps import model_of, opened
 from pico import pico, texts
 from running import ENVIRONMENT, text_files
@@ -47,14 +48,16 @@ def speed(**knobs: Any) -> Speed:
 
 
 def bare(device: str = "cpu") -> Any:
-    weighed = SimpleNamespace(whole={"cache_bytes": 1024})
-    return SimpleNamespace(
-        device=device,
-        numbers={},
-        checkpoint=SimpleNamespace(tokenizer=byte_tokenizer()),
-        experiment=SimpleNamespace(device=device),
-        weigh=lambda _: weighed,
-    )
+    return Standalone(dense=Weighed(), tokenizer=byte_tokenizer(), device=device)
+
+
+class Weighed:
+    """A model of which only the KV cache counts."""
+
+    whole = MappingProxyType({"cache_bytes": 1024})
+
+    def sizes(self, _: str) -> "Weighed":
+        return self
 
 
 def byte_model(**changes: Any) -> Any:
@@ -179,10 +182,10 @@ def test_numbers_of_another_machine_are_not_taken(monkeypatch: pytest.MonkeyPatc
 
 LIGHT = """
 import sys
-from types import SimpleNamespace
+from depthcut.study.standalone import Standalone
 from depthcut.eval.speed import Speed
 knobs = dict(batches=[1], prompt="a", tokens=5, prefill_batch=None, prefill_length=7, warm_up=1, runs=2)
-print(Speed(**knobs).reads(SimpleNamespace(experiment=SimpleNamespace(device="auto"))))
+print(Speed(**knobs).reads(Standalone(device="auto")))
 assert not {"torch", "transformers"} & set(sys.modules)
 """
 

@@ -1,12 +1,13 @@
 """Layer by layer off the disk: the same numbers as whole, to the bit; each tensor read once; two layers at a time."""
 
 import gc
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import builders
+from builders import subject, tokens
 from depthcut.cut.scores import Scores
 from depthcut.metric.angular import Angular
 from depthcut.metric.block_influence import BlockInfluence
@@ -15,11 +16,9 @@ from depthcut.metric.passes.hidden_states import HiddenStates
 from depthcut.metric.perplexity import Perplexity
 from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
-from depthcut.model.checkpoint.streaming import LayerStream
 from depthcut.model.decoder import layers
-from depthcut.model.decoder.shared_prefix import PrefixCache
 from depthcut.model.pico import Pico
-from labs import tokens
+from depthcut.study.standalone import Standalone
 from pico import FAMILIES, pico
 
 METRICS = [
@@ -30,24 +29,8 @@ METRICS = [
 ]
 
 
-def opened(checkpoint: Checkpoint, streaming: bool, quantise: Any = "none", dtype: Any = "float32") -> Any:
-    def load(plan=None):
-        return checkpoint.load(plan, quantise=quantise, dtype=dtype, device="cpu")
-
-    model = None if streaming else load()
-    here = SimpleNamespace(
-        checkpoint=checkpoint,
-        load=load,
-        dense=lambda: model,
-        calibration=tokens,
-        streaming=streaming,
-        streams=PrefixCache(),
-        device="cpu",
-        experiment=SimpleNamespace(model=SimpleNamespace(quantise=quantise, dtype=dtype)),
-    )
-    source = LayerStream(here) if streaming else None
-    here.streamed = lambda: source
-    return here
+def opened(checkpoint: Checkpoint, streaming: bool, quantise: Any = "none", dtype: Any = "float32") -> Standalone:
+    return Standalone.of(builders.on_disk(checkpoint, quantise, dtype, streaming), tokens())
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +104,6 @@ def test_a_model_that_computes_between_its_layers_is_refused():
 
     for layer in layers.layer_list(model):
         layer.register_forward_pre_hook(lambda _, args: (args[0] * 1.0, *args[1:]))
-    here = SimpleNamespace(dense=lambda: model, calibration=tokens, streaming=False)
+    here = subject(model)
     with pytest.raises(ValueError, match="LlamaForCausalLM computes between its layers"):
-        list(HiddenStates(lab=here, name="x", batch=2, token="last").samples())
+        list(HiddenStates(subject=here, name="x", batch=2, token="last").samples())

@@ -1,19 +1,18 @@
 """What questions tell of a layer, against lm-eval's own scores of the same questions."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from builders import subject
 from depthcut.data import questions
 from depthcut.eval.harness import Harness
 from depthcut.metric.task import Task, question_batches
 from depthcut.model.decoder import layers
 from depthcut.model.pico import Pico, byte_tokenizer
-from labs import subject
 from pico import pico
 
 SIZE: Any = {"tasks": ["capitals"], "items": 12, "batch": 5}
@@ -25,9 +24,8 @@ def here(tmp_path_factory) -> Any:
     model = Pico(layers=4, hidden=64, heads=2, seed=0, quantise="none", dtype="float32", separator=None, heal=heal)
     checkpoint = model.open(tmp_path_factory.mktemp("cache"))
     found = subject(checkpoint.load(None, quantise="none", dtype="float32", device="cpu"))
-    found.checkpoint = checkpoint
+    found.tokenizer = checkpoint.tokenizer
     found.cache = Path(__file__).parents[1] / "outputs/cache"
-    found.experiment = SimpleNamespace(eval={})
     return found
 
 
@@ -67,9 +65,8 @@ def test_questions_longer_than_the_positions_lose_their_beginning(here):
     for before, after in zip(whole.targets_BT, row.targets_BT, strict=True):
         assert before[before >= 0].equal(after[after >= 0])
     model = pico("opt", vocab_size=258, ffn_dim=128, word_embed_proj_dim=64, max_position_embeddings=32)
-    short = lab(model)
-    short.checkpoint.bare, short.checkpoint.tokenizer = model, byte_tokenizer()
-    short.cache = here.cache
+    short = subject(model)
+    short.tokenizer, short.cache = byte_tokenizer(), here.cache
     assert len(Task(**SIZE, by="accuracy")(short).layers) == 6
 
 

@@ -1,6 +1,5 @@
 import copy
 import dataclasses
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +19,9 @@ from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder import unwrapped
 from depthcut.model.pico import Pico
-from depthcut.replace.none import NoReplacement
 from depthcut.runtime.errors import UserError
 from depthcut.study import export
+from depthcut.study.standalone import Standalone
 from pico import FAMILIES, awake, pico, picture_model
 
 RECIPE = Lora(
@@ -152,14 +151,8 @@ def test_a_merged_export_is_what_was_trained(checkpoint, tmp_path):
         wanted = adapted(IDS).logits
         base = nf4(checkpoint, plan)(IDS).logits
     adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
-    lab: Any = SimpleNamespace(
-        folder=tmp_path,
-        device="cpu",
-        load=lambda plan: nf4(checkpoint, plan),
-        experiment=SimpleNamespace(replace=NoReplacement()),
-    )
     with torch.no_grad():
-        merged = export.merge_for_export(lab, plan, lambda: adapted)(IDS).logits
+        merged = export.merge_adapters(nf4(checkpoint, plan), tmp_path / "adapter")(IDS).logits
         with pytest.warns(UserWarning, match="rounding errors"):
             into_4bit = copy.deepcopy(adapted).merge_and_unload()(IDS).logits
 
@@ -171,22 +164,29 @@ def test_a_merged_export_is_what_was_trained(checkpoint, tmp_path):
     assert moved(into_4bit) > 3 * moved(merged)
 
 
-def laboratory(config) -> Any:
-    return SimpleNamespace(checkpoint=SimpleNamespace(config=config))
+def workspace(config) -> Any:
+    return Standalone(dense=Described(config))
+
+
+@dataclasses.dataclass
+class Described:
+    """A model of which only the config counts."""
+
+    config: Any
 
 
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
 
 
 def test_weights_that_adapters_do_not_reach_are_reported_before_anything_is_loaded(caplog):
-    mixture = laboratory(pico("mixtral", layers=2, **EXPERTS).config)
+    mixture = workspace(pico("mixtral", layers=2, **EXPERTS).config)
     adapters.check(mixture, RECIPE)
     expected = "heal.modules=all: adapters reach 11% of the layers' weights; none sit on mlp.experts.gate_up_proj, "
     assert [record.getMessage() for record in caplog.records] == [expected + "mlp.experts.down_proj"]
     caplog.clear()
     adapters.check(mixture, dataclasses.replace(RECIPE, modules="attention"))
     for family in ("llama", "gpt2"):
-        adapters.check(laboratory(pico(family, layers=2).config), RECIPE)
+        adapters.check(workspace(pico(family, layers=2).config), RECIPE)
     assert not caplog.records
 
 
@@ -201,7 +201,7 @@ def test_weights_that_adapters_do_not_reach_are_reported_before_anything_is_load
 def test_adapters_that_a_model_cannot_have_are_refused_before_anything_is_loaded(family, changes, said):
     model = pico(family, layers=2, **(EXPERTS if family == "mixtral" else {}))
     with pytest.raises(UserError, match=said) as error:
-        adapters.check(laboratory(model.config), dataclasses.replace(RECIPE, **changes))
+        adapters.check(workspace(model.config), dataclasses.replace(RECIPE, **changes))
     assert "\n" not in str(error.value)
 
 
@@ -253,10 +253,7 @@ def test_gpt_2_healed_on_a_quantised_base_is_exported_as_transformers_keeps_it(q
     torch.manual_seed(0)
     adapted = awake(adapters.add_adapters(load(plan), RECIPE, plan).eval())
     adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
-    lab: Any = SimpleNamespace(
-        folder=tmp_path, device="cpu", load=load, experiment=SimpleNamespace(replace=NoReplacement())
-    )
-    export.merge_for_export(lab, plan, lambda: adapted).save_pretrained(tmp_path / "model")
+    export.merge_adapters(load(plan), tmp_path / "adapter").save_pretrained(tmp_path / "model")
     with torch.no_grad():
         wanted = adapted(IDS % 128).logits
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(IDS % 128).logits

@@ -37,14 +37,16 @@ import sys
 from pathlib import Path
 sys.path.insert(0, "tests")
 from composing import composed
-from depthcut import config, lab, record
-points = [lab.enter(config.read(composed(*sys.argv[3:], f"prune.frac={frac}"))) for frac in sys.argv[2].split(",")]
+from depthcut.config import experiment
+from depthcut.study import recording
+from depthcut.study.run import open_run
+points = [open_run(experiment.build_experiment(composed(*sys.argv[3:], f"prune.frac={frac}"))) for frac in sys.argv[2].split(",")]
 for point in points:
     point.folder.mkdir(parents=True, exist_ok=True)
     point.experiment.log.start(point)
 print("begun", flush=True)
 sys.stdin.readline()
-point.experiment.log.finish(point, record.read(Path(sys.argv[1])))
+point.experiment.log.finish(point, recording.read_record(Path(sys.argv[1])))
 """
 
 
