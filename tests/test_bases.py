@@ -1,6 +1,5 @@
 """``model.quantise=auto``: settled by the model, the cut, the recipe and the GPU's size, before anything is named."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -86,7 +85,7 @@ def test_a_live_teacher_needs_room_too(tmp_path: Path) -> None:
     live, cached = (opened(tmp_path, *words, f"heal.teacher={how}") for how in ("live", "cached"))
     needs = [
         auto_quantise.MemoryEstimate.of(
-            dataclasses.replace(each, experiment=auto_quantise.with_quantise(each.experiment, "none")), 8 * GIB
+            auto_quantise.with_quantise(each.experiment, "none"), each.checkpoint, 8 * GIB
         ).need
         for each in (live, cached)
     ]

@@ -22,13 +22,13 @@ from pico import pico
 def here(tmp_path_factory) -> Any:
     heal: Any = {"rank": 4, "lr": 1e-2, "length": 8}
     model = Pico(layers=4, hidden=32, heads=2, seed=0, quantise="none", dtype="float32", separator=None, heal=heal)
-    return Standalone(dense=model.open(tmp_path_factory.mktemp("cache")))
+    return Standalone(dense=builders.on_disk(model.open(tmp_path_factory.mktemp("cache"))))
 
 
 @pytest.mark.parametrize("power", [1, 2])
 def test_the_magnitude_is_the_sum_over_a_layers_weights(here, power):
     scores = Magnitude(power=power)(here)
-    model = here.dense.load(None, quantise="none", dtype="float32", device="cpu")
+    model = here.dense.load()
     wanted = [sum(p.double().abs().pow(power).sum().item() for p in layer.parameters()) for layer in model.model.layers]
     assert scores.layers == pytest.approx(wanted, rel=1e-9)
     assert scores.block(1, 2) == pytest.approx(wanted[1] + wanted[2])
@@ -36,10 +36,10 @@ def test_the_magnitude_is_the_sum_over_a_layers_weights(here, power):
 
 
 def test_the_magnitude_reads_each_layer_once_and_nothing_else(here):
-    before = here.dense.bytes_read
+    before = here.dense.checkpoint.bytes_read
     Magnitude(power=1)(here)
     layers = [tensor.nbytes for index in range(4) for tensor in here.dense.tensors(index).values()]
-    assert here.dense.bytes_read - before == sum(layers)
+    assert here.dense.checkpoint.bytes_read - before == sum(layers)
 
 
 def test_random_scores_depend_on_the_seed_alone(here):

@@ -98,7 +98,7 @@ def test_the_standard_error_is_that_of_a_ratio_over_the_sequences():
     model, text = pico("llama"), tokens((12, 12, 12, 12))
     metric = Perplexity(batch=2)
     here = subject(model, text)
-    sums, counts = shared_prefix.measure_subnetworks(here, [(1,)], "layer", metric.reading(here, None))
+    sums, counts = shared_prefix.measure_subnetworks(here.dense, [(1,)], "layer", metric.reading(here, None))
     _, stderr = shared_prefix.mean_and_stderr(sums, counts, torch.ones(4))
     rows = []
     for ids in text.ids:
@@ -138,12 +138,12 @@ def test_beginnings_that_are_met_again_are_not_computed_again():
     model, text, fresh = pico("llama", layers=12), tokens((12, 12)), []
     for held in (subject(model, text), subject(model, text)):
         Kl(batch=2)(held)
-        first = held.streams.passes
+        first = held.dense.prefixes.passes
         assert first == 12 + 12 * 11 // 2
         if fresh:
-            held.streams.limit, held.streams.kept = 0, {}
+            held.dense.prefixes.limit, held.dense.prefixes.kept = 0, {}
         scores = Kl(batch=2)(held, (8,))
-        fresh.append((held.streams.passes - first, scores))
+        fresh.append((held.dense.prefixes.passes - first, scores))
     (kept, scores), (again, wanted) = fresh
     assert scores.layers == wanted.layers
     # without 8 and i: layers 9-11 for each i < 8, what is behind i for the others; of the dense model the last layer
@@ -167,7 +167,7 @@ def test_any_sub_networks_at_once_equal_each_on_its_own():
     model, text = pico("qwen2"), tokens()
     drops = [(0, 4), (1,), (), (0, 1, 2), (0, 4, 5)]
     here, metric = subject(model, text), Perplexity(batch=3)
-    sums, counts = shared_prefix.measure_subnetworks(here, drops, "layer", metric.reading(here, 4))
+    sums, counts = shared_prefix.measure_subnetworks(here.dense, drops, "layer", metric.reading(here, 4))
     values = metric.without(here, drops, "layer", samples=4)
     assert values == pytest.approx((sums.sum(1) / counts.sum()).exp().tolist())
     assert sums.shape == (5, 4) and counts.tolist() == [8, 11, 4, 11]

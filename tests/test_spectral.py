@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import builders
 from depthcut.metric.spectral import Spectral, gram_eigenvalues, hill_exponent
 from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.checkpoint import Checkpoint
@@ -19,7 +20,7 @@ from pico import pico
 def here(tmp_path_factory) -> Any:
     heal: Any = {"rank": 4, "lr": 1e-2, "length": 8}
     model = Pico(layers=4, hidden=32, heads=2, seed=0, quantise="none", dtype="float32", separator=None, heal=heal)
-    return Standalone(dense=model.open(tmp_path_factory.mktemp("cache")))
+    return Standalone(dense=builders.on_disk(model.open(tmp_path_factory.mktemp("cache"))))
 
 
 def saved(model, folder) -> Any:
@@ -27,7 +28,7 @@ def saved(model, folder) -> Any:
     with loading.quiet_transformers():
         model.save_pretrained(folder)
     files = ModelFolder(folder, HashCache(folder.parent / "hashes.json"))
-    return Standalone(dense=Checkpoint(files, separator=None))
+    return Standalone(dense=builders.on_disk(Checkpoint(files, separator=None)))
 
 
 def by_hand(weight: torch.Tensor) -> float:
@@ -51,7 +52,7 @@ def power_law(alpha: float, rows: int, columns: int, seed: int = 0) -> torch.Ten
 
 @pytest.mark.parametrize("unit", ["layer", "attention", "mlp"])
 def test_the_score_is_minus_the_mean_exponent_of_a_units_matrices(here, unit):
-    model = here.dense.load(None, quantise="none", dtype="float32", device="cpu")
+    model = here.dense.load()
     parts = [layer.get_submodule(layers.unit_name(layer, unit)) for layer in model.model.layers]
     wanted = [-np.mean([by_hand(p) for p in part.parameters() if p.ndim == 2]) for part in parts]
     scores = Spectral()(here, unit=unit)
@@ -70,10 +71,10 @@ def test_each_expert_of_a_fused_stack_is_a_matrix(tmp_path):
 
 
 def test_each_matrix_is_read_once_and_nothing_else(here):
-    before = here.dense.bytes_read
+    before = here.dense.checkpoint.bytes_read
     Spectral()(here)
     tensors = [tensor for index in range(4) for tensor in here.dense.tensors(index).values()]
-    assert here.dense.bytes_read - before == sum(t.nbytes for t in tensors if len(t.get_shape()) == 2)
+    assert here.dense.checkpoint.bytes_read - before == sum(t.nbytes for t in tensors if len(t.get_shape()) == 2)
 
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 3.5, 6.0])

@@ -93,17 +93,11 @@ def merge_for_export(run: "Run", plan: Plan, healed: "Callable[[], nn.Module]") 
     """
     from peft import PeftModel
 
-    from depthcut.model.decoder import layers, linear
-
     model = healed()
     if isinstance(model, PeftModel):
         base = run.experiment.replace(run.dense.load(plan), plan, run)
-        model = merge_adapters(base, run.folder / "adapter", run.device)
-    else:
-        model = dequantise_model(model)
-    linear.restore_conv1d(model, layers.meta_model(model.config))
-    model.config.use_cache = True
-    return model
+        return merge_adapters(base, run.folder / "adapter", run.device)
+    return as_plain(dequantise_model(model))
 
 
 def merge_adapters(base: "nn.Module", folder: Path, device: str = "cpu") -> "PreTrainedModel":
@@ -118,7 +112,16 @@ def merge_adapters(base: "nn.Module", folder: Path, device: str = "cpu") -> "Pre
     if (widths := Widths.found(folder)) is not None:
         slicing.narrow_model(merged, widths)
     assert isinstance(merged, PreTrainedModel)
-    return merged
+    return as_plain(merged)
+
+
+def as_plain(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Return ``model`` with the kinds of layers, and the cache, that transformers gives it."""
+    from depthcut.model.decoder import layers, linear
+
+    linear.restore_conv1d(model, layers.meta_model(model.config))
+    model.config.use_cache = True
+    return model
 
 
 def dequantise_model(model: "nn.Module") -> "PreTrainedModel":

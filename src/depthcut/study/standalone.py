@@ -43,7 +43,8 @@ class Standalone:
     @classmethod
     def of(cls, dense: Dense, text: Tokens, **more: Any) -> "Standalone":
         """Return one for a model and a text."""
-        return cls(dense=dense, texts=GivenText(text), **{"device": dense.device, **more})
+        settings: dict[str, Any] = {"device": dense.device, **more}
+        return cls(dense=dense, texts=GivenText(text), **settings)
 
     @property
     def asked_device(self) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -10,6 +11,30 @@ from depthcut.cut.plan import Unit
 from depthcut.model.decoder import layers
 from depthcut.model.decoder.dense import LayerSource
 from depthcut.model.decoder.shared_prefix import PrefixCache
+
+
+@dataclass(frozen=True)
+class HeldTensor:
+    """A tensor in memory, with the methods of one that is read from disk.
+
+    Attributes:
+        weight: the tensor.
+    """
+
+    weight: Tensor
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Return a part of it; all with ``...``."""
+        return self.weight[index]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.weight.nbytes
+
+    def get_shape(self) -> list[int]:
+        """Return its shape."""
+        return list(self.weight.shape)
 
 
 @dataclass
@@ -48,8 +73,8 @@ class InMemory:
         """Refuse: a model in memory is never streamed."""
         raise NotImplementedError("a model in memory is not streamed")
 
-    def tensors(self, layer: int, unit: Unit = "layer") -> Mapping[str, Tensor]:
+    def tensors(self, layer: int, unit: Unit = "layer") -> Mapping[str, HeldTensor]:
         """Return the tensors of a layer or a sublayer by name."""
         part = layers.layer_list(self.model)[layer]
-        prefix = "" if unit == "layer" else f"{layers.unit_name(part, unit)}."
-        return {name: tensor for name, tensor in part.state_dict().items() if name.startswith(prefix)}
+        unit_part = part.get_submodule(layers.unit_name(part, unit))
+        return {name: HeldTensor(weight.detach()) for name, weight in unit_part.named_parameters()}
