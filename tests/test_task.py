@@ -13,6 +13,8 @@ from depthcut.eval.harness import Harness
 from depthcut.metric.task import Task, question_batches
 from depthcut.model.decoder import layers
 from depthcut.model.pico import Pico, byte_tokenizer
+from depthcut.runtime.errors import UserError
+from depthcut.study import preflight
 from pico import pico
 
 SIZE: Any = {"tasks": ["capitals"], "items": 12, "batch": 5}
@@ -92,18 +94,16 @@ def test_questions_of_several_sizes_are_told_apart():
 def test_no_question_both_chooses_and_measures(here):
     there = len(questions.load_questions("capitals", here.cache))
     metric = Task(tasks=["capitals"], items=48, by="accuracy", batch=5)
-    here.experiment.eval = {
-        "harness": Harness(tasks=["topics", "capitals"], limit=there - 48, include_path=None, batch=1)
-    }
-    metric.prepare(here)
+    apart = Harness(tasks=["topics", "capitals"], limit=there - 48, include_path=None, batch=1)
+    preflight.check_questions(metric, [apart], here.cache)
     for limit in (there - 47, None):
-        here.experiment.eval = {"harness": Harness(tasks=["capitals"], limit=limit, include_path=None, batch=1)}
-        with pytest.raises(ValueError, match=f"set eval.harness.limit to {there - 48} or less, or metric.tasks"):
-            metric.prepare(here)
+        both = Harness(tasks=["capitals"], limit=limit, include_path=None, batch=1)
+        with pytest.raises(UserError, match=f"set eval.harness.limit to {there - 48} or less, or metric.tasks"):
+            preflight.check_questions(metric, [both], here.cache)
 
 
 def test_bad_questions(here):
     with pytest.raises(ValueError, match=r"metric\.tasks: no local set 'mmlu'; there are: capitals, topics"):
         Task(tasks=["mmlu"], items=4, by="accuracy", batch=5)
     with pytest.raises(ValueError, match=r"metric\.items: wanted 999 of capitals, which has 197"):
-        Task(tasks=["capitals"], items=999, by="accuracy", batch=5).prepare(here)
+        Task(tasks=["capitals"], items=999, by="accuracy", batch=5).prepare(here, "layer")

@@ -1,7 +1,8 @@
 """Check a run against its model before a weight is loaded: from config, headers and tokenizer alone."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depthcut.data.text.tokens import Tokens, separator_id
@@ -10,6 +11,8 @@ from depthcut.runtime.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from depthcut.eval import Eval
+    from depthcut.metric import Metric
     from depthcut.study.run import Run
 
 MOST_UNQUANTISED = 0.5
@@ -88,7 +91,7 @@ def requested_lengths(run: "Run") -> Iterator[tuple[str, int, int]]:
             yield f"eval.{name}.{key}", getattr(evaluation, key), more
 
 
-def check_questions(run: "Run") -> None:
+def check_questions(metric: "Metric", evaluations: "Iterable[Eval]", cache: Path) -> None:
     """Refuse to measure questions that choose the layers.
 
     Raises:
@@ -98,12 +101,11 @@ def check_questions(run: "Run") -> None:
     from depthcut.eval.harness import Harness
     from depthcut.metric.task import Task
 
-    metric = run.experiment.metric
     if not isinstance(metric, Task):
         return
     for task in metric.tasks:
-        there = len(questions.load_questions(task, run.cache))
-        for each in run.experiment.eval.values():
+        there = len(questions.load_questions(task, cache))
+        for each in evaluations:
             if (
                 isinstance(each, Harness)
                 and task in each.tasks

@@ -189,7 +189,7 @@ class Run:
         parts = {"validation": self.texts.validation()}
         if x.prune.reads_scores:
             x.metric.prepare(self, x.prune.unit)
-            preflight.check_questions(self)
+            preflight.check_questions(x.metric, x.eval.values(), self.cache)
         if x.prune.reads_scores and x.metric.reads_text:
             parts["calibration"] = self.texts.calibration()
         if x.heal.trains:
