@@ -18,8 +18,9 @@ from omegaconf import DictConfig
 
 from depthcut.config import experiment
 from depthcut.cut.plan import Plan
-from depthcut.runtime import store
-from depthcut.study import curve, digests, recording, runlog
+from depthcut.record import state
+from depthcut.runtime import progress, store
+from depthcut.study import curve, digests, recording
 from depthcut.study.run import Run, open_run
 from depthcut.study.scoring import Scoring
 
@@ -77,7 +78,7 @@ class Point:
         kept = recording.finished_record(self.here)
         if kept is None:
             run.point(self.composed)
-            kept = recording.read_record(self.here.folder)
+            kept = state.read_record(self.here.folder)
         assert kept is not None
         return kept
 
@@ -112,13 +113,13 @@ def main() -> None:
     curve.share_passes([each.composed for mine in points.values() for each in mine])
     done: list[Row] = []
     for place, (words, mine) in enumerate(points.items(), start=1):
-        runlog.print_line(f"{place} of {len(points)}: {words}")
+        progress.print_line(f"{place} of {len(points)}: {words}")
         done.append(Row(words, mine, [each.record() for each in mine]))
     made = "\n".join([losses(done), layers(done), correlations(done), command(done, fractions)])
     before = asked.to.read_text(encoding="utf-8") if asked.to.exists() else "# How to choose the layers\n\n"
     above, _, rest = before.partition(START)
     store.write_text(asked.to, above + START + made + END + rest.partition(END)[2])
-    runlog.print_line(f"wrote {asked.to}")
+    progress.print_line(f"wrote {asked.to}")
 
 
 def arguments() -> argparse.Namespace:

@@ -22,7 +22,7 @@ import naive
 import subjects
 from depthcut.cut.scores import Scores
 from depthcut.metric import RemovalMetric
-from depthcut.model.decoder.shared_prefix import PrefixCache
+from depthcut.model.decoder.prefix_cache import PrefixCache
 from depthcut.runtime.progress import console as terminal
 from depthcut.study import runlog
 from naive import Cost

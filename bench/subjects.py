@@ -15,7 +15,7 @@ from depthcut.config import experiment
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric import Metric
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.model.decoder.shared_prefix import PrefixCache
+from depthcut.model.decoder.prefix_cache import PrefixCache
 from depthcut.study.run import open_run
 
 ROOT = Path(__file__).parents[1]

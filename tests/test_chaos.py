@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from depthcut.record import state
 from depthcut.runtime import store
-from depthcut.study import recording
 from running import PICO, run, start, text_files
 
 KILLS = int(os.environ.get("DEPTHCUT_KILLS", "20"))
@@ -98,7 +98,7 @@ def swap(one: Path, other: Path) -> None:
 def sound(path: Path) -> bool:
     """Whether the point of a record is still done after something was damaged."""
     return (
-        recording.read_record(path.parent) is not None
+        state.read_record(path.parent) is not None
         and store.size_fault(path.parent / "adapter", path.parent.name) is None
     )
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from composing import composed
 from depthcut.config import experiment
-from depthcut.record import document
+from depthcut.record import document, state
 from depthcut.report import study
 from depthcut.runtime import failures
 from depthcut.runtime.errors import UserError
@@ -221,7 +221,7 @@ def test_a_record_of_a_wrong_form_is_named_and_made_again(damaged, change, caplo
     content = json.loads(path.read_text())
     RECORDS[change](content)
     path.write_text(json.dumps(content))
-    assert recording.read_record(damaged.point) is None
+    assert state.read_record(damaged.point) is None
     damaged.holds(path)
     assert f"{path} cannot be used (" in caplog.text
     assert numbers(damaged.point) == damaged.wanted

@@ -19,7 +19,7 @@ from depthcut.data import text_fingerprint
 from depthcut.data.demo import Demo, read_articles, read_speeches, split_sections
 from depthcut.data.files import Files
 from depthcut.data.hub import Hub
-from depthcut.data.text import documents
+from depthcut.data.text import documents, limits
 from depthcut.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -180,7 +180,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
 
 
 def test_a_document_without_an_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "LONGEST", 1 << 20)
+    monkeypatch.setattr(limits, "LONGEST", 1 << 20)
     (tmp_path / "a.txt").write_text("word " * 300_000)
     (tmp_path / "a.jsonl").write_text('{"text": "short"}\n{"text": "' + "x" * 1_100_000 + '"}')
     for name, where in (("a.txt", r"a\.txt"), ("a.jsonl", r"a\.jsonl, line 2")):

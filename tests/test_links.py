@@ -6,6 +6,7 @@ import pytest
 
 from composing import composed
 from depthcut.config import experiment
+from depthcut.record import links as record_links
 from depthcut.report import study as studies
 from depthcut.study import links
 
@@ -54,8 +55,13 @@ def test_a_point_is_found_by_the_start_of_its_digest(tmp_path: Path) -> None:
     one, two = point(study, "0123456789abcdef"), point(study, "0123456fedcba987")
     point(tmp_path / "other", "0123456789abcdef")
     far = point(tmp_path / "other", "aaaa456789abcdef")
-    assert links.find_points("01234567", study) == [one]
-    assert set(links.find_points("0123456", study)) == {one, two}
-    assert links.find_points("aaaa", study) == [far]
-    assert links.find_points("012", study) == [] == links.find_points("bbbb", study) == links.find_points("../x", study)
-    assert links.find_points(str(one / "adapter"), study) == [one]
+    assert record_links.find_points("01234567", study) == [one]
+    assert set(record_links.find_points("0123456", study)) == {one, two}
+    assert record_links.find_points("aaaa", study) == [far]
+    assert (
+        record_links.find_points("012", study)
+        == []
+        == record_links.find_points("bbbb", study)
+        == record_links.find_points("../x", study)
+    )
+    assert record_links.find_points(str(one / "adapter"), study) == [one]

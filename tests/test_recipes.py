@@ -24,8 +24,9 @@ from depthcut.heal.training.lightning_module import Healing
 from depthcut.heal.training.objective import MixedPrecision, next_token_loss
 from depthcut.heal.training.warm_start import WarmStart
 from depthcut.model.decoder import layers as decoder_layers
+from depthcut.record import links
 from depthcut.runtime import store
-from depthcut.study import curve, links
+from depthcut.study import curve
 from depthcut.study.run import Run, open_run
 from pico import FAMILIES, pico, texts
 from running import PICO, UNHEALED, kill_in_healing, light, run, run_two, succeed, text_files

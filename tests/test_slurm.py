@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 
 from composing import ROOT, composed
 from depthcut.config import experiment
+from depthcut.record import state
 from depthcut.runtime import failures
-from depthcut.study import recording
 from depthcut.study.run import open_run
 from depthcut.study.slurm import queue
 from depthcut.study.slurm.job import JobRequest, PointTask
@@ -100,7 +100,7 @@ def job(folder: Path) -> str:
 
 def reason(folder: Path) -> str:
     """Why a point failed."""
-    failure = recording.read_failure(folder)
+    failure = state.read_failure(folder)
     assert failure is not None
     return failure["reason"]
 
@@ -230,7 +230,7 @@ def test_a_point_that_runs_out_of_time_is_requeued_or_failed(tmp_path, corpus, l
     failing = launch(tmp_path, *endless)
     waiting = folder(tmp_path, *HEALED, *corpus)
     waiting.mkdir(parents=True)
-    with FileLock(recording.lock_path(waiting)):
+    with FileLock(state.lock_path(waiting)):
         launcher = launch(tmp_path, *limit)
         until(lambda: "Requeued job" in log(tmp_path, job(waiting)), launcher)
     status, said = end(failing)
@@ -250,7 +250,7 @@ def test_launchers_may_be_several_and_may_die_and_slurm_may_be_silent(tmp_path, 
     with ExitStack() as held:
         for each in folders:
             each.mkdir(parents=True)
-            held.enter_context(FileLock(recording.lock_path(each)))
+            held.enter_context(FileLock(state.lock_path(each)))
         first, second = (launch(tmp_path, *sweep) for _ in range(2))
         array, *others = {job(each).partition("_")[0] for each in folders}
         assert not others

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from depthcut.study import recording
+from depthcut.record import state
 from running import UNHEALED, light, run, start, text_files
 
 POINTS = (*UNHEALED, "heal=none", "export=none", "prune=deepest")
@@ -22,7 +22,7 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 def states(outputs: Path) -> list[str]:
     """Of all points, in the order of their layers."""
     folders = [path.parent for path in outputs.glob("main/*/config.yaml")]
-    return sorted(recording.point_state(folder) for folder in folders)
+    return sorted(state.point_state(folder) for folder in folders)
 
 
 def test_a_failed_point_leaves_why_and_the_same_command_goes_on_with_what_is_left(tmp_path, corpus):

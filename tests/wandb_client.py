@@ -37,6 +37,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, "tests")
 from composing import composed
+from depthcut.record import state
 from depthcut.config import experiment
 from depthcut.study import recording
 from depthcut.study.run import open_run
@@ -46,7 +47,7 @@ for point in points:
     point.experiment.log.start(point)
 print("begun", flush=True)
 sys.stdin.readline()
-point.experiment.log.finish(point, recording.read_record(Path(sys.argv[1])))
+point.experiment.log.finish(point, state.read_record(Path(sys.argv[1])))
 """
 
 

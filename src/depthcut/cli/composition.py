@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from depthcut.config import errors, values
 from depthcut.config.values import CONF, stored_evaluations
+from depthcut.runtime import validation
 from depthcut.runtime.errors import UserError
 
 LAUNCHERS = ("local", "curve", "slurm")
@@ -73,7 +74,7 @@ class Loader(ConfigLoaderImpl):
         for word in overrides:
             key, _, value = word.partition("=")
             if values.calls_resolver(value):
-                raise UserError(values.RESOLVER.format(errors.clip_text(key.lstrip("+~"))))
+                raise UserError(values.RESOLVER.format(validation.clip_text(key.lstrip("+~"))))
             try:
                 parsed += OverridesParser.create(config_loader=self).parse_overrides([word])
             except Exception as error:  # Hydra's grammar, or Python's, refuses what the user typed
@@ -187,7 +188,7 @@ def refuse_foreign_launcher(launcher: DictConfig) -> None:
     target = node.pop("_target_", None)
     words = [word for word in LAUNCHERS if target == f"hydra_plugins.depthcut_launchers.{word}.{word.title()}Launcher"]
     if not words:
-        raise UserError(f"hydra/launcher must be one of {', '.join(LAUNCHERS)}, got {errors.format_value(target)}")
+        raise UserError(f"hydra/launcher must be one of {', '.join(LAUNCHERS)}, got {validation.format_value(target)}")
     node.pop("_convert_", None)
     for key, value in node.items():
         if words != ["slurm"]:

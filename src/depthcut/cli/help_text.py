@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from depthcut.config import errors
 from depthcut.config.values import CONF
 from depthcut.report import methods
+from depthcut.runtime import validation
 from depthcut.runtime.errors import UserError
 
 USAGE = """\
@@ -58,7 +58,7 @@ def render_topic(word: str) -> str:
     group, _, names = word.partition("=")
     if group not in group_names():
         raise UserError(
-            f"--help {errors.clip_text(word)}: no such group. {errors.suggest_choices(group, group_names())}"
+            f"--help {validation.clip_text(word)}: no such group. {validation.suggest_choices(group, group_names())}"
         )
     if not names:
         rows = [f"  {group}={name}: {choice_summary(group, name)}" for name in choice_names(group)]
@@ -66,7 +66,7 @@ def render_topic(word: str) -> str:
     found: list[str] = []
     for name in re.findall(r"[\w/]+", names):
         if name not in choice_names(group):
-            raise UserError(f"{group}={name}: no such {group}. {errors.suggest_choices(name, choice_names(group))}")
+            raise UserError(f"{group}={name}: no such {group}. {validation.suggest_choices(name, choice_names(group))}")
         found.append(f"== {group}={name} ==\n{(CONF / group / name).with_suffix('.yaml').read_text(encoding='utf-8')}")
     return "\n".join(found)
 

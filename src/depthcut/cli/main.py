@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from depthcut.cli import help_text, point
 from depthcut.cli.composition import Loader, without_hydra
-from depthcut.runtime import documents, failures
+from depthcut.runtime import documents, failures, progress
 from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import quote_paths
@@ -155,13 +155,12 @@ def is_launcher_option(override: Override) -> bool:
 def run_sweep(loader: Loader, task: Task, overrides: Sequence[str]) -> None:
     """Hand every point of a sweep to the launcher."""
     from depthcut.cli.expansion import expand_sweep
-    from depthcut.study import runlog
 
     parsed = loader.parse(overrides)
     config = compose_launcher_config(loader, parsed)
     points, notes = expand_sweep(loader, config, [each for each in parsed if not is_launcher_option(each)])
     for note in notes:
-        runlog.print_line(note)
+        progress.print_line(note)
     context = HydraContext(config_loader=loader, callbacks=Callbacks())
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
     launcher.launch(points, initial_job_idx=0)

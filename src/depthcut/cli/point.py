@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from depthcut.config import experiment
-from depthcut.runtime import failures, ranks
+from depthcut.record import state
+from depthcut.runtime import failures, progress, ranks
 from depthcut.study import links, recording, runlog
 from depthcut.study.run import Run, open_run
 
@@ -25,8 +26,8 @@ def _run_point(cfg: Mapping[Any, Any]) -> None:
         if kept is None:
             kept = compute(run)
         else:
-            recording.forget_failure(run.folder)
-            runlog.print_line("done already: this config's record is on file, nothing was computed")
+            state.forget_failure(run.folder)
+            progress.print_line("done already: this config's record is on file, nothing was computed")
             x.log.again(run, kept)
         links.link_point(run.folder, x)
     return runlog.print_record(kept, run.folder, run.remarks)

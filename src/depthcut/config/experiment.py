@@ -21,6 +21,7 @@ from depthcut.metric import Metric
 from depthcut.model import Model
 from depthcut.prune import Prune
 from depthcut.replace import Replace
+from depthcut.runtime import validation
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
 from depthcut.runtime.strict import strict
@@ -173,7 +174,7 @@ def build_experiment(cfg: Mapping[Any, Any]) -> Experiment:
     fields = get_type_hints(Experiment).keys() - {"composed"}
     for key in composed:
         if key not in fields:
-            raise UserError(errors.describe_missing_key(str(key), fields))
+            raise UserError(validation.describe_missing_key(str(key), fields))
     values = {"eval": {}, **composed}  # Hydra leaves a group out of which nothing is chosen
     for group in (each for each in GROUPS if each in composed):
         read_group = {"data": build_sources, "eval": build_evaluations}.get(group, partial(build_method, group))
@@ -214,7 +215,7 @@ def build_sources(node: Any) -> Data:
         UserError: as :func:`build_method`.
     """
     if not isinstance(node, dict):
-        raise UserError(f"data must be calibration, train and validation, got {errors.format_value(node)}")
+        raise UserError(f"data must be calibration, train and validation, got {validation.format_value(node)}")
     parts = {str(part): build_method(f"data.{part}", value) if part in PARTS else value for part, value in node.items()}
     return construct_validated("data", Data, parts)
 
@@ -229,7 +230,7 @@ def build_evaluations(node: Any) -> dict[str, Eval]:
     """
     if not isinstance(node, dict):
         raise UserError(
-            f"eval must be a list of evaluations, as in eval=[loss,harness], got {errors.format_value(node)}"
+            f"eval must be a list of evaluations, as in eval=[loss,harness], got {validation.format_value(node)}"
         )
     chosen = {key: value for key, value in node.items() if isinstance(value, dict) and "_target_" in value}
     left = {str(key): value for key, value in node.items() if key not in chosen}

@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from depthcut.config import errors
 from depthcut.config import values as config_values
 from depthcut.data import Source
 from depthcut.eval import Eval
@@ -18,6 +17,7 @@ from depthcut.metric import Metric
 from depthcut.model import Model
 from depthcut.prune import Prune
 from depthcut.replace import Replace
+from depthcut.runtime import validation
 from depthcut.runtime.errors import UserError
 
 GROUPS: dict[str, type[Any]] = {
@@ -42,7 +42,7 @@ def build_method(path: str, node: Any) -> Any:
     """
     choices = f"choose one of conf/{path.replace('.', '/')}"
     if not isinstance(node, dict):
-        raise UserError(f"{path} must be the options of a method, got {errors.format_value(node)}; {choices}")
+        raise UserError(f"{path} must be the options of a method, got {validation.format_value(node)}; {choices}")
     if "_target_" not in node:
         raise UserError(f"{path}._target_ is missing; {choices}")
     options = {str(key): value for key, value in node.items() if key != "_target_"}
@@ -66,7 +66,7 @@ def method_class(path: str, target: Any) -> type[Any]:
         else None
     )
     if not found:
-        raise UserError(f"{path}._target_ must name a class of depthcut.{group}, got {errors.format_value(target)}")
+        raise UserError(f"{path}._target_ must name a class of depthcut.{group}, got {validation.format_value(target)}")
     module, name = found.groups()
     try:
         cls = vars(import_module(module)).get(name)
@@ -87,10 +87,10 @@ def construct_validated(path: str, cls: type[Any], values: dict[str, Any]) -> An
     try:
         method = cls(**values)
     except ValidationError as error:
-        raise UserError(errors.describe_validation_error(path, cls, error)) from error
+        raise UserError(validation.describe_validation_error(path, cls, error)) from error
     for each in dataclasses.fields(method):
         value = getattr(method, each.name)
         if any(isinstance(one, int) and abs(one) >= LARGEST for one in (value if isinstance(value, list) else [value])):
             key = f"{path}.{each.name}".removeprefix(".")
-            raise UserError(f"{key} must be below {LARGEST}, got {errors.format_value(value)}")
+            raise UserError(f"{key} must be below {LARGEST}, got {validation.format_value(value)}")
     return method

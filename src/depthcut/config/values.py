@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from depthcut.config.errors import describe_missing_key, format_value
 from depthcut.runtime.errors import UserError
+from depthcut.runtime.validation import describe_missing_key, format_value
 
 CONF = Path(__file__).parents[3] / "conf"
 PLAIN = re.compile(r"\$\{\s*(oc\.select:\s*[\w.]+\s*(,\s*[\w.-]*)?|[\w.\[\]-]*)\s*\}")

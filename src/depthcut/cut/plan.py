@@ -9,8 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from depthcut.config import errors
-from depthcut.runtime import documents, store
+from depthcut.runtime import documents, store, validation
 from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
 
@@ -152,7 +151,7 @@ def _check_keys(data: Any) -> None:
     if not isinstance(data, dict):
         raise UserError(f"a depthcut plan is a JSON object, got {json.dumps(data)[:40]}. {EXAMPLE}")
     if unknown := data.keys() - KEYS:
-        raise UserError(errors.describe_missing_key(errors.clip_text(min(unknown)), KEYS))
+        raise UserError(validation.describe_missing_key(validation.clip_text(min(unknown)), KEYS))
 
 
 def _check_notes(notes: Any) -> None:

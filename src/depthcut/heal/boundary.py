@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
-from depthcut.heal.training.recipe import LowRankRecipe
+from depthcut.heal.training.adapter_check import CheckedAdapters
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @strict
-class Boundary(LowRankRecipe, Heal):
+class Boundary(CheckedAdapters, Heal):
     """Low-rank adapters on frozen weights, trained so that the layers above the cut read what they always read.
 
     Where layers l* to l* + n - 1 are gone, ``L ~ (x^(l*+n)(theta_0) - x^(l*)(theta))^2``: the stream that enters the
@@ -58,4 +58,4 @@ class Boundary(LowRankRecipe, Heal):
         """Train the adapters, or attach the trained ones."""
         from depthcut.heal.training import boundary
 
-        return boundary.train_boundary(model, plan, workspace, self)
+        return boundary.train_boundary(model, plan, workspace, self, self.error, self.teacher)

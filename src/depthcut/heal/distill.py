@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
+from depthcut.heal.training.adapter_check import CheckedAdapters
 from depthcut.heal.training.recipe import AdapterRecipe, Positive
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @strict
-class Distill(AdapterRecipe, Heal):
+class Distill(CheckedAdapters, AdapterRecipe, Heal):
     """Low-rank adapters on frozen weights, trained on ``mix * temperature^2 * KL + (1 - mix) * NLL``.
 
     With p and q the teacher's and the student's softmax(logits / temperature), S the teacher's ``top_k`` likeliest
@@ -63,4 +64,4 @@ class Distill(AdapterRecipe, Heal):
         """Train the adapters, or attach the trained ones."""
         from depthcut.heal.training import distill
 
-        return distill.train_distilled(model, plan, workspace, self)
+        return distill.train_distilled(model, plan, workspace, self, self)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
+from depthcut.heal.training.adapter_check import CheckedAdapters
 from depthcut.heal.training.recipe import AdapterRecipe
 from depthcut.runtime.strict import strict
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @strict
-class QLora(AdapterRecipe, Heal):
+class QLora(CheckedAdapters, AdapterRecipe, Heal):
     """Low-rank adapters on frozen 4-bit (or 8-bit) weights. The adapters are never merged into quantised weights."""
 
     trains: ClassVar[bool] = True

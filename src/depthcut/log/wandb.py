@@ -13,7 +13,7 @@ from pydantic import Field
 
 from depthcut.cut.plan import Plan
 from depthcut.log import Log
-from depthcut.runtime import ranks
+from depthcut.runtime import progress, ranks
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
@@ -197,12 +197,11 @@ def wandb_image(figure: "Figure") -> Any:
 
 def finish_run(run: Any, status: int) -> None:
     """Finish a run; what W&B does not take in time stays on the disk."""
-    from depthcut.study import runlog
 
     where = f"offline; wandb sync {Path(run.dir).parent} sends it" if run.offline else run.url
     try:
         run.finish(exit_code=status)
-        runlog.print_line(f"W&B run: {where}")
+        progress.print_line(f"W&B run: {where}")
     except TimeoutError:
         log.warning("W&B: not all was sent in time; wandb sync --include-online %s sends it", Path(run.dir).parent)
 

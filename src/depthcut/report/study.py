@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from depthcut.record import document
+from depthcut.record import document, links
+from depthcut.record import state as point_files
 from depthcut.runtime import documents
 from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
-from depthcut.study import links
-from depthcut.study import recording as records
 
 DIGEST = re.compile("[0-9a-f]{16}")
 OTHER_VERSION = "of another version"
@@ -148,12 +147,12 @@ def read_point(folder: Path, found: Studies) -> FinishedPoint | None:
         found.skipped[why] += 1
         if why == UNREADABLE:
             found.damaged[folder] = error.why
-    state = records.point_state(folder)
+    state = point_files.point_state(folder)
     state = "left" if state == "done" else state
     found.unfinished.append(folder)
     found.states[state] += 1
     if state == "failed":
-        found.failures[folder] = str((records.read_failure(folder) or {}).get("reason", "no reason was written"))
+        found.failures[folder] = str((point_files.read_failure(folder) or {}).get("reason", "no reason was written"))
     elif state == "running":
         found.running.append(folder)
     return None

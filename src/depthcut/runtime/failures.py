@@ -8,10 +8,6 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from depthcut.config.errors import describe_hydra_error
 from depthcut.runtime import disk
 from depthcut.runtime.errors import UserError
 
@@ -72,8 +68,6 @@ def error_line(error: BaseException) -> str:
 
 def user_error_line(error: BaseException) -> str | None:
     """A user's mistake, or a disk that refuses, in one line; None for a fault that needs its traceback."""
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return describe_hydra_error(error)
     return str(error) if isinstance(error, UserError) else disk.explain_disk_error(error)
 
 

@@ -77,3 +77,8 @@ def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
         for item in items:
             yield item
             meter.step()
+
+
+def print_line(text: str) -> None:
+    """Print one line for the user."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

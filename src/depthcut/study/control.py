@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from depthcut.prune.plan import Given
 from depthcut.record import measured
 from depthcut.replace.none import NoReplacement
-from depthcut.study import recording, runlog
+from depthcut.runtime import progress
+from depthcut.study import recording
 from depthcut.study.run import open_run
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def control_record(twin: "Run", run_experiment: "Callable[[Experiment, Run], Non
     with recording.point_lock(twin):
         kept = recording.finished_record(twin)
         if kept is None:
-            runlog.print_line(f"control: the dense model with the same healing, point {twin.digest[:8]}")
+            progress.print_line(f"control: the dense model with the same healing, point {twin.digest[:8]}")
             with recording.attempt_point(twin):
                 run_experiment(twin.experiment, twin)
                 kept = recording.write_record(twin)

@@ -17,7 +17,7 @@ from depthcut.cut import subnetworks
 from depthcut.eval import Eval
 from depthcut.heal.training.recipe import LowRankRecipe
 from depthcut.replace.none import NoReplacement
-from depthcut.runtime import failures, store
+from depthcut.runtime import failures, progress, store
 from depthcut.study import digests, recording, runlog
 from depthcut.study.run import Run, Stage, open_run
 from depthcut.study.scoring import Scoring
@@ -47,7 +47,7 @@ def share_passes(configs: Iterable[DictConfig]) -> set[Path]:
         except failures.STOPS:
             raise
         except BaseException as error:
-            runlog.print_line(f"no shared pass, each point goes by itself: {failures.error_line(error)}")
+            progress.print_line(f"no shared pass, each point goes by itself: {failures.error_line(error)}")
     return failed
 
 
@@ -144,7 +144,7 @@ def measure_shared_stages(runs: Sequence[Run], stages: Sequence[Stage]) -> None:
         model = dense_with_adapters(runs, stages) if wanted else None
         for part, asker, asked in wanted.values():
             assert model is not None
-            runlog.print_line(f"{type(part).__name__.lower()}: {' and '.join(stages)}, {len(asked)} in one pass")
+            progress.print_line(f"{type(part).__name__.lower()}: {' and '.join(stages)}, {len(asked)} in one pass")
             values = part(model, asker, list(asked.values()))
             for key, numbers in zip(asked, values or (), strict=bool(values)):
                 store.cached_value(first.cache / "evaluations" / key, lambda numbers=numbers: numbers)

@@ -6,10 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from depthcut.record.links import FOLDER
+
 if TYPE_CHECKING:
     from depthcut.config.experiment import Experiment
 
-FOLDER = "named"  # not the study's own folder: patterns such as outputs/STUDY/*/record.json must find a point once
 SIZES = ("layers", "parameters", "weight_bytes", "cache_bytes", "drop")
 
 
@@ -40,18 +41,3 @@ def point_label(x: "Experiment") -> str:
     heal = "unhealed" if word["heal"] == "none" else word["heal"]
     parts = [re.sub(r"[^\w.+-]+", "_", each).strip("_") for each in (metric, word["prune"], size, replace, heal)]
     return "-".join(filter(None, parts))[:120]
-
-
-def find_points(name: str, study: Path) -> list[Path]:
-    """Return the points that ``name`` may mean, each digest once: a folder, a link, or the start of a digest.
-
-    A point of ``study`` comes before one of another study in the same outputs.
-    """
-    path = Path(name).parent if Path(name).name == "adapter" else Path(name)
-    for each in (path, study / path, study / FOLDER / path):
-        if (each / "config.yaml").is_file():
-            return [each]
-    if not re.fullmatch("[0-9a-f]{4,16}", name):
-        return []
-    near = [*study.parent.glob(f"*/{name}*"), *study.glob(f"{name}*")]
-    return list({each.name: each for each in near if (each / "config.yaml").is_file()}.values())

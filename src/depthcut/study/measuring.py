@@ -4,11 +4,11 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from depthcut.record import measured
+from depthcut.record import measured, state
 from depthcut.report import table
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
-from depthcut.study import digests, recording
+from depthcut.study import digests
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,7 @@ def measure_stage(run: "Run", name: "Stage", model: "Callable[[], nn.Module]") -
     Raises:
         UserError: if the dense model gives a number that is not finite.
     """
-    found = measured.measured_from_record(recording.read_record(run.folder), name)
+    found = measured.measured_from_record(state.read_record(run.folder), name)
     asked: list[str] = []
     for key, evaluation in run.experiment.eval.items():
         for part in evaluation.parts():

@@ -2,23 +2,19 @@
 
 import csv
 import math
-import platform
-import traceback
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from depthcut.cut.plan import Plan
-from depthcut.record import document, measured
+from depthcut.record import document, measured, state
 from depthcut.record.document import FAILURE, FORMAT
 from depthcut.runtime import documents, failures, private_folders, provenance, store
-from depthcut.runtime.documents import DamagedError
-from depthcut.runtime.errors import UserError
 from depthcut.study import digests
 
 if TYPE_CHECKING:
@@ -32,7 +28,7 @@ def write_record(run: "Run") -> dict[str, Any]:
     assert run.plan is not None
     run.numbers.note_peak_memory()
     record_sizes(run)
-    before = read_record(run.folder) or {}
+    before = state.read_record(run.folder) or {}
     record_healing_time(run, before.get("seconds/heal", 0.0))
     found = {stage: measured.measured_to_dict(run.measured[stage]) for stage in run.measured}
     exported = sorted({*before.get("exported", []), x.export})
@@ -120,9 +116,6 @@ def filled_model_sizes(run: "Run", plan: Plan) -> "dict[SizeName, int] | None":
     return sizes.model_sizes(model, dense.quantise, dense.dtype)
 
 
-PointState = Literal["done", "failed", "running", "left"]
-
-
 def register_point(run: "Run") -> None:
     """Make the point's folder, which says what the point is: whoever looks at the study counts it."""
     private_folders.make_private_folder(run.study)
@@ -135,12 +128,7 @@ def register_point(run: "Run") -> None:
 def point_lock(run: "Run") -> FileLock:
     """Held while the point is worked on: another process that wants it waits, and then finds it done."""
     private_folders.make_private_folder(run.study)
-    return store.lock(lock_path(run.folder))
-
-
-def lock_path(folder: Path) -> Path:
-    """The lock of a point's folder."""
-    return folder.with_name(f".{folder.name}.lock")
+    return store.lock(state.lock_path(run.folder))
 
 
 @contextmanager
@@ -156,69 +144,13 @@ def attempt_point(run: "Run") -> Generator[None]:
     except failures.STOPS:
         raise
     except BaseException as error:
-        write_failure(run.folder, failures.error_line(error), error)
+        state.write_failure(run.folder, failures.error_line(error), error)
         raise
-
-
-def write_failure(folder: Path, reason: str, error: BaseException | None = None) -> None:
-    """Note that a point failed, and why; a full disk must not hide what filled it."""
-    failure = {
-        "format": FORMAT,
-        "digest": folder.name,
-        "reason": " ".join(reason.split()),
-        "traceback": "".join(traceback.format_exception(error)) if error else "",
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": platform.node(),
-    }
-    with suppress(OSError):
-        store.write_json(folder / FAILURE, failure)
-
-
-def forget_failure(folder: Path) -> None:
-    """Remove what an earlier attempt at a point that is done by now left."""
-    with suppress(OSError):
-        (folder / FAILURE).unlink(missing_ok=True)
-
-
-def read_failure(folder: Path) -> dict[str, Any] | None:
-    """How the last attempt at a point failed; None where it did not."""
-    found = documents.read_json_if_present(folder / FAILURE)
-    return found if found and isinstance(found.get("reason"), str) else None
-
-
-def point_state(folder: Path) -> PointState:
-    """How far a point is. A record counts, whatever it holds: it may be asked for more than that."""
-    if read_record(folder):
-        return "done"
-    if is_running(folder):
-        return "running"
-    return "failed" if read_failure(folder) else "left"
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process is at work on the point now."""
-    if not lock_path(folder).exists():
-        return False
-    try:
-        with store.lock(lock_path(folder)).acquire(blocking=False):
-            return False
-    except Timeout:
-        return True
-    except (OSError, UserError):
-        return False
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a point, or None if it has none that this version reads."""
-    try:
-        return document.load_record(folder)
-    except (FileNotFoundError, DamagedError):
-        return None
 
 
 def finished_record(run: "Run") -> dict[str, Any] | None:
     """The point's record, if it holds all that this experiment asks for, and what was exported is there."""
-    record = read_record(run.folder)
+    record = state.read_record(run.folder)
     _, export, stages, evaluations = point_requirements(run)
     if record is None or export not in record["exported"]:
         return None

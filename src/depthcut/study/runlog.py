@@ -42,11 +42,6 @@ class LogFile(logging.FileHandler):
             super().close()
 
 
-def print_line(text: str) -> None:
-    """Print one line for the user."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
 def print_record(record: dict[str, Any], folder: Path, remarks: Sequence[str] = ()) -> None:
     """Print a record as a table, what is to be said of the run, and where the record is."""
     out = Console()

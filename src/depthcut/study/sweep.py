@@ -8,9 +8,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from depthcut.config import experiment
-from depthcut.runtime import failures
+from depthcut.record import state
+from depthcut.runtime import failures, progress
 from depthcut.runtime.errors import UserError
-from depthcut.study import recording, runlog
+from depthcut.study import recording
 from depthcut.study.run import Run, open_run
 
 
@@ -92,15 +93,15 @@ class Sweep:
         done = len(self.points) - len(left)
         for point in self.points:
             if point not in left:
-                recording.forget_failure(point.run.folder)
+                state.forget_failure(point.run.folder)
         if done:
-            runlog.print_line(f"{done} of {len(self.points)} points are done already; their records are on file")
+            progress.print_line(f"{done} of {len(self.points)} points are done already; their records are on file")
         return left
 
     def run(self, point: SweepPoint, task: Callable[[DictConfig], Any]) -> None:
         """Run a point here; how it failed is told at once, and the next one can have its turn."""
         before = len(failures.collected_errors)
-        recording.forget_failure(point.run.folder)
+        state.forget_failure(point.run.folder)
         task(point.config)
         if not self.failed(point):
             for fault in failures.collected_errors[before:]:
@@ -111,7 +112,7 @@ class Sweep:
     def failed(self, point: SweepPoint) -> bool:
         """Whether the last attempt at a point failed; the reason is told the first time that this is asked."""
         folder = point.run.folder
-        found = recording.read_failure(folder)
+        found = state.read_failure(folder)
         if found and folder not in self.told:
             self.told.add(folder)
             failures.print_error(f"{point.words}: {found['reason']} ({folder / recording.FAILURE})")
@@ -130,7 +131,7 @@ class Sweep:
             raise UnfinishedError(f"{counts}; give the same command again to run those that are not done{also}")
         if self.mistakes:
             raise UnfinishedError(f"{counts}; correct what is named above")
-        runlog.print_line(f"{counts}: python -m depthcut.report {self.points[0].run.study}")
+        progress.print_line(f"{counts}: python -m depthcut.report {self.points[0].run.study}")
 
     def stop(self) -> KeyboardInterrupt:
         """Return what to raise after Ctrl-C: it says how far the sweep came."""
@@ -141,7 +142,7 @@ class Sweep:
         """Return how many points are done, failed and left, in words."""
         failed = sum(self.failed(point) for point in left)
         asked = len(self.points) + self.mistakes
-        records = [recording.read_record(folder) or {} for folder in {point.run.folder for point in self.points}]
+        records = [state.read_record(folder) or {} for folder in {point.run.folder for point in self.points}]
         diverged = sum(each.get("status") == "diverged" for each in records)
         return (
             f"{asked - len(left) - self.mistakes} of {asked} points are done, {failed + self.mistakes} failed, "

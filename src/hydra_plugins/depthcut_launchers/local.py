@@ -13,8 +13,8 @@ class LocalLauncher(SweepLauncher):
 
     def run(self, sweep: "Sweep", points: "list[SweepPoint]") -> None:
         """Run one point after the other; one that fails does not stop the others."""
-        from depthcut.study import runlog
+        from depthcut.runtime import progress
 
         for point in points:
-            runlog.print_line(f"point {sweep.points.index(point) + 1} of {len(sweep.points)}: {point.words}")
+            progress.print_line(f"point {sweep.points.index(point) + 1} of {len(sweep.points)}: {point.words}")
             sweep.run(point, self.task)

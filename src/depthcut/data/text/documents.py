@@ -4,12 +4,12 @@ import codecs
 import gzip
 import itertools
 import json
-import logging
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+from depthcut.data.text import limits
 from depthcut.runtime.errors import UserError
 
 TEXT = frozenset({".txt", ".raw", ".tokens"})
@@ -17,9 +17,6 @@ JSON = frozenset({".jsonl", ".json"})
 COMPRESSED = frozenset({".gz", ".zst"})
 READABLE = ".txt, .jsonl or .parquet; .txt and .jsonl also as .gz or .zst"
 CHUNK = 1 << 20
-LONGEST = 16 << 20
-"""Characters of a document at most: tokenising takes up to 265 bytes of memory for each, where each is a token."""
-log = logging.getLogger("depthcut")
 
 
 def text_format(file: Path) -> str:
@@ -115,7 +112,7 @@ def split_documents(pieces: Iterable[str], divider: str | None, file: Path) -> I
     """Split text that comes in pieces at ``divider``, as :meth:`str.split` splits the whole.
 
     Raises:
-        UserError: for a document longer than ``LONGEST``.
+        UserError: for a document longer than ``limits.LONGEST``.
     """
     rest = ""
     for piece in pieces:
@@ -123,21 +120,9 @@ def split_documents(pieces: Iterable[str], divider: str | None, file: Path) -> I
         if divider:
             *whole, rest = rest.split(divider)
             yield from whole
-        if len(rest) > LONGEST:
-            raise too_long_error(file, f"set divider to what stands between its documents (now {divider!r})")
+        if len(rest) > limits.LONGEST:
+            raise limits.too_long_error(file, f"set divider to what stands between its documents (now {divider!r})")
     yield rest
-
-
-def too_long_error(where: object, remedy: str) -> UserError:
-    """Return the error for a document that memory has no room for."""
-    return UserError(f"{where} holds a document of more than {LONGEST >> 20} million characters; {remedy}")
-
-
-def require_bounded(text: str, where: str) -> str:
-    """Return the text, unless it is longer than ``LONGEST``."""
-    if len(text) > LONGEST:
-        raise too_long_error(where, "split it")
-    return text
 
 
 def read_json_lines(file: Path, field: str) -> Iterator[str]:
@@ -149,24 +134,24 @@ def read_json_lines(file: Path, field: str) -> Iterator[str]:
                 text = parse_jsonl_line(line, field, f"{file}, line {number}")
                 nulls += text is None
                 if text is not None:
-                    yield replace_surrogates(require_bounded(text, f"{file}, line {number}"))
+                    yield replace_surrogates(limits.require_bounded(text, f"{file}, line {number}"))
     finally:
-        log_skipped_nulls(file, field, nulls)
+        limits.log_skipped_nulls(file, field, nulls)
 
 
 def read_lines(file: Path) -> Iterator[str]:
     """Yield the lines of a text file.
 
     Raises:
-        UserError: for a line longer than ``LONGEST``.
+        UserError: for a line longer than ``limits.LONGEST``.
     """
     rest, number = "", 1
     for piece in read_characters(file):
         *whole, rest = (rest + piece).split("\n")
         yield from whole
         number += len(whole)
-        if len(rest) > LONGEST:
-            raise too_long_error(f"{file}, line {number}", "write one document a line")
+        if len(rest) > limits.LONGEST:
+            raise limits.too_long_error(f"{file}, line {number}", "write one document a line")
     yield rest
 
 
@@ -198,9 +183,3 @@ def replace_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
-
-
-def log_skipped_nulls(where: object, field: str, nulls: int) -> None:
-    """Log how many rows were skipped because they hold a null."""
-    if nulls:
-        log.info("%s: skipped %d %s without text (%s is null)", where, nulls, "row" if nulls == 1 else "rows", field)

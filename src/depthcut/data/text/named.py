@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Strict, ValidationError
 
 from depthcut.data import Source
-from depthcut.data.text.documents import LONGEST
+from depthcut.data.text.limits import LONGEST
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
 from depthcut.runtime.strict import strict
@@ -66,7 +66,7 @@ def named_text_source(name: str, given: dict[str, Any], length: int) -> Source:
     Raises:
         UserError: in one line, for a key or a value that cannot be.
     """
-    from depthcut.config import errors
+    from depthcut.runtime import validation
 
     kind: type[Any] = NamedText
     try:
@@ -75,7 +75,7 @@ def named_text_source(name: str, given: dict[str, Any], length: int) -> Source:
         with prefix_errors(name):
             return text.source(length)
     except ValidationError as error:
-        raise UserError(errors.describe_validation_error(f"{CONFIG_PATH}.{name}", kind, error)) from error
+        raise UserError(validation.describe_validation_error(f"{CONFIG_PATH}.{name}", kind, error)) from error
 
 
 def limit_characters(documents: Iterable[str], characters: int | None) -> Generator[str]:

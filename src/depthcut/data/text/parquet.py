@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depthcut.data.text import documents
+from depthcut.data.text import limits
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def read_column(file: Path, column: str) -> Iterator[str]:
                     row += 1
                     nulls += not value.is_valid
                     if value.is_valid:
-                        yield documents.require_bounded(value.as_py(), f"{file}, row {row}")
+                        yield limits.require_bounded(value.as_py(), f"{file}, row {row}")
     except UnicodeDecodeError:
         raise UserError(f"{file}: row {row} of column `{column}` is not UTF-8; convert it first") from None
     except (pyarrow.ArrowException, OSError) as error:
@@ -42,7 +42,7 @@ def read_column(file: Path, column: str) -> Iterator[str]:
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(f"{file} is no parquet file, or a damaged one: {reason}") from None
     finally:
-        documents.log_skipped_nulls(file, column, nulls)
+        limits.log_skipped_nulls(file, column, nulls)
 
 
 def batch_rows(table: "ParquetFile", column: str, file: Path) -> int:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lm_eval.evaluator import evaluate as lm_evaluate
 from lm_eval.models.huggingface import HFLM
@@ -22,7 +22,6 @@ from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from depthcut.eval import Bench
-    from depthcut.eval.harness import Harness
 
 BOOTSTRAP = 1000  # lm-eval gives no standard error at all where this is 0, though that of a mean needs no bootstrap
 
@@ -83,8 +82,24 @@ def crop_request(
     return context[-max(1, longest + 1 - len(follow)) :], follow
 
 
+class TaskRequest(Protocol):
+    """What is asked of lm-eval; :class:`depthcut.eval.harness.Harness` explains each option."""
+
+    @property
+    def tasks(self) -> list[str]: ...
+
+    @property
+    def limit(self) -> int | None: ...
+
+    @property
+    def include_path(self) -> str | None: ...
+
+    @property
+    def batch(self) -> int: ...
+
+
 def evaluate_tasks(
-    model: nn.Module, bench: "Bench", asked: "Harness", cuts: Sequence[Subnetwork]
+    model: nn.Module, bench: "Bench", asked: TaskRequest, cuts: Sequence[Subnetwork]
 ) -> list[dict[str, float]]:
     """Run the tasks (``name`` or ``name@shots``) on each of the ``cuts`` of ``model``; their numbers by flat names.
 

@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from depthcut.heal.training.recipe import LowRankRecipe
 from depthcut.heal.training.warm_start import WarmStart
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder import linear
+from depthcut.model.decoder.adapters import require_same_weights
 from depthcut.model.surgery import gaps
 from depthcut.runtime import ranks, store
 from depthcut.runtime.errors import UserError
@@ -164,22 +165,9 @@ def load_adapters(adapted: PeftModel, folder: Path) -> None:
         UserError: if they are not those of all layers that have adapters, and of no others.
     """
     found, own = load_file(folder / ADAPTER_FILE), get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    match(folder, found.keys(), own.keys())
+    require_same_weights(folder, found.keys(), own.keys())
     assert not set_peft_model_state_dict(adapted, found).unexpected_keys
     adapted.eval()
-
-
-def match(folder: Path, found: Set[str], wanted: Set[str]) -> None:
-    """Make sure that the weights in a folder are those that a model has.
-
-    Raises:
-        UserError: if they are not.
-    """
-    if odd := sorted(wanted ^ found):
-        raise UserError(
-            f"{folder} holds weights of another cut or recipe: {len(wanted - found)} are missing and "
-            f"{len(found - wanted)} too many, such as {odd[0]}. Delete the folder to heal the point again"
-        )
 
 
 def chosen(layers: Sequence[nn.Module], modules: linear.Modules) -> dict[str, nn.Module]:

@@ -15,20 +15,27 @@ from depthcut.cut.plan import Plan
 from depthcut.heal.training import adapters, document_mask, teacher
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.objective import Objective, next_token_loss
+from depthcut.heal.training.recipe import LowRankRecipe
 from depthcut.model.decoder import layers
 from depthcut.model.decoder.layerwise import DryRunDone
 from depthcut.runtime import store
 
 if TYPE_CHECKING:
     from depthcut.heal import Workspace
-    from depthcut.heal.boundary import Boundary
 
 StateTeacher = Callable[[MicroBatch], Tensor]
 """From a batch to the dense model's stream at the boundary, B x T x D."""
 log = logging.getLogger("depthcut")
 
 
-def train_boundary(model: nn.Module, plan: Plan, workspace: "Workspace", recipe: "Boundary") -> nn.Module:
+def train_boundary(
+    model: nn.Module,
+    plan: Plan,
+    workspace: "Workspace",
+    recipe: LowRankRecipe,
+    error: Literal["relative", "squared"],
+    mode: Literal["cached", "live"],
+) -> nn.Module:
     """Train adapters on the layers below the cut, or attach the trained ones; with none below, ``model`` as it is.
 
     Raises:
@@ -43,10 +50,10 @@ def train_boundary(model: nn.Module, plan: Plan, workspace: "Workspace", recipe:
     above = max(plan.drop) + 1
     teach = (
         live_state_teacher(teacher.load_teacher(workspace, above), above)
-        if recipe.teacher == "live"
+        if mode == "live"
         else cached_state_teacher(workspace, above, recipe.packing)
     )
-    return adapters.train_adapters(model, plan, workspace, recipe, boundary_objective(teach, len(below), recipe.error))
+    return adapters.train_adapters(model, plan, workspace, recipe, boundary_objective(teach, len(below), error))
 
 
 def boundary_objective(teach: StateTeacher, edge: int, error: Literal["relative", "squared"]) -> Objective:

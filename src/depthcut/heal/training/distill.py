@@ -4,7 +4,7 @@ Legend: B sequences, T tokens, N positions, D width, V vocabulary, K the teacher
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +26,13 @@ from depthcut.heal.training.objective import (
     project_logits,
     summed_cross_entropy,
 )
+from depthcut.heal.training.recipe import AdapterRecipe
 from depthcut.model.decoder import layers
 from depthcut.model.decoder.inputs import NO_TARGET
 from depthcut.runtime import store
 
 if TYPE_CHECKING:
     from depthcut.heal import Workspace
-    from depthcut.heal.distill import Distill
 
 TopKLogProbs = tuple[Tensor, Tensor]
 """The K likeliest tokens of N positions, and the logarithms of their probabilities and of what all others have."""
@@ -42,7 +42,28 @@ LOG_PROB_FLOOR = -100.0
 """The logarithm of a probability that is none."""
 
 
-def train_distilled(model: nn.Module, plan: Plan, workspace: "Workspace", recipe: "Distill") -> nn.Module:
+class Distillation(Protocol):
+    """What the student learns from the teacher; :class:`depthcut.heal.distill.Distill` explains each."""
+
+    @property
+    def mix(self) -> float: ...
+
+    @property
+    def top_k(self) -> int: ...
+
+    @property
+    def temperature(self) -> float: ...
+
+    @property
+    def teacher(self) -> Literal["cached", "live"]: ...
+
+    @property
+    def packing(self) -> document_mask.Packing: ...
+
+
+def train_distilled(
+    model: nn.Module, plan: Plan, workspace: "Workspace", recipe: AdapterRecipe, aim: Distillation
+) -> nn.Module:
     """Train adapters on ``model`` towards the dense model, or attach the trained ones.
 
     Raises:
@@ -51,18 +72,18 @@ def train_distilled(model: nn.Module, plan: Plan, workspace: "Workspace", recipe
     done = store.is_verified(workspace.folder / "adapter", workspace.digest) or not recipe.reached(
         plan, len(layers.layer_list(model))
     )
-    goal = next_token_loss if done else distill_objective(build_teacher(workspace, recipe), recipe)
+    goal = next_token_loss if done else distill_objective(build_teacher(workspace, aim), aim)
     return adapters.train_adapters(model, plan, workspace, recipe, goal)
 
 
-def build_teacher(workspace: "Workspace", recipe: "Distill") -> TopKTeacher:
+def build_teacher(workspace: "Workspace", recipe: Distillation) -> TopKTeacher:
     """The teacher that the recipe names."""
     if recipe.teacher == "live":
         return live_topk_teacher(teacher.load_teacher(workspace, workspace.dense.depth), recipe)
     return cached_topk_teacher(workspace, recipe)
 
 
-def distill_objective(teach: TopKTeacher, recipe: "Distill") -> Objective:
+def distill_objective(teach: TopKTeacher, recipe: Distillation) -> Objective:
     """``mix * temperature^2 * KL + (1 - mix) * NLL`` (see :class:`depthcut.heal.distill.Distill`)."""
     mix, temperature = recipe.mix, recipe.temperature
 
@@ -101,7 +122,7 @@ def remaining_log_prob(log_p_NV: Tensor, ids_NK: Tensor) -> Tensor:
     return log_p_NV.scatter(1, ids_NK, -torch.inf).logsumexp(-1, keepdim=True)
 
 
-def topk_log_probs(dense: nn.Module, kind: type[ModelOutput], h_ND: Tensor, recipe: "Distill") -> TopKLogProbs:
+def topk_log_probs(dense: nn.Module, kind: type[ModelOutput], h_ND: Tensor, recipe: Distillation) -> TopKLogProbs:
     """What the dense model thinks, from what its head reads: int64 N x K, float16 N x (K + 1).
 
     Args:
@@ -126,7 +147,7 @@ def topk_log_probs(dense: nn.Module, kind: type[ModelOutput], h_ND: Tensor, reci
     return torch.cat(ids), torch.cat(logs)
 
 
-def live_topk_teacher(dense: nn.Module, recipe: "Distill") -> TopKTeacher:
+def live_topk_teacher(dense: nn.Module, recipe: Distillation) -> TopKTeacher:
     """The dense model reads each batch; its logits are there for as many positions as the student's are."""
 
     def teach(batch: MicroBatch) -> Callable[[Tensor], TopKLogProbs]:
@@ -143,7 +164,7 @@ def live_topk_teacher(dense: nn.Module, recipe: "Distill") -> TopKTeacher:
     return teach
 
 
-def cached_topk_teacher(workspace: "Workspace", recipe: "Distill") -> TopKTeacher:
+def cached_topk_teacher(workspace: "Workspace", recipe: Distillation) -> TopKTeacher:
     """The dense model has read the text before; 4 K + 2 bytes a token on the disk (6 K + 2 beyond 65,536 tokens)."""
     vocabulary = layers.text_config(workspace.dense.config).vocab_size
     small = torch.uint16 if vocabulary <= 2**16 else torch.int32

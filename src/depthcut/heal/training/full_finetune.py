@@ -23,11 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import adapters, fsdp
+from depthcut.heal.training import fsdp
 from depthcut.heal.training.fit import fit_model
 from depthcut.heal.training.objective import MixedPrecision, Objective, base_model, head_parameters, next_token_loss
 from depthcut.heal.training.recipe import TrainingRecipe
 from depthcut.model.decoder import layers
+from depthcut.model.decoder.adapters import require_same_weights
 from depthcut.runtime import ranks, store
 
 if TYPE_CHECKING:
@@ -127,6 +128,6 @@ def load_weights(trained: NamedParameters, folder: Path) -> None:
         UserError: if they are those of another model.
     """
     with safe_open(folder / WEIGHTS_FILE, "pt") as tensors, torch.no_grad():
-        adapters.match(folder, set(tensors.keys()), trained.keys())
+        require_same_weights(folder, set(tensors.keys()), trained.keys())
         for name, each in trained.items():
             each.copy_(fsdp.shard_like(tensors.get_tensor(name), each))

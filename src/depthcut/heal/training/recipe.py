@@ -173,16 +173,6 @@ class LowRankRecipe(TrainingRecipe):
         """Which of the ``left`` layers of the pruned model get adapters; with nothing missing none is behind it."""
         return range(left) if self.layers == "all" else range(min(plan.drop, default=left), left)
 
-    def prepare(self, workspace: "Workspace") -> None:
-        """Check that the model can have such adapters, before a weight is loaded.
-
-        Raises:
-            UserError: if it cannot.
-        """
-        from depthcut.heal.training import adapters
-
-        adapters.check(workspace, self)
-
     def origin(self, workspace: "Workspace") -> WarmStart | None:
         """The point whose adapters these start from; None: they start fresh."""
         del workspace

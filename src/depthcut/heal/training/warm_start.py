@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depthcut.cut.plan import Plan
+from depthcut.record import links
 from depthcut.runtime import documents, store
 from depthcut.runtime.errors import UserError
-from depthcut.study import links
 
 if TYPE_CHECKING:
     from depthcut.heal import Workspace

@@ -8,11 +8,11 @@ import lightning as L
 from torch import nn
 
 from depthcut.cut.plan import Plan
-from depthcut.heal.loraprune import LoraPrune
 from depthcut.heal.training import adapters
 from depthcut.heal.training.fit import fit_model
 from depthcut.heal.width import matched
 from depthcut.heal.width.pruning import Pruning
+from depthcut.heal.width.recipe import WidthRecipe
 from depthcut.model.surgery import sizes as surgery_sizes
 from depthcut.model.surgery.width import masks, slicing
 from depthcut.model.surgery.width.widths import WIDTHS_FILE, Widths
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from depthcut.heal import Workspace
 
 
-def train_pruned(model: nn.Module, plan: Plan, workspace: "Workspace", recipe: LoraPrune) -> nn.Module:
+def train_pruned(model: nn.Module, plan: Plan, workspace: "Workspace", recipe: WidthRecipe) -> nn.Module:
     """Train and prune ``model``, unless this point is done already; return it narrower, adapters attached.
 
     What is returned holds what was read back from the disk: in ``adapter/`` the adapters of the full width, and what is

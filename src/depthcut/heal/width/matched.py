@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from depthcut.cut.plan import Plan
-from depthcut.heal.loraprune import LoraPrune
+from depthcut.heal.width.recipe import WidthRecipe
 from depthcut.heal.width.selection import round_half_down
 from depthcut.model.decoder import layers, sublayers
 from depthcut.model.surgery import sizes
@@ -29,7 +29,7 @@ MODULE_KINDS: dict[str, tuple[GroupKind, ...]] = {"all": GROUP_KINDS, "attention
 log = logging.getLogger("depthcut")
 
 
-def check_narrowable(asked: LoraPrune, workspace: "Workspace") -> None:
+def check_narrowable(asked: WidthRecipe, workspace: "Workspace") -> None:
     """Make sure that the model can be narrowed so, whichever layers are cut from it.
 
     Raises:
@@ -43,7 +43,7 @@ def check_narrowable(asked: LoraPrune, workspace: "Workspace") -> None:
         matching_ratio(asked, model)
 
 
-def resolve_ratio(asked: LoraPrune, plan: Plan, workspace: "Workspace") -> LoraPrune:
+def resolve_ratio(asked: WidthRecipe, plan: Plan, workspace: "Workspace") -> WidthRecipe:
     """The recipe with the least ratio that leaves no more parameters than its ``frac`` of the layers would, cut.
 
     Where groups at different places are of different sizes, ``global`` meets it about, for then it depends on which go.
@@ -58,7 +58,7 @@ def resolve_ratio(asked: LoraPrune, plan: Plan, workspace: "Workspace") -> LoraP
     return dataclasses.replace(asked, ratio=ratio)
 
 
-def matching_ratio(asked: LoraPrune, model: nn.Module) -> tuple[float, float, float]:
+def matching_ratio(asked: WidthRecipe, model: nn.Module) -> tuple[float, float, float]:
     """The ratio for the ``frac`` that is asked for, the parameters that it leaves, and those that the cut would.
 
     Raises:
@@ -96,7 +96,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def group_pools(asked: LoraPrune, stack: nn.ModuleList) -> Iterator[list[tuple[int, int]]]:
+def group_pools(asked: WidthRecipe, stack: nn.ModuleList) -> Iterator[list[tuple[int, int]]]:
     """What is chosen among together: for each place there the number of groups, and of parameters in one."""
     found: dict[Any, list[tuple[int, int]]] = {}
     for number in asked.free(len(stack)):

@@ -13,8 +13,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from typing_extensions import override
 
-from depthcut.heal.loraprune import LoraPrune
 from depthcut.heal.width import criterion, schedule, selection
+from depthcut.heal.width.recipe import WidthRecipe
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.surgery.width.groups import WidthGroups, layer_groups
 from depthcut.model.surgery.width.masks import Masks
@@ -35,7 +35,7 @@ class Pruning(L.Callback):
         UserError: if nothing can go.
     """
 
-    def __init__(self, model: nn.Module, recipe: LoraPrune) -> None:
+    def __init__(self, model: nn.Module, recipe: WidthRecipe) -> None:
         self.recipe = recipe
         self.stack = list(decoder_layers.layer_list(model))
         self.groups = [layer_groups(layer) for layer in self.stack]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from depthcut.model.checkpoint.loading import Dtype, LoadConfig, Quantise
     from depthcut.model.checkpoint.streaming import LayerStream
     from depthcut.model.checkpoint.tensors import LazyTensor
-    from depthcut.model.decoder.shared_prefix import PrefixCache
+    from depthcut.model.decoder.prefix_cache import PrefixCache
 
 StreamPolicy = Literal["auto", "always", "never"]
 
@@ -166,7 +166,7 @@ class OnDisk:
 
     @cached_property
     def _prefixes(self) -> "PrefixCache":
-        from depthcut.model.decoder.shared_prefix import PrefixCache
+        from depthcut.model.decoder.prefix_cache import PrefixCache
 
         return PrefixCache(None if self.rescored else 0)
 

@@ -4,12 +4,13 @@ An adapter was trained on what its cut left, whose layers are numbered anew: her
 """
 
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depthcut.cut.plan import Plan
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,7 +28,6 @@ def attach_adapters(model: "nn.Module", found: Mapping[str, tuple[Path, Plan]]) 
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
     from safetensors.torch import load_file
 
-    from depthcut.heal.training.adapters import match
     from depthcut.model.decoder import layers
 
     adapted: PeftModelForCausalLM | None = None
@@ -46,7 +46,7 @@ def attach_adapters(model: "nn.Module", found: Mapping[str, tuple[Path, Plan]]) 
         gone = {
             key for key in own if (layers.split_tensor_name(key, stem) or (-1,))[0] in plan.drop
         }  # of sublayers that were cut
-        match(folder, dense.keys(), own.keys() - (gone - dense.keys()))
+        require_same_weights(folder, dense.keys(), own.keys() - (gone - dense.keys()))
         assert not set_peft_model_state_dict(adapted, dense, adapter_name=name).unexpected_keys
     assert adapted is not None
     for layer in layers.layer_list(adapted):
@@ -78,3 +78,16 @@ def active_adapter(layer: "nn.Module", name: str) -> Generator[None]:
     finally:
         if name:
             set_active_adapters(layer, [])
+
+
+def require_same_weights(folder: Path, found: Set[str], wanted: Set[str]) -> None:
+    """Make sure that the weights in a folder are those that a model has.
+
+    Raises:
+        UserError: if they are not.
+    """
+    if odd := sorted(wanted ^ found):
+        raise UserError(
+            f"{folder} holds weights of another cut or recipe: {len(wanted - found)} are missing and "
+            f"{len(found - wanted)} too many, such as {odd[0]}. Delete the folder to heal the point again"
+        )

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedConfig
 
-    from depthcut.model.decoder.shared_prefix import PrefixCache
+    from depthcut.model.decoder.prefix_cache import PrefixCache
 
 
 class LayerSource(Protocol):

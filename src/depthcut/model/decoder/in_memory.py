@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from depthcut.cut.plan import Unit
 from depthcut.model.decoder import layers
 from depthcut.model.decoder.dense import LayerSource
-from depthcut.model.decoder.shared_prefix import PrefixCache
+from depthcut.model.decoder.prefix_cache import PrefixCache
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Legend: B batch, T tokens, D width, V vocabulary, K sub-networks, N sequences.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,6 @@ from depthcut.cut import subnetworks
 from depthcut.cut.plan import Unit
 from depthcut.cut.subnetworks import FULL, Subnetwork
 from depthcut.model.decoder import adapters, inputs, layerwise
-from depthcut.runtime import devices
 from depthcut.runtime.progress import track
 
 if TYPE_CHECKING:
@@ -74,43 +73,6 @@ class Measurement:
     dense: bool
     batches: Sequence[SequenceBatch]
     value: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass
-class PrefixCache:
-    """Residual streams of beginnings that are met again: in greedy's next round, in evolution's next generation.
-
-    Attributes:
-        limit: bytes that may be held; None: a quarter of what is free on the device of the first stream that comes.
-        passes: how many layer passes were made so far.
-        metric: the name of the metric whose text the streams are of.
-    """
-
-    limit: int | None = None
-    held: int = 0
-    kept: dict[tuple[tuple[int, int], int, Subnetwork], Tensor] = field(default_factory=dict[Any, Tensor])
-    passes: int = 0
-    metric: str = ""
-
-    def only(self, ends: Iterable[Subnetwork], depth_L: int, metric: str) -> None:
-        """Let go of what none of ``ends`` begins with, and of what another metric left."""
-        starts = ends if metric == self.metric else ()
-        useful = {(edge, cut.before(edge)) for cut in starts for edge in range(depth_L)}
-        self.metric = metric
-        self.kept = {key: h_BTD for key, h_BTD in self.kept.items() if key[1:] in useful}
-        self.held = sum(h_BTD.nbytes for h_BTD in self.kept.values())
-
-    def of(self, span: tuple[int, int]) -> dict[tuple[int, Subnetwork], Tensor]:
-        """What is kept of these sequences, by edge and beginning."""
-        return {key[1:]: h_BTD for key, h_BTD in self.kept.items() if key[0] == span}
-
-    def keep(self, span: tuple[int, int], edge: int, cut: Subnetwork, h_BTD: Tensor) -> None:
-        """Keep the stream of these sequences at ``edge`` behind the beginning ``cut``, if it fits."""
-        if self.limit is None:
-            self.limit = devices.free_memory(h_BTD.device.type) // 4
-        if self.held + h_BTD.nbytes <= self.limit:
-            self.kept[span, edge, cut] = h_BTD
-            self.held += h_BTD.nbytes
 
 
 def measure_subnetworks(

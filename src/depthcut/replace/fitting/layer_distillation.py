@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -25,10 +25,34 @@ from depthcut.runtime.progress import Meter
 
 if TYPE_CHECKING:
     from depthcut.replace import Site
-    from depthcut.replace.layer import Layer
 
 BETAS = (0.9, 0.95)
 log = logging.getLogger("depthcut")
+
+
+class LayerFit(Protocol):
+    """How layers are trained; :class:`depthcut.replace.layer.Layer` explains each option."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def lr_end(self) -> float: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    @property
+    def save_every(self) -> int: ...
+
+    @property
+    def sequences(self) -> int: ...
 
 
 class LayerTraining:
@@ -41,7 +65,7 @@ class LayerTraining:
         last: of the one behind ``step``.
     """
 
-    def __init__(self, students: dict[int, nn.Module], recipe: "Layer") -> None:
+    def __init__(self, students: dict[int, nn.Module], recipe: LayerFit) -> None:
         self.students = students
         parameters = [weight for each in students.values() for weight in each.parameters()]
         self.optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, betas=BETAS, weight_decay=recipe.weight_decay)
@@ -94,7 +118,7 @@ def checkpoint_path(site: "Site", plan: Plan) -> Path:
     return site.cache / "replacements" / f"{site.key(plan)}.ckpt"
 
 
-def train_layers(model: nn.Module, plan: Plan, site: "Site", recipe: "Layer") -> dict[int, dict[str, Tensor]]:
+def train_layers(model: nn.Module, plan: Plan, site: "Site", recipe: LayerFit) -> dict[int, dict[str, Tensor]]:
     """For each gap the parameters of its layer, which began as the first one dropped, in float32.
 
     The dense model computes what goes in and what is to come out, a batch at a time; nothing of it is kept. A training
@@ -136,7 +160,7 @@ def student_layer(site: "Site", number: int, model: nn.Module) -> nn.Module:
     ).requires_grad_(True)
 
 
-def step_batches(site: "Site", recipe: "Layer", done: int) -> Iterator[tuple[Tensor, Tensor]]:
+def step_batches(site: "Site", recipe: LayerFit, done: int) -> Iterator[tuple[Tensor, Tensor]]:
     """A batch for each step behind the first ``done``, in the text's order, and from its beginning if it is shorter."""
     text = site.texts.part("train", recipe.sequences)
     for step in range(done, recipe.steps):

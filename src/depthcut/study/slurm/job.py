@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from depthcut.record import state
 from depthcut.runtime import failures
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
-from depthcut.study import recording
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -124,8 +124,8 @@ class PointTask:
         for config in self.configs:
             self.task(config)
         for fault in failures.collected_errors:
-            if recording.read_failure(self.folder) is None:
-                recording.write_failure(self.folder, failures.error_line(fault), fault)
+            if state.read_failure(self.folder) is None:
+                state.write_failure(self.folder, failures.error_line(fault), fault)
             raise fault
 
     def checkpoint(self) -> "DelayedSubmission":

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from depthcut.runtime import documents, private_folders, store
+from depthcut.record import state
+from depthcut.runtime import documents, private_folders, progress, store
 from depthcut.runtime.errors import UserError
-from depthcut.study import recording, runlog
+from depthcut.study import recording
 
 if TYPE_CHECKING:
     from depthcut.study.sweep import Sweep, SweepPoint
@@ -187,11 +188,11 @@ def job_settled(each: WatchedJob, queue: Queue, sweep: "Sweep", again: "list[Swe
     if entry and entry.alive:
         return False
     each.gone = each.gone or time.monotonic()
-    failed = recording.read_failure(each.folder)
+    failed = state.read_failure(each.folder)
     if failed is None:
         if time.monotonic() < each.gone + GRACE_SECONDS:
             return False
-        if each.adopted and recording.read_record(each.folder):
+        if each.adopted and state.read_record(each.folder):
             again += left
             return True
         record_lost_job(each, f"ended as {entry.state}" if entry else "is gone from the queue")
@@ -205,7 +206,7 @@ def record_lost_job(each: WatchedJob, how: str) -> None:
     with submit_lock(each.folder.parent):
         if JobRecord.read(each.folder) == each.ticket:
             reason = f"SLURM job {each.ticket.job} {how} and left no record; its log is {each.log}"
-            recording.write_failure(each.folder, reason)
+            state.write_failure(each.folder, reason)
 
 
 def queue_summary(watched: Sequence[WatchedJob], queue: Queue) -> str:
@@ -220,4 +221,4 @@ def queue_summary(watched: Sequence[WatchedJob], queue: Queue) -> str:
 
 def print_slurm_line(text: str) -> None:
     """Print one line for the user."""
-    runlog.print_line(f"slurm: {text}")
+    progress.print_line(f"slurm: {text}")

@@ -1,0 +1,27 @@
+"""Bounds on what is read of a text, and the report of what is skipped."""
+
+import logging
+
+from depthcut.runtime.errors import UserError
+
+LONGEST = 16 << 20
+"""Characters of a document at most: tokenising takes up to 265 bytes of memory for each, where each is a token."""
+log = logging.getLogger("depthcut")
+
+
+def too_long_error(where: object, remedy: str) -> UserError:
+    """Return the error for a document that memory has no room for."""
+    return UserError(f"{where} holds a document of more than {LONGEST >> 20} million characters; {remedy}")
+
+
+def require_bounded(text: str, where: str) -> str:
+    """Return the text, unless it is longer than ``LONGEST``."""
+    if len(text) > LONGEST:
+        raise too_long_error(where, "split it")
+    return text
+
+
+def log_skipped_nulls(where: object, field: str, nulls: int) -> None:
+    """Log how many rows were skipped because they hold a null."""
+    if nulls:
+        log.info("%s: skipped %d %s without text (%s is null)", where, nulls, "row" if nulls == 1 else "rows", field)
