@@ -41,7 +41,8 @@ from depthcut.record import state
 from depthcut.config import experiment
 from depthcut.study import recording
 from depthcut.study.run import open_run
-points = [open_run(experiment.build_experiment(composed(*sys.argv[3:], f"prune.frac={frac}"))) for frac in sys.argv[2].split(",")]
+configs = [composed(*sys.argv[3:], f"prune.frac={frac}") for frac in sys.argv[2].split(",")]
+points = [open_run(experiment.build_experiment(config)) for config in configs]
 for point in points:
     point.folder.mkdir(parents=True, exist_ok=True)
     point.experiment.log.start(point)

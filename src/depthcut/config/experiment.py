@@ -226,7 +226,7 @@ def build_evaluations(node: Any) -> dict[str, Eval]:
     A model's or an experiment's file may hold options of evaluations that are not chosen; they must exist.
 
     Raises:
-        UserError: for a key that no evaluation has, a plain value where an evaluation belongs, and as :func:`build_method`.
+        UserError: for an unknown key, a plain value instead of an evaluation, and as :func:`build_method`.
     """
     if not isinstance(node, dict):
         raise UserError(

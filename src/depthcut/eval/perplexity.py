@@ -41,7 +41,7 @@ class Perplexity(Eval):
     """Loss and perplexity of each of some texts.
 
     Attributes:
-        texts: by the names that their numbers get, where they come from, as :class:`depthcut.data.text.named.NamedText` has it;
+        texts: source of each text, as in :class:`depthcut.data.text.named.NamedText`, by the name its numbers get;
             null leaves one out.
         window: tokens of a window, T.
         stride: tokens from one window's start to the next one's; None: windows do not overlap.
@@ -127,7 +127,8 @@ class Perplexity(Eval):
                     check_disjoint({part: text, name: windows})
                 except UserError:
                     raise UserError(
-                        f"{text_named.CONFIG_PATH}.{name} shares documents with data.{part}; give one of them another text or span"
+                        f"{text_named.CONFIG_PATH}.{name} shares documents with data.{part}; "
+                        "give one of them another text or span"
                     ) from None
 
     def windowed(self, name: str, bench: "Bench") -> "Tokens":

@@ -87,7 +87,7 @@ class Metric(ABC):
 
     @abstractmethod
     def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
-        """Score the layers of ``subject.dense.whole()`` on ``subject.texts.calibration()``; the model is left as it was found.
+        """Score the layers of ``subject.dense.whole()`` on ``subject.texts.calibration()``; leave the model unchanged.
 
         Args:
             subject: what the method works on.

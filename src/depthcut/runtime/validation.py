@@ -67,9 +67,11 @@ def describe_field_error(path: str, cls: type[Any], first: ErrorDetails) -> str:
         wanted = f"{NUMBER_TYPES[kind]}{describe_interval(fields[name].metadata)}".strip() or expected_form(first)
         return f"{key} must be {wanted}, got {format_value(first['input'])}"
     if kind == "string_pattern_mismatch":
-        return f"{clip_text(key).removesuffix('.[key]')} must be {describe_pattern(first)}, got {format_value(first['input'])}"
+        shown = clip_text(key).removesuffix(".[key]")
+        return f"{shown} must be {describe_pattern(first)}, got {format_value(first['input'])}"
     if kind == "literal_error":
-        return f"{key} must be one of {first.get('ctx', {})['expected'].replace(chr(39), '')}, got {format_value(first['input'])}"
+        allowed = first.get("ctx", {})["expected"].replace("'", "")
+        return f"{key} must be one of {allowed}, got {format_value(first['input'])}"
     if kind in TYPE_NAMES:
         return f"{key} must be {TYPE_NAMES[kind]}, got {format_value(first['input'])}"
     return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {format_value(first['input'])}"

@@ -87,7 +87,8 @@ def render_card(run: "Run", plan: Plan, about: dict[str, Any], usage: list[str])
         "---",
         f"# {base_name(run)}, {plan.words}",
         "",
-        f"Made by depthcut from `{base_name(run)}`: {plan.fraction:.0%} of the {UNIT_NOUNS[plan.unit]} are cut (`plan.json`).",
+        f"Made by depthcut from `{base_name(run)}`: "
+        f"{plan.fraction:.0%} of the {UNIT_NOUNS[plan.unit]} are cut (`plan.json`).",
         f"In the gaps: `{replace}`.",
         f"Healing: `{heal}` on a base with quantise={x.model.quantise}; the weights here are plain {x.model.dtype}.",
         *unknown,

@@ -1,8 +1,8 @@
-"""The curve: the dense model, all cuts of it, and what adapters above the cuts make of them, evaluated together.
+"""The curve: evaluates the dense model, all its cuts, and the cuts healed by adapters above them, together.
 
-A batch goes through the dense layers once. Where it comes to a cut it branches, and what cuts have in common they share
-(:mod:`depthcut.model.decoder.shared_prefix`). What is measured is put where a point by itself would keep it, under the same name, so that
-there is one way to say what a point is, and a later sweep finds it.
+A batch passes the dense layers once and branches at each cut; cuts share their common prefixes
+(:mod:`depthcut.model.decoder.shared_prefix`). Each result is stored under the name that a run of that point alone would
+use, so a later sweep finds it.
 """
 
 from collections.abc import Iterable, Sequence

@@ -101,7 +101,7 @@ def merge_for_export(run: "Run", plan: Plan, healed: "Callable[[], nn.Module]") 
 
 
 def merge_adapters(base: "nn.Module", folder: Path, device: str = "cpu") -> "PreTrainedModel":
-    """Merge the adapters in ``folder`` into the dequantised weights of ``base``, and narrow what they were pruned to."""
+    """Merge the adapters in ``folder`` into the dequantised ``base`` and narrow it to the widths stored with them."""
     from peft import PeftModel
     from transformers import PreTrainedModel
 

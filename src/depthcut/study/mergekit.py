@@ -1,4 +1,6 @@
-"""`python -m depthcut.study.mergekit PLAN.json --model NAME`: a plan as a slice file, so that mergekit makes the cut."""
+"""`python -m depthcut.study.mergekit PLAN.json --model NAME`: a plan as a slice file, so that mergekit
+makes the cut.
+"""
 
 import argparse
 import sys

@@ -31,7 +31,7 @@ class UnshareableTask(Exception):  # noqa: N818  said to the caller, who does wi
 
 
 class SubnetworkLM(HFLM):
-    """lm-eval's model, whose log-likelihoods come from :mod:`depthcut.eval.likelihood.tree_attention`, of one cut after the other.
+    """lm-eval model that evaluates one cut at a time, with :mod:`depthcut.eval.likelihood.tree_attention`.
 
     Attributes:
         cuts: the sub-networks.

@@ -1,8 +1,8 @@
 """Log-likelihoods of answers, for many cuts of a model at once.
 
-A question's context is read once: its choices are branches of one sequence, each of which sees the context and itself
-(a mask that is a tree). All cuts share what they have in common (:mod:`depthcut.model.decoder.shared_prefix`). Only the positions that are
-scored are projected to the vocabulary.
+A question's context is read once: its choices are branches of one sequence, and each attends to the context and itself
+(a tree mask). The cuts share their common prefixes (:mod:`depthcut.model.decoder.shared_prefix`). Only scored positions
+are projected to the vocabulary.
 
 Legend: B rows, T tokens, D width, V vocabulary, U scored positions, P of them a row, S scored tokens.
 """

@@ -99,7 +99,7 @@ def cache_teacher_outputs(
     packing: document_mask.Packing,
     ready: Callable[[], TeacherFunction],
 ) -> CachedOutputs:
-    """Have the teacher read all rows of ``workspace.texts.train()`` that are not on file; several processes share the blocks.
+    """Cache the teacher's outputs for the rows of ``workspace.texts.train()`` not on disk; processes share the blocks.
 
     Args:
         workspace: the text, the cache, and what the dense model is.

@@ -18,7 +18,7 @@ from depthcut.runtime import ranks, store
 
 
 def write_exported_sharded(model: nn.Module, plan: Plan, folder: Path) -> None:
-    """Write the model that ``plan`` left, a layer at a time; inside of :func:`depthcut.model.checkpoint.sharded.run_on_first_rank`."""
+    """Write the pruned model layer by layer; call it in :func:`depthcut.model.checkpoint.sharded.run_on_first_rank`."""
     assert not ranks.global_rank()
     base: Any = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # pyright: ignore
     stack, stem = layers.layer_list(base), layers.layer_prefix(base)

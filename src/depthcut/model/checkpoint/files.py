@@ -55,7 +55,7 @@ class HashCache:
 
 
 def cached_model_folder(folder: Path, make: Callable[[Path], None], hashes: HashCache) -> Path:
-    """:func:`store.cached_folder`, save that files which have not changed since they were last verified are not read again."""
+    """Do as :func:`store.cached_folder`, but do not reread files unchanged since they were last verified."""
     with suppress(OSError, documents.DamagedError):
         manifest = store.Manifest.read(folder)
         known = {name: hashes(folder / name) for name in manifest.hashes}

@@ -139,7 +139,7 @@ def load_sharded(checkpoint: "Checkpoint", plan: Plan | None, form: LoadConfig) 
         form: how it lies in memory; not quantised.
 
     Returns:
-        A model in eval mode, which runs inside of :func:`run_on_first_rank` alone; what it counts of parameters is what all hold.
+        A model in eval mode that runs only in :func:`run_on_first_rank`; its parameter count covers all processes.
 
     Raises:
         UserError: as :class:`depthcut.model.checkpoint.streaming.Scaffold`.

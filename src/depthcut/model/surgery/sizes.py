@@ -1,10 +1,10 @@
-"""What a model's layers, or their halves, weigh and cost: parameters, bytes, FLOPs a token; from its config alone.
+"""Sizes of a model's layers or sublayers, from its config alone: parameters, bytes and FLOPs per token.
 
-FLOPs are those of a forward pass, a token: two for each weight of a matrix that the token passes (the head too where it
-is tied, the embedding's look-up not), and ``4 x heads x head width x context`` in each attention, for ``Q K^T`` and for
-what its rows weigh; norms, biases and softmax are left out. This is the count of PaLM (Chowdhery et al.,
-arXiv:2204.02311, appendix B) without the backward pass, and torch's own (``FlopCounterMode``): that half of a causal
-matrix is masked saves nothing there. The context is :data:`CONTEXT_TOKENS`; a sliding window that is shorter counts instead.
+FLOPs are those of a forward pass, per token: two for each weight of a matrix that the token passes (including a tied
+head, excluding the embedding's look-up), and ``4 x heads x head width x context`` in each attention, for ``Q K^T`` and
+the weighted sum of the values; norms, biases and softmax are left out. PaLM (Chowdhery et al., arXiv:2204.02311,
+appendix B) counts the same way, without the backward pass, and so does torch's ``FlopCounterMode``: the masked half of
+a causal matrix saves nothing. The context is :data:`CONTEXT_TOKENS`, or the sliding window if that is shorter.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
