@@ -19,7 +19,7 @@ from depthcut.heal.training import adapters, distill, objective, teacher
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.fit import applied_layout
 from depthcut.heal.training.memory_plan import Layout
-from depthcut.study import digests, runlog
+from depthcut.study import digests, preflight, runlog
 from depthcut.study.run import Run, open_run
 from pico import FAMILIES, awake, pico, slope, texts
 from running import PICO, UNHEALED, kill_in_healing, run, succeed, text_files
@@ -309,7 +309,7 @@ def test_a_mistake_is_told_in_a_line(more, line):
 def test_more_tokens_than_there_are_cannot_be_asked_for(tmp_path, corpus):
     here = opened(*corpus, f"outputs={tmp_path}", "heal=distill", "heal.top_k=100000")
     with pytest.raises(ValueError, match=r"heal\.top_k must be at most \d+, the model's vocabulary, got 100000"):
-        here.prepare()
+        preflight.prepare_run(here)
 
 
 def test_the_digest_has_the_knobs_that_change_numbers():

@@ -29,7 +29,7 @@ from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.checkpoint.tensors import TensorFiles
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.runtime import devices, ranks
-from depthcut.study import sharing
+from depthcut.study import measuring, sharing
 from depthcut.study.run import open_run
 from pico import pico
 from running import ENVIRONMENT
@@ -191,7 +191,7 @@ def test_a_model_is_in_shares_where_no_card_has_room_or_as_it_is_asked_for(monke
     if not shared:
         return
     with pytest.raises(ValueError, match=r"eval\.speed needs a model that is whole on one card"):
-        here.measure("dense", here.dense)
+        measuring.evaluate(here, "dense", here.dense)
     with pytest.raises(ValueError, match="metric=angular needs the whole dense model on one card"):
         here.dense.whole()
     if card == 10**5:

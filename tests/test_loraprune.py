@@ -24,6 +24,7 @@ from depthcut.model.decoder import layers
 from depthcut.model.surgery.width import slicing
 from depthcut.model.surgery.width.widths import WIDTHS_FILE, Widths
 from depthcut.runtime.errors import UserError
+from depthcut.study import preflight
 from depthcut.study.run import Run
 from gaps import DEPTH, model_of, opened
 from running import ENVIRONMENT, start, succeed, text_files
@@ -219,10 +220,10 @@ def test_gradients_that_are_no_numbers_are_told(folder, caplog):
 def test_nothing_to_narrow_and_nothing_plain_are_refused(folder):
     here = narrowing_run(folder, "heal.keep_last=6")
     with pytest.raises(ValueError, match=r"of 6 layers none is left to narrow; lower heal.keep_first"):
-        here.prepare()
+        preflight.prepare_run(here)
     narrow = narrowing_run(folder, "heal.frac=0.9")
     with pytest.raises(ValueError, match=r"heal.frac=0.9: 5 of 6 layers less are \d+ parameters, and \d+ are left"):
-        narrow.prepare()
+        preflight.prepare_run(narrow)
     filled = ("replace=mean", "prune.frac=0.34", "data.calibration.sequences=8")
     with pytest.raises(ValueError, match="heal=loraprune narrows plain layers; take replace=none, got replace=mean"):
         _ = narrowing_run(folder, model_of("llama"), *KNOBS, *filled).digest

@@ -69,7 +69,9 @@ class Bench(Protocol):
 class SizedModel(Protocol):
     """A model whose sizes are known."""
 
-    def sizes(self, unit: Unit, /) -> "ModelSize": ...
+    def sizes(self, unit: Unit, /) -> "ModelSize":
+        """Return the sizes of the model and of its units."""
+        ...
 
 
 @strict

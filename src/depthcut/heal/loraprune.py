@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @strict
 class LoraPrune(WidthRecipe, Heal):
-    """Low-rank adapters that also rank groups of weights; the lowest go little by little. Options: :class:`WidthRecipe`."""
+    """Low-rank adapters that also rank groups of weights; the lowest go little by little (:class:`WidthRecipe`)."""
 
     trains: ClassVar[bool] = True
     needs_plain_layers: ClassVar[bool] = True

@@ -54,7 +54,9 @@ class CalibrationText(Protocol):
         """Return it by content, as JSON, without reading it."""
         ...
 
-    def calibration(self) -> "Tokens": ...
+    def calibration(self) -> "Tokens":
+        """Return it, tokenised."""
+        ...
 
 
 @strict

@@ -14,7 +14,7 @@ from depthcut.report import table
 from depthcut.runtime import provenance
 
 if TYPE_CHECKING:
-    from depthcut.study.run import Run
+    from depthcut.study.view import RunView
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LICENCES = {  # by the start of a hub name, where the repository itself does not say it
@@ -43,7 +43,7 @@ CITATION = """```bibtex
 ```"""
 
 
-def model_card(run: "Run", plan: Plan, alone: bool) -> str:
+def model_card(run: "RunView", plan: Plan, alone: bool) -> str:
     """Return the card of an exported model.
 
     Args:
@@ -62,7 +62,7 @@ def model_card(run: "Run", plan: Plan, alone: bool) -> str:
     return render_card(run, plan, {"library_name": "transformers", "pipeline_tag": "text-generation"}, usage)
 
 
-def adapter_card(run: "Run", plan: Plan) -> str:
+def adapter_card(run: "RunView", plan: Plan) -> str:
     """Return the card of adapters, which fit the pruned model only."""
     usage = [
         "from peft import PeftModel",
@@ -72,7 +72,7 @@ def adapter_card(run: "Run", plan: Plan) -> str:
     return render_card(run, plan, {"library_name": "peft", "pipeline_tag": "text-generation"}, usage)
 
 
-def render_card(run: "Run", plan: Plan, about: dict[str, Any], usage: list[str]) -> str:
+def render_card(run: "RunView", plan: Plan, about: dict[str, Any], usage: list[str]) -> str:
     """Return a card; ``about`` opens its front matter."""
     x = run.experiment
     front = about | front_matter(run)
@@ -103,7 +103,7 @@ def render_card(run: "Run", plan: Plan, about: dict[str, Any], usage: list[str])
     return "\n".join(lines)
 
 
-def number_rows(run: "Run") -> list[str]:
+def number_rows(run: "RunView") -> list[str]:
     """Return the table of what was measured, with standard errors; nothing where nothing was."""
     stages = [stage for stage in table.STAGES if any(key.startswith(f"{stage}/") for key in run.numbers)]
     names = table.measure_names(run.numbers)
@@ -119,12 +119,12 @@ def number_rows(run: "Run") -> list[str]:
     return ["", *heads, *(f"| {row} |" for row in rows)]
 
 
-def base_name(run: "Run") -> str:
+def base_name(run: "RunView") -> str:
     """Return what the base model is called: its name on the hub, or else its folder's."""
     return hub_name(run) or table.model_name({"config": run.config})
 
 
-def hub_name(run: "Run") -> str | None:
+def hub_name(run: "RunView") -> str | None:
     """Return OWNER/NAME of the base model on the hub; None where nothing says it."""
     known = run.experiment.model.published or getattr(run.checkpoint.files, "repo", None)
     noted = run.checkpoint.files.json("config.json").get("_name_or_path")
@@ -132,7 +132,7 @@ def hub_name(run: "Run") -> str | None:
     return known or (str(noted) if local else None)
 
 
-def front_matter(run: "Run") -> dict[str, Any]:
+def front_matter(run: "RunView") -> dict[str, Any]:
     """Return what the front matter says of the model's origin: base, licence, data sets, tags."""
     base, dataset = hub_name(run), getattr(run.experiment.data.train, "dataset", None)
     found: dict[str, Any] = {"base_model": base} if base else {}
@@ -142,7 +142,7 @@ def front_matter(run: "Run") -> dict[str, Any]:
     return found | {"tags": ["depthcut", "pruned"]}
 
 
-def base_licence(run: "Run", base: str) -> dict[str, str]:
+def base_licence(run: "RunView", base: str) -> dict[str, str]:
     """Return the licence of the base model: from its card, its config or its licence file, or by its name."""
     keys = ("license", "license_name", "license_link")
     front = re.match(r"---\n(.*?)\n---", read_base_file(run, "README.md"), re.DOTALL)
@@ -158,7 +158,7 @@ def base_licence(run: "Run", base: str) -> dict[str, str]:
     return {"license": known[0]} if known else dict(UNKNOWN)
 
 
-def read_base_file(run: "Run", file: str) -> str:
+def read_base_file(run: "RunView", file: str) -> str:
     """Return the start of a file of the base model; nothing where there is none, or the hub is out of reach."""
     files = run.checkpoint.files
     with suppress(OSError, ValueError):
@@ -167,7 +167,7 @@ def read_base_file(run: "Run", file: str) -> str:
     return ""
 
 
-def command_line(run: "Run") -> str:
+def command_line(run: "RunView") -> str:
     """Return the command line of this process, or, of a job that has none, the words that choose the methods."""
     if Path(sys.argv[0]).name == "run.py":
         return shlex.join(["python", "run.py", *sys.argv[1:]])

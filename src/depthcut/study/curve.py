@@ -18,7 +18,7 @@ from depthcut.eval import Eval
 from depthcut.heal.training.recipe import LowRankRecipe
 from depthcut.replace.none import NoReplacement
 from depthcut.runtime import failures, progress, store
-from depthcut.study import digests, recording, runlog
+from depthcut.study import digests, preflight, recording, runlog
 from depthcut.study.run import Run, Stage, open_run
 from depthcut.study.scoring import Scoring
 
@@ -70,7 +70,7 @@ def plan_points(runs: Iterable[Run]) -> list[Run]:
     for here in runs:
         here.dense.adopt(loaded)
         with failures.suppress_errors():
-            here.prepare()
+            preflight.prepare_run(here)
             here.plan = here.experiment.prune(Scoring(here), here.sizes)
             found.append(here)
         loaded = here.dense.release()

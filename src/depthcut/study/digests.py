@@ -11,12 +11,12 @@ from depthcut.runtime.strict import method_fields
 
 if TYPE_CHECKING:
     from depthcut.eval import Eval
-    from depthcut.study.run import Run
+    from depthcut.study.view import RunView
 
 FORMAT = 3
 
 
-def base_digest(run: "Run") -> str:
+def base_digest(run: "RunView") -> str:
     """The dense model as it is measured: its content, quantisation and dtype."""
     model = run.experiment.model
     return store.content_digest(
@@ -30,7 +30,7 @@ def base_digest(run: "Run") -> str:
     )
 
 
-def scores_digest(run: "Run") -> str:
+def scores_digest(run: "RunView") -> str:
     """The metric's scores: the base, the metric, what it reads, the unit; the block that a pass stops early for."""
     metric = run.experiment.metric
     asked = {
@@ -45,7 +45,7 @@ def scores_digest(run: "Run") -> str:
     return store.content_digest(asked)
 
 
-def point_digest(run: "Run") -> str:
+def point_digest(run: "RunView") -> str:
     """The point of a study: the base, what the plan reads, the replacement, the recipe with its text and seed.
 
     A pruner that reads no scores has no metric in it, and no healing no text and no seed.
@@ -71,7 +71,7 @@ def point_digest(run: "Run") -> str:
     return store.content_digest(parts)
 
 
-def pruned_digest(run: "Run", plan: Plan) -> str:
+def pruned_digest(run: "RunView", plan: Plan) -> str:
     """The pruned model: the base and the layers that go, however chosen. With none gone or added it is the base."""
     replace = run.experiment.replace
     if not plan.drop and not replace.adds:
@@ -82,6 +82,6 @@ def pruned_digest(run: "Run", plan: Plan) -> str:
     return store.content_digest(parts)
 
 
-def evaluation_digest(part: "Eval", run: "Run") -> str:
+def evaluation_digest(part: "Eval", run: "RunView") -> str:
     """An evaluation, whatever the model: its knobs and what it reads."""
     return store.content_digest({"evaluation": method_fields(part) | part.digested(), "reads": part.reads(run)})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from depthcut.record import measured, state
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
 
     from depthcut.eval import Eval
     from depthcut.study.run import Run, Stage
+
+
+def evaluate(run: "Run", stage: "Stage", model: "Callable[[], nn.Module]") -> None:
+    """Evaluate a stage, skipping results already on disk; ``model`` is called only where one is missing."""
+    if stage not in run.experiment.stages or (stage == "healed" and not run.experiment.heal.trains):
+        return
+    plan = None if stage == "dense" else run.plan
+    run.run_sharded(plan, model, partial(measure_stage, run, stage))
 
 
 def measure_stage(run: "Run", name: "Stage", model: "Callable[[], nn.Module]") -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from depthcut.data.text.tokens import Tokens, separator_id
+from depthcut.data.text.tokens import Tokens, check_disjoint, separator_id
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +17,32 @@ if TYPE_CHECKING:
 
 MOST_UNQUANTISED = 0.5
 log = logging.getLogger("depthcut")
+
+
+def prepare_run(run: "Run") -> None:
+    """Fetch, tokenise and check everything that this point reads, before a weight is loaded.
+
+    Raises:
+        UserError: if a text or a task cannot be had, a text is too short, or a document is in two parts.
+    """
+    x = run.experiment
+    check_run(run)
+    for evaluation in x.eval.values():
+        evaluation.prepare(run)
+    x.heal.prepare(run)
+    x.replace.prepare(run)
+    parts = {"validation": run.texts.validation()}
+    if x.prune.reads_scores:
+        x.metric.prepare(run, x.prune.unit)
+        check_questions(x.metric, x.eval.values(), run.cache)
+    if x.prune.reads_scores and x.metric.reads_text:
+        parts["calibration"] = run.texts.calibration()
+    if x.heal.trains:
+        parts["train"] = run.texts.train()
+    for part, text in x.replace.text(run).items():
+        parts[part] = max(parts.get(part, text), text, key=len)
+    check_tokens(run, parts)
+    check_disjoint(parts)
 
 
 def check_run(run: "Run") -> None:

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from depthcut.cut.plan import Plan
 from depthcut.data.text.parts import Texts
-from depthcut.data.text.tokens import Tokens, check_disjoint
+from depthcut.data.text.tokens import Tokens
 from depthcut.model.checkpoint.on_disk import OnDisk
 from depthcut.model.surgery.sizes import ModelSize
 from depthcut.prune.block import Block
@@ -17,7 +17,7 @@ from depthcut.record.measured import Stage as Measurements
 from depthcut.runtime import ranks
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.numbers import Numbers
-from depthcut.study import auto_quantise, card, digests, measuring, preflight
+from depthcut.study import auto_quantise, card, digests
 
 if TYPE_CHECKING:
     from torch import nn
@@ -148,9 +148,13 @@ class Run:
         """Name of the dense model, for model cards."""
         return card.base_name(self)
 
-    @cached_property
+    @property
     def sizes(self) -> ModelSize:
         """The model's sizes as the pruner needs them, computed only if they matter."""
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> ModelSize:
         prune = self.experiment.prune
         return self.dense.sizes(prune.unit) if prune.needs_weights else ModelSize(self.checkpoint.depth)
 
@@ -174,31 +178,6 @@ class Run:
             read["calibration"] = self.texts.calibration
         return read
 
-    def prepare(self) -> None:
-        """Fetch, tokenise and check everything that this point reads, before a weight is loaded.
-
-        Raises:
-            UserError: if a text or a task cannot be had, a text is too short, or a document is in two parts.
-        """
-        x = self.experiment
-        preflight.check_run(self)
-        for evaluation in x.eval.values():
-            evaluation.prepare(self)
-        x.heal.prepare(self)
-        x.replace.prepare(self)
-        parts = {"validation": self.texts.validation()}
-        if x.prune.reads_scores:
-            x.metric.prepare(self, x.prune.unit)
-            preflight.check_questions(x.metric, x.eval.values(), self.cache)
-        if x.prune.reads_scores and x.metric.reads_text:
-            parts["calibration"] = self.texts.calibration()
-        if x.heal.trains:
-            parts["train"] = self.texts.train()
-        for part, text in x.replace.text(self).items():
-            parts[part] = max(parts.get(part, text), text, key=len)
-        preflight.check_tokens(self, parts)
-        check_disjoint(parts)
-
     def decide(self, plan: Plan) -> Plan:
         """Keep the plan, as one of this model, and log it before anything is loaded for it."""
         self.plan = replace(plan, model=self.checkpoint.digest)
@@ -208,13 +187,6 @@ class Run:
         if not ranks.global_rank():
             self.plan.write(self.folder / "plan.json")
         return self.plan
-
-    def measure(self, stage: Stage, model: "Callable[[], nn.Module]") -> None:
-        """Evaluate a stage, skipping results already on disk; ``model`` is called only where one is missing."""
-        if stage not in self.experiment.stages or (stage == "healed" and not self.experiment.heal.trains):
-            return
-        plan = None if stage == "dense" else self.plan
-        self.run_sharded(plan, model, partial(measuring.measure_stage, self, stage))
 
     def run_sharded(
         self, plan: Plan | None, model: "Callable[[], nn.Module]", work: "Callable[[Callable[[], nn.Module]], object]"
