@@ -42,6 +42,7 @@ lint: .venv/.ready
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/basedpyright
+	@$(BIN)/lint-imports
 
 chaos: .venv/.ready
 	@DEPTHCUT_KILLS=200 $(BIN)/python -m pytest -x tests/test_chaos.py

@@ -33,7 +33,7 @@ from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
-from depthcut.model.decoder import layers
+from depthcut.model.decoder import layers, quantisation
 
 GIB = 2**30
 SHAPES: dict[str, dict[str, Any]] = {
@@ -195,7 +195,7 @@ def measured(asked: argparse.Namespace) -> dict[str, float]:
 
 def theirs(folder: Path, config: LlamaConfig) -> LlamaForCausalLM:
     """What transformers' users do."""
-    quantised = loading.bitsandbytes_config("nf4", torch.bfloat16)
+    quantised = quantisation.bitsandbytes_config("nf4", torch.bfloat16)
     with loading.quiet_transformers():
         return LlamaForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.bfloat16, quantization_config=quantised, device_map={"": device()}

@@ -136,7 +136,7 @@ def spread(folder: Path, device: str, found: dict[str, Any]) -> Any:
     from depthcut.model.checkpoint import sharded as shares
     from depthcut.model.checkpoint.checkpoint import Checkpoint
     from depthcut.model.checkpoint.files import HashCache, ModelFolder
-    from depthcut.model.checkpoint.loading import LoadConfig
+    from depthcut.model.decoder.quantisation import LoadConfig
 
     checkpoint = Checkpoint(ModelFolder(folder, HashCache(folder / "hashes.json")), separator=None)
     reset()

@@ -6,9 +6,9 @@ import numpy as np
 
 from depthcut.data.text.tokens import Tokens
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.loading import Dtype, Quantise
 from depthcut.model.checkpoint.on_disk import OnDisk
 from depthcut.model.decoder.in_memory import InMemory
+from depthcut.model.decoder.quantisation import Dtype, Quantise
 from depthcut.runtime.numbers import Numbers
 from depthcut.study.standalone import Standalone
 

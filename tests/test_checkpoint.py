@@ -21,7 +21,7 @@ from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
-from depthcut.model.decoder import layers
+from depthcut.model.decoder import layers, quantisation
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
@@ -175,9 +175,9 @@ def test_every_type_and_shape_is_read_as_safetensors_reads_it(dtype: torch.dtype
 def test_layers_are_quantised_as_loading_all_would(quantise: Any, llama: Path) -> None:
     checkpoint = opened(llama)
     model = checkpoint.load(Plan(6, (2, 3)), quantise=quantise, dtype="bfloat16", device="cpu")
-    config = loading.bitsandbytes_config(quantise, torch.bfloat16)
+    config = quantisation.bitsandbytes_config(quantise, torch.bfloat16)
     wanted = whole_then_cut(llama, (2, 3), dtype=torch.bfloat16, quantization_config=config, device_map={"": "cpu"})
-    loading.keep_differentiable(wanted)
+    quantisation.keep_differentiable(wanted)
     assert_equal(model, wanted)
     assert type(layers.layer_list(model)[3].mlp.up_proj).__name__ in ("Linear4bit", "Linear8bitLt")
     assert model.lm_head.weight.dtype == torch.bfloat16

@@ -21,8 +21,8 @@ from depthcut.heal.training import adapters, fit, lean_lora, memory_plan, object
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.memory_plan import Layout, MemoryPlan
 from depthcut.heal.training.objective import next_token_loss
-from depthcut.model.checkpoint.loading import Dtype
 from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder.quantisation import Dtype
 from depthcut.model.pico import Pico
 from depthcut.study.standalone import Standalone
 from pico import FAMILIES, awake, pico, picture_model

@@ -25,9 +25,9 @@ from depthcut.heal.training import adapters, fit, fsdp
 from depthcut.model.checkpoint import sharded as checkpoint_sharded
 from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
-from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.checkpoint.tensors import TensorFiles
 from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.runtime import devices, ranks
 from depthcut.study import measuring, sharing
 from depthcut.study.run import open_run

@@ -17,6 +17,7 @@ from depthcut.heal.training import adapters
 from depthcut.model.checkpoint import loading, prefetch, quantised_cache
 from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.decoder import quantisation
 from depthcut.study.run import open_run
 from pico import pico
 from test_bench import bench
@@ -245,7 +246,7 @@ def test_many_files_hold_what_one_does(small: Path, tmp_path: Path, monkeypatch)
 
 def test_weights_are_named_by_all_that_they_depend_on() -> None:
     forms = [
-        loading.LoadConfig(quantise, dtype, device)
+        quantisation.LoadConfig(quantise, dtype, device)
         for quantise, dtype in (("nf4", torch.bfloat16), ("int8", torch.bfloat16), ("nf4", torch.float32))
         for device in ("cpu", "cuda")
     ]
@@ -258,7 +259,7 @@ def test_weights_are_named_by_all_that_they_depend_on() -> None:
     ]
     assert len(set(names)) == len(names) == 36
     one, other = (
-        quantised_cache.quantised_weights_digest("a", CUT, loading.LoadConfig("nf4", torch.bfloat16, device))
+        quantised_cache.quantised_weights_digest("a", CUT, quantisation.LoadConfig("nf4", torch.bfloat16, device))
         for device in ("cuda", "cuda:1")
     )
     assert one == other

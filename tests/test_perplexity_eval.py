@@ -15,7 +15,7 @@ from composing import composed
 from depthcut import algorithm
 from depthcut.config import experiment
 from depthcut.cut import subnetworks
-from depthcut.data.text import named
+from depthcut.data.named import texts as named
 from depthcut.data.text.parts import Texts
 from depthcut.eval.perplexity import Perplexity
 from depthcut.model.decoder import layers

@@ -161,7 +161,7 @@ def test_documents_of_one_token_have_no_loss(tmp_path, tokenizer):
 
 
 def test_a_fault_of_the_tokenizer_is_no_mistake_of_the_user(tmp_path, tokenizer, monkeypatch):
-    from depthcut.data.text import named
+    from depthcut.data.named import texts as named
 
     def broken(*_: object) -> list[object]:
         raise ValueError("a fault")

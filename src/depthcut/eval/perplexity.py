@@ -17,7 +17,7 @@ from pydantic import Field, StringConstraints
 from typing_extensions import override
 
 from depthcut.data import LONGEST, Source
-from depthcut.data.text import named as text_named
+from depthcut.data.named import texts as named_texts
 from depthcut.eval import FULL_ONLY, Eval, Subnetworks
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
@@ -41,7 +41,7 @@ class Perplexity(Eval):
     """Loss and perplexity of each of some texts.
 
     Attributes:
-        texts: source of each text, as in :class:`depthcut.data.text.named.NamedText`, by the name its numbers get;
+        texts: source of each text, as in :class:`depthcut.data.named.texts.NamedText`, by the name its numbers get;
             null leaves one out.
         window: tokens of a window, T.
         stride: tokens from one window's start to the next one's; None: windows do not overlap.
@@ -70,11 +70,11 @@ class Perplexity(Eval):
             )
         if not self.named:
             raise UserError(
-                f"{text_named.CONFIG_PATH} names no text; give one: +{text_named.CONFIG_PATH}.mine.paths=[corpus.txt]"
+                f"{named_texts.CONFIG_PATH} names no text; give one: +{named_texts.CONFIG_PATH}.mine.paths=[corpus.txt]"
             )
         for name in self.named:
             if name in RESERVED_NAMES:
-                raise UserError(f"{text_named.CONFIG_PATH}.{name}: other numbers are called so; take another name")
+                raise UserError(f"{named_texts.CONFIG_PATH}.{name}: other numbers are called so; take another name")
             self.source(name)
 
     @property
@@ -84,7 +84,7 @@ class Perplexity(Eval):
 
     def source(self, name: str) -> Source:
         """What reads a text."""
-        return text_named.named_text_source(name, self.named[name], self.window)
+        return named_texts.named_text_source(name, self.named[name], self.window)
 
     def parts(self) -> tuple[Eval, ...]:
         """One part a text."""
@@ -108,7 +108,7 @@ class Perplexity(Eval):
 
     def content(self, name: str, bench: "Bench") -> dict[str, str]:
         """Return the content that the text had when this run first asked for it."""
-        with text_named.prefix_errors(name):
+        with named_texts.prefix_errors(name):
             return bench.texts.content(self.source(name))
 
     def prepare(self, bench: "Bench") -> None:
@@ -127,7 +127,7 @@ class Perplexity(Eval):
                     check_disjoint({part: text, name: windows})
                 except UserError:
                     raise UserError(
-                        f"{text_named.CONFIG_PATH}.{name} shares documents with data.{part}; "
+                        f"{named_texts.CONFIG_PATH}.{name} shares documents with data.{part}; "
                         "give one of them another text or span"
                     ) from None
 
@@ -152,7 +152,7 @@ class Perplexity(Eval):
             self.fill(into, source.documents(bench.cache), tokenizer)
             source.require(content, bench.cache)
 
-        with text_named.prefix_errors(name):
+        with named_texts.prefix_errors(name):
             folder = store.cached_folder(
                 bench.cache / "tokens" / store.content_digest(["windows", FORMAT, *asked]), make
             )
@@ -172,7 +172,7 @@ class Perplexity(Eval):
         from depthcut.data import text_fingerprint
 
         used = list(
-            text_named.limit_characters(documents, self.windows and self.windows * self.window * CHARACTERS_PER_TOKEN)
+            named_texts.limit_characters(documents, self.windows and self.windows * self.window * CHARACTERS_PER_TOKEN)
         )
         ids: list[int] = tokenizer("\n\n".join(used), add_special_tokens=False, verbose=False)["input_ids"]
         bos: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]

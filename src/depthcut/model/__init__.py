@@ -10,7 +10,7 @@ from depthcut.runtime.strict import Length, Rank, strict
 
 if TYPE_CHECKING:
     from depthcut.model.checkpoint.checkpoint import Checkpoint
-    from depthcut.model.checkpoint.loading import Quantise as Base
+    from depthcut.model.decoder.quantisation import Quantise as Base
 else:
     # A config may leave it open; it is settled on entering the run, and nothing behind that sees ``auto``.
     Base = Literal["none", "nf4", "int8", "auto"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from depthcut.config.experiment import Experiment
     from depthcut.heal import Heal
     from depthcut.model.checkpoint.checkpoint import Checkpoint
-    from depthcut.model.checkpoint.loading import Quantise
+    from depthcut.model.decoder.quantisation import Quantise
 
 FORMAT = 1
 CHOICES: "tuple[Quantise, ...]" = ("none", "nf4")

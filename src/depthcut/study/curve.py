@@ -5,12 +5,10 @@ A batch passes the dense layers once and branches at each cut; cuts share their 
 use, so a later sweep finds it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING, Any
 
 from depthcut.config import experiment
 from depthcut.cut import subnetworks
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def share_passes(configs: Iterable[DictConfig]) -> set[Path]:
+def share_passes(configs: Iterable[Mapping[Any, Any]]) -> set[Path]:
     """Do what the points that are not done have in common; a model is loaded once for all cuts of it.
 
     What cannot be shared, and what goes wrong, is left to each point, which tells of it.

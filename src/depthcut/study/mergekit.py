@@ -14,7 +14,7 @@ from depthcut.runtime import failures, store
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from depthcut.model.checkpoint.loading import Dtype
+    from depthcut.model.decoder.quantisation import Dtype
 
 DTYPES: tuple["Dtype", ...] = ("bfloat16", "float16", "float32")
 

@@ -103,8 +103,8 @@ def filled_model_sizes(run: "Run", plan: Plan) -> "dict[SizeName, int] | None":
     """
     import torch
 
-    from depthcut.model.checkpoint.loading import LoadConfig
     from depthcut.model.decoder import layers
+    from depthcut.model.decoder.quantisation import LoadConfig
     from depthcut.model.surgery import gaps, sizes
     from depthcut.model.surgery.filling import Filling
 

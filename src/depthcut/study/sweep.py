@@ -1,11 +1,9 @@
 """A multirun as a whole: its points are enrolled before the first one runs, and counted after the last."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig
 
 from depthcut.config import experiment
 from depthcut.record import state
@@ -28,7 +26,7 @@ class SweepPoint:
 
     overrides: tuple[str, ...]
     words: str
-    config: DictConfig
+    config: Mapping[Any, Any]
     run: Run
 
 
@@ -60,7 +58,7 @@ class Sweep:
         self.told: set[Path] = set()
         self.unrecorded: set[Path] = set()  # failed before they could leave a failure.json
 
-    def enrol(self, sayings: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], DictConfig]) -> None:
+    def enrol(self, sayings: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], Mapping[Any, Any]]) -> None:
         """Read the config of each point and make its folder. A mistake is told at once, and the others go on."""
         common = set(sayings[0]).intersection(*sayings) if len(sayings) > 1 else set[str]()
         for overrides in sayings:
@@ -98,7 +96,7 @@ class Sweep:
             progress.print_line(f"{done} of {len(self.points)} points are done already; their records are on file")
         return left
 
-    def run(self, point: SweepPoint, task: Callable[[DictConfig], Any]) -> None:
+    def run(self, point: SweepPoint, task: Callable[[Mapping[Any, Any]], Any]) -> None:
         """Run a point here; how it failed is told at once, and the next one can have its turn."""
         before = len(failures.collected_errors)
         state.forget_failure(point.run.folder)

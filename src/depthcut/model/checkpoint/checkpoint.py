@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from depthcut.model.checkpoint.loading import Dtype, Quantise
+    from depthcut.model.decoder.quantisation import Dtype, Quantise
 
 FORMAT = 1
 # What config.json says of who wrote it, not of the model.
@@ -208,12 +208,12 @@ class Checkpoint:
         import torch
 
         from depthcut.model.checkpoint import loading, quantised_cache
-        from depthcut.model.decoder import layers
+        from depthcut.model.decoder import layers, quantisation
 
         self._check(plan)
         plan = plan or Plan(self.depth, ())
         config = layers.trimmed_config(self.config, plan.drop) if plan.drop and plan.unit == "layer" else self.config
-        form = loading.LoadConfig(quantise, getattr(torch, dtype), device)
+        form = quantisation.LoadConfig(quantise, getattr(torch, dtype), device)
         fill = partial(loading.build_model, self.files.title, plan=plan, form=form)
         folder = (
             cache / quantised_cache.quantised_weights_digest(self.digest, plan, form)

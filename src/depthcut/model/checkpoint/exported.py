@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from depthcut.model.checkpoint.files import ModelFiles
-    from depthcut.model.checkpoint.loading import Dtype
+    from depthcut.model.decoder.quantisation import Dtype
     from depthcut.model.surgery.width.widths import Widths
 
 MODEL_TYPE = "depthcut"  # in place of the model type: other loaders say that they do not know it, and guess nothing
@@ -20,7 +20,7 @@ MODEL_TYPE = "depthcut"  # in place of the model type: other loaders say that th
 
 def write_exported(model: "PreTrainedModel", plan: Plan, folder: Path, widths: "Widths | None" = None) -> None:
     """Write the model that ``plan`` left, of these widths; what transformers can load by itself is a plain folder."""
-    from depthcut.model.checkpoint.loading import LoadConfig
+    from depthcut.model.decoder.quantisation import LoadConfig
     from depthcut.model.surgery import gaps
     from depthcut.model.surgery.width import slicing
     from depthcut.model.surgery.width.widths import WIDTHS_FILE
@@ -65,6 +65,7 @@ def load_exported(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str 
     from depthcut.model.checkpoint import loading, narrow
     from depthcut.model.checkpoint.files import HashCache, ModelFolder
     from depthcut.model.checkpoint.tensors import TensorFiles
+    from depthcut.model.decoder import quantisation
     from depthcut.model.surgery import gaps
     from depthcut.model.surgery.filling import Filling
     from depthcut.model.surgery.width.widths import WIDTHS_FILE, Widths
@@ -77,7 +78,7 @@ def load_exported(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str 
     config, plan = read_config(files, described)
     whole = Plan(config.get_text_config().num_hidden_layers, ())
     shards = TensorFiles(files)
-    form = loading.LoadConfig("none", getattr(torch, dtype), device)
+    form = quantisation.LoadConfig("none", getattr(torch, dtype), device)
     if described.get("narrowed", False):
         model = narrow.build_narrow_model(
             files.title, config, shards.slices(shards.homes), plan, Widths.read(folder / WIDTHS_FILE), form

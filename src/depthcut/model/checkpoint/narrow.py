@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
-from depthcut.model.checkpoint.loading import REFETCH_HINT, LoadConfig
+from depthcut.model.checkpoint.loading import REFETCH_HINT
 from depthcut.model.checkpoint.tensors import LazyTensor
 from depthcut.model.decoder import layers, sublayers
+from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.model.surgery.width import slicing
 from depthcut.model.surgery.width.widths import WIDTHS_FILE, Widths
 from depthcut.runtime.errors import UserError

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from depthcut.model.checkpoint.checkpoint import Checkpoint
-    from depthcut.model.checkpoint.loading import Dtype, LoadConfig, Quantise
     from depthcut.model.checkpoint.streaming import LayerStream
     from depthcut.model.checkpoint.tensors import LazyTensor
     from depthcut.model.decoder.prefix_cache import PrefixCache
+    from depthcut.model.decoder.quantisation import Dtype, LoadConfig, Quantise
 
 StreamPolicy = Literal["auto", "always", "never"]
 
@@ -85,7 +85,7 @@ class OnDisk:
         """How the run's models lie in memory."""
         import torch
 
-        from depthcut.model.checkpoint.loading import LoadConfig
+        from depthcut.model.decoder.quantisation import LoadConfig
 
         return LoadConfig(self.quantise, getattr(torch, self.dtype), self.device)
 
@@ -115,13 +115,14 @@ class OnDisk:
         """
         import torch
 
-        from depthcut.model.checkpoint import loading, sharded
+        from depthcut.model.checkpoint import sharded
+        from depthcut.model.decoder import quantisation
 
         if plan is None and not self.helped:
             raise UserError("the metric needs the whole dense model on one GPU, and it does not fit")
         gc.collect()  # the layers of an earlier sharded model know their list, which knows them
         devices.check_shards_fit(self.weight_bytes(plan), self.device)
-        form = loading.LoadConfig("none", getattr(torch, self.dtype), self.device)
+        form = quantisation.LoadConfig("none", getattr(torch, self.dtype), self.device)
         return sharded.load_sharded(self.checkpoint, plan, form)
 
     def whole(self) -> "nn.Module":

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depthcut.cut.plan import Plan
-from depthcut.model.checkpoint import files, loading
+from depthcut.model.checkpoint import files
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
-from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.checkpoint.tensors import INDEX_FILE, LazyTensor, TensorFiles
+from depthcut.model.decoder import quantisation
+from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.runtime import store
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ ReadTensors = Callable[[], Mapping[str, LazyTensor]]
 
 def quantised_weights_digest(digest: str, plan: Plan, form: LoadConfig) -> str:
     """Name the weights that ``plan`` leaves of the model ``digest`` by all that they depend on."""
-    how: Any = loading.bitsandbytes_config(form.quantise, form.dtype)
+    how: Any = quantisation.bitsandbytes_config(form.quantise, form.dtype)
     return store.content_digest(
         {
             "format": FORMAT,
@@ -94,7 +95,7 @@ def load_quantised(
 def quantised_config(config: "PreTrainedConfig", form: LoadConfig) -> "PreTrainedConfig":
     """The config of a model whose weights are quantised already."""
     described: Any = copy.deepcopy(config)
-    how: Any = loading.bitsandbytes_config(form.quantise, form.dtype)
+    how: Any = quantisation.bitsandbytes_config(form.quantise, form.dtype)
     described.quantization_config = how.to_dict()
     return described
 

@@ -23,10 +23,10 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
 from depthcut.cut.plan import Plan
-from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.checkpoint.prefetch import PendingTensor, ReaderPool
 from depthcut.model.checkpoint.streaming import Scaffold
 from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.runtime import ranks
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import track

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.cut.plan import Plan
-from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.prefetch import PendingTensor, ReaderPool
 from depthcut.model.checkpoint.tensors import LazyTensor
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.model.decoder import sublayers
+from depthcut.model.decoder import quantisation, sublayers
 from depthcut.runtime import devices
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import Meter
@@ -44,7 +43,7 @@ class Scaffold:
         UserError: if the layers' tensors in the files are not named, or not laid out, as those in the model.
     """
 
-    def __init__(self, checkpoint: "Checkpoint", plan: Plan | None, form: loading.LoadConfig) -> None:
+    def __init__(self, checkpoint: "Checkpoint", plan: Plan | None, form: quantisation.LoadConfig) -> None:
         self.checkpoint = checkpoint
         self.plan = plan or Plan(checkpoint.depth, ())
         self.form = form
@@ -85,7 +84,7 @@ class Scaffold:
         """A copy of a bare layer, whose parameters ``put`` gives by their names and by those on the meta device."""
         layer = copy.deepcopy(self.bare[number])
         if self.form.quantise != "none":
-            loading.insert_quantised_linears(layer, self.form.quantise, self.form.dtype)
+            quantisation.insert_quantised_linears(layer, self.form.quantise, self.form.dtype)
         for name, bare in list(layer.named_parameters()):
             owner, _, leaf = name.rpartition(".")
             layer.get_submodule(owner).register_parameter(leaf, put(name, bare))
@@ -114,7 +113,7 @@ class LayerStream:
         UserError: as :class:`Scaffold`.
     """
 
-    def __init__(self, checkpoint: "Checkpoint", form: loading.LoadConfig) -> None:
+    def __init__(self, checkpoint: "Checkpoint", form: quantisation.LoadConfig) -> None:
         self.form = form
         self.readers = ReaderPool(form.device)
         self.coming: dict[int, dict[str, PendingTensor]] = {}
@@ -160,7 +159,7 @@ class LayerStream:
             return
 
         def put(name: str, bare: nn.Parameter) -> nn.Parameter:
-            return loading.materialise_parameter(bare, tensors.pop(name), self.form.dtype, self.form.device)
+            return quantisation.materialise_parameter(bare, tensors.pop(name), self.form.dtype, self.form.device)
 
         self.stack[number] = self.frame.filled(number, put)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
-from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.decoder import layers
+from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.model.surgery.filling import Filling, flatten_tensors
 from depthcut.model.surgery.inserted import gap_spans
 

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from depthcut.cut.plan import Plan
-from depthcut.model.checkpoint.loading import LoadConfig
+from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.model.surgery import bridges, inserted, shared
 from depthcut.model.surgery.filling import Filling
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from depthcut.cut.plan import Plan, layer_spans
-from depthcut.model.checkpoint import loading
-from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder import quantisation
+from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.model.surgery.filling import Filling
 
 # What a model's config tells of how it was loaded.
@@ -28,7 +28,7 @@ def build_layer(empty: nn.Module, tensors: dict[str, Tensor], form: LoadConfig, 
     """
     layer = copy.deepcopy(empty)
     if form.quantise != "none":
-        loading.insert_quantised_linears(layer, form.quantise, form.dtype)
+        quantisation.insert_quantised_linears(layer, form.quantise, form.dtype)
     assign_parameters(layer, layer, tensors, form)
     buffers = dict(like.named_buffers())
     for name, buffer in layer.named_buffers():
@@ -42,7 +42,7 @@ def assign_parameters(layer: nn.Module, empty: nn.Module, tensors: dict[str, Ten
     """Give ``layer`` these parameters; ``empty``, on the meta device, tells which of them are quantised."""
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
-        fresh = loading.materialise_parameter(empty.get_parameter(name), tensor, form.dtype, form.device)
+        fresh = quantisation.materialise_parameter(empty.get_parameter(name), tensor, form.dtype, form.device)
         layer.get_submodule(owner).register_parameter(leaf, fresh)
 
 
@@ -52,7 +52,7 @@ def replace_weights(model: nn.Module, fill: Filling, plan: Plan, form: LoadConfi
     empty = decoder_layers.layer_list(decoder_layers.meta_model(filling_config(fill)))
     for number, tensors in fill.by_layer().items():
         if form.quantise != "none":
-            loading.insert_quantised_linears(empty[number], form.quantise, form.dtype)
+            quantisation.insert_quantised_linears(empty[number], form.quantise, form.dtype)
         assign_parameters(stack[plan.keep.index(number)], empty[number], tensors, form)
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 from transformers import PreTrainedModel
 
-from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.decoder import inputs, layerwise
 from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.model.surgery import writers
 from depthcut.model.surgery.filling import Filling, flatten_tensors
 from depthcut.model.surgery.inserted import dense_config_entry, filling_config, install_layers_like

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from depthcut.model.checkpoint.loading import Dtype, Quantise
+    from depthcut.model.decoder.quantisation import Dtype, Quantise
 
 Quantity = Literal["parameters", "weight_bytes", "cache_bytes"]
 """What a cut can have a budget of."""

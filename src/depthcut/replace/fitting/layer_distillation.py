@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
-from depthcut.model.checkpoint.loading import LoadConfig
 from depthcut.model.decoder import inputs, layers, layerwise
+from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.model.surgery import inserted
 from depthcut.replace.fitting import boundary_states, layer_weights
 from depthcut.runtime import resume, store

@@ -1,0 +1,1 @@
+"""Texts by name, for the perplexities that papers report."""
