@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-import hub_standin
 from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.pico import byte_tokenizer
-from hub_standin import COMMIT, UNREACHABLE, Hub
 from pico import pico
+from standins import hub as hub_standin
+from standins.hub import COMMIT, UNREACHABLE, Hub
 
 REPO = "someone/pico"
 OPEN = """

@@ -12,8 +12,8 @@ from depthcut.config import experiment
 from depthcut.log import wandb as log
 from depthcut.study.run import open_run
 from running import PICO, run, text_files
+from standins.wandb import serve
 from wandb_client import begun, client, tool
-from wandb_standin import serve
 
 STEPS = [1, 2, 3, 4, 5, 6]
 

@@ -15,7 +15,7 @@ from depthcut.study import mergekit
 
 
 def command(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "depthcut.study.mergekit", *map(str, arguments)]
+    line = [sys.executable, "-m", "depthcut.mergekit", *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, check=False)
 
 

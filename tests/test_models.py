@@ -13,14 +13,14 @@ from gguf import GGUFWriter
 from pydantic import ValidationError
 from transformers import PreTrainedModel
 
-import hub_standin
 from depthcut.model import HealDefaults
 from depthcut.model.checkpoint import loading
 from depthcut.model.local import Local
 from depthcut.model.pico import Pico, byte_tokenizer
 from depthcut.model.smollm2 import SmolLM2
-from hub_standin import UNREACHABLE, Hub
 from pico import pico
+from standins import hub as hub_standin
+from standins.hub import UNREACHABLE, Hub
 
 COMMON: Any = {
     "quantise": "none",

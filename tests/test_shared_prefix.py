@@ -23,9 +23,9 @@ from depthcut.model.decoder import layers, shared_prefix, sublayers
 from depthcut.study import curve
 from pico import FAMILIES, awake, pico, texts
 from running import UNHEALED, run, start, text_files
-from test_branches import REQUESTS, alone
 from test_curve import equal, records
 from test_training import RECIPE, batch
+from test_tree_attention import REQUESTS, alone
 
 ABOVE = dataclasses.replace(RECIPE, layers="after_cut")
 

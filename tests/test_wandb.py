@@ -14,8 +14,8 @@ import yaml
 
 from depthcut.report import figures, study
 from running import PICO, ROOT, run, start, text_files
+from standins.wandb import Run, Server, serve
 from wandb_client import NOWHERE, begun, client, tool
-from wandb_standin import Run, Server, serve
 
 STEPS = list(range(1, 61))
 HEAL = ("heal.steps=60", "heal.save_every=5")

@@ -1,4 +1,4 @@
-"""`python -m depthcut.study.mergekit PLAN.json --model NAME`: a plan as a slice file, so that mergekit
+"""`python -m depthcut.mergekit PLAN.json --model NAME`: a plan as a slice file, so that mergekit
 makes the cut.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from typing_extensions import override
 
 from depthcut.cut.plan import Plan, layer_spans
-from depthcut.runtime import failures, store
+from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def main() -> None:
     """Print the slice file of a plan, or write it."""
-    parser = OneLineParser(prog="python -m depthcut.study.mergekit", description=__doc__)
+    parser = OneLineParser(prog="python -m depthcut.mergekit", description=__doc__)
     parser.add_argument("plan", type=Path, metavar="PLAN.json", help="of a point of a study, or written by hand")
     parser.add_argument("--model", required=True, metavar="NAME", help="a folder, or OWNER/NAME on the hub")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights to be written")
@@ -67,7 +67,3 @@ def main() -> None:
         store.write_text(given.file, text)
     except OSError as error:
         raise UserError(f"cannot write {given.file}: {error.strerror}") from None
-
-
-if __name__ == "__main__":
-    sys.exit(failures.run_guarded(main))
