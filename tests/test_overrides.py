@@ -77,7 +77,7 @@ def is_read(x, key: str) -> bool:
         return True
     first, *rest = key.split(".")
     value = getattr(x, first)
-    if first == "eval" and rest in (["tasks"], ["limit"]):
+    if first == "eval" and rest in (["tasks"], ["limit"], ["include_path"]):
         return True
     for name in rest:
         if name == "_target_":
