@@ -1,10 +1,12 @@
 """The tests' processes import as much as a run does, and leave as little garbage."""
 
 import gc
+import signal
 
 from versions import differing
 
 gc.set_threshold(700, 10, 1000)  # as in run.py
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs in the background
 
 DEPRECATIONS = ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning")
 

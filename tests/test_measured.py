@@ -154,10 +154,17 @@ def test_a_study_over_an_option_of_an_evaluation_ends_with_all_numbers(tmp_path)
 def test_a_point_that_is_measured_in_sound_settings_after_broken_ones_is_done(tmp_path):
     corpus = text_files(tmp_path)
     base = (f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "heal=none", "export=none", "stages=[pruned]")
-    broken = succeed(*base, "data.validation.length=1")
-    assert broken["status"] == "diverged" and broken["pruned/validation/loss_finite"] == 0
+    path = succeed(*base, "data.validation.length=32")["folder"] / "record.json"
+    broken = json.loads(path.read_text())
+    for name in ("loss", "loss_stderr", "loss_over_log_v", "perplexity"):
+        del broken[f"pruned/validation/{name}"]
+    broken |= {"pruned/validation/loss_finite": 0, "status": "diverged"}
+    (found,) = broken["measured"]["pruned"].values()
+    counts = {name: found["numbers"][name] for name in ("validation/items", "validation/tokens")}
+    found["numbers"] = {"validation/loss_finite": 0, **counts}
+    path.write_text(json.dumps(broken))
     sound = succeed(*base, "data.validation.length=64")
-    assert sound["status"] == "done" and sound["pruned/validation[length=1]/loss_finite"] == 0
+    assert sound["status"] == "done" and sound["pruned/validation[length=32]/loss_finite"] == 0
     assert "pruned/validation/loss_finite" not in sound
     assert table.format_cell(sound, "pruned/validation/loss").startswith(f"{sound['pruned/validation/loss']:.3f}")
 
