@@ -122,7 +122,7 @@ def write(config: LlamaConfig, folder: Path, whole: bool, spill: Path | None) ->
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
     # Nobody hashes 138 GB here: a real model's files have been hashed when its first point was named.
-    HashCache(folder / "hashes.json").note({path: path.name for path in folder.glob("*.safetensors")})
+    HashCache(folder / "hashes.json").remember({path: path.name for path in folder.glob("*.safetensors")})
 
 
 def fill(path: Path, shapes: dict[str, torch.Size], bits: Any) -> None:

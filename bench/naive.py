@@ -106,7 +106,7 @@ def removals(here: Any, reading: shared_prefix.Measurement, drops: Drops, full: 
         sums: list[Tensor] = []
         for place, rows in enumerate(reading.batches):
             targets_BT = rows.targets_BT.to(here.device)
-            dense_BTV = kept[place].float() if reading.dense else None
+            dense_BTV = kept[place].float() if reading.needs_dense else None
             sums.append(reading.measure(logits(rows).float(), dense_BTV, targets_BT).double().sum(1).cpu())
         counts = [(rows.targets_BT != inputs.NO_TARGET).sum(1) for rows in reading.batches]
         return torch.cat(sums)[None], torch.cat(counts)
@@ -114,17 +114,17 @@ def removals(here: Any, reading: shared_prefix.Measurement, drops: Drops, full: 
     values: dict[tuple[int, ...], float] = {}
     took: list[float] = []
     with torch.inference_mode():
-        once = seconds(lambda: kept.extend(map(logits, reading.batches))) if reading.dense else 0.0
+        once = seconds(lambda: kept.extend(map(logits, reading.batches))) if reading.needs_dense else 0.0
         for drop in chosen:
             with decoder_layers.bypass_layers(model, drop):
                 start = now()
                 sums_KN, count_N = through()
                 took.append(now() - start)
-            values[drop] = reading.value(sums_KN, count_N, torch.ones(len(count_N)))[0].item()
+            values[drop] = reading.aggregate(sums_KN, count_N, torch.ones(len(count_N)))[0].item()
     words = f"each of {len(drops)} sub-networks by itself" + ("" if full else f", {len(chosen)} timed")
     passes = sum(layers - len(drop) for drop in drops)
     total = once + sum(took) / len(took) * len(drops)
-    return Cost(total, words, passes, len(drops) + reading.dense, full, values)
+    return Cost(total, words, passes, len(drops) + reading.needs_dense, full, values)
 
 
 def orders(here: Any, metric: Shapley, full: bool) -> Cost:
@@ -132,7 +132,7 @@ def orders(here: Any, metric: Shapley, full: bool) -> Cost:
     layers = here.dense.depth
     order = np.random.default_rng(metric.seed).permutation(layers).tolist()
     drops = [tuple(sorted(order[:step])) for step in range(math.ceil(metric.reach * layers) + 1)]
-    rows = list(shared_prefix.SequenceBatch.of(here.texts.calibration(), metric.batch))
+    rows = list(shared_prefix.SequenceBatch.from_tokens(here.texts.calibration(), metric.batch))
     one = removals(
         here,
         shared_prefix.Measurement("shapley", shared_prefix.loss_measure, False, rows, shared_prefix.mean_and_stderr),

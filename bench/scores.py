@@ -150,7 +150,7 @@ def row(label: str, name: str, knobs: dict[str, Any], here: Any, asked: argparse
         ratio=statistics.median(own / plain for plain, own, _ in times),
         naive=statistics.median(long / plain for plain, _, long in times),
         other=other,
-        passes=here.dense.prefixes.passes / len(text),
+        passes=here.dense.prefixes.layer_passes / len(text),
         memory=memory if name in naive.GRADIENTS else None,
         apart=max((abs(a - b) / abs(b) for a, b in pairs), default=None) if isinstance(metric, RemovalMetric) else None,
         note=other.words if other else SHORTLY.get(name, "") if not asked.shape else "",
@@ -183,16 +183,16 @@ def greedy(here: Any, asked: argparse.Namespace) -> None:
     short, layers = subjects.shorter(here, SHORT), here.dense.depth
     metric = subjects.built("perplexity", {}, here)
     text = len(naive.batches(metric, short))
-    ways, lines, removed = (PrefixCache(), PrefixCache(limit=0)), list[list[str]](), tuple[int, ...]()
+    ways, lines, removed = (PrefixCache(), PrefixCache(max_bytes=0)), list[list[str]](), tuple[int, ...]()
     for number in range(min(GREEDY, layers - 1)):
         left = [layer for layer in range(layers) if layer not in removed]
         passes, took, found = list[str](), list[str](), list[Scores]()
         for streams in ways:
-            short.streams, before = streams, streams.passes
+            short.streams, before = streams, streams.layer_passes
             start = naive.now()
             found.append(metric(short, removed))
             took.append(f"{naive.now() - start:.2f}")
-            passes.append(f"{(streams.passes - before) / text:.0f}")
+            passes.append(f"{(streams.layer_passes - before) / text:.0f}")
         lines.append([str(number + 1), *passes, str(len(left) * (len(left) - 1)), *took])
         removed = tuple(sorted((*removed, min(left, key=lambda layer: found[0].layer(left.index(layer))))))
     heads = ["round", "layer passes, streams kept", "afresh", "naive", "seconds, streams kept", "afresh"]

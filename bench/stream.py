@@ -144,7 +144,7 @@ def read_all(checkpoint: Checkpoint) -> int:
     def read(one: LazyTensor) -> int:
         buffer = torch.empty(min(READ_BYTES, one.nbytes), dtype=torch.uint8)
         for start in range(0, one.nbytes, READ_BYTES):
-            one.fill(start, buffer[: one.nbytes - start])
+            one.read_into(start, buffer[: one.nbytes - start])
         return one.nbytes
 
     with ThreadPoolExecutor(READER_THREADS) as readers:

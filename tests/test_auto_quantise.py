@@ -72,8 +72,8 @@ def test_without_healing_the_weights_count(tmp_path: Path) -> None:
     unhealed = ("model.quantise=auto", "heal=none")
     here = opened(tmp_path, "stages=[pruned]", recipe=unhealed)
     x = here.experiment
-    shape = ModelSize.of(here.dense.config, "layer", "none", "bfloat16")
-    left = shape.whole["weight_bytes"] - sum(shape.weight_bytes[: x.prune.count(ModelSize(8))])
+    shape = ModelSize.from_config(here.dense.config, "layer", "none", "bfloat16")
+    left = shape.total["weight_bytes"] - sum(shape.weight_bytes[: x.prune.count(ModelSize(8))])
     edge = 1 + left / 0.94 / GIB
     assert [chosen(here, edge + by) for by in (-1e-6, 1e-6)] == ["nf4", "none"]
     dense = opened(tmp_path, "stages=[dense,pruned]", recipe=unhealed)
@@ -89,7 +89,7 @@ def test_a_live_teacher_needs_room_too(tmp_path: Path) -> None:
         ).need
         for each in (live, cached)
     ]
-    whole = ModelSize.of(live.checkpoint.config, "layer", "none", "bfloat16").whole["weight_bytes"]
+    whole = ModelSize.from_config(live.checkpoint.config, "layer", "none", "bfloat16").total["weight_bytes"]
     assert needs[0] - needs[1] == whole
 
 

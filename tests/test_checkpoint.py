@@ -118,7 +118,7 @@ def with_part(model: PreTrainedModel, part: str, prefix: str) -> tuple[PreTraine
 def test_names_in_the_files_may_differ_from_the_models(case: str, tmp_path: Path) -> None:
     model, saves, prefix = ODD[case]()
     checkpoint = opened(saved(saves, tmp_path / "model"))
-    assert checkpoint.prefix == prefix
+    assert checkpoint.layer_prefix == prefix
     assert checkpoint.depth == 6
     assert_equal(checkpoint.load(Plan(6, (1, 2)), **PLAIN), layers.cut_layers(model, (1, 2)))
 
@@ -165,7 +165,7 @@ def test_every_type_and_shape_is_read_as_safetensors_reads_it(dtype: torch.dtype
     save_file(tensors, tmp_path / "model.safetensors")
     wanted = load_file(tmp_path / "model.safetensors")
     shards = TensorFiles(ModelFolder(tmp_path, HashCache(tmp_path / "hashes.json")))
-    for name, lazy in shards.slices(wanted).items():
+    for name, lazy in shards.lazy_tensors(wanted).items():
         got = lazy[...]
         assert (got.dtype, got.shape, lazy.get_shape()) == (dtype, wanted[name].shape, list(got.shape))
         assert got.tolist() == wanted[name].tolist()

@@ -168,7 +168,7 @@ def pointers(module: nn.Module) -> set[int]:
 def test_adapters_begin_as_an_svd_of_zero(llama):
     _, long = extended(*llama)
     fill = shared.extract_shared_layers(long)
-    assert set(fill.by_layer()) == {2, 4, 6} and fill.more["bases"] == {"2": 1, "4": 3, "6": 5}
+    assert set(fill.by_layer()) == {2, 4, 6} and fill.options["bases"] == {"2": 1, "4": 3, "6": 5}
     lefts = [t for name, t in fill.tensors.items() if name.endswith("left")]
     rights = [t for name, t in fill.tensors.items() if name.endswith("right")]
     assert len(lefts) == len(rights) == 21 and not any(left.any() for left in lefts)

@@ -161,7 +161,7 @@ def test_a_model_that_is_read_in_shares_is_healed_and_measured_as_one_that_is_wh
 
 def test_a_model_in_shares_runs_where_all_processes_help_and_nowhere_else():
     with pytest.raises(ValueError, match="the model is in shares, which the processes put together"):
-        checkpoint_sharded.ShardedLayers([nn.Linear(2, 2)]).run(0, torch.ones(1, 2))
+        checkpoint_sharded.ShardedLayers([nn.Linear(2, 2)]).run_layer(0, torch.ones(1, 2))
 
 
 @pytest.mark.parametrize(("rows", "processes"), [(7, 2), (8, 2), (3, 4), (5, 4), (0, 2)])
@@ -173,7 +173,7 @@ def test_rows_are_shared_out_as_torch_does(monkeypatch, tmp_path, rows, processe
     for rank in range(processes):
         monkeypatch.setattr(ranks, "world_size", lambda: processes)
         monkeypatch.setattr(ranks, "global_rank", lambda number=rank: number)
-        assert_close(shards.slices(["x"])["x"].rows(*checkpoint_sharded.own_rows(rows))[:], chunks[rank])
+        assert_close(shards.lazy_tensors(["x"])["x"].rows(*checkpoint_sharded.own_rows(rows))[:], chunks[rank])
     assert shards.bytes_read == processes * whole.nbytes
 
 

@@ -76,7 +76,7 @@ def test_layers_that_give_tuples(monkeypatch):
     h = way.h_BTD
     for index in range(6):
         h = way.step(index, h)
-    assert way.tupled
+    assert way.returns_tuple
     assert torch.equal(way.logits(h), wanted)
 
 

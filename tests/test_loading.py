@@ -68,10 +68,10 @@ class Noted(prefetch.Prefetcher):
         self.under_way: list[int] = []
         noted.append(self)
 
-    def claim(self, name: str) -> torch.Tensor:
-        tensor = super().claim(name)
+    def get(self, name: str) -> torch.Tensor:
+        tensor = super().get(name)
         self.asked.append(name)
-        self.under_way.append(self._taken)
+        self.under_way.append(self._reserved_bytes)
         return tensor
 
 
@@ -89,8 +89,8 @@ def test_transformers_asks_in_the_order_that_is_foreseen(
     (one,) = noted
     noted.clear()
     assert one.asked == one.order
-    assert one.out_of_turn == 0
-    assert set(one.asked) == set(one.lazy)
+    assert one.unexpected_requests == 0
+    assert set(one.asked) == set(one.tensors)
     assert checkpoint.bytes_read == kept_bytes(checkpoint)
 
 

@@ -85,7 +85,7 @@ def halves(model) -> dict[str, torch.Tensor]:
 def test_a_ratio_of_nothing_heals_as_lora_does(folder):
     narrowing = narrowing_run(folder, "heal.ratio=0")
     model, pruning = trained(narrowing)
-    assert not pruning.widths().narrowed()
+    assert not pruning.widths().narrowed_groups()
     plain = narrowing_run(folder, "heal.ratio=0", "name=plain")
     L.seed_everything(0, verbose=False)
     recipe: Any = plain.experiment.heal
@@ -136,7 +136,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(folder, stop):
     with pytest.raises(RuntimeError, match="stopped"):
         trained(narrowing_run(folder, "name=again"), Stop(stop))
     again, resumed = trained(narrowing_run(folder, "name=again"))
-    assert resumed.widths() == pruned.widths() and pruned.widths().narrowed()
+    assert resumed.widths() == pruned.widths() and pruned.widths().narrowed_groups()
     for name, half in halves(whole).items():
         assert torch.equal(half, halves(again)[name]), name
     for name, worth in pruned.averages.values.items():
@@ -155,10 +155,10 @@ def test_the_healed_model_is_what_was_read_back_and_narrower(folder):
     here = narrowing_run(folder)
     model = here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
     widths = Widths.read(here.folder / "adapter" / WIDTHS_FILE)
-    assert widths.left("channels") == 5 * 64 + 128 and widths.left("heads") == 5 + 2
+    assert widths.count("channels") == 5 * 64 + 128 and widths.count("heads") == 5 + 2
     heal: Any = here.experiment.heal
     left = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
-    assert heal.sizes(here)["parameters"] == left < 0.7 * here.dense.sizes("layer").whole["parameters"]
+    assert heal.sizes(here)["parameters"] == left < 0.7 * here.dense.sizes("layer").total["parameters"]
     again = here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
     ids = torch.arange(40).reshape(2, 20)
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_gradients_that_are_no_numbers_are_told(folder, caplog):
             half.grad = torch.full_like(half, value) if half.requires_grad else None
         pruning.step(step)
     pruning.step(18)
-    assert "the gradients of 3 steps are no numbers" in caplog.text and pruning.widths().narrowed()
+    assert "the gradients of 3 steps are no numbers" in caplog.text and pruning.widths().narrowed_groups()
     with pytest.raises(ValueError, match="no step had finite gradients"):
         Pruning(model, recipe).step(18)
 

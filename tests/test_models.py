@@ -102,7 +102,7 @@ def test_a_local_folder_opens(tmp_path: Path) -> None:
     with loading.quiet_transformers():
         pico("gemma2").save_pretrained(tmp_path / "model")
     checkpoint = local(tmp_path / "model").open(tmp_path / "cache")
-    assert (checkpoint.depth, checkpoint.prefix) == (6, "model.layers")
+    assert (checkpoint.depth, checkpoint.layer_prefix) == (6, "model.layers")
 
 
 def test_a_path_to_nothing_names_the_three_kinds(tmp_path: Path) -> None:

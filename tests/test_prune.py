@@ -180,7 +180,7 @@ def test_a_greedy_round_costs_no_round_twice():
 
 def weighing(*units: int, outside: int = 0, quantity: Any = "parameters") -> ModelSize:
     """A model whose units weigh so much, and what is outside of them."""
-    return ModelSize(len(units), **{quantity: units}, whole={quantity: sum(units) + outside})
+    return ModelSize(len(units), **{quantity: units}, total={quantity: sum(units) + outside})
 
 
 def test_a_number_of_layers_wins_over_the_fraction():
@@ -229,12 +229,12 @@ def test_a_budget_that_cannot_be_met_says_what_can_be():
         sized(Lowest, parameters=12.0, keep_last=0).count(shape)
     assert sized(Lowest, parameters=45.0, keep_first=1).count(shape) == 2
     with pytest.raises(ValueError, match="8 in all, and 8 still without 3 of 4 MLPs"):
-        mlps = ModelSize(4, cache_bytes=(0, 0, 0, 0), whole={"cache_bytes": 8})
+        mlps = ModelSize(4, cache_bytes=(0, 0, 0, 0), total={"cache_bytes": 8})
         sized(Lowest, cache_bytes=7.0, unit="mlp").count(mlps)
 
 
 def test_a_budget_on_a_real_model_is_that_of_the_model_that_is_left():
-    shape = ModelSize.of(pico("llama", layers=8).config, "layer", "none", "float32")
+    shape = ModelSize.from_config(pico("llama", layers=8).config, "layer", "none", "float32")
     for n in range(8):
         left = pico("llama", layers=8 - n).num_parameters()
         assert sized(Deepest, parameters=float(left)).count(shape) == n

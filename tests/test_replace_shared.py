@@ -91,7 +91,7 @@ def test_a_twin_is_the_base_and_is_read_once(tmp_path):
     model = model_of("llama")
     layers.layer_list(model)[4].load_state_dict(layers.layer_list(model)[5].state_dict())
     _, whole = filled(tmp_path, model, "replace.gain=null", "replace.rank=2", plan=Plan(DEPTH, (4,)))
-    assert shared.extract_shared_layers(whole).more["bases"] == {"4": 5}
+    assert shared.extract_shared_layers(whole).options["bases"] == {"4": 5}
     close(logits(whole), logits(model))
 
 
@@ -112,7 +112,7 @@ def test_without_adapters_it_is_the_bases_weights(family, tmp_path):
         if isinstance(part, shared.LowRankDelta):
             part.left.data.zero_()
     stack = layers.layer_list(model)
-    for number, base in shared.extract_shared_layers(whole).more["bases"].items():
+    for number, base in shared.extract_shared_layers(whole).options["bases"].items():
         for name, parameter in stack[int(number)].named_parameters():
             if parameter.ndim == 2:
                 parameter.data.copy_(stack[base].get_parameter(name))
@@ -124,7 +124,7 @@ def test_adapters_begin_as_the_svd_of_the_difference(llama, rank):
     folder, model = llama
     _, whole = filled(folder, model, f"replace.rank={rank}")
     fill = shared.extract_shared_layers(whole)
-    for number, base in fill.more["bases"].items():
+    for number, base in fill.options["bases"].items():
         for name in weight_distance.shareable_linear_names(layers.layer_list(model)[0]):
             mine, theirs = (layers.layer_list(model)[i].get_parameter(f"{name}.weight") for i in (int(number), base))
             left, right = (fill.tensors[f"{number}.{name}.own_delta.{side}"] for side in ("left", "right"))

@@ -56,19 +56,21 @@ def parts(model: nn.Module, unit: Any) -> list[nn.Module]:
 def test_bytes_are_those_of_the_loaded_model(checkpoint: Checkpoint, quantise: Any, dtype: Any) -> None:
     loaded = checkpoint.load(None, quantise=quantise, dtype=dtype, device="cpu")
     for unit in ("layer", "attention", "mlp"):
-        shape = ModelSize.of(checkpoint.config, unit, quantise, dtype)
+        shape = ModelSize.from_config(checkpoint.config, unit, quantise, dtype)
         assert shape.depth == 3
         assert shape.weight_bytes == tuple(held(part) for part in parts(loaded, unit))
-        assert shape.whole["weight_bytes"] == held(loaded)
+        assert shape.total["weight_bytes"] == held(loaded)
 
 
 def test_parameters_are_those_of_the_loaded_model(checkpoint: Checkpoint) -> None:
     loaded = checkpoint.load(None, quantise="none", dtype="float32", device="cpu")
     for unit in ("layer", "attention", "mlp"):
-        shape = ModelSize.of(checkpoint.config, unit, "nf4", "bfloat16")
+        shape = ModelSize.from_config(checkpoint.config, unit, "nf4", "bfloat16")
         assert shape.parameters == tuple(sum(p.numel() for p in part.parameters()) for part in parts(loaded, unit))
-        assert shape.whole["parameters"] == loaded.num_parameters()
-    whole, halves = (ModelSize.of(checkpoint.config, unit, "none", "float32") for unit in ("layer", "attention"))
+        assert shape.total["parameters"] == loaded.num_parameters()
+    whole, halves = (
+        ModelSize.from_config(checkpoint.config, unit, "none", "float32") for unit in ("layer", "attention")
+    )
     assert halves.parameters[0] == 4 * 64 * 64  # four square matrices
     assert whole.parameters[0] == 4 * 64 * 64 + 3 * 64 * 256 + 2 * 64
 
@@ -80,10 +82,10 @@ def test_only_what_transformers_quantises_is_weighed_so(family: str, quantise: A
     changes = {"word_embed_proj_dim": 32} if family == "opt" else {}
     checkpoint = saved(pico(family, layers=2, **changes), tmp_path)
     loaded = checkpoint.load(None, quantise=quantise, dtype="bfloat16", device="cpu")
-    shape = ModelSize.of(checkpoint.config, "layer", quantise, "bfloat16")
+    shape = ModelSize.from_config(checkpoint.config, "layer", quantise, "bfloat16")
     assert shape.weight_bytes == tuple(held(layer) for layer in layers.layer_list(loaded))
-    assert shape.whole["weight_bytes"] == held(loaded)
-    assert shape.whole["parameters"] == pico(family, layers=2, **changes).num_parameters()
+    assert shape.total["weight_bytes"] == held(loaded)
+    assert shape.total["parameters"] == pico(family, layers=2, **changes).num_parameters()
 
 
 def test_nf4_scales_are_counted_in_whole_blocks() -> None:
@@ -100,23 +102,25 @@ def test_the_cache_is_what_a_real_one_holds(family: str) -> None:
     with torch.no_grad():
         model(ids, **{CACHE: cache}, use_cache=True)
     filled = [sum(each.numel() * 4 for each in (layer.keys, layer.values)) for layer in cache.layers]
-    shape = ModelSize.of(model.config, "layer", "none", "float32")
+    shape = ModelSize.from_config(model.config, "layer", "none", "float32")
     assert [3 * each for each in shape.cache_bytes] == filled
-    assert shape.whole["cache_bytes"] * 3 == sum(filled)
-    assert ModelSize.of(model.config, "attention", "nf4", "float16").cache_bytes == tuple(
+    assert shape.total["cache_bytes"] * 3 == sum(filled)
+    assert ModelSize.from_config(model.config, "attention", "nf4", "float16").cache_bytes == tuple(
         each // 2 for each in shape.cache_bytes
     )
 
 
 def test_an_mlp_holds_no_cache_and_an_attention_all_of_it(checkpoint: Checkpoint) -> None:
-    mlp, attention = (ModelSize.of(checkpoint.config, unit, "none", "float32") for unit in ("mlp", "attention"))
+    mlp, attention = (
+        ModelSize.from_config(checkpoint.config, unit, "none", "float32") for unit in ("mlp", "attention")
+    )
     assert mlp.cache_bytes == (0, 0, 0)
     assert attention.cache_bytes == (2 * 64 * 4,) * 3
-    assert mlp.whole["cache_bytes"] == attention.whole["cache_bytes"] == 3 * 2 * 64 * 4
+    assert mlp.total["cache_bytes"] == attention.total["cache_bytes"] == 3 * 2 * 64 * 4
 
 
 def test_a_layer_without_an_attention_caches_nothing() -> None:
-    shape = ModelSize.of(
+    shape = ModelSize.from_config(
         pico("lfm2", layers=3, layer_types=["conv", "full_attention", "conv"]).config, "layer", "none", "float32"
     )
     assert [each > 0 for each in shape.cache_bytes] == [False, True, False]
@@ -124,7 +128,7 @@ def test_a_layer_without_an_attention_caches_nothing() -> None:
 
 def test_a_model_without_such_halves_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="OPTDecoderLayer keeps no mlp of its own"):
-        ModelSize.of(pico("opt").config, "mlp", "none", "float32")
+        ModelSize.from_config(pico("opt").config, "mlp", "none", "float32")
 
 
 def test_a_large_model_takes_no_memory() -> None:
@@ -137,14 +141,14 @@ def test_a_large_model_takes_no_memory() -> None:
         num_key_value_heads=8,
         vocab_size=32000,
     )
-    shape = ModelSize.of(config, "layer", "nf4", "bfloat16")
-    assert shape.whole["parameters"] == 68_976_648_192
+    shape = ModelSize.from_config(config, "layer", "nf4", "bfloat16")
+    assert shape.total["parameters"] == 68_976_648_192
     assert set(shape.parameters) == {855_654_400} and set(shape.cache_bytes) == {4096}
-    assert 35.5e9 < shape.whole["weight_bytes"] < 37e9
+    assert 35.5e9 < shape.total["weight_bytes"] < 37e9
 
 
 def test_a_shape_can_be_a_depth_alone() -> None:
-    assert ModelSize(30).depth == 30 and ModelSize(30).of_units("parameters") == ()
+    assert ModelSize(30).depth == 30 and ModelSize(30).per_unit("parameters") == ()
 
 
 LLAMA_7B: dict[str, Any] = {
@@ -177,18 +181,19 @@ OWN: dict[str, dict[str, Any]] = {
 def test_flops_are_those_that_torch_counts(family: str) -> None:
     """Also of tied heads, fused and transposed matrices, and experts; no window is shorter than the text."""
     model = pico(family, layers=3, **WIDE, **OWN.get(family, {}))
-    found = ModelSize.of(model.config, "layer", "nf4", "bfloat16", context=20)
+    found = ModelSize.from_config(model.config, "layer", "nf4", "bfloat16", context=20)
     counts = counted(model, batch=2, length=20)
-    assert found.whole["flops_per_token"] * 40 == counts["Global"]
+    assert found.total["flops_per_token"] * 40 == counts["Global"]
     stem = f"{type(model).__name__}.{layers.layer_prefix(model)}"
     assert [40 * each for each in found.flops_per_token] == [counts[f"{stem}.{i}"] for i in range(3)]
-    half = ModelSize.of(model.config, "layer", "none", "float32", context=10).whole["flops_per_token"]
-    assert (found.whole["flops_per_token"] - half) * 40 == 3 * 4 * 64 * 10 * 40  # linear in the context: 4 heads of 16
+    half = ModelSize.from_config(model.config, "layer", "none", "float32", context=10).total["flops_per_token"]
+    assert (found.total["flops_per_token"] - half) * 40 == 3 * 4 * 64 * 10 * 40  # linear in the context: 4 heads of 16
 
 
 def test_halves_share_a_layers_flops(checkpoint: Checkpoint) -> None:
     layer, attention, mlp = (
-        ModelSize.of(checkpoint.config, unit, "none", "float32", context=100) for unit in ("layer", "attention", "mlp")
+        ModelSize.from_config(checkpoint.config, unit, "none", "float32", context=100)
+        for unit in ("layer", "attention", "mlp")
     )
     assert attention.flops_per_token == (2 * 4 * 64 * 64 + 4 * 64 * 100,) * 3
     assert mlp.flops_per_token == (2 * 3 * 64 * 256,) * 3
@@ -196,14 +201,18 @@ def test_halves_share_a_layers_flops(checkpoint: Checkpoint) -> None:
         *layer.flops_per_token
     ]
     head = 2 * 64 * checkpoint.config.vocab_size
-    assert layer.without((0, 1, 2))["flops_per_token"] == head
-    assert attention.without((1,))["flops_per_token"] == layer.whole["flops_per_token"] - attention.flops_per_token[1]
+    assert layer.totals_without((0, 1, 2))["flops_per_token"] == head
+    assert (
+        attention.totals_without((1,))["flops_per_token"]
+        == layer.total["flops_per_token"] - attention.flops_per_token[1]
+    )
 
 
 @pytest.mark.parametrize(("family", "windows"), [("mistral", [6] * 6), ("gemma3", [4, 4, 100, 4, 4, 100])])
 def test_an_attention_looks_no_further_than_its_window(family: str, windows: list[int]) -> None:
     shapes = [
-        ModelSize.of(pico(family).config, "attention", "none", "float32", context=context) for context in (100, 1)
+        ModelSize.from_config(pico(family).config, "attention", "none", "float32", context=context)
+        for context in (100, 1)
     ]
     longer = [long - short for long, short in zip(*(each.flops_per_token for each in shapes), strict=True)]
     assert longer == [4 * 64 * (window - 1) for window in windows]
@@ -212,19 +221,20 @@ def test_an_attention_looks_no_further_than_its_window(family: str, windows: lis
 def test_a_layer_without_an_attention_costs_its_matrices_alone() -> None:
     model = pico("lfm2", layers=3, layer_types=["conv", "full_attention", "conv"])
     short, long = (
-        ModelSize.of(model.config, "layer", "none", "float32", context=context).flops_per_token for context in (1, 2)
+        ModelSize.from_config(model.config, "layer", "none", "float32", context=context).flops_per_token
+        for context in (1, 2)
     )
     assert [b - a for a, b in zip(short, long, strict=True)] == [0, 4 * 64, 0]
 
 
 def test_flops_are_the_published_ones() -> None:
     """LLM-Pruner (arXiv:2305.11627), table 3: LLaMA-7B takes 424.02 G multiply-adds for 64 tokens; two FLOPs each."""
-    whole = ModelSize.of(LlamaConfig(**LLAMA_7B), "layer", "none", "float16", context=64).whole
+    whole = ModelSize.from_config(LlamaConfig(**LLAMA_7B), "layer", "none", "float16", context=64).total
     assert whole["parameters"] == 6_738_415_616
     assert whole["flops_per_token"] * 64 == pytest.approx(2 * 424.02e9, rel=3e-4)
     # PaLM's formula (arXiv:2204.02311, appendix B), of which a forward pass is a third.
     palm = 6 * (6_738_415_616 - 32000 * 4096) + 12 * 32 * 4096 * 2048
-    at_default = ModelSize.of(LlamaConfig(**LLAMA_7B), "layer", "none", "float16").whole["flops_per_token"]
+    at_default = ModelSize.from_config(LlamaConfig(**LLAMA_7B), "layer", "none", "float16").total["flops_per_token"]
     assert at_default == pytest.approx(palm / 3, rel=1e-4)  # it counts the norms
 
 

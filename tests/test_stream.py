@@ -90,7 +90,7 @@ def test_two_layers_at_most_are_in_memory(quantisable):
     here = opened(quantisable, streaming=True)
     source = here.dense.stream()
     sizes = []
-    for _ in source.layers("x"):
+    for _ in source.stream_layers("x"):
         gc.collect()
         real = [p for layer in source.stack for p in layer.parameters() if p.device.type != "meta"]
         sizes.append(sum(p.nbytes for p in real))

@@ -138,12 +138,12 @@ def test_beginnings_that_are_met_again_are_not_computed_again():
     model, text, fresh = pico("llama", layers=12), tokens((12, 12)), []
     for held in (subject(model, text), subject(model, text)):
         Kl(batch=2)(held)
-        first = held.dense.prefixes.passes
+        first = held.dense.prefixes.layer_passes
         assert first == 12 + 12 * 11 // 2
         if fresh:
-            held.dense.prefixes.limit, held.dense.prefixes.kept = 0, {}
+            held.dense.prefixes.max_bytes, held.dense.prefixes.streams = 0, {}
         scores = Kl(batch=2)(held, (8,))
-        fresh.append((held.dense.prefixes.passes - first, scores))
+        fresh.append((held.dense.prefixes.layer_passes - first, scores))
     (kept, scores), (again, wanted) = fresh
     assert scores.layers == wanted.layers
     # without 8 and i: layers 9-11 for each i < 8, what is behind i for the others; of the dense model the last layer
@@ -156,11 +156,11 @@ def test_streams_are_held_as_far_as_they_fit():
     model, text = pico("llama"), tokens((12, 12, 12))
     here = subject(model, text)
     one = 12 * 64 * 4  # a sequence's stream
-    here.dense.prefixes.limit = 10 * one + 1
+    here.dense.prefixes.max_bytes = 10 * one + 1
     Kl(batch=1)(here)
-    assert here.dense.prefixes.held == 10 * one == sum(h.nbytes for h in here.dense.prefixes.kept.values())
+    assert here.dense.prefixes.bytes_held == 10 * one == sum(h.nbytes for h in here.dense.prefixes.streams.values())
     assert Kl(batch=1)(here, (2,)).layers == Kl(batch=1)(subject(model, text), (2,)).layers
-    assert here.dense.prefixes.held <= here.dense.prefixes.limit
+    assert here.dense.prefixes.bytes_held <= here.dense.prefixes.max_bytes
 
 
 def test_any_sub_networks_at_once_equal_each_on_its_own():

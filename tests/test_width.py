@@ -104,10 +104,10 @@ def test_a_mask_of_nothing_changes_no_bit():
     assert torch.equal(logits(model), before)
     gates.keep({(2, "heads"): (1,)})
     assert not torch.equal(logits(model), before)
-    gates.open()
+    gates.unmask()
     assert torch.equal(logits(model), before)
     gates.keep({(2, "heads"): (1,)})
-    gates.off()
+    gates.remove()
     assert torch.equal(logits(model), before)
 
 
@@ -125,7 +125,7 @@ def test_a_mask_on_what_is_dead_changes_no_bit(heads):
     gone = {"heads": {1}, "channels": {5, 77}}
     stay = {kind: tuple(g for g in groups if g not in gone[kind]) for kind, groups in widths.kept[3].items()}
     kept: Any = (*widths.kept[:3], stay, *widths.kept[4:])
-    masks.mask_model(model, Widths(widths.whole, kept))
+    masks.mask_model(model, Widths(widths.original, kept))
     torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
 
 
@@ -136,7 +136,7 @@ def test_the_slope_of_the_loss_in_a_mask_is_that_of_its_weights(kind, heads):
     model = pico("phi", layers=2, **heads).double()
     layer: Any = decoder_layers.layer_list(model)[1]
     known = groups.layer_groups(layer)[kind]
-    writer: Any = known.writer(layer)
+    writer: Any = known.output_module(layer)
     loss(model).backward()
     slopes = (writer.weight * writer.weight.grad).sum(0).view(known.count, -1).sum(1).tolist()
     gate = masks.Masks([layer], {(0, kind): known}).gates[0, kind]
@@ -358,7 +358,7 @@ def test_the_sliced_model_is_the_masked_one(family):
     widths = cut(model, 1, 90)
     gates = masks.mask_model(model, widths)
     masked = logits(model)
-    gates.off()
+    gates.remove()
     slicing.narrow_model(model, widths)
     torch.testing.assert_close(logits(model), masked, rtol=1e-4, atol=1e-4)
     assert (masked - whole).abs().max() > 0.1
@@ -370,7 +370,7 @@ def test_adapters_are_sliced_with_their_matrices(heads):
     widths = cut(model, 1, 77, range(1, 5))
     gates = masks.mask_model(model, widths)
     masked = logits(model)
-    gates.off()
+    gates.remove()
     slicing.narrow_model(model, widths)
     torch.testing.assert_close(logits(model), masked, rtol=1e-4, atol=1e-4)
     merged = model.merge_and_unload()

@@ -82,7 +82,7 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.name == "cache":
             raise UserError("name must not be cache: OUTPUTS/cache holds what all studies share")
-        if not self.model.undecided:
+        if not self.model.quantise_is_auto:
             self._check_base()
         if self.prune.rescores and not self.metric.rescores:
             prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
@@ -90,7 +90,7 @@ class Experiment:
         self._check_scores()
         self._check_length()
         self._check_replacement()
-        if getattr(self.heal, "strategy", "ddp") == "fsdp" and not self.model.undecided:
+        if getattr(self.heal, "strategy", "ddp") == "fsdp" and not self.model.quantise_is_auto:
             self._check_shares()
         self._check_results()
         if self.export == "adapter" and self.heal.leaves != "adapter":

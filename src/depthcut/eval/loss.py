@@ -66,7 +66,7 @@ def measure_loss(
     from depthcut.model.decoder import inputs, shared_prefix
     from depthcut.runtime.progress import track
 
-    batches = list(shared_prefix.SequenceBatch.of(text, batch))
+    batches = list(shared_prefix.SequenceBatch.from_tokens(text, batch))
     reading = shared_prefix.Measurement(
         f"{name} loss", shared_prefix.loss_measure, False, batches, shared_prefix.mean_and_stderr
     )

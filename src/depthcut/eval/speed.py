@@ -164,7 +164,7 @@ class Speed(Eval):
 
         seconds: list[float] = []
         # On a CPU the system may end the process before an allocation fails.
-        if bench.device != "cpu" or caching * bench.dense.sizes("layer").whole[
+        if bench.device != "cpu" or caching * bench.dense.sizes("layer").total[
             "cache_bytes"
         ] <= runtime_devices.free_memory("cpu"):
             times = range(self.warm_up + self.runs)

@@ -123,7 +123,7 @@ class RemovalMetric(Metric):
 
         reading = self.reading(subject, samples)
         sums_KN, count_N = shared_prefix.measure_subnetworks(subject.dense, drops, unit, reading)
-        return reading.value(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()
+        return reading.aggregate(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()
 
     def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score the single units, all candidates in one pass."""
@@ -137,9 +137,9 @@ class RemovalMetric(Metric):
         sums_LN, count_N = shared_prefix.measure_subnetworks(
             subject.dense, [(*removed, layer) for layer in left], unit, reading
         )
-        value_L, stderr_L = reading.value(sums_LN, count_N, torch.ones(len(count_N)))
+        value_L, stderr_L = reading.aggregate(sums_LN, count_N, torch.ones(len(count_N)))
         draws = [
-            reading.value(sums_LN, count_N, torch.from_numpy(w))[0] for w in scores.bootstrap_weights(len(count_N))
+            reading.aggregate(sums_LN, count_N, torch.from_numpy(w))[0] for w in scores.bootstrap_weights(len(count_N))
         ]
         draws_RL = torch.stack(draws).double().numpy()
         return Scores.of_layers(value_L.tolist(), stderr_L.tolist(), len(count_N), draws=draws_RL)

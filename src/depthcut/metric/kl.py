@@ -20,7 +20,7 @@ class Kl(RemovalMetric):
         """The calibration text, all of its tokens."""
         from depthcut.model.decoder import shared_prefix
 
-        batches = list(shared_prefix.SequenceBatch.of(subject.texts.calibration().first(samples), self.batch))
+        batches = list(shared_prefix.SequenceBatch.from_tokens(subject.texts.calibration().first(samples), self.batch))
         return shared_prefix.Measurement("kl", self.divergence, True, batches, shared_prefix.mean_and_stderr)
 
     def divergence(self, logits_BTV: "Tensor", dense_BTV: "Tensor | None", targets_BT: "Tensor") -> "Tensor":

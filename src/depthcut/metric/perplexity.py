@@ -22,7 +22,7 @@ class Perplexity(RemovalMetric):
         """The calibration text, all of its tokens."""
         from depthcut.model.decoder import shared_prefix
 
-        batches = list(shared_prefix.SequenceBatch.of(subject.texts.calibration().first(samples), self.batch))
+        batches = list(shared_prefix.SequenceBatch.from_tokens(subject.texts.calibration().first(samples), self.batch))
         return shared_prefix.Measurement("perplexity", shared_prefix.loss_measure, False, batches, self.value)
 
     def value(self, sums_KN: "Tensor", count_N: "Tensor", weight_N: "Tensor") -> "tuple[Tensor, Tensor]":

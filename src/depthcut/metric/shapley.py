@@ -71,7 +71,7 @@ class Shapley(Metric):
 
         from depthcut.model.decoder import shared_prefix
 
-        batches = list(shared_prefix.SequenceBatch.of(subject.texts.calibration(), self.batch))
+        batches = list(shared_prefix.SequenceBatch.from_tokens(subject.texts.calibration(), self.batch))
         reading = shared_prefix.Measurement(
             "shapley", shared_prefix.loss_measure, False, batches, shared_prefix.mean_and_stderr
         )

@@ -55,7 +55,7 @@ class Model(ABC):
     heal: Annotated[HealDefaults, BeforeValidator(_parse_heal_defaults)]
 
     @property
-    def undecided(self) -> bool:
+    def quantise_is_auto(self) -> bool:
         """Whether ``quantise`` is still ``auto``."""
         return str(self.quantise) == "auto"
 

@@ -161,7 +161,7 @@ class SizedPrune(Prune):
 
     def _within(self, shape: ModelSize, quantity: Quantity) -> int:
         """The number of units for a budget."""
-        units, whole, wanted = shape.of_units(quantity), shape.whole[quantity], getattr(self, quantity)
+        units, whole, wanted = shape.per_unit(quantity), shape.total[quantity], getattr(self, quantity)
         assert len(units) == shape.depth
         lightest = sorted(units[layer] for layer in self.free(shape.depth))[: self.most(shape.depth)]
         for n in range(len(lightest) + 1):

@@ -32,7 +32,7 @@ CUDA_CONTEXT_BYTES = GIB  # of the GPU's memory, for CUDA itself and the librari
 
 def resolve_quantise(x: "Experiment", checkpoint: "Checkpoint", cache: Path) -> "tuple[Experiment, str]":
     """Return the experiment with a base in place of ``auto``, in its config too, and the reason in words."""
-    if not x.model.undecided:
+    if not x.model.quantise_is_auto:
         return x, ""
     found = choose_base(x, checkpoint, cache, gpu_memory(x.device))
     base: Any = found["quantise"]
@@ -94,7 +94,7 @@ def pruner_sizes(x: "Experiment", checkpoint: "Checkpoint") -> ModelSize:
 
 def unit_sizes(x: "Experiment", checkpoint: "Checkpoint") -> ModelSize:
     """Return the sizes of the dense model and of the units that are pruned."""
-    return ModelSize.of(checkpoint.config, x.prune.unit, x.model.quantise, x.model.dtype)
+    return ModelSize.from_config(checkpoint.config, x.prune.unit, x.model.quantise, x.model.dtype)
 
 
 def compare_bases(choices: "dict[Quantise, Experiment]", checkpoint: "Checkpoint", memory: int) -> dict[str, str]:
@@ -131,7 +131,7 @@ class MemoryEstimate:
         from depthcut.heal.training import memory_plan
 
         shape, n = unit_sizes(x, checkpoint), x.prune.count(pruner_sizes(x, checkpoint))
-        whole = shape.whole["weight_bytes"]
+        whole = shape.total["weight_bytes"]
         left = whole - sum(sorted(shape.weight_bytes)[:n])
         if needs_dense_model(x) and whole > (1 - memory_plan.RESERVED_FRACTION) * memory:
             return cls(whole, False, 0)

@@ -127,7 +127,7 @@ def base_name(run: "RunView") -> str:
 def hub_name(run: "RunView") -> str | None:
     """Return OWNER/NAME of the base model on the hub; None where nothing says it."""
     known = run.experiment.model.published or getattr(run.checkpoint.files, "repo", None)
-    noted = run.checkpoint.files.json("config.json").get("_name_or_path")
+    noted = run.checkpoint.files.read_json("config.json").get("_name_or_path")
     local = isinstance(noted, str) and HUB_NAME.fullmatch(noted) and not Path(noted).exists()
     return known or (str(noted) if local else None)
 
@@ -150,7 +150,7 @@ def base_licence(run: "RunView", base: str) -> dict[str, str]:
         given = yaml.safe_load(front[1]) if front else {}
         if isinstance(given, dict) and isinstance(given.get("license"), str):
             return {key: str(given[key]) for key in keys if key in given}
-    if isinstance(said := run.checkpoint.files.json("config.json").get("license"), str):
+    if isinstance(said := run.checkpoint.files.read_json("config.json").get("license"), str):
         return {"license": said}
     text = next(filter(None, (read_base_file(run, file) for file in ("LICENSE", "LICENSE.txt", "LICENSE.md"))), "")
     known = [word for pattern, word in TEXTS.items() if re.search(pattern, text)]

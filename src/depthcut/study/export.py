@@ -50,7 +50,7 @@ def export_model(what: ExportKind, plan: Plan, run: "Run", healed: "Callable[[],
             exported_sharded.write_exported_sharded(model(), plan, folder)
         else:
             exported.write_exported(
-                merge_for_export(run, plan, model), plan, folder, Widths.found(run.folder / "adapter")
+                merge_for_export(run, plan, model), plan, folder, Widths.read_if_present(run.folder / "adapter")
             )
         run.tokenizer.save_pretrained(str(folder))
         if run.experiment.heal.trains:
@@ -109,7 +109,7 @@ def merge_adapters(base: "nn.Module", folder: Path, device: str = "cpu") -> "Pre
 
     adapted = PeftModel.from_pretrained(dequantise_model(base), str(folder), torch_device=device)
     merged = adapted.merge_and_unload()  # pyright: ignore[reportCallIssue]
-    if (widths := Widths.found(folder)) is not None:
+    if (widths := Widths.read_if_present(folder)) is not None:
         slicing.narrow_model(merged, widths)
     assert isinstance(merged, PreTrainedModel)
     return as_plain(merged)

@@ -88,8 +88,12 @@ def record_sizes(run: "Run") -> None:
     x = run.experiment
     assert run.plan is not None
     dense = run.dense.sizes(run.plan.unit)
-    left = dense.without(run.plan.drop) if isinstance(x.replace, NoReplacement) else filled_model_sizes(run, run.plan)
-    stages = {"dense": dense.whole, "pruned": left}
+    left = (
+        dense.totals_without(run.plan.drop)
+        if isinstance(x.replace, NoReplacement)
+        else filled_model_sizes(run, run.plan)
+    )
+    stages = {"dense": dense.total, "pruned": left}
     if x.heal.trains:
         narrower: Any = getattr(x.heal, "sizes", None)  # of a healing that prunes
         stages["healed"] = narrower(run, run.plan) if narrower else left

@@ -69,7 +69,7 @@ def check_document_masking(model: nn.Module) -> None:
     """
     places_BT = torch.tensor([[0, 1, 0, 1]], device=next(model.parameters()).device)
     way = layerwise.start_forward(model, decoder_inputs(model, torch.zeros_like(places_BT), places_BT))
-    for index, (args, kwargs) in enumerate(way.calls):
+    for index, (args, kwargs) in enumerate(way.layer_arguments):
         masks = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and each.shape[-2:] == (4, 4)]
         if len(masks) != 1 or not separates_documents(masks[0]):
             kind = layers.text_config(layers.decoder_stack(model).config).model_type

@@ -117,7 +117,7 @@ class TrainingRecipe:
         """
         if self.packing == "crossed":
             return None
-        described = workspace.dense.checkpoint.files.json("config.json")
+        described = workspace.dense.checkpoint.files.read_json("config.json")
         if carrying := find_stateful_layers(described.get("text_config") or described):
             raise UserError(
                 f"heal.packing=separate: {described.get('model_type')} has layers that carry a state from one document "

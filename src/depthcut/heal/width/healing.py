@@ -50,7 +50,7 @@ def train_pruned(model: nn.Module, plan: Plan, workspace: "Workspace", recipe: W
         fit_model(adapted, recipe, workspace, callbacks=[pruning])  # its share of each step
     store.cached_folder(folder, train, workspace.digest)
     adapters.load_adapters(adapted, folder)
-    pruning.masks.off()
+    pruning.masks.remove()
     widths = Widths.read(folder / WIDTHS_FILE)
     if workspace.dense.quantise == "none":
         slicing.narrow_model(adapted, widths)
@@ -61,7 +61,7 @@ def train_pruned(model: nn.Module, plan: Plan, workspace: "Workspace", recipe: W
 
 def healed_sizes(workspace: "Workspace", plan: Plan) -> dict[surgery_sizes.SizeName, int] | None:
     """What the healed model weighs and costs once it is sliced; None where it is not on file."""
-    widths = Widths.found(workspace.folder / "adapter")
+    widths = Widths.read_if_present(workspace.folder / "adapter")
     if widths is None:
         return None
     model = matched.pruned_skeleton(workspace, plan)

@@ -58,7 +58,7 @@ class Pruning(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == 0:  # a first attempt may have run out of memory
             self.averages = criterion.MovingAverage(self.recipe.smoothing)
-            self.masks.open()
+            self.masks.unmask()
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
@@ -89,7 +89,7 @@ class Pruning(L.Callback):
         """
         if not self.averages.values:
             raise UserError("heal=loraprune: no step had finite gradients; lower heal.lr, or take bfloat16")
-        log.info("width: %s", self.widths().words)
+        log.info("width: %s", self.widths().summary)
         if self.averages.skipped:
             log.warning("width: the gradients of %d steps are no numbers, and were left out", self.averages.skipped)
 

@@ -71,10 +71,10 @@ class HiddenStates:
         source, batches = self.subject.dense.stream(), list(self.subject.texts.calibration().batches(self.batch))
         calls = [inputs.model_inputs(source.model, *batch) for batch in batches]
         tokens = sum(mask_BT.numel() for _, mask_BT in batches)
-        place = source.parking(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens)
+        place = source.offload_device(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens)
         streams = [layerwise.start_forward(source.model, call).h_BTD.to(place) for call in calls]
         states: list[list[Tensor]] = [[] for _ in batches]
-        for index in source.layers(self.name):
+        for index in source.stream_layers(self.name):
             for batch, (call, (_, mask_BT)) in enumerate(zip(calls, batches, strict=True)):
                 way = layerwise.start_forward(source.model, call)
                 seen, h_BTD = self.passed(way, index, streams[batch].to(way.h_BTD.device))

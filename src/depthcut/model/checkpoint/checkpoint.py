@@ -39,44 +39,44 @@ class Checkpoint:
         self.files = files
         self.separator = separator
         files.pin(model_config.FILE, *tokenizer_files.NAMES)
-        quantised.check_config(files.title, self._described)
-        if self._described.get("model_type") == exported.MODEL_TYPE:
+        quantised.check_config(files.title, self._config_dict)
+        if self._config_dict.get("model_type") == exported.MODEL_TYPE:
             mend = "cut the model that it was made from"
             raise UserError(f"{files.title} is no plain model any more: depthcut cut it; {mend}")
-        model_config.check_values(files.title, self._described)
-        if "auto_map" in self._described:
+        model_config.check_values(files.title, self._config_dict)
+        if "auto_map" in self._config_dict:
             _ = self._read_config  # it comes with code: transformers has the model too, or it is refused here
         self._check_headers()
 
     def _check_headers(self) -> None:
         """Compare the headers of the files that are on this machine with the index and the config."""
-        shards = self._shards
-        for home in filter(self.files.here, shards.names):
-            entries = shards.entries(home)
+        tensor_files = self._tensor_files
+        for file in filter(self.files.local_path, tensor_files.names):
+            entries = tensor_files.entries(file)
             quantised.check_entries(self.files.title, entries)
-            promised = (name for name, place in shards.homes.items() if place == home)
-            if missing := next((name for name in promised if name not in entries), None):
-                raise UserError(absent(self.files, missing, home))
-        if shards.listed and self._said_depth:
-            assert self.prefix is not None  # a config that counts more layers than the files hold is refused
+            indexed = (name for name, place in tensor_files.weight_map.items() if place == file)
+            if missing := next((name for name in indexed if name not in entries), None):
+                raise UserError(absent(self.files, missing, file))
+        if tensor_files.listed and self._depth_entry:
+            assert self.layer_prefix is not None  # a config that counts more layers than the files hold is refused
 
     @cached_property
-    def _described(self) -> dict[str, Any]:
-        return self.files.json("config.json")
+    def _config_dict(self) -> dict[str, Any]:
+        return self.files.read_json("config.json")
 
     @cached_property
-    def _shards(self) -> TensorFiles:
+    def _tensor_files(self) -> TensorFiles:
         return TensorFiles(self.files)
 
     @cached_property
     def digest(self) -> str:
         """Name of the model by its content: weights, config and tokenizer, wherever they lie."""
-        config = {key: value for key, value in self._described.items() if key not in AUTHORSHIP_KEYS}
+        config = {key: value for key, value in self._config_dict.items() if key not in AUTHORSHIP_KEYS}
         tokenizer = [name for name in tokenizer_files.NAMES if name in self.files.names]
         return store.content_digest(
             {
                 "format": FORMAT,
-                "weights": sorted(map(self.files.sha256, self._shards.names)),
+                "weights": sorted(map(self.files.sha256, self._tensor_files.names)),
                 "config": model_config.portable_value(config),
                 "tokenizer": {name: self.files.sha256(name) for name in tokenizer},
             }
@@ -85,28 +85,28 @@ class Checkpoint:
     @cached_property
     def depth(self) -> int:
         """Number of layers, L."""
-        if (said := self._said_depth) is not None:
-            return said[1]
+        if (entry := self._depth_entry) is not None:
+            return entry[1]
         from depthcut.model.decoder import layers
 
         return int(layers.text_config(self.config).num_hidden_layers)
 
     @cached_property
-    def _said_depth(self) -> tuple[str, int] | None:
+    def _depth_entry(self) -> tuple[str, int] | None:
         """The key of config.json that counts the layers, and its value; None where the family's default holds."""
-        text = self._described.get("text_config") or self._described
+        text = self._config_dict.get("text_config") or self._config_dict
         return next(((key, text[key]) for key in model_config.DEPTH_KEYS if key in text), None)
 
     @cached_property
     def _read_config(self) -> "PreTrainedConfig":
         """The config as transformers reads it."""
-        return model_config.read_model_config(self.files.title, self.files.folder, self._described)
+        return model_config.read_model_config(self.files.title, self.files.folder, self._config_dict)
 
     @cached_property
     def bare(self) -> "PreTrainedModel":
         """The model on the meta device. Raises as :attr:`config`."""
-        most = 2 * len(self._shards.homes) + 1000 if self._shards.listed else UNLISTED
-        return model_config.build_meta_model(self.files.title, self._read_config, self._described, most)
+        most = 2 * len(self._tensor_files.weight_map) + 1000 if self._tensor_files.listed else UNLISTED
+        return model_config.build_meta_model(self.files.title, self._read_config, self._config_dict, most)
 
     @property
     def config(self) -> "PreTrainedConfig":
@@ -130,19 +130,19 @@ class Checkpoint:
     @property
     def bytes_read(self) -> int:
         """Bytes of all the tensors read so far."""
-        return self._shards.bytes_read
+        return self._tensor_files.bytes_read
 
     @cached_property
-    def prefix(self) -> str:
+    def layer_prefix(self) -> str:
         """The dotted name of the layer list in the files, which may lack the start that it has in the model.
 
         Raises:
             UserError: if no list of layers in the files is as long as the config says.
         """
-        lists = layer_lists(self._shards.homes)
+        lists = layer_lists(self._tensor_files.weight_map)
         fits = [prefix for prefix, length in lists.items() if length >= self.depth]
         if not fits:
-            key = self._said_depth[0] if self._said_depth else "num_hidden_layers"
+            key = self._depth_entry[0] if self._depth_entry else "num_hidden_layers"
             wanted = f"all of the {self.depth} layers that its config has ({model_config.FILE}: {key})"
             there = f"the longest list of layers in them has {max(lists.values(), default=0)}"
             raise UserError(f"{self.files.title}: its files do not hold {wanted}; {there}")
@@ -162,9 +162,12 @@ class Checkpoint:
         """
         from depthcut.model.decoder import layers
 
-        parts = {name: layers.split_tensor_name(name, self.prefix) or (None, "") for name in self._shards.homes}
+        parts = {
+            name: layers.split_tensor_name(name, self.layer_prefix) or (None, "")
+            for name in self._tensor_files.weight_map
+        }
         inside = self.unit_prefix(unit)
-        return self._shards.slices(
+        return self._tensor_files.lazy_tensors(
             [name for name, (at, rest) in parts.items() if at == layer and rest.startswith(inside)]
         )
 
@@ -210,42 +213,44 @@ class Checkpoint:
         from depthcut.model.checkpoint import loading, quantised_cache
         from depthcut.model.decoder import layers, quantisation
 
-        self._check(plan)
+        self._check_plan(plan)
         plan = plan or Plan(self.depth, ())
         config = layers.trimmed_config(self.config, plan.drop) if plan.drop and plan.unit == "layer" else self.config
-        form = quantisation.LoadConfig(quantise, getattr(torch, dtype), device)
-        fill = partial(loading.build_model, self.files.title, plan=plan, form=form)
+        load_config = quantisation.LoadConfig(quantise, getattr(torch, dtype), device)
+        build = partial(loading.build_model, self.files.title, plan=plan, load_config=load_config)
         folder = (
-            cache / quantised_cache.quantised_weights_digest(self.digest, plan, form)
+            cache / quantised_cache.quantised_weights_digest(self.digest, plan, load_config)
             if cache and quantise != "none"
             else None
         )
         with torch.inference_mode(False):  # who asks may only mean to measure, who takes it later may train
-            model = quantised_cache.load_quantised(folder, config, form, fill, lambda: self._renumbered(plan))
+            model = quantised_cache.load_quantised(
+                folder, config, load_config, build, lambda: self._renumbered_tensors(plan)
+            )
         if (generation := loading.read_generation_config(self.files)) is not None:
             model.generation_config = generation
         self.files.check_unchanged()
         return model
 
-    def _check(self, plan: Plan | None) -> None:
+    def _check_plan(self, plan: Plan | None) -> None:
         """Refuse a plan that was made for another model."""
         if plan and plan.depth != self.depth:
             raise UserError(f"the plan is for a model of {plan.depth} layers; {self.files.title} has {self.depth}")
         if plan and plan.model and plan.model != self.digest:
             raise UserError(f"the plan was made for model {plan.model[:8]}; {self.files.title} is {self.digest[:8]}")
 
-    def _renumbered(self, plan: Plan) -> dict[str, LazyTensor]:
+    def _renumbered_tensors(self, plan: Plan) -> dict[str, LazyTensor]:
         """The tensors outside the layer list and what is kept of the layers, under consecutive numbers."""
         from depthcut.model.decoder import layers
 
         new = {old: number for number, old in enumerate(plan.keep)}
-        gone = self.unit_prefix(plan.unit)
+        dropped = self.unit_prefix(plan.unit)
         names: dict[str, str] = {}
-        for name in self._shards.homes:
-            layer, rest = layers.split_tensor_name(name, self.prefix) or (None, "")
+        for name in self._tensor_files.weight_map:
+            layer, rest = layers.split_tensor_name(name, self.layer_prefix) or (None, "")
             if layer is None:
                 names[name] = name
-            elif layer in new and not (layer in plan.drop and rest.startswith(gone)):
-                names[f"{self.prefix}.{new[layer]}.{rest}"] = name
-        slices = self._shards.slices(names.values())
-        return {name: slices[old] for name, old in names.items()}
+            elif layer in new and not (layer in plan.drop and rest.startswith(dropped)):
+                names[f"{self.layer_prefix}.{new[layer]}.{rest}"] = name
+        tensors = self._tensor_files.lazy_tensors(names.values())
+        return {name: tensors[old] for name, old in names.items()}

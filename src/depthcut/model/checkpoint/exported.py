@@ -25,16 +25,16 @@ def write_exported(model: "PreTrainedModel", plan: Plan, folder: Path, widths: "
     from depthcut.model.surgery.width import slicing
     from depthcut.model.surgery.width.widths import WIDTHS_FILE
 
-    fill = gaps.extract_filling(model, plan)
+    filling = gaps.extract_filling(model, plan)
     gaps.remove_filling(model)
     model.save_pretrained(str(folder))
-    if fill is not None:
-        fill.write(folder)
-        gaps.insert_filling(model, fill, plan, LoadConfig("none", model.dtype, model.device.type))
+    if filling is not None:
+        filling.write(folder)
+        gaps.insert_filling(model, filling, plan, LoadConfig("none", model.dtype, model.device.type))
     if widths is not None:
         widths.write(folder / WIDTHS_FILE)
     narrowed = widths is not None and not slicing.config_describes_model(model.config, model)
-    write_depthcut_config(folder, plan, fill is not None, narrowed)
+    write_depthcut_config(folder, plan, filling is not None, narrowed)
 
 
 def write_depthcut_config(folder: Path, plan: Plan, replaced: bool = False, narrowed: bool = False) -> None:
@@ -74,20 +74,31 @@ def load_exported(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str 
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no model: there is no config.json")
     files = ModelFolder(folder, HashCache(folder / ".hashes.json"))
-    described: dict[str, Any] = files.json("config.json")
+    described: dict[str, Any] = files.read_json("config.json")
     config, plan = read_config(files, described)
     whole = Plan(config.get_text_config().num_hidden_layers, ())
-    shards = TensorFiles(files)
-    form = quantisation.LoadConfig("none", getattr(torch, dtype), device)
+    tensor_files = TensorFiles(files)
+    load_config = quantisation.LoadConfig("none", getattr(torch, dtype), device)
     if described.get("narrowed", False):
         model = narrow.build_narrow_model(
-            files.title, config, shards.slices(shards.homes), plan, Widths.read(folder / WIDTHS_FILE), form
+            files.title,
+            config,
+            tensor_files.lazy_tensors(tensor_files.weight_map),
+            plan,
+            Widths.read(folder / WIDTHS_FILE),
+            load_config,
         )
     else:
         replaced = described.get("replaced", False)
-        model = loading.build_model(files.title, config, shards.slices(shards.homes), whole if replaced else plan, form)
+        model = loading.build_model(
+            files.title,
+            config,
+            tensor_files.lazy_tensors(tensor_files.weight_map),
+            whole if replaced else plan,
+            load_config,
+        )
         if replaced:
-            gaps.insert_filling(model, Filling.read(folder), plan, form)
+            gaps.insert_filling(model, Filling.read(folder), plan, load_config)
     if (generation := loading.read_generation_config(files)) is not None:
         model.generation_config = generation
     return model
@@ -107,4 +118,4 @@ def read_config(files: "ModelFiles", described: dict[str, Any]) -> "tuple[PreTra
         whole = Plan(config.get_text_config().num_hidden_layers, ())
         return config, Plan.from_dict(described["plan"]) if "plan" in described else whole
     except (KeyError, TypeError) as error:
-        raise files.damaged("config.json", repr(error)) from None
+        raise files.damaged_error("config.json", repr(error)) from None

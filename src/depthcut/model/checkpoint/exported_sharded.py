@@ -23,21 +23,23 @@ def write_exported_sharded(model: nn.Module, plan: Plan, folder: Path) -> None:
     base: Any = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # pyright: ignore
     stack, stem = layers.layer_list(base), layers.layer_prefix(base)
     assert isinstance(stack, ShardedLayers)
-    homes: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     size = 0
 
-    def keep(number: int, tensors: dict[str, Tensor]) -> int:
+    def write_file(number: int, tensors: dict[str, Tensor]) -> int:
         name = f"model-{number:05}-of-{len(stack) + 1:05}.safetensors"
         save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, folder / name, {"format": "pt"})
-        homes.update(dict.fromkeys(tensors, name))
+        weight_map.update(dict.fromkeys(tensors, name))
         return sum(tensor.nbytes for tensor in tensors.values())
 
     outside = {name: each for name, each in base.state_dict().items() if layers.split_tensor_name(name, stem) is None}
-    size += keep(1, quantised_cache.unique_tensors(outside))
+    size += write_file(1, quantised_cache.unique_tensors(outside))
     for number in range(len(stack)):
-        with stack.whole(number) as layer, torch.no_grad():
-            size += keep(number + 2, {f"{stem}.{number}.{name}": each for name, each in merged_weights(layer).items()})
-    store.write_json(folder / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": homes})
+        with stack.gathered_layer(number) as layer, torch.no_grad():
+            size += write_file(
+                number + 2, {f"{stem}.{number}.{name}": each for name, each in merged_weights(layer).items()}
+            )
+    store.write_json(folder / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": weight_map})
     base.config.architectures = [type(base).__name__]
     base.config.dtype = str(base.dtype).removeprefix("torch.")
     base.config.use_cache = True
@@ -50,15 +52,15 @@ def write_exported_sharded(model: nn.Module, plan: Plan, folder: Path) -> None:
 def merged_weights(layer: nn.Module) -> dict[str, Tensor]:
     """A layer's weights by their usual names, with its adapters in them."""
     adapters = {name: part for name, part in layer.named_modules() if isinstance(part, LoraLayer)}
-    found: dict[str, Tensor] = {}
+    merged: dict[str, Tensor] = {}
     for name, tensor in layer.state_dict().items():
-        home = next((each for each in adapters if name.startswith(f"{each}.")), None)
-        rest = name.removeprefix(f"{home}.")
-        if home is None:
-            found[name] = tensor
+        owner = next((each for each in adapters if name.startswith(f"{each}.")), None)
+        rest = name.removeprefix(f"{owner}.")
+        if owner is None:
+            merged[name] = tensor
         elif rest.startswith("base_layer."):
-            found[f"{home}.{rest.removeprefix('base_layer.')}"] = tensor
+            merged[f"{owner}.{rest.removeprefix('base_layer.')}"] = tensor
     for name, part in adapters.items():
-        weight, delta = found[f"{name}.weight"], part.get_delta_weight(part.active_adapters[0])  # pyright: ignore
-        found[f"{name}.weight"] = (weight + delta).to(weight.dtype)
-    return found
+        weight, delta = merged[f"{name}.weight"], part.get_delta_weight(part.active_adapters[0])  # pyright: ignore
+        merged[f"{name}.weight"] = (weight + delta).to(weight.dtype)
+    return merged

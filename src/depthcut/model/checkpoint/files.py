@@ -23,35 +23,35 @@ log = logging.getLogger("depthcut")
 
 
 class HashCache:
-    """SHA-256 of files, remembered in ``memory`` by path and :func:`store.stat_mark`."""
+    """SHA-256 of files, remembered in ``path`` by path and :func:`store.stat_mark`."""
 
-    def __init__(self, memory: Path) -> None:
-        self.memory = memory
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def __call__(self, path: Path) -> str:
         """Return the SHA-256 of the file's bytes, as 64 hex digits."""
         stat = path.stat()
         key, mark = str(path.resolve()), [*store.stat_mark(stat)]
-        known = self._read().get(key)
+        known = self._load().get(key)
         if isinstance(known, list) and known[:-1] == mark and isinstance(known[-1], str):
             return known[-1]
         if stat.st_size > 1 << 30:
             log.info("reading %s once, for its checksum", path)
         content = store.file_sha256(path)
-        self._note({key: [*mark, content]})
+        self._update({key: [*mark, content]})
         return content
 
-    def note(self, known: dict[Path, str]) -> None:
+    def remember(self, known: dict[Path, str]) -> None:
         """Remember the SHA-256 of files as they are now."""
-        self._note({str(path.resolve()): [*store.stat_mark(path.stat()), known[path]] for path in known})
+        self._update({str(path.resolve()): [*store.stat_mark(path.stat()), known[path]] for path in known})
 
-    def _note(self, known: dict[str, list[int | str]]) -> None:
-        self.memory.parent.mkdir(parents=True, exist_ok=True)
-        with store.lock(self.memory.with_name(f".{self.memory.name}.lock")):
-            store.write_json(self.memory, self._read() | known)
+    def _update(self, known: dict[str, list[int | str]]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with store.lock(self.path.with_name(f".{self.path.name}.lock")):
+            store.write_json(self.path, self._load() | known)
 
-    def _read(self) -> dict[str, Any]:
-        return documents.read_json_if_present(self.memory) or {}
+    def _load(self) -> dict[str, Any]:
+        return documents.read_json_if_present(self.path) or {}
 
 
 def cached_model_folder(folder: Path, make: Callable[[Path], None], hashes: HashCache) -> Path:
@@ -106,11 +106,11 @@ class ModelFiles(ABC):
         """
 
     @abstractmethod
-    def here(self, name: str) -> Path | None:
+    def local_path(self, name: str) -> Path | None:
         """The file, if it is on this machine already."""
 
     @abstractmethod
-    def vouched(self, name: str) -> str | None:
+    def expected_sha256(self, name: str) -> str | None:
         """The SHA-256 that the source says this file has, where it says so."""
 
     @abstractmethod
@@ -125,7 +125,7 @@ class ModelFiles(ABC):
     def pin(self, *names: str) -> None:
         """Remember the state of these files; :meth:`check_unchanged` refuses those that change later."""
         for name in names:
-            if name not in self.pins and (path := self.here(name)):
+            if name not in self.pins and (path := self.local_path(name)):
                 self.pins[name] = Stamp.of(path)
                 if self.pins[name].size <= SMALL:
                     self.contents[name] = store.file_sha256(path)
@@ -139,7 +139,7 @@ class ModelFiles(ABC):
             UserError: if one has changed: what was read before and what is read now are of two models.
         """
         for name in names if names else tuple(self.pins):
-            path, before = self.here(name), self.pins.get(name)
+            path, before = self.local_path(name), self.pins.get(name)
             try:
                 now = Stamp.of(path) if path else None
                 if before is None or now == before:
@@ -166,23 +166,23 @@ class ModelFiles(ABC):
         if name in self.names:
             return
         if name == "config.json" and ADAPTER in self.names:
-            base = self.json(ADAPTER).get("base_model_name_or_path") or "a model that it does not name"
+            base = self.read_json(ADAPTER).get("base_model_name_or_path") or "a model that it does not name"
             mend = "give the base, or merge the adapter into it first"
             raise UserError(f"{self.title} holds no model, only an adapter ({ADAPTER}) of {base}; {mend}")
         raise UserError(f"{self.title} has no {name}: it is no whole model that transformers saved; fetch it again")
 
-    def whole(self, name: str) -> Path:
+    def verified_path(self, name: str) -> Path:
         """The file on this machine, checked against the hash that its source vouches for.
 
         Raises:
             UserError: if it is not what the source says, or cannot be had.
         """
-        path, vouched = self.path(name), self.vouched(name)
+        path, vouched = self.path(name), self.expected_sha256(name)
         if vouched and self.hashes(path) != vouched:
-            raise self.damaged(name, "its bytes are not those that its source vouches for")
+            raise self.damaged_error(name, "its bytes are not those that its source vouches for")
         return path
 
-    def json(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file's content.
 
         Raises:
@@ -192,16 +192,16 @@ class ModelFiles(ABC):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except RecursionError:
-            raise self.damaged(name, "nested too deeply") from None
+            raise self.damaged_error(name, "nested too deeply") from None
         except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
-            raise self.damaged(name, str(error).partition(";")[0][:200]) from None
+            raise self.damaged_error(name, str(error).partition(";")[0][:200]) from None
         if not isinstance(content, dict):
-            raise self.damaged(name, "no JSON object")
+            raise self.damaged_error(name, "no JSON object")
         return content
 
-    def damaged(self, name: str, why: str) -> UserError:
+    def damaged_error(self, name: str, why: str) -> UserError:
         """The error for a file that is not what it should be; it says how to mend that."""
-        place = self.here(name) or name
+        place = self.local_path(name) or name
         return UserError(f"{self.title}: {name} is cut short or damaged ({why}); delete {place} and fetch it again")
 
 
@@ -225,12 +225,12 @@ class ModelFolder(ModelFiles):
         return self._folder / name
 
     @override
-    def here(self, name: str) -> Path | None:
+    def local_path(self, name: str) -> Path | None:
         return self._folder / name if name in self.names else None
 
     @override
-    def vouched(self, name: str) -> str | None:
-        return self.json(store.MANIFEST).get(name) if store.MANIFEST in self.names else None
+    def expected_sha256(self, name: str) -> str | None:
+        return self.read_json(store.MANIFEST).get(name) if store.MANIFEST in self.names else None
 
     @override
     def sha256(self, name: str) -> str:

@@ -35,7 +35,7 @@ def read_header(files: ModelFiles, name: str, path: Path) -> dict[str, TensorEnt
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
             if size > HEADER_LIMIT:
-                raise files.damaged(name, f"its header claims {size} bytes; at most {HEADER_LIMIT} are read")
+                raise files.damaged_error(name, f"its header claims {size} bytes; at most {HEADER_LIMIT} are read")
             with safe_open(path, framework="numpy"):
                 described: dict[str, Any] = json.loads(file.read(size))
             described.pop("__metadata__", None)
@@ -43,7 +43,7 @@ def read_header(files: ModelFiles, name: str, path: Path) -> dict[str, TensorEnt
     except UserError:
         raise
     except (OSError, struct.error, SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise files.damaged(name, str(error)[:200]) from None
+        raise files.damaged_error(name, str(error)[:200]) from None
 
 
 def parse_entry(origin: int, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> TensorEntry:

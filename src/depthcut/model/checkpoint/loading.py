@@ -39,7 +39,7 @@ def build_model(
     config: "PreTrainedConfig",
     tensors: Mapping[str, LazyTensor],
     plan: Plan,
-    form: LoadConfig,
+    load_config: LoadConfig,
 ) -> "PreTrainedModel":
     """Build the model of ``config`` and fill it, in eval mode; messages call it ``title``.
 
@@ -51,24 +51,26 @@ def build_model(
     """
     bare = layers.meta_model(config)
     kind: Any = type(bare)
-    halved = plan.unit != "layer" and plan.drop
-    packed = hasattr(config, "quantization_config")
-    if not packed:
+    drops_sublayers = plan.unit != "layer" and plan.drop
+    is_quantised = hasattr(config, "quantization_config")
+    if not is_quantised:
         check_shapes(title, bare, tensors)
-    order = [] if packed else loading_order(bare, tensors)
+    order = [] if is_quantised else loading_order(bare, tensors)
     with (
         quiet_transformers(),
         counted(tensors) as claimed,
-        prefetch.prefetched_tensors(tensors, order, largest_layer_bytes(tensors), form.device, claimed) as lazy,
+        prefetch.prefetched_tensors(tensors, order, largest_layer_bytes(tensors), load_config.device, claimed) as lazy,
     ):
         try:
-            model, found = (without_sublayers(kind, plan) if halved else kind).from_pretrained(
+            model, report = (without_sublayers(kind, plan) if drops_sublayers else kind).from_pretrained(
                 None,
                 config=config,
                 state_dict=dict(lazy),
-                dtype=form.dtype,
-                quantization_config=None if packed else bitsandbytes_config(form.quantise, form.dtype),
-                device_map={"": str(prefetch.resolve_device(form.device))},
+                dtype=load_config.dtype,
+                quantization_config=None
+                if is_quantised
+                else bitsandbytes_config(load_config.quantise, load_config.dtype),
+                device_map={"": str(prefetch.resolve_device(load_config.device))},
                 ignore_mismatched_sizes=True,  # so that they are reported below rather than in a table
                 output_loading_info=True,
             )
@@ -78,14 +80,14 @@ def build_model(
             raise UserError(
                 f"{title}: its tensors do not fit together as its config wants them; {REFETCH_HINT}"
             ) from None
-    if found["missing_keys"]:
-        raise UserError(f"{title}: its files hold no {min(found['missing_keys'])}; {REFETCH_HINT}")
-    if found["mismatched_keys"]:
-        name, there, wanted = min(found["mismatched_keys"])
+    if report["missing_keys"]:
+        raise UserError(f"{title}: its files hold no {min(report['missing_keys'])}; {REFETCH_HINT}")
+    if report["mismatched_keys"]:
+        name, there, wanted = min(report["mismatched_keys"])
         shapes = f"of shape {list(wanted)}, its files have {list(there)}"
         raise UserError(f"{title}: its config wants {name} {shapes}; {REFETCH_HINT}")
-    if found["unexpected_keys"]:
-        strangers = found["unexpected_keys"]
+    if report["unexpected_keys"]:
+        strangers = report["unexpected_keys"]
         quantised.check_strangers(title, strangers, tensors)
         log.warning("%s: %d tensors have no place in the model, e.g. %s", title, len(strangers), min(strangers))
     model.__class__ = kind
@@ -146,13 +148,13 @@ def without_sublayers(kind: Any, plan: Plan) -> Any:
     """A model class whose models are made without the halves that ``plan`` drops."""
     from depthcut.model.decoder import sublayers
 
-    class Halved(kind):
+    class WithoutSublayers(kind):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             sublayers.remove_sublayers(self, plan)
 
-    Halved.__name__ = kind.__name__
-    return Halved
+    WithoutSublayers.__name__ = kind.__name__
+    return WithoutSublayers
 
 
 def read_generation_config(files: ModelFiles) -> "GenerationConfig | None":
@@ -165,7 +167,7 @@ def read_generation_config(files: ModelFiles) -> "GenerationConfig | None":
 
     if GENERATION not in files.names:
         return None
-    described = files.json(GENERATION)
+    described = files.read_json(GENERATION)
     try:
         return GenerationConfig.from_dict(described)
     except Exception as error:  # whatever a value breaks first

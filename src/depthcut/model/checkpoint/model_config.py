@@ -202,10 +202,10 @@ def explain_config_errors(title: str, described: dict[str, Any]) -> Generator[No
 
 def find_culprit(described: dict[str, Any], error: Exception) -> str:
     """Return the path of the value that an error is about: it names the key, or the value; empty if neither."""
-    said = str(error)
-    if "adding_idx" in said:
-        said += " pad_token_id"
-    found = dict(config_leaves("the model", described))
-    keys = [path for path in found if re.search(rf"(?<!\w){re.escape(path.rpartition('.')[2])}(?!\w)", said)]
-    values = [path for path, value in found.items() if isinstance(value, str) and value and value in said]
+    message = str(error)
+    if "adding_idx" in message:
+        message += " pad_token_id"
+    leaves = dict(config_leaves("the model", described))
+    keys = [path for path in leaves if re.search(rf"(?<!\w){re.escape(path.rpartition('.')[2])}(?!\w)", message)]
+    values = [path for path, value in leaves.items() if isinstance(value, str) and value and value in message]
     return max(keys or values, key=lambda path: len(path.rpartition(".")[2]), default="")

@@ -23,7 +23,7 @@ def build_narrow_model(
     tensors: Mapping[str, LazyTensor],
     plan: Plan,
     widths: Widths,
-    form: LoadConfig,
+    load_config: LoadConfig,
 ) -> "PreTrainedModel":
     """Build the model of ``config`` as narrow as ``widths``, fill it, in eval mode; messages call it ``title``.
 
@@ -41,16 +41,16 @@ def build_narrow_model(
 
     Narrow.__name__ = kind.__name__
     with loading.quiet_transformers():
-        model, found = Narrow.from_pretrained(
+        model, report = Narrow.from_pretrained(
             None,
             config=config,
             state_dict=dict(tensors),
-            dtype=form.dtype,
-            device_map={"": form.device},
+            dtype=load_config.dtype,
+            device_map={"": load_config.device},
             ignore_mismatched_sizes=True,  # so that they are reported below rather than in a table
             output_loading_info=True,
         )
-    if wrong := sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]):
+    if wrong := sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]):
         raise UserError(f"{title}: its files hold no {wrong[0]} of the width that {WIDTHS_FILE} says; {REFETCH_HINT}")
     model.__class__ = kind
     return cast("PreTrainedModel", model).eval()

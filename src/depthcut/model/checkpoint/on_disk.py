@@ -104,8 +104,8 @@ class OnDisk:
         return loaded
 
     def _load_whole(self, plan: Plan | None) -> "nn.Module":
-        how: Any = {"quantise": self.quantise, "dtype": self.dtype, "device": self.device}
-        return self.checkpoint.load(plan, **how, cache=self.weights_cache if plan else None)
+        settings: Any = {"quantise": self.quantise, "dtype": self.dtype, "device": self.device}
+        return self.checkpoint.load(plan, **settings, cache=self.weights_cache if plan else None)
 
     def _load_shard(self, plan: Plan | None) -> "nn.Module":
         """Load this process's shard of what ``plan`` keeps.
@@ -122,8 +122,8 @@ class OnDisk:
             raise UserError("the metric needs the whole dense model on one GPU, and it does not fit")
         gc.collect()  # the layers of an earlier sharded model know their list, which knows them
         devices.check_shards_fit(self.weight_bytes(plan), self.device)
-        form = quantisation.LoadConfig("none", getattr(torch, self.dtype), self.device)
-        return sharded.load_sharded(self.checkpoint, plan, form)
+        load_config = quantisation.LoadConfig("none", getattr(torch, self.dtype), self.device)
+        return sharded.load_sharded(self.checkpoint, plan, load_config)
 
     def whole(self) -> "nn.Module":
         """Return the dense model, loaded once for the metric and the evaluation."""
@@ -158,7 +158,7 @@ class OnDisk:
     def _streaming(self) -> bool:
         if self.policy != "auto" or not self.streamable:
             return self.policy == "always"
-        return not devices.fits_in_free_memory(self.sizes("layer").whole["weight_bytes"], self.device)
+        return not devices.fits_in_free_memory(self.sizes("layer").total["weight_bytes"], self.device)
 
     @property
     def prefixes(self) -> "PrefixCache":
@@ -173,7 +173,7 @@ class OnDisk:
 
     def sizes(self, unit: Unit) -> ModelSize:
         """Return the sizes of the dense model and of its units."""
-        return ModelSize.of(self.config, unit, self.quantise, self.dtype)
+        return ModelSize.from_config(self.config, unit, self.quantise, self.dtype)
 
     def is_sharded(self, plan: Plan | None) -> bool:
         """Return whether what ``plan`` keeps is sharded across processes, as it does not fit on one GPU or has to be.
@@ -187,4 +187,4 @@ class OnDisk:
     def weight_bytes(self, plan: Plan | None) -> int:
         """Return the bytes of what ``plan`` keeps."""
         plan = plan or Plan(self.depth, ())
-        return self.sizes(plan.unit).without(plan.drop)["weight_bytes"]
+        return self.sizes(plan.unit).totals_without(plan.drop)["weight_bytes"]

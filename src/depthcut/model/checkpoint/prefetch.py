@@ -21,8 +21,8 @@ READ_BYTES = 32 << 20  # bytes that a reader takes at a time
 class PendingTensor:
     """A tensor on its way."""
 
-    def __init__(self, one: LazyTensor, bytes_N: Tensor, pieces: list[Future[None]]) -> None:
-        self._one = one
+    def __init__(self, lazy: LazyTensor, bytes_N: Tensor, pieces: list[Future[None]]) -> None:
+        self._lazy = lazy
         self._bytes_N = bytes_N
         self._pieces = pieces
 
@@ -34,7 +34,7 @@ class PendingTensor:
         """
         for piece in self._pieces:
             piece.result()
-        return self._one.shaped(self._bytes_N)
+        return self._lazy.view_bytes(self._bytes_N)
 
 
 class ReaderPool:
@@ -46,38 +46,38 @@ class ReaderPool:
     def __init__(self, device: str) -> None:
         self.device = resolve_device(device)
         self._threads = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="reader")
-        self._own = threading.local()
+        self._per_thread = threading.local()
 
-    def begin(self, one: LazyTensor) -> PendingTensor:
+    def submit(self, lazy: LazyTensor) -> PendingTensor:
         """Begin to read a tensor."""
         with torch.inference_mode(False):  # which holds for a thread: the readers could not write into what it makes
-            bytes_N = torch.empty(one.nbytes, dtype=torch.uint8, device=self.device)
+            bytes_N = torch.empty(lazy.nbytes, dtype=torch.uint8, device=self.device)
         # The memory may have been freed while work that reads it was still queued: copies into it wait for that.
         free: Any = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
-        starts = range(0, one.nbytes, READ_BYTES)
+        starts = range(0, lazy.nbytes, READ_BYTES)
         read = self._threads.submit
         return PendingTensor(
-            one, bytes_N, [read(self._read, one, at, bytes_N[at : at + READ_BYTES], free) for at in starts]
+            lazy, bytes_N, [read(self._read, lazy, at, bytes_N[at : at + READ_BYTES], free) for at in starts]
         )
 
     def close(self) -> None:
         """Read no more."""
         self._threads.shutdown(cancel_futures=True)
 
-    def _read(self, one: LazyTensor, start: int, target_N: Tensor, free: Any) -> None:
+    def _read(self, lazy: LazyTensor, start: int, target_N: Tensor, free: Any) -> None:
         if free is None:
-            one.fill(start, target_N)
+            lazy.read_into(start, target_N)
             return
         with torch.cuda.device(self.device):
-            if not hasattr(self._own, "stream"):
-                self._own.stream = torch.cuda.Stream()
-                self._own.buffer = torch.empty(READ_BYTES, dtype=torch.uint8, pin_memory=True)
-            piece_N = self._own.buffer[: len(target_N)]
-            one.fill(start, piece_N)
-            with torch.cuda.stream(self._own.stream):
-                self._own.stream.wait_event(free)
+            if not hasattr(self._per_thread, "stream"):
+                self._per_thread.stream = torch.cuda.Stream()
+                self._per_thread.buffer = torch.empty(READ_BYTES, dtype=torch.uint8, pin_memory=True)
+            piece_N = self._per_thread.buffer[: len(target_N)]
+            lazy.read_into(start, piece_N)
+            with torch.cuda.stream(self._per_thread.stream):
+                self._per_thread.stream.wait_event(free)
                 target_N.copy_(piece_N, non_blocking=True)
-            self._own.stream.synchronize()
+            self._per_thread.stream.synchronize()
 
 
 class Prefetcher:
@@ -91,54 +91,59 @@ class Prefetcher:
         room: bytes; one tensor may always be on its way.
     """
 
-    def __init__(self, readers: ReaderPool, tensors: Mapping[str, LazyTensor], order: Iterable[str], room: int) -> None:
-        self.lazy = {name: PrefetchedTensor(self, name, one) for name, one in tensors.items()}
-        self.out_of_turn = 0
+    def __init__(
+        self, readers: ReaderPool, tensors: Mapping[str, LazyTensor], order: Iterable[str], limit_bytes: int
+    ) -> None:
+        self.tensors = {name: PrefetchedTensor(self, name, one) for name, one in tensors.items()}
+        self.unexpected_requests = 0
         self._readers = readers
         self._tensors = tensors
-        self._room = room
+        self._limit_bytes = limit_bytes
         self._next = dict.fromkeys(order)
-        self._coming: dict[str, PendingTensor] = {}
-        self._taken = 0
-        self._at_work = 0
+        self._pending: dict[str, PendingTensor] = {}
+        self._reserved_bytes = 0
+        self._in_use_bytes = 0
         self.claimed: Callable[[], object] = lambda: None
         self._lock = threading.Lock()  # a model that is not quantised is filled by several threads
 
-    def claim(self, name: str) -> Tensor:
+    def get(self, name: str) -> Tensor:
         """A tensor; the one before it has been used by now, and its memory is there for those that follow."""
         with self._lock:
-            self._taken -= self._at_work
-            if name not in self._coming:
-                self.out_of_turn += next(iter(self._next), None) != name
-                self._begin(name)
-            arrival = self._coming.pop(name)
-            self._at_work = self._tensors[name].nbytes
-            while self._next and self._taken + self._tensors[first := next(iter(self._next))].nbytes <= self._room:
-                self._begin(first)
+            self._reserved_bytes -= self._in_use_bytes
+            if name not in self._pending:
+                self.unexpected_requests += next(iter(self._next), None) != name
+                self._prefetch(name)
+            pending = self._pending.pop(name)
+            self._in_use_bytes = self._tensors[name].nbytes
+            while (
+                self._next
+                and self._reserved_bytes + self._tensors[first := next(iter(self._next))].nbytes <= self._limit_bytes
+            ):
+                self._prefetch(first)
             self.claimed()
-        return arrival.tensor()
+        return pending.tensor()
 
-    def _begin(self, name: str) -> None:
+    def _prefetch(self, name: str) -> None:
         self._next.pop(name, None)
-        self._taken += self._tensors[name].nbytes
-        self._coming[name] = self._readers.begin(self._tensors[name])
+        self._reserved_bytes += self._tensors[name].nbytes
+        self._pending[name] = self._readers.submit(self._tensors[name])
 
 
 class PrefetchedTensor:
     """What transformers takes in place of a tensor: indexing gives it."""
 
-    def __init__(self, ahead: Prefetcher, name: str, one: LazyTensor) -> None:
-        self._ahead = ahead
+    def __init__(self, prefetcher: Prefetcher, name: str, lazy: LazyTensor) -> None:
+        self._prefetcher = prefetcher
         self._name = name
-        self._one = one
+        self._lazy = lazy
 
     def get_shape(self) -> list[int]:
         """The tensor's shape."""
-        return self._one.get_shape()
+        return self._lazy.get_shape()
 
     def get_dtype(self) -> str:
         """The tensor's type as the file has it, e.g. ``BF16``."""
-        return self._one.get_dtype()
+        return self._lazy.get_dtype()
 
     def __getitem__(self, index: Any) -> Tensor:
         """The tensor, on the device.
@@ -146,7 +151,7 @@ class PrefetchedTensor:
         Raises:
             UserError: if the file has been cut short since it was opened.
         """
-        return self._ahead.claim(self._name)[index]
+        return self._prefetcher.get(self._name)[index]
 
 
 def resolve_device(device: str) -> torch.device:
@@ -158,7 +163,7 @@ def resolve_device(device: str) -> torch.device:
 def prefetched_tensors(
     tensors: Mapping[str, LazyTensor],
     order: Iterable[str],
-    room: int,
+    limit_bytes: int,
     device: str,
     claimed: Callable[[], object] = lambda: None,
 ) -> Generator[Mapping[str, PrefetchedTensor]]:
@@ -168,8 +173,8 @@ def prefetched_tensors(
     """
     readers = ReaderPool(device)
     try:
-        found = Prefetcher(readers, tensors, order, room)
-        found.claimed = claimed
-        yield found.lazy
+        prefetcher = Prefetcher(readers, tensors, order, limit_bytes)
+        prefetcher.claimed = claimed
+        yield prefetcher.tensors
     finally:
         readers.close()

@@ -35,25 +35,25 @@ BuildModel = Callable[["PreTrainedConfig", Mapping[str, LazyTensor]], "PreTraine
 ReadTensors = Callable[[], Mapping[str, LazyTensor]]
 
 
-def quantised_weights_digest(digest: str, plan: Plan, form: LoadConfig) -> str:
+def quantised_weights_digest(digest: str, plan: Plan, load_config: LoadConfig) -> str:
     """Name the weights that ``plan`` leaves of the model ``digest`` by all that they depend on."""
-    how: Any = quantisation.bitsandbytes_config(form.quantise, form.dtype)
+    settings: Any = quantisation.bitsandbytes_config(load_config.quantise, load_config.dtype)
     return store.content_digest(
         {
             "format": FORMAT,
             "model": digest,
             "drop": plan.drop,
             "unit": plan.unit,
-            "quantise": json.loads(how.to_json_string()),
-            "dtype": str(form.dtype),
-            "device": form.device.partition(":")[0],  # a CPU may round otherwise than a GPU
+            "quantise": json.loads(settings.to_json_string()),
+            "dtype": str(load_config.dtype),
+            "device": load_config.device.partition(":")[0],  # a CPU may round otherwise than a GPU
             "versions": [version(package) for package in ("bitsandbytes", "transformers")],
         }
     )
 
 
 def load_quantised(
-    folder: Path | None, config: "PreTrainedConfig", form: LoadConfig, fill: BuildModel, tensors: ReadTensors
+    folder: Path | None, config: "PreTrainedConfig", load_config: LoadConfig, build: BuildModel, read: ReadTensors
 ) -> "PreTrainedModel":
     """Load the model of ``config`` from ``folder``; where it is not there whole, fill it anew and keep it there.
 
@@ -68,35 +68,35 @@ def load_quantised(
         UserError: as ``fill`` and ``tensors`` do.
     """
     if folder is None:
-        return fill(config, tensors())
-    made: list[PreTrainedModel] = []
+        return build(config, read())
+    built: list[PreTrainedModel] = []
     hashes = HashCache(folder.parent / "hashes.json")
 
     def make(new: Path) -> None:
-        made.append(fill(config, tensors()))
-        write_quantised(made[0], new)
+        built.append(build(config, read()))
+        write_quantised(built[0], new)
 
     with ThreadPoolExecutor() as readers, suppress(OSError):  # what cannot be read is made again
         list(readers.map(hashes, folder.glob("*.safetensors")))
     try:
         files.cached_model_folder(folder, make, hashes)
     except OSError as error:
-        if not made:
+        if not built:
             raise
         log.warning("the quantised weights are not kept: %s", error)
-        return made[0]
-    if not made:
+        return built[0]
+    if not built:
         shards = TensorFiles(ModelFolder(folder, hashes))
-        return fill(quantised_config(config, form), shards.slices(shards.homes))
-    hashes.note({folder / name: content for name, content in store.Manifest.read(folder).hashes.items()})
-    return made[0]
+        return build(quantised_config(config, load_config), shards.lazy_tensors(shards.weight_map))
+    hashes.remember({folder / name: content for name, content in store.Manifest.read(folder).hashes.items()})
+    return built[0]
 
 
-def quantised_config(config: "PreTrainedConfig", form: LoadConfig) -> "PreTrainedConfig":
+def quantised_config(config: "PreTrainedConfig", load_config: LoadConfig) -> "PreTrainedConfig":
     """The config of a model whose weights are quantised already."""
     described: Any = copy.deepcopy(config)
-    how: Any = quantisation.bitsandbytes_config(form.quantise, form.dtype)
-    described.quantization_config = how.to_dict()
+    settings: Any = quantisation.bitsandbytes_config(load_config.quantise, load_config.dtype)
+    described.quantization_config = settings.to_dict()
     return described
 
 
@@ -112,7 +112,7 @@ def write_quantised(model: "PreTrainedModel", folder: Path) -> None:
     size, free = sum(tensor.nbytes for tensor in state.values()), shutil.disk_usage(folder).free
     if size + SPARE_BYTES > free:
         raise OSError(f"they take {size / 1e9:.1f} GB, and {folder.parent} has {free / 1e9:.1f} GB left")
-    homes: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     with ThreadPoolExecutor() as hashing:
         for number, names in enumerate(split_shards(state)):
             path = folder / f"model-{number:05}.safetensors"
@@ -120,30 +120,30 @@ def write_quantised(model: "PreTrainedModel", folder: Path) -> None:
             hashing.submit(
                 store.file_sha256, path
             )  # remembered; one after the other they would take longer than all else
-            homes |= dict.fromkeys(names, path.name)
-    store.write_json(folder / INDEX_FILE, {"weight_map": homes})
+            weight_map |= dict.fromkeys(names, path.name)
+    store.write_json(folder / INDEX_FILE, {"weight_map": weight_map})
 
 
 def unique_tensors(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """A model's tensors by name, one that has several names once."""
     seen: set[tuple[int, int]] = set()
-    found: dict[str, Tensor] = {}
+    unique: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        place = tensor.data_ptr(), tensor.nbytes
-        if place not in seen or not tensor.nbytes:
-            found[name] = tensor
-        seen.add(place)
-    return found
+        storage = tensor.data_ptr(), tensor.nbytes
+        if storage not in seen or not tensor.nbytes:
+            unique[name] = tensor
+        seen.add(storage)
+    return unique
 
 
 def split_shards(state: "dict[str, Tensor]") -> list[list[str]]:
     """The names, in their order, a file's at a time."""
-    shares: list[list[str]] = []
+    shards: list[list[str]] = []
     left = 0
     for name, tensor in state.items():
-        if not shares or tensor.nbytes > left:
-            shares.append([])
+        if not shards or tensor.nbytes > left:
+            shards.append([])
             left = SHARD_BYTES
-        shares[-1].append(name)
+        shards[-1].append(name)
         left -= tensor.nbytes
-    return shares
+    return shards

@@ -32,7 +32,7 @@ class HubRepository(ModelFiles):
         self.repo = repo
         self.title = repo
         self.hashes = hashes
-        self.listing, self.unreached = list_repository(repo, revision or "main", cache)
+        self.listing, self.offline_error = list_repository(repo, revision or "main", cache)
         self.names = frozenset(self.listing.files)
 
     @property
@@ -48,11 +48,11 @@ class HubRepository(ModelFiles):
         from huggingface_hub import hf_hub_download
 
         self.require(name)
-        if here := self.here(name):
-            return here
+        if path := self.local_path(name):
+            return path
         try:
-            if self.unreached:  # the client would try again and again
-                raise self.unreached
+            if self.offline_error:  # the client would try again and again
+                raise self.offline_error
             with translate_hub_errors(self.repo, name):
                 return Path(hf_hub_download(self.repo, name, revision=self.listing.commit))
         except HubUnreachableError as why:
@@ -60,19 +60,19 @@ class HubRepository(ModelFiles):
             raise UserError(f"{name} of {self.repo} is not on this machine and {why}; {mend}") from None
 
     @override
-    def here(self, name: str) -> Path | None:
+    def local_path(self, name: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(self.repo, name, revision=self.listing.commit)
         return Path(found) if isinstance(found, str) else None
 
     @override
-    def vouched(self, name: str) -> str | None:
+    def expected_sha256(self, name: str) -> str | None:
         return self.listing.files[name]
 
     @override
     def sha256(self, name: str) -> str:
-        return self.vouched(name) or self.hashes(self.path(name))
+        return self.expected_sha256(name) or self.hashes(self.path(name))
 
 
 @dataclass(frozen=True)
@@ -94,25 +94,25 @@ def list_repository(repo: str, revision: str, cache: Path) -> "tuple[RepositoryL
     """
     from huggingface_hub import constants
 
-    memory = cache / "hub" / f"{store.content_digest([constants.ENDPOINT, repo, revision])}.json"
-    known = read_listing(memory)
+    remembered_file = cache / "hub" / f"{store.content_digest([constants.ENDPOINT, repo, revision])}.json"
+    known = read_listing(remembered_file)
     if known and known.commit == revision:
         return known, None
     try:
-        found = fetch_listing(repo, revision)
+        listing = fetch_listing(repo, revision)
     except HubUnreachableError as why:
-        found = known or cached_listing(repo, revision)
-        if not found:
+        listing = known or cached_listing(repo, revision)
+        if not listing:
             raise UserError(f"{repo} is not on this machine and {why}; connect, or name a local folder") from None
-        return found, why
-    if found != known:
-        store.write_json(memory, {"commit": found.commit, "files": found.files})
-    return found, None
+        return listing, why
+    if listing != known:
+        store.write_json(remembered_file, {"commit": listing.commit, "files": listing.files})
+    return listing, None
 
 
-def read_listing(memory: Path) -> RepositoryListing | None:
+def read_listing(path: Path) -> RepositoryListing | None:
     """What an earlier run wrote down."""
-    content = documents.read_json_if_present(memory) or {}
+    content = documents.read_json_if_present(path) or {}
     commit, files = content.get("commit"), content.get("files")
     return RepositoryListing(commit, files) if isinstance(commit, str) and isinstance(files, dict) else None
 

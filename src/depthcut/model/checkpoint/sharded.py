@@ -46,40 +46,40 @@ class ShardedLayers(nn.ModuleList):
         leading: whether this process runs the model now, and the others wait to be asked for their shares.
     """
 
-    leading = False
+    is_leader = False
 
-    def run(self, number: int, *args: Any, **kwargs: Any) -> Any:
+    def run_layer(self, number: int, *args: Any, **kwargs: Any) -> Any:
         """What layer ``number`` makes of its input; it is whole meanwhile.
 
         Raises:
             UserError: if the other processes are not there to help.
         """
         layer = self[number]
-        with torch.no_grad(), self.whole(number):  # a gradient's graph would hold all layers
+        with torch.no_grad(), self.gathered_layer(number):  # a gradient's graph would hold all layers
             return type(layer).forward(layer, *args, **kwargs)
 
     @contextmanager
-    def whole(self, number: int) -> Generator[nn.Module]:
+    def gathered_layer(self, number: int) -> Generator[nn.Module]:
         """Inside the ``with``, layer ``number`` has all its rows.
 
         Raises:
             UserError: if the other processes are not there to help.
         """
-        if not self.leading:
+        if not self.is_leader:
             raise UserError(
                 "the model is in shares, which the processes put together to heal it and to evaluate it, and for "
                 "nothing else; take heal.strategy=ddp with GPUs that have room for it, or stream=never"
             )
         broadcast_request(number)
         layer = self[number]
-        there = sharded_parameters(layer)
-        for module, name, share in there:
-            module.register_parameter(name, nn.Parameter(gather_shards(share), requires_grad=False))
+        shards = sharded_parameters(layer)
+        for module, name, shard in shards:
+            module.register_parameter(name, nn.Parameter(gather_shards(shard), requires_grad=False))
         try:
             yield layer
         finally:
-            for module, name, share in there:
-                module.register_parameter(name, share)
+            for module, name, shard in shards:
+                module.register_parameter(name, shard)
 
 
 def run_on_first_rank(
@@ -99,16 +99,16 @@ def run_on_first_rank(
         return
     stacks: list[ShardedLayers] = []
 
-    def together() -> nn.Module:
+    def load_everywhere() -> nn.Module:
         broadcast_request(LOAD_REQUEST)
-        found = model()
-        stacks.append(sharded_layers(found))
-        stacks[-1].leading = True
-        return found
+        loaded = model()
+        stacks.append(sharded_layers(loaded))
+        stacks[-1].is_leader = True
+        return loaded
 
-    work(together)
+    work(load_everywhere)
     for stack in stacks:
-        stack.leading = False
+        stack.is_leader = False
     broadcast_request(STOP_REQUEST)
 
 
@@ -119,8 +119,8 @@ def serve_shards(model: Callable[[], nn.Module]) -> None:
         if number == LOAD_REQUEST:
             stack = sharded_layers(model())
         else:
-            for _, _, share in sharded_parameters(stack[number]):
-                gather_shards(share)
+            for _, _, shard in sharded_parameters(stack[number]):
+                gather_shards(shard)
 
 
 def sharded_layers(model: nn.Module) -> ShardedLayers:
@@ -130,7 +130,7 @@ def sharded_layers(model: nn.Module) -> ShardedLayers:
     return stack
 
 
-def load_sharded(checkpoint: "Checkpoint", plan: Plan | None, form: LoadConfig) -> PreTrainedModel:
+def load_sharded(checkpoint: "Checkpoint", plan: Plan | None, load_config: LoadConfig) -> PreTrainedModel:
     """Read this process's share of the layers that ``plan`` keeps, and all that is beside them.
 
     Args:
@@ -144,34 +144,36 @@ def load_sharded(checkpoint: "Checkpoint", plan: Plan | None, form: LoadConfig) 
     Raises:
         UserError: as :class:`depthcut.model.checkpoint.streaming.Scaffold`.
     """
-    ensure_process_group(form.device)
-    frame, readers = Scaffold(checkpoint, plan, form), ReaderPool(form.device)
-    stack = ShardedLayers(frame.bare)
-    model = frame.load(stack)
-    for number in frame.firsts:
+    ensure_process_group(load_config.device)
+    scaffold, readers = Scaffold(checkpoint, plan, load_config), ReaderPool(load_config.device)
+    stack = ShardedLayers(scaffold.meta_layers)
+    model = scaffold.load(stack)
+    for number in scaffold.real_indices:
         shard_layer(stack[number])
-    numbers = [number for number in range(len(stack)) if number not in frame.firsts]
+    numbers = [number for number in range(len(stack)) if number not in scaffold.real_indices]
     try:
-        coming = prefetch_shard(frame, readers, numbers[0]) if numbers else {}
+        pending = prefetch_shard(scaffold, readers, numbers[0]) if numbers else {}
         for number, after in zip(track(numbers, "loading: layers", len(numbers)), [*numbers[1:], None], strict=True):
-            arrived, coming = coming, {} if after is None else prefetch_shard(frame, readers, after)
-            stack[number] = frame.filled(number, partial(place_shard, arrived, form))
+            arrived, pending = pending, {} if after is None else prefetch_shard(scaffold, readers, after)
+            stack[number] = scaffold.materialise_layer(number, partial(place_shard, arrived, load_config))
     finally:
         readers.close()
     for number, layer in enumerate(stack):
-        vars(layer)["forward"] = partial(stack.run, number)
+        vars(layer)["forward"] = partial(stack.run_layer, number)
     return model
 
 
-def prefetch_shard(frame: Scaffold, readers: ReaderPool, number: int) -> dict[str, PendingTensor]:
+def prefetch_shard(scaffold: Scaffold, readers: ReaderPool, number: int) -> dict[str, PendingTensor]:
     """Begin to read this process's rows of a layer."""
-    tensors = frame.tensors(number)
-    return {name: readers.begin(one.rows(*own_rows(one.get_shape()[0]))) for name, one in tensors.items()}
+    tensors = scaffold.tensors(number)
+    return {name: readers.submit(one.rows(*own_rows(one.get_shape()[0]))) for name, one in tensors.items()}
 
 
-def place_shard(arrived: dict[str, PendingTensor], form: LoadConfig, name: str, bare: nn.Parameter) -> nn.Parameter:
+def place_shard(
+    arrived: dict[str, PendingTensor], load_config: LoadConfig, name: str, bare: nn.Parameter
+) -> nn.Parameter:
     """What takes the place of ``bare``: this process's rows of it, which have arrived under this name."""
-    return make_sharded_parameter(arrived.pop(name).tensor().to(form.dtype), bare.shape)
+    return make_sharded_parameter(arrived.pop(name).tensor().to(load_config.dtype), bare.shape)
 
 
 def shard_layer(layer: nn.Module) -> None:
@@ -199,23 +201,23 @@ def make_sharded_parameter(rows: Tensor, shape: torch.Size) -> nn.Parameter:
 
 def sharded_parameters(layer: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
     """The parameters of a layer that are in shares: whose they are, their names there, and they."""
-    every = [(part, name, each) for part in layer.modules() for name, each in part.named_parameters(recurse=False)]
-    return [(part, name, each) for part, name, each in every if isinstance(each, DTensor)]
+    parameters = [(part, name, each) for part in layer.modules() for name, each in part.named_parameters(recurse=False)]
+    return [(part, name, each) for part, name, each in parameters if isinstance(each, DTensor)]
 
 
-def gather_shards(share: Any) -> Tensor:
+def gather_shards(shard: Any) -> Tensor:
     """The whole of which each process holds a share: in the first process; the others send theirs."""
-    rows, shape = share.to_local().detach(), share.shape
+    rows, shape = shard.to_local().detach(), shard.shape
     size = -(-shape[0] // ranks.world_size())
-    mine = rows.contiguous()
+    padded = rows.contiguous()
     if len(rows) < size:
-        mine = rows.new_zeros(size, *shape[1:])
-        mine[: len(rows)] = rows
+        padded = rows.new_zeros(size, *shape[1:])
+        padded[: len(rows)] = rows
     first = not ranks.global_rank()
     whole = rows.new_empty(size * ranks.world_size() if first else 0, *shape[1:])
     # As bytes: not every backend knows every type.
-    into = list(whole.view(-1).view(torch.uint8).chunk(ranks.world_size())) if first else None
-    dist.gather(mine.view(-1).view(torch.uint8), into)
+    outputs = list(whole.view(-1).view(torch.uint8).chunk(ranks.world_size())) if first else None
+    dist.gather(padded.view(-1).view(torch.uint8), outputs)
     return whole[: shape[0]]
 
 
@@ -247,8 +249,8 @@ def ensure_process_group(device: str) -> None:
     """Have the processes meet, as Lightning will: it finds that they have."""
     if dist.is_initialized():
         return
-    here = ranks.cluster_environment()
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = here.main_address, str(here.main_port)
+    environment = ranks.cluster_environment()
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
     backend = "nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, rank=ranks.global_rank(), world_size=ranks.world_size())
     atexit.register(dist.destroy_process_group)

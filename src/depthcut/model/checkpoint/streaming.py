@@ -43,27 +43,31 @@ class Scaffold:
         UserError: if the layers' tensors in the files are not named, or not laid out, as those in the model.
     """
 
-    def __init__(self, checkpoint: "Checkpoint", plan: Plan | None, form: quantisation.LoadConfig) -> None:
+    def __init__(self, checkpoint: "Checkpoint", plan: Plan | None, load_config: quantisation.LoadConfig) -> None:
         self.checkpoint = checkpoint
         self.plan = plan or Plan(checkpoint.depth, ())
-        self.form = form
-        whole = self.plan.unit == "layer" and self.plan.drop
-        self.config = decoder_layers.trimmed_config(checkpoint.config, self.plan.drop) if whole else checkpoint.config
+        self.load_config = load_config
+        drops_layers = self.plan.unit == "layer" and self.plan.drop
+        self.config = (
+            decoder_layers.trimmed_config(checkpoint.config, self.plan.drop) if drops_layers else checkpoint.config
+        )
         model = decoder_layers.meta_model(self.config)
         if self.plan.unit != "layer":
             sublayers.remove_sublayers(model, self.plan)
-        self.bare = list(decoder_layers.layer_list(model))
-        self.firsts = first_layer_per_type(self.config)
+        self.meta_layers = list(decoder_layers.layer_list(model))
+        self.real_indices = first_layer_per_type(self.config)
 
     def load(self, stack: nn.ModuleList) -> PreTrainedModel:
         """Read the frame, put it around ``stack``, whose first layers it replaces, and give the model."""
-        kept = {self.plan.keep[number] for number in self.firsts}
+        kept = {self.plan.keep[number] for number in self.real_indices}
         plan = Plan(self.plan.depth, tuple(old for old in range(self.plan.depth) if old not in kept))
-        dtype: Any = str(self.form.dtype).removeprefix("torch.")
-        model = self.checkpoint.load(plan, quantise=self.form.quantise, dtype=dtype, device=self.form.device)
-        for number, layer in zip(self.firsts, decoder_layers.layer_list(model), strict=True):
+        dtype: Any = str(self.load_config.dtype).removeprefix("torch.")
+        model = self.checkpoint.load(
+            plan, quantise=self.load_config.quantise, dtype=dtype, device=self.load_config.device
+        )
+        for number, layer in zip(self.real_indices, decoder_layers.layer_list(model), strict=True):
             stack[number] = layer
-        self.first = stack[self.firsts[0]]
+        self.first = stack[self.real_indices[0]]
         decoder_layers.install_layers(model, stack, self.config)
         if self.plan.unit != "layer":
             sublayers.remove_sublayers(model, self.plan)
@@ -72,19 +76,19 @@ class Scaffold:
     def tensors(self, number: int) -> dict[str, LazyTensor]:
         """A layer's tensors by their names in the layer, unread."""
         old = self.plan.keep[number]
-        prefix = f"{self.checkpoint.prefix}.{old}."
-        there = {name.removeprefix(prefix): one for name, one in self.checkpoint.tensors(old).items()}
-        wanted = dict(self.bare[number].named_parameters()).keys()
-        if missing := sorted(wanted - there.keys()):
+        prefix = f"{self.checkpoint.layer_prefix}.{old}."
+        available = {name.removeprefix(prefix): one for name, one in self.checkpoint.tensors(old).items()}
+        wanted = dict(self.meta_layers[number].named_parameters()).keys()
+        if missing := sorted(wanted - available.keys()):
             title = self.checkpoint.files.title
             raise UserError(f"{title} cannot be streamed: its files do not hold layer {old}'s {missing[0]} as such")
-        return {name: there[name] for name in sorted(wanted)}
+        return {name: available[name] for name in sorted(wanted)}
 
-    def filled(self, number: int, put: Callable[[str, nn.Parameter], nn.Parameter]) -> nn.Module:
+    def materialise_layer(self, number: int, put: Callable[[str, nn.Parameter], nn.Parameter]) -> nn.Module:
         """A copy of a bare layer, whose parameters ``put`` gives by their names and by those on the meta device."""
-        layer = copy.deepcopy(self.bare[number])
-        if self.form.quantise != "none":
-            quantisation.insert_quantised_linears(layer, self.form.quantise, self.form.dtype)
+        layer = copy.deepcopy(self.meta_layers[number])
+        if self.load_config.quantise != "none":
+            quantisation.insert_quantised_linears(layer, self.load_config.quantise, self.load_config.dtype)
         for name, bare in list(layer.named_parameters()):
             owner, _, leaf = name.rpartition(".")
             layer.get_submodule(owner).register_parameter(leaf, put(name, bare))
@@ -96,10 +100,10 @@ class Scaffold:
 
     def first_buffer(self, name: str, like: Tensor) -> Tensor:
         """A buffer that no file holds, from the first layer, where it is the same."""
-        found: Any = dict(self.first.named_buffers()).get(name)
-        if found is None or found.shape != like.shape or found.device == META_DEVICE:
+        shared: Any = dict(self.first.named_buffers()).get(name)
+        if shared is None or shared.shape != like.shape or shared.device == META_DEVICE:
             raise UserError(f"{self.checkpoint.files.title} cannot be streamed: no file holds its layers' {name}")
-        return found
+        return shared
 
 
 class LayerStream:
@@ -113,33 +117,35 @@ class LayerStream:
         UserError: as :class:`Scaffold`.
     """
 
-    def __init__(self, checkpoint: "Checkpoint", form: quantisation.LoadConfig) -> None:
-        self.form = form
-        self.readers = ReaderPool(form.device)
-        self.coming: dict[int, dict[str, PendingTensor]] = {}
-        self.frame = Scaffold(checkpoint, None, self.form)
-        self.bare, firsts = self.frame.bare, self.frame.firsts
-        self.fetch(next((index for index in range(len(self.bare)) if index not in firsts), len(self.bare)))
-        self.stack = nn.ModuleList(self.bare)
-        self.model = self.frame.load(self.stack)
+    def __init__(self, checkpoint: "Checkpoint", load_config: quantisation.LoadConfig) -> None:
+        self.load_config = load_config
+        self.readers = ReaderPool(load_config.device)
+        self.pending: dict[int, dict[str, PendingTensor]] = {}
+        self.scaffold = Scaffold(checkpoint, None, self.load_config)
+        self.meta_layers, firsts = self.scaffold.meta_layers, self.scaffold.real_indices
+        self.prefetch_layer(
+            next((index for index in range(len(self.meta_layers)) if index not in firsts), len(self.meta_layers))
+        )
+        self.stack = nn.ModuleList(self.meta_layers)
+        self.model = self.scaffold.load(self.stack)
 
-    def layers(self, name: str) -> Iterator[int]:
+    def stream_layers(self, name: str) -> Iterator[int]:
         """Bring in each layer in turn and give its number; it is gone when the next one is asked for."""
         started, read = time.monotonic(), 0
         with Meter(f"{name}: layers", len(self.stack)) as meter:
             for number in range(len(self.stack)):
-                if self.stack[number] is self.bare[number]:
-                    self.fetch(number)
-                arrived = {rest: one.tensor() for rest, one in self.coming.pop(number, {}).items()}
+                if self.stack[number] is self.meta_layers[number]:
+                    self.prefetch_layer(number)
+                arrived = {rest: one.tensor() for rest, one in self.pending.pop(number, {}).items()}
                 read += sum(tensor.nbytes for tensor in arrived.values())
-                if number + 1 < len(self.stack) and self.stack[number + 1] is self.bare[number + 1]:
-                    self.fetch(number + 1)
-                self.fill(number, arrived)
+                if number + 1 < len(self.stack) and self.stack[number + 1] is self.meta_layers[number + 1]:
+                    self.prefetch_layer(number + 1)
+                self.load_layer(number, arrived)
                 yield number
-                self.empty(number)
+                self.free_layer(number)
                 meter.step(f"{read / 1e9 / (time.monotonic() - started):.2f} GB/s")
 
-    def parking(self, h_BTD: Tensor, tokens: int, streams: int = 1) -> torch.device:
+    def offload_device(self, h_BTD: Tensor, tokens: int, streams: int = 1) -> torch.device:
         """Where streams like ``h_BTD``, of so many tokens, wait for the next layer: on the device if there is room.
 
         Half of what is free is left to two layers and to what a layer computes.
@@ -147,30 +153,32 @@ class LayerStream:
         wanted = tokens * streams * h_BTD.shape[-1] * h_BTD.element_size()
         return h_BTD.device if 2 * wanted < devices.free_memory(h_BTD.device.type) else torch.device("cpu")
 
-    def fetch(self, number: int) -> None:
+    def prefetch_layer(self, number: int) -> None:
         """Begin to read a layer, if that has not begun."""
-        if number < len(self.bare) and number not in self.coming:
-            tensors = self.frame.tensors(number)
-            self.coming[number] = {rest: self.readers.begin(one) for rest, one in tensors.items()}
+        if number < len(self.meta_layers) and number not in self.pending:
+            tensors = self.scaffold.tensors(number)
+            self.pending[number] = {rest: self.readers.submit(one) for rest, one in tensors.items()}
 
-    def fill(self, number: int, tensors: dict[str, Tensor]) -> None:
+    def load_layer(self, number: int, tensors: dict[str, Tensor]) -> None:
         """Put the tensors into their layer, on the device, quantised where the first layer is."""
         if not tensors:
             return
 
         def put(name: str, bare: nn.Parameter) -> nn.Parameter:
-            return quantisation.materialise_parameter(bare, tensors.pop(name), self.form.dtype, self.form.device)
+            return quantisation.materialise_parameter(
+                bare, tensors.pop(name), self.load_config.dtype, self.load_config.device
+            )
 
-        self.stack[number] = self.frame.filled(number, put)
+        self.stack[number] = self.scaffold.materialise_layer(number, put)
 
-    def empty(self, number: int) -> None:
+    def free_layer(self, number: int) -> None:
         """Give a layer's memory back, once the device has done with it."""
         if self.readers.device.type == "cuda":
             torch.cuda.synchronize()
-        self.stack[number] = self.bare[number]
+        self.stack[number] = self.meta_layers[number]
 
 
 def first_layer_per_type(config: PreTrainedConfig) -> list[int]:
     """The first layer, and in a model whose layers attend in several ways the first of each: the frame knows them."""
-    kinds: list[str] = getattr(decoder_layers.text_config(config), "layer_types", None) or ["all alike"]
-    return sorted(kinds.index(kind) for kind in set(kinds))
+    types: list[str] = getattr(decoder_layers.text_config(config), "layer_types", None) or ["all alike"]
+    return sorted(types.index(kind) for kind in set(types))

@@ -76,10 +76,10 @@ class LazyTensor:
         import torch
 
         bytes_N = torch.empty(self.nbytes, dtype=torch.uint8)
-        self.fill(0, bytes_N)
-        return self.shaped(bytes_N)[index]
+        self.read_into(0, bytes_N)
+        return self.view_bytes(bytes_N)[index]
 
-    def fill(self, start: int, buffer_N: "torch.Tensor") -> None:
+    def read_into(self, start: int, buffer_N: "torch.Tensor") -> None:
         """Read as many of the tensor's bytes as ``buffer_N`` (uint8, on the host) has, from ``start`` on.
 
         Raises:
@@ -90,10 +90,10 @@ class LazyTensor:
             file.seek(self._entry.start + start)
             rest = buffer_N.numpy().data
             while rest:
-                got = file.readinto(rest)
-                if not got:
+                count = file.readinto(rest)
+                if not count:
                     raise UserError(f"{self._path} has been cut short while it was read")
-                rest = rest[got:]
+                rest = rest[count:]
         self._check()
 
     def rows(self, start: int, stop: int) -> "LazyTensor":
@@ -102,10 +102,10 @@ class LazyTensor:
         size = self.nbytes // max(count, 1)
         self._count(self.nbytes)
         shape = (stop - start, *inner)
-        some = replace(self._entry, shape=shape, start=self._entry.start + start * size, nbytes=shape[0] * size)
-        return LazyTensor(self._path, some, lambda _: None, self._check)
+        entry = replace(self._entry, shape=shape, start=self._entry.start + start * size, nbytes=shape[0] * size)
+        return LazyTensor(self._path, entry, lambda _: None, self._check)
 
-    def shaped(self, bytes_N: "torch.Tensor") -> "torch.Tensor":
+    def view_bytes(self, bytes_N: "torch.Tensor") -> "torch.Tensor":
         """The tensor that these bytes are."""
         import torch
 
@@ -123,11 +123,11 @@ class TensorFiles:
         self.files = files
         self.bytes_read = 0
         self._headers: dict[str, dict[str, TensorEntry]] = {}
-        self._whole: dict[str, Path] = {}
+        self._verified: dict[str, Path] = {}
         self._lock = threading.Lock()  # several threads read
 
     @cached_property
-    def homes(self) -> dict[str, str]:
+    def weight_map(self) -> dict[str, str]:
         """For each tensor the name of its file, as the index says, or the only file's header.
 
         Raises:
@@ -141,7 +141,7 @@ class TensorFiles:
     def names(self) -> tuple[str, ...]:
         """The files that hold the model. Raises as :attr:`homes`."""
         if INDEX_FILE in self.files.names:
-            return tuple(sorted(set(self.homes.values())))
+            return tuple(sorted(set(self.weight_map.values())))
         if SINGLE_FILE not in self.files.names:
             raise UserError(missing_weights_message(self.files))
         return (SINGLE_FILE,)
@@ -149,41 +149,41 @@ class TensorFiles:
     @property
     def listed(self) -> bool:
         """Whether the tensors' names are known without fetching a file of weights."""
-        return INDEX_FILE in self.files.names or self.files.here(SINGLE_FILE) is not None
+        return INDEX_FILE in self.files.names or self.files.local_path(SINGLE_FILE) is not None
 
-    def entries(self, home: str) -> dict[str, TensorEntry]:
+    def entries(self, file: str) -> dict[str, TensorEntry]:
         """The header of a file, which must be on this machine or is fetched.
 
         Raises:
             UserError: if it cannot be had or is damaged.
         """
-        if home not in self._headers:
-            path = self.files.path(home)
-            self.files.pin(home)
-            self._headers[home] = read_header(self.files, home, path)
-        return self._headers[home]
+        if file not in self._headers:
+            path = self.files.path(file)
+            self.files.pin(file)
+            self._headers[file] = read_header(self.files, file, path)
+        return self._headers[file]
 
-    def slices(self, names: Collection[str]) -> dict[str, LazyTensor]:
+    def lazy_tensors(self, names: Collection[str]) -> dict[str, LazyTensor]:
         """These tensors, unread; the files that hold them are fetched and checked now.
 
         Raises:
             UserError: if one of the files cannot be had or is damaged.
         """
-        return {name: self._slice(name) for name in names}
+        return {name: self._lazy_tensor(name) for name in names}
 
-    def _slice(self, name: str) -> LazyTensor:
-        home = self.homes[name]
-        if home not in self._whole:
-            self._whole[home] = self.files.whole(home)
-        entries = self.entries(home)
+    def _lazy_tensor(self, name: str) -> LazyTensor:
+        file = self.weight_map[name]
+        if file not in self._verified:
+            self._verified[file] = self.files.verified_path(file)
+        entries = self.entries(file)
         if name not in entries:
-            raise UserError(absent(self.files, name, home))
+            raise UserError(absent(self.files, name, file))
         if entries[name].dtype not in TORCH_DTYPES:
             raise UserError(
                 f"{self.files.title}: {name} is of type {entries[name].dtype}; read are {', '.join(TORCH_DTYPES)}"
             )
-        check = partial(self.files.check_unchanged, home)
-        return LazyTensor(self._whole[home], entries[name], self._count, check)
+        check = partial(self.files.check_unchanged, file)
+        return LazyTensor(self._verified[file], entries[name], self._count, check)
 
     def _count(self, size: int) -> None:
         with self._lock:
@@ -196,12 +196,12 @@ def indexed(files: ModelFiles) -> dict[str, str]:
     Raises:
         UserError: if the index is damaged, or names a file that is no plain name or not there.
     """
-    places = files.json(INDEX_FILE).get("weight_map")
+    places = files.read_json(INDEX_FILE).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise files.damaged(INDEX_FILE, "no weight_map")
+        raise files.damaged_error(INDEX_FILE, "no weight_map")
     for name in sorted(set(map(str, places.values()))):
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise files.damaged(INDEX_FILE, f"{name!r} is no plain name of a safetensors file")
+            raise files.damaged_error(INDEX_FILE, f"{name!r} is no plain name of a safetensors file")
         files.require(name)
     return places
 
@@ -215,10 +215,10 @@ def layer_lists(names: Iterable[str]) -> dict[str, int]:
     return {prefix: next(i for i in count() if i not in found) for prefix, found in numbers.items()}
 
 
-def absent(files: ModelFiles, name: str, home: str) -> str:
+def absent(files: ModelFiles, name: str, file: str) -> str:
     """The message for a tensor that the index names and its file does not hold."""
     mend = "the index and its files are of two versions: fetch them together, or take the line out of the index"
-    return f"{files.title}: {INDEX_FILE} names {name} in {home}, which does not hold it; {mend}"
+    return f"{files.title}: {INDEX_FILE} names {name} in {file}, which does not hold it; {mend}"
 
 
 def missing_weights_message(files: ModelFiles) -> str:

@@ -30,15 +30,15 @@ def read_tokenizer(files: ModelFiles, config: "PreTrainedConfig") -> "PreTrained
     from transformers import AutoTokenizer
 
     folder = files.folder
-    there = [name for name in NAMES if name in files.names]
-    files.check_unchanged(*there)
+    available = [name for name in NAMES if name in files.names]
+    files.check_unchanged(*available)
     try:
-        found = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
     except BaseException as error:  # its reader, in Rust, raises plain Exception, and a panic is not even that
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
             raise
         why = " ".join(str(error).split())[:200]
-        given = f"there is {', '.join(there) or 'no file of one'}"
+        given = f"there is {', '.join(available) or 'no file of one'}"
         raise UserError(f"{files.title} has no tokenizer that transformers can read ({why}); {given}") from None
-    files.check_unchanged(*there)
-    return found
+    files.check_unchanged(*available)
+    return tokenizer

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def attach_adapters(model: "nn.Module", found: Mapping[str, tuple[Path, Plan]]) -> "PeftModel":
+def attach_adapters(model: "nn.Module", adapters: Mapping[str, tuple[Path, Plan]]) -> "PeftModel":
     """Put trained adapters on the dense ``model``, in place, switched off.
 
     Args:
@@ -31,7 +31,7 @@ def attach_adapters(model: "nn.Module", found: Mapping[str, tuple[Path, Plan]]) 
     from depthcut.model.decoder import layers
 
     adapted: PeftModelForCausalLM | None = None
-    for name, (folder, plan) in found.items():
+    for name, (folder, plan) in adapters.items():
         config = LoraConfig.from_pretrained(str(folder))
         assert isinstance(config, LoraConfig) and isinstance(config.layers_to_transform, list)
         config.layers_to_transform = [plan.keep[index] for index in config.layers_to_transform]
@@ -43,10 +43,10 @@ def attach_adapters(model: "nn.Module", found: Mapping[str, tuple[Path, Plan]]) 
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
         dense = {renumber_key(key, stem, plan): tensor for key, tensor in tensors.items()}
         own = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
-        gone = {
+        dropped = {
             key for key in own if (layers.split_tensor_name(key, stem) or (-1,))[0] in plan.drop
         }  # of sublayers that were cut
-        require_same_weights(folder, dense.keys(), own.keys() - (gone - dense.keys()))
+        require_same_weights(folder, dense.keys(), own.keys() - (dropped - dense.keys()))
         assert not set_peft_model_state_dict(adapted, dense, adapter_name=name).unexpected_keys
     assert adapted is not None
     for layer in layers.layer_list(adapted):

@@ -22,11 +22,11 @@ class LayerSource(Protocol):
     @property
     def stack(self) -> "nn.ModuleList": ...
 
-    def layers(self, name: str) -> Iterator[int]:
+    def stream_layers(self, name: str) -> Iterator[int]:
         """Bring in each layer in turn and yield its number."""
         ...
 
-    def parking(self, h_BTD: "Tensor", tokens: int, streams: int = 1) -> "torch.device":
+    def offload_device(self, h_BTD: "Tensor", tokens: int, streams: int = 1) -> "torch.device":
         """Return where hidden states like ``h_BTD``, of so many tokens, wait for the next layer."""
         ...
 

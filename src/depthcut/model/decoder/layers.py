@@ -60,16 +60,16 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def layer_list(model: nn.Module) -> nn.ModuleList:
     """The decoder's layer list; also in a model that adapters wrap. Raises as :func:`layer_prefix`."""
-    found = model.get_submodule(layer_prefix(model))
-    assert isinstance(found, nn.ModuleList)
-    return found
+    stack = model.get_submodule(layer_prefix(model))
+    assert isinstance(stack, nn.ModuleList)
+    return stack
 
 
 def decoder_stack(model: nn.Module) -> PreTrainedModel:
     """The stack without the head: embeddings, layers, final norm. Raises as :func:`layer_prefix`."""
-    found = _enclosing_model(model, layer_prefix(model))
-    assert found is not None
-    return found
+    decoder = _enclosing_model(model, layer_prefix(model))
+    assert decoder is not None
+    return decoder
 
 
 def layer_prefix(model: nn.Module) -> str:
@@ -161,18 +161,18 @@ class _BypassedLayers(nn.ModuleList):
 
     def __init__(self, stack: nn.ModuleList, keep: Iterable[int]) -> None:
         super().__init__()
-        self.kept = [stack[i] for i in keep]
+        self.visible = [stack[i] for i in keep]
         for name, layer in stack.named_children():
             self.add_module(name, layer)
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.visible)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return iter(self.kept)
+        return iter(self.visible)
 
     def __getitem__(self, idx: Any) -> Any:
-        return self.kept[idx]
+        return self.visible[idx]
 
 
 def install_layers(model: nn.Module, stack: nn.ModuleList, config: PreTrainedConfig) -> None:
@@ -208,16 +208,16 @@ def rearranged_config(config: PreTrainedConfig, order: Sequence[int], done: str,
         UserError: as :func:`text_config`, or if a model built from the copy would have other layers than those (a
             pattern counted from layer 0, layers that read each other's cache).
     """
-    old, odd = text_config(config), ""
+    old, mismatch = text_config(config), ""
     for changes in rearrange_lists(old, old.num_hidden_layers, order):
         new = copy.deepcopy(config)
         text = text_config(new)
         for key, value in changes.items():
             setattr(text, key, value)
-        odd = _config_mismatch(config, new, order)
-        if not odd:
+        mismatch = _config_mismatch(config, new, order)
+        if not mismatch:
             return new
-    raise UserError(f"{config.model_type}: no config tells what stays if {done} ({odd}); {mend}")
+    raise UserError(f"{config.model_type}: no config tells what stays if {done} ({mismatch}); {mend}")
 
 
 def _config_mismatch(config: PreTrainedConfig, new: PreTrainedConfig, keep: Iterable[int]) -> str:

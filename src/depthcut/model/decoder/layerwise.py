@@ -40,23 +40,23 @@ class LayerwiseForward:
     model: nn.Module
     stack: nn.ModuleList
     inputs: dict[str, Any]
-    tupled: bool
+    returns_tuple: bool
     h_BTD: Tensor = field(init=False)
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list[Any])
+    layer_arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list[Any])
 
     def step(self, index: int, h_BTD: Tensor, without: Unit | None = None) -> Tensor:
         """The stream behind layer ``index``; or without that layer's attention or MLP."""
         layer = self.stack[index]
-        args, kwargs = self.calls[index]
+        args, kwargs = self.layer_arguments[index]
         with sublayers.bypass_sublayer(layer, without):
             output = layer(h_BTD, *args, **kwargs)
-        self.tupled = isinstance(output, tuple)
+        self.returns_tuple = isinstance(output, tuple)
         return output[0] if isinstance(output, tuple) else output
 
     def logits(self, h_BTD: Tensor) -> Tensor:
         """What the final norm and the head make of the stream behind the last layer, B x T x V."""
-        given = (h_BTD, None) if self.tupled else h_BTD
-        with stub_layers(self.stack, lambda _: lambda *_, **__: given):
+        output = (h_BTD, None) if self.returns_tuple else h_BTD
+        with stub_layers(self.stack, lambda _: lambda *_, **__: output):
             return self.model(**self.inputs).logits
 
 
@@ -67,48 +67,48 @@ def start_forward(model: nn.Module, inputs: dict[str, Any]) -> LayerwiseForward:
         UserError: if the model does something between its layers, so that they cannot be run one by one.
     """
     name = type(model).__name__
-    found = tried(model, inputs, tupled=False) or tried(model, inputs, tupled=True)
+    found = tried(model, inputs, returns_tuple=False) or tried(model, inputs, returns_tuple=True)
     if found is None:
         raise UserError(f"{name}: its layers pass on more than hidden states, so they cannot be scored; {MEND}")
-    way, last_BTD = found
-    if last_BTD is not way.h_BTD or last_BTD.ndim != 3:
+    forward, last_BTD = found
+    if last_BTD is not forward.h_BTD or last_BTD.ndim != 3:
         raise UserError(f"{name} computes between its layers, so they cannot be scored one by one; {MEND}")
-    return way
+    return forward
 
 
-def tried(model: nn.Module, inputs: dict[str, Any], tupled: bool) -> tuple[LayerwiseForward, Tensor] | None:
+def tried(model: nn.Module, inputs: dict[str, Any], returns_tuple: bool) -> tuple[LayerwiseForward, Tensor] | None:
     """Return what :func:`dry_run` does; None if the model takes its layers' output in another form."""
     try:
-        way, last_BTD = dry_run(model, inputs, tupled)
+        forward, last_BTD = dry_run(model, inputs, returns_tuple)
     except UserError:
         raise
     except ValueError:  # the model unpacks a tuple of another length
         return None
-    if last_BTD.ndim == way.h_BTD.ndim - 1:  # what was taken for a tuple is its first sequence
+    if last_BTD.ndim == forward.h_BTD.ndim - 1:  # what was taken for a tuple is its first sequence
         return None
-    return way, last_BTD
+    return forward, last_BTD
 
 
-def dry_run(model: nn.Module, inputs: dict[str, Any], tupled: bool) -> tuple[LayerwiseForward, Tensor]:
+def dry_run(model: nn.Module, inputs: dict[str, Any], returns_tuple: bool) -> tuple[LayerwiseForward, Tensor]:
     """Enter with layers that hand on what they get; also give what came to the last one, or the first that differs."""
     stack = layers.layer_list(model)
-    way = LayerwiseForward(model, stack, inputs, tupled)
+    forward = LayerwiseForward(model, stack, inputs, returns_tuple)
     streams: list[Tensor] = []
 
     def stub(index: int) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def record_input(*args: Any, **kwargs: Any) -> Any:
             streams.append(args[0] if args else kwargs.pop("hidden_states"))
-            way.calls.append((args[1:], kwargs))
+            forward.layer_arguments.append((args[1:], kwargs))
             if index == len(stack) - 1 or streams[-1] is not streams[0]:
                 raise DryRunDone
-            return (streams[0], None) if tupled else streams[0]
+            return (streams[0], None) if returns_tuple else streams[0]
 
-        return forward
+        return record_input
 
     with stub_layers(stack, stub), suppress(DryRunDone):
         layers.decoder_stack(model)(**inputs)
-    way.h_BTD = streams[0]
-    return way, streams[-1]
+    forward.h_BTD = streams[0]
+    return forward, streams[-1]
 
 
 @contextmanager

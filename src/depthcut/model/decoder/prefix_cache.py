@@ -20,28 +20,28 @@ class PrefixCache:
         metric: the name of the metric whose text the streams are of.
     """
 
-    limit: int | None = None
-    held: int = 0
-    kept: dict[tuple[tuple[int, int], int, Subnetwork], Tensor] = field(default_factory=dict[Any, Tensor])
-    passes: int = 0
+    max_bytes: int | None = None
+    bytes_held: int = 0
+    streams: dict[tuple[tuple[int, int], int, Subnetwork], Tensor] = field(default_factory=dict[Any, Tensor])
+    layer_passes: int = 0
     metric: str = ""
 
-    def only(self, ends: Iterable[Subnetwork], depth_L: int, metric: str) -> None:
+    def retain(self, ends: Iterable[Subnetwork], depth_L: int, metric: str) -> None:
         """Let go of what none of ``ends`` begins with, and of what another metric left."""
         starts = ends if metric == self.metric else ()
         useful = {(edge, cut.before(edge)) for cut in starts for edge in range(depth_L)}
         self.metric = metric
-        self.kept = {key: h_BTD for key, h_BTD in self.kept.items() if key[1:] in useful}
-        self.held = sum(h_BTD.nbytes for h_BTD in self.kept.values())
+        self.streams = {key: h_BTD for key, h_BTD in self.streams.items() if key[1:] in useful}
+        self.bytes_held = sum(h_BTD.nbytes for h_BTD in self.streams.values())
 
-    def of(self, span: tuple[int, int]) -> dict[tuple[int, Subnetwork], Tensor]:
+    def lookup(self, span: tuple[int, int]) -> dict[tuple[int, Subnetwork], Tensor]:
         """What is kept of these sequences, by edge and beginning."""
-        return {key[1:]: h_BTD for key, h_BTD in self.kept.items() if key[0] == span}
+        return {key[1:]: h_BTD for key, h_BTD in self.streams.items() if key[0] == span}
 
-    def keep(self, span: tuple[int, int], edge: int, cut: Subnetwork, h_BTD: Tensor) -> None:
+    def store(self, span: tuple[int, int], edge: int, cut: Subnetwork, h_BTD: Tensor) -> None:
         """Keep the stream of these sequences at ``edge`` behind the beginning ``cut``, if it fits."""
-        if self.limit is None:
-            self.limit = devices.free_memory(h_BTD.device.type) // 4
-        if self.held + h_BTD.nbytes <= self.limit:
-            self.kept[span, edge, cut] = h_BTD
-            self.held += h_BTD.nbytes
+        if self.max_bytes is None:
+            self.max_bytes = devices.free_memory(h_BTD.device.type) // 4
+        if self.bytes_held + h_BTD.nbytes <= self.max_bytes:
+            self.streams[span, edge, cut] = h_BTD
+            self.bytes_held += h_BTD.nbytes

@@ -44,7 +44,7 @@ class SequenceBatch:
         return self.first, self.first + len(self.ids_BT)
 
     @classmethod
-    def of(cls, text: "Tokens", size: int) -> "Iterator[SequenceBatch]":
+    def from_tokens(cls, text: "Tokens", size: int) -> "Iterator[SequenceBatch]":
         """All of a text, ``size`` sequences at a time; each token but the first, or the context, is a target."""
         for place, (ids_BT, mask_BT) in enumerate(text.batches(size)):
             targets_BT = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, inputs.NO_TARGET)
@@ -70,13 +70,13 @@ class Measurement:
 
     name: str
     measure: TokenMeasure
-    dense: bool
+    needs_dense: bool
     batches: Sequence[SequenceBatch]
-    value: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    aggregate: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def measure_subnetworks(
-    dense: "Dense", drops: Sequence[tuple[int, ...]], unit: Unit, reading: Measurement
+    dense: "Dense", drops: Sequence[tuple[int, ...]], unit: Unit, measurement: Measurement
 ) -> tuple[Tensor, Tensor]:
     """Measure the model without each of ``drops``.
 
@@ -90,15 +90,15 @@ def measure_subnetworks(
         For each sub-network and sequence the sum of the measure over its tokens (float64 K x N), and the number of
         these tokens (N), both on the host.
     """
-    asked = subnetworks.subnetworks_without(drops, unit)
-    ends = [*asked, FULL] if reading.dense and FULL not in asked else asked
-    ask = _layer_by_layer if dense.streaming else _batch_by_batch
+    requested = subnetworks.subnetworks_without(drops, unit)
+    ends = [*requested, FULL] if measurement.needs_dense and FULL not in requested else requested
+    run = _layer_by_layer if dense.streaming else _batch_by_batch
     values: list[Tensor] = []
     counts: list[Tensor] = []
     with torch.inference_mode():
-        for way, found, rows in ask(dense, ends, reading.name, reading.batches):
-            values.append(sequence_sums(way, found, asked, reading, rows.targets_BT))
-            counts.append((rows.targets_BT != inputs.NO_TARGET).sum(1))
+        for forward, streams, batch in run(dense, ends, measurement.name, measurement.batches):
+            values.append(sequence_sums(forward, streams, requested, measurement, batch.targets_BT))
+            counts.append((batch.targets_BT != inputs.NO_TARGET).sum(1))
     return torch.cat(values, dim=1), torch.cat(counts)
 
 
@@ -110,21 +110,21 @@ def _batch_by_batch(
     dense: "Dense", ends: list[Subnetwork], name: str, batches: Sequence[SequenceBatch]
 ) -> FinalStreams:
     """Each batch through all layers before the next one comes."""
-    model, held = dense.whole(), dense.prefixes
-    held.only(ends, dense.depth, name)
-    for rows in track(batches, name, len(batches)):
-        way = layerwise.start_forward(model, inputs.model_inputs(model, rows.ids_BT, rows.mask_BT))
-        ready = held.of(rows.span)
-        wanted = required_prefixes(ends, len(way.stack), ready)
-        found = {FULL: way.h_BTD}
+    model, cache = dense.whole(), dense.prefixes
+    cache.retain(ends, dense.depth, name)
+    for batch in track(batches, name, len(batches)):
+        forward = layerwise.start_forward(model, inputs.model_inputs(model, batch.ids_BT, batch.mask_BT))
+        cached = cache.lookup(batch.span)
+        wanted = required_prefixes(ends, len(forward.stack), cached)
+        streams = {FULL: forward.h_BTD}
         for edge, here in enumerate(wanted[1:], 1):
-            new = [cut for cut in here if (edge, cut) not in ready]
-            before, found = found, {cut: ready[edge, cut] for cut in here if (edge, cut) in ready}
+            new = [cut for cut in here if (edge, cut) not in cached]
+            before, streams = streams, {cut: cached[edge, cut] for cut in here if (edge, cut) in cached}
             for cut in new:
-                found[cut] = step_subnetwork(way, edge - 1, cut, before)
-                held.passes += found[cut] is not before[cut.before(edge - 1)]
-                held.keep(rows.span, edge, cut, found[cut])
-        yield way, found, rows
+                streams[cut] = step_subnetwork(forward, edge - 1, cut, before)
+                cache.layer_passes += streams[cut] is not before[cut.before(edge - 1)]
+                cache.store(batch.span, edge, cut, streams[cut])
+        yield forward, streams, batch
 
 
 def run_subnetworks(
@@ -135,11 +135,11 @@ def run_subnetworks(
     Returns:
         The walk, and the stream behind the last layer of each sub-network.
     """
-    way = layerwise.start_forward(model, given)
-    found = {FULL: way.h_BTD}
-    for index, wanted in enumerate(required_prefixes(ends, len(way.stack), ())[1:]):
-        found = {cut: step_subnetwork(way, index, cut, found) for cut in wanted}
-    return way, found
+    forward = layerwise.start_forward(model, given)
+    streams = {FULL: forward.h_BTD}
+    for index, wanted in enumerate(required_prefixes(ends, len(forward.stack), ())[1:]):
+        streams = {cut: step_subnetwork(forward, index, cut, streams) for cut in wanted}
+    return forward, streams
 
 
 def _layer_by_layer(
@@ -150,23 +150,25 @@ def _layer_by_layer(
     wanted = required_prefixes(ends, len(source.stack), ())
     calls = [inputs.model_inputs(source.model, rows.ids_BT, rows.mask_BT) for rows in batches]
     tokens = sum(rows.ids_BT.numel() for rows in batches)
-    place = source.parking(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens, max(map(len, wanted)))
-    found = [{FULL: layerwise.start_forward(source.model, call).h_BTD.to(place)} for call in calls]
-    tupled = False
-    for index in source.layers(name):
-        for batch, call in enumerate(calls):
-            way = layerwise.start_forward(source.model, call)
-            before = {cut: h_BTD.to(way.h_BTD.device) for cut, h_BTD in found[batch].items()}
-            found[batch] = {cut: step_subnetwork(way, index, cut, before).to(place) for cut in wanted[index + 1]}
-            tupled = way.tupled
-    for rows, call, streams in zip(batches, calls, found, strict=True):
-        way = layerwise.start_forward(source.model, call)
-        way.tupled = tupled
-        yield way, {cut: h_BTD.to(way.h_BTD.device) for cut, h_BTD in streams.items()}, rows
+    device = source.offload_device(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens, max(map(len, wanted)))
+    streams = [{FULL: layerwise.start_forward(source.model, call).h_BTD.to(device)} for call in calls]
+    returns_tuple = False
+    for index in source.stream_layers(name):
+        for number, call in enumerate(calls):
+            forward = layerwise.start_forward(source.model, call)
+            before = {cut: h_BTD.to(forward.h_BTD.device) for cut, h_BTD in streams[number].items()}
+            streams[number] = {
+                cut: step_subnetwork(forward, index, cut, before).to(device) for cut in wanted[index + 1]
+            }
+            returns_tuple = forward.returns_tuple
+    for rows, call, final in zip(batches, calls, streams, strict=True):
+        forward = layerwise.start_forward(source.model, call)
+        forward.returns_tuple = returns_tuple
+        yield forward, {cut: h_BTD.to(forward.h_BTD.device) for cut, h_BTD in final.items()}, rows
 
 
 def required_prefixes(
-    ends: Iterable[Subnetwork], depth_L: int, ready: Collection[tuple[int, Subnetwork]]
+    ends: Iterable[Subnetwork], depth_L: int, cached: Collection[tuple[int, Subnetwork]]
 ) -> list[list[Subnetwork]]:
     """For each edge, which beginnings must be there so that each of ``ends`` is there at the last.
 
@@ -179,34 +181,34 @@ def required_prefixes(
     wanted[-1] = dict.fromkeys(ends)
     for edge in range(depth_L, 0, -1):
         for cut in wanted[edge]:
-            if (edge, cut) not in ready:
+            if (edge, cut) not in cached:
                 wanted[edge - 1][cut.before(edge - 1)] = None
     return [list(each) for each in wanted]
 
 
 def step_subnetwork(
-    way: layerwise.LayerwiseForward, index: int, cut: Subnetwork, before: dict[Subnetwork, Tensor]
+    forward: layerwise.LayerwiseForward, index: int, cut: Subnetwork, before: dict[Subnetwork, Tensor]
 ) -> Tensor:
     """The stream behind layer ``index`` of the beginning ``cut``, out of the streams in front of it."""
-    h_BTD, gone = before[cut.before(index)], cut.drop[-1:] == (index,)
-    if gone and cut.unit == "layer":
+    h_BTD, dropped = before[cut.before(index)], cut.drop[-1:] == (index,)
+    if dropped and cut.unit == "layer":
         return h_BTD
-    with adapters.active_adapter(way.stack[index], cut.adapter):
-        return way.step(index, h_BTD, cut.unit if gone else None)
+    with adapters.active_adapter(forward.stack[index], cut.adapter):
+        return forward.step(index, h_BTD, cut.unit if dropped else None)
 
 
 def sequence_sums(
-    way: layerwise.LayerwiseForward,
+    forward: layerwise.LayerwiseForward,
     ends: dict[Subnetwork, Tensor],
-    asked: Iterable[Subnetwork],
-    reading: Measurement,
+    requested: Iterable[Subnetwork],
+    measurement: Measurement,
     targets_BT: Tensor,
 ) -> Tensor:
     """For each of ``asked`` the sums of the measure over the tokens of each sequence: float64 K x B, on the host."""
-    targets_BT = targets_BT.to(way.h_BTD.device)
-    dense_BTV = way.logits(ends[FULL])[:, :-1].float() if reading.dense else None
-    logits = (way.logits(ends[cut])[:, :-1].float() for cut in asked)
-    return torch.stack([reading.measure(each, dense_BTV, targets_BT).double().sum(1) for each in logits]).cpu()
+    targets_BT = targets_BT.to(forward.h_BTD.device)
+    dense_BTV = forward.logits(ends[FULL])[:, :-1].float() if measurement.needs_dense else None
+    logits = (forward.logits(ends[cut])[:, :-1].float() for cut in requested)
+    return torch.stack([measurement.measure(each, dense_BTV, targets_BT).double().sum(1) for each in logits]).cpu()
 
 
 def loss_measure(logits_BTV: Tensor, dense_BTV: Tensor | None, targets_BT: Tensor) -> Tensor:

@@ -36,14 +36,14 @@ class Bridge(nn.Module):
 
     def forward(self, h_BTD: Tensor) -> Tensor:
         """The stream behind the gap."""
-        there, h = dict(self.named_parameters()), h_BTD
-        if "matrix" in there:
-            h = h + h_BTD @ there["matrix"]
-        if "left" in there:
-            h = h + (h_BTD @ there["left"]) @ there["right"]
-        if "scale" in there:
-            h = h + h_BTD * there["scale"]
-        return h + there["bias"] if "bias" in there else h
+        parts, h = dict(self.named_parameters()), h_BTD
+        if "matrix" in parts:
+            h = h + h_BTD @ parts["matrix"]
+        if "left" in parts:
+            h = h + (h_BTD @ parts["left"]) @ parts["right"]
+        if "scale" in parts:
+            h = h + h_BTD * parts["scale"]
+        return h + parts["bias"] if "bias" in parts else h
 
 
 class BridgedLayer(nn.Module):
@@ -57,9 +57,9 @@ class BridgedLayer(nn.Module):
             else:
                 kwargs["hidden_states"] = before(kwargs["hidden_states"])
         output = super().forward(*args, **kwargs)  # pyright: ignore
-        if (behind := getattr(self, BRIDGE_BEHIND, None)) is None:
+        if (after := getattr(self, BRIDGE_BEHIND, None)) is None:
             return output
-        return (behind(output[0]), *output[1:]) if isinstance(output, tuple) else behind(output)
+        return (after(output[0]), *output[1:]) if isinstance(output, tuple) else after(output)
 
 
 @cache
@@ -73,25 +73,27 @@ def bridge_position(plan: Plan, start: int) -> tuple[int, str]:
     return (plan.keep.index(start - 1), BRIDGE_BEHIND) if start else (0, BRIDGE_BEFORE)
 
 
-def insert_bridges(model: nn.Module, fill: Filling, plan: Plan, form: LoadConfig) -> None:
+def insert_bridges(model: nn.Module, filling: Filling, plan: Plan, load_config: LoadConfig) -> None:
     """Put a bridge over each gap."""
-    for start, parts in fill.by_layer().items():
+    for start, parts in filling.by_layer().items():
         number, side = bridge_position(plan, start)
         layer = layers.layer_list(model)[number]
         if not isinstance(layer, BridgedLayer):
             layer.__class__ = bridged_class(type(layer))
-        layer.add_module(side, Bridge({name: part.to(form.device, form.dtype) for name, part in parts.items()}))
+        layer.add_module(
+            side, Bridge({name: part.to(load_config.device, load_config.dtype) for name, part in parts.items()})
+        )
 
 
 def extract_bridges(model: nn.Module, plan: Plan) -> Filling | None:
     """The bridges of ``model``; None if it has none."""
-    found: dict[int, dict[str, Tensor]] = {}
+    bridges: dict[int, dict[str, Tensor]] = {}
     for start, _ in gap_spans(plan):
         number, side = bridge_position(plan, start)
         bridge = getattr(layers.layer_list(model)[number], side, None)
         if isinstance(bridge, Bridge):
-            found[start] = bridge.state_dict()
-    return Filling("bridges", flatten_tensors(found)) if found else None
+            bridges[start] = bridge.state_dict()
+    return Filling("bridges", flatten_tensors(bridges)) if bridges else None
 
 
 def remove_bridges(model: nn.Module) -> None:

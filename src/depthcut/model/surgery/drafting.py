@@ -31,19 +31,19 @@ def draft_model(model: "nn.Module", tokens: int = 5) -> "PreTrainedModel":
 
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(whole, PreTrainedModel)
-    gone = shared.shared_layer_bases(whole)
-    if not gone:
+    shared_layers = shared.shared_layer_bases(whole)
+    if not shared_layers:
         raise UserError(
             "no layer of this model is shared, so there is none to draft without; take one of replace=shared"
         )
-    drafts = copy.deepcopy(whole, deepcopy_memo(whole))
-    layers.cut_layers(drafts, gone)
-    settings = drafts.generation_config
+    draft = copy.deepcopy(whole, deepcopy_memo(whole))
+    layers.cut_layers(draft, shared_layers)
+    settings = draft.generation_config
     assert settings is not None
     settings.num_assistant_tokens = tokens
     settings.num_assistant_tokens_schedule = "constant"
     settings.assistant_confidence_threshold = 0.0  # else it stops where it is in doubt
-    return drafts
+    return draft
 
 
 def deepcopy_memo(model: "nn.Module") -> "dict[int, object]":

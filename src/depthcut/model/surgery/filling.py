@@ -30,7 +30,7 @@ class Filling:
 
     kind: FillingKind
     tensors: dict[str, Tensor]
-    more: dict[str, Any] = field(default_factory=dict[str, Any])
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def by_layer(self) -> dict[int, dict[str, Tensor]]:
         """The tensors of each layer, or gap, by their names in it."""
@@ -45,7 +45,7 @@ class Filling:
         save_file(
             {name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}, folder / TENSORS_FILE
         )
-        store.write_json(folder / DESCRIPTION_FILE, {"format": FORMAT, "kind": self.kind, "more": self.more})
+        store.write_json(folder / DESCRIPTION_FILE, {"format": FORMAT, "kind": self.kind, "more": self.options})
 
     @classmethod
     def read(cls, folder: Path) -> "Filling":

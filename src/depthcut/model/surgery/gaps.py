@@ -10,7 +10,7 @@ from depthcut.model.surgery import bridges, inserted, shared
 from depthcut.model.surgery.filling import Filling
 
 
-def insert_filling(model: nn.Module, fill: Filling, plan: Plan, form: LoadConfig) -> nn.Module:
+def insert_filling(model: nn.Module, filling: Filling, plan: Plan, load_config: LoadConfig) -> nn.Module:
     """Put ``fill`` into ``model``, which ``plan`` has cut, in place.
 
     Args:
@@ -19,14 +19,14 @@ def insert_filling(model: nn.Module, fill: Filling, plan: Plan, form: LoadConfig
         plan: says where the gaps are.
         form: how the model lies in memory; plain layers are quantised as it says.
     """
-    if fill.kind == "weights":
-        inserted.replace_weights(model, fill, plan, form)
-    elif fill.kind == "layers":
-        inserted.insert_layers(model, fill, plan, form)
-    elif fill.kind == "bridges":
-        bridges.insert_bridges(model, fill, plan, form)
+    if filling.kind == "weights":
+        inserted.replace_weights(model, filling, plan, load_config)
+    elif filling.kind == "layers":
+        inserted.insert_layers(model, filling, plan, load_config)
+    elif filling.kind == "bridges":
+        bridges.insert_bridges(model, filling, plan, load_config)
     else:
-        shared.insert_shared_layers(model, fill, form)
+        shared.insert_shared_layers(model, filling, load_config)
     return model
 
 

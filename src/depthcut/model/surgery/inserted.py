@@ -17,7 +17,7 @@ from depthcut.model.surgery.filling import Filling
 LOAD_KEYS = ("dtype", "_attn_implementation_internal")
 
 
-def build_layer(empty: nn.Module, tensors: dict[str, Tensor], form: LoadConfig, like: nn.Module) -> nn.Module:
+def build_layer(empty: nn.Module, tensors: dict[str, Tensor], load_config: LoadConfig, like: nn.Module) -> nn.Module:
     """A layer of ``tensors``, in eval mode and frozen.
 
     Args:
@@ -27,9 +27,9 @@ def build_layer(empty: nn.Module, tensors: dict[str, Tensor], form: LoadConfig, 
         like: a layer of the same model, for buffers that no file holds.
     """
     layer = copy.deepcopy(empty)
-    if form.quantise != "none":
-        quantisation.insert_quantised_linears(layer, form.quantise, form.dtype)
-    assign_parameters(layer, layer, tensors, form)
+    if load_config.quantise != "none":
+        quantisation.insert_quantised_linears(layer, load_config.quantise, load_config.dtype)
+    assign_parameters(layer, layer, tensors, load_config)
     buffers = dict(like.named_buffers())
     for name, buffer in layer.named_buffers():
         if buffer.is_meta:
@@ -38,31 +38,33 @@ def build_layer(empty: nn.Module, tensors: dict[str, Tensor], form: LoadConfig, 
     return layer.eval()
 
 
-def assign_parameters(layer: nn.Module, empty: nn.Module, tensors: dict[str, Tensor], form: LoadConfig) -> None:
+def assign_parameters(layer: nn.Module, empty: nn.Module, tensors: dict[str, Tensor], load_config: LoadConfig) -> None:
     """Give ``layer`` these parameters; ``empty``, on the meta device, tells which of them are quantised."""
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
-        fresh = quantisation.materialise_parameter(empty.get_parameter(name), tensor, form.dtype, form.device)
+        fresh = quantisation.materialise_parameter(
+            empty.get_parameter(name), tensor, load_config.dtype, load_config.device
+        )
         layer.get_submodule(owner).register_parameter(leaf, fresh)
 
 
-def replace_weights(model: nn.Module, fill: Filling, plan: Plan, form: LoadConfig) -> None:
+def replace_weights(model: nn.Module, filling: Filling, plan: Plan, load_config: LoadConfig) -> None:
     """Give kept layers the weights of ``fill``."""
     stack = decoder_layers.layer_list(model)
-    empty = decoder_layers.layer_list(decoder_layers.meta_model(filling_config(fill)))
-    for number, tensors in fill.by_layer().items():
-        if form.quantise != "none":
-            quantisation.insert_quantised_linears(empty[number], form.quantise, form.dtype)
-        assign_parameters(stack[plan.keep.index(number)], empty[number], tensors, form)
+    empty = decoder_layers.layer_list(decoder_layers.meta_model(filling_config(filling)))
+    for number, tensors in filling.by_layer().items():
+        if load_config.quantise != "none":
+            quantisation.insert_quantised_linears(empty[number], load_config.quantise, load_config.dtype)
+        assign_parameters(stack[plan.keep.index(number)], empty[number], tensors, load_config)
 
 
-def insert_layers(model: nn.Module, fill: Filling, plan: Plan, form: LoadConfig) -> None:
+def insert_layers(model: nn.Module, filling: Filling, plan: Plan, load_config: LoadConfig) -> None:
     """Put the layers of ``fill`` in their places; the others and the config follow."""
-    whole = decoder_layers.meta_model(filling_config(fill))
+    whole = decoder_layers.meta_model(filling_config(filling))
     layers = dict(zip(plan.keep, decoder_layers.layer_list(model), strict=True))
     like = layers[plan.keep[0]]
-    for number, tensors in fill.by_layer().items():
-        layers[number] = build_layer(decoder_layers.layer_list(whole)[number], tensors, form, like)
+    for number, tensors in filling.by_layer().items():
+        layers[number] = build_layer(decoder_layers.layer_list(whole)[number], tensors, load_config, like)
     gone = [number for number in plan.drop if number not in layers]
     stack = nn.ModuleList(layers[number] for number in sorted(layers))
     install_layers_like(model, stack, decoder_layers.meta_model(decoder_layers.trimmed_config(whole.config, gone)))
@@ -73,23 +75,23 @@ def install_layers_like(model: nn.Module, stack: nn.ModuleList, like: PreTrained
 
     A model that was built without, say, layers with a sliding window knows no positions and no mask for them.
     """
-    mine, other = (decoder_layers.text_config(each.config) for each in (as_pretrained(model), like))
-    kinds = [set(getattr(each, "layer_types", None) or ()) for each in (mine, other)]
-    loaded = {key: vars(mine)[key] for key in LOAD_KEYS if key in vars(mine)}
+    text, other = (decoder_layers.text_config(each.config) for each in (as_pretrained(model), like))
+    kinds = [set(getattr(each, "layer_types", None) or ()) for each in (text, other)]
+    loaded = {key: vars(text)[key] for key in LOAD_KEYS if key in vars(text)}
     decoder_layers.install_layers(model, stack, like.config)
-    vars(mine).update(loaded)
+    vars(text).update(loaded)
     if kinds[1] <= kinds[0]:
         return
-    frame = decoder_layers.decoder_stack(model)
+    decoder = decoder_layers.decoder_stack(model)
     plain = {
         key: value
         for key, value in vars(decoder_layers.decoder_stack(like)).items()
         if isinstance(value, bool | int | float | str)
     }
-    vars(frame).update({key: value for key, value in plain.items() if key != "training"})
-    for name, part in list(frame.named_children()):
+    vars(decoder).update({key: value for key, value in plain.items() if key != "training"})
+    for name, part in list(decoder.named_children()):
         if list(part.buffers()) and not list(part.parameters()):  # positions, computed from the config
-            setattr(frame, name, cast("Any", type(part))(mine, next(part.buffers()).device))
+            setattr(decoder, name, cast("Any", type(part))(text, next(part.buffers()).device))
 
 
 def as_pretrained(model: nn.Module) -> PreTrainedModel:
@@ -103,10 +105,10 @@ def dense_config_entry(config: PreTrainedConfig) -> dict[str, Any]:
     return {"dense": json.loads(config.to_json_string(use_diff=False))}
 
 
-def filling_config(fill: Filling) -> PreTrainedConfig:
+def filling_config(filling: Filling) -> PreTrainedConfig:
     """The config of the model with all its layers, as the fill holds it."""
-    found = dict(fill.more["dense"])
-    return AutoConfig.for_model(found.pop("model_type"), **found)
+    entry = dict(filling.options["dense"])
+    return AutoConfig.for_model(entry.pop("model_type"), **entry)
 
 
 def gap_spans(plan: Plan) -> list[tuple[int, int]]:

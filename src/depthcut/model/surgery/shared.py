@@ -62,9 +62,9 @@ class BorrowedLinear(nn.Module):
         own: ``own_delta.left`` and ``.right``; ``own_bias``: what the bias differs by; ``own_norm.gain``.
     """
 
-    def __init__(self, home: nn.Module, name: str, own: dict[str, Tensor]) -> None:
+    def __init__(self, base: nn.Module, name: str, own: dict[str, Tensor]) -> None:
         super().__init__()
-        self.home = (home,)  # in a tuple, so that it is no part of this one
+        self.base = (base,)  # in a tuple, so that it is no part of this one
         self.name = name
         self.own_delta = LowRankDelta(own["own_delta.left"], own["own_delta.right"])
         self.own_bias = nn.Parameter(own["own_bias"], requires_grad=False) if "own_bias" in own else None
@@ -72,48 +72,52 @@ class BorrowedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The base's output, moved."""
-        h = self.home[0].get_submodule(self.name)(x) + self.own_delta(x)
+        h = self.base[0].get_submodule(self.name)(x) + self.own_delta(x)
         if self.own_bias is not None:
             h = h + self.own_bias
         return h if self.own_norm is None else self.own_norm(h)
 
 
-def insert_shared_layers(model: nn.Module, fill: Filling, form: LoadConfig) -> None:
+def insert_shared_layers(model: nn.Module, filling: Filling, load_config: LoadConfig) -> None:
     """Put the shared layers in their places: the model has all its layers again."""
-    whole = decoder_layers.meta_model(filling_config(fill))
-    bases: dict[str, int] = fill.more["bases"]
-    parts, empty = fill.by_layer(), decoder_layers.layer_list(whole)
+    whole = decoder_layers.meta_model(filling_config(filling))
+    bases: dict[str, int] = filling.options["bases"]
+    parts, empty = filling.by_layer(), decoder_layers.layer_list(whole)
     keep = [number for number in range(len(empty)) if number not in parts]
     layers = dict(zip(keep, decoder_layers.layer_list(model), strict=True))
     for number, tensors in parts.items():
-        layers[number] = build_shared_layer(empty[number], layers[bases[str(number)]], tensors, form)
+        layers[number] = build_shared_layer(empty[number], layers[bases[str(number)]], tensors, load_config)
     install_layers_like(model, nn.ModuleList(layers[number] for number in range(len(empty))), whole)
 
 
-def build_shared_layer(empty: nn.Module, home: nn.Module, tensors: dict[str, Tensor], form: LoadConfig) -> nn.Module:
+def build_shared_layer(
+    empty: nn.Module, base: nn.Module, tensors: dict[str, Tensor], load_config: LoadConfig
+) -> nn.Module:
     """A shared layer: ``empty``, from the meta device, with what ``tensors`` hold, and the rest of ``home``'s."""
     layer = copy.deepcopy(empty)
     for name in [name for name, part in layer.named_modules() if isinstance(part, nn.Linear)]:
         own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.own_")}
-        types = {key: form.dtype if key == "own_bias" else torch.float32 for key in own}
-        on_device = {key: tensor.to(form.device, types[key]) for key, tensor in own.items()}
-        layer.set_submodule(name, BorrowedLinear(home, name, on_device))
-    buffers = dict(home.named_buffers())
+        types = {key: load_config.dtype if key == "own_bias" else torch.float32 for key in own}
+        on_device = {key: tensor.to(load_config.device, types[key]) for key, tensor in own.items()}
+        layer.set_submodule(name, BorrowedLinear(base, name, on_device))
+    buffers = dict(base.named_buffers())
     for name, old in [*layer.named_parameters(), *layer.named_buffers()]:
         owner, _, leaf = name.rpartition(".")
         module = layer.get_submodule(owner)
         if old.is_meta and isinstance(old, nn.Parameter):
-            module.register_parameter(leaf, own_or_shared_parameter(name, home, tensors, form))
+            module.register_parameter(leaf, own_or_shared_parameter(name, base, tensors, load_config))
         elif old.is_meta:
             module.register_buffer(leaf, buffers[name], persistent=False)
     return layer.eval()
 
 
-def own_or_shared_parameter(name: str, home: nn.Module, tensors: dict[str, Tensor], form: LoadConfig) -> nn.Parameter:
+def own_or_shared_parameter(
+    name: str, base: nn.Module, tensors: dict[str, Tensor], load_config: LoadConfig
+) -> nn.Parameter:
     """What a shared layer has as ``name``: a tensor of its own, or else that of ``home``, and no copy of it."""
     if name not in tensors:
-        return home.get_parameter(name)
-    return nn.Parameter(tensors[name].to(form.device, form.dtype), requires_grad=False)
+        return base.get_parameter(name)
+    return nn.Parameter(tensors[name].to(load_config.device, load_config.dtype), requires_grad=False)
 
 
 def shared_layer_bases(model: nn.Module) -> dict[int, nn.Module]:
@@ -121,7 +125,7 @@ def shared_layer_bases(model: nn.Module) -> dict[int, nn.Module]:
     found: dict[int, nn.Module] = {}
     for number, layer in enumerate(decoder_layers.layer_list(model)):
         if borrowed := [part for part in layer.modules() if isinstance(part, BorrowedLinear)]:
-            found[number] = borrowed[0].home[0]
+            found[number] = borrowed[0].base[0]
     return found
 
 
@@ -130,10 +134,10 @@ def extract_shared_layers(model: nn.Module) -> Filling | None:
     found: dict[int, dict[str, Tensor]] = {}
     bases: dict[str, int] = {}
     stack = list(decoder_layers.layer_list(model))
-    for number, home in shared_layer_bases(model).items():
-        theirs = {id(each) for each in home.parameters()}
+    for number, base in shared_layer_bases(model).items():
+        theirs = {id(each) for each in base.parameters()}
         found[number] = {n: p.detach() for n, p in stack[number].named_parameters() if id(p) not in theirs}
-        bases[str(number)] = stack.index(home)
+        bases[str(number)] = stack.index(base)
     if not found:
         return None
     assert isinstance(model, PreTrainedModel)
@@ -142,9 +146,9 @@ def extract_shared_layers(model: nn.Module) -> Filling | None:
 
 def remove_shared_layers(model: nn.Module) -> None:
     """Take the shared layers out."""
-    fill = extract_shared_layers(model)
-    if fill is not None:
-        decoder_layers.cut_layers(model, fill.by_layer())
+    filling = extract_shared_layers(model)
+    if filling is not None:
+        decoder_layers.cut_layers(model, filling.by_layer())
 
 
 def shared_lora_kwargs(model: nn.Module) -> dict[str, Any]:
@@ -160,7 +164,7 @@ def check_norms(model: nn.Module) -> None:
         UserError: if something does, as in Gemma 2.
     """
     ids_BT = torch.ones(1, 4, dtype=torch.long)
-    way = layerwise.start_forward(model, inputs.model_inputs(model, ids_BT, ids_BT))
-    if not all(writers.adds_to_stream(way, 0, name) for name in writers.writer_names(way.stack[0])):
-        kind = type(way.stack[0]).__name__
+    forward = layerwise.start_forward(model, inputs.model_inputs(model, ids_BT, ids_BT))
+    if not all(writers.adds_to_stream(forward, 0, name) for name in writers.writer_names(forward.stack[0])):
+        kind = type(forward.stack[0]).__name__
         raise UserError(f"replace.gain: {kind} norms what its halves give before it adds it; take replace.gain=null")

@@ -51,10 +51,10 @@ class ModelSize:
     weight_bytes: tuple[int, ...] = ()
     cache_bytes: tuple[int, ...] = ()
     flops_per_token: tuple[int, ...] = ()
-    whole: dict[SizeName, int] = field(default_factory=dict[SizeName, int])
+    total: dict[SizeName, int] = field(default_factory=dict[SizeName, int])
 
     @classmethod
-    def of(
+    def from_config(
         cls, config: "PreTrainedConfig", unit: Unit, quantise: "Quantise", dtype: "Dtype", context: int = CONTEXT_TOKENS
     ) -> "ModelSize":
         """Weigh the model of ``config``; no weight is read.
@@ -73,26 +73,28 @@ class ModelSize:
 
         model, text = typed_meta_model(config, dtype), layers.text_config(config)
         stem, stack = layers.layer_prefix(model), layers.layer_list(model)
-        homes = [".".join(filter(None, (stem, str(i), layers.unit_name(part, unit)))) for i, part in enumerate(stack)]
+        prefixes = [
+            ".".join(filter(None, (stem, str(i), layers.unit_name(part, unit)))) for i, part in enumerate(stack)
+        ]
         cache = [kv_cache_bytes(layer, text, dtype) for layer in stack]
         attention = [attention_flops(layer, text, context) for layer in stack]
         if unit == "mlp":
             cache, attention = [0] * len(stack), [0] * len(stack)
-        products = sum_by_prefix(homes, matmul_flops(model))
+        products = sum_by_prefix(prefixes, matmul_flops(model))
         return cls(
             depth=len(stack),
-            parameters=sum_by_prefix(homes, ((name, weight.numel()) for name, weight in model.named_parameters())),
-            weight_bytes=sum_by_prefix(homes, parameter_bytes(model, quantise)),
+            parameters=sum_by_prefix(prefixes, ((name, weight.numel()) for name, weight in model.named_parameters())),
+            weight_bytes=sum_by_prefix(prefixes, parameter_bytes(model, quantise)),
             cache_bytes=tuple(cache),
             flops_per_token=tuple(map(sum, zip(products, attention, strict=True))),
-            whole=model_sizes(model, quantise, dtype, context),
+            total=model_sizes(model, quantise, dtype, context),
         )
 
-    def without(self, drop: Collection[int]) -> dict[SizeName, int]:
+    def totals_without(self, drop: Collection[int]) -> dict[SizeName, int]:
         """Each of the four for the model without these units."""
-        return {key: whole - sum(self.of_units(key)[at] for at in drop) for key, whole in self.whole.items()}
+        return {key: whole - sum(self.per_unit(key)[at] for at in drop) for key, whole in self.total.items()}
 
-    def of_units(self, size: SizeName) -> tuple[int, ...]:
+    def per_unit(self, size: SizeName) -> tuple[int, ...]:
         """One of the four, of each unit."""
         return getattr(self, size)
 
@@ -129,10 +131,10 @@ def typed_meta_model(config: "PreTrainedConfig", dtype: "Dtype") -> "PreTrainedM
     return layers.meta_model(config).to(getattr(torch, dtype))  # pyright: ignore[reportArgumentType]
 
 
-def sum_by_prefix(homes: Sequence[str], sizes: Iterable[tuple[str, int]]) -> tuple[int, ...]:
+def sum_by_prefix(prefixes: Sequence[str], sizes: Iterable[tuple[str, int]]) -> tuple[int, ...]:
     """The sums over what is inside each of ``homes``."""
     found = dict(sizes)
-    return tuple(sum(size for name, size in found.items() if name.startswith(f"{home}.")) for home in homes)
+    return tuple(sum(size for name, size in found.items() if name.startswith(f"{home}.")) for home in prefixes)
 
 
 def parameter_bytes(model: "PreTrainedModel", quantise: "Quantise") -> Iterator[tuple[str, int]]:
@@ -147,10 +149,10 @@ def parameter_bytes(model: "PreTrainedModel", quantise: "Quantise") -> Iterator[
 
     skipped = get_keys_to_not_convert(model)
     for name, parameter in model.named_parameters():
-        home, _, leaf = name.rpartition(".")
-        module: Any = model.get_submodule(home)
+        module_name, _, leaf = name.rpartition(".")
+        module: Any = model.get_submodule(module_name)
         linear = leaf == "weight" and (type(module) is nn.Linear or isinstance(module, Conv1D))
-        if quantise == "none" or not linear or not should_convert_module(home, skipped):
+        if quantise == "none" or not linear or not should_convert_module(module_name, skipped):
             yield name, parameter.nbytes
         elif quantise == "nf4":
             yield name, nf4_bytes(parameter.numel())
@@ -189,16 +191,16 @@ def matmul_flops(model: "PreTrainedModel") -> Iterator[tuple[str, int]]:
 
     text = layers.text_config(model.config)
     experts = getattr(text, "num_local_experts", None)
-    for home, module in model.named_modules():
+    for module_name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             continue
         if isinstance(module, BorrowedLinear):
-            yield f"{home}.home", 2 * module.home[0].get_submodule(module.name).get_parameter("weight").numel()
+            yield f"{module_name}.base", 2 * module.base[0].get_submodule(module.name).get_parameter("weight").numel()
         for leaf, weight in module.named_parameters(recurse=False):
             if weight.ndim == 3 and len(weight) == experts:
-                yield f"{home}.{leaf}", 2 * weight[0].numel() * text.num_experts_per_tok
+                yield f"{module_name}.{leaf}", 2 * weight[0].numel() * text.num_experts_per_tok
             elif weight.ndim > 1:
-                yield f"{home}.{leaf}", 2 * weight.numel()
+                yield f"{module_name}.{leaf}", 2 * weight.numel()
 
 
 def attention_flops(layer: "nn.Module", text: "PreTrainedConfig", context: int) -> int:

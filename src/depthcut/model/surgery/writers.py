@@ -14,17 +14,17 @@ from depthcut.model.decoder import layers, layerwise
 from depthcut.runtime.errors import UserError
 
 
-def step_with_mlp_output(way: layerwise.LayerwiseForward, index: int, h_BTD: Tensor) -> tuple[Tensor, Tensor]:
+def step_with_mlp_output(forward: layerwise.LayerwiseForward, index: int, h_BTD: Tensor) -> tuple[Tensor, Tensor]:
     """The stream behind a layer, and what its MLP adds to it."""
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
 
-    def see(output: Tensor) -> Tensor:
-        seen.append(output)
+    def record(output: Tensor) -> Tensor:
+        outputs.append(output)
         return output
 
-    with rewrite_output(way.stack[index], writer_names(way.stack[index])[1], see):
-        behind_BTD = way.step(index, h_BTD)
-    return behind_BTD, seen[0].reshape(h_BTD.shape)  # OPT flattens
+    with rewrite_output(forward.stack[index], writer_names(forward.stack[index])[1], record):
+        after_BTD = forward.step(index, h_BTD)
+    return after_BTD, outputs[0].reshape(h_BTD.shape)  # OPT flattens
 
 
 def writer_names(layer: nn.Module) -> tuple[str, str]:
@@ -33,23 +33,25 @@ def writer_names(layer: nn.Module) -> tuple[str, str]:
     Raises:
         UserError: if the layer has no such two.
     """
-    home = layers.unit_name(layer, "attention")
+    attention = layers.unit_name(layer, "attention")
     linear = [name for name, part in layer.named_modules() if isinstance(part, nn.Linear)]
-    inside = [name for name in linear if name.startswith(f"{home}.")]
+    inside = [name for name in linear if name.startswith(f"{attention}.")]
     outside = [name for name in linear if name not in inside]
     if not inside or not outside:
         raise UserError(f"{type(layer).__name__} has no linear layers that write to the stream; take another replace")
     return inside[-1], outside[-1]
 
 
-def adds_to_stream(way: layerwise.LayerwiseForward, index: int, name: str) -> bool:
+def adds_to_stream(forward: layerwise.LayerwiseForward, index: int, name: str) -> bool:
     """Whether what the linear layer ``name`` of layer ``index`` writes is added to the stream as it is.
 
     It is not where a norm stands behind it (Gemma 2). Tried on a stream of zeros: both writers are silenced, then one
     writes a wave, which must come out.
     """
-    layer = way.stack[index]
-    wave_D = 3 * torch.linspace(0, 9, way.h_BTD.shape[-1], device=way.h_BTD.device, dtype=way.h_BTD.dtype).sin()
+    layer = forward.stack[index]
+    wave_D = (
+        3 * torch.linspace(0, 9, forward.h_BTD.shape[-1], device=forward.h_BTD.device, dtype=forward.h_BTD.dtype).sin()
+    )
 
     def out(wave: bool) -> Tensor:
         stack = {other: wave_D * (wave and other == name) for other in writer_names(layer)}
@@ -58,7 +60,7 @@ def adds_to_stream(way: layerwise.LayerwiseForward, index: int, name: str) -> bo
             rewrite_output(layer, attention, constant_output(stack[attention])),
             rewrite_output(layer, mlp, constant_output(stack[mlp])),
         ):
-            return way.step(index, torch.zeros_like(way.h_BTD))
+            return forward.step(index, torch.zeros_like(forward.h_BTD))
 
     with torch.no_grad():
         moved_BTD = out(True) - out(False)

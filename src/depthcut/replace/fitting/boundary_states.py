@@ -107,10 +107,10 @@ def _states_by_layer(site: "Site", plan: Plan, batch: int, fused: bool) -> Maske
     source, batches = site.dense.stream(), list(site.texts.calibration().batches(batch))
     calls = [inputs.model_inputs(source.model, *each) for each in batches]
     tokens = sum(mask_BT.numel() for _, mask_BT in batches)
-    place = source.parking(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens, 3)
+    place = source.offload_device(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens, 3)
     streams = [layerwise.start_forward(source.model, call).h_BTD.to(place) for call in calls]
     crossings = [GapRecorder(plan, fused, place) for _ in batches]
-    for edge in source.layers("replacing"):
+    for edge in source.stream_layers("replacing"):
         for number, (call, (_, mask_BT)) in enumerate(zip(calls, batches, strict=True)):
             way = layerwise.start_forward(source.model, call)
             h_BTD = streams[number].to(way.h_BTD.device)

@@ -178,7 +178,7 @@ def accumulate_gradients(
         sides = [(start, x_BTD, y_BTD) for start, _, x_BTD, y_BTD in boundary_states.gap_states(way, plan)]
     real_BT, total = mask_BT.bool().to(way.h_BTD.device), 0.0
     for start, x_BTD, y_BTD in sides:
-        guess_BTD = student_output(students[start], way.calls[start], x_BTD)
+        guess_BTD = student_output(students[start], way.layer_arguments[start], x_BTD)
         error = (guess_BTD[real_BT].float() - y_BTD[real_BT].float()).square().mean()
         error.backward()
         total += error.item()

@@ -23,7 +23,7 @@ def read_layer_weights(dense: "OnDisk", number: int, only: str = "") -> dict[str
     Raises:
         UserError: if the files do not hold them under the names that they have in the model.
     """
-    start = f"{dense.checkpoint.prefix}.{number}."
+    start = f"{dense.checkpoint.layer_prefix}.{number}."
     found = {name.removeprefix(start): tensor for name, tensor in dense.tensors(number).items()}
     wanted = [only] if only else list(dict(meta_layers(dense)[number].named_parameters()))
     if missing := sorted(set(wanted) - found.keys()):

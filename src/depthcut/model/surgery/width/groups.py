@@ -34,23 +34,23 @@ class WidthGroups:
     """
 
     count: int
-    home: str
-    inner: tuple[str, ...]
-    outer: str
+    module_name: str
+    input_linears: tuple[str, ...]
+    output_linear: str
 
-    def owner(self, layer: nn.Module) -> nn.Module:
+    def module(self, layer: nn.Module) -> nn.Module:
         """The module whose parts they are."""
-        return layer.get_submodule(self.home)
+        return layer.get_submodule(self.module_name)
 
-    def writer(self, layer: nn.Module) -> nn.Module:
+    def output_module(self, layer: nn.Module) -> nn.Module:
         """The linear layer that reads what the groups give."""
-        return self.owner(layer).get_submodule(self.outer)
+        return self.module(layer).get_submodule(self.output_linear)
 
     def linears(self, layer: nn.Module) -> Iterator[tuple[nn.Module, int]]:
         """Each linear layer, with the axis of its weight that the groups divide: 0 its outputs, 1 its inputs."""
-        for name in self.inner:
-            yield self.owner(layer).get_submodule(name), 0
-        yield self.writer(layer), 1
+        for name in self.input_linears:
+            yield self.module(layer).get_submodule(name), 0
+        yield self.output_module(layer), 1
 
 
 def layer_groups(layer: nn.Module) -> dict[GroupKind, WidthGroups]:
@@ -60,7 +60,7 @@ def layer_groups(layer: nn.Module) -> dict[GroupKind, WidthGroups]:
         UserError: if there are none that this package knows, or several of a kind (experts).
     """
     found: dict[GroupKind, WidthGroups] = {}
-    for home, part in layer.named_modules():
+    for module_name, part in layer.named_modules():
         children = {name for name, _ in part.named_children()}
         for inner, (kind, outers) in GROUPED_LINEARS.items():
             outer = next((name for name in outers if name in children), None)
@@ -68,7 +68,7 @@ def layer_groups(layer: nn.Module) -> dict[GroupKind, WidthGroups]:
                 continue
             if kind in found:
                 raise UserError(f"{type(layer).__name__} has several sets of {kind}; none of them can be narrowed")
-            found[kind] = WidthGroups(count_groups(kind, part, inner), home, inner, outer)
+            found[kind] = WidthGroups(count_groups(kind, part, inner), module_name, inner, outer)
             check_independent_groups(layer, found[kind])
     if not found:
         known = " or ".join(" + ".join((*inner, outers[0])) for inner, (_, outers) in GROUPED_LINEARS.items())
@@ -82,12 +82,12 @@ def check_independent_groups(layer: nn.Module, groups: WidthGroups) -> None:
     Raises:
         UserError: if there are such.
     """
-    if not groups.home:  # the layer itself: all else is in it too
+    if not groups.module_name:  # the layer itself: all else is in it too
         return
-    owner = groups.owner(layer)
+    owner = groups.module(layer)
     width = vars(owner).get("head_dim")
     for name, weight in owner.named_parameters():
-        if name.partition(".")[0] not in (*groups.inner, groups.outer) and weight.numel() != width:
+        if name.partition(".")[0] not in (*groups.input_linears, groups.output_linear) and weight.numel() != width:
             raise UserError(f"{type(owner).__name__}.{name} goes across its heads or channels; none can be taken out")
 
 

@@ -45,19 +45,19 @@ class Masks:
     """The gates of some layers of a model, all open at first."""
 
     def __init__(self, stack: Sequence[nn.Module], places: Mapping[GroupKey, WidthGroups]) -> None:
-        self.gates = {place: Gate(each.writer(stack[place[0]]), each.count) for place, each in places.items()}
+        self.gates = {place: Gate(each.output_module(stack[place[0]]), each.count) for place, each in places.items()}
 
     def keep(self, kept: Mapping[GroupKey, Sequence[int]]) -> None:
         """Let only these groups through, at each of these places."""
         for place, groups in kept.items():
             self.gates[place].keep(groups)
 
-    def open(self) -> None:
+    def unmask(self) -> None:
         """Let all through."""
         for gate in self.gates.values():
             gate.keep(range(gate.count))
 
-    def off(self) -> None:
+    def remove(self) -> None:
         """Take the gates away."""
         for gate in self.gates.values():
             gate.handle.remove()
@@ -65,7 +65,7 @@ class Masks:
 
 def mask_model(model: nn.Module, widths: Widths) -> Masks:
     """Mask a model for good: its quantised weights cannot be sliced."""
-    stack, kept = list(layers.layer_list(model)), widths.narrowed()
+    stack, kept = list(layers.layer_list(model)), widths.narrowed_groups()
     masks = Masks(stack, {(number, kind): layer_groups(stack[number])[kind] for number, kind in kept})
     masks.keep(kept)
     return masks

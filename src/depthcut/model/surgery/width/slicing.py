@@ -30,7 +30,7 @@ def narrow_model(model: nn.Module, widths: Widths) -> None:
     """
     stack = layers.layer_list(model)
     assert len(stack) == len(widths.kept)
-    for (number, kind), kept in widths.narrowed().items():
+    for (number, kind), kept in widths.narrowed_groups().items():
         known = groups.layer_groups(stack[number])[kind]
         for linear, axis in known.linears(stack[number]):
             slice_linear(linear, axis, group_indices(kept, known.count, linear, axis))
@@ -51,10 +51,10 @@ def slice_linear(linear: Any, axis: int, places: Sequence[int]) -> None:
     slice_parameter(base, "weight", axis, places)
     if axis == 0 and base.bias is not None:
         slice_parameter(base, "bias", 0, places)
-    halves: Any = (linear.lora_A if axis else linear.lora_B) if isinstance(linear, LoraLayer) else {}
-    for half in halves.values():
-        slice_parameter(half, "weight", axis, places)
-    for part in {base, linear, *halves.values()}:
+    factors: Any = (linear.lora_A if axis else linear.lora_B) if isinstance(linear, LoraLayer) else {}
+    for factor in factors.values():
+        slice_parameter(factor, "weight", axis, places)
+    for part in {base, linear, *factors.values()}:
         setattr(part, "in_features" if axis else "out_features", len(places))
 
 
@@ -67,13 +67,13 @@ def slice_parameter(part: nn.Module, name: str, axis: int, places: Sequence[int]
 
 def update_head_counts(known: WidthGroups, layer: nn.Module, left: int) -> None:
     """Have an attention know its heads, where it counts them itself (OPT)."""
-    owner = vars(known.owner(layer))
+    owner = vars(known.module(layer))
     owner.update({key: owner[key] * left // known.count for key in HEAD_COUNT_KEYS if isinstance(owner.get(key), int)})
 
 
 def update_width_config(model: nn.Module, widths: Widths) -> None:
     """Have the config tell the widths, where one number of each kind does for all layers and the config knows both."""
-    whole = {tuple(sorted(each.items())) for each in widths.whole}
+    whole = {tuple(sorted(each.items())) for each in widths.original}
     left = {tuple(sorted((kind, len(groups)) for kind, groups in each.items())) for each in widths.kept}
     if len(whole) > 1 or len(left) > 1 or whole == left:
         return
@@ -82,7 +82,7 @@ def update_width_config(model: nn.Module, widths: Widths) -> None:
     text: Any = layers.text_config(new)
     counts = dict(next(iter(left)))
     if "heads" in counts:
-        owner = vars(groups.layer_groups(layers.layer_list(model)[0])["heads"].owner(layers.layer_list(model)[0]))
+        owner = vars(groups.layer_groups(layers.layer_list(model)[0])["heads"].module(layers.layer_list(model)[0]))
         text.head_dim = owner["head_dim"]
         before = dict(next(iter(whole)))["heads"]
         for key in HEAD_COUNT_KEYS:
@@ -98,8 +98,8 @@ def update_width_config(model: nn.Module, widths: Widths) -> None:
 def config_describes_model(config: PreTrainedConfig, model: nn.Module) -> bool:
     """Whether a config, as it would be read from a file, makes layers like those of ``model``, with adapters or not."""
     try:
-        read = type(config).from_dict(json.loads(config.to_json_string()))
-        built = layers.layer_list(layers.meta_model(read))
+        reread = type(config).from_dict(json.loads(config.to_json_string()))
+        built = layers.layer_list(layers.meta_model(reread))
         return [grouped_shapes(layer) for layer in built] == [
             grouped_shapes(layer) for layer in layers.layer_list(model)
         ]

@@ -27,42 +27,42 @@ class Widths:
         kept: the numbers of those that stay, sorted.
     """
 
-    whole: tuple[Mapping[GroupKind, int], ...]
+    original: tuple[Mapping[GroupKind, int], ...]
     kept: tuple[Mapping[GroupKind, tuple[int, ...]], ...]
 
     def __post_init__(self) -> None:
-        assert len(self.whole) == len(self.kept)
-        for whole, kept in zip(self.whole, self.kept, strict=True):
+        assert len(self.original) == len(self.kept)
+        for whole, kept in zip(self.original, self.kept, strict=True):
             assert whole.keys() == kept.keys()
             assert all(kept[kind] and {*kept[kind]} <= {*range(count)} for kind, count in whole.items())
 
-    def left(self, kind: GroupKind) -> int:
+    def count(self, kind: GroupKind) -> int:
         """How many groups of a kind stay, in all layers."""
         return sum(len(kept.get(kind, ())) for kept in self.kept)
 
-    def narrowed(self) -> dict[GroupKey, tuple[int, ...]]:
+    def narrowed_groups(self) -> dict[GroupKey, tuple[int, ...]]:
         """By the number of a layer and a kind that loses groups there, those that stay."""
         return {
             (number, kind): kept[kind]
-            for number, (whole, kept) in enumerate(zip(self.whole, self.kept, strict=True))
+            for number, (whole, kept) in enumerate(zip(self.original, self.kept, strict=True))
             for kind in GROUP_KINDS
             if kind in whole and len(kept[kind]) < whole[kind]
         }
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """As a person reads it: ``keeps 64 of 90 KV heads and 26112 of 46080 FFN channels``, ...."""
         nouns: dict[GroupKind, str] = {"heads": "KV heads", "channels": "FFN channels"}
-        totals = {kind: sum(whole.get(kind, 0) for whole in self.whole) for kind in nouns}
-        parts = [f"{self.left(kind)} of {totals[kind]} {nouns[kind]}" for kind in nouns if totals[kind]]
-        layers = len({number for number, _ in self.narrowed()})
-        return f"keeps {' and '.join(parts)}; {layers} of {len(self.whole)} layers are narrower"
+        totals = {kind: sum(whole.get(kind, 0) for whole in self.original) for kind in nouns}
+        parts = [f"{self.count(kind)} of {totals[kind]} {nouns[kind]}" for kind in nouns if totals[kind]]
+        layers = len({number for number, _ in self.narrowed_groups()})
+        return f"keeps {' and '.join(parts)}; {layers} of {len(self.original)} layers are narrower"
 
     def write(self, path: Path) -> None:
         """Write it, a layer a line: indented JSON would give each channel a line of its own."""
-        layers = zip(self.whole, self.kept, strict=True)
+        layers = zip(self.original, self.kept, strict=True)
         rows = (json.dumps({kind: {"of": of[kind], "keep": list(kept[kind])} for kind in of}) for of, kept in layers)
-        head = f'{{"format": {FORMAT}, "words": {json.dumps(self.words)}, "layers": [\n'
+        head = f'{{"format": {FORMAT}, "words": {json.dumps(self.summary)}, "layers": [\n'
         store.write_text(path, head + ",\n".join(rows) + "\n]}\n")
 
     @classmethod
@@ -76,17 +76,17 @@ class Widths:
             described = documents.read_json(path)
             if described["format"] != FORMAT:
                 raise UserError(f"wanted format {FORMAT}, got {described['format']!r}")
-            return cls.of(described["layers"])
+            return cls.from_json(described["layers"])
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise UserError(f"{path} holds no widths ({error!r}); export the model again") from None
 
     @classmethod
-    def found(cls, folder: Path) -> "Widths | None":
+    def read_if_present(cls, folder: Path) -> "Widths | None":
         """The widths beside a model or its adapters; None where nothing was narrowed. Raises as :meth:`read`."""
         return cls.read(folder / WIDTHS_FILE) if (folder / WIDTHS_FILE).exists() else None
 
     @classmethod
-    def of(cls, layers: Iterable[Mapping[str, Any]]) -> "Widths":
+    def from_json(cls, layers: Iterable[Mapping[str, Any]]) -> "Widths":
         """The inverse of what is written of the layers."""
         rows = list(layers)
         return cls(
