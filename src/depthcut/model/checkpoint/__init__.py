@@ -1,1 +1,1 @@
-"""A model on disk: its config, and the checks that need no weight."""
+"""Checkpoints on disk: read, checked, quantised, sharded and exported."""

@@ -1,4 +1,4 @@
-"""A model on the disk, opened lazily: its config, its tokenizer, its tensors layer by layer."""
+"""A checkpoint on disk, opened lazily: its config, its tokenizer, its tensors layer by layer."""
 
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from depthcut.model.decoder.quantisation import Dtype, Quantise
 
 FORMAT = 1
-# What config.json says of who wrote it, not of the model.
+# Config keys that describe the author of the file instead of the model.
 AUTHORSHIP_KEYS = frozenset({"transformers_version", "_name_or_path"})
-# Tensors of a model whose files are not on this machine yet: at most so many.
+# Upper bound on the tensors of a model that is not downloaded yet.
 UNLISTED = 200_000
 
 
 class Checkpoint:
-    """A model in safetensors. Opening reads a few kilobytes; the digest, the depth and the checks need no torch.
+    """A safetensors checkpoint. Opening it reads a few kilobytes; the digest, the depth and the checks need no torch.
 
     Attributes:
-        files: where the bytes come from.
-        separator: the token between documents; None: the tokenizer's own end of text.
+        files: the source of its files.
+        separator: token between documents; None: the tokenizer's end-of-text token.
 
     Raises:
-        UserError: if a file of the model is missing, damaged or of a kind that is never opened.
+        UserError: if a file of the model is missing, damaged or of a type that is never opened.
     """
 
     def __init__(self, files: ModelFiles, *, separator: str | None) -> None:
@@ -45,11 +45,11 @@ class Checkpoint:
             raise UserError(f"{files.title} is no plain model any more: depthcut cut it; {mend}")
         model_config.check_values(files.title, self._config_dict)
         if "auto_map" in self._config_dict:
-            _ = self._read_config  # it comes with code: transformers has the model too, or it is refused here
+            _ = self._read_config  # raises if transformers lacks the model and only the shipped code has it
         self._check_headers()
 
     def _check_headers(self) -> None:
-        """Compare the headers of the files that are on this machine with the index and the config."""
+        """Compare the headers of downloaded files with the index and the config."""
         tensor_files = self._tensor_files
         for file in filter(self.files.local_path, tensor_files.names):
             entries = tensor_files.entries(file)
@@ -58,7 +58,7 @@ class Checkpoint:
             if missing := next((name for name in indexed if name not in entries), None):
                 raise UserError(absent(self.files, missing, file))
         if tensor_files.listed and self._depth_entry:
-            assert self.layer_prefix is not None  # a config that counts more layers than the files hold is refused
+            assert self.layer_prefix is not None  # raises if the config has more layers than the files
 
     @cached_property
     def _config_dict(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """Name of the model by its content: weights, config and tokenizer, wherever they lie."""
+        """Content digest of weights, config and tokenizer, independent of their location."""
         config = {key: value for key, value in self._config_dict.items() if key not in AUTHORSHIP_KEYS}
         tokenizer = [name for name in tokenizer_files.NAMES if name in self.files.names]
         return store.content_digest(
@@ -93,13 +93,12 @@ class Checkpoint:
 
     @cached_property
     def _depth_entry(self) -> tuple[str, int] | None:
-        """The key of config.json that counts the layers, and its value; None where the family's default holds."""
+        """The config key for the number of layers, and its value; None if the family's default applies."""
         text = self._config_dict.get("text_config") or self._config_dict
         return next(((key, text[key]) for key in model_config.DEPTH_KEYS if key in text), None)
 
     @cached_property
     def _read_config(self) -> "PreTrainedConfig":
-        """The config as transformers reads it."""
         return model_config.read_model_config(self.files.title, self.files.folder, self._config_dict)
 
     @cached_property
@@ -110,12 +109,12 @@ class Checkpoint:
 
     @property
     def config(self) -> "PreTrainedConfig":
-        """The model's config, of which a model can be built.
+        """The model's config, checked by building the model on the meta device.
 
         Raises:
-            UserError: if it cannot be cut, or transformers has no such model; code that a model brings is never run.
+            UserError: if the model cannot be pruned, or transformers lacks it; code shipped with a model is never run.
         """
-        assert self.bare is not None  # a config of which none can be built is refused
+        assert self.bare is not None  # raises if no model can be built from the config
         return self._read_config
 
     @cached_property
@@ -123,21 +122,21 @@ class Checkpoint:
         """The model's tokenizer.
 
         Raises:
-            UserError: if there is none that transformers can read, or it has changed since the model was opened.
+            UserError: if transformers cannot read one, or a file has changed since the model was opened.
         """
         return tokenizer_files.read_tokenizer(self.files, self._read_config)
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of all the tensors read so far."""
+        """Total bytes of the tensors read so far."""
         return self._tensor_files.bytes_read
 
     @cached_property
     def layer_prefix(self) -> str:
-        """The dotted name of the layer list in the files, which may lack the start that it has in the model.
+        """Dotted name of the layer list in the files; leading parts of the name in the model may be missing.
 
         Raises:
-            UserError: if no list of layers in the files is as long as the config says.
+            UserError: if no layer list in the files is as long as the config says.
         """
         lists = layer_lists(self._tensor_files.weight_map)
         fits = [prefix for prefix, length in lists.items() if length >= self.depth]
@@ -146,7 +145,7 @@ class Checkpoint:
             wanted = f"all of the {self.depth} layers that its config has ({model_config.FILE}: {key})"
             there = f"the longest list of layers in them has {max(lists.values(), default=0)}"
             raise UserError(f"{self.files.title}: its files do not hold {wanted}; {there}")
-        if len(fits) > 1:  # e.g. a picture encoder of the same depth
+        if len(fits) > 1:  # for example an image encoder of the same depth
             from depthcut.model.decoder import layers
 
             model = set(layers.layer_prefix(self.bare).split("."))
@@ -154,11 +153,11 @@ class Checkpoint:
         return fits[0]
 
     def tensors(self, layer: int | None, unit: Unit = "layer") -> dict[str, LazyTensor]:
-        """The tensors of one layer, or with None those outside the layer list; unread, and named as in the files.
+        """Return the unread tensors of one layer, or with None those outside the layers, named as in the files.
 
         Args:
-            layer: its number.
-            unit: only those of its attention or its MLP.
+            layer: index of the layer.
+            unit: ``attention`` or ``mlp`` selects that sublayer only.
         """
         from depthcut.model.decoder import layers
 
@@ -172,10 +171,10 @@ class Checkpoint:
         )
 
     def unit_prefix(self, unit: Unit) -> str:
-        """What the names of a unit's tensors begin with inside a layer, e.g. ``mlp.``; empty for whole layers.
+        """Return the prefix of a unit's tensor names in a layer, for example ``mlp.``; empty for whole layers.
 
         Raises:
-            UserError: if the model's layers have no such part.
+            UserError: if the layers have no such sublayer.
         """
         if unit == "layer":
             return ""
@@ -185,7 +184,6 @@ class Checkpoint:
 
     @cached_property
     def _first_layer(self) -> "nn.Module":
-        """The first layer, without its weights."""
         from depthcut.model.decoder import layers
 
         return layers.layer_list(self.bare)[0]
@@ -193,17 +191,17 @@ class Checkpoint:
     def load(
         self, plan: Plan | None, *, quantise: "Quantise", dtype: "Dtype", device: str, cache: Path | None = None
     ) -> "PreTrainedModel":
-        """Read the layers that ``plan`` keeps, and no others, into an ordinary model; quantise each as it arrives.
+        """Load the model, keeping only the layers in ``plan``; quantise each tensor as it is read.
 
         Args:
-            plan: None keeps all.
-            quantise: ``nf4`` (with double quantisation) or ``int8`` of bitsandbytes for the linear layers.
-            dtype: of all that is not quantised, and of the computation.
-            device: where the model goes, e.g. ``cpu`` or ``cuda``.
-            cache: folder where quantised weights are kept, by content, for the next load; None keeps none.
+            plan: None keeps all layers.
+            quantise: ``nf4`` (with double quantisation) or ``int8`` of bitsandbytes, for the linear layers.
+            dtype: type of unquantised weights and of the computation.
+            device: for example ``cpu`` or ``cuda``.
+            cache: folder that caches quantised weights by content; None disables the cache.
 
         Returns:
-            The model in eval mode; new layer i is old layer ``plan.keep[i]``, or what the plan leaves of it.
+            The model in eval mode; new layer i is old layer ``plan.keep[i]``, without its dropped sublayers.
 
         Raises:
             UserError: if the plan is for another model, a file is damaged, or a tensor is missing.
@@ -223,34 +221,25 @@ class Checkpoint:
             if cache and quantise != "none"
             else None
         )
-        with torch.inference_mode(False):  # who asks may only mean to measure, who takes it later may train
-            model = quantised_cache.load_quantised(
-                folder, config, load_config, build, lambda: self._renumbered_tensors(plan)
-            )
+        with torch.inference_mode(False):  # the caller may only measure, but the model may be trained later
+            read = partial(self._renumbered_tensors, plan)
+            model = quantised_cache.load_quantised(folder, config, load_config, build, read)
         if (generation := loading.read_generation_config(self.files)) is not None:
             model.generation_config = generation
         self.files.check_unchanged()
         return model
 
     def _check_plan(self, plan: Plan | None) -> None:
-        """Refuse a plan that was made for another model."""
         if plan and plan.depth != self.depth:
             raise UserError(f"the plan is for a model of {plan.depth} layers; {self.files.title} has {self.depth}")
         if plan and plan.model and plan.model != self.digest:
             raise UserError(f"the plan was made for model {plan.model[:8]}; {self.files.title} is {self.digest[:8]}")
 
     def _renumbered_tensors(self, plan: Plan) -> dict[str, LazyTensor]:
-        """The tensors outside the layer list and what is kept of the layers, under consecutive numbers."""
+        """Return the tensors outside the layers and those of kept layers, under consecutive layer numbers."""
         from depthcut.model.decoder import layers
 
-        new = {old: number for number, old in enumerate(plan.keep)}
-        dropped = self.unit_prefix(plan.unit)
-        names: dict[str, str] = {}
-        for name in self._tensor_files.weight_map:
-            layer, rest = layers.split_tensor_name(name, self.layer_prefix) or (None, "")
-            if layer is None:
-                names[name] = name
-            elif layer in new and not (layer in plan.drop and rest.startswith(dropped)):
-                names[f"{self.layer_prefix}.{new[layer]}.{rest}"] = name
+        unit_prefix = self.unit_prefix(plan.unit)
+        names = layers.renumber_tensor_names(self._tensor_files.weight_map, self.layer_prefix, plan, unit_prefix)
         tensors = self._tensor_files.lazy_tensors(names.values())
         return {name: tensors[old] for name, old in names.items()}

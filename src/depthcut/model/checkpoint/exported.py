@@ -1,4 +1,4 @@
-"""A model that no plain config describes, on the disk: halves gone, widths that differ, replacements beside it."""
+"""Exported models that no plain config describes: missing sublayers, uneven widths, replacement layers."""
 
 import json
 from pathlib import Path
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from depthcut.model.decoder.quantisation import Dtype
     from depthcut.model.surgery.width.widths import Widths
 
-MODEL_TYPE = "depthcut"  # in place of the model type: other loaders say that they do not know it, and guess nothing
+MODEL_TYPE = "depthcut"  # replaces the model type: other loaders refuse the model instead of guessing
 
 
 def write_exported(model: "PreTrainedModel", plan: Plan, folder: Path, widths: "Widths | None" = None) -> None:
-    """Write the model that ``plan`` left, of these widths; what transformers can load by itself is a plain folder."""
+    """Write the pruned model; if transformers can load it unaided, the folder is a plain one."""
     from depthcut.model.decoder.quantisation import LoadConfig
     from depthcut.model.surgery import gaps
     from depthcut.model.surgery.width import slicing
@@ -38,7 +38,7 @@ def write_exported(model: "PreTrainedModel", plan: Plan, folder: Path, widths: "
 
 
 def write_depthcut_config(folder: Path, plan: Plan, replaced: bool = False, narrowed: bool = False) -> None:
-    """Have the config in ``folder`` say what no plain one can say: halves gone, gaps that are filled, other widths."""
+    """Add to the config in ``folder`` what a plain one cannot say: missing sublayers, filled gaps, uneven widths."""
     if replaced or narrowed or (plan.unit != "layer" and plan.drop):
         path = folder / "config.json"
         base = json.loads(path.read_text(encoding="utf-8"))
@@ -47,15 +47,15 @@ def write_depthcut_config(folder: Path, plan: Plan, replaced: bool = False, narr
 
 
 def load_exported(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str = "cpu") -> "PreTrainedModel":
-    """Load a model that depthcut exported, whatever was cut out of it and whatever stands there instead.
+    """Load a model exported by depthcut, whatever was pruned or replaced.
 
     Args:
         path: the exported folder.
-        dtype: of the weights.
-        device: where they go, e.g. ``cuda``.
+        dtype: type of the weights.
+        device: for example ``cuda``.
 
     Returns:
-        An ordinary transformers model in eval mode; layers that lost a half hold a stand-in that adds nothing.
+        A transformers model in eval mode; stand-ins that add nothing take the place of dropped sublayers.
 
     Raises:
         UserError: if there is no model, or it is damaged.
@@ -105,7 +105,7 @@ def load_exported(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str 
 
 
 def read_config(files: "ModelFiles", described: dict[str, Any]) -> "tuple[PreTrainedConfig, Plan]":
-    """Return the config of an exported model and its plan, out of what its config.json holds.
+    """Return the config and the plan of an exported model, from the content of its config.json.
 
     Raises:
         UserError: if the file is damaged.

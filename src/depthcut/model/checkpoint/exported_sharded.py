@@ -1,4 +1,4 @@
-"""A model in shares on the disk: a plain folder of transformers, a file a layer, adapters in the weights."""
+"""Export of a sharded model: a plain transformers folder with one file per layer, adapters merged."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def write_exported_sharded(model: nn.Module, plan: Plan, folder: Path) -> None:
 
 
 def merged_weights(layer: nn.Module) -> dict[str, Tensor]:
-    """A layer's weights by their usual names, with its adapters in them."""
+    """Return a layer's weights by their usual names, with its adapters merged."""
     adapters = {name: part for name, part in layer.named_modules() if isinstance(part, LoraLayer)}
     merged: dict[str, Tensor] = {}
     for name, tensor in layer.state_dict().items():

@@ -1,6 +1,6 @@
-"""Where a model's bytes come from: a folder's files, one at a time, each known by its SHA-256.
+"""The files of a model, local or remote, each identified by its SHA-256.
 
-A hash is remembered between processes by path, size, times and inode: a model of 100 GB is read for it once.
+Hashes are cached between processes by path, size, times and inode: a model of 100 GB is hashed once.
 """
 
 import json
@@ -17,13 +17,13 @@ from typing_extensions import override
 from depthcut.runtime import documents, store
 from depthcut.runtime.errors import UserError
 
-SMALL = 1 << 20  # bytes of a file that is hashed as soon as it is pinned
+SMALL = 1 << 20  # bytes; files up to this size are hashed as soon as they are pinned
 ADAPTER = "adapter_config.json"
 log = logging.getLogger("depthcut")
 
 
 class HashCache:
-    """SHA-256 of files, remembered in ``path`` by path and :func:`store.stat_mark`."""
+    """SHA-256 of files, cached in the file ``path`` by their path and :func:`store.stat_mark`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class HashCache:
         return content
 
     def remember(self, known: dict[Path, str]) -> None:
-        """Remember the SHA-256 of files as they are now."""
+        """Store the SHA-256 of files in their present state."""
         self._update({str(path.resolve()): [*store.stat_mark(path.stat()), known[path]] for path in known})
 
     def _update(self, known: dict[str, list[int | str]]) -> None:
@@ -55,7 +55,7 @@ class HashCache:
 
 
 def cached_model_folder(folder: Path, make: Callable[[Path], None], hashes: HashCache) -> Path:
-    """Do as :func:`store.cached_folder`, but do not reread files unchanged since they were last verified."""
+    """Return a folder as :func:`store.cached_folder` does, without rereading files unchanged since verification."""
     with suppress(OSError, documents.DamagedError):
         manifest = store.Manifest.read(folder)
         known = {name: hashes(folder / name) for name in manifest.hashes}
@@ -65,7 +65,7 @@ def cached_model_folder(folder: Path, make: Callable[[Path], None], hashes: Hash
 
 
 class Stamp(NamedTuple):
-    """State of a file on disk. Equal stamps mean equal bytes; nothing but a write sets ``ctime_ns``."""
+    """State of a file on disk. Equal stamps mean equal bytes, because only a write sets ``ctime_ns``."""
 
     size: int
     mtime_ns: int
@@ -74,7 +74,7 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> "Stamp":
-        """Return the state of the file at ``path`` now."""
+        """Return the current state of the file at ``path``."""
         stat = path.stat()
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
@@ -83,9 +83,9 @@ class ModelFiles(ABC):
     """The files of one model.
 
     Attributes:
-        title: what messages call the model.
-        hashes: the memory of checksums.
-        names: the files that there are, by name, whether or not they are on this machine yet.
+        title: name of the model in messages.
+        hashes: cache of SHA-256 hashes.
+        names: names of all files, including those that are not downloaded yet.
     """
 
     title: str
@@ -95,35 +95,35 @@ class ModelFiles(ABC):
     @property
     @abstractmethod
     def folder(self) -> Path:
-        """A folder of this machine that holds every file but the weights."""
+        """A local folder that holds every file except the weights."""
 
     @abstractmethod
     def path(self, name: str) -> Path:
-        """The file on this machine; it is fetched if it must be.
+        """Return the local path of a file, downloading it if necessary.
 
         Raises:
-            UserError: if there is no such file, or it cannot be had.
+            UserError: if the file does not exist or is unavailable.
         """
 
     @abstractmethod
     def local_path(self, name: str) -> Path | None:
-        """The file, if it is on this machine already."""
+        """Return the local path of a file, or None if it is not downloaded yet."""
 
     @abstractmethod
     def expected_sha256(self, name: str) -> str | None:
-        """The SHA-256 that the source says this file has, where it says so."""
+        """Return the SHA-256 that the source states for a file, or None."""
 
     @abstractmethod
     def sha256(self, name: str) -> str:
-        """The SHA-256 of the file."""
+        """Return the SHA-256 of a file."""
 
     @cached_property
     def pins(self) -> dict[str, Stamp]:
-        """The files that a run depends on, in the state in which it first saw them."""
+        """Stamps of the files that a run depends on, taken when it first saw them."""
         return {}
 
     def pin(self, *names: str) -> None:
-        """Remember the state of these files; :meth:`check_unchanged` refuses those that change later."""
+        """Record the state of these files; :meth:`check_unchanged` refuses those that change later."""
         for name in names:
             if name not in self.pins and (path := self.local_path(name)):
                 self.pins[name] = Stamp.of(path)
@@ -131,12 +131,12 @@ class ModelFiles(ABC):
                     self.contents[name] = store.file_sha256(path)
 
     def check_unchanged(self, *names: str) -> None:
-        """Compare these files with their pinned state; without names, all that are pinned.
+        """Compare these files with their pinned state; without names, all pinned files.
 
         A file with another stamp and the same bytes (touched, copied back) passes if its hash is known.
 
         Raises:
-            UserError: if one has changed: what was read before and what is read now are of two models.
+            UserError: if a file has changed: earlier and later reads would belong to two models.
         """
         for name in names if names else tuple(self.pins):
             path, before = self.local_path(name), self.pins.get(name)
@@ -154,14 +154,14 @@ class ModelFiles(ABC):
 
     @cached_property
     def contents(self) -> dict[str, str]:
-        """The SHA-256 of the pinned files that have been hashed."""
+        """SHA-256 of the pinned files that have been hashed."""
         return {}
 
     def require(self, name: str) -> None:
-        """Check that there is such a file.
+        """Check that a file exists.
 
         Raises:
-            UserError: if not.
+            UserError: if it does not.
         """
         if name in self.names:
             return
@@ -172,10 +172,10 @@ class ModelFiles(ABC):
         raise UserError(f"{self.title} has no {name}: it is no whole model that transformers saved; fetch it again")
 
     def verified_path(self, name: str) -> Path:
-        """The file on this machine, checked against the hash that its source vouches for.
+        """Return the local path of a file, checked against the hash that its source states.
 
         Raises:
-            UserError: if it is not what the source says, or cannot be had.
+            UserError: if the hash differs, or the file is unavailable.
         """
         path, vouched = self.path(name), self.expected_sha256(name)
         if vouched and self.hashes(path) != vouched:
@@ -183,30 +183,30 @@ class ModelFiles(ABC):
         return path
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON file's content.
+        """Return the content of a JSON file.
 
         Raises:
-            UserError: if it is not there, or is no JSON object.
+            UserError: if the file is missing or holds no JSON object.
         """
         path = self.path(name)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except RecursionError:
             raise self.damaged_error(name, "nested too deeply") from None
-        except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
+        except ValueError as error:  # not JSON, not UTF-8, or a number with thousands of digits
             raise self.damaged_error(name, str(error).partition(";")[0][:200]) from None
         if not isinstance(content, dict):
             raise self.damaged_error(name, "no JSON object")
         return content
 
     def damaged_error(self, name: str, why: str) -> UserError:
-        """The error for a file that is not what it should be; it says how to mend that."""
+        """Return the error for a damaged file, with the remedy."""
         place = self.local_path(name) or name
         return UserError(f"{self.title}: {name} is cut short or damaged ({why}); delete {place} and fetch it again")
 
 
 class ModelFolder(ModelFiles):
-    """A model folder on this machine. A ``manifest.json`` in it, as this package writes it, vouches for its files."""
+    """A local model folder. A ``manifest.json`` written by this package states the expected hashes."""
 
     def __init__(self, folder: Path, hashes: HashCache) -> None:
         self._folder = folder

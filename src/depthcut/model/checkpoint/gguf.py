@@ -16,7 +16,7 @@ log = logging.getLogger("depthcut")
 
 
 def open_gguf(path: Path, cache: Path, hashes: HashCache) -> ModelFolder:
-    """The model in a GGUF file, unpacked to bfloat16 and kept under ``cache`` by the file's content.
+    """Open a GGUF file, unpacked to bfloat16 and cached in ``cache`` by the file's content.
 
     Raises:
         UserError: if transformers cannot read it.
@@ -26,7 +26,7 @@ def open_gguf(path: Path, cache: Path, hashes: HashCache) -> ModelFolder:
 
 
 def unpack_gguf(path: Path, folder: Path) -> None:
-    """Write the model and the tokenizer in a GGUF file to ``folder``, as bfloat16 safetensors.
+    """Write the model and the tokenizer of a GGUF file to ``folder``, as bfloat16 safetensors.
 
     Raises:
         UserError: if transformers cannot read it.
@@ -44,10 +44,10 @@ def unpack_gguf(path: Path, folder: Path) -> None:
                 dtype=torch.bfloat16,
                 quantization_config=GgufConfig(dequantize=True),
             )
-    except Exception as error:  # the reader raises whatever it stumbles over
+    except Exception as error:  # the reader raises errors of many types
         why = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged or holds no model that transformers can unpack ({why})") from None
-    for role in ("bos", "eos", "pad"):  # some versions of transformers mix them up; the file's own numbers hold
+    for role in ("bos", "eos", "pad"):  # some versions of transformers mix them up; the file's IDs are right
         if isinstance(number := getattr(model.config, f"{role}_token_id", None), int):
             setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(number))
     with suppress_output():
@@ -57,7 +57,7 @@ def unpack_gguf(path: Path, folder: Path) -> None:
 
 @contextmanager
 def suppress_output() -> Generator[None]:
-    """Keep the bars and remarks of the unpacking off the screen."""
+    """Suppress the progress bars and messages of the unpacking."""
     from depthcut.model.checkpoint.loading import quiet_transformers
 
     with quiet_transformers(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: which tensor lies where. Needs no torch."""
+"""The header of a safetensors file, which locates its tensors. Needs no torch."""
 
 import json
 import struct
@@ -9,13 +9,13 @@ from typing import Any
 from depthcut.model.checkpoint.files import ModelFiles
 from depthcut.runtime.errors import UserError
 
-# The format allows 100 MB; no real model's header comes near this.
+# The format allows 100 MB; headers of real models are far smaller than this.
 HEADER_LIMIT = 16 << 20
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies in its file, in bytes from the file's start, and what it is."""
+    """Type, shape and position of a tensor, in bytes from the start of its file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -24,10 +24,10 @@ class TensorEntry:
 
 
 def read_header(files: ModelFiles, name: str, path: Path) -> dict[str, TensorEntry]:
-    """The tensors in a file, by name. Needs no torch; that the header fits the file is for safetensors to check.
+    """Return the entries of a file by tensor name; safetensors checks that they fit the file.
 
     Raises:
-        UserError: if the file is cut short, too long or none of this format.
+        UserError: if the file is truncated, its header too long, or its format another.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -47,6 +47,6 @@ def read_header(files: ModelFiles, name: str, path: Path) -> dict[str, TensorEnt
 
 
 def parse_entry(origin: int, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> TensorEntry:
-    """An entry of a header whose file's tensors begin at ``origin``."""
+    """Return a header entry with positions from the start of the file, whose tensors begin at ``origin``."""
     start, stop = data_offsets
     return TensorEntry(dtype, tuple(shape), origin + start, stop - start)

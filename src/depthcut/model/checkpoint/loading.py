@@ -1,11 +1,11 @@
-"""An ordinary transformers model out of tensors that are read, and quantised, one at a time as they go in.
+"""Building of a transformers model from tensors that are read, and quantised, one at a time.
 
-Where transformers quantises it asks for a tensor, quantises it, and asks for the next: those that it will ask for are
-read meanwhile. Where it does not, it asks for all at once, in threads of its own.
+With quantisation, transformers requests a tensor, quantises it, and requests the next: those are prefetched meanwhile.
+Without it, transformers requests all at once, in its own threads.
 
-``from_pretrained(None, config=..., state_dict=...)`` takes any dictionary of things that can be indexed. Its
-``key_mapping``, which seems made for renumbering layers, loads the wrong ones without a word: where a new name is not
-wanted it falls back on the old one.
+``from_pretrained(None, config=..., state_dict=...)`` accepts any dictionary of indexable values. Its ``key_mapping``,
+which seems made for renumbering layers, silently loads the wrong ones: if a new name is not expected, it falls back to
+the old one.
 """
 
 import logging
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 GENERATION = "generation_config.json"
-LARGE = 4 << 30  # bytes; loading less takes seconds
+LARGE = 4 << 30  # bytes; smaller models load in seconds
 REFETCH_HINT = "fetch the whole model again"
 log = logging.getLogger("depthcut")
 
@@ -41,13 +41,16 @@ def build_model(
     plan: Plan,
     load_config: LoadConfig,
 ) -> "PreTrainedModel":
-    """Build the model of ``config`` and fill it, in eval mode; messages call it ``title``.
+    """Build the model of ``config`` and load its weights; ``title`` names it in messages.
 
-    Halves that ``plan`` drops are not there, and their tensors not wanted. A ``config`` with a quantisation in it is
-    of tensors that are quantised already.
+    Sublayers that ``plan`` drops are neither built nor loaded. If ``config`` has a quantisation config, the tensors are
+    quantised already.
+
+    Returns:
+        The model in eval mode.
 
     Raises:
-        UserError: if a tensor that the model needs is missing, of another shape, or cannot be converted.
+        UserError: if a required tensor is missing, has another shape, or cannot be converted.
     """
     bare = layers.meta_model(config)
     kind: Any = type(bare)
@@ -71,7 +74,7 @@ def build_model(
                 if is_quantised
                 else bitsandbytes_config(load_config.quantise, load_config.dtype),
                 device_map={"": str(prefetch.resolve_device(load_config.device))},
-                ignore_mismatched_sizes=True,  # so that they are reported below rather than in a table
+                ignore_mismatched_sizes=True,  # mismatches are reported below instead of in a table
                 output_loading_info=True,
             )
         except RuntimeError as error:
@@ -83,8 +86,8 @@ def build_model(
     if report["missing_keys"]:
         raise UserError(f"{title}: its files hold no {min(report['missing_keys'])}; {REFETCH_HINT}")
     if report["mismatched_keys"]:
-        name, there, wanted = min(report["mismatched_keys"])
-        shapes = f"of shape {list(wanted)}, its files have {list(there)}"
+        name, held, wanted = min(report["mismatched_keys"])
+        shapes = f"of shape {list(wanted)}, its files have {list(held)}"
         raise UserError(f"{title}: its config wants {name} {shapes}; {REFETCH_HINT}")
     if report["unexpected_keys"]:
         strangers = report["unexpected_keys"]
@@ -96,10 +99,10 @@ def build_model(
 
 
 def check_shapes(title: str, bare: "PreTrainedModel", tensors: Mapping[str, LazyTensor]) -> None:
-    """Compare the sizes in the files with those of ``bare``, before memory is taken for either.
+    """Compare the tensor sizes in the files with those of ``bare``, before memory is allocated for either.
 
     Raises:
-        UserError: naming a tensor of another size or of whole numbers, or if ``bare`` is far larger than the files.
+        UserError: naming a tensor of another size or an integer type, or if ``bare`` is far larger than the files.
     """
     wanted, start = bare.state_dict(), f"{bare.base_model_prefix}."
     for name, tensor in tensors.items():
@@ -118,7 +121,7 @@ def check_shapes(title: str, bare: "PreTrainedModel", tensors: Mapping[str, Lazy
 
 @contextmanager
 def counted(tensors: Mapping[str, LazyTensor]) -> Generator[Callable[[], object]]:
-    """Show a bar that the yielded function moves by one tensor, where loading takes more than a few seconds."""
+    """Yield a function that advances a progress bar by one tensor; it does nothing if loading takes a few seconds."""
     if sum(one.nbytes for one in tensors.values()) < LARGE:
         yield lambda: None
         return
@@ -127,9 +130,10 @@ def counted(tensors: Mapping[str, LazyTensor]) -> Generator[Callable[[], object]
 
 
 def loading_order(bare: "PreTrainedModel", tensors: Mapping[str, LazyTensor]) -> list[str]:
-    """The tensors that transformers will ask for to fill ``bare``, in its order: one after the other by their names.
+    """Return the names of the tensors of ``bare`` in the order in which transformers requests them: sorted by name.
 
-    That is so where it quantises; else it asks for all at once. What has no place in the model it does not ask for.
+    This holds with quantisation; without it, all are requested at once. Tensors without a place in the model are not
+    requested.
     """
     names, start = bare.state_dict().keys(), f"{bare.base_model_prefix}."
     known = (name for name in tensors if name in names or start + name in names or name.removeprefix(start) in names)
@@ -137,7 +141,7 @@ def loading_order(bare: "PreTrainedModel", tensors: Mapping[str, LazyTensor]) ->
 
 
 def largest_layer_bytes(tensors: Mapping[str, LazyTensor]) -> int:
-    """Bytes of the largest layer; a tensor in none counts as one."""
+    """Return the bytes of the largest layer; a tensor outside the layers counts as one."""
     sizes: Counter[str] = Counter()
     for name, one in tensors.items():
         sizes["".join(re.findall(r"^.*?\.\d+\.", name)) or name] += one.nbytes
@@ -145,7 +149,7 @@ def largest_layer_bytes(tensors: Mapping[str, LazyTensor]) -> int:
 
 
 def without_sublayers(kind: Any, plan: Plan) -> Any:
-    """A model class whose models are made without the halves that ``plan`` drops."""
+    """Return a subclass of ``kind`` whose models are built without the sublayers that ``plan`` drops."""
     from depthcut.model.decoder import sublayers
 
     class WithoutSublayers(kind):
@@ -158,10 +162,10 @@ def without_sublayers(kind: Any, plan: Plan) -> Any:
 
 
 def read_generation_config(files: ModelFiles) -> "GenerationConfig | None":
-    """Return how the model's makers had it write, as its folder says; None where it does not.
+    """Return the generation config in the model's folder; None if there is none.
 
     Raises:
-        UserError: if the file is no JSON object, or transformers refuses it.
+        UserError: if the file is not a JSON object, or transformers refuses it.
     """
     from transformers import GenerationConfig
 
@@ -170,7 +174,7 @@ def read_generation_config(files: ModelFiles) -> "GenerationConfig | None":
     described = files.read_json(GENERATION)
     try:
         return GenerationConfig.from_dict(described)
-    except Exception as error:  # whatever a value breaks first
+    except Exception as error:  # the type depends on the value
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         mend = "mend or delete the file"
         raise UserError(f"{files.title}: transformers refuses {GENERATION} ({why}); {mend}") from None
@@ -178,15 +182,15 @@ def read_generation_config(files: ModelFiles) -> "GenerationConfig | None":
 
 @contextmanager
 def quiet_transformers() -> Generator[None]:
-    """Keep transformers' bars and tables off the screen for a while; its errors are raised all the same."""
-    from transformers.utils import logging as said
+    """Suppress the progress bars and tables of transformers; its errors are still raised."""
+    from transformers.utils import logging as transformers_logging
 
-    level, bars = said.get_verbosity(), said.is_progress_bar_enabled()
-    said.set_verbosity_error()
-    said.disable_progress_bar()
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        said.set_verbosity(level)
+        transformers_logging.set_verbosity(level)
         if bars:
-            said.enable_progress_bar()
+            transformers_logging.enable_progress_bar()

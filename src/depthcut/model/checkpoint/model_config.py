@@ -1,4 +1,4 @@
-"""A model's config.json: its values checked before torch is imported, then read by transformers under one guard."""
+"""A model's config.json: checked before torch is imported, then read by transformers, with errors in one line."""
 
 import json
 import logging
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 FILE = "config.json"
-# The names that a config gives to the number of layers.
+# Config keys for the number of layers.
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-# Sizes: whole numbers from 1 on, or one for each layer.
+# Sizes: positive integers, or lists with one per layer.
 SIZES = frozenset(
     {
         *("hidden_size", "n_embd", "d_model", "intermediate_size", "ffn_dim", "n_inner", "vocab_size", "head_dim"),
@@ -27,9 +27,9 @@ SIZES = frozenset(
     }
 )
 OBJECTS = frozenset({"text_config", "vision_config", "audio_config", "rope_scaling", "rope_parameters"})
-# No real model comes near these; a larger value is a mistake that would take hours or all of the memory.
+# Far above real models; a larger value is a mistake that would take hours or all of the memory.
 DEEPEST, LARGEST, NESTED = 1000, 2**31 - 1, 50
-# What chooses code, kernels or the form of the output, and says nothing of the weights.
+# Keys that select code, kernels or the form of the output, and do not affect the weights.
 CHOICES = re.compile(
     r"_?(attn|experts)_implementation\w*|auto_map|custom_\w+|use_kernels|kernel_config|distributed_config"
     r"|base_model_\w+_plan|(use_)?return_dict|output_attentions|output_hidden_states|torchscript|num_labels"
@@ -38,10 +38,10 @@ log = logging.getLogger("depthcut")
 
 
 def check_values(title: str, described: dict[str, Any]) -> None:
-    """Check the values of a config that transformers checks late, with a traceback, or not at all.
+    """Check the config values that transformers checks late, with a traceback, or not at all.
 
     Raises:
-        UserError: naming the key, what was expected and what was given.
+        UserError: naming the key, the expected and the given value.
     """
     for path, value in config_leaves(title, described):
         if isinstance(value, float) and math.isnan(value):
@@ -57,7 +57,7 @@ def check_values(title: str, described: dict[str, Any]) -> None:
 
 
 def check_size(title: str, path: str, value: Any) -> None:
-    """Check one value that counts something.
+    """Check a value that is a size, a number of layers or an object.
 
     Raises:
         UserError: naming the key.
@@ -73,12 +73,12 @@ def check_size(title: str, path: str, value: Any) -> None:
 
 
 def is_size(value: Any, most: int) -> bool:
-    """Whether a value is a whole number from 1 to ``most``."""
+    """Return whether a value is an integer from 1 to ``most``."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def config_leaves(title: str, described: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Go through the values of a config that are no objects, with their dotted paths; those of a list have its path."""
+    """Yield the leaf values of a config with their dotted paths; items of a list have the path of the list."""
     waiting: list[tuple[str, Any, int]] = [(key, value, 1) for key, value in described.items()]
     while waiting:
         path, value, level = waiting.pop()
@@ -93,18 +93,18 @@ def config_leaves(title: str, described: dict[str, Any]) -> Iterator[tuple[str, 
 
 
 def config_value_error(title: str, path: str, value: Any, wanted: str) -> UserError:
-    """Return the error for a value of the config."""
+    """Return the error for a wrong config value."""
     return UserError(f"{title}: {FILE}: {shorten_text(path)} must be {wanted}, got {shorten_text(repr(value))}")
 
 
 def shorten_text(text: str, most: int = 80) -> str:
-    """Shorten a text that a file holds to one printable line."""
+    """Shorten text from a file to one printable line."""
     line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
     return line if len(line) <= most else f"{line[:most]}..."
 
 
 def portable_value(value: Any) -> Any:
-    """Return a config's value with its infinities written as transformers writes them, so that it is plain JSON."""
+    """Return a config value with infinities written as transformers writes them, which is plain JSON."""
     if isinstance(value, dict):
         return {key: portable_value(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -115,22 +115,22 @@ def portable_value(value: Any) -> Any:
 
 
 def without_code_choices(value: Any) -> Any:
-    """Return a config, or a part of one, without the keys that choose code, kernels or the form of the output."""
+    """Return a config, or part of one, without the keys that select code, kernels or the form of the output."""
     if isinstance(value, dict):
         return {key: without_code_choices(inner) for key, inner in value.items() if not CHOICES.fullmatch(key)}
     return value
 
 
 def read_model_config(title: str, folder: Path, described: dict[str, Any]) -> "PreTrainedConfig":
-    """Have transformers read a config that :func:`check_values` has checked. Code that a model brings is never run.
+    """Read a config that passed :func:`check_values` with transformers. Code shipped with a model is never run.
 
     Args:
-        title: of the model, for messages.
-        folder: of the model.
-        described: the content of its config.json.
+        title: name of the model in messages.
+        folder: folder of the model.
+        described: content of its config.json.
 
     Raises:
-        UserError: if transformers has no such model, or refuses a value; naming the key where it can be known.
+        UserError: if transformers lacks the model, or refuses a value; names the key if it can be found.
     """
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -153,10 +153,10 @@ def read_model_config(title: str, folder: Path, described: dict[str, Any]) -> "P
 
 
 def build_meta_model(title: str, config: "PreTrainedConfig", described: dict[str, Any], most: int) -> "PreTrainedModel":
-    """Build the model of a config on the meta device, and stop once it has more than ``most`` parameters.
+    """Build the model of a config on the meta device; stop once it has more than ``most`` tensors.
 
     Raises:
-        UserError: if the config cannot be cut or describes no model; naming the key where it can be known.
+        UserError: if the model cannot be pruned, or the config describes none; names the key if it can be found.
     """
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -183,16 +183,16 @@ def build_meta_model(title: str, config: "PreTrainedConfig", described: dict[str
 
 @contextmanager
 def explain_config_errors(title: str, described: dict[str, Any]) -> Generator[None]:
-    """Turn what transformers and torch raise for a wrong config into one line.
+    """Turn errors of transformers and torch about a wrong config into one line.
 
     Raises:
-        UserError: naming the key where it can be known.
+        UserError: naming the key if it can be found.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # KeyError, AssertionError, ZeroDivisionError, ...: whatever the value breaks first
+    except Exception as error:  # KeyError, AssertionError, ZeroDivisionError, ...: depends on the value
         why = shorten_text(f"{type(error).__name__}: {error}", 200)
         key = find_culprit(described, error)
         value = shorten_text(repr(dict(config_leaves(title, described)).get(key)))
@@ -201,7 +201,7 @@ def explain_config_errors(title: str, described: dict[str, Any]) -> Generator[No
 
 
 def find_culprit(described: dict[str, Any], error: Exception) -> str:
-    """Return the path of the value that an error is about: it names the key, or the value; empty if neither."""
+    """Return the path of the value that an error names by its key or by the value itself; empty if there is none."""
     message = str(error)
     if "adding_idx" in message:
         message += " pad_token_id"

@@ -1,4 +1,4 @@
-"""A narrower model out of the tensors of its export, where no plain config tells the widths of its layers."""
+"""Loading of an exported model whose layers differ in width, which no plain config describes."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -25,10 +25,13 @@ def build_narrow_model(
     widths: Widths,
     load_config: LoadConfig,
 ) -> "PreTrainedModel":
-    """Build the model of ``config`` as narrow as ``widths``, fill it, in eval mode; messages call it ``title``.
+    """Build the model of ``config`` with ``widths`` and load its weights; ``title`` names it in messages.
+
+    Returns:
+        The model in eval mode.
 
     Raises:
-        UserError: if a tensor is missing, or as wide as the widths do not say.
+        UserError: if a tensor is missing or not as wide as ``widths`` says.
     """
     kind: Any = type(layers.meta_model(config))
 
@@ -47,7 +50,7 @@ def build_narrow_model(
             state_dict=dict(tensors),
             dtype=load_config.dtype,
             device_map={"": load_config.device},
-            ignore_mismatched_sizes=True,  # so that they are reported below rather than in a table
+            ignore_mismatched_sizes=True,  # mismatches are reported below instead of in a table
             output_loading_info=True,
         )
     if wrong := sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]):

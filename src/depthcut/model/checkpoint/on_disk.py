@@ -1,4 +1,4 @@
-"""The dense model of a run: its checkpoint, how it is loaded, and whether whole, streamed or sharded."""
+"""The dense model of a run, from a checkpoint: loaded whole, streamed or sharded."""
 
 import gc
 from dataclasses import dataclass
@@ -27,20 +27,20 @@ StreamPolicy = Literal["auto", "always", "never"]
 
 @dataclass
 class OnDisk:
-    """The dense model of a run, as a :class:`~depthcut.model.decoder.dense.Dense`, and what a plan keeps of it.
+    """The dense model of a run, as a :class:`~depthcut.model.decoder.dense.Dense`; also loads pruned models.
 
     Attributes:
         checkpoint: the model on disk.
-        quantise: of its weights in memory.
-        dtype: of everything that is not quantised.
+        quantise: quantisation of the weights in memory.
+        dtype: type of unquantised weights.
         asked_device: ``auto``, ``cpu`` or ``cuda``.
-        policy: whether it is streamed, and sharded where it can be; ``auto``: where it does not fit.
-        streamable: whether what reads it can take it layer by layer.
+        policy: whether to stream, and to shard if possible; ``auto``: if the model does not fit.
+        streamable: whether its consumers can read it layer by layer.
         shardable: whether several processes heal it in shards.
-        rescored: whether a search scores again what is left, so that hidden states are worth keeping.
-        weights_cache: the folder for the pruned model's quantised weights; None keeps none.
-        numbers: get the seconds and bytes of each load.
-        helped: whether all processes are at one piece of work now, which runs a sharded model.
+        rescored: whether a search rescores pruned models, which makes caching hidden states worthwhile.
+        weights_cache: cache folder for the pruned model's quantised weights; None disables the cache.
+        numbers: receives the seconds and bytes of each load.
+        helped: whether all processes work together at the moment, as a sharded model requires.
     """
 
     checkpoint: "Checkpoint"
@@ -62,7 +62,7 @@ class OnDisk:
         """``cpu`` or ``cuda``.
 
         Raises:
-            UserError: if a GPU is asked for and there is none.
+            UserError: if a GPU is requested and there is none.
         """
         return self._device
 
@@ -82,7 +82,7 @@ class OnDisk:
 
     @property
     def load_config(self) -> "LoadConfig":
-        """How the run's models lie in memory."""
+        """Quantisation, dtype and device of the run's models."""
         import torch
 
         from depthcut.model.decoder.quantisation import LoadConfig
@@ -90,11 +90,11 @@ class OnDisk:
         return LoadConfig(self.quantise, getattr(torch, self.dtype), self.device)
 
     def tensors(self, layer: int, unit: Unit = "layer") -> "dict[str, LazyTensor]":
-        """Return the tensors of a layer or a sublayer by name, unread."""
+        """Return the unread tensors of a layer or a sublayer by name."""
         return self.checkpoint.tensors(layer, unit)
 
     def load(self, plan: Plan | None = None) -> "nn.Module":
-        """Load the dense model, or only what ``plan`` keeps; a sharded one holds this process's shard."""
+        """Load the dense model, or only what ``plan`` keeps; a sharded model holds this process's shard."""
         before = self.checkpoint.bytes_read
         with self.numbers.timed("load_pruned" if plan else "load_dense"):
             loaded = self._load_shard(plan) if self.is_sharded(plan) else self._load_whole(plan)
@@ -111,7 +111,7 @@ class OnDisk:
         """Load this process's shard of what ``plan`` keeps.
 
         Raises:
-            UserError: if not even shards fit; if the dense model is asked for where one process is alone.
+            UserError: if even the shards do not fit, or if a process working alone requests the dense model.
         """
         import torch
 
@@ -120,7 +120,7 @@ class OnDisk:
 
         if plan is None and not self.helped:
             raise UserError("the metric needs the whole dense model on one GPU, and it does not fit")
-        gc.collect()  # the layers of an earlier sharded model know their list, which knows them
+        gc.collect()  # layers of an earlier sharded model and their list form a reference cycle
         devices.check_shards_fit(self.weight_bytes(plan), self.device)
         load_config = quantisation.LoadConfig("none", getattr(torch, self.dtype), self.device)
         return sharded.load_sharded(self.checkpoint, plan, load_config)
@@ -140,13 +140,13 @@ class OnDisk:
         return self._stream
 
     def release(self) -> "nn.Module | None":
-        """Free the dense model's memory; return the model that was loaded, which :meth:`adopt` takes."""
+        """Free the dense model's memory; return the loaded model, which :meth:`adopt` takes."""
         loaded, self._whole, self._stream = self._whole, None, None
         vars(self).pop("_prefixes", None)
         return loaded
 
     def adopt(self, model: "nn.Module | None") -> None:
-        """Take a dense model that another run on the same checkpoint has loaded."""
+        """Take a dense model that another run loaded from the same checkpoint."""
         self._whole = model
 
     @property
@@ -176,15 +176,15 @@ class OnDisk:
         return ModelSize.from_config(self.config, unit, self.quantise, self.dtype)
 
     def is_sharded(self, plan: Plan | None) -> bool:
-        """Return whether what ``plan`` keeps is sharded across processes, as it does not fit on one GPU or has to be.
+        """Return whether what ``plan`` keeps is sharded, because it does not fit on one GPU or the config says so.
 
-        All processes agree: it depends on the size of a GPU, not on the memory that is free.
+        All processes agree, because it depends on the memory of a GPU instead of the free memory.
         """
         if not self.shardable or self.policy == "never":
             return False
         return self.policy == "always" or not devices.fits_in_total_memory(self.weight_bytes(plan), self.device)
 
     def weight_bytes(self, plan: Plan | None) -> int:
-        """Return the bytes of what ``plan`` keeps."""
+        """Return the bytes of the weights that ``plan`` keeps."""
         plan = plan or Plan(self.depth, ())
         return self.sizes(plan.unit).totals_without(plan.drop)["weight_bytes"]

@@ -1,6 +1,6 @@
-"""Tensors on their way from the disk to the device: threads read them, ahead of whoever will ask for them.
+"""Prefetching of tensors from disk to the device in background threads.
 
-Reading, copying and what the device computes go on at the same time. What has arrived and not been used is bounded.
+Reading, copying and computing overlap. The bytes that have arrived and are not used yet are bounded.
 """
 
 import threading
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from depthcut.model.checkpoint.tensors import LazyTensor
 
-READER_THREADS = 8  # one reader does not fill a fast disk
-READ_BYTES = 32 << 20  # bytes that a reader takes at a time
+READER_THREADS = 8  # one thread does not saturate a fast disk
+READ_BYTES = 32 << 20  # bytes per read
 
 
 class PendingTensor:
-    """A tensor on its way."""
+    """A tensor that is being read."""
 
     def __init__(self, lazy: LazyTensor, bytes_N: Tensor, pieces: list[Future[None]]) -> None:
         self._lazy = lazy
@@ -27,7 +27,7 @@ class PendingTensor:
         self._pieces = pieces
 
     def tensor(self) -> Tensor:
-        """The tensor, once all of it is there.
+        """Wait for the tensor and return it.
 
         Raises:
             UserError: if the file has been cut short since it was opened.
@@ -38,9 +38,9 @@ class PendingTensor:
 
 
 class ReaderPool:
-    """Threads that bring tensors onto ``device``.
+    """Threads that read tensors to ``device``.
 
-    To a GPU each goes through pinned memory of its own, used again and again: fresh memory costs as much as the disk.
+    For a GPU, each thread reuses its own pinned buffer, because fresh pinned memory costs as much time as the disk.
     """
 
     def __init__(self, device: str) -> None:
@@ -49,10 +49,10 @@ class ReaderPool:
         self._per_thread = threading.local()
 
     def submit(self, lazy: LazyTensor) -> PendingTensor:
-        """Begin to read a tensor."""
-        with torch.inference_mode(False):  # which holds for a thread: the readers could not write into what it makes
+        """Start reading a tensor."""
+        with torch.inference_mode(False):  # it holds per thread: readers could not write into inference tensors
             bytes_N = torch.empty(lazy.nbytes, dtype=torch.uint8, device=self.device)
-        # The memory may have been freed while work that reads it was still queued: copies into it wait for that.
+        # Queued work may still read this memory from before it was freed; copies into it wait for that work.
         free: Any = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
         starts = range(0, lazy.nbytes, READ_BYTES)
         read = self._threads.submit
@@ -61,7 +61,7 @@ class ReaderPool:
         )
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self._threads.shutdown(cancel_futures=True)
 
     def _read(self, lazy: LazyTensor, start: int, target_N: Tensor, free: Any) -> None:
@@ -81,14 +81,14 @@ class ReaderPool:
 
 
 class Prefetcher:
-    """Tensors of which the next ones are on their way, at most ``room`` bytes with the one that is at work.
+    """Tensors that are prefetched in order, at most ``limit_bytes`` at a time, including the one in use.
 
     Args:
-        readers: who reads them.
-        tensors: by their names.
-        order: the names in the order in which they are expected to be asked for; these are read ahead. What is asked
-            for out of turn is read then.
-        room: bytes; one tensor may always be on its way.
+        readers: the threads that read them.
+        tensors: by name.
+        order: names in the order in which requests are expected; these are prefetched. A tensor that is requested out
+            of order is read on request.
+        limit_bytes: in bytes; one tensor is always allowed.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class Prefetcher:
         self._reserved_bytes = 0
         self._in_use_bytes = 0
         self.claimed: Callable[[], object] = lambda: None
-        self._lock = threading.Lock()  # a model that is not quantised is filled by several threads
+        self._lock = threading.Lock()  # several threads fill a model that is not quantised
 
     def get(self, name: str) -> Tensor:
-        """A tensor; the one before it has been used by now, and its memory is there for those that follow."""
+        """Return a tensor; the one before it has been used by now, and its memory counts as free."""
         with self._lock:
             self._reserved_bytes -= self._in_use_bytes
             if name not in self._pending:
@@ -130,7 +130,7 @@ class Prefetcher:
 
 
 class PrefetchedTensor:
-    """What transformers takes in place of a tensor: indexing gives it."""
+    """Stand-in for a tensor in a state dict for transformers; indexing returns the tensor."""
 
     def __init__(self, prefetcher: Prefetcher, name: str, lazy: LazyTensor) -> None:
         self._prefetcher = prefetcher
@@ -138,15 +138,15 @@ class PrefetchedTensor:
         self._lazy = lazy
 
     def get_shape(self) -> list[int]:
-        """The tensor's shape."""
+        """Return the shape."""
         return self._lazy.get_shape()
 
     def get_dtype(self) -> str:
-        """The tensor's type as the file has it, e.g. ``BF16``."""
+        """Return the type as named in the file, for example ``BF16``."""
         return self._lazy.get_dtype()
 
     def __getitem__(self, index: Any) -> Tensor:
-        """The tensor, on the device.
+        """Return the tensor, on the device.
 
         Raises:
             UserError: if the file has been cut short since it was opened.
@@ -155,7 +155,7 @@ class PrefetchedTensor:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The GPU that ``cuda`` means here: in a thread it would mean the first one."""
+    """Return the current GPU for ``cuda``, which would mean the first GPU in a new thread."""
     return torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
 
 
@@ -167,7 +167,7 @@ def prefetched_tensors(
     device: str,
     claimed: Callable[[], object] = lambda: None,
 ) -> Generator[Mapping[str, PrefetchedTensor]]:
-    """Inside the ``with``, tensors that arrive on ``device`` when they are indexed; as :class:`Prefetcher`.
+    """Yield tensors that arrive on ``device`` when they are indexed, as :class:`Prefetcher` describes.
 
     ``claimed`` is called for each.
     """

@@ -1,4 +1,4 @@
-"""Recognise weights that are quantised already, whatever their config says."""
+"""Detection of weights that are quantised already, whatever their config says."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -13,13 +13,13 @@ QUANTISERS = re.compile(
     r"(?:^|\.)(?:\w+_)?(?:qweight|qzeros|g_idx|weight_packed|weight_scale\w*|weight_zero_point|weight_global_scale"
     r"|input_scale\w*|input_global_scale|activation_scale|scale_inv|SCB|absmax|quant_map|quant_state\.\S+)$"
 )
-# What a quantiser puts next to the weight ``X.weight`` or ``X``, as ``X.scales`` or ``X_scale``.
+# Tensors that a quantiser adds to the weight ``X.weight`` or ``X``, as ``X.scales`` or ``X_scale``.
 COMPANIONS = re.compile(r"[._](?:\w+_)?(?:scales?|scale_inv|zeros|zero_points?|qmin|qmax)$")
 MEND = "give the model that it was made from"
 
 
 def check_config(title: str, described: Mapping[str, Any]) -> None:
-    """Refuse a config that says that its model is quantised.
+    """Refuse a config that declares a quantised model.
 
     Raises:
         UserError: naming the method.
@@ -32,10 +32,10 @@ def check_config(title: str, described: Mapping[str, Any]) -> None:
 
 
 def check_entries(title: str, entries: Mapping[str, TensorEntry]) -> None:
-    """Refuse a file whose tensors are those of a quantised model.
+    """Refuse a file with the tensors of a quantised model.
 
     Raises:
-        UserError: naming a tensor that shows it.
+        UserError: naming such a tensor.
     """
     for name, entry in entries.items():
         if QUANTISERS.search(name):
@@ -45,7 +45,7 @@ def check_entries(title: str, entries: Mapping[str, TensorEntry]) -> None:
 
 
 def check_strangers(title: str, strangers: Collection[str], held: Collection[str]) -> None:
-    """Refuse tensors without a place in the model that change the meaning of tensors that have one.
+    """Refuse tensors without a place in the model that change the meaning of tensors with one.
 
     Raises:
         UserError: naming one.

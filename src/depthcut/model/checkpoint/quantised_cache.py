@@ -1,6 +1,6 @@
-"""Quantised weights on the disk, by content: what a plan leaves of a model is quantised once, then loaded in seconds.
+"""Content-addressed cache of quantised weights: each pruned model is quantised once and then loads in seconds.
 
-They are quantised as they were on the first load, to the bit, quantisation states included.
+Cached weights are bit-identical to those of the first load, quantisation states included.
 """
 
 import copy
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 FORMAT = 1
-SHARD_BYTES = 1000 << 20  # bytes of weights a file: so much is on the host while they are written
-SPARE_BYTES = 1 << 30  # bytes of the disk that are left alone
+SHARD_BYTES = 1000 << 20  # bytes of weights per file, which are on the host while it is written
+SPARE_BYTES = 1 << 30  # bytes of disk space left free
 log = logging.getLogger("depthcut")
 
 BuildModel = Callable[["PreTrainedConfig", Mapping[str, LazyTensor]], "PreTrainedModel"]
@@ -36,7 +36,7 @@ ReadTensors = Callable[[], Mapping[str, LazyTensor]]
 
 
 def quantised_weights_digest(digest: str, plan: Plan, load_config: LoadConfig) -> str:
-    """Name the weights that ``plan`` leaves of the model ``digest`` by all that they depend on."""
+    """Return the digest of everything that the weights kept by ``plan`` depend on; ``digest`` is the model's."""
     settings: Any = quantisation.bitsandbytes_config(load_config.quantise, load_config.dtype)
     return store.content_digest(
         {
@@ -46,7 +46,7 @@ def quantised_weights_digest(digest: str, plan: Plan, load_config: LoadConfig) -
             "unit": plan.unit,
             "quantise": json.loads(settings.to_json_string()),
             "dtype": str(load_config.dtype),
-            "device": load_config.device.partition(":")[0],  # a CPU may round otherwise than a GPU
+            "device": load_config.device.partition(":")[0],  # a CPU may round differently from a GPU
             "versions": [version(package) for package in ("bitsandbytes", "transformers")],
         }
     )
@@ -55,17 +55,17 @@ def quantised_weights_digest(digest: str, plan: Plan, load_config: LoadConfig) -
 def load_quantised(
     folder: Path | None, config: "PreTrainedConfig", load_config: LoadConfig, build: BuildModel, read: ReadTensors
 ) -> "PreTrainedModel":
-    """Load the model of ``config`` from ``folder``; where it is not there whole, fill it anew and keep it there.
+    """Load the model of ``config`` from ``folder``; if it is missing or damaged, build the model and cache it there.
 
     Args:
-        folder: named by what is in it; None keeps nothing.
+        folder: named by its content; None disables the cache.
         config: of the model.
-        form: how it lies in memory.
-        fill: builds the model of a config out of tensors.
-        tensors: gives those of the checkpoint.
+        load_config: quantisation, dtype and device.
+        build: builds a model from a config and tensors.
+        read: returns the tensors of the checkpoint.
 
     Raises:
-        UserError: as ``fill`` and ``tensors`` do.
+        UserError: as ``build`` and ``read``.
     """
     if folder is None:
         return build(config, read())
@@ -76,7 +76,7 @@ def load_quantised(
         built.append(build(config, read()))
         write_quantised(built[0], new)
 
-    with ThreadPoolExecutor() as readers, suppress(OSError):  # what cannot be read is made again
+    with ThreadPoolExecutor() as readers, suppress(OSError):  # unreadable files are built again
         list(readers.map(hashes, folder.glob("*.safetensors")))
     try:
         files.cached_model_folder(folder, make, hashes)
@@ -93,7 +93,7 @@ def load_quantised(
 
 
 def quantised_config(config: "PreTrainedConfig", load_config: LoadConfig) -> "PreTrainedConfig":
-    """The config of a model whose weights are quantised already."""
+    """Return a copy of ``config`` for weights that are quantised already."""
     described: Any = copy.deepcopy(config)
     settings: Any = quantisation.bitsandbytes_config(load_config.quantise, load_config.dtype)
     described.quantization_config = settings.to_dict()
@@ -101,10 +101,10 @@ def quantised_config(config: "PreTrainedConfig", load_config: LoadConfig) -> "Pr
 
 
 def write_quantised(model: "PreTrainedModel", folder: Path) -> None:
-    """Write what ``model`` holds into files of at most ``SHARD`` bytes, or of one tensor, and their index.
+    """Write the tensors of ``model`` to files of at most ``SHARD_BYTES``, or of one tensor, and their index.
 
     Raises:
-        OSError: if the disk has no room for them.
+        OSError: if they do not fit on disk.
     """
     from safetensors.torch import save_file
 
@@ -117,15 +117,14 @@ def write_quantised(model: "PreTrainedModel", folder: Path) -> None:
         for number, names in enumerate(split_shards(state)):
             path = folder / f"model-{number:05}.safetensors"
             save_file({name: state[name].contiguous().cpu() for name in names}, path)
-            hashing.submit(
-                store.file_sha256, path
-            )  # remembered; one after the other they would take longer than all else
+            # Caches the hash; hashing in sequence would take longer than all other work.
+            hashing.submit(store.file_sha256, path)
             weight_map |= dict.fromkeys(names, path.name)
     store.write_json(folder / INDEX_FILE, {"weight_map": weight_map})
 
 
 def unique_tensors(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """A model's tensors by name, one that has several names once."""
+    """Return a model's tensors by name; a tensor with several names appears once."""
     seen: set[tuple[int, int]] = set()
     unique: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -137,7 +136,7 @@ def unique_tensors(state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 
 def split_shards(state: "dict[str, Tensor]") -> list[list[str]]:
-    """The names, in their order, a file's at a time."""
+    """Split the tensor names, in order, into the files that hold them."""
     shards: list[list[str]] = []
     left = 0
     for name, tensor in state.items():

@@ -1,7 +1,7 @@
-"""A model on the Hugging Face hub: its files listed at once, each fetched only when it is asked for.
+"""Model files on the Hugging Face hub: listed at once, each downloaded on first use.
 
-A repository's commit never changes, so what it holds is remembered, and the second opening works without a network.
-A cut model needs no shard that holds only dropped layers.
+A commit never changes, so its listing is cached, and the second opening works without a network. A pruned model needs
+no shard that holds only dropped layers.
 """
 
 import errno
@@ -17,15 +17,15 @@ from depthcut.model.checkpoint.files import HashCache, ModelFiles
 from depthcut.runtime import documents, store
 from depthcut.runtime.errors import UserError
 
-# Everything small that a config or a tokenizer may be made of.
+# Small files that a config or a tokenizer may consist of.
 SMALL_SUFFIXES = frozenset({".json", ".model", ".txt", ".jinja"})
 
 
 class HubRepository(ModelFiles):
-    """A repository on the hub, at one commit, through the hub's own client and its cache on this machine.
+    """A hub repository at one commit, read through the hub's client and its local cache.
 
     Raises:
-        UserError: if there is no such repository or revision, or it can neither be reached nor found on this machine.
+        UserError: if the repository or the revision does not exist, or is neither reachable nor cached.
     """
 
     def __init__(self, repo: str, revision: str | None, cache: Path, hashes: HashCache) -> None:
@@ -51,7 +51,7 @@ class HubRepository(ModelFiles):
         if path := self.local_path(name):
             return path
         try:
-            if self.offline_error:  # the client would try again and again
+            if self.offline_error:  # the client would retry many times
                 raise self.offline_error
             with translate_hub_errors(self.repo, name):
                 return Path(hf_hub_download(self.repo, name, revision=self.listing.commit))
@@ -77,20 +77,20 @@ class HubRepository(ModelFiles):
 
 @dataclass(frozen=True)
 class RepositoryListing:
-    """What a repository holds at a commit: each file's SHA-256, where the hub keeps one (it does for weights)."""
+    """Files of a repository at a commit, with their SHA-256 where the hub stores one (it does for weights)."""
 
     commit: str
     files: dict[str, str | None]
 
 
 def list_repository(repo: str, revision: str, cache: Path) -> "tuple[RepositoryListing, HubUnreachableError | None]":
-    """List a repository: from memory if ``revision`` is a commit, else from the hub, else from this machine.
+    """List a repository: from the listing cache if ``revision`` is a commit, else from the hub, else from local files.
 
     Returns:
-        The listing, and why the hub could not be asked, if it could not.
+        The listing, and the reason why the hub was unreachable, if it was.
 
     Raises:
-        UserError: if none of them knows it.
+        UserError: if no source lists it.
     """
     from huggingface_hub import constants
 
@@ -111,18 +111,18 @@ def list_repository(repo: str, revision: str, cache: Path) -> "tuple[RepositoryL
 
 
 def read_listing(path: Path) -> RepositoryListing | None:
-    """What an earlier run wrote down."""
+    """Return the listing that an earlier run wrote, or None."""
     content = documents.read_json_if_present(path) or {}
     commit, files = content.get("commit"), content.get("files")
     return RepositoryListing(commit, files) if isinstance(commit, str) and isinstance(files, dict) else None
 
 
 def fetch_listing(repo: str, revision: str) -> RepositoryListing:
-    """What the hub says. Its client then knows the commit behind ``revision`` too, and finds it without a network.
+    """Fetch the listing from the hub; its client then also caches the commit of ``revision`` for offline use.
 
     Raises:
-        HubUnreachedError: if it says nothing.
-        UserError: if it says no.
+        HubUnreachableError: if the hub does not answer.
+        UserError: if the hub refuses.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -137,7 +137,7 @@ def fetch_listing(repo: str, revision: str) -> RepositoryListing:
 
 
 def cached_listing(repo: str, revision: str) -> RepositoryListing | None:
-    """What of the repository the hub's client has in its cache; there a file of weights is named by its SHA-256."""
+    """Return the files in the hub client's local cache, where each weight file is named by its SHA-256."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo, "config.json", revision=revision)
@@ -151,22 +151,22 @@ def cached_listing(repo: str, revision: str) -> RepositoryListing | None:
 
 
 class HubUnreachableError(Exception):
-    """The hub gave no answer; it says why."""
+    """The hub did not answer; the message gives the reason."""
 
 
 @contextmanager
 def translate_hub_errors(repo: str, wanted: str) -> Generator[None]:
-    """Turn what the hub's client raises into one line that names the mend.
+    """Turn errors of the hub's client into one line that names the remedy.
 
     Raises:
-        HubUnreachedError: if the hub gave no answer.
-        UserError: if its answer is no, or the answer does not fit on the disk.
+        HubUnreachableError: if the hub did not answer.
+        UserError: if the hub refused, or its answer does not fit on disk.
     """
     from huggingface_hub import constants, errors
 
     try:
         yield
-    except Exception as error:  # what stands for a dead network depends on the client's version
+    except Exception as error:  # the exception for a dead network depends on the client's version
         if no := describe_hub_error(error, repo, wanted):
             raise UserError(no) from None
         cause = error.__cause__ or error
@@ -176,7 +176,7 @@ def translate_hub_errors(repo: str, wanted: str) -> Generator[None]:
 
 
 def describe_hub_error(error: Exception, repo: str, wanted: str) -> str | None:
-    """What an error of the hub's client says to a person; None if it is about the network."""
+    """Return the user message for an error of the hub's client; None if it concerns the network."""
     from huggingface_hub import constants, errors
 
     hub = constants.ENDPOINT

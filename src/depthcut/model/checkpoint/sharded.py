@@ -1,28 +1,24 @@
-"""A model in shares: of each layer's weights every process holds some rows, and no process ever holds all layers.
+"""A model sharded across processes: each holds some rows of every layer's weights, and none ever holds all layers.
 
-The rows are read as such: together the processes read the files once. What is beside the layers lies in every process.
-To heal, the shares become those of FSDP2 (:mod:`depthcut.heal.training.fsdp`), where they lie. To be measured the model
-runs in the first process alone, whose numbers are thus those of one process: the others hand it their rows of the layer
-that is next, as long as it asks for some.
+Each process reads only its own rows, so together the processes read the files once. Weights outside the layers are
+replicated. For healing, the shards become those of FSDP2 in place (:mod:`depthcut.heal.training.fsdp`). For
+measurements, the model runs in the first process alone, and its numbers equal those of a single process; the others
+send their rows of each layer that it requests.
 """
 
-import atexit
-import logging
-import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from datetime import timedelta
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
 from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint import process_group
 from depthcut.model.checkpoint.prefetch import PendingTensor, ReaderPool
 from depthcut.model.checkpoint.streaming import Scaffold
 from depthcut.model.decoder import layers as decoder_layers
@@ -34,43 +30,39 @@ from depthcut.runtime.progress import track
 if TYPE_CHECKING:
     from depthcut.model.checkpoint.checkpoint import Checkpoint
 
-STOP_REQUEST, LOAD_REQUEST = -1, -2  # what the first process says beside the numbers of layers
-REQUEST_TIMEOUT = timedelta(days=7)  # of processes that wait for the first one's word
-log = logging.getLogger("depthcut")
-
 
 class ShardedLayers(nn.ModuleList):
-    """Layers of which every process holds a share.
+    """A layer list whose weights are sharded across all processes.
 
     Attributes:
-        leading: whether this process runs the model now, and the others wait to be asked for their shares.
+        is_leader: whether this process runs the model while the others wait for requests.
     """
 
     is_leader = False
 
     def run_layer(self, number: int, *args: Any, **kwargs: Any) -> Any:
-        """What layer ``number`` makes of its input; it is whole meanwhile.
+        """Gather layer ``number`` and return its output.
 
         Raises:
-            UserError: if the other processes are not there to help.
+            UserError: if the other processes are not serving their shards.
         """
         layer = self[number]
-        with torch.no_grad(), self.gathered_layer(number):  # a gradient's graph would hold all layers
+        with torch.no_grad(), self.gathered_layer(number):  # an autograd graph would keep all layers alive
             return type(layer).forward(layer, *args, **kwargs)
 
     @contextmanager
     def gathered_layer(self, number: int) -> Generator[nn.Module]:
-        """Inside the ``with``, layer ``number`` has all its rows.
+        """Gather all rows of layer ``number`` inside the ``with`` block.
 
         Raises:
-            UserError: if the other processes are not there to help.
+            UserError: if the other processes are not serving their shards.
         """
         if not self.is_leader:
             raise UserError(
                 "the model is in shares, which the processes put together to heal it and to evaluate it, and for "
                 "nothing else; take heal.strategy=ddp with GPUs that have room for it, or stream=never"
             )
-        broadcast_request(number)
+        process_group.broadcast_request(number)
         layer = self[number]
         shards = sharded_parameters(layer)
         for module, name, shard in shards:
@@ -85,14 +77,14 @@ class ShardedLayers(nn.ModuleList):
 def run_on_first_rank(
     device: str, model: Callable[[], nn.Module], work: Callable[[Callable[[], nn.Module]], object]
 ) -> None:
-    """Have the first process do ``work``, which runs a model in shares; then the others, who find on file what it left.
+    """Run ``work`` on a sharded model in the first process, then in the others, which find its results on disk.
 
     Args:
-        device: where the model is.
-        model: loads it, or gives it where it is loaded.
-        work: is given what gives the model.
+        device: device of the model.
+        model: loads the model, or returns the loaded one.
+        work: takes a function that returns the model.
     """
-    ensure_process_group(device)
+    process_group.ensure_process_group(device)
     if ranks.global_rank():
         serve_shards(model)
         work(model)
@@ -100,7 +92,7 @@ def run_on_first_rank(
     stacks: list[ShardedLayers] = []
 
     def load_everywhere() -> nn.Module:
-        broadcast_request(LOAD_REQUEST)
+        process_group.broadcast_request(process_group.LOAD_REQUEST)
         loaded = model()
         stacks.append(sharded_layers(loaded))
         stacks[-1].is_leader = True
@@ -109,14 +101,14 @@ def run_on_first_rank(
     work(load_everywhere)
     for stack in stacks:
         stack.is_leader = False
-    broadcast_request(STOP_REQUEST)
+    process_group.broadcast_request(process_group.STOP_REQUEST)
 
 
 def serve_shards(model: Callable[[], nn.Module]) -> None:
-    """Hand the first process this one's share of the layers that it asks for, until it has done."""
+    """Send this process's shards of the layers that the first process requests, until it stops."""
     stack = ShardedLayers()
-    while (number := receive_request()) != STOP_REQUEST:
-        if number == LOAD_REQUEST:
+    while (number := process_group.receive_request()) != process_group.STOP_REQUEST:
+        if number == process_group.LOAD_REQUEST:
             stack = sharded_layers(model())
         else:
             for _, _, shard in sharded_parameters(stack[number]):
@@ -124,19 +116,19 @@ def serve_shards(model: Callable[[], nn.Module]) -> None:
 
 
 def sharded_layers(model: nn.Module) -> ShardedLayers:
-    """The layers of a model in shares."""
+    """Return the layer list of a sharded model."""
     stack = decoder_layers.layer_list(model)
     assert isinstance(stack, ShardedLayers)
     return stack
 
 
 def load_sharded(checkpoint: "Checkpoint", plan: Plan | None, load_config: LoadConfig) -> PreTrainedModel:
-    """Read this process's share of the layers that ``plan`` keeps, and all that is beside them.
+    """Load this process's shard of the layers in ``plan``, and everything outside the layers.
 
     Args:
-        checkpoint: the model on the disk.
-        plan: None keeps all.
-        form: how it lies in memory; not quantised.
+        checkpoint: the model on disk.
+        plan: None keeps all layers.
+        load_config: dtype and device; without quantisation.
 
     Returns:
         A model in eval mode that runs only in :func:`run_on_first_rank`; its parameter count covers all processes.
@@ -144,7 +136,7 @@ def load_sharded(checkpoint: "Checkpoint", plan: Plan | None, load_config: LoadC
     Raises:
         UserError: as :class:`depthcut.model.checkpoint.streaming.Scaffold`.
     """
-    ensure_process_group(load_config.device)
+    process_group.ensure_process_group(load_config.device)
     scaffold, readers = Scaffold(checkpoint, plan, load_config), ReaderPool(load_config.device)
     stack = ShardedLayers(scaffold.meta_layers)
     model = scaffold.load(stack)
@@ -164,7 +156,7 @@ def load_sharded(checkpoint: "Checkpoint", plan: Plan | None, load_config: LoadC
 
 
 def prefetch_shard(scaffold: Scaffold, readers: ReaderPool, number: int) -> dict[str, PendingTensor]:
-    """Begin to read this process's rows of a layer."""
+    """Start reading this process's rows of a layer."""
     tensors = scaffold.tensors(number)
     return {name: readers.submit(one.rows(*own_rows(one.get_shape()[0]))) for name, one in tensors.items()}
 
@@ -172,12 +164,12 @@ def prefetch_shard(scaffold: Scaffold, readers: ReaderPool, number: int) -> dict
 def place_shard(
     arrived: dict[str, PendingTensor], load_config: LoadConfig, name: str, bare: nn.Parameter
 ) -> nn.Parameter:
-    """What takes the place of ``bare``: this process's rows of it, which have arrived under this name."""
+    """Return this process's rows of the parameter ``name`` as a replacement for ``bare``."""
     return make_sharded_parameter(arrived.pop(name).tensor().to(load_config.dtype), bare.shape)
 
 
 def shard_layer(layer: nn.Module) -> None:
-    """Leave of a whole layer this process's share."""
+    """Reduce a whole layer to this process's shard, in place."""
     for module in layer.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             rows = weight.data[slice(*own_rows(len(weight)))].clone()
@@ -185,28 +177,28 @@ def shard_layer(layer: nn.Module) -> None:
 
 
 def own_rows(rows: int) -> tuple[int, int]:
-    """The rows of so many that this process holds, half-open: as ``torch.chunk``, and FSDP2, share them out."""
+    """Return this process's half-open range of ``rows`` rows, split as by ``torch.chunk`` and FSDP2."""
     size = -(-rows // ranks.world_size())
     return min(rows, ranks.global_rank() * size), min(rows, (ranks.global_rank() + 1) * size)
 
 
 def make_sharded_parameter(rows: Tensor, shape: torch.Size) -> nn.Parameter:
-    """A parameter of this shape, of which this process holds ``rows``."""
+    """Return a parameter of this shape of which this process holds ``rows``."""
     stride = torch.empty(shape, device="meta").stride()
     tensor = DTensor.from_local(
-        rows, device_mesh(rows.device.type), [Shard(0)], run_check=False, shape=shape, stride=stride
+        rows, process_group.device_mesh(rows.device.type), [Shard(0)], run_check=False, shape=shape, stride=stride
     )
     return nn.Parameter(tensor, requires_grad=False)
 
 
 def sharded_parameters(layer: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """The parameters of a layer that are in shares: whose they are, their names there, and they."""
+    """Return the sharded parameters of a layer, each with its module and its name in that module."""
     parameters = [(part, name, each) for part in layer.modules() for name, each in part.named_parameters(recurse=False)]
     return [(part, name, each) for part, name, each in parameters if isinstance(each, DTensor)]
 
 
 def gather_shards(shard: Any) -> Tensor:
-    """The whole of which each process holds a share: in the first process; the others send theirs."""
+    """Gather a sharded tensor: the first process returns all of it, the others send their shards."""
     rows, shape = shard.to_local().detach(), shard.shape
     size = -(-shape[0] // ranks.world_size())
     padded = rows.contiguous()
@@ -215,42 +207,7 @@ def gather_shards(shard: Any) -> Tensor:
         padded[: len(rows)] = rows
     first = not ranks.global_rank()
     whole = rows.new_empty(size * ranks.world_size() if first else 0, *shape[1:])
-    # As bytes: not every backend knows every type.
+    # As bytes, because not every backend supports every type.
     outputs = list(whole.view(-1).view(torch.uint8).chunk(ranks.world_size())) if first else None
     dist.gather(padded.view(-1).view(torch.uint8), outputs)
     return whole[: shape[0]]
-
-
-def broadcast_request(number: int) -> None:
-    """Tell the other processes what the first one wants of them."""
-    dist.broadcast(torch.tensor(number), 0, group=request_group())
-
-
-def receive_request() -> int:
-    """What the first process wants."""
-    number = torch.tensor(STOP_REQUEST)
-    dist.broadcast(number, 0, group=request_group())
-    return int(number)
-
-
-@cache
-def request_group() -> dist.ProcessGroup:
-    """Through what the processes talk: beside what moves weights, which may wait for no more than minutes."""
-    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=REQUEST_TIMEOUT))
-
-
-@cache
-def device_mesh(kind: str) -> DeviceMesh:
-    """The processes, in a row."""
-    return init_device_mesh(kind, (ranks.world_size(),))
-
-
-def ensure_process_group(device: str) -> None:
-    """Have the processes meet, as Lightning will: it finds that they have."""
-    if dist.is_initialized():
-        return
-    environment = ranks.cluster_environment()
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
-    backend = "nccl" if device.startswith("cuda") else "gloo"
-    dist.init_process_group(backend, rank=ranks.global_rank(), world_size=ranks.world_size())
-    atexit.register(dist.destroy_process_group)

@@ -1,7 +1,7 @@
-"""The dense model, one layer at a time off the disk, each tensor read once a pass.
+"""Streaming of the dense model from disk, one layer at a time; each tensor is read once per pass.
 
-A streamed model is a frame (embeddings, first layer, final norm, head) around layers on the meta device. While one
-layer computes, threads bring in the next one, so that the device holds two.
+A streamed model is a scaffold (embeddings, first layer, final norm, head) around layers on the meta device. While one
+layer computes, threads prefetch the next, and the device holds two layers.
 """
 
 import copy
@@ -29,18 +29,18 @@ META_DEVICE = torch.device("meta")
 
 
 class Scaffold:
-    """Embeddings, the first layer of each kind, final norm and head, around layers on the meta device.
+    """Embeddings, the first layer of each type, final norm and head, around layers on the meta device.
 
     Attributes:
-        checkpoint: the model on the disk.
-        plan: what is left out of it.
-        form: how it lies in memory.
-        config: of what is left.
-        bare: the layers that are left, on the meta device.
-        firsts: the numbers of those that the frame has.
+        checkpoint: the model on disk.
+        plan: the layers or sublayers to drop.
+        load_config: quantisation, dtype and device.
+        config: of the pruned model.
+        meta_layers: the kept layers, on the meta device.
+        real_indices: indices of the layers that the scaffold loads.
 
     Raises:
-        UserError: if the layers' tensors in the files are not named, or not laid out, as those in the model.
+        UserError: if the files name or store the tensors of the layers differently from the model.
     """
 
     def __init__(self, checkpoint: "Checkpoint", plan: Plan | None, load_config: quantisation.LoadConfig) -> None:
@@ -58,7 +58,7 @@ class Scaffold:
         self.real_indices = first_layer_per_type(self.config)
 
     def load(self, stack: nn.ModuleList) -> PreTrainedModel:
-        """Read the frame, put it around ``stack``, whose first layers it replaces, and give the model."""
+        """Load the scaffold, insert ``stack`` with its first layers replaced, and return the model."""
         kept = {self.plan.keep[number] for number in self.real_indices}
         plan = Plan(self.plan.depth, tuple(old for old in range(self.plan.depth) if old not in kept))
         dtype: Any = str(self.load_config.dtype).removeprefix("torch.")
@@ -74,7 +74,7 @@ class Scaffold:
         return model
 
     def tensors(self, number: int) -> dict[str, LazyTensor]:
-        """A layer's tensors by their names in the layer, unread."""
+        """Return the unread tensors of a layer by their names in the layer."""
         old = self.plan.keep[number]
         prefix = f"{self.checkpoint.layer_prefix}.{old}."
         available = {name.removeprefix(prefix): one for name, one in self.checkpoint.tensors(old).items()}
@@ -85,7 +85,7 @@ class Scaffold:
         return {name: available[name] for name in sorted(wanted)}
 
     def materialise_layer(self, number: int, put: Callable[[str, nn.Parameter], nn.Parameter]) -> nn.Module:
-        """A copy of a bare layer, whose parameters ``put`` gives by their names and by those on the meta device."""
+        """Return a copy of a meta layer; ``put`` returns each parameter, given its name and the meta parameter."""
         layer = copy.deepcopy(self.meta_layers[number])
         if self.load_config.quantise != "none":
             quantisation.insert_quantised_linears(layer, self.load_config.quantise, self.load_config.dtype)
@@ -99,7 +99,7 @@ class Scaffold:
         return layer.eval()
 
     def first_buffer(self, name: str, like: Tensor) -> Tensor:
-        """A buffer that no file holds, from the first layer, where it is the same."""
+        """Return the first layer's buffer ``name``, which is in no file and is the same in all layers."""
         shared: Any = dict(self.first.named_buffers()).get(name)
         if shared is None or shared.shape != like.shape or shared.device == META_DEVICE:
             raise UserError(f"{self.checkpoint.files.title} cannot be streamed: no file holds its layers' {name}")
@@ -107,11 +107,11 @@ class Scaffold:
 
 
 class LayerStream:
-    """A model of which one layer is there.
+    """A model with one layer in memory at a time.
 
     Args:
         checkpoint: the model on disk.
-        form: how it lies in memory.
+        load_config: quantisation, dtype and device.
 
     Raises:
         UserError: as :class:`Scaffold`.
@@ -130,7 +130,7 @@ class LayerStream:
         self.model = self.scaffold.load(self.stack)
 
     def stream_layers(self, name: str) -> Iterator[int]:
-        """Bring in each layer in turn and give its number; it is gone when the next one is asked for."""
+        """Load each layer in turn and yield its index; it is freed when the next one is requested."""
         started, read = time.monotonic(), 0
         with Meter(f"{name}: layers", len(self.stack)) as meter:
             for number in range(len(self.stack)):
@@ -146,21 +146,26 @@ class LayerStream:
                 meter.step(f"{read / 1e9 / (time.monotonic() - started):.2f} GB/s")
 
     def offload_device(self, h_BTD: Tensor, tokens: int, streams: int = 1) -> torch.device:
-        """Where streams like ``h_BTD``, of so many tokens, wait for the next layer: on the device if there is room.
+        """Return the device on which hidden states wait for the next layer: that of ``h_BTD`` if they fit.
 
-        Half of what is free is left to two layers and to what a layer computes.
+        Half of the free memory is reserved for two layers and their activations.
+
+        Args:
+            h_BTD: a hidden state; its width and dtype give the size.
+            tokens: number of tokens of each stream.
+            streams: number of streams.
         """
         wanted = tokens * streams * h_BTD.shape[-1] * h_BTD.element_size()
         return h_BTD.device if 2 * wanted < devices.free_memory(h_BTD.device.type) else torch.device("cpu")
 
     def prefetch_layer(self, number: int) -> None:
-        """Begin to read a layer, if that has not begun."""
+        """Start reading a layer, unless it is being read."""
         if number < len(self.meta_layers) and number not in self.pending:
             tensors = self.scaffold.tensors(number)
             self.pending[number] = {rest: self.readers.submit(one) for rest, one in tensors.items()}
 
     def load_layer(self, number: int, tensors: dict[str, Tensor]) -> None:
-        """Put the tensors into their layer, on the device, quantised where the first layer is."""
+        """Put the tensors into their layer on the device, quantised if the first layer is."""
         if not tensors:
             return
 
@@ -172,13 +177,13 @@ class LayerStream:
         self.stack[number] = self.scaffold.materialise_layer(number, put)
 
     def free_layer(self, number: int) -> None:
-        """Give a layer's memory back, once the device has done with it."""
+        """Free a layer's memory, once the GPU has finished with it."""
         if self.readers.device.type == "cuda":
             torch.cuda.synchronize()
         self.stack[number] = self.meta_layers[number]
 
 
 def first_layer_per_type(config: PreTrainedConfig) -> list[int]:
-    """The first layer, and in a model whose layers attend in several ways the first of each: the frame knows them."""
+    """Return the index of the first layer of each attention type; the scaffold loads these."""
     types: list[str] = getattr(decoder_layers.text_config(config), "layer_types", None) or ["all alike"]
     return sorted(types.index(kind) for kind in set(types))

@@ -1,4 +1,4 @@
-"""The safetensors files of a model: which tensor is where, read one at a time, every byte counted."""
+"""Lazily read safetensors files: tensors are located by their headers, read one at a time, and counted in bytes."""
 
 import re
 import threading
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-# The names of types, in the format and in torch.
+# Type names in the format and in torch.
 TORCH_DTYPES = {
     "BF16": "bfloat16",
     "F16": "float16",
@@ -37,13 +37,13 @@ TORCH_DTYPES = {
 
 
 class LazyTensor:
-    """A tensor on the disk: indexing reads it.
+    """A tensor on disk that is read when it is indexed.
 
     Args:
-        path: of its file.
-        entry: its place there.
+        path: the file.
+        entry: its position in the file.
         count: called with the number of bytes before they are read.
-        check: called after they are read; raises if the file is not the one that was opened.
+        check: called after they are read; raises if the file has changed since it was opened.
     """
 
     def __init__(
@@ -56,19 +56,19 @@ class LazyTensor:
 
     @property
     def nbytes(self) -> int:
-        """The tensor's size in the file."""
+        """Size of the tensor in the file, in bytes."""
         return self._entry.nbytes
 
     def get_shape(self) -> list[int]:
-        """The tensor's shape."""
+        """Return the shape."""
         return list(self._entry.shape)
 
     def get_dtype(self) -> str:
-        """The tensor's type as the file has it, e.g. ``BF16``."""
+        """Return the type as named in the file, for example ``BF16``."""
         return self._entry.dtype
 
     def __getitem__(self, index: Any) -> "torch.Tensor":
-        """Read it, straight into its own memory: safetensors would hold it twice, or map the file and keep its pages.
+        """Read the tensor into its own memory; safetensors would hold it twice, or map the file and keep its pages.
 
         Raises:
             UserError: if the file has changed since it was opened.
@@ -80,7 +80,7 @@ class LazyTensor:
         return self.view_bytes(bytes_N)[index]
 
     def read_into(self, start: int, buffer_N: "torch.Tensor") -> None:
-        """Read as many of the tensor's bytes as ``buffer_N`` (uint8, on the host) has, from ``start`` on.
+        """Fill ``buffer_N`` (uint8, on the host) with the tensor's bytes from offset ``start``.
 
         Raises:
             UserError: if the file has changed since it was opened.
@@ -97,7 +97,7 @@ class LazyTensor:
         self._check()
 
     def rows(self, start: int, stop: int) -> "LazyTensor":
-        """The rows ``start`` to ``stop`` of the tensor, unread. All of its bytes count: others read the other rows."""
+        """Return rows ``start`` to ``stop``, unread; count all bytes, because other processes read the rest."""
         count, *inner = self._entry.shape
         size = self.nbytes // max(count, 1)
         self._count(self.nbytes)
@@ -106,17 +106,17 @@ class LazyTensor:
         return LazyTensor(self._path, entry, lambda _: None, self._check)
 
     def view_bytes(self, bytes_N: "torch.Tensor") -> "torch.Tensor":
-        """The tensor that these bytes are."""
+        """View raw bytes as a tensor of this type and shape."""
         import torch
 
         return bytes_N.view(getattr(torch, TORCH_DTYPES[self._entry.dtype])).reshape(self._entry.shape)
 
 
 class TensorFiles:
-    """The tensors of a model's files.
+    """The safetensors files of a model.
 
     Attributes:
-        bytes_read: bytes of all the tensors read so far.
+        bytes_read: total bytes of the tensors read so far.
     """
 
     def __init__(self, files: ModelFiles) -> None:
@@ -124,14 +124,14 @@ class TensorFiles:
         self.bytes_read = 0
         self._headers: dict[str, dict[str, TensorEntry]] = {}
         self._verified: dict[str, Path] = {}
-        self._lock = threading.Lock()  # several threads read
+        self._lock = threading.Lock()  # tensors are read by several threads
 
     @cached_property
     def weight_map(self) -> dict[str, str]:
-        """For each tensor the name of its file, as the index says, or the only file's header.
+        """File name of each tensor, from the index or from the header of the only file.
 
         Raises:
-            UserError: if there are no weights in safetensors, or the index is damaged.
+            UserError: if there are no safetensors weights, or the index is damaged.
         """
         if INDEX_FILE in self.files.names:
             return indexed(self.files)
@@ -139,7 +139,7 @@ class TensorFiles:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The files that hold the model. Raises as :attr:`homes`."""
+        """Names of the weight files. Raises as :attr:`weight_map`."""
         if INDEX_FILE in self.files.names:
             return tuple(sorted(set(self.weight_map.values())))
         if SINGLE_FILE not in self.files.names:
@@ -148,14 +148,14 @@ class TensorFiles:
 
     @property
     def listed(self) -> bool:
-        """Whether the tensors' names are known without fetching a file of weights."""
+        """Whether the names of the tensors are known without downloading a weight file."""
         return INDEX_FILE in self.files.names or self.files.local_path(SINGLE_FILE) is not None
 
     def entries(self, file: str) -> dict[str, TensorEntry]:
-        """The header of a file, which must be on this machine or is fetched.
+        """Return the header of a file, downloading the file if necessary.
 
         Raises:
-            UserError: if it cannot be had or is damaged.
+            UserError: if the file is unavailable or damaged.
         """
         if file not in self._headers:
             path = self.files.path(file)
@@ -164,10 +164,10 @@ class TensorFiles:
         return self._headers[file]
 
     def lazy_tensors(self, names: Collection[str]) -> dict[str, LazyTensor]:
-        """These tensors, unread; the files that hold them are fetched and checked now.
+        """Return these tensors, unread; download and verify their files now.
 
         Raises:
-            UserError: if one of the files cannot be had or is damaged.
+            UserError: if a file is unavailable or damaged.
         """
         return {name: self._lazy_tensor(name) for name in names}
 
@@ -191,10 +191,10 @@ class TensorFiles:
 
 
 def indexed(files: ModelFiles) -> dict[str, str]:
-    """For each tensor the file that holds it, as the index says.
+    """Return the file name of each tensor, from the index.
 
     Raises:
-        UserError: if the index is damaged, or names a file that is no plain name or not there.
+        UserError: if the index is damaged, or names a file that is missing or has no plain safetensors name.
     """
     places = files.read_json(INDEX_FILE).get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -207,7 +207,7 @@ def indexed(files: ModelFiles) -> dict[str, str]:
 
 
 def layer_lists(names: Iterable[str]) -> dict[str, int]:
-    """For each dotted name that numbers follow, how many of the numbers 0, 1, 2, ... follow it without a gap."""
+    """Return, for each dotted prefix with numbers after it, the length of the run 0, 1, 2, ... without a gap."""
     numbers: defaultdict[str, set[int]] = defaultdict(set)
     for name in names:
         if found := re.match(r"(.+?)\.(\d{1,9})\.", name):
@@ -216,13 +216,13 @@ def layer_lists(names: Iterable[str]) -> dict[str, int]:
 
 
 def absent(files: ModelFiles, name: str, file: str) -> str:
-    """The message for a tensor that the index names and its file does not hold."""
+    """Return the message for a tensor that the index names and its file lacks."""
     mend = "the index and its files are of two versions: fetch them together, or take the line out of the index"
     return f"{files.title}: {INDEX_FILE} names {name} in {file}, which does not hold it; {mend}"
 
 
 def missing_weights_message(files: ModelFiles) -> str:
-    """Why a model without safetensors is not opened."""
+    """Return the reason why a model without safetensors cannot be opened."""
     pickles = sorted(name for name in files.names if name.endswith((".bin", ".pt", ".pth")))
     packed = sorted(name for name in files.names if name.endswith(".gguf"))
     if packed:

@@ -1,4 +1,4 @@
-"""A model's tokenizer, read by transformers under one guard."""
+"""Loading of a model's tokenizer with transformers, with errors turned into one line."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ from depthcut.runtime.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-# What tokenizers are read from.
+# Files that define a tokenizer.
 NAMES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -22,10 +22,10 @@ NAMES = (
 
 
 def read_tokenizer(files: ModelFiles, config: "PreTrainedConfig") -> "PreTrainedTokenizerBase":
-    """Have transformers read the tokenizer of the model of ``config``.
+    """Load the tokenizer of the model with this ``config``.
 
     Raises:
-        UserError: if it cannot, or if a file has changed since it was pinned.
+        UserError: if transformers cannot read it, or a file has changed since it was pinned.
     """
     from transformers import AutoTokenizer
 
@@ -34,7 +34,7 @@ def read_tokenizer(files: ModelFiles, config: "PreTrainedConfig") -> "PreTrained
     files.check_unchanged(*available)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
-    except BaseException as error:  # its reader, in Rust, raises plain Exception, and a panic is not even that
+    except BaseException as error:  # its Rust reader raises plain Exception, and panics that are not even that
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
             raise
         why = " ".join(str(error).split())[:200]

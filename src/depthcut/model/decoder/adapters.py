@@ -1,6 +1,6 @@
-"""The adapters of several cuts on one dense model, whose frozen weights they share; each is on where it is asked for.
+"""Adapters of several pruned models on one dense model, whose frozen weights they use; each is activated on demand.
 
-An adapter was trained on what its cut left, whose layers are numbered anew: here it goes back to the layers it was on.
+An adapter was trained on a pruned model with renumbered layers; here it returns to the original layers.
 """
 
 import re
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def attach_adapters(model: "nn.Module", adapters: Mapping[str, tuple[Path, Plan]]) -> "PeftModel":
-    """Put trained adapters on the dense ``model``, in place, switched off.
+    """Attach trained adapters to the dense ``model``, in place and inactive.
 
     Args:
         model: the dense model.
-        found: by the name that each set of adapters gets its folder, and the plan that it was trained under.
+        adapters: for the name of each set of adapters, its folder and the plan under which it was trained.
     """
     from peft import LoraConfig, PeftModelForCausalLM, get_peft_model_state_dict, set_peft_model_state_dict
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -43,9 +43,8 @@ def attach_adapters(model: "nn.Module", adapters: Mapping[str, tuple[Path, Plan]
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
         dense = {renumber_key(key, stem, plan): tensor for key, tensor in tensors.items()}
         own = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
-        dropped = {
-            key for key in own if (layers.split_tensor_name(key, stem) or (-1,))[0] in plan.drop
-        }  # of sublayers that were cut
+        # Keys in the layers of sublayers that were cut.
+        dropped = {key for key in own if (layers.split_tensor_name(key, stem) or (-1,))[0] in plan.drop}
         require_same_weights(folder, dense.keys(), own.keys() - (dropped - dense.keys()))
         assert not set_peft_model_state_dict(adapted, dense, adapter_name=name).unexpected_keys
     assert adapted is not None
@@ -55,12 +54,12 @@ def attach_adapters(model: "nn.Module", adapters: Mapping[str, tuple[Path, Plan]
 
 
 def renumber_key(key: str, stem: str, plan: Plan) -> str:
-    """The name of an adapter's weight in the dense model, whose layers are in ``stem``."""
+    """Return the name of an adapter's weight in the dense model, whose layer list is ``stem``."""
     return re.sub(rf"^{re.escape(stem)}\.(\d+)\.", lambda at: f"{stem}.{plan.keep[int(at[1])]}.", key)
 
 
 def set_active_adapters(layer: "nn.Module", names: list[str]) -> None:
-    """Have the adapters of these names on in ``layer``, and no others."""
+    """Activate the adapters of these names in ``layer``, and no others."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for part in layer.modules():
@@ -70,7 +69,7 @@ def set_active_adapters(layer: "nn.Module", names: list[str]) -> None:
 
 @contextmanager
 def active_adapter(layer: "nn.Module", name: str) -> Generator[None]:
-    """Inside the ``with``, the adapters of this name are on in ``layer``; outside none is. No name: nothing changes."""
+    """Inside the ``with`` block, activate the adapters of this name in ``layer``; an empty name changes nothing."""
     if name:
         set_active_adapters(layer, [name])
     try:
@@ -81,10 +80,10 @@ def active_adapter(layer: "nn.Module", name: str) -> Generator[None]:
 
 
 def require_same_weights(folder: Path, found: Set[str], wanted: Set[str]) -> None:
-    """Make sure that the weights in a folder are those that a model has.
+    """Check that a folder holds exactly the weights of a model.
 
     Raises:
-        UserError: if they are not.
+        UserError: if it does not.
     """
     if odd := sorted(wanted ^ found):
         raise UserError(

@@ -1,8 +1,8 @@
-"""What a config says of single layers, rewritten for a model of other layers.
+"""Per-layer entries of a config, rewritten for a model of other layers.
 
-Configs speak of layers in four ways: a list with one entry a layer, a list of layer numbers, a mapping from layer
-numbers, and "the first k". No config says which of them a list is; where both readings are possible, the caller tries
-the first and then the second.
+Configs describe layers in four ways: a list with one entry per layer, a list of layer numbers, a mapping from layer
+numbers, and "the first k". No config says which kind a list is; if both readings are possible, the caller tries the
+first and then the second.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
-# Keys that mean "the first k layers": a cut among those makes them fewer.
+# Keys that mean "the first k layers"; a cut among those reduces k.
 FIRST_K_KEYS = ("max_window_layers", "first_k_dense_replace")
 # Keys of lists that are repeated until every layer has an entry.
 REPEATED = ("block_types",)
@@ -19,15 +19,15 @@ NUMBERED = re.compile(r"(^|_)(layers?|blocks?)(_|$)|(^|_)(idxs?|ids|ind(ex|ic)es
 
 
 def rearrange_lists(text: Any, whole: int, order: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Rewrite what a text config says of single layers, in the readings that its lists allow.
+    """Rewrite the per-layer entries of a text config, in each reading that its lists allow.
 
     Args:
         text: the text config of a model of ``whole`` layers.
         whole: number of its layers.
-        order: for each layer of the other model which one it is of the whole one.
+        order: for each layer of the new model, its index in the original.
 
     Yields:
-        The keys that change, with their values: once, or twice where some list can be read in two ways.
+        The keys that change, with their values: once, or twice if some list has two readings.
     """
     first: dict[str, Any] = {"num_hidden_layers": len(order)}
     doubtful: dict[str, Any] = {}
@@ -48,7 +48,7 @@ def rearrange_lists(text: Any, whole: int, order: Sequence[int]) -> Iterator[dic
 
 
 def list_readings(key: str, value: list[Any], whole: int, order: Sequence[int]) -> Iterator[list[Any]]:
-    """Rewrite one list in each way in which it can speak of layers, the likelier first."""
+    """Yield one list, rewritten for each possible reading, the likelier one first."""
     if key in REPEATED and value:
         yield [value[i % len(value)] for i in order]
         return
@@ -59,6 +59,6 @@ def list_readings(key: str, value: list[Any], whole: int, order: Sequence[int]) 
 
 
 def is_numbered(key: str, value: list[Any], whole: int) -> bool:
-    """Whether a list can be one of layer numbers: named so, ascending, each once, each a layer of the model."""
+    """Return whether a list can hold layer numbers: by its key; ascending, unique, each a layer of the model."""
     numbers = all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < whole for each in value)
     return numbers and bool(value) and value == sorted(set(value)) and NUMBERED.search(key) is not None

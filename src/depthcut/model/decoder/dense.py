@@ -1,4 +1,4 @@
-"""The dense model, wherever it is: whole in memory, or streamed from disk one layer at a time."""
+"""Interface of the dense model, which is in memory or streamed from disk one layer at a time."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LayerSource(Protocol):
-    """A model whose layers come one after another."""
+    """A model whose layers are loaded one after another."""
 
     @property
     def model(self) -> "nn.Module": ...
@@ -23,11 +23,11 @@ class LayerSource(Protocol):
     def stack(self) -> "nn.ModuleList": ...
 
     def stream_layers(self, name: str) -> Iterator[int]:
-        """Bring in each layer in turn and yield its number."""
+        """Load each layer in turn and yield its index."""
         ...
 
     def offload_device(self, h_BTD: "Tensor", tokens: int, streams: int = 1) -> "torch.device":
-        """Return where hidden states like ``h_BTD``, of so many tokens, wait for the next layer."""
+        """Return the device on which hidden states like ``h_BTD``, of ``tokens`` tokens, wait for the next layer."""
         ...
 
 
@@ -49,12 +49,12 @@ class Dense(Protocol):
 
     @property
     def streaming(self) -> bool:
-        """Whether it does not fit, so that :meth:`stream` is to be used."""
+        """Whether the model does not fit, and :meth:`stream` is used instead of :meth:`whole`."""
         ...
 
     @property
     def prefixes(self) -> "PrefixCache":
-        """Hidden states of earlier passes, for searches that score again."""
+        """Cached hidden states of earlier passes, for searches that rescore."""
         ...
 
     def whole(self) -> "nn.Module":

@@ -15,7 +15,7 @@ from depthcut.model.decoder.prefix_cache import PrefixCache
 
 @dataclass(frozen=True)
 class HeldTensor:
-    """A tensor in memory, with the methods of one that is read from disk.
+    """A tensor in memory, with the interface of a tensor that is read from disk.
 
     Attributes:
         weight: the tensor.
@@ -24,16 +24,16 @@ class HeldTensor:
     weight: Tensor
 
     def __getitem__(self, index: Any) -> Tensor:
-        """Return a part of it; all with ``...``."""
+        """Return a part of the tensor; all of it with ``...``."""
         return self.weight[index]
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Size in bytes."""
         return self.weight.nbytes
 
     def get_shape(self) -> list[int]:
-        """Return its shape."""
+        """Return the shape."""
         return list(self.weight.shape)
 
 
@@ -42,8 +42,8 @@ class InMemory:
     """A model in memory; it is never streamed.
 
     Attributes:
-        model: left as it was found.
-        prefixes: hidden states of earlier passes.
+        model: left unchanged.
+        prefixes: cached hidden states of earlier passes.
     """
 
     model: PreTrainedModel
@@ -70,7 +70,7 @@ class InMemory:
         return self.model
 
     def stream(self) -> LayerSource:
-        """Refuse: a model in memory is never streamed."""
+        """Raise an error: a model in memory is never streamed."""
         raise NotImplementedError("a model in memory is not streamed")
 
     def tensors(self, layer: int, unit: Unit = "layer") -> Mapping[str, HeldTensor]:

@@ -1,13 +1,13 @@
-"""Where a model keeps its layers: list, cut, bypass, renumber. The only file that knows.
+"""The layer list of a model: find, cut, bypass, renumber. No other module depends on its location.
 
-The layer list is found by structure, not by name: the ``ModuleList`` that is as long as the text config says, in the
-module that this config built. A cut is checked by building it anew, without memory, from its trimmed config.
+The list is found by structure instead of name: the ``ModuleList`` as long as the text config says, in the module that
+this config built. A cut is checked by rebuilding the model, without memory, from its trimmed config.
 """
 
 import copy
 import re
 import tempfile
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,23 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from depthcut.cut.plan import Plan, Unit
+from depthcut.model.decoder.bypassed_layers import BypassedLayers
 from depthcut.model.decoder.config_lists import rearrange_lists
 from depthcut.runtime.errors import UserError
 
 SUPPORTED_MODELS = (
     "depthcut cuts Llama, Mistral, Qwen2, Qwen3, Phi, Phi-3, Gemma2, Gemma3, OPT, GPT-NeoX and their like"
 )
-# What transformers calls a layer's own number, which addresses the KV cache.
+# Attribute names in transformers for a layer's index, which addresses the KV cache.
 LAYER_INDEX_KEYS = ("layer_idx", "layer_id", "layer_num", "layer_number")
-# What may differ between equal layers; Gemma 4's last layers store their keys for other models.
+# Attributes that may differ between equal layers; Gemma 4's last layers store their keys for other models.
 IGNORED = {*LAYER_INDEX_KEYS, "training", "store_full_length_kv"}
-# Config keys of what ties layers together: the largest value that does not, and what a larger one means.
+# Config keys that couple layers: the largest value that does not, and the meaning of a larger one.
 UNSUPPORTED = {
     "num_kv_shared_layers": (0, "its last layers read keys and values of earlier ones"),
     "altup_num_inputs": (1, "its layers pass on several hidden states"),
 }
-# What the classes of a layer's two halves are called.
+# Class names of a layer's two sublayers.
 SUBLAYER_PATTERNS = {
     "attention": re.compile("attention", re.I),
     "mlp": re.compile("mlp|feed_?forward|ffn|moe|mixture", re.I),
@@ -40,10 +41,10 @@ SUBLAYER_PATTERNS = {
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The part of ``config`` that counts the layers: itself, or the text part of a multimodal one.
+    """Return the config that counts the layers: ``config`` itself, or the text part of a multimodal one.
 
     Raises:
-        UserError: for an encoder-decoder, a model that brings its own code (Qwen-1), one that writes no text.
+        UserError: for an encoder-decoder, a model with its own code (Qwen-1), or one that generates no text.
     """
     kind = getattr(config, "model_type", "") or type(config).__name__
     if getattr(config, "is_encoder_decoder", False):
@@ -59,21 +60,21 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def layer_list(model: nn.Module) -> nn.ModuleList:
-    """The decoder's layer list; also in a model that adapters wrap. Raises as :func:`layer_prefix`."""
+    """Return the decoder's layer list, also in a model with adapters. Raises as :func:`layer_prefix`."""
     stack = model.get_submodule(layer_prefix(model))
     assert isinstance(stack, nn.ModuleList)
     return stack
 
 
 def decoder_stack(model: nn.Module) -> PreTrainedModel:
-    """The stack without the head: embeddings, layers, final norm. Raises as :func:`layer_prefix`."""
+    """Return the decoder without the head: embeddings, layers, final norm. Raises as :func:`layer_prefix`."""
     decoder = _enclosing_model(model, layer_prefix(model))
     assert decoder is not None
     return decoder
 
 
 def layer_prefix(model: nn.Module) -> str:
-    """The dotted name of the layer list in ``model``, e.g. ``model.layers``.
+    """Return the dotted name of the layer list in ``model``, for example ``model.layers``.
 
     Raises:
         UserError: as :func:`text_config`, or if the model has no such list, or several.
@@ -97,7 +98,7 @@ def _transformers_config(model: nn.Module) -> PreTrainedConfig:
 
 
 def _enclosing_model(model: nn.Module, name: str) -> PreTrainedModel | None:
-    """The innermost transformers model around the part called ``name``."""
+    """Return the innermost transformers model around the module ``name``."""
     while name:
         name = name.rpartition(".")[0]
         part = model.get_submodule(name)
@@ -107,10 +108,10 @@ def _enclosing_model(model: nn.Module, name: str) -> PreTrainedModel | None:
 
 
 def unit_name(layer: nn.Module, unit: Unit) -> str:
-    """The name in ``layer`` of what ``unit`` means there, e.g. ``self_attn`` or ``mlp``; empty for the layer itself.
+    """Return the name of ``unit`` in ``layer``, for example ``self_attn`` or ``mlp``; empty for the layer itself.
 
     Raises:
-        UserError: if the layer has no such part as a module of its own (OPT has no MLP).
+        UserError: if the layer has no separate module for it (OPT has no MLP).
     """
     if unit == "layer":
         return ""
@@ -122,13 +123,26 @@ def unit_name(layer: nn.Module, unit: Unit) -> str:
 
 
 def split_tensor_name(name: str, prefix: str) -> tuple[int, str] | None:
-    """Split a tensor's name: ``model.layers.7.mlp.bias`` is (7, ``mlp.bias``); None for one outside the layer list."""
+    """Split ``model.layers.7.mlp.bias`` into (7, ``mlp.bias``); return None for a tensor outside the layer list."""
     found = re.fullmatch(rf"{re.escape(prefix)}\.(\d+)\.(.+)", name)
     return (int(found[1]), found[2]) if found else None
 
 
+def renumber_tensor_names(names: Iterable[str], prefix: str, plan: Plan, unit_prefix: str) -> dict[str, str]:
+    """Return the old name of each tensor that ``plan`` keeps, by its name under consecutive layer numbers."""
+    new = {old: number for number, old in enumerate(plan.keep)}
+    renamed: dict[str, str] = {}
+    for name in names:
+        layer, rest = split_tensor_name(name, prefix) or (None, "")
+        if layer is None:
+            renamed[name] = name
+        elif layer in new and not (layer in plan.drop and rest.startswith(unit_prefix)):
+            renamed[f"{prefix}.{new[layer]}.{rest}"] = name
+    return renamed
+
+
 def cut_layers(model: nn.Module, drop: Collection[int]) -> nn.Module:
-    """Take layers out of ``model``, in place: the others move up, their numbers and the config follow.
+    """Remove layers from ``model`` in place; renumber the others and update the config.
 
     Raises:
         UserError: as :func:`layer_prefix` and :func:`trimmed_config`.
@@ -140,43 +154,21 @@ def cut_layers(model: nn.Module, drop: Collection[int]) -> nn.Module:
 
 @contextmanager
 def bypass_layers(model: nn.Module, drop: Collection[int]) -> Generator[None]:
-    """Inside the ``with``, compute what :func:`cut_layers` would leave, KV cache included; then be as before.
+    """Inside the ``with`` block, remove layers as :func:`cut_layers` does, KV cache included.
 
-    Numbers inside count the layers that are left, so one bypass can stand in another.
-
-    Raises:
-        UserError: as :func:`layer_prefix` and :func:`trimmed_config`.
+    Layer numbers inside count the remaining layers, and bypasses can be nested. Raises as :func:`cut_layers`.
     """
     stack, config = layer_list(model), trimmed_config(_transformers_config(model), drop)
     before = copy.copy(text_config(_transformers_config(model)))
-    install_layers(model, _BypassedLayers(stack, Plan(len(stack), tuple(drop)).keep), config)
+    install_layers(model, BypassedLayers(stack, Plan(len(stack), tuple(drop)).keep), config)
     try:
         yield
     finally:
         install_layers(model, stack, before)
 
 
-class _BypassedLayers(nn.ModuleList):
-    """A layer list that holds all layers, for ``to``, ``state_dict`` and hooks, and shows a loop just the kept ones."""
-
-    def __init__(self, stack: nn.ModuleList, keep: Iterable[int]) -> None:
-        super().__init__()
-        self.visible = [stack[i] for i in keep]
-        for name, layer in stack.named_children():
-            self.add_module(name, layer)
-
-    def __len__(self) -> int:
-        return len(self.visible)
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return iter(self.visible)
-
-    def __getitem__(self, idx: Any) -> Any:
-        return self.visible[idx]
-
-
 def install_layers(model: nn.Module, stack: nn.ModuleList, config: PreTrainedConfig) -> None:
-    """Make ``stack`` the layer list, numbered from 0, and change the text config, which all parts share, in place."""
+    """Make ``stack`` the layer list, number it from 0, and update the text config that all modules share, in place."""
     owner, _, name = layer_prefix(model).rpartition(".")
     setattr(model.get_submodule(owner), name, stack)
     vars(text_config(_transformers_config(model))).update(vars(text_config(config)))
@@ -186,27 +178,26 @@ def install_layers(model: nn.Module, stack: nn.ModuleList, config: PreTrainedCon
 
 
 def trimmed_config(config: PreTrainedConfig, drop: Collection[int]) -> PreTrainedConfig:
-    """A copy of ``config`` for the model without the layers ``drop``.
+    """Return a copy of ``config`` for the model without the layers ``drop``.
 
-    Raises:
-        UserError: as :func:`rearranged_config`; for a layer that is not there.
+    Raises as :func:`rearranged_config`, or if a layer does not exist.
     """
     plan = Plan(text_config(config).num_hidden_layers, tuple(drop))
     return rearranged_config(config, plan.keep, f"a plan {plan.words}", "drop others")
 
 
 def rearranged_config(config: PreTrainedConfig, order: Sequence[int], done: str, mend: str) -> PreTrainedConfig:
-    """A copy of ``config`` for the model of the layers ``order``: their number, the lists with one entry a layer.
+    """Return a copy of ``config`` for a model of the layers ``order``, with its depth and per-layer lists.
 
     Args:
-        config: of the whole model.
-        order: for each layer of the other model which one it is of the whole one; ascending, or some more than once.
-        done: what makes such a stack, for the complaint.
-        mend: what to do instead.
+        config: of the original model.
+        order: for each layer of the new model, its index in the original; ascending, or with repeats.
+        done: description of the change, for the error.
+        mend: remedy, for the error.
 
     Raises:
-        UserError: as :func:`text_config`, or if a model built from the copy would have other layers than those (a
-            pattern counted from layer 0, layers that read each other's cache).
+        UserError: as :func:`text_config`, or if a model built from the copy has other layers (a pattern counted from
+            layer 0, layers that read each other's cache).
     """
     old, mismatch = text_config(config), ""
     for changes in rearrange_lists(old, old.num_hidden_layers, order):
@@ -221,20 +212,20 @@ def rearranged_config(config: PreTrainedConfig, order: Sequence[int], done: str,
 
 
 def _config_mismatch(config: PreTrainedConfig, new: PreTrainedConfig, keep: Iterable[int]) -> str:
-    """What differs between the layers ``keep`` of ``config``'s model and those of ``new``'s, as it would be on file."""
+    """Name a trait in which layers ``keep`` of ``config``'s model differ from those of ``new``, read back from JSON."""
     whole = _layer_traits(meta_model(config))
     try:
-        with tempfile.TemporaryDirectory() as folder:  # through its own format, which writes an infinity as an object
+        with tempfile.TemporaryDirectory() as folder:  # as JSON, in which an infinity is an object
             new.to_json_file(file := Path(folder) / "config.json")
             built = _layer_traits(meta_model(type(new).from_json_file(file)))
-    except Exception as error:  # whatever breaks first in a config that describes no model
+    except Exception as error:  # of any type: the config describes no model
         return " ".join(f"{type(error).__name__}: {error}".split(";")[0].split())[:200]
     pairs = zip([whole[i] for i in (*keep, -1)], built, strict=True)
     return min((name for a, b in pairs for name in sorted({*a, *b}) if a.get(name) != b.get(name)), key=len, default="")
 
 
 def _layer_traits(model: nn.Module) -> list[dict[str, Any]]:
-    """What tells one layer from another before weights are in: plain attributes, shapes. Last, the shapes outside."""
+    """Return each layer's attributes and shapes, known before its weights; last, the shapes outside the layers."""
     traits: list[dict[str, Any]] = [{} for _ in layer_list(model)] + [{}]
     for layer, trait in zip(layer_list(model), traits, strict=False):
         for name, part in layer.named_modules():
@@ -248,7 +239,7 @@ def _layer_traits(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of ``config`` on the meta device: names and shapes, no memory. Raises as :func:`text_config`."""
+    """Build the model of ``config`` on the meta device: names and shapes, no memory. Raises as :func:`text_config`."""
     text_config(config)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)

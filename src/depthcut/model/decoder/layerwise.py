@@ -1,7 +1,7 @@
-"""A batch's way through a decoder, one layer at a time: what enters, each step, what leaves.
+"""Forward pass of a batch through a decoder, one layer at a time: the inputs, each layer, the output.
 
-A metric walks in the order that costs least: one batch through all layers, or all batches through a layer that has
-just been read off the disk; several streams through a layer at once; past a layer, or through half of it.
+A metric chooses the cheapest order: one batch through all layers, or all batches through a layer just read from disk;
+several hidden states through a layer at once; skipping a layer or one of its sublayers.
 
 Legend: B batch, T tokens, D width, V vocabulary.
 """
@@ -20,21 +20,21 @@ from depthcut.runtime.errors import UserError
 MEND = "take prune=deepest or prune=plan, which score nothing"
 
 
-class DryRunDone(Exception):  # noqa: N818  nothing went wrong
-    """The dry run has seen what it wanted."""
+class DryRunDone(Exception):  # noqa: N818  not an error
+    """Stops a dry run at its last layer."""
 
 
 @dataclass
 class LayerwiseForward:
-    """One batch at the first layer's door.
+    """Layer-by-layer forward pass of one batch, starting at the first layer.
 
     Attributes:
-        model: the model; its layers may be on the meta device until they are stepped through.
+        model: the model; its layers may be on the meta device until they are run.
         stack: its layer list.
-        inputs: what it was called with.
-        tupled: whether layers give their output in a tuple.
-        h_BTD: what the first layer reads.
-        calls: for each layer what it is called with beside the stream: masks, positions.
+        inputs: keyword arguments of the model.
+        returns_tuple: whether layers return their output in a tuple.
+        h_BTD: input of the first layer.
+        layer_arguments: for each layer, its arguments other than the hidden state: masks, positions.
     """
 
     model: nn.Module
@@ -45,7 +45,7 @@ class LayerwiseForward:
     layer_arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list[Any])
 
     def step(self, index: int, h_BTD: Tensor, without: Unit | None = None) -> Tensor:
-        """The stream behind layer ``index``; or without that layer's attention or MLP."""
+        """Return the hidden state after layer ``index``, or after that layer without its attention or MLP."""
         layer = self.stack[index]
         args, kwargs = self.layer_arguments[index]
         with sublayers.bypass_sublayer(layer, without):
@@ -54,17 +54,17 @@ class LayerwiseForward:
         return output[0] if isinstance(output, tuple) else output
 
     def logits(self, h_BTD: Tensor) -> Tensor:
-        """What the final norm and the head make of the stream behind the last layer, B x T x V."""
+        """Return the logits (B x T x V) for a hidden state after the last layer."""
         output = (h_BTD, None) if self.returns_tuple else h_BTD
         with stub_layers(self.stack, lambda _: lambda *_, **__: output):
             return self.model(**self.inputs).logits
 
 
 def start_forward(model: nn.Module, inputs: dict[str, Any]) -> LayerwiseForward:
-    """Run all of the decoder but its layers, up to the last one's door: embeddings, positions, masks.
+    """Run all of the decoder except its layers: embeddings, positions, masks.
 
     Raises:
-        UserError: if the model does something between its layers, so that they cannot be run one by one.
+        UserError: if the model computes between its layers, which therefore cannot be run one by one.
     """
     name = type(model).__name__
     found = tried(model, inputs, returns_tuple=False) or tried(model, inputs, returns_tuple=True)
@@ -77,20 +77,24 @@ def start_forward(model: nn.Module, inputs: dict[str, Any]) -> LayerwiseForward:
 
 
 def tried(model: nn.Module, inputs: dict[str, Any], returns_tuple: bool) -> tuple[LayerwiseForward, Tensor] | None:
-    """Return what :func:`dry_run` does; None if the model takes its layers' output in another form."""
+    """Return the result of :func:`dry_run`; None if the model expects layer outputs of another form."""
     try:
         forward, last_BTD = dry_run(model, inputs, returns_tuple)
     except UserError:
         raise
     except ValueError:  # the model unpacks a tuple of another length
         return None
-    if last_BTD.ndim == forward.h_BTD.ndim - 1:  # what was taken for a tuple is its first sequence
+    if last_BTD.ndim == forward.h_BTD.ndim - 1:  # the model indexed the tensor as if it were a tuple
         return None
     return forward, last_BTD
 
 
 def dry_run(model: nn.Module, inputs: dict[str, Any], returns_tuple: bool) -> tuple[LayerwiseForward, Tensor]:
-    """Enter with layers that hand on what they get; also give what came to the last one, or the first that differs."""
+    """Run the decoder with layers that return their input.
+
+    Returns:
+        The forward pass, and the input of the last layer, or the first input that is not that of layer 0.
+    """
     stack = layers.layer_list(model)
     forward = LayerwiseForward(model, stack, inputs, returns_tuple)
     streams: list[Tensor] = []
@@ -113,7 +117,7 @@ def dry_run(model: nn.Module, inputs: dict[str, Any], returns_tuple: bool) -> tu
 
 @contextmanager
 def stub_layers(stack: nn.ModuleList, forward: Callable[[int], Callable[..., Any]]) -> Generator[None]:
-    """Inside the ``with``, layer i runs ``forward(i)`` in place of its own."""
+    """Replace the forward of layer i by ``forward(i)`` inside the ``with`` block."""
     own = [vars(layer).get("forward") for layer in stack]
     for index, layer in enumerate(stack):
         vars(layer)["forward"] = forward(index)

@@ -1,4 +1,4 @@
-"""Linear layers of a decoder: the matrices that adapters sit on, and how much of the weights they leave out.
+"""Linear layers of a decoder: the matrices that adapters target, and the weights that they leave out.
 
 Legend: O outputs, I inputs.
 """
@@ -12,11 +12,11 @@ from transformers.pytorch_utils import Conv1D
 
 Modules = Literal["ffn", "attention", "all"]
 NEGLIGIBLE = 0.01
-"""Share of the weights that a router, or the kernel of a convolution, stays below."""
+"""Upper bound on the fraction of the weights in a router, or in the kernel of a convolution."""
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether ``module`` is a linear layer: ``nn.Linear``, as bitsandbytes' are too, or GPT-2's ``Conv1D``."""
+    """Return whether ``module`` is a linear layer: ``nn.Linear``, also of bitsandbytes, or GPT-2's ``Conv1D``."""
     return isinstance(module, nn.Linear | Conv1D)
 
 
@@ -26,7 +26,7 @@ def linear_layers(part: nn.Module) -> dict[str, nn.Module]:
 
 
 def linear_features(linear: Any) -> tuple[int, int]:
-    """Return the numbers of inputs and of outputs of a linear layer."""
+    """Return the numbers of inputs and outputs of a linear layer."""
     if isinstance(linear, Conv1D):
         inputs, outputs = linear.weight.shape
         return int(inputs), int(outputs)
@@ -34,12 +34,12 @@ def linear_features(linear: Any) -> tuple[int, int]:
 
 
 def orient_weight(linear: Any, weight: Tensor) -> Tensor:
-    """Return ``weight``, or a gradient like it, as O x I; ``Conv1D`` keeps it as I x O."""
+    """Return ``weight``, or its gradient, as O x I; ``Conv1D`` stores I x O."""
     return weight.T if isinstance(linear, Conv1D) else weight
 
 
 def restore_conv1d(model: nn.Module, like: nn.Module) -> None:
-    """Turn what dequantising left as ``nn.Linear`` back into ``Conv1D`` where ``like`` has that.
+    """Turn an ``nn.Linear`` left by dequantisation back into a ``Conv1D`` wherever ``like`` has one.
 
     Args:
         model: changed in place.
@@ -58,23 +58,23 @@ def restore_conv1d(model: nn.Module, like: nn.Module) -> None:
 
 
 def select_linear_names(names: Iterable[str], modules: Modules) -> list[str]:
-    """Return those of ``names`` within a decoder layer that are in its attention, or in the rest (``ffn``), or all."""
+    """Return those of ``names`` within a decoder layer that are in its attention, outside it (``ffn``), or all."""
     wanted = {"all": (True, False), "attention": (True,), "ffn": (False,)}[modules]
     return [name for name in names if ("attn" in name or "attention" in name) in wanted]
 
 
 def weight_matrices(part: nn.Module, modules: Modules = "all") -> dict[str, nn.Parameter]:
-    """Return the parameters in ``part`` that are matrices, or stacks of them as fused experts are, by name."""
+    """Return the parameters in ``part`` that are matrices, or stacks of matrices such as fused experts, by name."""
     found = {name: each for name, each in part.named_parameters() if each.ndim > 1}
     return {name: found[name] for name in select_linear_names(found, modules)}
 
 
 def uncovered_share(parts: Iterable[dict[str, nn.Parameter]], covered: Collection[int]) -> tuple[float, list[str]]:
-    """Return the share of the weights that is not covered, and which ones are not, save those below ``NEGLIGIBLE``.
+    """Return the fraction of weights that is not covered, and the names of those, except any below ``NEGLIGIBLE``.
 
     Args:
-        parts: of each decoder layer the matrices, by their names in it.
-        covered: the ids of those that count as covered.
+        parts: for each decoder layer, its matrices by their names in it.
+        covered: ids of the covered matrices.
     """
     total, sizes = 0, dict[str, int]()
     for part in parts:

@@ -1,4 +1,4 @@
-"""Cache of hidden states by sub-network prefix, for searches that score again what is left."""
+"""Cache of hidden states by sub-network prefix, for searches that rescore."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,12 +12,14 @@ from depthcut.runtime import devices
 
 @dataclass
 class PrefixCache:
-    """Residual streams of beginnings that are met again: in greedy's next round, in evolution's next generation.
+    """Residual streams after prefixes that occur again: in greedy's next round, in evolution's next generation.
 
     Attributes:
-        limit: bytes that may be held; None: a quarter of what is free on the device of the first stream that comes.
-        passes: how many layer passes were made so far.
-        metric: the name of the metric whose text the streams are of.
+        max_bytes: bytes that may be held; None: a quarter of the free memory on the device of the first stream.
+        bytes_held: bytes held at the moment.
+        streams: by sequences, edge and prefix.
+        layer_passes: number of layer passes so far.
+        metric: name of the metric whose text the streams belong to.
     """
 
     max_bytes: int | None = None
@@ -27,7 +29,7 @@ class PrefixCache:
     metric: str = ""
 
     def retain(self, ends: Iterable[Subnetwork], depth_L: int, metric: str) -> None:
-        """Let go of what none of ``ends`` begins with, and of what another metric left."""
+        """Discard streams that are no prefix of any of ``ends``, and all streams of another metric."""
         starts = ends if metric == self.metric else ()
         useful = {(edge, cut.before(edge)) for cut in starts for edge in range(depth_L)}
         self.metric = metric
@@ -35,11 +37,11 @@ class PrefixCache:
         self.bytes_held = sum(h_BTD.nbytes for h_BTD in self.streams.values())
 
     def lookup(self, span: tuple[int, int]) -> dict[tuple[int, Subnetwork], Tensor]:
-        """What is kept of these sequences, by edge and beginning."""
+        """Return the cached streams of these sequences, by edge and prefix."""
         return {key[1:]: h_BTD for key, h_BTD in self.streams.items() if key[0] == span}
 
     def store(self, span: tuple[int, int], edge: int, cut: Subnetwork, h_BTD: Tensor) -> None:
-        """Keep the stream of these sequences at ``edge`` behind the beginning ``cut``, if it fits."""
+        """Cache the stream of these sequences at ``edge`` after the prefix ``cut``, if it fits."""
         if self.max_bytes is None:
             self.max_bytes = devices.free_memory(h_BTD.device.type) // 4
         if self.bytes_held + h_BTD.nbytes <= self.max_bytes:

@@ -1,4 +1,4 @@
-"""How weights lie in memory: quantised by bitsandbytes or not, of which type, on which device."""
+"""Quantisation (bitsandbytes or none), dtype and device of weights in memory."""
 
 import logging
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 
 
 class LoadConfig(NamedTuple):
-    """How a model lies in memory: its linear layers' quantisation, the type of the rest, the device."""
+    """Representation of a model in memory: quantisation of its linear layers, dtype of the rest, device."""
 
     quantise: Quantise
     dtype: "torch.dtype"
@@ -23,8 +23,8 @@ class LoadConfig(NamedTuple):
 def keep_differentiable(model: "nn.Module") -> None:
     """Keep bitsandbytes from repacking 4-bit weights for inference on a CPU with AVX512-BF16.
 
-    It does so at the first forward pass without gradients, and the packed weights have no backward pass: healing after
-    an evaluation would then train on wrong gradients, with no more than a warning.
+    It repacks them at the first forward pass without gradients, and the packed weights have no backward pass: healing
+    after an evaluation would then train on wrong gradients, with only a warning.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -32,12 +32,12 @@ def keep_differentiable(model: "nn.Module") -> None:
 
 
 def bitsandbytes_config(quantise: Quantise, dtype: "torch.dtype") -> "BitsAndBytesConfig | None":
-    """What bitsandbytes is to do with the linear layers."""
+    """Return the bitsandbytes config for the linear layers; None without quantisation."""
     from transformers import BitsAndBytesConfig
 
     if quantise == "none":
         return None
-    # On a CPU it says once that an optional kernel is absent, and with int8 at every product that it casts.
+    # On a CPU it warns once that an optional kernel is missing, and with int8 about a cast at every product.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if quantise == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -50,7 +50,7 @@ def bitsandbytes_config(quantise: Quantise, dtype: "torch.dtype") -> "BitsAndByt
 
 
 def insert_quantised_linears(layer: "nn.Module", quantise: Quantise, dtype: "torch.dtype") -> None:
-    """Put bitsandbytes' modules in place of the linear ones of a decoder layer on the meta device."""
+    """Replace the linear modules of a decoder layer on the meta device by those of bitsandbytes."""
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
     replace_with_bnb_linear(layer, quantization_config=bitsandbytes_config(quantise, dtype))
@@ -58,7 +58,7 @@ def insert_quantised_linears(layer: "nn.Module", quantise: Quantise, dtype: "tor
 
 
 def materialise_parameter(old: Any, tensor: "torch.Tensor", dtype: "torch.dtype", device: str) -> "nn.Parameter":
-    """What takes the place of ``old``, a parameter on the meta device: ``tensor``, quantised if ``old`` is to be."""
+    """Return ``tensor`` as a replacement for ``old``, a parameter on the meta device; quantised if ``old`` is."""
     from torch import nn
 
     if type(old) is nn.Parameter:

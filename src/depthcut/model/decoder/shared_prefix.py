@@ -1,8 +1,8 @@
-"""Many sub-networks in one pass: models without some layers, or halves of layers, share all that they have in common.
+"""Evaluation of many sub-networks (models without some layers or sublayers) in one pass that shares their prefixes.
 
-Two sub-networks are the same up to the first layer at which they differ, so each common beginning is computed once. For
-all models without one layer that makes L + L(L-1)/2 layer passes instead of L(L-1), and each layer's weights are read
-once a batch. The head is extra, once a sub-network.
+Two sub-networks are identical up to the first layer at which they differ, so each common prefix is computed once. For
+all models without one layer this takes L + L(L-1)/2 layer passes instead of L(L-1), and each layer's weights are read
+once per batch. In addition, the head runs once per sub-network.
 
 Legend: B batch, T tokens, D width, V vocabulary, K sub-networks, N sequences.
 """
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from depthcut.model.decoder.dense import Dense
 
 TokenMeasure = Callable[[Tensor, Tensor | None, Tensor], Tensor]
-"""From a sub-network's logits (B x T x V, float32), the dense model's and the targets (-100 where none) to a value a
+"""Maps a sub-network's logits (B x T x V, float32), the dense model's and the targets (-100 for none) to one value per
 token, B x T."""
 
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Some sequences, from number ``first`` on, with a mask of what is no padding, and targets."""
+    """Consecutive sequences from number ``first`` on, with a mask that is 0 at padding, and targets."""
 
     first: int
     ids_BT: Tensor
@@ -40,12 +40,12 @@ class SequenceBatch:
 
     @property
     def span(self) -> tuple[int, int]:
-        """The numbers of the sequences, half-open."""
+        """Half-open range of the numbers of the sequences."""
         return self.first, self.first + len(self.ids_BT)
 
     @classmethod
     def from_tokens(cls, text: "Tokens", size: int) -> "Iterator[SequenceBatch]":
-        """All of a text, ``size`` sequences at a time; each token but the first, or the context, is a target."""
+        """Yield all of a text, ``size`` sequences at a time; all tokens are targets except the first or the context."""
         for place, (ids_BT, mask_BT) in enumerate(text.batches(size)):
             targets_BT = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, inputs.NO_TARGET)
             if text.context is not None:
@@ -57,15 +57,15 @@ class SequenceBatch:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a metric reads, and what it makes of it.
+    """Inputs and computation of a metric.
 
     Attributes:
         name: of the metric, for messages.
-        measure: a value a token.
-        dense: whether the measure looks at the dense model's logits too.
+        measure: gives one value per token.
+        needs_dense: whether the measure also reads the dense model's logits.
         batches: the sequences.
-        value: from the sums over each sequence's tokens (K x N), the number of these tokens (N) and the weights of the
-            sequences (N) to the value of each sub-network and its standard error (K each). Lower is better.
+        aggregate: maps the sums over each sequence's tokens (K x N), the number of these tokens (N) and the weights of
+            the sequences (N) to the value of each sub-network and its standard error (K each). Lower is better.
     """
 
     name: str
@@ -82,13 +82,13 @@ def measure_subnetworks(
 
     Args:
         dense: the model.
-        drops: for each sub-network the units that go.
+        drops: for each sub-network, the units to drop.
         unit: layers, or their attentions or MLPs.
-        reading: what is measured, on what.
+        measurement: the measure and the sequences.
 
     Returns:
         For each sub-network and sequence the sum of the measure over its tokens (float64 K x N), and the number of
-        these tokens (N), both on the host.
+            these tokens (N), both on the host.
     """
     requested = subnetworks.subnetworks_without(drops, unit)
     ends = [*requested, FULL] if measurement.needs_dense and FULL not in requested else requested
@@ -103,13 +103,13 @@ def measure_subnetworks(
 
 
 FinalStreams = Iterator[tuple[layerwise.LayerwiseForward, dict[Subnetwork, Tensor], SequenceBatch]]
-"""A batch's walk, the streams behind the last layer of each sub-network, the batch."""
+"""A batch's forward pass, the hidden states after the last layer of each sub-network, the batch."""
 
 
 def _batch_by_batch(
     dense: "Dense", ends: list[Subnetwork], name: str, batches: Sequence[SequenceBatch]
 ) -> FinalStreams:
-    """Each batch through all layers before the next one comes."""
+    """Run each batch through all layers before the next batch."""
     model, cache = dense.whole(), dense.prefixes
     cache.retain(ends, dense.depth, name)
     for batch in track(batches, name, len(batches)):
@@ -130,10 +130,10 @@ def _batch_by_batch(
 def run_subnetworks(
     model: nn.Module, given: dict[str, Any], ends: Sequence[Subnetwork]
 ) -> tuple[layerwise.LayerwiseForward, dict[Subnetwork, Tensor]]:
-    """One batch through ``model`` and all its sub-networks; what the model is called with is up to the caller.
+    """Run one batch, given as keyword arguments, through ``model`` and all its sub-networks.
 
     Returns:
-        The walk, and the stream behind the last layer of each sub-network.
+        The forward pass, and the hidden state after the last layer of each sub-network.
     """
     forward = layerwise.start_forward(model, given)
     streams = {FULL: forward.h_BTD}
@@ -145,11 +145,11 @@ def run_subnetworks(
 def _layer_by_layer(
     dense: "Dense", ends: list[Subnetwork], name: str, batches: Sequence[SequenceBatch]
 ) -> FinalStreams:
-    """All batches through a layer before the next layer is read."""
+    """Run all batches through a layer before the next layer is read."""
     source = dense.stream()
     wanted = required_prefixes(ends, len(source.stack), ())
-    calls = [inputs.model_inputs(source.model, rows.ids_BT, rows.mask_BT) for rows in batches]
-    tokens = sum(rows.ids_BT.numel() for rows in batches)
+    calls = [inputs.model_inputs(source.model, batch.ids_BT, batch.mask_BT) for batch in batches]
+    tokens = sum(batch.ids_BT.numel() for batch in batches)
     device = source.offload_device(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens, max(map(len, wanted)))
     streams = [{FULL: layerwise.start_forward(source.model, call).h_BTD.to(device)} for call in calls]
     returns_tuple = False
@@ -161,21 +161,21 @@ def _layer_by_layer(
                 cut: step_subnetwork(forward, index, cut, before).to(device) for cut in wanted[index + 1]
             }
             returns_tuple = forward.returns_tuple
-    for rows, call, final in zip(batches, calls, streams, strict=True):
+    for batch, call, final in zip(batches, calls, streams, strict=True):
         forward = layerwise.start_forward(source.model, call)
         forward.returns_tuple = returns_tuple
-        yield forward, {cut: h_BTD.to(forward.h_BTD.device) for cut, h_BTD in final.items()}, rows
+        yield forward, {cut: h_BTD.to(forward.h_BTD.device) for cut, h_BTD in final.items()}, batch
 
 
 def required_prefixes(
     ends: Iterable[Subnetwork], depth_L: int, cached: Collection[tuple[int, Subnetwork]]
 ) -> list[list[Subnetwork]]:
-    """For each edge, which beginnings must be there so that each of ``ends`` is there at the last.
+    """Return, for each edge, the prefixes that are needed to reach each of ``ends`` at the last edge.
 
     Args:
         ends: the sub-networks.
         depth_L: L.
-        ready: the edges and beginnings whose streams are kept; nothing before them is wanted for their sake.
+        cached: edges and prefixes whose streams are cached; nothing before them is needed to reach them.
     """
     wanted: list[dict[Subnetwork, None]] = [{} for _ in range(depth_L + 1)]
     wanted[-1] = dict.fromkeys(ends)
@@ -189,7 +189,7 @@ def required_prefixes(
 def step_subnetwork(
     forward: layerwise.LayerwiseForward, index: int, cut: Subnetwork, before: dict[Subnetwork, Tensor]
 ) -> Tensor:
-    """The stream behind layer ``index`` of the beginning ``cut``, out of the streams in front of it."""
+    """Return the hidden state after layer ``index`` for the prefix ``cut``, given those before that layer."""
     h_BTD, dropped = before[cut.before(index)], cut.drop[-1:] == (index,)
     if dropped and cut.unit == "layer":
         return h_BTD
@@ -204,7 +204,7 @@ def sequence_sums(
     measurement: Measurement,
     targets_BT: Tensor,
 ) -> Tensor:
-    """For each of ``asked`` the sums of the measure over the tokens of each sequence: float64 K x B, on the host."""
+    """Return the measure of each sub-network, summed over the tokens of each sequence: float64 K x B, on the host."""
     targets_BT = targets_BT.to(forward.h_BTD.device)
     dense_BTV = forward.logits(ends[FULL])[:, :-1].float() if measurement.needs_dense else None
     logits = (forward.logits(ends[cut])[:, :-1].float() for cut in requested)
@@ -212,13 +212,13 @@ def sequence_sums(
 
 
 def loss_measure(logits_BTV: Tensor, dense_BTV: Tensor | None, targets_BT: Tensor) -> Tensor:
-    """The measure of most metrics: each token's negative log-likelihood, 0 where there is no target."""
+    """Return each token's negative log-likelihood, 0 without a target; this is the measure of most metrics."""
     del dense_BTV
     return inputs.token_losses(logits_BTV, targets_BT)
 
 
 def mean_and_stderr(sums_KN: Tensor, count_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean over all tokens, and its standard error over the sequences (that of a ratio of sums), both K."""
+    """Return the mean over all tokens, and its standard error over the sequences (that of a ratio of sums), both K."""
     total = (weight_N * count_N).sum()
     mean_K = (weight_N * sums_KN).sum(1) / total
     off_KN = weight_N * (sums_KN - mean_K[:, None] * count_N)

@@ -1,4 +1,4 @@
-"""Layers that lost one half: what stands where an attention or an MLP was, and adds nothing to the residual stream."""
+"""Stand-ins for removed sublayers: modules that add nothing to the residual stream."""
 
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from depthcut.model.decoder import layers as decoder_layers
 
 
 class SkippedAttention(nn.Module):
-    """In place of an attention. Its KV cache holds one number a token, for the model's positions count the cache."""
+    """Stand-in for an attention. It caches one number per token, because the model counts positions by its KV cache."""
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class SkippedAttention(nn.Module):
         )
 
     def forward(self, hidden_states: Tensor, *_: Any, **given: Any) -> tuple[Tensor, None]:
-        """Add nothing; the second value stands for the attention's weights."""
+        """Return zeros, and None for the attention weights."""
         cache = next((value for value in given.values() if isinstance(value, Cache)), None)
         if cache is not None:
             tally = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
@@ -35,22 +35,22 @@ class SkippedAttention(nn.Module):
 
 
 class SkippedMlp(nn.Module):
-    """In place of an MLP."""
+    """Stand-in for an MLP."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Add nothing."""
+        """Return zeros."""
         return torch.zeros_like(hidden_states)
 
 
 def remove_sublayers(model: nn.Module, plan: Plan) -> None:
-    """Take out of ``model``, for good, the halves that ``plan`` drops. Raises as :func:`depth.unit_name`."""
+    """Remove the sublayers that ``plan`` drops from ``model``, in place. Raises as :func:`layers.unit_name`."""
     for index in plan.drop:
         _replace_sublayer(decoder_layers.layer_list(model)[index], plan.unit)
 
 
 @contextmanager
 def bypass_units(model: nn.Module, drop: Collection[int], unit: Unit) -> Generator[None]:
-    """Inside the ``with``, ``model`` is without these units; then as before. Raises as :func:`depth.unit_name`."""
+    """Inside the ``with`` block, remove these units from ``model``. Raises as :func:`layers.unit_name`."""
     if unit == "layer":
         with decoder_layers.bypass_layers(model, drop):
             yield
@@ -65,7 +65,7 @@ def bypass_units(model: nn.Module, drop: Collection[int], unit: Unit) -> Generat
 
 
 def _replace_sublayer(layer: nn.Module, unit: Unit) -> tuple[str, nn.Module]:
-    """Put the stand-in where ``layer`` has ``unit``; give the unit's name and the unit."""
+    """Replace ``unit`` of ``layer`` by a stand-in; return its name and the original module."""
     name = decoder_layers.unit_name(layer, unit)
     module = layer.get_submodule(name)
     setattr(layer, name, SkippedAttention(module) if unit == "attention" else SkippedMlp())
@@ -74,7 +74,7 @@ def _replace_sublayer(layer: nn.Module, unit: Unit) -> tuple[str, nn.Module]:
 
 @contextmanager
 def bypass_sublayer(layer: nn.Module, unit: Unit | None) -> Generator[None]:
-    """Inside the ``with``, ``layer`` runs without its attention or MLP; with None it is left alone."""
+    """Inside the ``with`` block, run ``layer`` without its attention or MLP; None changes nothing."""
     if unit is None:
         yield
         return

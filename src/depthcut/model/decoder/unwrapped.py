@@ -1,4 +1,4 @@
-"""A healed model as it is exported, or, as far as a clock can tell, so: nothing is wrapped around its layers."""
+"""Removal of adapter wrappers for timing: a healed model is measured as it would be exported."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def unwrapped_model(model: "nn.Module") -> "Generator[nn.Module]":
-    """Inside the ``with``, the base of ``model`` without its adapters, which wait on the host; then all is as it was.
+    """Inside the ``with`` block, give the base of ``model`` with its adapters removed and moved to the host.
 
-    Merged adapters are in matrices of the base's shapes: what these hold makes no difference to time or memory, so they
-    are not merged for it. What is trained as a whole, such as parts of shared layers, stays. A model without adapters,
-    or with adapters on a quantised base, is given as it is.
+    Merging them would change neither shapes nor, therefore, time or memory, so they are not merged. Modules that are
+    trained in full, such as parts of shared layers, stay. A model without adapters, or with adapters on a quantised
+    base, is given unchanged.
     """
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
@@ -43,9 +43,9 @@ def unwrapped_model(model: "nn.Module") -> "Generator[nn.Module]":
 
 @contextmanager
 def merged_model(model: "nn.Module") -> "Generator[nn.Module]":
-    """Inside the ``with``, the base of ``model`` with its adapters in its weights; then all is, to the bit, as it was.
+    """Inside the ``with`` block, give the base of ``model`` with its adapters merged; then restore it to the bit.
 
-    As in the export, save that a model with adapters on a quantised base is given as it is.
+    This equals the export, except that a model with adapters on a quantised base is given unchanged.
     """
     import torch
     from peft import PeftModel
@@ -68,7 +68,7 @@ def merged_model(model: "nn.Module") -> "Generator[nn.Module]":
 
 
 def move_adapters(layer: Any, device: Any) -> None:
-    """Put an adapted layer's adapters on ``device``, and leave the layer itself where it is."""
+    """Move a layer's adapters to ``device``, without the layer itself."""
     from torch import nn
 
     for name in layer.adapter_layer_names:

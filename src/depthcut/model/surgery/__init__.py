@@ -1,1 +1,1 @@
-"""What is changed in a decoder."""
+"""Changes to a decoder: replacement layers, bridges, narrower layers."""

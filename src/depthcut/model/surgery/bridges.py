@@ -1,7 +1,7 @@
-"""Maps of the residual stream across a gap: ``y = x + x B + b``, where the stream leaves the layer before the gap.
+"""Linear maps of the residual stream across a gap: ``y = x + x B + b``, at the output of the layer before the gap.
 
-Before the first layer of the model no layer is left; there the map stands where the stream enters the one behind. The
-layer keeps its class's name, its numbers and its place in the KV cache; only its ``forward`` does more.
+For a gap at the start of the model, the map applies to the input of the first kept layer instead. The layer keeps the
+name of its class, its index and its place in the KV cache; only its ``forward`` changes.
 
 Legend: B batch, T tokens, D width.
 """
@@ -22,7 +22,7 @@ BRIDGE_BEFORE, BRIDGE_BEHIND = "bridge_before", "bridge_behind"
 
 
 class Bridge(nn.Module):
-    """What is added to the stream: ``x B + b``.
+    """A linear map added to the residual stream: ``x + x B + b``.
 
     Args:
         parts: B as ``matrix`` (D x D), as ``left`` (D x r) and ``right`` (r x D), or by its diagonal ``scale`` (D); b
@@ -35,7 +35,7 @@ class Bridge(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     def forward(self, h_BTD: Tensor) -> Tensor:
-        """The stream behind the gap."""
+        """Return the hidden state after the gap."""
         parts, h = dict(self.named_parameters()), h_BTD
         if "matrix" in parts:
             h = h + h_BTD @ parts["matrix"]
@@ -50,7 +50,7 @@ class BridgedLayer(nn.Module):
     """A layer with a bridge; mixed into the layer's own class."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer, with the stream mapped before it, behind it, or both."""
+        """Run the layer with its input mapped, its output, or both."""
         if (before := getattr(self, BRIDGE_BEFORE, None)) is not None:
             if args:
                 args = (before(args[0]), *args[1:])
@@ -64,17 +64,17 @@ class BridgedLayer(nn.Module):
 
 @cache
 def bridged_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """A layer's class, with bridges."""
+    """Return a subclass of a layer's class that applies bridges."""
     return type(kind.__name__, (BridgedLayer, kind), {"__module__": kind.__module__, "plain": kind})
 
 
 def bridge_position(plan: Plan, start: int) -> tuple[int, str]:
-    """Where the bridge over the gap that begins at ``start`` stands: the kept layer's new number, and its side."""
+    """Return the position of the bridge over the gap at ``start``: the new index of the kept layer, and its side."""
     return (plan.keep.index(start - 1), BRIDGE_BEHIND) if start else (0, BRIDGE_BEFORE)
 
 
 def insert_bridges(model: nn.Module, filling: Filling, plan: Plan, load_config: LoadConfig) -> None:
-    """Put a bridge over each gap."""
+    """Insert a bridge over each gap."""
     for start, parts in filling.by_layer().items():
         number, side = bridge_position(plan, start)
         layer = layers.layer_list(model)[number]
@@ -86,7 +86,7 @@ def insert_bridges(model: nn.Module, filling: Filling, plan: Plan, load_config: 
 
 
 def extract_bridges(model: nn.Module, plan: Plan) -> Filling | None:
-    """The bridges of ``model``; None if it has none."""
+    """Return the bridges of ``model``; None if it has none."""
     bridges: dict[int, dict[str, Tensor]] = {}
     for start, _ in gap_spans(plan):
         number, side = bridge_position(plan, start)
@@ -97,7 +97,7 @@ def extract_bridges(model: nn.Module, plan: Plan) -> Filling | None:
 
 
 def remove_bridges(model: nn.Module) -> None:
-    """Take the bridges away."""
+    """Remove all bridges."""
     for layer in layers.layer_list(model):
         if isinstance(layer, BridgedLayer):
             for side in (BRIDGE_BEFORE, BRIDGE_BEHIND):
@@ -108,5 +108,5 @@ def remove_bridges(model: nn.Module) -> None:
 
 @torch.inference_mode()
 def apply_bridge(parts: dict[str, Tensor], x_ND: Tensor) -> Tensor:
-    """What a bridge of these parts makes of some states."""
+    """Apply a bridge with these parts to hidden states."""
     return Bridge(parts)(x_ND)

@@ -1,4 +1,4 @@
-"""Self-speculative decoding: a model without its shared layers drafts for the whole (FlexiGPT, arXiv:2501.14713)."""
+"""Self-speculative decoding: a model without its shared layers drafts for the full one (FlexiGPT, arXiv:2501.14713)."""
 
 import copy
 from typing import TYPE_CHECKING
@@ -11,14 +11,15 @@ if TYPE_CHECKING:
 
 
 def draft_model(model: "nn.Module", tokens: int = 5) -> "PreTrainedModel":
-    """The same model without its shared layers, on the same weights, for ``model.generate(..., assistant_model=...)``.
+    """Return ``model`` without shared layers, on the same weights, for ``model.generate(..., assistant_model=...)``.
 
     Args:
-        model: of ``replace=shared`` or ``replace=extend``, as :func:`depthcut.load` gives it or healed; left as it is.
-        tokens: that are written before the whole model looks at them.
+        model: made with ``replace=shared`` or ``replace=extend``, as :func:`depthcut.load` returns it, or healed; left
+            unchanged.
+        tokens: number of tokens drafted before each verification by the full model.
 
     Returns:
-        A model with a config and layer numbers of its own. It holds no tensor that ``model`` does not hold.
+        A model with its own config and layer numbers. It holds no tensor that ``model`` does not hold.
 
     Raises:
         UserError: if no layer of ``model`` is shared.
@@ -42,12 +43,12 @@ def draft_model(model: "nn.Module", tokens: int = 5) -> "PreTrainedModel":
     assert settings is not None
     settings.num_assistant_tokens = tokens
     settings.num_assistant_tokens_schedule = "constant"
-    settings.assistant_confidence_threshold = 0.0  # else it stops where it is in doubt
+    settings.assistant_confidence_threshold = 0.0  # otherwise drafting stops at low confidence
     return draft
 
 
 def deepcopy_memo(model: "nn.Module") -> "dict[int, object]":
-    """What a copy of ``model`` is to share with it, by identity: its tensors, and how they are quantised."""
+    """Return a memo for ``deepcopy``: the tensors and quantisation states that a copy of ``model`` reuses, by id."""
     tensors = [*model.parameters(), *model.buffers()]
     values = (value for part in model.modules() for value in vars(part).values())
     states = [value for value in values if type(value).__module__.startswith("bitsandbytes")]

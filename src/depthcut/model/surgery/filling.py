@@ -1,4 +1,4 @@
-"""What fills the gaps of a cut, in memory and on the disk: some tensors, and in JSON how they go into the model."""
+"""Filling of the gaps of a cut, in memory and on disk: tensors, and JSON that says where they belong in the model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,13 @@ FillingKind = Literal["weights", "layers", "bridges", "shared"]
 
 @dataclass(frozen=True)
 class Filling:
-    """What a replacement came to.
+    """Result of a replacement method.
 
     Attributes:
         kind: ``weights``: new weights for kept layers. ``layers``: plain layers in the gaps. ``bridges``: maps of the
             residual stream. ``shared``: layers that borrow the weights of kept ones.
-        tensors: by the number of a layer of the whole model, or of a gap's first one, and a name: ``7.mlp.bias``.
-        more: what else is needed to put them in, as JSON.
+        tensors: by the index of a layer of the full model, or of a gap's first layer, and a name: ``7.mlp.bias``.
+        options: other JSON data needed to insert them.
     """
 
     kind: FillingKind
@@ -33,7 +33,7 @@ class Filling:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def by_layer(self) -> dict[int, dict[str, Tensor]]:
-        """The tensors of each layer, or gap, by their names in it."""
+        """Return the tensors of each layer, or gap, by their names in it."""
         found: dict[int, dict[str, Tensor]] = {}
         for name, tensor in self.tensors.items():
             number, _, rest = name.partition(".")
@@ -41,7 +41,7 @@ class Filling:
         return found
 
     def write(self, folder: Path) -> None:
-        """Write it as two files."""
+        """Write the filling as two files."""
         save_file(
             {name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}, folder / TENSORS_FILE
         )
@@ -49,7 +49,7 @@ class Filling:
 
     @classmethod
     def read(cls, folder: Path) -> "Filling":
-        """Read it back.
+        """Read a filling.
 
         Raises:
             UserError: if it is damaged, or of a format that this version does not know.
@@ -67,5 +67,5 @@ class Filling:
 
 
 def flatten_tensors(layers: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of some layers as a fill names them."""
+    """Return the tensors of several layers under the flat names of a filling."""
     return {f"{number}.{name}": tensor for number, tensors in layers.items() for name, tensor in tensors.items()}

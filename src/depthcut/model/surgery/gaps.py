@@ -1,4 +1,4 @@
-"""Filling the gaps of a cut: make once, put into a model, take out again, write beside a plain model."""
+"""Filling of the gaps of a cut: insert a filling into a model, extract it, remove it."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from depthcut.model.surgery.filling import Filling
 
 
 def insert_filling(model: nn.Module, filling: Filling, plan: Plan, load_config: LoadConfig) -> nn.Module:
-    """Put ``fill`` into ``model``, which ``plan`` has cut, in place.
+    """Insert ``filling`` into ``model``, which ``plan`` has cut, in place.
 
     Args:
         model: has the layers that the plan keeps.
-        fill: made for this plan.
-        plan: says where the gaps are.
-        form: how the model lies in memory; plain layers are quantised as it says.
+        filling: made for this plan.
+        plan: defines the gaps.
+        load_config: quantisation, dtype and device of the model; plain layers are quantised accordingly.
     """
     if filling.kind == "weights":
         inserted.replace_weights(model, filling, plan, load_config)
@@ -31,19 +31,19 @@ def insert_filling(model: nn.Module, filling: Filling, plan: Plan, load_config: 
 
 
 def extract_filling(model: nn.Module, plan: Plan) -> Filling | None:
-    """What in ``model`` is no plain layer, as :func:`insert_filling` would put it in; None in a plain model."""
+    """Return the filling of ``model``, as :func:`insert_filling` takes it; None for a plain model."""
     return bridges.extract_bridges(model, plan) or shared.extract_shared_layers(model)
 
 
 def remove_filling(model: nn.Module) -> None:
-    """Take out of ``model`` what :func:`extract_filling` tells of."""
+    """Remove from ``model`` all that :func:`extract_filling` returns."""
     bridges.remove_bridges(model)
     shared.remove_shared_layers(model)
 
 
 def lora_config_kwargs(model: nn.Module) -> dict[str, Any]:
-    """What peft's ``LoraConfig`` has to be told of ``model``; nothing for a plain one.
+    """Return arguments for peft's ``LoraConfig`` that ``model`` requires; none for a plain model.
 
-    Adapters go on the linear layers of kept layers; what shared layers have of their own is trained as a whole.
+    Adapters go on the linear layers of kept layers; the own parts of shared layers are trained in full.
     """
     return shared.shared_lora_kwargs(model)

@@ -1,4 +1,4 @@
-"""Plain layers as replacements: tensors of the dense model's layers, read in float32, and put into a cut model."""
+"""Plain replacement layers: tensors of the dense model's layers, read in float32 and inserted into a pruned model."""
 
 import copy
 import json
@@ -13,17 +13,17 @@ from depthcut.model.decoder import quantisation
 from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.model.surgery.filling import Filling
 
-# What a model's config tells of how it was loaded.
+# Config keys that describe how the model was loaded.
 LOAD_KEYS = ("dtype", "_attn_implementation_internal")
 
 
 def build_layer(empty: nn.Module, tensors: dict[str, Tensor], load_config: LoadConfig, like: nn.Module) -> nn.Module:
-    """A layer of ``tensors``, in eval mode and frozen.
+    """Build a frozen layer from ``tensors``, in eval mode.
 
     Args:
         empty: the layer, on the meta device.
         tensors: all its parameters.
-        form: how it is to lie in memory.
+        load_config: quantisation, dtype and device.
         like: a layer of the same model, for buffers that no file holds.
     """
     layer = copy.deepcopy(empty)
@@ -39,7 +39,7 @@ def build_layer(empty: nn.Module, tensors: dict[str, Tensor], load_config: LoadC
 
 
 def assign_parameters(layer: nn.Module, empty: nn.Module, tensors: dict[str, Tensor], load_config: LoadConfig) -> None:
-    """Give ``layer`` these parameters; ``empty``, on the meta device, tells which of them are quantised."""
+    """Assign these parameters to ``layer``; ``empty``, on the meta device, shows which of them are quantised."""
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
         fresh = quantisation.materialise_parameter(
@@ -49,7 +49,7 @@ def assign_parameters(layer: nn.Module, empty: nn.Module, tensors: dict[str, Ten
 
 
 def replace_weights(model: nn.Module, filling: Filling, plan: Plan, load_config: LoadConfig) -> None:
-    """Give kept layers the weights of ``fill``."""
+    """Replace weights of kept layers by those of ``filling``."""
     stack = decoder_layers.layer_list(model)
     empty = decoder_layers.layer_list(decoder_layers.meta_model(filling_config(filling)))
     for number, tensors in filling.by_layer().items():
@@ -59,7 +59,7 @@ def replace_weights(model: nn.Module, filling: Filling, plan: Plan, load_config:
 
 
 def insert_layers(model: nn.Module, filling: Filling, plan: Plan, load_config: LoadConfig) -> None:
-    """Put the layers of ``fill`` in their places; the others and the config follow."""
+    """Insert the layers of ``filling``, renumber the others and update the config."""
     whole = decoder_layers.meta_model(filling_config(filling))
     layers = dict(zip(plan.keep, decoder_layers.layer_list(model), strict=True))
     like = layers[plan.keep[0]]
@@ -71,9 +71,9 @@ def insert_layers(model: nn.Module, filling: Filling, plan: Plan, load_config: L
 
 
 def install_layers_like(model: nn.Module, stack: nn.ModuleList, like: PreTrainedModel) -> None:
-    """Make ``stack`` the layers of ``model``, and what is around them as in ``like``, which is on the meta device.
+    """Make ``stack`` the layers of ``model``, and the rest of the decoder as in ``like``, which is on the meta device.
 
-    A model that was built without, say, layers with a sliding window knows no positions and no mask for them.
+    A model that was built without, for example, sliding-window layers has no positions and no mask for them.
     """
     text, other = (decoder_layers.text_config(each.config) for each in (as_pretrained(model), like))
     kinds = [set(getattr(each, "layer_types", None) or ()) for each in (text, other)]
@@ -95,22 +95,22 @@ def install_layers_like(model: nn.Module, stack: nn.ModuleList, like: PreTrained
 
 
 def as_pretrained(model: nn.Module) -> PreTrainedModel:
-    """The model itself."""
+    """Return the model, checked to be one of transformers."""
     assert isinstance(model, PreTrainedModel)
     return model
 
 
 def dense_config_entry(config: PreTrainedConfig) -> dict[str, Any]:
-    """The config of the model with all its layers, as a fill holds it: the dense one's, or an extended one's."""
+    """Return the config of the model with all its layers, dense or extended, as an entry for ``Filling.options``."""
     return {"dense": json.loads(config.to_json_string(use_diff=False))}
 
 
 def filling_config(filling: Filling) -> PreTrainedConfig:
-    """The config of the model with all its layers, as the fill holds it."""
+    """Return the config of the model with all its layers, as stored in the filling."""
     entry = dict(filling.options["dense"])
     return AutoConfig.for_model(entry.pop("model_type"), **entry)
 
 
 def gap_spans(plan: Plan) -> list[tuple[int, int]]:
-    """The gaps of a plan, as half-open spans of the dense model's layers."""
+    """Return the gaps of a plan, as half-open spans of the dense model's layers."""
     return layer_spans(plan.drop)

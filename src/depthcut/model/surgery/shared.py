@@ -1,9 +1,9 @@
-"""Layers that borrow a kept layer's weights and have low-rank adapters of their own (FlexiGPT, arXiv:2501.14713).
+"""Layers that borrow a kept layer's weights and have their own low-rank adapters (FlexiGPT, arXiv:2501.14713).
 
-A shared layer is a whole one, with its number and its place in the KV cache. Each of its linear layers asks that of its
-base and adds ``right`` then ``left``; the norms in front and the biases are the dropped layer's own, or, where it is no
-dropped one that comes back but a repeat, the base's. Where the attention and the MLP write to the stream, a norm with a
-small gain follows. What heals or merges the base is seen by all that borrow from it.
+A shared layer is a complete layer, with its index and its place in the KV cache. Each of its linear layers calls that
+of its base and adds ``right``, then ``left``. Its input norms and biases are those of the dropped layer; in a repeated
+layer, which replaces no dropped one, they are the base's. After the output projections of the attention and the MLP
+follows a norm with a small gain. Healing or merging the base affects all layers that borrow from it.
 
 Legend: B batch, T tokens, r rank.
 """
@@ -24,12 +24,12 @@ from depthcut.model.surgery.filling import Filling, flatten_tensors
 from depthcut.model.surgery.inserted import dense_config_entry, filling_config, install_layers_like
 from depthcut.runtime.errors import UserError
 
-OWN_MODULES = ("own_delta", "own_norm")  # what is trained as a whole
+OWN_MODULES = ("own_delta", "own_norm")  # trained in full
 EPSILON = 1e-6
 
 
 class LowRankDelta(nn.Module):
-    """``x right^T left^T``: what makes the base's weights those of another layer. In float32, for it is trained."""
+    """``x right^T left^T``: turns the base's weights into those of another layer. Float32, because it is trained."""
 
     def __init__(self, left_mr: Tensor, right_rn: Tensor) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class LowRankDelta(nn.Module):
         self.right = nn.Parameter(right_rn, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """In the type that comes."""
+        """Compute in the dtype of ``x``."""
         return linear(linear(x, self.right.to(x.dtype)), self.left.to(x.dtype))
 
 
@@ -49,7 +49,7 @@ class OutputNorm(nn.Module):
         self.gain = nn.Parameter(gain_D, requires_grad=False)
 
     def forward(self, h_BTD: Tensor) -> Tensor:
-        """In float32; out comes the type that came."""
+        """Compute in float32; return the dtype of the input."""
         return layer_norm(h_BTD.float(), self.gain.shape, self.gain, None, EPSILON).to(h_BTD.dtype)
 
 
@@ -57,21 +57,21 @@ class BorrowedLinear(nn.Module):
     """A linear layer on another layer's weights.
 
     Args:
-        home: the layer that has them.
+        base: the layer that has them.
         name: the linear layer's name in it.
-        own: ``own_delta.left`` and ``.right``; ``own_bias``: what the bias differs by; ``own_norm.gain``.
+        own: ``own_delta.left`` and ``.right``; ``own_bias``: the difference of the biases; ``own_norm.gain``.
     """
 
     def __init__(self, base: nn.Module, name: str, own: dict[str, Tensor]) -> None:
         super().__init__()
-        self.base = (base,)  # in a tuple, so that it is no part of this one
+        self.base = (base,)  # in a tuple: not registered as a submodule
         self.name = name
         self.own_delta = LowRankDelta(own["own_delta.left"], own["own_delta.right"])
         self.own_bias = nn.Parameter(own["own_bias"], requires_grad=False) if "own_bias" in own else None
         self.own_norm = OutputNorm(own["own_norm.gain"]) if "own_norm.gain" in own else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The base's output, moved."""
+        """Add the low-rank delta and the bias to the base's output, then apply the norm."""
         h = self.base[0].get_submodule(self.name)(x) + self.own_delta(x)
         if self.own_bias is not None:
             h = h + self.own_bias
@@ -79,7 +79,7 @@ class BorrowedLinear(nn.Module):
 
 
 def insert_shared_layers(model: nn.Module, filling: Filling, load_config: LoadConfig) -> None:
-    """Put the shared layers in their places: the model has all its layers again."""
+    """Insert the shared layers; the model then has all its layers again."""
     whole = decoder_layers.meta_model(filling_config(filling))
     bases: dict[str, int] = filling.options["bases"]
     parts, empty = filling.by_layer(), decoder_layers.layer_list(whole)
@@ -93,7 +93,7 @@ def insert_shared_layers(model: nn.Module, filling: Filling, load_config: LoadCo
 def build_shared_layer(
     empty: nn.Module, base: nn.Module, tensors: dict[str, Tensor], load_config: LoadConfig
 ) -> nn.Module:
-    """A shared layer: ``empty``, from the meta device, with what ``tensors`` hold, and the rest of ``home``'s."""
+    """Build a shared layer from ``empty``, on the meta device: ``tensors`` are its own, the rest is ``base``'s."""
     layer = copy.deepcopy(empty)
     for name in [name for name, part in layer.named_modules() if isinstance(part, nn.Linear)]:
         own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.own_")}
@@ -114,14 +114,14 @@ def build_shared_layer(
 def own_or_shared_parameter(
     name: str, base: nn.Module, tensors: dict[str, Tensor], load_config: LoadConfig
 ) -> nn.Parameter:
-    """What a shared layer has as ``name``: a tensor of its own, or else that of ``home``, and no copy of it."""
+    """Return the shared layer's own parameter ``name``, or else that of ``base`` itself, not a copy."""
     if name not in tensors:
         return base.get_parameter(name)
     return nn.Parameter(tensors[name].to(load_config.device, load_config.dtype), requires_grad=False)
 
 
 def shared_layer_bases(model: nn.Module) -> dict[int, nn.Module]:
-    """By the numbers of the shared layers of ``model`` the layers that they borrow from."""
+    """Return the base of each shared layer of ``model``, by the index of the shared layer."""
     found: dict[int, nn.Module] = {}
     for number, layer in enumerate(decoder_layers.layer_list(model)):
         if borrowed := [part for part in layer.modules() if isinstance(part, BorrowedLinear)]:
@@ -130,7 +130,7 @@ def shared_layer_bases(model: nn.Module) -> dict[int, nn.Module]:
 
 
 def extract_shared_layers(model: nn.Module) -> Filling | None:
-    """The shared layers of ``model``; None if it has none."""
+    """Return the shared layers of ``model``; None if it has none."""
     found: dict[int, dict[str, Tensor]] = {}
     bases: dict[str, int] = {}
     stack = list(decoder_layers.layer_list(model))
@@ -145,23 +145,23 @@ def extract_shared_layers(model: nn.Module) -> Filling | None:
 
 
 def remove_shared_layers(model: nn.Module) -> None:
-    """Take the shared layers out."""
+    """Remove the shared layers."""
     filling = extract_shared_layers(model)
     if filling is not None:
         decoder_layers.cut_layers(model, filling.by_layer())
 
 
 def shared_lora_kwargs(model: nn.Module) -> dict[str, Any]:
-    """What peft has to be told: borrowed layers get no adapter, for they have one; that is trained, and saved."""
+    """Return ``LoraConfig`` arguments: borrowed layers get no adapter, because they have their own, trained in full."""
     names = [name for name, part in model.named_modules() if isinstance(part, BorrowedLinear)]
     return {"exclude_modules": names, "modules_to_save": [*OWN_MODULES]} if names else {}
 
 
 def check_norms(model: nn.Module) -> None:
-    """Make sure that a small gain has an effect: nothing norms what the shared layers write.
+    """Check that a small gain has an effect: no norm follows the output projections of shared layers.
 
     Raises:
-        UserError: if something does, as in Gemma 2.
+        UserError: if one does, as in Gemma 2.
     """
     ids_BT = torch.ones(1, 4, dtype=torch.long)
     forward = layerwise.start_forward(model, inputs.model_inputs(model, ids_BT, ids_BT))

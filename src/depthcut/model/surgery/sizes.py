@@ -21,29 +21,29 @@ if TYPE_CHECKING:
     from depthcut.model.decoder.quantisation import Dtype, Quantise
 
 Quantity = Literal["parameters", "weight_bytes", "cache_bytes"]
-"""What a cut can have a budget of."""
+"""Sizes for which a cut can have a budget."""
 SizeName = Quantity | Literal["flops_per_token"]
 CONTEXT_TOKENS = 2048
-"""Tokens that an attention looks at where its FLOPs are counted."""
+"""Tokens that an attention reads when its FLOPs are counted."""
 
-# Of bitsandbytes' NF4 with double quantisation: weights a scale of one byte, and such scales a float32 scale.
+# bitsandbytes' NF4 with double quantisation: weights per scale of one byte, and such scales per float32 scale.
 NF4_BLOCK, NF4_SCALES = 64, 256
-# And for each matrix two tables, of 16 and 256 float32, and the mean that was taken off the scales.
+# Per matrix: two tables, of 16 and 256 float32, and the mean that was subtracted from the scales.
 NF4_TABLE_BYTES = 4 * (16 + 256 + 1)
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model of ``depth`` layers. A cut by number alone needs no more than ``Shape(depth)``.
+    """Sizes of a model of ``depth`` layers. A cut by number of layers needs only ``ModelSize(depth)``.
 
     Attributes:
         depth: L.
         parameters: of each layer's unit: the whole layer, its attention or its MLP.
-        weight_bytes: of each unit, quantised as the run does it.
-        cache_bytes: of each unit, keys and values of one token. A layer with a sliding window holds as much a token,
-            of fewer tokens.
+        weight_bytes: of each unit, with the run's quantisation.
+        cache_bytes: of each unit, keys and values of one token. A layer with a sliding window stores as much per token,
+            for fewer tokens.
         flops_per_token: of each unit, in a forward pass.
-        whole: each of the four for the whole model, what lies outside the layers included; what is tied weighs once.
+        total: each of the four for the whole model, including everything outside the layers; tied weights count once.
     """
 
     depth: int
@@ -57,17 +57,17 @@ class ModelSize:
     def from_config(
         cls, config: "PreTrainedConfig", unit: Unit, quantise: "Quantise", dtype: "Dtype", context: int = CONTEXT_TOKENS
     ) -> "ModelSize":
-        """Weigh the model of ``config``; no weight is read.
+        """Compute the sizes of the model of ``config``; no weight is read.
 
         Args:
             config: of the model.
-            unit: what counts as a layer's: all of it, its attention, or its MLP.
+            unit: counted for each layer: all of it, its attention, or its MLP.
             quantise: as in :meth:`depthcut.model.checkpoint.checkpoint.Checkpoint.load`.
-            dtype: of all that is not quantised, and of the KV cache.
-            context: tokens that an attention looks at.
+            dtype: of unquantised weights and of the KV cache.
+            context: tokens that an attention reads.
 
         Raises:
-            UserError: if the model cannot be cut, or its layers have no such unit.
+            UserError: if the model cannot be pruned, or its layers have no such unit.
         """
         from depthcut.model.decoder import layers
 
@@ -91,24 +91,24 @@ class ModelSize:
         )
 
     def totals_without(self, drop: Collection[int]) -> dict[SizeName, int]:
-        """Each of the four for the model without these units."""
+        """Return each of the four totals for the model without these units."""
         return {key: whole - sum(self.per_unit(key)[at] for at in drop) for key, whole in self.total.items()}
 
     def per_unit(self, size: SizeName) -> tuple[int, ...]:
-        """One of the four, of each unit."""
+        """Return one of the four sizes for each unit."""
         return getattr(self, size)
 
 
 def model_sizes(
     model: "PreTrainedModel", quantise: "Quantise", dtype: "Dtype", context: int = CONTEXT_TOKENS
 ) -> dict[SizeName, int]:
-    """The four sizes of a whole model, whatever stands in its gaps.
+    """Return the four sizes of a whole model, including any replacements.
 
     Args:
-        model: not quantised, each parameter of the type that it has in the run; it may be on the meta device.
-        quantise: as in :meth:`Shape.of`.
+        model: not quantised, each parameter of the type that it has in the run; may be on the meta device.
+        quantise: as in :meth:`ModelSize.from_config`.
         dtype: of the KV cache.
-        context: tokens that an attention looks at.
+        context: tokens that an attention reads.
     """
     from depthcut.model.decoder import layers
 
@@ -123,7 +123,7 @@ def model_sizes(
 
 
 def typed_meta_model(config: "PreTrainedConfig", dtype: "Dtype") -> "PreTrainedModel":
-    """The model of ``config`` in this type, on the meta device."""
+    """Build the model of ``config`` with this dtype, on the meta device."""
     import torch
 
     from depthcut.model.decoder import layers
@@ -132,15 +132,15 @@ def typed_meta_model(config: "PreTrainedConfig", dtype: "Dtype") -> "PreTrainedM
 
 
 def sum_by_prefix(prefixes: Sequence[str], sizes: Iterable[tuple[str, int]]) -> tuple[int, ...]:
-    """The sums over what is inside each of ``homes``."""
+    """Return the sum of the sizes below each of ``prefixes``."""
     found = dict(sizes)
     return tuple(sum(size for name, size in found.items() if name.startswith(f"{home}.")) for home in prefixes)
 
 
 def parameter_bytes(model: "PreTrainedModel", quantise: "Quantise") -> Iterator[tuple[str, int]]:
-    """Each parameter's name and its bytes, with those of the quantisation that go with it.
+    """Yield each parameter's name and its bytes, quantisation state included.
 
-    What is quantised is what transformers hands to bitsandbytes: linear modules, save the head and what is tied.
+    The quantised modules are those that transformers hands to bitsandbytes: linear ones, except the head and tied ones.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -162,13 +162,13 @@ def parameter_bytes(model: "PreTrainedModel", quantise: "Quantise") -> Iterator[
 
 
 def nf4_bytes(numbers: int) -> int:
-    """Bytes of a matrix in NF4 with double quantisation, as bitsandbytes keeps it (``QuantState``)."""
+    """Return the bytes of a matrix in NF4 with double quantisation, as bitsandbytes stores it (``QuantState``)."""
     scales = -(-numbers // NF4_BLOCK)
     return -(-numbers // 2) + scales + 4 * -(-scales // NF4_SCALES) + NF4_TABLE_BYTES
 
 
 def kv_cache_bytes(layer: "nn.Module", text: "PreTrainedConfig", dtype: "Dtype") -> int:
-    """Bytes of one token's keys and values in a layer; 0 for one without an attention."""
+    """Return the bytes of one token's keys and values in a layer; 0 without an attention."""
     import torch
     from torch import nn
 
@@ -183,7 +183,7 @@ def kv_cache_bytes(layer: "nn.Module", text: "PreTrainedConfig", dtype: "Dtype")
 
 
 def matmul_flops(model: "PreTrainedModel") -> Iterator[tuple[str, int]]:
-    """Each matrix's name and the FLOPs of a token in it; of a mixture's experts those that a token is sent to."""
+    """Yield each matrix's name and its FLOPs per token; of a mixture, only the experts that a token is routed to."""
     from torch import nn
 
     from depthcut.model.decoder import layers
@@ -204,7 +204,7 @@ def matmul_flops(model: "PreTrainedModel") -> Iterator[tuple[str, int]]:
 
 
 def attention_flops(layer: "nn.Module", text: "PreTrainedConfig", context: int) -> int:
-    """FLOPs of a token in a layer's attention, its matrices apart; 0 for one without an attention."""
+    """Return the FLOPs per token of a layer's attention, excluding its matrices; 0 without an attention."""
     from torch import nn
 
     attention = find_attention(layer)
@@ -212,13 +212,13 @@ def attention_flops(layer: "nn.Module", text: "PreTrainedConfig", context: int) 
         return 0
     queries = getattr(attention, "q_proj", None)
     width = queries.out_features if isinstance(queries, nn.Linear) else text.num_attention_heads * head_dim(text)
-    # Where the attention does not say, all layers have the window, or none.
+    # If the attention does not say, all layers have the window, or none has.
     owner = attention if hasattr(attention, "sliding_window") else text
     return 4 * width * min(context, getattr(owner, "sliding_window", None) or context)
 
 
 def find_attention(layer: "nn.Module") -> "nn.Module | None":
-    """A layer's attention; None for one without."""
+    """Return a layer's attention; None if it has none."""
     from depthcut.model.decoder import layers
 
     with suppress(ValueError):
@@ -227,5 +227,5 @@ def find_attention(layer: "nn.Module") -> "nn.Module | None":
 
 
 def head_dim(text: "PreTrainedConfig") -> int:
-    """Numbers in a head's key."""
+    """Return the width of an attention head."""
     return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -1,4 +1,4 @@
-"""The linear layers that write to the residual stream: the last ones of an attention and of an MLP.
+"""Output projections: the last linear layers of an attention and of an MLP, which write to the residual stream.
 
 Legend: B batch, T tokens, D width.
 """
@@ -15,7 +15,7 @@ from depthcut.runtime.errors import UserError
 
 
 def step_with_mlp_output(forward: layerwise.LayerwiseForward, index: int, h_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    """The stream behind a layer, and what its MLP adds to it."""
+    """Return the hidden state after a layer, and the output that its MLP adds."""
     outputs: list[Tensor] = []
 
     def record(output: Tensor) -> Tensor:
@@ -24,14 +24,14 @@ def step_with_mlp_output(forward: layerwise.LayerwiseForward, index: int, h_BTD:
 
     with rewrite_output(forward.stack[index], writer_names(forward.stack[index])[1], record):
         after_BTD = forward.step(index, h_BTD)
-    return after_BTD, outputs[0].reshape(h_BTD.shape)  # OPT flattens
+    return after_BTD, outputs[0].reshape(h_BTD.shape)  # OPT flattens the batch
 
 
 def writer_names(layer: nn.Module) -> tuple[str, str]:
-    """The names of the linear layers that write what the attention, and what the MLP, adds to the stream.
+    """Return the names of the output projections of the attention and of the MLP.
 
     Raises:
-        UserError: if the layer has no such two.
+        UserError: if the layer does not have both.
     """
     attention = layers.unit_name(layer, "attention")
     linear = [name for name, part in layer.named_modules() if isinstance(part, nn.Linear)]
@@ -43,10 +43,10 @@ def writer_names(layer: nn.Module) -> tuple[str, str]:
 
 
 def adds_to_stream(forward: layerwise.LayerwiseForward, index: int, name: str) -> bool:
-    """Whether what the linear layer ``name`` of layer ``index`` writes is added to the stream as it is.
+    """Return whether the output of the linear layer ``name`` of layer ``index`` is added to the stream unchanged.
 
-    It is not where a norm stands behind it (Gemma 2). Tried on a stream of zeros: both writers are silenced, then one
-    writes a wave, which must come out.
+    It is not if a norm follows (Gemma 2). Tested on a hidden state of zeros: both output projections are silenced, then
+    one writes a wave, which must come out.
     """
     layer = forward.stack[index]
     wave_D = (
@@ -68,13 +68,13 @@ def adds_to_stream(forward: layerwise.LayerwiseForward, index: int, name: str) -
 
 
 def constant_output(value_D: Tensor) -> Callable[[Tensor], Tensor]:
-    """Writes the same whatever comes."""
+    """Return a function that replaces an output by ``value_D``."""
     return lambda output: value_D.expand_as(output)
 
 
 @contextmanager
 def rewrite_output(layer: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Generator[None]:
-    """Inside the ``with``, what the part ``name`` gives is changed."""
+    """Inside the ``with`` block, apply ``change`` to the output of the module ``name``."""
 
     def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         return change(output)

@@ -1,1 +1,1 @@
-"""Narrower layers."""
+"""Narrower layers: fewer heads and FFN channels."""

@@ -1,8 +1,8 @@
-"""What goes as one when a layer becomes narrower (LoRAPrune, arXiv:2305.18403, section 3.3): heads and FFN channels.
+"""Groups that are pruned together in width (LoRAPrune, arXiv:2305.18403, section 3.3): heads and FFN channels.
 
-Query heads that read the same keys and values go with them: a KV group is one group. So all groups of a layer's
-attention are alike, and lie one after the other in each of its matrices: in the rows of those that read the stream, in
-the columns of the one that writes to it. The public code counts 32 heads of 128 in whatever matrix it finds.
+Query heads that read the same keys and values form one group with them, a KV group. All groups of a layer's attention
+are therefore alike, and lie one after the other in each of its matrices: in the rows of those that read the residual
+stream, in the columns of the one that writes to it. The public code assumes 32 heads of 128 in every matrix.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import nn
 from depthcut.model.surgery.width.widths import GroupKind
 from depthcut.runtime.errors import UserError
 
-# The linear layers that read the stream, and the names of the one behind them that writes to it.
+# The linear layers that read the residual stream, and the names of the one that writes to it.
 GROUPED_LINEARS: dict[tuple[str, ...], tuple[GroupKind, tuple[str, ...]]] = {
     ("q_proj", "k_proj", "v_proj"): ("heads", ("o_proj", "out_proj", "dense")),
     ("gate_proj", "up_proj"): ("channels", ("down_proj",)),
@@ -28,9 +28,9 @@ class WidthGroups:
 
     Attributes:
         count: G.
-        home: the name in the layer of the module whose parts they are; empty for the layer itself.
-        inner: the names there of the linear layers whose outputs belong to the groups.
-        outer: of the one whose inputs do.
+        module_name: name in the layer of the module that the groups divide; empty for the layer itself.
+        input_linears: names in that module of the linear layers whose outputs belong to the groups.
+        output_linear: name of the linear layer whose inputs belong to the groups.
     """
 
     count: int
@@ -39,25 +39,25 @@ class WidthGroups:
     output_linear: str
 
     def module(self, layer: nn.Module) -> nn.Module:
-        """The module whose parts they are."""
+        """Return the module that the groups divide."""
         return layer.get_submodule(self.module_name)
 
     def output_module(self, layer: nn.Module) -> nn.Module:
-        """The linear layer that reads what the groups give."""
+        """Return the linear layer that reads the outputs of the groups."""
         return self.module(layer).get_submodule(self.output_linear)
 
     def linears(self, layer: nn.Module) -> Iterator[tuple[nn.Module, int]]:
-        """Each linear layer, with the axis of its weight that the groups divide: 0 its outputs, 1 its inputs."""
+        """Yield each linear layer with the axis of its weight that the groups divide: 0 its outputs, 1 its inputs."""
         for name in self.input_linears:
             yield self.module(layer).get_submodule(name), 0
         yield self.output_module(layer), 1
 
 
 def layer_groups(layer: nn.Module) -> dict[GroupKind, WidthGroups]:
-    """The groups of a decoder layer; adapters may sit on its linear layers.
+    """Return the groups of a decoder layer, with or without adapters on its linear layers.
 
     Raises:
-        UserError: if there are none that this package knows, or several of a kind (experts).
+        UserError: if it has no groups that this package supports, or several sets of a kind (experts).
     """
     found: dict[GroupKind, WidthGroups] = {}
     for module_name, part in layer.named_modules():
@@ -77,12 +77,12 @@ def layer_groups(layer: nn.Module) -> dict[GroupKind, WidthGroups]:
 
 
 def check_independent_groups(layer: nn.Module, groups: WidthGroups) -> None:
-    """Refuse what has other weights across the groups, such as a norm over all heads (OLMo 2).
+    """Refuse other weights across the groups, such as a norm over all heads (OLMo 2).
 
     Raises:
-        UserError: if there are such.
+        UserError: if there are such weights.
     """
-    if not groups.module_name:  # the layer itself: all else is in it too
+    if not groups.module_name:  # the layer itself, which also contains everything else
         return
     owner = groups.module(layer)
     width = vars(owner).get("head_dim")
@@ -92,7 +92,7 @@ def check_independent_groups(layer: nn.Module, groups: WidthGroups) -> None:
 
 
 def count_groups(kind: GroupKind, part: nn.Module, inner: tuple[str, ...]) -> int:
-    """How many groups there are: the heads of the keys, or the channels."""
+    """Return the number of groups: the heads of the keys, or the channels."""
     if kind == "channels":
         return output_features(part.get_submodule(inner[0]))
     keys, width = output_features(part.get_submodule("k_proj")), int(vars(part)["head_dim"])
@@ -101,5 +101,5 @@ def count_groups(kind: GroupKind, part: nn.Module, inner: tuple[str, ...]) -> in
 
 
 def output_features(linear: Any) -> int:
-    """How many outputs a linear layer has, quantised or not, with adapters or without."""
+    """Return the number of outputs of a linear layer, quantised or not, with adapters or without."""
     return int(linear.out_features)

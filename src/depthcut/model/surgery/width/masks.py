@@ -1,7 +1,7 @@
-"""Groups switched off: what they give is multiplied by 0, what stays by 1, where the layer's last matrix reads it.
+"""Masking of pruned groups: the input of the layer's output projection is multiplied by 0 for them, by 1 for others.
 
-That is the model that slicing leaves, to rounding: what a head or a channel gives reaches the stream by this matrix
-alone, and what its own weights compute before that is lost. No gradient comes back to those either.
+To rounding, this is the sliced model: a head or a channel reaches the residual stream through this matrix alone, and
+its own computations have no other effect. No gradient reaches its weights either.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from depthcut.model.surgery.width.widths import GroupKey, Widths
 
 
 class Gate:
-    """Stands in front of a linear layer, as a hook, and multiplies its input by the mask of ``count`` groups.
+    """Pre-hook of a linear layer that multiplies its input by the mask of ``count`` groups.
 
     The mask is one tensor, changed in place: a compiled layer sees the change.
     """
@@ -28,13 +28,13 @@ class Gate:
         self.handle = linear.register_forward_pre_hook(self)
 
     def __call__(self, linear: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Multiply."""
+        """Multiply the input by the mask."""
         del linear
         x: Tensor = args[0]
         return (x * self.mask_I.to(x.dtype), *args[1:])
 
     def keep(self, groups: Sequence[int]) -> None:
-        """Let these groups through, and no others."""
+        """Keep these groups and mask all others."""
         self.kept = tuple(groups)
         on_GC = self.mask_I.view(self.count, -1)
         on_GC.zero_()
@@ -42,29 +42,29 @@ class Gate:
 
 
 class Masks:
-    """The gates of some layers of a model, all open at first."""
+    """Gates of some layers of a model, all unmasked at first."""
 
     def __init__(self, stack: Sequence[nn.Module], places: Mapping[GroupKey, WidthGroups]) -> None:
         self.gates = {place: Gate(each.output_module(stack[place[0]]), each.count) for place, each in places.items()}
 
     def keep(self, kept: Mapping[GroupKey, Sequence[int]]) -> None:
-        """Let only these groups through, at each of these places."""
+        """Keep only these groups in each of these layers."""
         for place, groups in kept.items():
             self.gates[place].keep(groups)
 
     def unmask(self) -> None:
-        """Let all through."""
+        """Unmask all groups."""
         for gate in self.gates.values():
             gate.keep(range(gate.count))
 
     def remove(self) -> None:
-        """Take the gates away."""
+        """Remove the gates."""
         for gate in self.gates.values():
             gate.handle.remove()
 
 
 def mask_model(model: nn.Module, widths: Widths) -> Masks:
-    """Mask a model for good: its quantised weights cannot be sliced."""
+    """Mask a model permanently, because its quantised weights cannot be sliced."""
     stack, kept = list(layers.layer_list(model)), widths.narrowed_groups()
     masks = Masks(stack, {(number, kind): layer_groups(stack[number])[kind] for number, kind in kept})
     masks.keep(kept)

@@ -1,4 +1,4 @@
-"""A model made narrower for good, in place: rows and columns of its matrices go, with those of adapters on them."""
+"""Permanent narrowing of a model, in place: rows and columns of its matrices are removed, also from their adapters."""
 
 import copy
 import json
@@ -16,13 +16,13 @@ from depthcut.model.surgery.width import groups
 from depthcut.model.surgery.width.groups import WidthGroups
 from depthcut.model.surgery.width.widths import Widths
 
-# What attentions and configs call the numbers of their heads, and configs that of an FFN's channels.
+# Names for the number of heads in attentions and configs, and for the number of FFN channels in configs.
 HEAD_COUNT_KEYS = ("num_heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads")
 CHANNEL_COUNT_KEYS = ("intermediate_size", "ffn_dim")
 
 
 def narrow_model(model: nn.Module, widths: Widths) -> None:
-    """Leave only the groups that ``widths`` keeps. Where all layers are alike the config then says so.
+    """Remove all groups except those in ``widths``; if all layers are alike, update the config.
 
     Args:
         model: not quantised; it may have adapters, or be on the meta device.
@@ -39,13 +39,13 @@ def narrow_model(model: nn.Module, widths: Widths) -> None:
 
 
 def group_indices(kept: Sequence[int], count: int, linear: Any, axis: int) -> list[int]:
-    """The rows or columns of a linear layer that belong to these of its ``count`` groups."""
+    """Return the rows or columns of a linear layer that belong to the kept ones of its ``count`` groups."""
     size = (linear.in_features if axis else linear.out_features) // count
     return [group * size + at for group in kept for at in range(size)]
 
 
 def slice_linear(linear: Any, axis: int, places: Sequence[int]) -> None:
-    """Keep these rows (0) or columns (1) of a linear layer's weight, and what goes with them."""
+    """Keep these rows (0) or columns (1) of a linear layer's weight, bias and adapters."""
     base: Any = linear.get_base_layer() if isinstance(linear, LoraLayer) else linear
     assert base.weight.is_floating_point(), "quantised weights cannot be sliced"
     slice_parameter(base, "weight", axis, places)
@@ -59,20 +59,20 @@ def slice_linear(linear: Any, axis: int, places: Sequence[int]) -> None:
 
 
 def slice_parameter(part: nn.Module, name: str, axis: int, places: Sequence[int]) -> None:
-    """Replace a parameter by some of its rows or columns."""
+    """Keep these rows or columns of a parameter."""
     old = part.get_parameter(name)
     index = torch.tensor(places, device=old.device)
     setattr(part, name, nn.Parameter(old.detach().index_select(axis, index), requires_grad=old.requires_grad))
 
 
 def update_head_counts(known: WidthGroups, layer: nn.Module, left: int) -> None:
-    """Have an attention know its heads, where it counts them itself (OPT)."""
+    """Update the head counts of an attention that stores them itself (OPT)."""
     owner = vars(known.module(layer))
     owner.update({key: owner[key] * left // known.count for key in HEAD_COUNT_KEYS if isinstance(owner.get(key), int)})
 
 
 def update_width_config(model: nn.Module, widths: Widths) -> None:
-    """Have the config tell the widths, where one number of each kind does for all layers and the config knows both."""
+    """Update the config if one number of each kind fits all layers and the config has keys for both."""
     whole = {tuple(sorted(each.items())) for each in widths.original}
     left = {tuple(sorted((kind, len(groups)) for kind, groups in each.items())) for each in widths.kept}
     if len(whole) > 1 or len(left) > 1 or whole == left:
@@ -96,7 +96,7 @@ def update_width_config(model: nn.Module, widths: Widths) -> None:
 
 
 def config_describes_model(config: PreTrainedConfig, model: nn.Module) -> bool:
-    """Whether a config, as it would be read from a file, makes layers like those of ``model``, with adapters or not."""
+    """Return whether a config, read back from JSON, builds layers like those of ``model``, with or without adapters."""
     try:
         reread = type(config).from_dict(json.loads(config.to_json_string()))
         built = layers.layer_list(layers.meta_model(reread))
@@ -108,7 +108,7 @@ def config_describes_model(config: PreTrainedConfig, model: nn.Module) -> bool:
 
 
 def grouped_shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shapes of a layer's grouped matrices, and the numbers of their groups."""
+    """Return the shapes of a layer's grouped matrices, and their numbers of groups."""
     found: dict[str, tuple[int, ...]] = {}
     for kind, known in groups.layer_groups(layer).items():
         for at, (linear, _) in enumerate(known.linears(layer)):

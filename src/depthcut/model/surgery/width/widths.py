@@ -1,4 +1,4 @@
-"""What is left of each layer's width, on the disk beside the plan: ``width.json``."""
+"""Remaining width of each layer, on disk next to the plan: ``width.json``."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -12,19 +12,19 @@ from depthcut.runtime.errors import UserError
 FORMAT = 1
 WIDTHS_FILE = "width.json"
 GroupKind = Literal["heads", "channels"]
-"""Groups that go as one: KV groups of heads, and channels of the FFN."""
+"""Groups that are pruned together: KV groups of heads, and channels of the FFN."""
 GroupKey = tuple[int, GroupKind]
-"""The number of a layer, and which of its groups."""
+"""Index of a layer, and kind of its groups."""
 GROUP_KINDS: tuple[GroupKind, ...] = ("heads", "channels")
 
 
 @dataclass(frozen=True)
 class Widths:
-    """A cut through the width of a model, layer by layer of what its plan kept.
+    """A cut through the width of a model, for each layer that its plan keeps.
 
     Attributes:
-        whole: for each layer and kind of group how many there were.
-        kept: the numbers of those that stay, sorted.
+        original: for each layer and kind of group, the number of groups before the cut.
+        kept: for each layer and kind of group, the sorted indices of those that stay.
     """
 
     original: tuple[Mapping[GroupKind, int], ...]
@@ -37,11 +37,11 @@ class Widths:
             assert all(kept[kind] and {*kept[kind]} <= {*range(count)} for kind, count in whole.items())
 
     def count(self, kind: GroupKind) -> int:
-        """How many groups of a kind stay, in all layers."""
+        """Return the number of groups of a kind that stay, over all layers."""
         return sum(len(kept.get(kind, ())) for kept in self.kept)
 
     def narrowed_groups(self) -> dict[GroupKey, tuple[int, ...]]:
-        """By the number of a layer and a kind that loses groups there, those that stay."""
+        """Return the groups that stay, for each layer and kind that loses some."""
         return {
             (number, kind): kept[kind]
             for number, (whole, kept) in enumerate(zip(self.original, self.kept, strict=True))
@@ -51,7 +51,7 @@ class Widths:
 
     @property
     def summary(self) -> str:
-        """As a person reads it: ``keeps 64 of 90 KV heads and 26112 of 46080 FFN channels``, ...."""
+        """Summary for people: ``keeps 64 of 90 KV heads and 26112 of 46080 FFN channels``, ...."""
         nouns: dict[GroupKind, str] = {"heads": "KV heads", "channels": "FFN channels"}
         totals = {kind: sum(whole.get(kind, 0) for whole in self.original) for kind in nouns}
         parts = [f"{self.count(kind)} of {totals[kind]} {nouns[kind]}" for kind in nouns if totals[kind]]
@@ -59,7 +59,7 @@ class Widths:
         return f"keeps {' and '.join(parts)}; {layers} of {len(self.original)} layers are narrower"
 
     def write(self, path: Path) -> None:
-        """Write it, a layer a line: indented JSON would give each channel a line of its own."""
+        """Write the file with one line per layer; indented JSON would put each channel on its own line."""
         layers = zip(self.original, self.kept, strict=True)
         rows = (json.dumps({kind: {"of": of[kind], "keep": list(kept[kind])} for kind in of}) for of, kept in layers)
         head = f'{{"format": {FORMAT}, "words": {json.dumps(self.summary)}, "layers": [\n'
@@ -67,7 +67,7 @@ class Widths:
 
     @classmethod
     def read(cls, path: Path) -> "Widths":
-        """Read it back.
+        """Read the file.
 
         Raises:
             UserError: if it is missing, damaged, or of a format that this version does not know.
@@ -82,12 +82,12 @@ class Widths:
 
     @classmethod
     def read_if_present(cls, folder: Path) -> "Widths | None":
-        """The widths beside a model or its adapters; None where nothing was narrowed. Raises as :meth:`read`."""
+        """Read the widths in the folder of a model or its adapters; None if it has none. Raises as :meth:`read`."""
         return cls.read(folder / WIDTHS_FILE) if (folder / WIDTHS_FILE).exists() else None
 
     @classmethod
     def from_json(cls, layers: Iterable[Mapping[str, Any]]) -> "Widths":
-        """The inverse of what is written of the layers."""
+        """Build widths from the entry ``layers`` of the file."""
         rows = list(layers)
         return cls(
             tuple({kind: int(row[kind]["of"]) for kind in GROUP_KINDS if kind in row} for row in rows),
