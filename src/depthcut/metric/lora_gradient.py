@@ -136,31 +136,23 @@ def module_importance(part: "nn.Module", tokens: int) -> float:
     """The importance of all weights in ``part`` that have adapters, which hold gradients summed over ``tokens``."""
     from peft.tuners.lora import LoraLayer
 
+    from depthcut.model.decoder import lora_gradients
+
     pairs: list[Any] = [module for module in part.modules() if isinstance(module, LoraLayer)]
     total = 0.0
     for pair in pairs:
         a_RI, b_OR = pair.lora_A[ADAPTER_NAME].weight, pair.lora_B[ADAPTER_NAME].weight
         if b_OR.grad is not None:  # else no token comes by here
             grads = a_RI.grad / tokens, b_OR.grad / tokens
-            total += lora_importance(dequantised_weight(pair.get_base_layer()), a_RI.detach(), b_OR.detach(), *grads)
+            w_OI = lora_gradients.dequantised_weight(pair.get_base_layer()).float()
+            total += lora_importance(w_OI, a_RI.detach(), b_OR.detach(), *grads)
     return total
 
 
-def dequantised_weight(linear: Any) -> "Tensor":
-    """The weight of a linear layer in float32, O x I, whatever it is quantised to."""
-    from peft.utils.integrations import dequantize_bnb_weight, get_bnb_param_type
-
-    from depthcut.model.decoder.linear import orient_weight
-
-    held = linear.weight
-    if get_bnb_param_type(held):
-        held = dequantize_bnb_weight(held, getattr(linear, "state", None))
-    return orient_weight(linear, held).detach().float()
-
-
 def lora_importance(w_OI: "Tensor", a_RI: "Tensor", b_OR: "Tensor", grad_a_RI: "Tensor", grad_b_OR: "Tensor") -> float:
-    """Equation 10, summed: ``[(dL/dB A + B dL/dA - dL/dB dL/dA)_ij (W + BA)_ij]^2``."""
+    """Return equation 10, summed over the weights."""
     import torch
 
-    grad_OI = torch.addmm(grad_b_OR @ (a_RI - grad_a_RI), b_OR, grad_a_RI)
-    return grad_OI.mul_(torch.addmm(w_OI, b_OR, a_RI)).square_().sum(dtype=torch.float64).item()
+    from depthcut.model.decoder import lora_gradients
+
+    return lora_gradients.weight_importance(w_OI, a_RI, b_OR, grad_a_RI, grad_b_OR).sum(dtype=torch.float64).item()
