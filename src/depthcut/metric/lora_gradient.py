@@ -1,4 +1,4 @@
-"""Importance of a layer's weights, by the gradients of LoRA adapters alone (LoRAPrune, arXiv:2305.18403, eq. 10)."""
+"""Importance of a layer's weights from the gradients of LoRA adapters alone (LoRAPrune, arXiv:2305.18403, eq. 10)."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from depthcut.metric import Subject
 
-ADAPTER_NAME = "depthcut"  # of the adapters
+ADAPTER_NAME = "depthcut"
 log = logging.getLogger("depthcut")
 
 
@@ -28,14 +28,14 @@ log = logging.getLogger("depthcut")
 class LoraGradient(Metric):
     """``sum_ij [dL/d(BA)_ij (W + BA)_ij]^2`` over the weights of linear layers; L is the mean loss over all tokens.
 
-    To first order, to drop a weight is to set ``(BA)_ij = -W_ij``. The adapters stand as LoRA begins, A random and B
-    zero: the gradient is seen through A alone, as ``dL/dW A^T A``. The base is frozen and may be quantised. Gradients
-    are summed over the whole text, then squared as in the paper; its code takes absolute values instead.
+    The adapters are freshly initialised, A random and B zero: the gradient is seen through A alone, as ``dL/dW A^T A``.
+    The base is frozen and may be quantised. Gradients are summed over the whole text, then squared as in the paper; its
+    code takes absolute values instead. :mod:`depthcut.model.decoder.lora_gradients` derives the formula.
 
     Attributes:
-        rank: of the adapters: the higher, the nearer to the gradient of the weights themselves.
-        seed: of A.
-        batch: sequences a backward pass.
+        rank: rank of the adapters; a higher rank comes nearer to the gradient of the weights themselves.
+        seed: seed of A.
+        batch: sequences per backward pass.
     """
 
     rank: Rank
@@ -45,7 +45,7 @@ class LoraGradient(Metric):
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
     def prepare(self, subject: "Subject", unit: Unit) -> None:
-        """Check that each unit has linear layers, and report in one line what has no part in the scores.
+        """Check that each unit has linear layers; log in one line which weights have no part in the scores.
 
         Raises:
             UserError: if a unit has none, or the rank exceeds their widths.
@@ -59,7 +59,7 @@ class LoraGradient(Metric):
         )
 
     def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
-        """Score the single units; the adapters are taken off again."""
+        """Score single units; remove the adapters afterwards."""
         from depthcut.model.decoder import inputs
         from depthcut.model.decoder import layers as decoder_layers
 
@@ -73,14 +73,14 @@ class LoraGradient(Metric):
         with temporary_adapters(model, self.rank, self.seed):
             for ids_BT, mask_BT in track(text.batches(self.batch), "lora_gradient", batches):
                 given = inputs.model_inputs(model, ids_BT, mask_BT)
-                # The sum, because float16 could not hold the gradients of the mean.
+                # The sum, because float16 cannot hold the gradients of the mean.
                 inputs.token_losses(model(**given).logits[:, :-1], inputs.next_token_targets(given)).sum().backward()
             scores = [module_importance(part, tokens) for part in units]
         return Scores.of_layers(scores, [0.0] * len(scores), len(text))
 
 
 def check(layers: "list[nn.Module]", unit: Unit, rank: int) -> None:
-    """Do as :meth:`LoraGradient.prepare` says."""
+    """Check the units and the rank; see :meth:`LoraGradient.prepare`."""
     from depthcut.model.decoder import layers as decoder_layers
     from depthcut.model.decoder import linear
 
@@ -100,7 +100,7 @@ def check(layers: "list[nn.Module]", unit: Unit, rank: int) -> None:
 
 @contextmanager
 def temporary_adapters(model: "nn.Module", rank: int, seed: int) -> Generator[None]:
-    """Inside the ``with``, fresh adapters on all linear layers of the decoder's layers, and nothing else to train."""
+    """Attach fresh adapters to all linear layers of the decoder inside the ``with``; nothing else is trainable."""
     import torch
     from peft import LoraConfig, LoraModel
     from transformers.pytorch_utils import Conv1D
@@ -121,9 +121,9 @@ def temporary_adapters(model: "nn.Module", rank: int, seed: int) -> Generator[No
         tuner = LoraModel(
             model, LoraConfig(r=rank, lora_alpha=rank, target_modules=[*found], fan_in_fan_out=stored), ADAPTER_NAME
         )
-    for half in model.parameters():
-        if half.requires_grad:
-            half.data = half.data.float()  # their gradients add up over the batches
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()  # gradients accumulate over the batches
     try:
         yield
     finally:
@@ -133,7 +133,7 @@ def temporary_adapters(model: "nn.Module", rank: int, seed: int) -> Generator[No
 
 
 def module_importance(part: "nn.Module", tokens: int) -> float:
-    """The importance of all weights in ``part`` that have adapters, which hold gradients summed over ``tokens``."""
+    """Return the importance of all weights in ``part`` with adapters, which hold gradients summed over ``tokens``."""
     from peft.tuners.lora import LoraLayer
 
     from depthcut.model.decoder import lora_gradients
@@ -142,7 +142,7 @@ def module_importance(part: "nn.Module", tokens: int) -> float:
     total = 0.0
     for pair in pairs:
         a_RI, b_OR = pair.lora_A[ADAPTER_NAME].weight, pair.lora_B[ADAPTER_NAME].weight
-        if b_OR.grad is not None:  # else no token comes by here
+        if b_OR.grad is not None:  # otherwise no token reached this layer
             grads = a_RI.grad / tokens, b_OR.grad / tokens
             w_OI = lora_gradients.dequantised_weight(pair.get_base_layer()).float()
             total += lora_importance(w_OI, a_RI.detach(), b_OR.detach(), *grads)
