@@ -28,6 +28,7 @@ import subjects
 from depthcut.config import experiment
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
+from depthcut.data.text.parts import GivenText
 from depthcut.eval.harness import Harness
 from depthcut.eval.likelihood import lm_eval
 from depthcut.eval.loss import Loss
@@ -35,6 +36,7 @@ from depthcut.model.decoder import layers as decoder_layers
 from depthcut.study import runlog
 from depthcut.study.run import open_run
 from depthcut.study.scoring import Scoring
+from depthcut.study.standalone import Standalone
 from scores import show
 
 ROOT = Path(__file__).parents[1]
@@ -163,7 +165,7 @@ class Text:
 
     def shared(self, asked: Sequence[subnetworks.Subnetwork]) -> list[Numbers]:
         """All cuts together."""
-        return Loss(batch=self.batch)(self.here.dense.whole(), Holding(self.text), asked)  # pyright: ignore
+        return Loss(batch=self.batch)(self.here.dense.whole(), Standalone(texts=GivenText(self.text)), asked)
 
     def alone(self, plan: Plan) -> tuple[float, Numbers]:
         """One cut: seconds, numbers."""
@@ -171,17 +173,6 @@ class Text:
             start = now()
             (numbers,) = self.shared([subnetworks.FULL])
             return now() - start, numbers
-
-
-@dataclass
-class Holding:
-    """What the loss asks of a lab."""
-
-    text: Any
-
-    def validation(self) -> Any:
-        """The text."""
-        return self.text
 
 
 @dataclass
@@ -225,7 +216,7 @@ def smollm2(dtype: str) -> tuple[Any, dict[str, list[Plan]]]:
     """The demo's model; its angular blocks and deepest cuts of every size that keeps the last layer."""
     overrides = [f"outputs={ROOT / 'outputs'}", f"model.dtype={dtype}", "heal=none"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        labs = {
+        runs = {
             prune: [
                 open_run(
                     experiment.build_experiment(
@@ -236,9 +227,9 @@ def smollm2(dtype: str) -> tuple[Any, dict[str, list[Plan]]]:
             ]
             for prune in ("deepest", "block")
         }
-    here = labs["block"][0]
+    here = runs["block"][0]
     score = Scoring(here)
-    plans = {name: [each.experiment.prune(score, each.shape) for each in many] for name, many in labs.items()}
+    plans = {name: [each.experiment.prune(score, each.sizes) for each in many] for name, many in runs.items()}
     both = list({plan.drop: plan for plan in [*plans["deepest"], *plans["block"]]}.values())
     return here, {"deepest": plans["deepest"], "deepest and block": both}
 

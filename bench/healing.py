@@ -19,11 +19,13 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+
+from depthcut.data.text.parts import GivenText
+from depthcut.study.standalone import Standalone
 
 SHAPES: dict[str, dict[str, int]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32},
@@ -135,7 +137,6 @@ def ours(case: Case) -> dict[str, Any]:
     from depthcut.data.text.tokens import Tokens
     from depthcut.heal.qlora import QLora
     from depthcut.heal.training import fit, memory_plan
-    from depthcut.log.csv import Csv
 
     class Clock(L.Callback):
         """Looks at the clock behind the warm-up and at the end."""
@@ -165,14 +166,8 @@ def ours(case: Case) -> dict[str, Any]:
     layout = memory_plan.choose_layouts(space, recipe, True)[0]
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
-        lab: Any = SimpleNamespace(
-            digest="bench",
-            folder=Path(folder),
-            device="cuda:0",
-            train=lambda: text,
-            experiment=SimpleNamespace(seed=0, log=Csv()),
-        )
-        fit.fit_model(model, recipe, lab, callbacks=[Clock()])
+        workspace = Standalone(texts=GivenText(text), folder=Path(folder), device="cuda:0")
+        fit.fit_model(model, recipe, workspace, callbacks=[Clock()])
     seconds = (seen[WARM + STEPS] - seen[WARM]) / STEPS
     said = f"{layout.micro_batch} x {LENGTH}, {layout.recompute} of {case.layers} recomputed"
     return numbers(case, model, seconds, base) | {"how": said, "foreseen_gib": (base + space.needs(layout)) / 2**30}
@@ -332,7 +327,6 @@ def curve(who: str, device: str) -> list[float]:
     from depthcut.heal.lora import Lora
     from depthcut.heal.training import adapters, fit
     from depthcut.heal.training.batches import MicroBatchLoader
-    from depthcut.log.csv import Csv
     from depthcut.model.smollm2 import SmolLM2
 
     heal: Any = {"rank": 32, "lr": 1e-3, "length": 256}
@@ -351,14 +345,7 @@ def curve(who: str, device: str) -> list[float]:
         batches = MicroBatchLoader(text, recipe.batch, recipe.steps, 0)
         return plain(model, recipe, batches, device, turned=who == "hf turned round")
     with tempfile.TemporaryDirectory() as folder:
-        lab: Any = SimpleNamespace(
-            digest="bench",
-            folder=Path(folder),
-            device=device,
-            train=lambda: text,
-            experiment=SimpleNamespace(seed=0, log=Csv()),
-        )
-        fit.fit_model(model, recipe, lab)
+        fit.fit_model(model, recipe, Standalone(texts=GivenText(text), folder=Path(folder), device=device))
         with (Path(folder) / "heal.csv").open() as file:
             return [float(row["loss"]) for row in csv.DictReader(file)]
 

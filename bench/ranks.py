@@ -25,7 +25,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +32,9 @@ import torch
 from transformers import LlamaConfig
 
 import loading as files
+from depthcut.data.text.parts import GivenText
 from depthcut.model.decoder import layers as decoder_layers
+from depthcut.study.standalone import Standalone
 from healing import BATCH, LENGTH, VOCABULARY, WARM, Case, llama, recipe_of, with_adapters
 
 STEPS = 10
@@ -100,7 +101,6 @@ def trained(model: Any, recipe: Any, text: Any, device: str) -> dict[str, Any]:
     import lightning as L
 
     from depthcut.heal.training import fit
-    from depthcut.log.csv import Csv
     from depthcut.runtime import ranks
 
     seen: dict[int, float] = {}
@@ -118,15 +118,9 @@ def trained(model: Any, recipe: Any, text: Any, device: str) -> dict[str, Any]:
     shared = Path(tempfile.gettempdir()) / f"depthcut_{os.environ.get('TORCHELASTIC_RUN_ID')}"
     with tempfile.TemporaryDirectory() as own:
         folder = Path(own) if ranks.world_size() == 1 else shared
-        lab: Any = SimpleNamespace(
-            digest="point",
-            folder=folder,
-            device=device,
-            train=lambda: text,
-            experiment=SimpleNamespace(seed=0, log=Csv()),
-        )
+        workspace = Standalone(texts=GivenText(text), folder=folder, device=device)
         reset()
-        fit.fit_model(model, recipe, lab, callbacks=[Clock()])
+        fit.fit_model(model, recipe, workspace, callbacks=[Clock()])
     seconds = (seen[WARM + STEPS] - seen[WARM]) / STEPS
     return {"tokens_s": recipe.batch * recipe.length / seconds, "step_s": seconds, "peak_gib": peak()}
 

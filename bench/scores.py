@@ -188,7 +188,7 @@ def greedy(here: Any, asked: argparse.Namespace) -> None:
         left = [layer for layer in range(layers) if layer not in removed]
         passes, took, found = list[str](), list[str](), list[Scores]()
         for streams in ways:
-            short.streams, before = streams, streams.layer_passes
+            short.dense.prefixes, before = streams, streams.layer_passes
             start = naive.now()
             found.append(metric(short, removed))
             took.append(f"{naive.now() - start:.2f}")
@@ -196,7 +196,7 @@ def greedy(here: Any, asked: argparse.Namespace) -> None:
         lines.append([str(number + 1), *passes, str(len(left) * (len(left) - 1)), *took])
         removed = tuple(sorted((*removed, min(left, key=lambda layer: found[0].layer(left.index(layer))))))
     heads = ["round", "layer passes, streams kept", "afresh", "naive", "seconds, streams kept", "afresh"]
-    show(f"prune=greedy with perplexity, {len(short.calibration())} sequences", heads, lines, asked)
+    show(f"prune=greedy with perplexity, {len(short.texts.calibration())} sequences", heads, lines, asked)
 
 
 def show(title: str, heads: list[str], lines: list[list[str]], asked: argparse.Namespace) -> None:

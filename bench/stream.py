@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,10 +29,12 @@ from depthcut.data.text.tokens import Tokens
 from depthcut.metric.angular import Angular
 from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.on_disk import OnDisk
 from depthcut.model.checkpoint.prefetch import READ_BYTES, READER_THREADS
-from depthcut.model.checkpoint.streaming import LayerStream
 from depthcut.model.checkpoint.tensors import LazyTensor
 from depthcut.model.decoder import inputs, layers, layerwise
+from depthcut.runtime.numbers import Numbers
+from depthcut.study.standalone import Standalone
 
 GIB = 2**30
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -48,7 +49,7 @@ def main() -> None:
     if not (asked.folder / "config.json").exists():
         write(config, asked.folder, device)
     checkpoint = Checkpoint(ModelFolder(asked.folder, HashCache(asked.folder / "hashes.json")), separator=None)
-    here = lab(checkpoint, random_text(asked.sequences, asked.length), device)
+    here = Standalone.of(on_disk(checkpoint), random_text(asked.sequences, asked.length))
     metric = Angular(token="last", batch=asked.batch, until=None)
 
     size, disk = timed(lambda: read_all(checkpoint), cold=asked.folder)
@@ -114,12 +115,10 @@ def random_text(sequences: int, length: int) -> Tokens:
     return Tokens(ids, np.full(sequences, length, dtype=np.int32), np.array([], dtype=np.uint64), "random")
 
 
-def lab(checkpoint: Checkpoint, text: Tokens, device: str) -> Any:
-    """What the metric asks of a run."""
-    here = SimpleNamespace(checkpoint=checkpoint, calibration=lambda: text, streaming=True, device=device)
-    here.experiment = SimpleNamespace(model=SimpleNamespace(quantise="none", dtype="bfloat16"))
-    here.streamed = lambda: LayerStream(here)
-    return here
+def on_disk(checkpoint: Checkpoint) -> OnDisk:
+    """The dense model in bfloat16, always streamed."""
+    how: Any = {"streamable": True, "shardable": False, "rescored": False, "weights_cache": None, "numbers": Numbers()}
+    return OnDisk(checkpoint, "none", "bfloat16", "auto", "always", **how)
 
 
 def timed(work: Callable[[], Any], cold: Path | None = None) -> tuple[Any, float]:
@@ -159,7 +158,7 @@ def first_layer(checkpoint: Checkpoint, device: str) -> Any:
 
 def arithmetic(here: Any, batch: int) -> float:
     """Seconds of the layers' work on these tokens."""
-    model = first_layer(here.checkpoint, here.device)
+    model = first_layer(here.dense.checkpoint, here.device)
     compute(model, here, batch)
     return timed(lambda: compute(model, here, batch))[1]
 

@@ -1,22 +1,21 @@
 """What `bench/scores.py` scores: a model of conf/ with its text, or a random one of a true shape, made on the spot."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from depthcut.config import experiment
+from depthcut.config import experiment, methods
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric import Metric
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.model.decoder.prefix_cache import PrefixCache
+from depthcut.model.decoder.in_memory import InMemory
 from depthcut.study.run import open_run
+from depthcut.study.standalone import Standalone
 
 ROOT = Path(__file__).parents[1]
 SHAPES: dict[str, dict[str, int]] = {
@@ -39,21 +38,8 @@ SHAPES: dict[str, dict[str, int]] = {
 VARIANTS: dict[str, list[dict[str, Any]]] = {"angular": [{"token": "last"}, {"token": "all"}]}
 
 
-class Held:
-    """A weight in memory where the metrics look for one on the disk."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
-
-    def __getitem__(self, what: Any) -> Tensor:
-        return self.weight[what]
-
-    def get_shape(self) -> list[int]:
-        return list(self.weight.shape)
-
-
 def of_config(model: str, sequences: int | None, tokens: int | None, overrides: list[str]) -> Any:
-    """A lab as run.py sets it up; ``None`` leaves the calibration text as the config has it."""
+    """A run as run.py sets it up; ``None`` leaves the calibration text as the config has it."""
     asked = [f"outputs={ROOT / 'outputs'}", f"model={model}", "eval=[loss]", "stream=never"]
     asked += [f"data.calibration.sequences={sequences}"] if sequences else []
     asked += [f"data.calibration.length={tokens}"] if tokens else []
@@ -62,43 +48,24 @@ def of_config(model: str, sequences: int | None, tokens: int | None, overrides: 
 
 
 def of_shape(name: str, sequences: int | None, tokens: int | None) -> Any:
-    """What metrics use of a lab, around a random bfloat16 model and random tokens (64 x 1024)."""
+    """A subject around a random bfloat16 model and random tokens (64 x 1024)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     llama = LlamaConfig(**SHAPES[name])  # pyright: ignore[reportArgumentType]
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(llama, dtype=torch.bfloat16).eval()
-    layers, shape = decoder_layers.layer_list(model), (sequences or 64, tokens or 1024)
+    shape = (sequences or 64, tokens or 1024)
     ids = np.random.default_rng(0).integers(3, SHAPES[name]["vocab_size"], shape, dtype=np.int32)
     lengths = np.full(shape[0], shape[1], dtype=np.int32)
     text = Tokens(ids, lengths, np.array([], dtype=np.uint64), "random")
-
-    def tensors(index: int, unit: Any = "layer") -> dict[str, Held]:
-        part = layers[index].get_submodule(decoder_layers.unit_name(layers[index], unit))
-        return {name: Held(weight.detach()) for name, weight in part.named_parameters()}
-
-    return SimpleNamespace(
-        dense=lambda: model,
-        calibration=lambda: text,
-        streaming=False,
-        streams=PrefixCache(),
-        device=device,
-        checkpoint=SimpleNamespace(depth=len(layers), config=llama, tensors=tensors),
-    )
+    return Standalone.of(InMemory(model), text)
 
 
 def shorter(here: Any, tokens: int) -> Any:
-    """The same lab with the first sequences of its text, ``tokens`` tokens or a little less, one at least."""
+    """The same subject with the first sequences of its text, ``tokens`` tokens or a little less, one at least."""
     text = here.texts.calibration()
     few = text.first(max(1, int((text.lengths.cumsum() <= tokens).sum())))
-    return SimpleNamespace(
-        dense=here.dense,
-        calibration=lambda: few,
-        streaming=False,
-        streams=PrefixCache(),
-        device=here.device,
-        checkpoint=here.checkpoint,
-    )
+    return Standalone.of(here.dense, few)
 
 
 def metrics(names: str | None) -> list[tuple[str, dict[str, Any]]]:
@@ -120,4 +87,4 @@ def built(name: str, knobs: dict[str, Any], here: Any) -> Metric:
     if name == "linearity":
         width = decoder_layers.text_config(here.dense.config).hidden_size
         node["tokens"] = max(node["tokens"], 2 * width)
-    return experiment.build("metric", {**node, **knobs})
+    return methods.build_method("metric", {**node, **knobs})

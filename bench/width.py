@@ -70,24 +70,24 @@ def agreement(asked: Any) -> Table:
     marks = sorted(int(each) for each in asked.steps.split(","))
     for rank in (int(each) for each in asked.ranks.split(",")):
         more = ["model.dtype=float32", f"data.validation.length={asked.length}", *asked.overrides]
-        lab = subjects.of_config(asked.model, asked.sequences, asked.length, more)
-        model, done = adapted(lab.dense.whole(), rank), 0
+        run = subjects.of_config(asked.model, asked.sequences, asked.length, more)
+        model, done = adapted(run.dense.whole(), rank), 0
         optimiser = torch.optim.AdamW([p for name, p in model.named_parameters() if "lora_" in name], lr=1e-3)
-        batches = training(lab)
+        batches = training(run)
         for mark in marks:
             for _ in range(mark - done):
                 grads(model, [next(batches)])
                 optimiser.step()
             done = mark
-            grads(model, list(lab.texts.calibration().batches(4)), weights=True)
+            grads(model, list(run.texts.calibration().batches(4)), weights=True)
             table.add_row(str(rank), str(mark), *compared(model))
     return table
 
 
-def training(lab: Any) -> Iterator[Any]:
+def training(run: Any) -> Iterator[Any]:
     """Batches of the validation text, which is not what is measured on."""
     while True:
-        yield from lab.texts.validation().batches(4)
+        yield from run.texts.validation().batches(4)
 
 
 def adapted(model: nn.Module, rank: int) -> Any:
@@ -174,13 +174,13 @@ def memory() -> Table:
 
 def spent(asked: Any) -> dict[str, float]:
     """What one way takes: bytes of gradients, the peak beside the weights, processor seconds of the second round."""
-    lab = subjects.of_config(asked.model, asked.sequences, asked.length, asked.overrides)
-    model = lab.dense.whole().requires_grad_(False)
+    run = subjects.of_config(asked.model, asked.sequences, asked.length, asked.overrides)
+    model = run.dense.whole().requires_grad_(False)
     linears = [p for layer in layers.layer_list(model) for p in layer.modules() if isinstance(p, nn.Linear)]
     for linear in linears if asked.way == "full" else []:
         linear.weight.requires_grad_(True)
     model = adapted(model, 8) if asked.way == "lora" else model
-    ids_BT, mask_BT = next(iter(lab.texts.calibration().batches(1)))
+    ids_BT, mask_BT = next(iter(run.texts.calibration().batches(1)))
     given = inputs.model_inputs(model, ids_BT, mask_BT)
     found: dict[str, float] = {}
     gc.collect()

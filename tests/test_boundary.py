@@ -18,7 +18,9 @@ from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.fit import applied_layout
 from depthcut.heal.training.memory_plan import Layout
 from depthcut.model.decoder import inputs, layers, layerwise, sublayers
-from depthcut.study import curve, digests, runlog
+from depthcut.runtime import store
+from depthcut.runtime.strict import method_fields
+from depthcut.study import curve, runlog
 from depthcut.study.run import Run, open_run
 from pico import FAMILIES, awake, pico, slope, texts
 from running import PICO, UNHEALED, succeed, text_files
@@ -211,7 +213,7 @@ def test_with_nothing_below_the_cut_the_model_is_left_as_it_is(tmp_path, corpus)
 
 def test_what_the_teacher_said_serves_all_cuts_that_end_there(tmp_path, corpus):
     def blocks(above: int, *more: str) -> set[str]:
-        boundary.cached_state_teacher(opened(*corpus, f"outputs={tmp_path}", *more), above)
+        boundary.cached_state_teacher(opened(*corpus, f"outputs={tmp_path}", *more), above, "crossed")
         return {path.parent.name for path in tmp_path.glob("cache/teacher/*/*.safetensors")}
 
     first = blocks(6)
@@ -232,7 +234,7 @@ def test_a_point_healed_below_its_cut_shares_no_pass_above_it(corpus, tmp_path):
 def test_the_digest_has_the_knobs_that_change_numbers():
     def name(*more: str) -> str:
         x: Any = experiment.build_experiment(composed("model=pico", "heal=boundary", *more))
-        return digests.store.digest(digests.method_fields(x.heal))
+        return store.content_digest(method_fields(x.heal))
 
     assert name() == name("heal.teacher=live") == name("heal.micro_batch=1")
     assert len({name(), name("heal.error=squared"), name("heal.rank=3")}) == 3

@@ -19,7 +19,9 @@ from depthcut.heal.training import adapters, distill, objective, teacher
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.fit import applied_layout
 from depthcut.heal.training.memory_plan import Layout
-from depthcut.study import digests, preflight, runlog
+from depthcut.runtime import store
+from depthcut.runtime.strict import method_fields
+from depthcut.study import preflight, runlog
 from depthcut.study.run import Run, open_run
 from pico import FAMILIES, awake, pico, slope, texts
 from running import PICO, UNHEALED, kill_in_healing, run, succeed, text_files
@@ -262,14 +264,16 @@ def test_a_teacher_that_was_stopped_goes_on(tmp_path, corpus):
         return lambda: says
 
     with pytest.raises(KeyboardInterrupt):
-        teacher.cache_teacher_outputs(here, {"asked": "sum"}, 8, ready(2))
+        teacher.cache_teacher_outputs(here, {"asked": "sum"}, 8, "crossed", ready(2))
     read.clear()
-    said = teacher.cache_teacher_outputs(here, {"asked": "sum"}, 8, ready(1))
+    said = teacher.cache_teacher_outputs(here, {"asked": "sum"}, 8, "crossed", ready(1))
     assert read == [32]
     assert said(torch.tensor([70, 0, 95]))["sum"].tolist() == here.texts.train().ids[[70, 0, 95]].sum(-1).tolist()
     (said.blocks[1] / teacher.OUTPUT_FILE).write_bytes(b"damaged")
     read.clear()
-    assert teacher.cache_teacher_outputs(here, {"asked": "sum"}, 8, ready(1)).blocks == said.blocks and read == [32]
+    assert teacher.cache_teacher_outputs(
+        here, {"asked": "sum"}, 8, "crossed", ready(1)
+    ).blocks == said.blocks and read == [32]
 
 
 def test_a_disk_without_room_is_refused_before_the_teacher_is_loaded(tmp_path, corpus):
@@ -279,7 +283,7 @@ def test_a_disk_without_room_is_refused_before_the_teacher_is_loaded(tmp_path, c
         raise AssertionError
 
     with pytest.raises(ValueError, match=r"heal\.teacher=cached needs \d+\.\d GiB .* free: take heal\.teacher=live"):
-        teacher.cache_teacher_outputs(here, {"asked": "x"}, 2**60, ready)
+        teacher.cache_teacher_outputs(here, {"asked": "x"}, 2**60, "crossed", ready)
 
 
 def test_the_teacher_is_loaded_as_far_as_it_is_asked_and_where_it_fits(tmp_path, corpus):
@@ -315,7 +319,7 @@ def test_more_tokens_than_there_are_cannot_be_asked_for(tmp_path, corpus):
 def test_the_digest_has_the_knobs_that_change_numbers():
     def name(*more: str) -> str:
         x: Any = experiment.build_experiment(composed("model=pico", "heal=distill", *more))
-        return digests.store.digest(digests.method_fields(x.heal))
+        return store.content_digest(method_fields(x.heal))
 
     assert name() == name("heal.teacher=live") == name("heal.micro_batch=1")
     assert len({name(), name("heal.mix=0.4"), name("heal.top_k=65"), name("heal.temperature=1.5")}) == 4

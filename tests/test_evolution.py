@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from depthcut.config import experiment
+from depthcut.config import methods
 from depthcut.cut.scores import Scores
 from depthcut.model.surgery.sizes import ModelSize
 from depthcut.prune.evolution import CandidateScores, Evolution, mutate_candidate
@@ -189,7 +189,7 @@ def test_children_are_all_those_within_reach_where_there_are_few() -> None:
 def test_steps_that_select_nothing_are_refused_in_one_line(knobs: dict[str, Any], says: str) -> None:
     target = {"_target_": "depthcut.prune.evolution.Evolution"}
     with pytest.raises(ValueError, match=says) as caught:
-        experiment.build("prune", target | KNOBS | {"survivors": [2, 1]} | knobs)
+        methods.build_method("prune", target | KNOBS | {"survivors": [2, 1]} | knobs)
     assert "\n" not in str(caught.value)
 
 

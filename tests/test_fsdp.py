@@ -29,11 +29,11 @@ from depthcut.model.checkpoint.tensors import TensorFiles
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.runtime import devices, ranks
-from depthcut.study import measuring, sharing
+from depthcut.study import measuring
 from depthcut.study.run import open_run
 from pico import pico
 from running import ENVIRONMENT
-from test_fit import a_lab
+from test_fit import workspace
 from test_training import RECIPE
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning has some for every run
@@ -66,7 +66,7 @@ def healed(folder: Path, what: str, stop: int | None = None) -> dict[str, torch.
     recipe = LORA if what == "lora" else FULL
     model = adapters.add_adapters(base.bfloat16(), LORA, Plan(3, ())) if what == "lora" else base
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    fit.fit_model(model, recipe, a_lab(folder), callbacks=[Watch(stop)])
+    fit.fit_model(model, recipe, workspace(folder), callbacks=[Watch(stop)])
     values = {name: each.detach().contiguous() for name, each in trained.items()}
     return (
         values
@@ -90,7 +90,7 @@ def read_and_healed(folder: Path) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     recipe = dataclasses.replace(LORA, steps=3, recompute="all", save_every=9, modules="attention", rank=1)
     adapted = adapters.add_adapters(model, recipe, DEEP)
-    fit.fit_model(adapted, recipe, a_lab(folder), callbacks=[Watch(None)])
+    fit.fit_model(adapted, recipe, workspace(folder), callbacks=[Watch(None)])
     values = {name: each.detach().contiguous() for name, each in adapted.named_parameters() if each.requires_grad}
 
     def measure(model) -> None:
@@ -187,12 +187,12 @@ def test_a_model_is_in_shares_where_no_card_has_room_or_as_it_is_asked_for(monke
     given = ("model=pico", "prune=deepest", "heal=lora", "heal.batch=2", "heal.micro_batch=1", f"outputs={tmp_path}")
     x = experiment.build_experiment(composed(*given, *knobs, "heal.strategy=fsdp", "eval=[loss,speed]"))
     here = open_run(x)
-    assert sharing.needs_sharding(here, None) == shared
+    assert here.dense.is_sharded(None) == shared
     if not shared:
         return
-    with pytest.raises(ValueError, match=r"eval\.speed needs a model that is whole on one card"):
-        measuring.evaluate(here, "dense", here.dense)
-    with pytest.raises(ValueError, match="metric=angular needs the whole dense model on one card"):
+    with pytest.raises(ValueError, match=r"eval\.speed needs the whole model on one GPU"):
+        measuring.evaluate(here, "dense", here.dense.whole)
+    with pytest.raises(ValueError, match="the metric needs the whole dense model on one GPU"):
         here.dense.whole()
     if card == 10**5:
         with pytest.raises(ValueError, match="2 processes have 0\\.0 GiB each: take more"):

@@ -271,13 +271,13 @@ def test_a_run_keeps_its_weights_where_it_is_asked_to(tmp_path: Path) -> None:
         open_run(experiment.build_experiment(composed(*words, f"keep_weights={keep}"))) for keep in ("false", "true")
     )
     assert plain.digest == keeping.digest
-    plain.load(Plan(8, (3,)))
-    keeping.load()  # the dense model is not kept
+    plain.dense.load(Plan(8, (3,)))
+    keeping.dense.load()  # the dense model is not kept
     assert not (tmp_path / "cache" / "weights").exists()
-    keeping.load(Plan(8, (3,)))
+    keeping.dense.load(Plan(8, (3,)))
     assert keeping.numbers["bytes/read"] > 0
     again = open_run(experiment.build_experiment(composed(*words, "keep_weights=true")))
-    again.load(Plan(8, (3,)))
+    again.dense.load(Plan(8, (3,)))
     assert again.numbers["bytes/read"] == 0
 
 

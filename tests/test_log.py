@@ -1,8 +1,8 @@
 """W&B's own client, offline: no account, no key, and nothing is told twice."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +18,19 @@ from wandb_client import begun, client, tool
 STEPS = [1, 2, 3, 4, 5, 6]
 
 
+@dataclass(frozen=True)
+class Logged:
+    """A finished point that was logged."""
+
+    home: Any
+    command: Any
+    folder: Any
+    record: Any
+    first: Any
+
+
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory) -> SimpleNamespace:
+def kept(tmp_path_factory) -> Logged:
     """A healed point, logged offline; then its W&B run is taken up again, as when something is added to the record."""
     home = tmp_path_factory.mktemp("offline")
     command = (f"outputs={home}/outputs", *PICO, *text_files(home), "log=wandb", "export=none")
@@ -32,7 +43,7 @@ def kept(tmp_path_factory) -> SimpleNamespace:
     _, err = again.communicate("end\n", timeout=60)
     assert again.returncode == 0, err
     record = json.loads(path.read_text())
-    return SimpleNamespace(home=home, command=command, folder=path.parent, record=record, first=first)
+    return Logged(home=home, command=command, folder=path.parent, record=record, first=first)
 
 
 def newest(folder: Path) -> Path:

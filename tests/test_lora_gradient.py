@@ -12,11 +12,11 @@ from depthcut.metric.lora_gradient import (
     ADAPTER_NAME,
     LoraGradient,
     check,
-    dequantised_weight,
     lora_importance,
     temporary_adapters,
 )
 from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder import lora_gradients
 from depthcut.model.pico import Pico
 from depthcut.runtime.errors import UserError
 from pico import pico
@@ -205,7 +205,7 @@ def test_a_base_of_fewer_bits_scores_as_its_own_weights_would(quantise, dtype, c
         for name, part in plain.named_modules():
             if isinstance(part, torch.nn.Linear) and name != "lm_head":
                 quantised = model.get_submodule(name)
-                part.weight.copy_(dequantised_weight(quantised))
+                part.weight.copy_(lora_gradients.dequantised_weight(quantised))
                 assert 0 < (part.weight - source_weight(checkpoint, name)).abs().max() < 0.1
     assert got == pytest.approx(scored(plain), rel=close)
 

@@ -48,7 +48,7 @@ KNOBS = (
 
 @pytest.fixture
 def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("lab")
+    return tmp_path_factory.mktemp("runs")
 
 
 def narrowing_run(folder: Path, *knobs: str) -> Run:
@@ -89,7 +89,7 @@ def test_a_ratio_of_nothing_heals_as_lora_does(folder):
     plain = narrowing_run(folder, "heal.ratio=0", "name=plain")
     L.seed_everything(0, verbose=False)
     recipe: Any = plain.experiment.heal
-    healed = adapters.add_adapters(plain.load(), recipe, Plan(DEPTH, ()))
+    healed = adapters.add_adapters(plain.dense.load(), recipe, Plan(DEPTH, ()))
     fit_model(healed, recipe, plain)
     for name, half in halves(model).items():
         assert torch.equal(half, halves(healed)[name]), name
@@ -229,7 +229,7 @@ def test_nothing_to_narrow_and_nothing_plain_are_refused(folder):
         _ = narrowing_run(folder, model_of("llama"), *KNOBS, *filled).digest
     only = narrowing_run(folder, "heal.modules=ffn")
     recipe: Any = only.experiment.heal
-    pruning = Pruning(adapters.add_adapters(only.load(), recipe, Plan(DEPTH, ())), recipe)
+    pruning = Pruning(adapters.add_adapters(only.dense.load(), recipe, Plan(DEPTH, ())), recipe)
     assert {kind for _, kind in pruning.free} == {"channels"}
     assert dataclasses.replace(recipe, keep_first=0.5).free(30) == range(15, 29)
 

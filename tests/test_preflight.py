@@ -17,7 +17,7 @@ from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime.errors import UserError
-from depthcut.study import export
+from depthcut.study import export, preflight
 from depthcut.study.run import open_run
 from pico import pico, picture_model
 from running import succeed, text_files
@@ -46,7 +46,7 @@ def prepared(folder: Path, corpus: tuple[str, ...], *words: str) -> None:
     """Prepare a run of the model in ``folder``; no weight is read."""
     model = ("model=local", f"model.path={folder / 'model'}", "data=files", "eval=[loss]", "device=cpu")
     entered = open_run(experiment.build_experiment(composed(*model, f"outputs={folder}", *corpus, "heal=none", *words)))
-    entered.prepare()
+    preflight.prepare_run(entered)
     assert entered.checkpoint.bytes_read == 0
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from builders import KNOBS, sized
 from composing import ROOT
-from depthcut.config import experiment
+from depthcut.config import methods
 from depthcut.cut.plan import Plan
 from depthcut.cut.scores import Scores
 from depthcut.model.surgery.sizes import ModelSize
@@ -262,7 +262,7 @@ def test_weights_are_needed_for_a_budget_only(tmp_path):
 )
 def test_a_size_that_is_none_is_refused_in_one_line(knobs, says):
     with pytest.raises(ValueError, match=f"^{re.escape(says)}"):
-        experiment.build("prune", {"_target_": "depthcut.prune.block.Block", **KNOBS, **knobs})
+        methods.build_method("prune", {"_target_": "depthcut.prune.block.Block", **KNOBS, **knobs})
 
 
 MORE: dict[Any, dict[str, Any]] = {

@@ -16,7 +16,9 @@ from depthcut.heal.training.lightning_module import Healing
 from depthcut.heal.training.objective import next_token_loss
 from depthcut.model.checkpoint import exported
 from depthcut.model.decoder import layers
+from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.model.surgery import gaps, inserted, shared
+from depthcut.model.surgery.filling import Filling
 from depthcut.replace.fitting import low_rank, weight_distance
 from depthcut.replace.shared import Shared
 from depthcut.study import export
@@ -161,8 +163,8 @@ def test_counted_parameters_are_the_papers():
     more = {"bases": {str(i): 20 for i in plan.drop}, **inserted.dense_config_entry(config)}
     left = layers.meta_model(layers.trimmed_config(config, plan.drop))
     before = sum(p.numel() for p in left.parameters())
-    fill = gaps.Fill("shared", {f"{i}.{n}": t for i in plan.drop for n, t in own.items()}, more)
-    shared.insert_shared_layers(left, fill, gaps.Form("none", torch.float32, "meta"))
+    fill = Filling("shared", {f"{i}.{n}": t for i in plan.drop for n, t in own.items()}, more)
+    shared.insert_shared_layers(left, fill, LoadConfig("none", torch.float32, "meta"))
     deltas = [part for part in left.modules() if isinstance(part, shared.LowRankDelta)]
     adapters = sum(p.numel() for delta in deltas for p in delta.parameters())
     assert len(deltas) == 63

@@ -7,15 +7,16 @@ import re
 import shutil
 import threading
 import xml.etree.ElementTree as ET
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from filelock import FileLock
 
 import studies
+from depthcut.record.state import lock_path
 from depthcut.report import data, page, plotlyjs, serve, study
-from depthcut.study.recording import lock_path
 from running import run
 
 pytestmark = pytest.mark.slow
@@ -505,6 +506,16 @@ def test_one_record_and_none_that_was_cut_are_pages_too(watched, outputs, tmp_pa
         assert opened.locator("#runs-table tbody tr").count() == 1
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """A study that is served, and points to put into it."""
+
+    folder: Path
+    others: list[Path]
+    url: str
+    server: Any
+
+
 @pytest.fixture
 def sweep(outputs, tmp_path, monkeypatch):
     """A study of one finished point, its server, and points to put into it: two that healed."""
@@ -514,7 +525,7 @@ def sweep(outputs, tmp_path, monkeypatch):
     shutil.copytree(source, tmp_path / "s" / source.name)
     with serve.make_server([tmp_path / "s"], 0) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
-        yield SimpleNamespace(
+        yield Sweep(
             folder=tmp_path / "s", others=others, url=f"http://127.0.0.1:{serving.server_port}/", server=serving
         )
         serving.shutdown()

@@ -257,7 +257,7 @@ def test_what_stands_in_the_gap_is_counted_as_it_is_loaded(words: str, tmp_path:
         tmp_path, model_of("llama"), *f"replace={words}".split(), "prune=deepest", "prune.layers=2", "device=cpu"
     )
     here.plan = here.decide(Plan(6, (2, 3)))
-    assert surgery_sizes.filled_model_sizes(here) is None
+    assert recording.filled_model_sizes(here, here.plan) is None
     model = here.experiment.replace(here.dense.load(here.plan), here.plan, here)
     recording.record_sizes(here)
     sizes = {key.rpartition("/")[2]: n for key, n in here.numbers.items() if key.startswith("pruned/size/")}

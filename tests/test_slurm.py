@@ -17,7 +17,9 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from composing import ROOT, composed
+from depthcut.cli.point import run_point
 from depthcut.config import experiment
+from depthcut.config.methods import construct_validated
 from depthcut.record import state
 from depthcut.runtime import failures
 from depthcut.study.run import open_run
@@ -118,7 +120,7 @@ def log(outputs: Path, number: str, task: int = 0) -> str:
 def test_the_yaml_holds_every_field_of_the_request():
     stored = yaml.safe_load((ROOT / "conf/hydra/launcher/slurm.yaml").read_text())
     knobs = {key: value for key, value in stored.items() if not key.startswith("_")}
-    assert isinstance(experiment.checked("hydra.launcher", JobRequest, knobs), JobRequest)
+    assert isinstance(construct_validated("hydra.launcher", JobRequest, knobs), JobRequest)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_where_there_is_no_sbatch_it_is_said_in_one_line(tmp_path):
 
 def test_a_job_whose_point_cannot_begin_leaves_why(tmp_path):
     config = OmegaConf.to_container(composed(f"outputs={tmp_path}", "model=pico"), resolve=True)
-    work = PointTask(ROOT / "run.py", "main", tmp_path / "point", [{**config, "name": "no/name"}])
+    work = PointTask(run_point, tmp_path / "point", [{**config, "name": "no/name"}])
     with pytest.raises(ValueError, match="name must be letters"):
         work()
     failures.collected_errors.clear()

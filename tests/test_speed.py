@@ -305,5 +305,5 @@ def test_on_a_gpu_memory_is_measured_and_may_run_out(caplog: pytest.LogCaptureFi
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert not got and "batch 4096: it does not fit in memory" in caplog.text
     assert machine_name("cuda") == torch.cuda.get_device_name()
-    recording.record_peak_memory(here)
+    here.numbers.note_peak_memory()
     assert here.numbers["bytes/peak_device"] >= 2**32

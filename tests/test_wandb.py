@@ -5,7 +5,8 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
+from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -21,6 +22,16 @@ STEPS = list(range(1, 61))
 HEAL = ("heal.steps=60", "heal.save_every=5")
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A finished point that was logged."""
+
+    home: Any
+    command: Any
+    folder: Any
+    record: Any
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with serve() as server:
@@ -29,7 +40,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def point(tmp_path_factory, server) -> SimpleNamespace:
+def point(tmp_path_factory, server) -> Finished:
     """A point that was killed in the middle of its healing and then finished by the same command, online."""
     home = tmp_path_factory.mktemp("online")
     command = (f"outputs={home}/outputs", *PICO, *HEAL, *text_files(home), "log=wandb", "export=none")
@@ -44,7 +55,7 @@ def point(tmp_path_factory, server) -> SimpleNamespace:
     done = run(*command, "prune.frac=0.25", **online)
     assert done.returncode == 0, done.stderr
     (path,) = home.glob("outputs/main/*/record.json")
-    return SimpleNamespace(home=home, command=command, folder=path.parent, record=json.loads(path.read_text()))
+    return Finished(home=home, command=command, folder=path.parent, record=json.loads(path.read_text()))
 
 
 def steps(told: Run) -> list[int]:
@@ -98,7 +109,7 @@ def test_an_agent_runs_the_stored_command_and_a_point_that_was_done_reports_at_o
     assert new.config["digest"] not in server.runs  # the agent's name is its only one
 
 
-def drawn(name: str, point: SimpleNamespace, url: str, **more: str) -> dict[str, str]:
+def drawn(name: str, point: Finished, url: str, **more: str) -> dict[str, str]:
     """As an agent starts its runs."""
     return {**client(point.home, url), "WANDB_SWEEP_ID": "sweep", "WANDB_RUN_ID": name, **more}
 

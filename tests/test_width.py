@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 import depthcut
 from depthcut.cut.plan import Plan
 from depthcut.heal.width import criterion, schedule, selection
-from depthcut.metric.lora_gradient import dequantised_weight
 from depthcut.model.checkpoint import exported
 from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder import lora_gradients
 from depthcut.model.pico import Pico
 from depthcut.model.surgery.width import groups, masks, slicing
 from depthcut.model.surgery.width.widths import WIDTHS_FILE, Widths
@@ -191,7 +191,7 @@ def test_a_compiled_layer_sees_a_change_of_its_mask_and_is_not_compiled_again():
 def test_equation_10_on_a_matrix_by_hand():
     w, a, b = torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[1.0, 0]]), torch.tensor([[0.0], [1]])
     grad_a, grad_b = torch.tensor([[0.0, 1]]), torch.tensor([[1.0], [0]])
-    assert criterion.weight_importance(w, a, b, grad_a, grad_b).tolist() == [[1, 4], [0, 16]]
+    assert lora_gradients.weight_importance(w, a, b, grad_a, grad_b).tolist() == [[1, 4], [0, 16]]
 
 
 def test_equation_10_is_what_a_step_of_descent_changes():
@@ -202,7 +202,7 @@ def test_equation_10_is_what_a_step_of_descent_changes():
     for i, j in itertools.product(range(5), range(7)):
         now, then = b[i] @ a[:, j], (b[i] - db[i]) @ (a[:, j] - da[:, j])
         wanted[i, j] = ((now - then) * (w[i, j] + now)) ** 2
-    got = criterion.weight_importance(*(torch.from_numpy(each) for each in (w, a, b, da, db)))
+    got = lora_gradients.weight_importance(*(torch.from_numpy(each) for each in (w, a, b, da, db)))
     np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-9)
 
 
@@ -211,7 +211,8 @@ def by_hand(linear: Any, axis: int, count: int) -> np.ndarray:
     scale = linear.scaling["default"]
     a, b = linear.lora_A["default"].weight, linear.lora_B["default"].weight
     w, a_, b_, da, db = (
-        t.detach().double().numpy() for t in (dequantised_weight(linear.base_layer), a, b, a.grad, b.grad)
+        t.detach().double().numpy()
+        for t in (lora_gradients.dequantised_weight(linear.base_layer), a, b, a.grad, b.grad)
     )
     change = scale * (b_ @ a_ - (b_ - db) @ (a_ - da))
     each = (change * (w + scale * b_ @ a_)) ** 2

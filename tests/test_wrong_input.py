@@ -210,7 +210,7 @@ def test_a_current_folder_that_was_deleted():
 def test_version_and_help_on_a_choice():
     assert run("--version").stdout == f"depthcut {version('depthcut')}\n"
     assert "  heal=lora: LoRA healing on a 16- or 32-bit base" in help_text.render_help(["heal"])
-    assert "steps: 64" in help_text.render_help(["heal=lora"]) and "# sequences a step" in help_text.render_help(
+    assert "steps: 64" in help_text.render_help(["heal=lora"]) and "# sequences per step" in help_text.render_help(
         ["heal=lora"]
     )
     with pytest.raises(UserError, match=r"^heal=lara: no such heal. Did you mean lora\?"):

@@ -1,4 +1,4 @@
-"""Which layers go and which stay: 0-based, readable as words, written and read back as JSON."""
+"""Pruning plans: the 0-based layers that are dropped and kept, in words and as JSON."""
 
 import json
 import re
@@ -14,9 +14,9 @@ from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
 
 FORMAT = 2
-OLDER_FORMAT = 1  # without a unit: whole layers
+OLDER_FORMAT = 1  # has no unit; drops whole layers
 KEYS = ("format", "depth", "unit", "drop", "words", "model", "notes")
-DEEPEST = 10_000  # layers; more are a mistake, and would take all memory
+DEEPEST = 10_000  # layers; a larger depth is a mistake and would exhaust memory
 EXAMPLE = 'A plan by hand: {"drop": [3, 4, [6, 9], "11-18"]} drops layers 3-4, 6-8 and 11-18'
 
 Unit = Literal["layer", "attention", "mlp"]
@@ -28,14 +28,15 @@ class Plan:
     """A cut through a model of ``depth`` layers.
 
     Attributes:
-        depth: layers of the whole model, L.
-        drop: the layers that go, sorted, each in [0, L).
-        unit: what of these layers goes: all, or their attention or MLP alone, and then the layers stay.
-        model: digest of the checkpoint that the plan was made for; empty when it fits any model of this depth.
-        notes: how it was chosen (pruner, metric, score of the cut): recorded, never read.
+        depth: number of layers of the whole model, L.
+        drop: the dropped layers, sorted, each in [0, L).
+        unit: the part of these layers that is dropped: the whole layer, or only its attention or MLP; then the layer
+            stays.
+        model: digest of the checkpoint that the plan was made for; empty if it fits any model of this depth.
+        notes: how the plan was chosen (pruner, metric, score of the cut), for reports only.
 
     Raises:
-        UserError: for a layer outside the model, one named twice, or a plan that keeps no layer.
+        UserError: if a layer is outside the model or named twice, or the plan keeps no layer.
     """
 
     depth: int
@@ -56,28 +57,28 @@ class Plan:
 
     @property
     def keep(self) -> tuple[int, ...]:
-        """The layers that stay, whole or halved, in order: new layer i is old layer ``keep[i]``."""
+        """The kept layers in order, including those that lose a sublayer: new layer i is old layer ``keep[i]``."""
         gone = set(self.drop if self.unit == "layer" else ())
         return tuple(i for i in range(self.depth) if i not in gone)
 
     @property
     def fraction(self) -> float:
-        """Share of the layers, or of their attentions or MLPs, that go: n / L."""
+        """Fraction of the layers, or of their attentions or MLPs, that is dropped: n / L."""
         return len(self.drop) / self.depth
 
     @property
     def words(self) -> str:
-        """The plan as a person reads it, e.g. ``drops layers 21-28 of 0-31, keeps 24``."""
+        """The plan in words, for example ``drops layers 21-28 of 0-31, keeps 24``."""
         if not self.drop:
             return f"drops nothing, keeps all {self.depth} layers"
         gone = ", ".join(str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in layer_spans(self.drop))
         noun = "layer" if len(self.drop) == 1 else "layers"
-        half = "" if self.unit == "layer" else f"the {'MLP' if self.unit == 'mlp' else self.unit} of "
-        return f"drops {half}{noun} {gone} of 0-{self.depth - 1}, keeps {self.depth - len(self.drop)}"
+        part = "" if self.unit == "layer" else f"the {'MLP' if self.unit == 'mlp' else self.unit} of "
+        return f"drops {part}{noun} {gone} of 0-{self.depth - 1}, keeps {self.depth - len(self.drop)}"
 
     @property
     def surest(self) -> str:
-        """How often the block's start and its rivals win in a bootstrap, e.g. ``11 in 83%, 12 in 17%``; or nothing."""
+        """Starts that win most often in a bootstrap, for example ``11 in 83%, 12 in 17%``; empty without one."""
         wins: dict[str, float] = self.notes.get("wins", {})
         return ", ".join(f"{start} in {share:.0%}" for start, share in list(wins.items())[:3] if share > 0.005)
 
@@ -86,7 +87,7 @@ class Plan:
         store.write_json(path, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form: ``{"format", "depth", "unit", "drop": [[start, stop), ...], "model", "notes", "words"}``."""
+        """Return the JSON form, with ``drop`` as half-open spans: ``[[start, stop), ...]``."""
         drop = [list(span) for span in layer_spans(self.drop)]
         return {
             "format": FORMAT,
@@ -100,14 +101,15 @@ class Plan:
 
     @classmethod
     def read(cls, path: Path, depth: int | None = None) -> "Plan":
-        """Read a plan, as :meth:`write` leaves it or written by hand.
+        """Read a plan written by :meth:`write` or by hand.
 
         Args:
             path: the file.
-            depth: layers of the model, for a file that does not say it.
+            depth: number of layers of the model, for a file without it.
 
         Raises:
-            UserError: if the file is missing, not a plan, or not a possible cut; it names the file and the key.
+            UserError: if the file is missing, is not a plan, or is not a possible cut; the message names the file and
+                the key.
         """
         try:
             return cls.from_dict(documents.read_json(path), depth)
@@ -120,11 +122,11 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Any, depth: int | None = None) -> "Plan":
-        """Return the plan that :meth:`to_dict` gave, or one written by hand: only ``drop`` must be there.
+        """Return the plan in a result of :meth:`to_dict` or in handwritten JSON; only ``drop`` is required.
 
         Raises:
-            UserError: for a missing or unknown key, a value of the wrong type, spans that are not a possible cut, or a
-                cut of all layers.
+            UserError: if a key is missing or unknown, a value has the wrong type, or the spans are not a possible cut
+                or drop all layers.
         """
         _check_keys(data)
         fields: dict[str, Any] = {"depth": depth, "format": FORMAT, "unit": "layer", "model": "", "notes": {}} | data
@@ -147,7 +149,7 @@ class Plan:
 
 
 def _check_keys(data: Any) -> None:
-    """Refuse what is no JSON object, and keys that would be ignored."""
+    """Refuse anything but a JSON object, and unknown keys, which would be ignored."""
     if not isinstance(data, dict):
         raise UserError(f"a depthcut plan is a JSON object, got {json.dumps(data)[:40]}. {EXAMPLE}")
     if unknown := data.keys() - KEYS:
@@ -155,7 +157,7 @@ def _check_keys(data: Any) -> None:
 
 
 def _check_notes(notes: Any) -> None:
-    """Refuse notes that could not be shown or written again."""
+    """Refuse notes that could not be displayed or written back."""
     if not isinstance(notes, dict):
         raise UserError(f"notes must be a JSON object, got {reprlib.repr(notes)}; delete the key, nothing needs it")
     wins = notes.get("wins", {})
@@ -164,11 +166,11 @@ def _check_notes(notes: Any) -> None:
 
 
 def parse_spans(drop: Any, depth: int) -> tuple[int, ...]:
-    """Return the layers that a list names: layers, half-open spans, and ``"first-last"`` with both ends, in any order.
+    """Return the layers named by a list of layers, half-open spans and inclusive ``"first-last"`` spans, in any order.
 
     Raises:
-        UserError: for an entry of another kind, that is reversed or empty, leaves a model of ``depth`` layers, or
-            overlaps another.
+        UserError: if an entry has another type, is reversed or empty, leaves a model of ``depth`` layers, or overlaps
+            another.
     """
     if not isinstance(drop, list):
         raise UserError(f"drop must be a list of spans [start, stop), got {drop!r}")
@@ -180,7 +182,7 @@ def parse_spans(drop: Any, depth: int) -> tuple[int, ...]:
 
 
 def _parse_span(entry: Any, depth: int) -> tuple[int, int]:
-    """Check one entry by itself; return it as a half-open span."""
+    """Check a single entry and return it as a half-open span."""
     words = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", entry) if isinstance(entry, str) else None
     if words:
         entry = [int(words[1]), int(words[2] or words[1]) + 1]

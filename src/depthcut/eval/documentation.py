@@ -1,4 +1,4 @@
-"""Loss on text of another kind than the demo's: the reference documentation that comes with Python."""
+"""Loss on reference text, unlike the demo's articles and speeches: the documentation that comes with Python."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ Count = Annotated[int, Field(gt=0)]
 
 @strict
 class Topics(Source):
-    """The topics of Python's ``help``: 0.7 M characters, which differ a little between versions of Python."""
+    """The topics of Python's ``help``: 0.7 M characters, slightly different between versions of Python."""
 
     @override
     def documents(self, cache: Path) -> Iterator[str]:
@@ -42,12 +42,12 @@ class Topics(Source):
 
 @strict
 class Documentation(Eval):
-    """Mean negative log-likelihood of a token of Python's documentation, in nats.
+    """Mean negative log-likelihood per token of Python's documentation, in nats.
 
     Attributes:
-        sequences: how many.
-        length: tokens of a sequence.
-        batch: sequences a forward pass.
+        sequences: number of sequences.
+        length: tokens per sequence.
+        batch: sequences per forward pass.
     """
 
     sequences: Count
@@ -57,11 +57,11 @@ class Documentation(Eval):
 
     @property
     def source(self) -> Topics:
-        """The text, packed."""
+        """The packed text."""
         return Topics(span=(0.0, 1.0), sequences=self.sequences, length=self.length, pack=True)
 
     def reads(self, bench: "Bench") -> Any:
-        """The text, tokenised."""
+        """Return the tokenised text, by content."""
         return {"text": self.source.identity(bench.cache), "separator": bench.separator}
 
     @override
@@ -73,7 +73,7 @@ class Documentation(Eval):
         self.tokens(bench)
 
     def tokens(self, bench: "Bench") -> "Tokens":
-        """Return the text, tokenised once and kept by content."""
+        """Return the text, tokenised once and cached by content."""
         from depthcut.data.text import tokens as text_tokens
 
         return text_tokens.tokenize_source(

@@ -1,4 +1,4 @@
-"""Tasks through lm-eval's own evaluator: local question sets, or any of its tasks by name (Gao et al.)."""
+"""Tasks through lm-eval's evaluator: local question sets, or any lm-eval task by name (Gao et al.)."""
 
 import dataclasses
 from pathlib import Path
@@ -24,21 +24,21 @@ Count = Annotated[int, Field(gt=0)]
 
 @strict
 class Harness(Eval):
-    """Multiple choice by log-likelihood, and whatever else lm-eval measures.
+    """Multiple choice by log-likelihood, and every other kind of task that lm-eval measures.
 
     Attributes:
-        tasks: names; ``mmlu@5`` means five shots. ``capitals``, ``topics`` and what ends with ``_local`` need no hub. A
-            path such as ``/x/mine.yaml`` is a task of the user's own.
-        include_path: folder of the user's own tasks, which ``tasks`` then names; None: lm-eval's alone.
-        limit: items a task at most; null takes all.
-        batch: requests a forward pass.
+        tasks: task names; ``mmlu@5`` means five shots. ``capitals``, ``topics`` and names that end with ``_local`` need
+            no hub. A path such as ``/x/mine.yaml`` is a user-defined task.
+        include_path: folder of user-defined tasks, which ``tasks`` can then name; None: lm-eval's tasks only.
+        limit: maximum number of items per task; None takes all.
+        batch: requests per forward pass.
     """
 
     tasks: list[str]
     limit: Annotated[int | None, Field(gt=0)]
     include_path: PathText | None
     batch: Count
-    # What a task of the user's own holds is in `reads`.
+    # `reads` covers the content of user-defined tasks.
     incidental: ClassVar[frozenset[str]] = frozenset({"include_path", "batch"})
     sample: ClassVar[frozenset[str]] = frozenset({"limit"})
 
@@ -53,7 +53,7 @@ class Harness(Eval):
                 raise UserError(f"eval.tasks: {name} has no examples to show as shots; write {name}")
 
     def parts(self) -> tuple[Eval, ...]:
-        """One part a task."""
+        """Return one part per task."""
         return tuple(dataclasses.replace(self, tasks=[task]) for task in self.tasks)
 
     @override
@@ -67,7 +67,7 @@ class Harness(Eval):
         return {"tasks": [Path(task).name if task_files.is_task_path(task) else task for task in self.tasks]}
 
     def reads(self, bench: "Bench") -> Any:
-        """The questions of the local sets, and lm-eval's version for the others."""
+        """Return the digests of the local question sets, and lm-eval's version for the other tasks."""
         from importlib.metadata import version
 
         names = [task_files.split_shots(task)[0] for task in self.tasks]
@@ -77,7 +77,7 @@ class Harness(Eval):
         return about | ({"files": own} if any(own) else {})
 
     def content(self, task: str, bench: "Bench") -> dict[str, str]:
-        """Return the content of the files of a task of the user's own when this run first asked for it."""
+        """Return the hashes of a user-defined task's files, read when the run first asks for them."""
         if task in questions.SET_NAMES:
             return {}
         key = f"eval.tasks {task}"
@@ -98,7 +98,7 @@ class Harness(Eval):
                     lm_eval.require(name, self.include_path)
 
     def prepare(self, bench: "Bench") -> None:
-        """Load the tasks: a name that lm-eval does not know, or a hub that is not reached, is found out now."""
+        """Load the tasks; an unknown name or an unreachable hub fails here."""
         from depthcut.eval.likelihood import lm_eval
 
         with lm_eval.quiet_lm_eval():
@@ -111,7 +111,10 @@ class Harness(Eval):
     def __call__(
         self, model: "nn.Module", bench: "Bench", cuts: Subnetworks = FULL_ONLY
     ) -> "list[dict[str, float]] | None":
-        """Measure each task: ``arc_easy/acc``, ``arc_easy/acc_stderr``, ... None of cuts if a task has them write.
+        """Measure each task: ``arc_easy/acc``, ``arc_easy/acc_stderr``, ...
+
+        Returns:
+            The numbers of each cut; None if there are cuts and a task generates text.
 
         Raises:
             UserError: as :meth:`prepare`.

@@ -1,4 +1,4 @@
-"""Loss and perplexity on held-out text, also over log V to compare vocabularies (Gromov et al., appendix A.2)."""
+"""Loss and perplexity on held-out text; loss over log V compares vocabularies (Gromov et al., appendix A.2)."""
 
 import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @strict
 class Loss(Eval):
-    """Mean negative log-likelihood of a token of ``data.validation``, in nats.
+    """Mean negative log-likelihood per token of ``data.validation``, in nats.
 
     Attributes:
-        batch: sequences a forward pass.
+        batch: sequences per forward pass.
     """
 
     batch: Annotated[int, Field(gt=0)]
@@ -29,7 +29,7 @@ class Loss(Eval):
     sample: ClassVar[frozenset[str]] = frozenset({"sequences"})
 
     def reads(self, bench: "Bench") -> Any:
-        """The validation text, tokenised."""
+        """Return the tokenised validation text, by content."""
         return bench.texts.identity("validation")
 
     @override
@@ -37,7 +37,7 @@ class Loss(Eval):
         return method_fields(bench.texts.sources["validation"])
 
     def prepare(self, bench: "Bench") -> None:
-        """Nothing: the text is checked with the others."""
+        """Do nothing: the run checks its validation text itself."""
         del bench
 
     def __call__(self, model: "nn.Module", bench: "Bench", cuts: Subnetworks = FULL_ONLY) -> list[dict[str, float]]:
@@ -48,18 +48,18 @@ class Loss(Eval):
 def measure_loss(
     model: "nn.Module", text: "Tokens", name: str, batch: int, cuts: Subnetworks
 ) -> list[dict[str, float]]:
-    """The loss of each of the ``cuts`` of ``model`` on a text, in nats a token, and what follows from it.
+    """Measure the loss of each of the ``cuts`` of ``model`` on a text, in nats per token.
 
     Args:
         model: as in :meth:`Eval.__call__`.
-        text: each token of a sequence but its first is predicted.
-        name: of the text, which the names of the numbers begin with.
-        batch: sequences a forward pass.
+        text: each token of a sequence except the first is predicted.
+        name: name of the text, the prefix of the names of the numbers.
+        batch: sequences per forward pass.
         cuts: the sub-networks.
 
     Returns:
-        For each cut ``NAME/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``, and the ``items``
-        (sequences) and ``tokens`` that they are of. A loss that is not finite has no key, but ``loss_finite`` is 0.
+        For each cut, ``NAME/loss`` with its standard error, ``loss_over_log_v`` and ``perplexity``, and the number of
+        ``items`` (sequences) and ``tokens`` measured. A non-finite loss has no key; ``loss_finite`` is then 0.
     """
     import torch
 
@@ -74,8 +74,8 @@ def measure_loss(
     with torch.inference_mode():
         for some in track(batches, f"{name} loss", len(batches)):
             given = inputs.model_inputs(model, some.ids_BT, some.mask_BT)
-            way, ends = shared_prefix.run_subnetworks(model, given, cuts)
-            rows.append(shared_prefix.sequence_sums(way, ends, cuts, reading, some.targets_BT))
+            forward, ends = shared_prefix.run_subnetworks(model, given, cuts)
+            rows.append(shared_prefix.sequence_sums(forward, ends, cuts, reading, some.targets_BT))
     sums_KN = torch.cat(rows, dim=1)
     count_N = torch.cat([(some.targets_BT != inputs.NO_TARGET).sum(1) for some in batches])
     return [
@@ -85,7 +85,7 @@ def measure_loss(
 
 
 def loss_summary(sums_N: "Tensor", count_N: "Tensor", vocabulary: int) -> dict[str, float]:
-    """The figures of one loss; the standard error is taken over the sequences' means."""
+    """Summarise one loss; its standard error is taken over the means of the sequences."""
     loss = (sums_N.sum() / count_N.sum()).item()
     counts = {"items": len(count_N), "tokens": int(count_N.sum())}
     if not math.isfinite(loss):
@@ -99,7 +99,7 @@ def loss_summary(sums_N: "Tensor", count_N: "Tensor", vocabulary: int) -> dict[s
 
 
 def vocabulary_size(model: "nn.Module") -> int:
-    """V, the number of rows of the embedding."""
+    """Return V, the number of rows of the embedding."""
     from transformers import PreTrainedModel
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]

@@ -1,10 +1,10 @@
-"""Perplexity of named texts in short windows, as Shortened LLaMA has it for WikiText-2 and PTB (arXiv:2402.02834).
+"""Perplexity of named texts in short windows, as in Shortened LLaMA for WikiText-2 and PTB (arXiv:2402.02834).
 
-A text's documents are joined by blank lines and tokenised as one; what comes is cut into windows that do not overlap,
-and a rest is left out. With a stride they overlap, as in transformers' documentation of perplexity: each token is
-predicted once, behind all that its window holds in front of it, and the last window may be shorter. The BOS stands
-before the first window's tokens, as one of them, or before each window's, beside them. Rows of a data set that hold no
-text are left out; the paper's code joins them too, which adds blank lines.
+A text's documents are joined by blank lines, tokenised as one text and cut into windows that do not overlap; an
+incomplete last window is dropped. With a stride, windows overlap as in transformers' documentation of perplexity: each
+token is predicted once, given all tokens before it in its window, and the last window may be shorter. The BOS is the
+first token of the first window, or is added before each window. Data set rows without text are skipped; the paper's
+code joins them too, which adds blank lines.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from depthcut.eval import Bench
 
 FORMAT = 1
-CHARACTERS_PER_TOKEN = 16  # characters that are read for a token that is wanted; a text has fewer
-RESERVED_NAMES = ("validation", "documentation", "size", "speed", "speculative")  # what other numbers' names begin with
+CHARACTERS_PER_TOKEN = 16  # characters read per token wanted; real texts have fewer
+RESERVED_NAMES = ("validation", "documentation", "size", "speed", "speculative")  # prefixes of other numbers' names
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$")]
 Count = Annotated[int, Field(gt=0)]
 log = logging.getLogger("depthcut")
@@ -38,17 +38,17 @@ log = logging.getLogger("depthcut")
 
 @strict
 class Perplexity(Eval):
-    """Loss and perplexity of each of some texts.
+    """Loss and perplexity of several texts.
 
     Attributes:
-        texts: source of each text, as in :class:`depthcut.data.named.texts.NamedText`, by the name its numbers get;
-            null leaves one out.
-        window: tokens of a window, T.
-        stride: tokens from one window's start to the next one's; None: windows do not overlap.
-        windows: how many of a text at most; None: all.
-        bos: before the first window's tokens, as one of them; or before those of all windows, beside them. A tokenizer
-            that has none has none ``first``.
-        batch: windows a forward pass.
+        texts: source of each text, as in :class:`depthcut.data.named.texts.NamedText`, by the name of the text, which
+            prefixes its numbers; null omits a text.
+        window: tokens per window, T.
+        stride: tokens from the start of one window to the next; None: windows do not overlap.
+        windows: maximum number of windows per text; None: all.
+        bos: ``first``: the BOS is the first token of the first window, if the tokenizer has one. ``all``: it is added
+            before each window.
+        batch: windows per forward pass.
     """
 
     texts: dict[Name, dict[str, Any] | None]
@@ -57,7 +57,7 @@ class Perplexity(Eval):
     windows: Count | None
     bos: Literal["first", "all"]
     batch: Count
-    # Texts are in `reads`, by their content.
+    # `reads` covers the texts, by content.
     incidental: ClassVar[frozenset[str]] = frozenset({"texts", "batch"})
     optional: ClassVar[frozenset[str]] = frozenset({"stride"})
     sample: ClassVar[frozenset[str]] = frozenset({"windows"})
@@ -79,15 +79,15 @@ class Perplexity(Eval):
 
     @property
     def named(self) -> dict[str, dict[str, Any]]:
-        """The texts that are not null."""
+        """Return the texts that are not null."""
         return {name: given for name, given in self.texts.items() if given is not None}
 
     def source(self, name: str) -> Source:
-        """What reads a text."""
+        """Return the source of a text."""
         return named_texts.named_text_source(name, self.named[name], self.window)
 
     def parts(self) -> tuple[Eval, ...]:
-        """One part a text."""
+        """Return one part per text."""
         return tuple(dataclasses.replace(self, texts={name: given}) for name, given in self.named.items())
 
     @override
@@ -99,23 +99,23 @@ class Perplexity(Eval):
         return {"window": int(self.bos == "all")}
 
     def reads(self, bench: "Bench") -> Any:
-        """The texts, by name and content."""
+        """Return the texts by name and content."""
         return {name: self.identity(name, bench) for name in self.named}
 
     def identity(self, name: str, bench: "Bench") -> str:
-        """Name a text by content."""
+        """Return the content digest of a text."""
         return self.source(name).named(self.content(name, bench))
 
     def content(self, name: str, bench: "Bench") -> dict[str, str]:
-        """Return the content that the text had when this run first asked for it."""
+        """Return the content of a text when this run first asked for it."""
         with named_texts.prefix_errors(name):
             return bench.texts.content(self.source(name))
 
     def prepare(self, bench: "Bench") -> None:
-        """Fetch and tokenise the texts; none may share a document with what the metric or healing reads.
+        """Fetch and tokenise the texts; none may share a document with the text of the metric or of healing.
 
         Raises:
-            UserError: if a text cannot be had, is shorter than a window, or shares a document with another.
+            UserError: if a text is unavailable, shorter than one window, or shares a document with another text.
         """
         from depthcut.data.text.tokens import check_disjoint
 
@@ -132,10 +132,12 @@ class Perplexity(Eval):
                     ) from None
 
     def windowed(self, name: str, bench: "Bench") -> "Tokens":
-        """A text's windows, N x T, made once and kept by content; its documents are all that were read for them.
+        """Return the windows of a text, N x T, made once and cached by content.
+
+        Their ``documents`` are all documents that were read for them.
 
         Raises:
-            UserError: as :meth:`prepare`, and for a tokenizer without a BOS that is wanted before each window.
+            UserError: as :meth:`prepare`, and if a BOS is wanted before each window but the tokenizer has none.
         """
         from depthcut.data.text import tokens as text_tokens
         from depthcut.runtime import store
@@ -162,10 +164,10 @@ class Perplexity(Eval):
         return found
 
     def fill(self, into: Path, documents: Iterable[str], tokenizer: Any) -> None:
-        """Write the windows as :func:`depthcut.data.text.tokens.read_tokens` reads them.
+        """Write the windows in the format of :func:`depthcut.data.text.tokens.read_tokens`.
 
         Raises:
-            UserError: for a text without one window.
+            UserError: if the text is shorter than one window.
         """
         import numpy as np
 
@@ -205,7 +207,7 @@ class Perplexity(Eval):
 
 
 def window_starts(tokens: int, window: int, stride: int | None) -> range:
-    """Return where windows begin: end to end without a rest, or ``stride`` apart until one reaches the end."""
+    """Return the starts of the windows: end to end without a remainder, or ``stride`` apart up to the end."""
     if stride is None:
         return range(0, tokens - window + 1, window)
     return range(0, max(tokens - window, 0) + stride, stride)

@@ -1,12 +1,13 @@
-"""Self-speculative decoding: how much of its drafts a model accepts, how much faster it writes (arXiv:2501.14713).
+"""Self-speculative decoding: acceptance of a model's own drafts, and the speed-up from them (arXiv:2501.14713).
 
-The model without its shared layers writes a draft of a few tokens; the whole model reads it in one pass, takes what it
-would have written itself, and adds a token (Leviathan et al., arXiv:2211.17192; transformers' assisted generation). The
-draft is the model's own weights: nothing is loaded for it. Greedily written texts are those that the model writes by
-itself, save for ties that rounding breaks: in 16 bits a pass over several tokens rounds otherwise than passes over one.
+The model without its shared layers drafts a few tokens. The full model reads the draft in one pass, accepts the tokens
+that it would have generated itself, and adds one (Leviathan et al., arXiv:2211.17192; transformers' assisted
+generation). The draft model shares the full model's weights: nothing more is loaded. Greedy output equals that of the
+full model alone, except where rounding breaks a tie: in 16 bits, one pass over several tokens rounds differently than
+passes over single tokens.
 
-Times hold for one machine, as in ``eval=speed``, and a healed model is timed as it is exported: with its adapters in
-its weights where the base is not quantised.
+Times hold for one machine, as in ``eval=speed``. A healed model is timed as it is exported: with its adapters merged,
+unless the base is quantised.
 """
 
 import math
@@ -34,14 +35,14 @@ AtLeastTwo = Annotated[int, Field(gt=1)]
 
 @strict
 class Speculative(Eval):
-    """Acceptance and speed-up at batch 1, greedily; nothing of a model without shared layers, such as the dense one.
+    """Acceptance and speed-up of greedy decoding at batch 1, for models with shared layers only.
 
     Attributes:
-        prompts: how many texts are continued: beginnings of ``data.validation``.
-        length: tokens of each.
-        tokens: by how many tokens each is continued, neither more nor fewer.
-        draft: tokens that are written before the whole model looks at them.
-        runs: timed runs over all prompts, after one that counts.
+        prompts: number of prompts, each the start of a sequence of ``data.validation``.
+        length: tokens per prompt.
+        tokens: tokens generated per prompt, exactly.
+        draft: tokens drafted before each pass of the full model.
+        runs: timed runs over all prompts, after one that counts passes.
     """
 
     needs_shared_layers: ClassVar[bool] = True
@@ -56,7 +57,7 @@ class Speculative(Eval):
         return {"length": 0, "tokens": self.length - 1}  # the last token is never read
 
     def reads(self, bench: "Bench") -> Any:
-        """The validation text, the machine, and the versions of what does the work on it."""
+        """Return the validation text, the machine and the versions of the packages that generate."""
         from importlib.metadata import version
 
         versions = [version(package) for package in PACKAGES]
@@ -67,18 +68,18 @@ class Speculative(Eval):
         }
 
     def prepare(self, bench: "Bench") -> None:
-        """Check that there is text for the prompts.
+        """Check that the validation text is long enough for the prompts.
 
         Raises:
-            UserError: if there is too little.
+            UserError: if it is too short.
         """
         self.begun(bench)
 
     def begun(self, bench: "Bench") -> "list[Tensor]":
-        """The prompts, 1 x T each.
+        """Return the prompts, 1 x T each.
 
         Raises:
-            UserError: if the text gives too few of them.
+            UserError: if the text yields too few of them.
         """
         import numpy as np
         import torch
@@ -93,9 +94,11 @@ class Speculative(Eval):
     def __call__(
         self, model: "nn.Module", bench: "Bench", cuts: Subnetworks = FULL_ONLY
     ) -> list[dict[str, float]] | None:
-        """Measure ``speculative/acceptance``, ``accepted_per_draft``, ``same``, ``speedup`` and tokens a second.
+        """Measure ``speculative/acceptance``, ``accepted_per_draft``, ``same``, ``speedup`` and tokens per second.
 
-        None of cuts: each is to be timed by itself.
+        Returns:
+            One dictionary of numbers, empty for a model without shared layers; None for cuts, which must be timed one
+            by one.
         """
         import torch
         from peft import PeftModel
@@ -117,15 +120,15 @@ class Speculative(Eval):
     def counted(
         self, whole: Any, drafts: "PreTrainedModel", prompts: "list[Tensor]", bench: "Bench"
     ) -> dict[str, float]:
-        """What becomes of the drafts, by prompt; of the tokens the whole model has written one a pass."""
+        """Measure the acceptance of drafts over prompts; the full model generates the other tokens, one per pass."""
         rows: list[tuple[float, ...]] = []
         for prompt_1T in prompts:
             alone = self.write(whole, prompt_1T, bench)
             with recorded_passes(d=drafts, w=whole) as seen:
                 helped = self.write(whole, prompt_1T, bench, drafts)
-            told = "".join(seen)
-            accepted = self.tokens - told.count("w")
-            rows.append((accepted / told.count("d"), accepted / told.count("dw"), alone.equal(helped)))
+            trace = "".join(seen)
+            accepted = self.tokens - trace.count("w")
+            rows.append((accepted / trace.count("d"), accepted / trace.count("dw"), alone.equal(helped)))
         numbers: dict[str, float] = {}
         for name, values in zip(("acceptance", "accepted_per_draft", "same"), zip(*rows, strict=True), strict=True):
             mean, error = clock.sample_mean_and_stderr(list(values))
@@ -133,12 +136,12 @@ class Speculative(Eval):
         return numbers
 
     def timed(self, whole: Any, drafts: "PreTrainedModel", prompts: "list[Tensor]", bench: "Bench") -> dict[str, float]:
-        """How fast the prompts are continued, with drafts and without."""
+        """Time the continuation of the prompts with drafts and without."""
         from depthcut.runtime.progress import track
 
         ways: dict[str, tuple[PreTrainedModel | None, list[float]]] = {"plain_": (None, []), "": (drafts, [])}
         for _ in track(range(self.runs), "speculative decoding", self.runs):
-            for helper, seconds in ways.values():  # in turn, so that what else the machine does falls on both
+            for helper, seconds in ways.values():  # in turn, because other load on the machine then affects both
 
                 def write(helper: "PreTrainedModel | None" = helper) -> None:
                     for prompt_1T in prompts:
@@ -157,7 +160,7 @@ class Speculative(Eval):
     def write(
         self, whole: Any, prompt_1T: "Tensor", bench: "Bench", helper: "PreTrainedModel | None" = None
     ) -> "Tensor":
-        """The prompt and its continuation."""
+        """Return a prompt and its continuation."""
         import torch
         from transformers import GenerationConfig
 
@@ -174,7 +177,7 @@ class Speculative(Eval):
 
 @contextmanager
 def recorded_passes(**models: "nn.Module") -> Generator[list[str]]:
-    """Inside the ``with``, the name of each model is noted whenever it makes a forward pass."""
+    """Inside the ``with``, record the name of a model at each of its forward passes."""
     seen: list[str] = []
 
     def note(name: str) -> Any:

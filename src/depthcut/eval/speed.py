@@ -1,13 +1,13 @@
-"""How fast a model writes and reads, and in how much memory, as Shortened LLaMA measures it (arXiv:2402.02834).
+"""Speed and memory of generation and of forward passes, as Shortened LLaMA measures them (arXiv:2402.02834).
 
-Latency is the time of one ``generate`` that continues a prompt by a fixed number of tokens; throughput is what a batch
-of such prompts gives, in tokens a second; reading is a plain forward pass. Each number is the mean of the timed runs,
-with its standard error. It holds for one machine that has nothing else to do, so that machine's name is a part of what
-it is kept under: on another one it is measured again.
+Latency is the time of one ``generate`` call that continues a prompt by a fixed number of tokens; throughput is the
+number of tokens per second of a batch of such prompts; prefill is a plain forward pass. Each number is the mean of the
+timed runs, with its standard error. It holds for one otherwise idle machine. The machine's name is part of the cache
+key, and another machine measures again.
 
-A healed model is timed as it is exported, with its adapters merged, where the base is not quantised: unmerged ones cost
-time (some 54 %, LoRAPrune, arXiv:2305.18403). On a quantised base they stay unmerged, for so it is used: what is merged
-into 4 bits is another model.
+A healed model is timed as it is exported: with its adapters merged, unless the base is quantised. Unmerged adapters
+cost time (some 54 %, LoRAPrune, arXiv:2305.18403). On a quantised base they stay unmerged, because merging into 4 bits
+would make another model.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from depthcut.eval import Bench
 
-SAMPLING = {"do_sample": True, "top_k": 50, "top_p": 0.95}  # the paper's
+SAMPLING = {"do_sample": True, "top_k": 50, "top_p": 0.95}  # as in the paper
 PACKAGES = ("torch", "transformers", "bitsandbytes")
 Count = Annotated[int, Field(gt=0)]
 log = logging.getLogger("depthcut")
@@ -39,16 +39,16 @@ log = logging.getLogger("depthcut")
 
 @strict
 class Speed(Eval):
-    """Latency, throughput and peak memory of writing at some batch sizes; tokens a second of reading.
+    """Latency, throughput and peak memory of generation at several batch sizes; tokens per second of prefill.
 
     Attributes:
-        batches: how many copies of the prompt are continued at a time; each size is measured. Empty: writing is not.
-        prompt: what is continued.
-        tokens: by how many tokens each copy is, neither more nor fewer.
-        prefill_batch: sequences of the forward pass; None: reading is not measured.
-        prefill_length: tokens of each of them.
-        warm_up: runs before the first that is timed.
-        runs: timed runs; what they differ by is the standard error.
+        batches: batch sizes, in copies of the prompt, each measured. Empty: generation is not measured.
+        prompt: the prompt.
+        tokens: tokens generated per copy, exactly.
+        prefill_batch: sequences per forward pass; None: prefill is not measured.
+        prefill_length: tokens per sequence.
+        warm_up: runs before the first timed run.
+        runs: timed runs; their spread gives the standard error.
     """
 
     batches: list[int]
@@ -67,7 +67,7 @@ class Speed(Eval):
             raise UserError("eval.speed measures nothing: give batches, or a prefill_batch")
 
     def parts(self) -> tuple[Eval, ...]:
-        """One part for reading, and one a batch size."""
+        """Return one part for prefill, and one per batch size."""
         reading = [] if self.prefill_batch is None else [dataclasses.replace(self, batches=[])]
         writing = [dataclasses.replace(self, batches=[batch], prefill_batch=None) for batch in self.batches]
         return (*reading, *writing)
@@ -79,13 +79,13 @@ class Speed(Eval):
         return reading | ({"tokens": prompt - 1} if self.batches else {})  # the last token is never read
 
     def reads(self, bench: "Bench") -> Any:
-        """No text, but the machine, and the versions of what does the work on it."""
+        """Return the machine and the versions of the packages that do the work; no text is read."""
         from importlib.metadata import version
 
         return {"machine": machine_name(bench.asked_device), "versions": [version(package) for package in PACKAGES]}
 
     def prepare(self, bench: "Bench") -> None:
-        """Nothing is fetched."""
+        """Do nothing: no input has to be fetched."""
         del bench
 
     def __call__(
@@ -93,8 +93,9 @@ class Speed(Eval):
     ) -> list[dict[str, float]] | None:
         """Measure ``speed/tokens_per_second``, and ``speed/latency_s@8``, ``speed/throughput@8``, ``speed/peak_gib@8``.
 
-        The memory is an accelerator's; on a CPU it has no key, and neither has what does not fit. None of cuts: each is
-        to be timed by itself, as it is loaded.
+        Returns:
+            One dictionary of numbers. Memory is that of a GPU and has no key on a CPU; neither has a batch that does
+            not fit. None for cuts, which must be loaded and timed one by one.
         """
         import torch
 
@@ -152,18 +153,18 @@ class Speed(Eval):
         return numbers
 
     def timed(self, bench: "Bench", what: str, run: Callable[[], object], caching: int = 0) -> list[float]:
-        """Seconds of each timed run; none, and that is said, if memory does not suffice.
+        """Return the seconds of each timed run; warn and return none if memory does not suffice.
 
         Args:
-            bench: knows the device.
-            what: is done, in words.
-            run: does it.
-            caching: tokens whose keys and values are kept meanwhile.
+            bench: provides the device.
+            what: the work, for messages.
+            run: does the work.
+            caching: tokens whose keys and values are cached during the work.
         """
         from depthcut.runtime.progress import track
 
         seconds: list[float] = []
-        # On a CPU the system may end the process before an allocation fails.
+        # On a CPU the system may kill the process before an allocation fails.
         if bench.device != "cpu" or caching * bench.dense.sizes("layer").total[
             "cache_bytes"
         ] <= runtime_devices.free_memory("cpu"):
@@ -176,7 +177,7 @@ class Speed(Eval):
 
 
 def reset_peak_memory(bench: "Bench") -> None:
-    """Begin to count a GPU's peak memory anew; the run's so far is noted."""
+    """Note the run's peak GPU memory, then reset the counter."""
     import torch
 
     if bench.device != "cpu":
@@ -185,9 +186,9 @@ def reset_peak_memory(bench: "Bench") -> None:
 
 
 def machine_name(device: str) -> str:
-    """The processor or the GPU that a run with this ``device`` is on, where possible without torch.
+    """Return the name of the CPU or GPU that a run with this ``device`` uses, without torch if possible.
 
-    A CPU's name comes with the number of threads where the environment says it.
+    A CPU's name includes the number of threads if the environment sets it.
     """
     from depthcut.runtime import provenance
 

@@ -1,4 +1,4 @@
-"""Healing: a little training that mends what the cut broke."""
+"""Healing: a short training that repairs a pruned model."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -19,19 +19,19 @@ class Workspace(Protocol):
     """The run that a healing works in.
 
     Attributes:
-        digest: name of the point.
-        folder: the point's.
+        digest: digest of the point.
+        folder: the point's folder.
         study: the folder of all points of the study.
-        seed: of adapters, batch order and dropout.
+        seed: seed of adapters, batch order and dropout.
         device: ``cpu`` or ``cuda``.
         dense: the dense model, and how models are loaded.
         texts: the run's texts.
         cache: the folder that all runs share.
-        numbers: get the seconds.
+        numbers: records seconds.
         base: digest of the dense model.
         base_name: name of the dense model, for people.
         config: the composed config.
-        layers_cut: how many whole layers the plan drops.
+        layers_cut: number of whole layers that the plan drops.
     """
 
     @property
@@ -78,19 +78,19 @@ class Workspace(Protocol):
         ...
 
     def adapter_card(self, plan: Plan) -> str:
-        """Return the model card of the adapters that are left."""
+        """Return the model card of the trained adapters."""
         ...
 
 
 @strict
 class Heal(ABC):
-    """Mends a pruned model.
+    """Heals a pruned model.
 
     Attributes:
-        trains: whether it changes the model at all; then it reads ``data.train`` and the seed.
+        trains: whether it changes the model; if so, it reads ``data.train`` and the seed.
         bases: the values of ``model.quantise`` that it can train on.
-        needs_plain_layers: whether it cannot work on a model whose gaps are filled.
-        leaves: what it trains, which is the name of the folder that has it: ``adapter`` or ``weights``; or nothing.
+        needs_plain_layers: whether it refuses a model with filled gaps.
+        leaves: the result, which names its folder: ``adapter`` or ``weights``; empty for none.
     """
 
     trains: ClassVar[bool]
@@ -101,30 +101,30 @@ class Heal(ABC):
     @property
     @abstractmethod
     def sequences(self) -> int:
-        """How many sequences of ``data.train`` it reads."""
+        """Number of sequences of ``data.train`` to read."""
 
     @property
     def sharded(self) -> bool:
-        """Whether the model is sharded across the processes that heal it."""
+        """True if the model is sharded across the processes that heal it."""
         return False
 
     def content(self, workspace: "Workspace") -> Any:
-        """What it is beside its knobs, for the point's digest; None: nothing.
+        """Return the inputs other than the options, for the point's digest; None if there are none.
 
         Raises:
-            UserError: if something that it needs cannot be had, or does not fit; nothing heavy is loaded yet.
+            UserError: if an input is missing or does not fit. Nothing heavy is loaded yet.
         """
         del workspace
         return None
 
     def prepare(self, workspace: "Workspace") -> None:
-        """Check what it needs of the model, before a weight is loaded.
+        """Check the requirements on the model, before a weight is loaded.
 
         Raises:
-            UserError: if the model does not have it.
+            UserError: if the model does not meet them.
         """
         del workspace
 
     @abstractmethod
     def __call__(self, model: "nn.Module", plan: Plan, workspace: "Workspace") -> "nn.Module":
-        """Heal ``model``, or attach what an earlier run healed; goes on from its own checkpoint where one is left."""
+        """Heal ``model``, or attach the result of an earlier run; resume from its own checkpoint if there is one."""

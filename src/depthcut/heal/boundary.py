@@ -1,4 +1,4 @@
-"""Adapters below the cut, drawn to the dense model's stream behind it (Gromov et al., arXiv:2403.17887, eq. 8)."""
+"""Adapters below the cut, trained to match dense states above it (Gromov et al., arXiv:2403.17887, eq. 8)."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -15,24 +15,28 @@ if TYPE_CHECKING:
 
 @strict
 class Boundary(CheckedAdapters, Heal):
-    """Low-rank adapters on frozen weights, trained so that the layers above the cut read what they always read.
+    """Low-rank adapters on frozen weights, trained to give the layers above the cut the dense model's input.
 
-    Where layers l* to l* + n - 1 are gone, ``L ~ (x^(l*+n)(theta_0) - x^(l*)(theta))^2``: the stream that enters the
-    first layer above the cut, the dense model's less the student's. The loss does not depend on that layer, nor on the
-    head, so neither is run; and adapters above the cut would get no gradient, so they sit on the layers below. The
-    paper proposes this and does not try it, nor say what weight it has beside the next token's loss; here it is alone.
+    If layers l* to l* + n - 1 are dropped, ``L ~ (x^(l*+n)(theta_0) - x^(l*)(theta))^2``: the difference between the
+    dense model's and the student's hidden state at the input of the first layer above the cut. The loss does not depend
+    on that layer or on the head, so neither is run. Adapters above the cut would get no gradient, so they sit on the
+    layers below. The paper proposes this loss but neither tries it nor weighs it against the next-token loss; here it
+    is used alone.
 
-    Of several gaps the last counts: what is below it, between gaps too, is trained, and what is above reads the dense
-    model's stream. Of layers that lost a half the last one is below. With nothing below there is nothing to heal.
+    If there are several gaps, the last one counts: all layers below it are trained, those between gaps too, and the
+    layers above read the dense model's hidden states. If sublayers are dropped, the last layer that lost one counts as
+    below. If no layer is below, nothing is healed.
 
     Attributes:
-        layers: where the adapters sit; there is no choice.
-        error: the paper names no norm but the square, and no scale. ``squared``: over the width, mean over tokens. A
-            few tokens (the first of a text) have a stream a hundred times as long as the others', and drown these;
-            ``relative``: each token's error over the square of its own stream.
-        teacher: ``cached``: it reads the text once, and the stream goes to the disk as it is: 2 bytes a token and
-            dimension in 16 bits, so 1.2 KB a token for a width of 576, 16 KB for one of 8,192 (a million tokens:
-            1.2 GB, 16 GB). ``live``: the dense model's layers up to the boundary stay in memory and read each batch.
+        layers: position of the adapters; there is no choice.
+        error: the paper gives the square, but no norm and no scale. ``squared``: sum over the width, divided by it;
+            mean over tokens. A few tokens (the first of a text) have hidden states a hundred times as long as the
+            others and dominate this loss. ``relative``: each token's error divided by the square of its own hidden
+            state.
+        teacher: ``cached``: the teacher reads the text once, and its hidden states are written to disk: 2 bytes per
+            token and dimension at 16 bits, thus 1.2 KB per token for a width of 576 and 16 KB for 8,192 (a million
+            tokens: 1.2 GB, 16 GB). ``live``: the dense model's layers up to the boundary stay in memory and read each
+            batch.
     """
 
     layers: Literal["before_cut"]  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -45,11 +49,11 @@ class Boundary(CheckedAdapters, Heal):
 
     @property
     def logits(self) -> int:
-        """None: no head is run."""
+        """0, because the head is not run."""
         return 0
 
     def reached(self, plan: Plan, left: int) -> range:
-        """Which of the ``left`` layers of the pruned model get adapters: those in front of the last gap's end."""
+        """Return which of the ``left`` layers of the pruned model get adapters: those before the last gap's end."""
         if not plan.drop:
             return range(0)
         return range(left - sum(layer > max(plan.drop) for layer in plan.keep))

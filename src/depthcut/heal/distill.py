@@ -1,4 +1,4 @@
-"""Adapters drawn to the dense model's next-token probabilities (Hinton et al., arXiv:1503.02531)."""
+"""Adapters trained on the dense model's next-token probabilities (Hinton et al., arXiv:1503.02531)."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -22,20 +22,21 @@ if TYPE_CHECKING:
 class Distill(CheckedAdapters, AdapterRecipe, Heal):
     """Low-rank adapters on frozen weights, trained on ``mix * temperature^2 * KL + (1 - mix) * NLL``.
 
-    With p and q the teacher's and the student's softmax(logits / temperature), S the teacher's ``top_k`` likeliest
-    tokens, and p(other), q(other) what is left outside S, at each position::
+    With p and q the teacher's and the student's softmax(logits / temperature), S the teacher's ``top_k`` most likely
+    tokens, and p(other), q(other) the probability outside S, at each position::
 
         KL = sum over i in S of p(i) log(p(i) / q(i))  +  p(other) log(p(other) / q(other))
 
-    So all of the mass counts, that outside S as one more class; it is at most the KL of all tokens, and is that where
-    ``top_k`` is the vocabulary. The teacher is the dense model, as ``model.quantise`` and ``model.dtype`` have it.
+    All of the mass counts; the tokens outside S form one more class. The sum is at most the KL over all tokens, and
+    equals it if ``top_k`` is the vocabulary. The teacher is the dense model as loaded by ``model.quantise`` and
+    ``model.dtype``.
 
     Attributes:
-        mix: share of the KL; the rest is the text's own next token.
+        mix: weight of the KL; the rest goes to the NLL of the text's next token.
         top_k: K.
-        temperature: above 1 the unlikely tokens count for more; 1 is the model as it is.
-        teacher: ``cached``: it reads the text once, and 4 K + 2 bytes a token go to the disk (6 K + 2 beyond a
-            vocabulary of 65,536). ``live``: it stays in memory beside the student and reads each batch.
+        temperature: above 1, unlikely tokens count for more; 1 leaves the probabilities unchanged.
+        teacher: ``cached``: the teacher reads the text once and writes 4 K + 2 bytes per token to disk (6 K + 2 for a
+            vocabulary above 65,536). ``live``: it stays in memory next to the student and reads each batch.
     """
 
     mix: Annotated[float, Field(gt=0, le=1)]
@@ -48,7 +49,7 @@ class Distill(CheckedAdapters, AdapterRecipe, Heal):
 
     @property
     def logits(self) -> int:
-        """Also over the temperature, and with what the teacher's likeliest leave; with NLL its own."""
+        """Logits held at once: 5, plus one for the NLL term."""
         return 6 if self.mix < 1 else 5
 
     @override

@@ -1,4 +1,4 @@
-"""Continued pretraining: all parameters are trained (Shortened LLaMA, arXiv:2402.02834: CPT)."""
+"""Continued pretraining of all parameters (Shortened LLaMA, arXiv:2402.02834: CPT)."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @strict
 class Full(TrainingRecipe, Heal):
-    """Trains all parameters, embedding, head and norms among them."""
+    """Trains all parameters, including embedding, head and norms."""
 
     trains: ClassVar[bool] = True
     bases: ClassVar[tuple[str, ...]] = ("none",)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @strict
 class Lora(CheckedAdapters, AdapterRecipe, Heal):
-    """Low-rank adapters on frozen weights that are not quantised."""
+    """Low-rank adapters on frozen, unquantised weights."""
 
     trains: ClassVar[bool] = True
     bases: ClassVar[tuple[str, ...]] = ("none",)

@@ -1,4 +1,4 @@
-"""LoRAPrune: heads and FFN channels go while LoRA heals, by the adapters' gradients alone (arXiv:2305.18403)."""
+"""LoRAPrune: removes heads and FFN channels while LoRA heals, by the adapters' gradients alone (arXiv:2305.18403)."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @strict
 class LoraPrune(WidthRecipe, Heal):
-    """Low-rank adapters that also rank groups of weights; the lowest go little by little (:class:`WidthRecipe`)."""
+    """Low-rank adapters that also rank groups of weights; the lowest are removed gradually (:class:`WidthRecipe`)."""
 
     trains: ClassVar[bool] = True
     needs_plain_layers: ClassVar[bool] = True
@@ -26,7 +26,7 @@ class LoraPrune(WidthRecipe, Heal):
     incidental: ClassVar[frozenset[str]] = frozenset({"frac"})
 
     def content(self, workspace: "Workspace") -> Any:
-        """Return what others of its kind have besides the options; the share of the layers, where that is set."""
+        """Return the inputs other than the options, and ``frac`` if it is set."""
         if self.frac is None:
             return super().content(workspace)
         return {"frac": self.frac, **(super().content(workspace) or {})}
@@ -39,13 +39,13 @@ class LoraPrune(WidthRecipe, Heal):
         matched.check_narrowable(self, workspace)
 
     def sizes(self, workspace: "Workspace", plan: Plan) -> "dict[SizeName, int] | None":
-        """What the healed model weighs and costs, sliced; None where it is not healed yet."""
+        """Return the sizes of the healed model once it is sliced, or None if it is not healed yet."""
         from depthcut.heal.width import healing
 
         return healing.healed_sizes(workspace, plan)
 
     def __call__(self, model: "nn.Module", plan: Plan, workspace: "Workspace") -> "nn.Module":
-        """Train and narrow the model, or attach and narrow what an earlier run left."""
+        """Train and narrow the model, or attach the result of an earlier run and narrow the model."""
         from depthcut.heal.width import healing
 
         return healing.train_pruned(model, plan, workspace, self)

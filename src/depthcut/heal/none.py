@@ -1,4 +1,4 @@
-"""No healing: the cut as it is (Gromov et al. 2024, arXiv:2403.17887, the unhealed curves)."""
+"""No healing: the pruned model unchanged (Gromov et al. 2024, arXiv:2403.17887, the unhealed curves)."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @strict
 class NoHealing(Heal):
-    """Leaves the model as it is."""
+    """Leaves the model unchanged."""
 
     trains: ClassVar[bool] = False
     bases: ClassVar[tuple[str, ...]] = ("none", "nf4", "int8")
@@ -22,10 +22,10 @@ class NoHealing(Heal):
 
     @property
     def sequences(self) -> int:
-        """None."""
+        """0, because nothing is trained."""
         return 0
 
     def __call__(self, model: "nn.Module", plan: Plan, workspace: "Workspace") -> "nn.Module":
-        """Return ``model`` as it is."""
+        """Return ``model`` unchanged."""
         del plan, workspace
         return model

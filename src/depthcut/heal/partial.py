@@ -1,4 +1,4 @@
-"""Partial fine-tuning: the head and the last layers (Reassessing Layer Pruning in LLMs, arXiv:2411.15558)."""
+"""Partial fine-tuning of the head and the last layers (Reassessing Layer Pruning in LLMs, arXiv:2411.15558)."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @strict
 class Partial(TrainingRecipe, Heal):
-    """Trains the head and the last layers; no gradient goes to what is below them.
+    """Trains the head and the last layers; no gradient reaches the layers below them.
 
-    A head that is tied to the embedding stays as it is: trained as what it also is, the embedding, it would draw the
-    gradient through all layers; with a copy of its own the model would grow by what several layers weigh.
+    A head tied to the embedding stays frozen: training it as the embedding would need gradients through all layers, and
+    a copy of its own would enlarge the model by several layers' weights.
 
     Attributes:
-        last: how many layers, from the end; all where fewer are left.
+        last: number of layers, from the end; all if fewer are left.
     """
 
     last: Positive

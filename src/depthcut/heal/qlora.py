@@ -1,4 +1,4 @@
-"""QLoRA healing on a quantised base (Dettmers et al., arXiv:2305.14314), as Gromov et al. did (arXiv:2403.17887)."""
+"""QLoRA healing on a quantised base (Dettmers et al., arXiv:2305.14314), as in Gromov et al. (arXiv:2403.17887)."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @strict
 class QLora(CheckedAdapters, AdapterRecipe, Heal):
-    """Low-rank adapters on frozen 4-bit (or 8-bit) weights. The adapters are never merged into quantised weights."""
+    """Low-rank adapters on frozen 4-bit (or 8-bit) weights. Adapters are never merged into quantised weights."""
 
     trains: ClassVar[bool] = True
     bases: ClassVar[tuple[str, ...]] = ("nf4", "int8")

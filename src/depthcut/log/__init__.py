@@ -1,4 +1,4 @@
-"""Loggers: who else hears of a run. The record and ``heal.csv`` are always written."""
+"""Loggers: destinations of a run's results other than the record and ``heal.csv``, which are always written."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -8,12 +8,12 @@ from depthcut.runtime.strict import strict
 
 
 class RunInfo(Protocol):
-    """A run, as a logger hears of it.
+    """The properties of a run that loggers read.
 
     Attributes:
-        digest: name of the point.
-        folder: the point's.
-        study: the folder of all points of the study.
+        digest: digest of the point.
+        folder: folder of the point.
+        study: folder of all points of the study.
         config: the composed config.
         scored: whether the plan depends on the metric's scores.
     """
@@ -36,16 +36,16 @@ class RunInfo(Protocol):
 
 @strict
 class Log(ABC):
-    """Hears of the healing curve and of the finished record."""
+    """Base class of loggers, which receive the healing curve and the finished record."""
 
     @abstractmethod
     def loggers(self, point: "RunInfo") -> list[Any]:
-        """Lightning loggers for the healing run."""
+        """Return Lightning loggers for the healing run."""
 
     @abstractmethod
     def finish(self, point: "RunInfo", record: dict[str, Any]) -> None:
-        """Hear the whole record, once it is on the disk."""
+        """Log the whole record, once it is on disk."""
 
     @abstractmethod
     def again(self, point: "RunInfo", record: dict[str, Any]) -> None:
-        """Hear of a record that was on file already."""
+        """Log a record that was already on disk."""

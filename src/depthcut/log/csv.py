@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 @strict
 class Csv(Log):
-    """Nobody else hears."""
+    """No further logging."""
 
     def loggers(self, point: "RunInfo") -> list[Any]:
-        """None."""
+        """Return no logger."""
         del point
         return []
 
     def finish(self, point: "RunInfo", record: dict[str, Any]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
         del point, record
 
     def again(self, point: "RunInfo", record: dict[str, Any]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
         del point, record

@@ -1,4 +1,4 @@
-"""Weights & Biases: online with a key, offline without; ``wandb sync`` sends an offline run later."""
+"""Weights & Biases: online with an API key, offline without; ``wandb sync`` uploads an offline run later."""
 
 import csv
 import io
@@ -27,14 +27,14 @@ log = logging.getLogger("depthcut")
 
 @strict
 class Wandb(Log):
-    """One W&B run a point, under the point's digest as its id, so that a resumed point goes on in the same run.
+    """One W&B run per point. Its id is the point's digest, so a resumed point continues the same run.
 
-    An agent of a W&B sweep names the run itself, and the sweep knows it by that name.
+    The agent of a W&B sweep sets the run's id itself, because the sweep tracks the run by it.
 
     Attributes:
         project: name of the W&B project.
-        entity: account or team; null takes the key's own.
-        wait: seconds that W&B gets to take the start of a run, and its end, before the point goes on without it.
+        entity: account or team; None: the default of the API key.
+        wait: seconds that W&B gets to start a run, and to finish it, before the point continues without it.
     """
 
     project: str
@@ -42,7 +42,7 @@ class Wandb(Log):
     wait: Annotated[float, Field(gt=0)]
 
     def loggers(self, point: "RunInfo") -> list[Any]:
-        """Lightning's logger on this run."""
+        """Return Lightning's logger on this run."""
         if ranks.global_rank():
             return []
         from lightning.pytorch.loggers import WandbLogger
@@ -50,27 +50,27 @@ class Wandb(Log):
         return [WandbLogger(experiment=self.start(point))]
 
     def finish(self, point: "RunInfo", record: dict[str, Any]) -> None:
-        """Put the flat record into the run's summary, the point's files into its files, and the report's figures."""
+        """Log the record's numbers as the run's summary, the point's small files, and the report's figures."""
         run = self.start(point)
         report_record(run, point, record)
         log_figures(run, point.study)
         finish_run(run, 0)
 
     def again(self, point: "RunInfo", record: dict[str, Any]) -> None:
-        """Report the record at once where a sweep's agent drew the point; without an agent nothing is repeated."""
+        """Log the record if an agent of a W&B sweep chose the point; without an agent nothing is repeated."""
         if os.environ.get("WANDB_SWEEP_ID"):
             run = self.start(point)
             report_record(run, point, record)
             finish_run(run, 0)
 
     def start(self, point: "RunInfo") -> Any:
-        """The W&B run of this point, begun or gone on with; where W&B cannot be reached, an offline one."""
+        """Start or resume the W&B run of this point; offline if W&B is unreachable."""
         import wandb
 
         if wandb.run is not None:
             if wandb.run.config.get("digest") == point.digest:
                 return wandb.run
-            finish_run(wandb.run, 1)  # of a point that failed before, in this process
+            finish_run(wandb.run, 1)  # of an earlier failed point in this process
         about = self.about(point)
         try:
             run = wandb.init(**about, mode=wandb_mode())
@@ -78,7 +78,7 @@ class Wandb(Log):
             log.warning(
                 "W&B: %s; this run stays offline, wandb sync %s/wandb sends it", one_line_error(error), point.folder
             )
-            wandb.teardown()  # else its service holds that the run is in use
+            wandb.teardown()  # otherwise its service considers the run in use
             run = wandb.init(**about, mode="offline")
         run.define_metric("heal/*", step_metric="heal/step")
         log_curve(run, point.folder / "heal.csv")
@@ -86,7 +86,7 @@ class Wandb(Log):
         return run
 
     def about(self, point: "RunInfo") -> dict[str, Any]:
-        """What the run is: where it belongs, what it is grouped by, its config."""
+        """Return the settings of the run: project, group, tags, config."""
         import wandb
 
         knobs = run_config(point)
@@ -108,9 +108,9 @@ class Wandb(Log):
 
 
 def run_config(point: "RunInfo") -> dict[str, Any]:
-    """The composed config under the names that an override has: ``prune`` is the method, ``prune.frac`` its knob.
+    """Return the composed config under the names of overrides: ``prune`` is the method, ``prune.frac`` its option.
 
-    These are the names that a sweep's own parameters have, too, so both kinds of runs share their axes.
+    A sweep's own parameters have the same names, so both kinds of runs share their axes.
     """
     from depthcut.report import table
 
@@ -121,7 +121,7 @@ def run_config(point: "RunInfo") -> dict[str, Any]:
 
 
 def flatten_knobs(node: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones; a method's class as the word that chooses it."""
+    """Flatten nested keys to dotted ones; a method's class becomes the word that selects it."""
     found: dict[str, Any] = {}
     for key, value in node.items():
         name = f"{path}.{key}" if path else key
@@ -135,13 +135,13 @@ def flatten_knobs(node: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def report_record(run: Any, point: "RunInfo", record: dict[str, Any]) -> None:
-    """Put the flat record into the run's summary, and what stands in the point's folder into its files."""
+    """Add the record's numbers to the run's summary, and the point's small files to its files."""
     run.summary.update(record_summary(record))
     save_files(run, point.folder)
 
 
 def record_summary(record: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a record, and its plan in words."""
+    """Return the numbers of a record, and its plan in words."""
     plan = Plan.from_dict(record["plan"])
     numbers = {key: value for key, value in record.items() if "/" in key}
     return numbers | {
@@ -153,7 +153,7 @@ def record_summary(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def log_curve(run: Any, curve: Path) -> None:
-    """Log what the run has not heard of a curve: an offline run, or one that an agent names, knows no earlier one."""
+    """Log the rows of a curve that the run does not have yet; offline runs and runs of an agent start without any."""
     if not curve.exists():
         return
     heard = run.summary.get("heal/step") or 0
@@ -165,7 +165,7 @@ def log_curve(run: Any, curve: Path) -> None:
 
 
 def save_files(run: Any, folder: Path) -> None:
-    """Copy the point's small files to those of the run, which the run sends; nowhere if W&B is disabled."""
+    """Copy the point's small files to the run's files, which it uploads; do nothing if W&B is disabled."""
     for name in SAVED_FILES:
         if (folder / name).exists() and not run.disabled:
             copy = shutil.copy(folder / name, run.dir)
@@ -173,7 +173,7 @@ def save_files(run: Any, folder: Path) -> None:
 
 
 def log_figures(run: Any, folder: Path) -> None:
-    """Log the report's figures of the whole study, as far as it is; the point is done, whatever comes of them."""
+    """Log the report's figures of the study so far; an error only logs a warning, because the point is done."""
     if run.offline or run.disabled:
         return
     from depthcut.report import figures, study
@@ -186,7 +186,7 @@ def log_figures(run: Any, folder: Path) -> None:
 
 
 def wandb_image(figure: "Figure") -> Any:
-    """A figure as W&B takes it. W&B's own way would need ``matplotlib.pyplot`` to be imported, and its windows."""
+    """Return a figure as a W&B image. W&B's own conversion would import ``matplotlib.pyplot``, which opens windows."""
     import wandb
     from PIL import Image
 
@@ -196,7 +196,7 @@ def wandb_image(figure: "Figure") -> Any:
 
 
 def finish_run(run: Any, status: int) -> None:
-    """Finish a run; what W&B does not take in time stays on the disk."""
+    """Finish a run; files that W&B does not upload in time stay on disk."""
 
     where = f"offline; wandb sync {Path(run.dir).parent} sends it" if run.offline else run.url
     try:
@@ -207,24 +207,24 @@ def finish_run(run: Any, status: int) -> None:
 
 
 def mark_superseded(run: Any, folder: Path) -> None:
-    """Mark what earlier attempts left of the same run: this one holds it, and ``wandb sync`` would send it twice."""
+    """Mark offline files of earlier attempts as synced, because ``wandb sync`` would repeat what this run has."""
     for file in folder.glob(f"wandb/offline-run-*-{run.id}/run-{run.id}.wandb"):
         if file.parent != Path(run.dir).parent:
             file.with_name(f"{file.name}.synced").touch()
 
 
 def one_line_error(error: Exception) -> str:
-    """What W&B's client says of it, without the stack of its retries."""
+    """Return the message of W&B's client in one line, without the stack of its retries."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def wandb_mode() -> Literal["offline"] | None:
-    """Offline where no key is at hand; else as W&B's own settings say (``WANDB_MODE``, ``wandb offline``)."""
+    """Return ``offline`` without an API key; otherwise W&B's own settings apply (``WANDB_MODE``, ``wandb offline``)."""
     return None if has_api_key() or os.environ.get("WANDB_MODE") else "offline"
 
 
 def has_api_key() -> bool:
-    """Whether a W&B key is in the environment or in the netrc file."""
+    """Return whether a W&B API key is in the environment or in the netrc file."""
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and host in netrc.read_text(errors="replace"))

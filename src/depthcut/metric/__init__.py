@@ -1,4 +1,4 @@
-"""Metrics: what a layer, or a block of layers, is worth. Lower scores go first."""
+"""Metrics score layers or blocks of layers; the lowest score is dropped first."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Subject(Protocol):
         dense: the dense model.
         texts: the run's texts.
         cache: the folder that all runs share.
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
     """
 
     @property
@@ -43,7 +43,7 @@ class Subject(Protocol):
     def tokenizer(self) -> Any: ...
 
     def wanted(self) -> tuple[range, int]:
-        """Return where the block to drop may start, and its size; for a metric that stops early."""
+        """Return the possible starts of the block to drop, and its size, for a metric that stops early."""
         ...
 
 
@@ -51,25 +51,25 @@ class CalibrationText(Protocol):
     """The text that metrics read."""
 
     def identity(self, part: Literal["calibration"], /) -> Any:
-        """Return it by content, as JSON, without reading it."""
+        """Return the content of the text as JSON, without reading it."""
         ...
 
     def calibration(self) -> "Tokens":
-        """Return it, tokenised."""
+        """Return the text, tokenised."""
         ...
 
 
 @strict
 class Metric(ABC):
-    """Prices the layers of the dense model.
+    """Scores the layers of the dense model.
 
     Attributes:
-        reads_text: whether the calibration text is read at all.
-        bases: the values of ``model.quantise`` that it can score.
-        units: the values of ``prune.unit`` that it can score.
-        rescores: whether it runs the model, so that what is left after a removal can be scored again.
-        searches: whether it values any sub-network, so that a search can go by it: :class:`RemovalMetric`.
-        streams: whether it can go through a model that is not in memory, layer by layer.
+        reads_text: whether it reads the calibration text.
+        bases: the values of ``model.quantise`` that it supports.
+        units: the values of ``prune.unit`` that it supports.
+        rescores: whether it runs the model and can therefore score the remaining units after a removal.
+        searches: whether it gives the value of any sub-network, as a search needs: :class:`RemovalMetric`.
+        streams: whether it can score a model that is not in memory, layer by layer.
     """
 
     reads_text: ClassVar[bool] = True
@@ -80,11 +80,11 @@ class Metric(ABC):
     streams: ClassVar[bool] = True
 
     def reads(self, subject: "Subject") -> Any:
-        """What it reads beside the model, by content, as JSON."""
+        """Return the inputs other than the model, by content, as JSON."""
         return subject.texts.identity("calibration") if self.reads_text else None
 
     def prepare(self, subject: "Subject", unit: Unit) -> None:
-        """Fetch and check what it reads beside the calibration text, before a weight is loaded."""
+        """Fetch and check the inputs other than the calibration text, before a weight is loaded."""
         del subject, unit
 
     @abstractmethod
@@ -92,18 +92,18 @@ class Metric(ABC):
         """Score the layers of ``subject.dense.whole()`` on ``subject.texts.calibration()``; leave the model unchanged.
 
         Args:
-            subject: what the method works on.
-            removed: units that are gone already; what is left is numbered from 0. Empty unless ``rescores``.
-            unit: what is scored: whole layers, or their attentions or MLPs alone.
+            subject: the model and the text.
+            removed: units already removed; the remaining ones are numbered from 0. Empty unless ``rescores``.
+            unit: the unit to score: whole layers, or only their attentions or MLPs.
         """
 
 
 @strict
 class RemovalMetric(Metric):
-    """A metric that runs the model without a layer, or without any set of them.
+    """A metric that runs the model without a layer, or without any set of layers.
 
     Attributes:
-        batch: sequences a forward pass.
+        batch: sequences per forward pass.
     """
 
     batch: Annotated[int, Field(gt=0)]
@@ -113,10 +113,10 @@ class RemovalMetric(Metric):
 
     @abstractmethod
     def reading(self, subject: "Subject", samples: int | None) -> "Measurement":
-        """What is measured, on the first ``samples`` of what there is to read, or on all of it."""
+        """Return the measurement on the first ``samples`` of the available samples, or on all of them."""
 
     def without(self, subject: "Subject", drops: DropSets, unit: Unit, samples: int | None = None) -> list[float]:
-        """The value of the model without each set of units; lower is better."""
+        """Return the value of the model without each set of units; lower is better."""
         import torch
 
         from depthcut.model.decoder import shared_prefix
@@ -126,7 +126,7 @@ class RemovalMetric(Metric):
         return reading.aggregate(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()
 
     def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
-        """Score the single units, all candidates in one pass."""
+        """Score single units, all candidates in one pass."""
         import torch
 
         from depthcut.cut import scores

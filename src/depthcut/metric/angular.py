@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 @strict
 class Angular(Metric):
-    """``d(l, n) = arccos(cos(x_l, x_{l+n})) / pi``, averaged over the samples; 0 for a block that turns nothing.
+    """``d(l, n) = arccos(cos(x_l, x_{l+n})) / pi``, averaged over the samples; 0 for a block without rotation.
 
     Attributes:
-        token: at the last token of each sample that is no padding, as in the paper, or averaged over all of them.
-        batch: sequences a forward pass.
-        until: read no more text than it takes for ``prune=block``'s block to win in this share of a bootstrap's draws.
+        token: ``last``: the last token of each sample that is not padding, as in the paper; ``all``: mean over all
+            tokens.
+        batch: sequences per forward pass.
+        until: stop reading when the block of ``prune=block`` wins this share of bootstrap draws; None reads all text.
     """
 
     token: Literal["last", "all"]

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @strict
 class BlockInfluence(Metric):
-    """``BI(l, n) = 1 - E cos(x_l, x_{l+n})`` over all tokens; the papers' own is n = 1.
+    """``BI(l, n) = 1 - E cos(x_l, x_{l+n})`` over all tokens; the papers use n = 1.
 
     Attributes:
-        batch: sequences a forward pass.
-        until: read no more text than it takes for ``prune=block``'s block to win in this share of a bootstrap's draws.
+        batch: sequences per forward pass.
+        until: stop reading when the block of ``prune=block`` wins this share of bootstrap draws; None reads all text.
     """
 
     batch: Annotated[int, Field(gt=0)]

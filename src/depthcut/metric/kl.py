@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence of the model without a layer from the dense model (EvoPress, arXiv:2410.14649)."""
+"""Kullback-Leibler divergence from the dense model when a layer is removed (EvoPress, arXiv:2410.14649)."""
 
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,14 @@ class Kl(RemovalMetric):
     """``E_t KL(p_dense || p_without)`` of the next token, in nats, over all tokens of the calibration text."""
 
     def reading(self, subject: "Subject", samples: int | None) -> "Measurement":
-        """The calibration text, all of its tokens."""
+        """Return the measurement on all tokens of the calibration text."""
         from depthcut.model.decoder import shared_prefix
 
         batches = list(shared_prefix.SequenceBatch.from_tokens(subject.texts.calibration().first(samples), self.batch))
         return shared_prefix.Measurement("kl", self.divergence, True, batches, shared_prefix.mean_and_stderr)
 
     def divergence(self, logits_BTV: "Tensor", dense_BTV: "Tensor | None", targets_BT: "Tensor") -> "Tensor":
-        """Each position's divergence; 0 where there is no target."""
+        """Return the divergence at each position; 0 where there is no target."""
         assert dense_BTV is not None
         dense_log_BTV, log_BTV = dense_BTV.log_softmax(-1), logits_BTV.log_softmax(-1)
         return (dense_log_BTV.exp() * (dense_log_BTV - log_BTV)).sum(-1).where(targets_BT != -100, 0)

@@ -1,4 +1,4 @@
-"""How much of a block no linear map explains (Your Transformer is Secretly Linear, arXiv:2405.12250, section 3)."""
+"""Share of a block that no linear map explains (Your Transformer is Secretly Linear, arXiv:2405.12250, section 3)."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -21,26 +21,27 @@ if TYPE_CHECKING:
 
 MapKind = Literal["least_squares", "procrustes"]
 FittedMap = Callable[["Tensor"], "Tensor"]
-"""From the states Y behind a block, N x D, to what the map of the states X before it makes of them."""
+"""Maps the states Y after a block, N x D, to their prediction from the states X before it."""
 
-# A column of X that the others give but for this share of its length adds no rank: states are float32 at best.
+# A column of X adds no rank if the others explain all but this fraction of its length: states are float32 at best.
 RANK_TOLERANCE = 1e-6
-# Nor does one this much shorter than the longest: it does not move, and what is left of it is rounding.
+# Nor does one this much shorter than the longest: it is constant, and its remainder is rounding error.
 LENGTH_TOLERANCE = 1e-12
 
 
 @strict
 class Linearity(Metric):
-    """``min ||f(X) - Y||^2 / ||Y||^2`` over the maps f: X and Y are x_l and x_{l+n} over the tokens, each centred.
+    """``min ||f(X) - Y||^2 / ||Y||^2`` over maps f; X and Y are x_l and x_{l+n} over the tokens, each centred.
 
-    One pass; the states of the tokens at all edges are held in float32, 4 (L + 1) D bytes each. The standard error is
-    that of the residuals over the samples, and so is the bootstrap, with the map taken as it is.
+    Takes one pass and holds the tokens' states at all edges in float32, 4 (L + 1) D bytes per token. The standard error
+    and the bootstrap are those of the residuals over the samples, with the fitted map held fixed.
 
     Attributes:
-        map: ``least_squares``: any matrix, as in the paper; N tokens make it look better than it is, which is mended by
-            ``(N - 1) / (N - rank - 1)``. ``procrustes``: a rotation and a scale; takes an SVD of D x D for each block.
-        tokens: at most so many are compared, at even distances over all samples.
-        batch: sequences a forward pass.
+        map: ``least_squares``: any matrix, as in the paper; a fit to N tokens flatters it, which the factor
+            ``(N - 1) / (N - rank - 1)`` corrects. ``procrustes``: a rotation and a scale; takes an SVD of D x D per
+            block.
+        tokens: maximum number of tokens to compare, evenly spaced over all samples.
+        batch: sequences per forward pass.
     """
 
     map: MapKind
@@ -72,7 +73,10 @@ class Linearity(Metric):
         return Scores.of_blocks(shares, stderrs, int(sample_N[-1]) + 1, left_out, draws)
 
     def check(self, tokens: int, width: int, there: int) -> None:
-        """Refuse fewer tokens than the map needs: it takes any two points, and any ``width + 1``, to any others."""
+        """Refuse too few tokens.
+
+        Procrustes maps any two points exactly to any others, and least squares any ``width + 1``.
+        """
         needed = width + 2 if self.map == "least_squares" else 3
         if tokens < needed:
             raise UserError(
@@ -82,11 +86,11 @@ class Linearity(Metric):
 
 
 def collect_states(over: "HiddenStates", wanted: int) -> tuple["Tensor", "Tensor", int]:
-    """The states of ``wanted`` tokens at even distances, less those that are zero or not finite at some edge.
+    """Return the states of ``wanted`` evenly spaced tokens, except those that are zero or not finite at some edge.
 
     Returns:
-        The states, float32 E x N x D; for each token the number of its sample, of those that gave any, from 0; how many
-        samples gave none although some were wanted.
+        The states, float32 E x N x D; for each token the number of its sample, counted from 0 over the samples that
+            gave any; the number of samples that gave none although some were wanted.
     """
     import torch
 
@@ -112,7 +116,7 @@ def collect_states(over: "HiddenStates", wanted: int) -> tuple["Tensor", "Tensor
 def unexplained_shares(
     states_END: "Tensor", sample_N: "Tensor", kind: MapKind, device: str
 ) -> tuple[Matrix, Matrix, Array]:
-    """The unexplained share of each block, its standard error and its bootstrap draws, computed on ``device``."""
+    """Return the unexplained share of each block, its standard error and its bootstrap draws, computed on a device."""
     import torch
 
     edges, samples, sample_N = len(states_END), int(sample_N[-1]) + 1, sample_N.to(device)
@@ -135,13 +139,13 @@ def unexplained_shares(
 
 
 def centred_states(states_ND: "Tensor") -> "Tensor":
-    """The states less their mean, in float64."""
+    """Return the states minus their mean, in float64."""
     states_ND = states_ND.double()
     return states_ND - states_ND.mean(0)
 
 
 def least_squares(x_ND: "Tensor") -> tuple[FittedMap, int]:
-    """Fit by any matrix: project on the columns of X. The number is their rank."""
+    """Fit any matrix by projecting on the columns of X; return the map and their rank."""
     import torch
 
     length_D = x_ND.norm(dim=0)
@@ -151,13 +155,13 @@ def least_squares(x_ND: "Tensor") -> tuple[FittedMap, int]:
     own_R = r_RR.diagonal().abs() > RANK_TOLERANCE
     if not own_R.all():
         basis_NR, _ = torch.linalg.qr(unit_ND[:, own_R])
-    # What is left over is seen as a difference, so that float32 costs it nothing, and takes half the time.
+    # The residual is taken as a difference, so float32 costs no accuracy and halves the time.
     basis_NR = basis_NR.float()
     return lambda y_ND: basis_NR @ (basis_NR.T @ y_ND.float()), basis_NR.shape[1]
 
 
 def procrustes(x_ND: "Tensor") -> tuple[FittedMap, int]:
-    """Fit by a rotation (or reflection) and a scale: ``s X U V^T`` of ``X^T Y = U S V^T``, ``s = tr S / ||X||^2``."""
+    """Fit a rotation (or reflection) and a scale: ``s X U V^T`` of ``X^T Y = U S V^T``, ``s = tr S / ||X||^2``."""
     import torch
 
     def fit(y_ND: "Tensor") -> "Tensor":
@@ -168,7 +172,7 @@ def procrustes(x_ND: "Tensor") -> tuple[FittedMap, int]:
 
 
 def ratio_and_stderr(off_S: "Tensor", size_S: "Tensor") -> tuple[float, float]:
-    """``sum off / sum size`` and its standard error, each entry being a sample's."""
+    """Return ``sum off / sum size`` and its standard error, one entry per sample."""
     share, samples = off_S.sum() / size_S.sum(), len(off_S)
     spread = (off_S - share * size_S).square().sum() * samples / max(samples - 1, 1)
     return share.item(), (spread.sqrt() / size_S.sum()).item()

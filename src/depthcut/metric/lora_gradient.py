@@ -1,4 +1,4 @@
-"""Importance of a layer's weights, by the gradients of LoRA adapters alone (LoRAPrune, arXiv:2305.18403, eq. 10)."""
+"""Importance of a layer's weights from the gradients of LoRA adapters alone (LoRAPrune, arXiv:2305.18403, eq. 10)."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from depthcut.metric import Subject
 
-ADAPTER_NAME = "depthcut"  # of the adapters
+ADAPTER_NAME = "depthcut"
 log = logging.getLogger("depthcut")
 
 
@@ -28,14 +28,14 @@ log = logging.getLogger("depthcut")
 class LoraGradient(Metric):
     """``sum_ij [dL/d(BA)_ij (W + BA)_ij]^2`` over the weights of linear layers; L is the mean loss over all tokens.
 
-    To first order, to drop a weight is to set ``(BA)_ij = -W_ij``. The adapters stand as LoRA begins, A random and B
-    zero: the gradient is seen through A alone, as ``dL/dW A^T A``. The base is frozen and may be quantised. Gradients
-    are summed over the whole text, then squared as in the paper; its code takes absolute values instead.
+    The adapters are freshly initialised, A random and B zero: the gradient is seen through A alone, as ``dL/dW A^T A``.
+    The base is frozen and may be quantised. Gradients are summed over the whole text, then squared as in the paper; its
+    code takes absolute values instead. :mod:`depthcut.model.decoder.lora_gradients` derives the formula.
 
     Attributes:
-        rank: of the adapters: the higher, the nearer to the gradient of the weights themselves.
-        seed: of A.
-        batch: sequences a backward pass.
+        rank: rank of the adapters; a higher rank comes nearer to the gradient of the weights themselves.
+        seed: seed of A.
+        batch: sequences per backward pass.
     """
 
     rank: Rank
@@ -45,7 +45,7 @@ class LoraGradient(Metric):
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
     def prepare(self, subject: "Subject", unit: Unit) -> None:
-        """Check that each unit has linear layers, and report in one line what has no part in the scores.
+        """Check that each unit has linear layers; log in one line which weights have no part in the scores.
 
         Raises:
             UserError: if a unit has none, or the rank exceeds their widths.
@@ -59,7 +59,7 @@ class LoraGradient(Metric):
         )
 
     def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
-        """Score the single units; the adapters are taken off again."""
+        """Score single units; remove the adapters afterwards."""
         from depthcut.model.decoder import inputs
         from depthcut.model.decoder import layers as decoder_layers
 
@@ -73,14 +73,14 @@ class LoraGradient(Metric):
         with temporary_adapters(model, self.rank, self.seed):
             for ids_BT, mask_BT in track(text.batches(self.batch), "lora_gradient", batches):
                 given = inputs.model_inputs(model, ids_BT, mask_BT)
-                # The sum, because float16 could not hold the gradients of the mean.
+                # The sum, because float16 cannot hold the gradients of the mean.
                 inputs.token_losses(model(**given).logits[:, :-1], inputs.next_token_targets(given)).sum().backward()
             scores = [module_importance(part, tokens) for part in units]
         return Scores.of_layers(scores, [0.0] * len(scores), len(text))
 
 
 def check(layers: "list[nn.Module]", unit: Unit, rank: int) -> None:
-    """Do as :meth:`LoraGradient.prepare` says."""
+    """Check the units and the rank; see :meth:`LoraGradient.prepare`."""
     from depthcut.model.decoder import layers as decoder_layers
     from depthcut.model.decoder import linear
 
@@ -100,7 +100,7 @@ def check(layers: "list[nn.Module]", unit: Unit, rank: int) -> None:
 
 @contextmanager
 def temporary_adapters(model: "nn.Module", rank: int, seed: int) -> Generator[None]:
-    """Inside the ``with``, fresh adapters on all linear layers of the decoder's layers, and nothing else to train."""
+    """Attach fresh adapters to all linear layers of the decoder inside the ``with``; nothing else is trainable."""
     import torch
     from peft import LoraConfig, LoraModel
     from transformers.pytorch_utils import Conv1D
@@ -121,9 +121,9 @@ def temporary_adapters(model: "nn.Module", rank: int, seed: int) -> Generator[No
         tuner = LoraModel(
             model, LoraConfig(r=rank, lora_alpha=rank, target_modules=[*found], fan_in_fan_out=stored), ADAPTER_NAME
         )
-    for half in model.parameters():
-        if half.requires_grad:
-            half.data = half.data.float()  # their gradients add up over the batches
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()  # gradients accumulate over the batches
     try:
         yield
     finally:
@@ -133,34 +133,26 @@ def temporary_adapters(model: "nn.Module", rank: int, seed: int) -> Generator[No
 
 
 def module_importance(part: "nn.Module", tokens: int) -> float:
-    """The importance of all weights in ``part`` that have adapters, which hold gradients summed over ``tokens``."""
+    """Return the importance of all weights in ``part`` with adapters, which hold gradients summed over ``tokens``."""
     from peft.tuners.lora import LoraLayer
+
+    from depthcut.model.decoder import lora_gradients
 
     pairs: list[Any] = [module for module in part.modules() if isinstance(module, LoraLayer)]
     total = 0.0
     for pair in pairs:
         a_RI, b_OR = pair.lora_A[ADAPTER_NAME].weight, pair.lora_B[ADAPTER_NAME].weight
-        if b_OR.grad is not None:  # else no token comes by here
+        if b_OR.grad is not None:  # otherwise no token reached this layer
             grads = a_RI.grad / tokens, b_OR.grad / tokens
-            total += lora_importance(dequantised_weight(pair.get_base_layer()), a_RI.detach(), b_OR.detach(), *grads)
+            w_OI = lora_gradients.dequantised_weight(pair.get_base_layer()).float()
+            total += lora_importance(w_OI, a_RI.detach(), b_OR.detach(), *grads)
     return total
 
 
-def dequantised_weight(linear: Any) -> "Tensor":
-    """The weight of a linear layer in float32, O x I, whatever it is quantised to."""
-    from peft.utils.integrations import dequantize_bnb_weight, get_bnb_param_type
-
-    from depthcut.model.decoder.linear import orient_weight
-
-    held = linear.weight
-    if get_bnb_param_type(held):
-        held = dequantize_bnb_weight(held, getattr(linear, "state", None))
-    return orient_weight(linear, held).detach().float()
-
-
 def lora_importance(w_OI: "Tensor", a_RI: "Tensor", b_OR: "Tensor", grad_a_RI: "Tensor", grad_b_OR: "Tensor") -> float:
-    """Equation 10, summed: ``[(dL/dB A + B dL/dA - dL/dB dL/dA)_ij (W + BA)_ij]^2``."""
+    """Return equation 10, summed over the weights."""
     import torch
 
-    grad_OI = torch.addmm(grad_b_OR @ (a_RI - grad_a_RI), b_OR, grad_a_RI)
-    return grad_OI.mul_(torch.addmm(w_OI, b_OR, a_RI)).square_().sum(dtype=torch.float64).item()
+    from depthcut.model.decoder import lora_gradients
+
+    return lora_gradients.weight_importance(w_OI, a_RI, b_OR, grad_a_RI, grad_b_OR).sum(dtype=torch.float64).item()

@@ -1,4 +1,4 @@
-"""The magnitude of a layer's weights, without any text (Shortened LLaMA, arXiv:2402.02834, section 3.1: Mag)."""
+"""Magnitude of a layer's weights; reads no text (Shortened LLaMA, arXiv:2402.02834, section 3.1: Mag)."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @strict
 class Magnitude(Metric):
-    """``sum |W_ij|^p`` over all weights of a layer. Each tensor is read once, off the disk; no model is loaded.
+    """``sum |W_ij|^p`` over all weights of a layer. Each tensor is read from disk once; no model is loaded.
 
     Attributes:
         power: p.
@@ -32,6 +32,6 @@ class Magnitude(Metric):
         )
 
     def layer(self, subject: "Subject", index: int, unit: Unit) -> float:
-        """One unit's score, summed in float64."""
+        """Return the score of one unit, summed in float64."""
         tensors = subject.dense.tensors(index, unit).values()
         return sum(tensor[...].double().abs().pow(self.power).sum().item() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""The perplexity of the model without a layer (Shortened LLaMA, arXiv:2402.02834: PPL; SLEB, arXiv:2402.09025)."""
+"""Perplexity of the model without a layer (Shortened LLaMA, arXiv:2402.02834: PPL; SLEB, arXiv:2402.09025)."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from depthcut.metric import Subject
     from depthcut.model.decoder.shared_prefix import Measurement
 
-MAX_LOSS = 700.0  # nats; beyond them exp overflows
+MAX_LOSS = 700.0  # nats; exp overflows above
 
 
 @strict
@@ -19,14 +19,14 @@ class Perplexity(RemovalMetric):
     """``exp`` of the mean loss over all tokens of the calibration text, without the layer."""
 
     def reading(self, subject: "Subject", samples: int | None) -> "Measurement":
-        """The calibration text, all of its tokens."""
+        """Return the measurement on all tokens of the calibration text."""
         from depthcut.model.decoder import shared_prefix
 
         batches = list(shared_prefix.SequenceBatch.from_tokens(subject.texts.calibration().first(samples), self.batch))
         return shared_prefix.Measurement("perplexity", shared_prefix.loss_measure, False, batches, self.value)
 
     def value(self, sums_KN: "Tensor", count_N: "Tensor", weight_N: "Tensor") -> "tuple[Tensor, Tensor]":
-        """The perplexities and, to first order, their standard errors."""
+        """Return the perplexities and, to first order, their standard errors."""
         from depthcut.model.decoder import shared_prefix
 
         loss_K, stderr_K = shared_prefix.mean_and_stderr(sums_KN, count_N, weight_N)

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @strict
 class Random(Metric):
-    """Uniform in [0, 1), a layer at a time.
+    """A uniform score in [0, 1) per layer.
 
     Attributes:
-        seed: other seeds, other scores.
+        seed: seed of the scores.
     """
 
     seed: Annotated[int, Field(ge=0)]

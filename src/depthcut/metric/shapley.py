@@ -1,4 +1,4 @@
-"""Sampled Shapley values: what a layer takes off the loss, over sub-networks (arXiv:2407.16286; Castro et al. 2009)."""
+"""Sampled Shapley values: mean effect of a layer on sub-networks' loss (arXiv:2407.16286; Castro et al. 2009)."""
 
 import math
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @strict
 class Shapley(Metric):
-    """``E_order loss(without i and all before i) - loss(without all before i)``: the mean rise when layer i goes too.
+    """``E_order loss(without i and all before i) - loss(without all before i)``: mean rise when layer i is removed too.
 
-    Every second order is the reverse of the one before, which halves the variance and has every layer drawn. With
-    ``reach=1`` orders are followed to their ends: the Shapley value. With less, only to cuts as deep as are asked for
-    in practice; what a model of three layers says of a fourth is of no interest to who cuts a third.
+    Every second order reverses the one before, which halves the variance and draws every layer. With ``reach=1``,
+    orders are followed to their ends: the Shapley value. A smaller reach stops at the deepest cuts used in practice,
+    because the value of a layer in a model of three layers is irrelevant to a cut of one third.
 
     Attributes:
-        orders: how many, an even number.
-        reach: share of the layers that are taken away in an order.
-        seed: other seeds, other orders.
-        batch: sequences a forward pass.
+        orders: number of orders, even.
+        reach: fraction of the layers that each order removes.
+        seed: seed of the orders.
+        batch: sequences per forward pass.
     """
 
     orders: Annotated[int, Field(ge=2, multiple_of=2)]
@@ -38,14 +38,14 @@ class Shapley(Metric):
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
     def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
-        """Score the single units; the sub-networks of an order travel together."""
+        """Score single units; the sub-networks of an order share a pass."""
         import numpy as np
 
         left = [layer for layer in range(subject.dense.depth) if layer not in removed]
-        chance = np.random.default_rng(self.seed)
+        rng = np.random.default_rng(self.seed)
         orders: list[list[int]] = []
         for _ in range(self.orders // 2):
-            order = [int(layer) for layer in chance.permutation(left)]
+            order = [int(layer) for layer in rng.permutation(left)]
             orders += [order, order[::-1]]
         steps = math.ceil(self.reach * len(left))
         return self.scored(subject, removed, unit, left, [order[:steps] for order in orders])
@@ -53,7 +53,7 @@ class Shapley(Metric):
     def scored(
         self, subject: "Subject", removed: tuple[int, ...], unit: Unit, left: list[int], orders: Sequence[Sequence[int]]
     ) -> Scores:
-        """The mean rise for each unit of ``left``, over the orders that come to it; its error is over the orders."""
+        """Return the mean rise for each unit of ``left``, and its error, over the orders that reach it."""
         import numpy as np
 
         rises: dict[int, list[float]] = {layer: [] for layer in left}
@@ -66,7 +66,7 @@ class Shapley(Metric):
         return Scores.of_layers(means, [float(error) for error in errors], len(subject.texts.calibration()))
 
     def losses(self, subject: "Subject", drops: list[tuple[int, ...]], unit: Unit) -> list[float]:
-        """The mean loss of a token without each of ``drops``."""
+        """Return the mean loss per token without each of ``drops``."""
         import torch
 
         from depthcut.model.decoder import shared_prefix

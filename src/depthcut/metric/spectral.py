@@ -1,4 +1,4 @@
-"""The power-law exponent of a layer's spectra, without any text (AlphaPruning, arXiv:2410.10912: PL_Alpha_Hill)."""
+"""Power-law exponent of a layer's weight spectra; reads no text (AlphaPruning, arXiv:2410.10912: PL_Alpha_Hill)."""
 
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
     from depthcut.metric import Subject
 
-# What a float32 matrix cannot tell from a flat spectrum: the mean logarithm over the tail is taken as no less.
+# Lower bound of the mean logarithm over the tail; float32 cannot tell a smaller one from a flat spectrum.
 MIN_MEAN_LOG = 1e-6
 
 
 @strict
 class Spectral(Metric):
-    """Minus the exponent ``alpha`` of ``W^T W``'s eigenvalues, averaged over a layer's matrices.
+    """Negative exponent ``alpha`` of the eigenvalues of ``W^T W``, averaged over a layer's matrices.
 
-    A heavy tail, a small alpha, is the mark of a well trained matrix; a layer of large alpha is under-trained and goes
-    first, so that the score is minus alpha. Each matrix is read once, off the disk; no model is loaded.
+    A heavy tail, a small alpha, marks a well-trained matrix. A layer with a large alpha is under-trained and is dropped
+    first, hence the sign. Each matrix is read from disk once; no model is loaded.
     """
 
     reads_text: ClassVar[bool] = False
 
     def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
-        """Score the single units.
+        """Score single units.
 
         Raises:
-            UserError: if a unit has no matrix of rank two or more.
+            UserError: if a unit has no matrix of rank 2 or more.
         """
         assert not removed
         depth = subject.dense.depth
@@ -41,9 +41,9 @@ class Spectral(Metric):
         return Scores.of_layers(scores, [0.0] * depth)
 
     def alpha(self, subject: "Subject", index: int, unit: Unit) -> float:
-        """The mean exponent of one unit's matrices; norms, biases and matrices of rank 0 or 1 have none.
+        """Return the mean exponent of one unit's matrices; norms, biases and matrices of rank 0 or 1 have none.
 
-        Each expert of a fused stack of them counts as a matrix, as it does where files keep experts apart.
+        Each expert of a fused stack counts as a matrix, as it does in files that store experts separately.
         """
         tensors = subject.dense.tensors(index, unit).values()
         shapes = ((tensor, tensor.get_shape()) for tensor in tensors)
@@ -59,9 +59,9 @@ class Spectral(Metric):
 
 
 def gram_eigenvalues(matrix: "Tensor") -> "Tensor":
-    """The eigenvalues of ``W^T W`` that are not zero, ascending: the smaller of its two products has them all.
+    """Return the nonzero eigenvalues of ``W^T W``, ascending, from the smaller of ``W^T W`` and ``W W^T``.
 
-    In float64, where squaring costs no digits that matter; it takes no longer than singular values in float32.
+    In float64, where squaring loses no relevant digits; it takes no longer than singular values in float32.
     """
     import torch
 
@@ -71,12 +71,13 @@ def gram_eigenvalues(matrix: "Tensor") -> "Tensor":
 
 
 def hill_exponent(ascending_N: "Tensor") -> float | None:
-    """Hill's estimate over the upper half: ``1 + k / sum_{i=1..k} ln(lambda_{n-i+1} / lambda_{n-k})``, k = n // 2.
+    """Return Hill's estimate ``1 + k / sum_{i=1..k} ln(lambda_{n-i+1} / lambda_{n-k})`` over the upper half.
 
-    The public code (``xmin_mid``) also counts the smallest of its tail, whose own logarithm is 0, as one of k.
+    k is n // 2. The public code (``xmin_mid``) also counts the smallest eigenvalue of its tail, whose own logarithm is
+    0, in k.
 
     Returns:
-        None where there are not two eigenvalues.
+        The estimate, or None for fewer than two eigenvalues.
     """
     logs_N = ascending_N.log()
     k = len(logs_N) // 2

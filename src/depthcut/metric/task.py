@@ -1,4 +1,4 @@
-"""What questions tell: the drop of accuracy, or of the answers' log-likelihood, without a layer (arXiv:2407.16286)."""
+"""Drop in accuracy, or in the answers' log-likelihood, on questions when a layer is removed (arXiv:2407.16286)."""
 
 import math
 from collections.abc import Iterator
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @strict
 class Task(RemovalMetric):
-    """The value of a model is the share of wrong answers, or the mean negative log-likelihood of the right one in nats.
+    """Share of wrong answers, or mean negative log-likelihood of the right answers in nats.
 
-    An answer's log-likelihood is the sum over its tokens behind the question, as lm-eval's ``acc`` has it. The
-    questions are the last of each set; those that ``eval`` measures are the first, and no question may be both.
+    An answer's log-likelihood is the sum over its tokens after the question, as in lm-eval's ``acc``. The metric reads
+    the last questions of each set and ``eval`` the first; no question may be in both.
 
     Attributes:
         tasks: local question sets.
-        items: questions of each.
-        by: what counts.
+        items: questions per set.
+        by: ``accuracy`` or ``likelihood``.
     """
 
     tasks: Annotated[list[str], Field(min_length=1)]
@@ -42,7 +42,7 @@ class Task(RemovalMetric):
             raise UserError(f"metric.tasks: no local set {strangers[0]!r}; there are: {', '.join(questions.SET_NAMES)}")
 
     def reads(self, subject: "Subject") -> Any:
-        """The questions."""
+        """Return the digests of the question sets."""
         del subject
         return {task: questions.questions_digest(task) for task in self.tasks}
 
@@ -59,7 +59,7 @@ class Task(RemovalMetric):
                 raise UserError(f"metric.items: wanted {self.items} of {task}, which has {there}")
 
     def reading(self, subject: "Subject", samples: int | None) -> "Measurement":
-        """Each choice of each question as a sequence; the targets are the tokens of the choice."""
+        """Return the measurement with one sequence per choice of a question; targets are the tokens of the choice."""
         from depthcut.model.decoder import inputs, layers, shared_prefix
 
         asked = [item for task in self.tasks for item in questions.load_questions(task, subject.cache)[-self.items :]][
@@ -80,13 +80,13 @@ class Task(RemovalMetric):
     def value(
         self, sums_KN: "Tensor", weight_N: "Tensor", sizes_Q: list[int], right_Q: list[int]
     ) -> "tuple[Tensor, Tensor]":
-        """The value of each sub-network and its standard error over the questions, K each.
+        """Return the value of each sub-network and its standard error over the questions, K each.
 
         Args:
-            sums_KN: each choice's negative log-likelihood; the choices of a question follow each other.
-            weight_N: a question has that of its first choice.
-            sizes_Q: how many choices a question has.
-            right_Q: which of them is right.
+            sums_KN: negative log-likelihood of each choice; the choices of a question are adjacent.
+            weight_N: weight of each choice; a question takes that of its first choice.
+            sizes_Q: number of choices of each question.
+            right_Q: index of the right choice of each question.
         """
         import torch
 
@@ -104,9 +104,9 @@ class Task(RemovalMetric):
 def question_batches(
     tokenizer: Any, pairs: list[tuple[str, str]], size: int, longest: int | None
 ) -> "Iterator[SequenceBatch]":
-    """Question and choice, ``size`` pairs at a time, padded on the right; targets are the choice's tokens alone.
+    """Yield ``size`` pairs of question and choice at a time, padded on the right; only the choice's tokens are targets.
 
-    Of a pair of more than ``longest`` tokens the last ones are kept, as lm-eval does.
+    A pair of more than ``longest`` tokens keeps its last ones, as in lm-eval.
     """
     import torch
 

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @strict
 class Taylor(Metric):
-    """``sum_ij |W_ij dL/dW_ij|`` over all weights of a layer, its norms included; L is the mean loss over all tokens.
+    """``sum_ij |W_ij dL/dW_ij|`` over all weights of a layer, norms included; L is the mean loss over all tokens.
 
-    The gradient is summed over the whole text before the absolute value is taken, as in the paper's code. A weight's
-    gradient is used and freed as soon as it is there; the sums need one float32 a weight.
+    The gradient is summed over the whole text before the absolute value is taken, as in the paper's code. Each weight's
+    gradient is used and freed at once; the sums take one float32 per weight.
 
     Attributes:
-        batch: sequences a backward pass.
+        batch: sequences per backward pass.
     """
 
     batch: Annotated[int, Field(gt=0)]
@@ -57,7 +57,7 @@ class Taylor(Metric):
 
 
 class GradientProducts:
-    """Inside the ``with``, adds up W * dL/dW of the decoder layers' weights; no other weight gets a gradient."""
+    """Sums W * dL/dW of the decoder layers' weights inside the ``with``; no other weight gets a gradient."""
 
     def __init__(self, model: "nn.Module", layers: "Sequence[list[nn.Parameter]]") -> None:
         self.before = {weight: weight.requires_grad for weight in model.parameters()}
@@ -79,7 +79,7 @@ class GradientProducts:
             weight.requires_grad_(needed)
 
     def add(self, weight: "nn.Parameter") -> None:
-        """Take a weight's gradient and free it."""
+        """Add a weight's product with its gradient, and free the gradient."""
         import torch
 
         assert weight.grad is not None
@@ -89,5 +89,5 @@ class GradientProducts:
         weight.grad = None
 
     def size(self, weight: "nn.Parameter") -> float:
-        """The sum of the absolute values."""
+        """Return the sum of the absolute values."""
         return self.sums[weight].abs().double().sum().item()

@@ -1,4 +1,4 @@
-"""The size of a block's update, in L1 or L2, absolute or relative (Deeper look at depth pruning, arXiv:2407.16286)."""
+"""Size of a block's update, in L1 or L2, absolute or relative (A deeper look at depth pruning, arXiv:2407.16286)."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @strict
 class Update(Metric):
-    """``E ||x_{l+n} - x_l||_p`` over all tokens, or each divided by ``||x_l||_p``.
+    """``E ||x_{l+n} - x_l||_p`` over all tokens, each optionally divided by ``||x_l||_p``.
 
     Attributes:
         norm: p.
-        relative: divide by the norm of the block's input.
-        batch: sequences a forward pass.
-        until: read no more text than it takes for ``prune=block``'s block to win in this share of a bootstrap's draws.
+        relative: whether to divide by the norm of the block's input.
+        batch: sequences per forward pass.
+        until: stop reading when the block of ``prune=block`` wins this share of bootstrap draws; None reads all text.
     """
 
     norm: Literal[1, 2]
@@ -43,7 +43,7 @@ class Update(Metric):
         return hidden_states.score_blocks(over, self.size)
 
     def size(self, states_NED: "Tensor") -> "Tensor":
-        """The norm of the difference between each pair of edges; entry (i, j) is relative to edge i."""
+        """Return the norm of the difference between each pair of edges; entry (i, j) is relative to edge i."""
         import torch
 
         size_NEE = torch.cdist(states_NED, states_NED, p=self.norm, compute_mode="donot_use_mm_for_euclid_dist")

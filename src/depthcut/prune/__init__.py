@@ -1,4 +1,4 @@
-"""Pruners: which layers, or halves of layers, go, given what they are worth and how many are to go."""
+"""Pruners choose the layers or sublayers to drop, given their scores and the size of the cut."""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 
 
 class ScoreFunction(Protocol):
-    """Runs the metric, at a price. Units are of the pruner's kind: layers, or their attentions or MLPs."""
+    """Runs the metric, which is expensive. Units are those of the pruner: layers, or their attentions or MLPs."""
 
     def __call__(self, removed: tuple[int, ...] = ()) -> Scores:
-        """The scores of the model without the units ``removed``; what is left is numbered from 0."""
+        """Return the scores of the model without the units ``removed``; the remaining units are numbered from 0."""
         ...
 
     def without(self, drops: Sequence[tuple[int, ...]], samples: int | None = None) -> list[float]:
-        """The value, lower is better, of the model without each of these sets of units.
+        """Return the value of the model without each of these sets of units; lower is better.
 
         Args:
             drops: the sets, numbered as in the whole model.
-            samples: read only so many of the calibration sequences, the first; None: all.
+            samples: number of calibration sequences to read, from the first; None reads all.
         """
         ...
 
 
 @strict
 class Prune(ABC):
-    """Decides on a plan.
+    """Chooses a plan.
 
     Attributes:
-        reads_scores: whether the plan depends on the metric at all.
-        rescores: whether it asks the metric again about what is left after a removal.
+        reads_scores: whether the plan depends on the metric.
+        rescores: whether it asks the metric to score the remaining units after a removal.
         searches: whether it asks the metric for the value of whole sets.
     """
 
@@ -48,29 +48,29 @@ class Prune(ABC):
     rescores: ClassVar[bool] = False
     searches: ClassVar[bool] = False
 
-    if TYPE_CHECKING:  # a knob of most pruners, and out of the file in the one that reads it: no field of this class
+    if TYPE_CHECKING:  # an option of most pruners, but read from the file by prune=plan: no field here
 
         @property
         def unit(self) -> Unit:
-            """What goes: layers, or only their attentions or MLPs."""
+            """The unit to drop: layers, or only their attentions or MLPs."""
             ...
 
     @property
     def needs_weights(self) -> bool:
-        """Whether the shape must say what the units weigh; else ``Shape(depth)`` will do."""
+        """True if the shape must include the units' sizes; otherwise ``ModelSize(depth)`` is enough."""
         return False
 
     def check(self, checkpoint: "Checkpoint") -> None:
-        """Refuse a model that this pruner was not made for, before anything else is read of it.
+        """Refuse a model that this pruner was not made for, before reading anything else of it.
 
         Raises:
-            UserError: in that case.
+            UserError: if the model does not fit.
         """
         del checkpoint
 
     @abstractmethod
     def count(self, shape: ModelSize) -> int:
-        """How many units of a model go.
+        """Return the number of units to drop.
 
         Raises:
             UserError: if too few would stay, or the budget cannot be met.
@@ -78,28 +78,28 @@ class Prune(ABC):
 
     @abstractmethod
     def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
-        """Choose the units that go."""
+        """Choose the units to drop."""
 
     def content(self) -> Any:
-        """What it reads beside its knobs, by content, as JSON."""
+        """Return the inputs other than the options, by content, as JSON."""
         return None
 
 
 @strict
 class SizedPrune(Prune):
-    """A pruner that is told how much to cut: a share, a number, or a budget for what is left.
+    """A pruner with a size of the cut: a fraction, a number of units, or a budget for the pruned model.
 
-    Of ``layers`` and the three budgets at most one is set, and it then wins over ``frac``.
+    At most one of ``layers`` and the three budgets is set; it overrides ``frac``.
 
     Attributes:
-        frac: share of the units to drop, in [0, 1), rounded to the nearest whole unit.
+        frac: fraction of the units to drop, in [0, 1), rounded to the nearest whole unit.
         layers: number of units to drop.
-        parameters: at most so many are left in the whole model.
-        weight_bytes: at most so many bytes of weights are left, quantised as the run does it.
-        cache_bytes: at most so many bytes of KV cache a token are left.
-        unit: what goes: layers, or only their attentions or MLPs.
-        keep_first: the first layers that must stay whole.
-        keep_last: the last layers that must stay whole.
+        parameters: maximum number of parameters in the pruned model as a whole.
+        weight_bytes: maximum bytes of weights in the pruned model, quantised as in the run.
+        cache_bytes: maximum bytes of KV cache per token in the pruned model.
+        unit: the unit to drop: layers, or only their attentions or MLPs.
+        keep_first: number of first layers that must stay whole.
+        keep_last: number of last layers that must stay whole.
     """
 
     frac: Annotated[float, Field(ge=0, lt=1)]
@@ -110,7 +110,7 @@ class SizedPrune(Prune):
     unit: Unit  # pyright: ignore[reportIncompatibleMethodOverride]
     keep_first: Annotated[int, Field(ge=0)]
     keep_last: Annotated[int, Field(ge=0)]
-    # The number of units that they come to is in the point's digest.
+    # The point's digest holds the resulting number of units instead.
     incidental: ClassVar[frozenset[str]] = frozenset({"frac", "layers", *get_args(Quantity)})
 
     def __post_init__(self) -> None:
@@ -120,31 +120,31 @@ class SizedPrune(Prune):
 
     @property
     def budget(self) -> Quantity | None:
-        """The one of the three budgets that is set."""
+        """The one of the three budgets that is set, or None."""
         return next((name for name in get_args(Quantity) if getattr(self, name) is not None), None)
 
     @property
     def needs_weights(self) -> bool:
-        """Whether there is a budget."""
+        """True if a budget is set."""
         return self.budget is not None
 
     def free(self, depth: int) -> range:
-        """The layers that may go, or lose a half."""
+        """Return the layers that may be dropped or lose a sublayer."""
         return range(self.keep_first, depth - self.keep_last)
 
     def most(self, depth: int) -> int:
-        """How many of ``depth`` units may go at most: one stays in any case."""
+        """Return the maximum number of ``depth`` units to drop; at least one stays."""
         return max(0, min(len(self.free(depth)), depth - 1))
 
     def count(self, shape: ModelSize) -> int:
-        """How many units of a model go.
+        """Return the number of units to drop.
 
-        With a budget and units that weigh differently this is the smallest n of which any n units that may go are
-        enough: the n lightest of them weigh at least what must go. A cut chosen later thus meets the budget for sure,
-        and may leave less than that.
+        For a budget and units of different sizes, this is the smallest n for which any n units that may go are enough:
+        even the n lightest weigh at least as much as must go. A cut chosen later thus always meets the budget, and may
+        leave less than it allows.
 
         Raises:
-            UserError: if no unit would stay, or fewer than the ones that must, or the budget cannot be met.
+            UserError: if no unit would stay, or fewer than must stay, or the budget cannot be met.
         """
         if self.budget:
             return self._within(shape, self.budget)
@@ -160,7 +160,6 @@ class SizedPrune(Prune):
         return n
 
     def _within(self, shape: ModelSize, quantity: Quantity) -> int:
-        """The number of units for a budget."""
         units, whole, wanted = shape.per_unit(quantity), shape.total[quantity], getattr(self, quantity)
         assert len(units) == shape.depth
         lightest = sorted(units[layer] for layer in self.free(shape.depth))[: self.most(shape.depth)]
@@ -178,7 +177,7 @@ class SizedPrune(Prune):
 
     @property
     def _must(self) -> str:
-        """What must stay, in words."""
+        """The layers that must stay, in words."""
         ends = [("first", self.keep_first), ("last", self.keep_last)]
         named = [f"the {end} {count}" if count > 1 else f"the {end}" for end, count in ends if count]
         if not named:

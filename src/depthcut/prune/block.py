@@ -1,4 +1,4 @@
-"""The block of n layers that scores lowest (Gromov et al. 2024, arXiv:2403.17887, equation 6)."""
+"""The block of n layers with the lowest score (Gromov et al. 2024, arXiv:2403.17887, equation 6)."""
 
 from typing import ClassVar
 
@@ -10,15 +10,15 @@ from depthcut.runtime.strict import strict
 
 @strict
 class Block(SizedPrune):
-    """Drops layers l* .. l*+n-1 with l* = arg min over l of the block's score; the first of equals.
+    """Drops layers l* .. l*+n-1 with l* = arg min over l of the block's score; the first of several wins.
 
-    The plan notes in which share of a bootstrap over the samples each start wins.
+    The plan notes the share of bootstrap draws over the samples that each start wins.
     """
 
     reads_scores: ClassVar[bool] = True
 
     def starts(self, shape: ModelSize, n: int) -> range:
-        """Where a block of n units may start."""
+        """Return the possible starts of a block of n units."""
         return range(self.keep_first, shape.depth - self.keep_last - n + 1)
 
     def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:

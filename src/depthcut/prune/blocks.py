@@ -1,4 +1,4 @@
-"""K blocks that do not overlap, of n layers in all, with the lowest sum of scores (ReplaceMe, arXiv:2505.02819)."""
+"""At most K disjoint blocks, of n layers in total, with the lowest sum of scores (ReplaceMe, arXiv:2505.02819)."""
 
 from functools import cache
 from typing import Annotated, ClassVar
@@ -16,10 +16,10 @@ BlockChoice = tuple[float, tuple[tuple[int, int], ...]]
 
 @strict
 class Blocks(SizedPrune):
-    """The best of all ways to cut at most K blocks, by dynamic programming: exact, in O(K n^2 L) steps.
+    """The best cut into at most K blocks, found by dynamic programming: exact, in O(K n^2 L) steps.
 
     Attributes:
-        blocks: K. A kept layer stands between two blocks; where fewer blocks score lower, fewer are cut.
+        blocks: K. A kept layer separates two blocks. If fewer blocks score lower, fewer are cut.
     """
 
     blocks: Annotated[int, Field(gt=0)]
@@ -36,11 +36,11 @@ class Blocks(SizedPrune):
 
 
 def best_blocks(scores: Scores, free: range, n: int, most: int) -> BlockChoice:
-    """The lowest sum over at most ``most`` blocks, ``n`` layers in all, within ``free``; and the (start, size)s."""
+    """Return the lowest sum over at most ``most`` blocks in ``free``, ``n`` layers in total, and (start, size)s."""
 
     @cache
     def from_layer(layer: int, left: int, blocks: int) -> BlockChoice:
-        """The best way to cut ``left`` more layers at ``layer`` or deeper, in at most ``blocks`` blocks."""
+        """Return the best way to cut ``left`` more layers at ``layer`` or deeper, in at most ``blocks`` blocks."""
         if left == 0:
             return 0.0, ()
         if blocks == 0 or free.stop - layer < left:

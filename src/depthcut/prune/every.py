@@ -1,4 +1,4 @@
-"""Every k-th layer: n layers at even distances (Fan et al., LayerDrop, arXiv:1909.11556), as a control."""
+"""Every k-th layer: n evenly spaced layers (Fan et al., LayerDrop, arXiv:1909.11556), as a control."""
 
 from typing import ClassVar
 
@@ -10,12 +10,12 @@ from depthcut.runtime.strict import strict
 
 @strict
 class Every(SizedPrune):
-    """Drops the layers in the middle of n equal stretches of those that may go."""
+    """Divides the layers that may go into n equal stretches and drops the middle layer of each."""
 
     reads_scores: ClassVar[bool] = False
 
     def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
-        """Choose the layers by their places alone."""
+        """Choose the layers by their positions alone."""
         del score
         n, free = self.count(shape), self.free(shape.depth)
         return Plan(shape.depth, tuple(free[(2 * i + 1) * len(free) // (2 * n)] for i in range(n)), self.unit)

@@ -1,4 +1,4 @@
-"""Evolutionary search among all cuts of one size (EvoPress, Sieberling et al., arXiv:2410.14649, algorithm 1)."""
+"""Evolutionary search over all cuts of one size (EvoPress, Sieberling et al., arXiv:2410.14649, algorithm 1)."""
 
 import logging
 from dataclasses import dataclass, field
@@ -16,24 +16,25 @@ from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
 Candidate = tuple[int, ...]
-MAX_SWAPS = 3  # of a child, at most
+MAX_SWAPS = 3  # per child
 log = logging.getLogger("depthcut")
 
 
 @strict
 class Evolution(SizedPrune):
-    """One parent; its children swap a few dropped units for kept ones and are selected in steps, on more and more text.
+    """One parent; its children swap a few dropped units for kept ones and are selected in steps, on increasing text.
 
-    The start is the cut of :mod:`depthcut.prune.lowest` on the text of the first step. The parent takes part in the
-    last step, so a generation is never worse than the one before. All cuts meet the same text, so no cut is measured
-    twice on as much of it, and what has met the last step once is not born again: it has lost.
+    The search starts from the cut of :mod:`depthcut.prune.lowest` on the text of the first step. The parent takes part
+    in the last step, so no generation is worse than the one before. All cuts are measured on the same text: no cut is
+    measured twice on the same amount of it, and a cut that has reached the last step once has lost and is not generated
+    again.
 
     Attributes:
-        generations: at most; the search ends sooner where every cut within reach has been measured.
-        offspring: children of a generation.
-        survivors: how many are left after each selection step; 1, the next parent, after the last.
-        samples: sequences of calibration text that each step reads: more each time.
-        seed: other seeds, other children.
+        generations: maximum number of generations; the search ends earlier if every cut within reach has been measured.
+        offspring: children per generation.
+        survivors: number of cuts left after each selection step; 1, the next parent, after the last.
+        samples: sequences of calibration text that each step reads, increasing from step to step.
+        seed: seed of the children.
     """
 
     generations: Annotated[int, Field(gt=0)]
@@ -57,7 +58,7 @@ class Evolution(SizedPrune):
             raise UserError(f"prune.samples must be numbers that increase from step to step, got {self.samples}")
 
     def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
-        """Search."""
+        """Search for the cut with the lowest value."""
         n, free = self.count(shape), self.free(shape.depth)
         if n == 0:
             return Plan(shape.depth, (), self.unit)
@@ -83,11 +84,11 @@ class Evolution(SizedPrune):
         return Plan(shape.depth, parent, self.unit, notes=notes)
 
     def content(self) -> Any:
-        """On how much text the start is chosen."""
+        """Return the amount of text on which the start is chosen."""
         return {"start": self.samples[0]}
 
     def children(self, parent: Candidate, free: range, found: "CandidateScores", random: Random) -> list[Candidate]:
-        """Cuts near ``parent``, no two the same, none that has met the last step; fewer where no more are in reach."""
+        """Return distinct cuts near ``parent`` that have not reached the last step; fewer if no more are in reach."""
         kept = len(free) - len(parent)
         past = found.met(self.samples[-1])
         near = sum(comb(len(parent), swaps) * comb(kept, swaps) for swaps in range(1, MAX_SWAPS + 1))
@@ -100,7 +101,7 @@ class Evolution(SizedPrune):
         return list(born)
 
     def selected(self, children: list[Candidate], parent: Candidate, found: "CandidateScores") -> Candidate:
-        """The next parent."""
+        """Return the next parent."""
         left = children
         for step, (survivors, samples) in enumerate(zip(self.survivors, self.samples, strict=True), start=1):
             contest = [*left, parent] if step == len(self.samples) else left
@@ -110,18 +111,18 @@ class Evolution(SizedPrune):
 
 @dataclass
 class CandidateScores:
-    """What is known of the cuts so far.
+    """Values of the cuts measured so far.
 
     Attributes:
-        score: measures them.
-        values: of a cut on so many sequences.
+        score: measures cuts.
+        values: the value of each pair of a cut and a number of sequences.
     """
 
     score: ScoreFunction
     values: dict[tuple[Candidate, int], float] = field(default_factory=dict[tuple[Candidate, int], float])
 
     def ranked(self, cuts: list[Candidate], samples: int) -> list[Candidate]:
-        """The best first; those not measured on so many sequences are measured, together."""
+        """Return the cuts, best first; measure together those not yet measured on this many sequences."""
         new = [cut for cut in cuts if (cut, samples) not in self.values]
         if new:
             known = self.score.without(new, samples)
@@ -129,17 +130,20 @@ class CandidateScores:
         return sorted(cuts, key=lambda cut: (self.values[cut, samples], cut))
 
     def value(self, cut: Candidate, samples: int) -> float:
-        """Of one cut."""
+        """Return the value of one cut."""
         self.ranked([cut], samples)
         return self.values[cut, samples]
 
     def met(self, samples: int) -> set[Candidate]:
-        """The cuts measured on so many sequences."""
+        """Return the cuts measured on this many sequences."""
         return {cut for cut, sequences in self.values if sequences == samples}
 
 
 def mutate_candidate(parent: Candidate, free: range, random: Random) -> Candidate:
-    """Level switch: k dropped units return and k kept ones go, k the lower of two draws of 1, 2 or 3."""
+    """Return a child by level switch: k dropped units return and k kept ones go.
+
+    k is the lower of two draws of 1, 2 or 3.
+    """
     kept = [layer for layer in free if layer not in parent]
     k = min(random.randint(1, MAX_SWAPS), random.randint(1, MAX_SWAPS), len(parent), len(kept))
     return tuple(sorted({*parent} - {*random.sample(parent, k)} | {*random.sample(kept, k)}))

@@ -1,4 +1,4 @@
-"""One layer at a time, scored again after each removal (SLEB, arXiv:2402.09025, algorithm 1)."""
+"""One layer at a time, rescored after each removal (SLEB, arXiv:2402.09025, algorithm 1)."""
 
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from depthcut.runtime.strict import strict
 
 @strict
 class Greedy(SizedPrune):
-    """Drops the layer that scores lowest, n times. Each round's scores are kept: a deeper cut goes on from them."""
+    """Drops the layer with the lowest score, n times. The scores of each round are cached: a deeper cut reuses them."""
 
     reads_scores: ClassVar[bool] = True
     rescores: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""The n layers that score lowest one by one, wherever they are (Shortened LLaMA, arXiv:2402.02834; ShortGPT)."""
+"""The n layers with the lowest single scores, anywhere in the model (Shortened LLaMA, arXiv:2402.02834; ShortGPT)."""
 
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from depthcut.runtime.strict import strict
 
 @strict
 class Lowest(SizedPrune):
-    """One shot: the layers are ranked once. With ``keep_first=4 keep_last=2``, Shortened LLaMA's Taylor+ and PPL+."""
+    """Ranks the layers once. With ``keep_first=4 keep_last=2`` this is Shortened LLaMA's Taylor+ and PPL+."""
 
     reads_scores: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""Layers by hand, on the command line or in a file, or the plan.json of an earlier run."""
+"""Layers chosen by hand, on the command line or in a file, or the plan.json of an earlier run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @strict
 class Given(Prune):
-    """Drops the layers that it is given.
+    """Drops the given layers.
 
     Attributes:
-        drop: the layers, and spans of layers with both ends included, such as ``[3, "11-18"]``.
-        path: or a JSON file with at least ``{"drop": [...]}``: layers, half-open spans ``[start, stop]``, or
+        drop: layers, and spans of layers with both ends included, such as ``[3, "11-18"]``.
+        path: a JSON file instead, with at least ``{"drop": [...]}``: layers, half-open spans ``[start, stop]``, or
             ``"first-last"``. A plan that names its model fits no other.
     """
 
@@ -35,7 +35,7 @@ class Given(Prune):
     @field_validator("drop", mode="before")
     @classmethod
     def listed(cls, drop: Any) -> Any:
-        """Take one span without brackets, and refuse half-open spans, which could be mistaken for these."""
+        """Accept one span without brackets; refuse half-open spans, which could be mistaken for inclusive ones."""
         if isinstance(drop, list) and any(isinstance(each, list) for each in drop):
             raise UserError(f"must be layers and spans with both ends, such as [3,11-18], got {drop}")
         return drop if drop is None or isinstance(drop, list) else [drop]
@@ -51,7 +51,7 @@ class Given(Prune):
         """Return the plan for a model of ``depth`` layers.
 
         Raises:
-            UserError: if there is no such plan, or it is not a possible cut.
+            UserError: if the plan does not exist or is not a possible cut.
         """
         if self.path is not None:
             return Plan.read(Path(self.path), depth)
@@ -62,11 +62,11 @@ class Given(Prune):
 
     @property
     def unit(self) -> Unit:
-        """The unit that the file names; layers otherwise."""
+        """The unit that the file names, or layers."""
         return self.plan().unit
 
     def content(self) -> Any:
-        """The units that go."""
+        """Return the units to drop."""
         plan = self.plan()
         return {"unit": plan.unit, "drop": plan.drop}
 
@@ -81,15 +81,14 @@ class Given(Prune):
             )
 
     def _fits(self, depth: int) -> None:
-        """Refuse a plan for a model of another depth."""
         if (plan := self.plan(depth)).depth != depth:
             raise UserError(f"{self.path} is a plan for {plan.depth} layers; this model has {depth}")
 
     def count(self, shape: ModelSize) -> int:
-        """Return how many units go.
+        """Return the number of units to drop.
 
         Raises:
-            UserError: if there is no such plan, or it is for a model of another depth.
+            UserError: if the plan does not exist, or is for a model of another depth.
         """
         self._fits(shape.depth)
         return len(self.plan(shape.depth).drop)

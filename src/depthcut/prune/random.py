@@ -12,17 +12,17 @@ from depthcut.runtime.strict import strict
 
 @strict
 class Random(SizedPrune):
-    """Drops n of the layers that may go, each set as likely as the other.
+    """Drops n of the layers that may go; every set is equally likely.
 
     Attributes:
-        seed: other seeds, other layers.
+        seed: seed of the draw.
     """
 
     seed: Annotated[int, Field(ge=0)]
     reads_scores: ClassVar[bool] = False
 
     def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
-        """Choose the layers by lot."""
+        """Draw the layers."""
         import numpy as np
 
         del score

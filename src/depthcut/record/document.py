@@ -1,4 +1,4 @@
-"""Whether the files that a run left are those that a run leaves: anything may have become of them since."""
+"""Validation of the files that a run left; since then anything may have happened to them."""
 
 import logging
 import math
@@ -11,7 +11,7 @@ from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
 
 FORMAT = 1
-LIMIT = 8 << 20  # bytes of a record; one of 100 tasks takes 50 kB
+LIMIT = 8 << 20  # bytes of a record; a record of 100 tasks takes 50 kB
 FAILURE = "failure.json"
 GROUPS = ("model", "metric", "prune", "replace", "heal")
 FILES = ("config.yaml", "run.log", "plan.json", "heal.csv", "record.json", FAILURE)
@@ -20,11 +20,11 @@ log = logging.getLogger("depthcut")
 
 
 def load_record(folder: Path) -> dict[str, Any]:
-    """Return the record of the point whose folder this is.
+    """Return the record in a point's folder.
 
     Raises:
-        FileNotFoundError: if there is none.
-        DamagedError: if it is no record, of another version, or of another point.
+        FileNotFoundError: if it does not exist.
+        DamagedError: if it is invalid, of another version, or of another point.
     """
     path = folder / "record.json"
     record = documents.read_json(path, LIMIT)
@@ -38,7 +38,7 @@ def load_record(folder: Path) -> dict[str, Any]:
 
 
 def record_fault(record: dict[str, Any]) -> str | None:
-    """Return what is wrong with a record of this version, or None."""
+    """Return the fault of a record of this version, or None."""
     try:
         Plan.from_dict(record["plan"])
         words = [record["config"][group]["_target_"].split(".")[-2] for group in GROUPS]
@@ -54,17 +54,17 @@ def record_fault(record: dict[str, Any]) -> str | None:
         return None if right and all(math.isfinite(number) for number in numbers) else "no record"
     except KeyError as error:
         return f"no key {error.args[0]!r}"
-    except UserError as error:  # of the plan
+    except UserError as error:  # from the plan
         return str(error)
     except (IndexError, TypeError, AttributeError, ValueError, OverflowError):
         return "no record"
 
 
 def inspect_point(folder: Path) -> None:
-    """Look at what an earlier run left, before the point is run: warn of a record that cannot be used.
+    """Check the files of an earlier run before the point runs, and warn of an unusable record.
 
     Raises:
-        DamagedError: if there is a folder in the place of a file.
+        DamagedError: if a folder has the name of a file.
     """
     for name in FILES:
         if (folder / name).is_dir():

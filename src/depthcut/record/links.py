@@ -1,15 +1,15 @@
-"""Readable links to points: ``outputs/STUDY/named/deepest-0.25-lora`` leads to ``outputs/STUDY/DIGEST``."""
+"""Readable links to points: ``outputs/STUDY/named/deepest-0.25-lora`` points to ``outputs/STUDY/DIGEST``."""
 
 import re
 from pathlib import Path
 
-FOLDER = "named"  # not the study's own folder: patterns such as outputs/STUDY/*/record.json must find a point once
+FOLDER = "named"  # not the study's own folder: patterns such as outputs/STUDY/*/record.json must match a point once
 
 
 def find_points(name: str, study: Path) -> list[Path]:
-    """Return the points that ``name`` may mean, each digest once: a folder, a link, or the start of a digest.
+    """Return the points that match ``name``, each digest once: a folder, a link, or the start of a digest.
 
-    A point of ``study`` comes before one of another study in the same outputs.
+    A point of ``study`` takes precedence over one of another study in the same outputs.
     """
     path = Path(name).parent if Path(name).name == "adapter" else Path(name)
     for each in (path, study / path, study / FOLDER / path):

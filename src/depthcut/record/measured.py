@@ -1,7 +1,8 @@
-"""Numbers of one stage that was measured in several settings, under names that tell these apart.
+"""Numbers of one stage that was measured in several settings, under names that distinguish the settings.
 
-The plain name, such as ``capitals/acc``, belongs to the evaluation that the record's config asks for. A smaller sample
-never takes it from a larger one in the same settings. The others state where they differ: ``capitals[limit=20]/acc``.
+The plain name, such as ``capitals/acc``, belongs to the evaluation in the record's config. In the same settings, a
+smaller sample never takes it from a larger one. The names of the others state the difference:
+``capitals[limit=20]/acc``.
 """
 
 import json
@@ -22,10 +23,10 @@ class Measured:
     """One evaluation of one stage.
 
     Attributes:
-        part: which evaluation, as ``eval`` calls it: ``harness``.
+        part: key of the evaluation under ``eval``, such as ``harness``.
         settings: the options that its numbers depend on.
-        sample: the options that bound how much is measured: ``limit``; None is all.
-        numbers: by plain names.
+        sample: the options that bound the sample size, such as ``limit``; None means all.
+        numbers: the numbers, by plain names.
     """
 
     part: str
@@ -35,28 +36,28 @@ class Measured:
 
     @cached_property
     def kind(self) -> str:
-        """What it measures, however much of it."""
+        """Identity of the measurement, regardless of the sample size."""
         return json.dumps([self.part, self.settings], sort_keys=True)
 
     def size(self, name: str) -> float:
-        """Return how many items a number is measured on; by the bound where an earlier version did not count them."""
+        """Return the sample size of a number; without a count, as in earlier versions, the bound on it."""
         items = self.numbers.get(f"{subject(name)}/items")
         bounds = [bound for bound in self.sample.values() if isinstance(bound, int)]
         return items if items is not None else min(bounds, default=math.inf)
 
     def differences(self, other: "Measured") -> str:
-        """Return the options in which it differs from another, in brackets; empty where there is none."""
+        """Return the options that differ from another evaluation, in brackets; empty if none does."""
         mine, theirs = ({**each.settings, **each.sample} for each in (self, other))
         keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
         return f"[{','.join(f'{key}={short_value(mine.get(key))}' for key in keys)}]" if keys else ""
 
 
 Stage = dict[str, Measured]
-"""The evaluations of a stage by their digests, in the order in which they were asked for."""
+"""The evaluations of a stage by their digests, in the order of their requests."""
 
 
 def short_value(value: Value) -> str:
-    """Return a value as a word of a name: what is no plain word is named by its content."""
+    """Return a value as part of a name; a value that is not a plain word is replaced by its digest."""
     text = "null" if value is None else str(value)
     return text if re.fullmatch(r"[\w.+-]{1,40}", text) else store.content_digest(value)[:8]
 
@@ -67,7 +68,7 @@ def subject(name: str) -> str:
 
 
 def rivals(found: Stage) -> dict[str, Stage]:
-    """Return for each plain name the evaluations of its subject, which alone decide whose it is."""
+    """Return for each plain name the evaluations of its subject, which compete for the name."""
     subjects: dict[str, Stage] = {}
     for digest, each in found.items():
         for of in {subject(name) for name in each.numbers}:
@@ -76,10 +77,10 @@ def rivals(found: Stage) -> dict[str, Stage]:
 
 
 def plain_owner(found: Stage, name: str) -> str:
-    """Return the digest of the evaluation that the plain ``name`` belongs to, whether it gave that number or not.
+    """Return the digest of the evaluation that owns the plain ``name``, even if it did not report that number.
 
-    A loss that is not finite has other names than one that is, so the evaluations that count a subject's items share
-    all its names.
+    A non-finite loss has other names than a finite one, so the evaluations that count a subject's items share all its
+    names.
     """
     last = [each for each in found.values() if name in each.numbers][-1]
     items = f"{subject(name)}/items"
@@ -96,14 +97,14 @@ def plain_owner(found: Stage, name: str) -> str:
 
 
 def shown_marks(found: Stage, name: str) -> dict[str, str]:
-    """Return the mark behind which each evaluation's ``name`` is shown; of equal settings the newest alone is."""
+    """Return the mark in each evaluation's shown ``name``; of equal settings, only the newest is shown."""
     owner = plain_owner(found, name)
     marks = {each.differences(found[owner]): digest for digest, each in found.items() if name in each.numbers}
     return {digest: mark for mark, digest in (marks | {"": owner}).items() if name in found[digest].numbers}
 
 
 def named_numbers(found: Stage) -> dict[str, float]:
-    """Return all numbers of a stage, under names that tell settings apart."""
+    """Return all numbers of a stage, under names that distinguish settings."""
     flat: dict[str, float] = {}
     for name, those in rivals(found).items():
         of, _, rest = name.partition("/")
@@ -113,13 +114,13 @@ def named_numbers(found: Stage) -> dict[str, float]:
 
 
 def current_evaluations(found: Stage) -> Stage:
-    """Return the evaluations without those of which nothing is shown: other content or versions took their place."""
+    """Return the evaluations that are still shown; newer content or versions replace the others."""
     used = {digest for name, those in rivals(found).items() for digest in shown_marks(those, name)}
     return {digest: each for digest, each in found.items() if digest in used or not each.numbers}
 
 
 def describe_kept(found: Stage, asked: Iterable[str]) -> list[str]:
-    """Say in a line for each subject which of the evaluations ``asked`` for left the plain names to larger ones."""
+    """Return a line for each subject whose plain names stay with a larger sample than ``asked`` for."""
     said: dict[str, None] = {}
     for digest in asked:
         for name in found[digest].numbers:
@@ -132,17 +133,17 @@ def describe_kept(found: Stage, asked: Iterable[str]) -> list[str]:
 
 
 def count_items(items: float) -> str:
-    """Return ``100 items``, or ``all items``."""
+    """Return a number of items in words: ``100 items``, or ``all items``."""
     return "all items" if math.isinf(items) else f"{items:,.0f} items"
 
 
 def measured_to_dict(found: Stage) -> dict[str, Any]:
-    """Return the evaluations as a record holds them."""
+    """Return the evaluations in the format of a record."""
     return {digest: asdict(each) for digest, each in found.items()}
 
 
 def measured_from_record(record: dict[str, Any] | None, stage: str) -> Stage:
-    """Return the evaluations of a stage that a record holds; those of earlier versions hold none."""
+    """Return the evaluations of a stage in a record; records of earlier versions have none."""
     stages = (record or {}).get("measured")
     found = stages.get(stage) if isinstance(stages, dict) else None
     return {str(digest): Measured(**each) for digest, each in found.items()} if isinstance(found, dict) else {}

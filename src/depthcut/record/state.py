@@ -1,4 +1,4 @@
-"""How far a point is, from the files in its folder: its record, its failure, its lock."""
+"""State of a point, from the files in its folder: its record, its failure, its lock."""
 
 import platform
 import traceback
@@ -19,12 +19,12 @@ PointState = Literal["done", "failed", "running", "left"]
 
 
 def lock_path(folder: Path) -> Path:
-    """The lock of a point's folder."""
+    """Return the path of the lock of a point's folder."""
     return folder.with_name(f".{folder.name}.lock")
 
 
 def write_failure(folder: Path, reason: str, error: BaseException | None = None) -> None:
-    """Note that a point failed, and why; a full disk must not hide what filled it."""
+    """Write the failure of a point. Errors of the file system are ignored: a full disk must not hide the reason."""
     failure = {
         "format": FORMAT,
         "digest": folder.name,
@@ -38,19 +38,19 @@ def write_failure(folder: Path, reason: str, error: BaseException | None = None)
 
 
 def forget_failure(folder: Path) -> None:
-    """Remove what an earlier attempt at a point that is done by now left."""
+    """Remove the failure of an earlier attempt."""
     with suppress(OSError):
         (folder / FAILURE).unlink(missing_ok=True)
 
 
 def read_failure(folder: Path) -> dict[str, Any] | None:
-    """How the last attempt at a point failed; None where it did not."""
+    """Return the last failure of a point, or None."""
     found = documents.read_json_if_present(folder / FAILURE)
     return found if found and isinstance(found.get("reason"), str) else None
 
 
 def point_state(folder: Path) -> PointState:
-    """How far a point is. A record counts, whatever it holds: it may be asked for more than that."""
+    """Return the state of a point. Any valid record counts as done, even if more was requested since."""
     if read_record(folder):
         return "done"
     if is_running(folder):
@@ -59,7 +59,7 @@ def point_state(folder: Path) -> PointState:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process is at work on the point now."""
+    """Return whether a process is working on the point."""
     if not lock_path(folder).exists():
         return False
     try:
@@ -72,7 +72,7 @@ def is_running(folder: Path) -> bool:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a point, or None if it has none that this version reads."""
+    """Return the record of a point, or None if it has none that this version can read."""
     try:
         return document.load_record(folder)
     except (FileNotFoundError, DamagedError):

@@ -1,4 +1,4 @@
-"""Replacements: what stands in the gap that the cut leaves."""
+"""Replacements fill the gaps that the cut leaves."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -23,10 +23,10 @@ class Site(Protocol):
     """The run that a replacement is made for.
 
     Attributes:
-        dense: the dense model, with the layers that the plan drops.
-        texts: what replacements are fitted to.
+        dense: the dense model, including the dropped layers.
+        texts: the texts that replacements are fitted to.
         cache: the folder that all runs share.
-        numbers: get the seconds and bytes.
+        numbers: records seconds and bytes.
     """
 
     @property
@@ -42,18 +42,18 @@ class Site(Protocol):
     def numbers(self) -> "Numbers": ...
 
     def key(self, plan: Plan) -> str:
-        """Return the name under which what fills the gaps of ``plan`` is cached."""
+        """Return the cache key of the filling for ``plan``."""
         ...
 
 
 @strict
 class Replace(ABC):
-    """Puts something where the dropped layers were.
+    """Fills the gaps of a pruned model.
 
     Attributes:
-        part: the text that it is fitted to; None: it reads none.
-        adds: whether it adds layers where nothing is cut.
-        shares_layers: whether it runs layers of the model again, so that one without them can draft for it.
+        part: the text that it is fitted to; None if it reads none.
+        adds: whether it adds layers to a model without a cut.
+        shares_layers: whether it runs layers of the model again; the model without the repeats can then draft for it.
     """
 
     part: ClassVar[Literal["calibration", "train"] | None] = None
@@ -62,48 +62,48 @@ class Replace(ABC):
 
     @property
     def sequences(self) -> int | None:
-        """How many sequences of that text it reads; None: as many as the text is told to have."""
+        """Number of sequences of that text to read; None reads as many as the text is configured to have."""
         return None
 
     def check(self, unit: Unit, count: int) -> None:
-        """Refuse, before anything is loaded, a cut that it cannot mend.
+        """Refuse, before anything is loaded, a cut that it cannot fill.
 
         Args:
-            unit: what is cut.
-            count: how many of these go.
+            unit: the unit that is cut.
+            count: number of units that are cut.
 
         Raises:
-            UserError: for a cut in which it would have no place.
+            UserError: if the cut leaves no place for the replacement.
         """
         del unit, count
 
     def reads(self, site: "Site") -> Any:
-        """What it reads beside the model, by content, as JSON."""
+        """Return the inputs other than the model, by content, as JSON."""
         return [site.texts.identity(self.part), self.sequences] if self.part else None
 
     def text(self, site: "Site") -> "dict[str, Tokens]":
-        """The text that it reads, by its part's name."""
+        """Return the text that it reads, by the name of its part."""
         return {self.part: site.texts.part(self.part, self.sequences)} if self.part else {}
 
     def prepare(self, site: "Site") -> None:
-        """Check what it needs of the model and of its text, before a weight is loaded.
+        """Check the requirements on the model and the text, before a weight is loaded.
 
         Raises:
-            UserError: if that is not there.
+            UserError: if they are not met.
         """
         del site
 
     @abstractmethod
     def __call__(self, model: "nn.Module", plan: Plan, site: "Site") -> "nn.Module":
-        """Return the pruned ``model`` with its gap filled; ``site.dense`` still holds the dropped layers."""
+        """Return the pruned ``model`` with its gaps filled; ``site.dense`` still holds the dropped layers."""
 
 
 @strict
 class GapFilling(Replace):
-    """A replacement that is made once for a cut, kept by content, and then put into any model that was cut so."""
+    """A replacement made once per cut, cached by content, and then inserted into any model with the same cut."""
 
     def check(self, unit: Unit, count: int) -> None:
-        """Refuse halves of layers, and a cut of nothing."""
+        """Refuse sublayers and an empty cut."""
         word = type(self).__module__.rpartition(".")[2]
         if unit != "layer":
             raise UserError(f"replace={word} stands in for whole layers, got prune.unit={unit}; take replace=none")
@@ -112,14 +112,14 @@ class GapFilling(Replace):
 
     @abstractmethod
     def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
-        """Make what fills the gaps of ``model``, which is left as it was found.
+        """Make the filling for the gaps of ``model``; leave the model unchanged.
 
         Raises:
-            UserError: for a gap that it cannot fill, or too little text.
+            UserError: if a gap cannot be filled, or the text is too short.
         """
 
     def __call__(self, model: "nn.Module", plan: Plan, site: "Site") -> "nn.Module":
-        """Fill the gaps, with what is on file where this cut has been mended before."""
+        """Fill the gaps, from the cache if this cut has been filled before."""
         from depthcut.model.surgery import gaps
         from depthcut.model.surgery.filling import Filling
 

@@ -1,4 +1,4 @@
-"""A span of layers once more, on the same weights, with adapters and norms of its own (FlexiGPT, arXiv:2501.14713)."""
+"""Repeats of a span of layers: shared weights, adapters and norms of their own (FlexiGPT, arXiv:2501.14713)."""
 
 import logging
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -21,20 +21,19 @@ log = logging.getLogger("depthcut")
 
 @strict
 class Extend(GapFilling):
-    """Repeats a span of layers (section 3.5), each repeat on the weights, norms and biases of the layer it repeats.
+    """Repeats a span of layers (section 3.5); each repeat shares the weights, norms and biases of its original.
 
-    A repeat has rank-r adapters of its own, which begin as the SVD of a difference that is zero (eqs. 7 and 8): U S is
-    0, and V any orthonormal rows. Together with output norms of a small gain it begins as almost nothing, and with a
-    gain of 0 as nothing. With ``heal=lora`` the adapters and gains are trained along with adapters on the layers that
-    were there before.
+    Each repeat has its own rank-r adapters, initialised as the SVD of a zero difference (eqs. 7 and 8): U S is 0, and V
+    any orthonormal rows. With output norms of a small gain, a repeat initially adds almost nothing, and with a gain of
+    0 nothing. ``heal=lora`` trains the adapters and gains together with adapters on the original layers.
 
     Attributes:
         start: the first layer of the span.
-        stop: the layer behind the span; below 0 counted from the end, as in Python.
-        times: how often each layer of the span is there in the end.
-        order: ``block``: each layer's repeats right behind it; ``sequence``: the whole span again.
-        rank: r, of the adapters.
-        gain: the output norms' weights at the start (the paper names no number); null: no output norm.
+        stop: the layer after the span; below 0 counted from the end, as in Python.
+        times: number of times that each layer of the span runs, the original included.
+        order: ``block``: each layer's repeats directly follow it; ``sequence``: the whole span repeats.
+        rank: r, rank of the adapters.
+        gain: initial weight of the output norms (the paper gives no number); null for no output norm.
     """
 
     start: Annotated[int, Field(ge=0)]
@@ -45,29 +44,29 @@ class Extend(GapFilling):
     gain: Annotated[float | None, Field(ge=0)]
     adds: ClassVar[bool] = True
     shares_layers: ClassVar[bool] = True
-    # What they come to is in what it reads.
+    # ``reads`` returns the resulting stack instead.
     incidental: ClassVar[frozenset[str]] = frozenset({"start", "stop", "times", "order"})
 
     def check(self, unit: Unit, count: int) -> None:
-        """Refuse a cut."""
+        """Refuse any cut."""
         del unit
         if count:
             raise UserError(f"replace=extend adds layers to a whole model, and {count} are cut; take prune.layers=0")
 
     def reads(self, site: "Site") -> Any:
-        """The order of the layers; raises as :meth:`stack`."""
+        """Return the order of the layers; raises as :meth:`stack`."""
         return {"stack": self.stack(site.dense.depth)}
 
     def stack(self, depth: int) -> list[int]:
-        """For each layer of the extended model which one it is of the ``depth`` layers that there were.
+        """Return, for each layer of the extended model, the number of its original among ``depth`` layers.
 
         Raises:
             UserError: if the span is empty, or leaves the model.
         """
         span = range(depth)[self.start : self.stop]
         if not span or not -depth < self.stop <= depth:
-            told = f"replace.start={self.start} replace.stop={self.stop}"
-            raise UserError(f"{told} is no span of layers 0-{depth - 1}; give its first one, and the one behind it")
+            given = f"replace.start={self.start} replace.stop={self.stop}"
+            raise UserError(f"{given} is no span of layers 0-{depth - 1}; give its first one, and the one behind it")
         if self.order == "block":
             again = [number for number in span for _ in range(self.times)]
         else:
@@ -75,10 +74,11 @@ class Extend(GapFilling):
         return [*range(span.start), *again, *range(span.stop, depth)]
 
     def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
-        """Start the adapters; neither a weight nor a text is read.
+        """Initialise the adapters; read neither weights nor text.
 
         Raises:
-            UserError: for a model whose layers cannot share, whose norms undo the gain, or whose pattern is broken.
+            UserError: if the model's layers cannot share weights, its norms undo the gain, or its layer pattern would
+                break.
         """
         from depthcut.model.decoder import layers
         from depthcut.model.surgery import inserted, shared
@@ -97,21 +97,21 @@ class Extend(GapFilling):
         return Filling("shared", flatten_tensors(own), more)
 
     def own(self, empty: "nn.Module", seed: int) -> "dict[str, Tensor]":
-        """What the repeat ``empty`` has of its own: adapters that begin as nothing, output norms.
+        """Return the tensors that the repeat ``empty`` owns: adapters without initial effect, and output norms.
 
-        The seed is no knob: until they are trained the rows make no difference.
+        The seed is not an option, because the rows have no effect until they are trained.
         """
         import torch
 
         from depthcut.model.surgery import writers
         from depthcut.replace.fitting import weight_distance
 
-        chance = torch.Generator().manual_seed(seed)
+        rng = torch.Generator().manual_seed(seed)
         found: dict[str, Tensor] = {}
         for name in weight_distance.shareable_linear_names(empty):
             rows, columns = empty.get_parameter(f"{name}.weight").shape
             rank = min(self.rank, rows, columns)
-            right_rn = torch.linalg.qr(torch.randn(columns, rank, generator=chance))[0].T
+            right_rn = torch.linalg.qr(torch.randn(columns, rank, generator=rng))[0].T
             found |= {f"{name}.own_delta.left": torch.zeros(rows, rank), f"{name}.own_delta.right": right_rn}
             if self.gain is not None and name in writers.writer_names(empty):
                 found[f"{name}.own_norm.gain"] = torch.full((rows,), self.gain)

@@ -1,4 +1,4 @@
-"""One layer in a gap, trained to do what the dropped ones did (LLM-Streamline, arXiv:2403.19135)."""
+"""One layer per gap, trained to reproduce the dropped layers (LLM-Streamline, arXiv:2403.19135)."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -21,16 +21,17 @@ Positive = Annotated[int, Field(gt=0)]
 
 @strict
 class Layer(GapFilling):
-    """Begins as the gap's first layer and is trained on the squared error of the stream behind the gap, by AdamW.
+    """Initialised from the first dropped layer and trained by AdamW to match the hidden states after the gap.
 
-    The model then has one layer a gap more than the plan keeps: cut one more for as many parameters.
+    The loss is their squared error. The model then has one more layer per gap than the plan keeps: cut one more for
+    equal parameters.
 
     Attributes:
-        steps: of the optimiser.
-        batch: sequences of ``data.train`` a step.
-        lr: at the start, on a cosine down to ``lr_end``.
-        weight_decay: of AdamW.
-        save_every: steps between two checkpoints of the training; a run that is killed goes on from the last.
+        steps: optimiser steps.
+        batch: sequences of ``data.train`` per step.
+        lr: initial learning rate, on a cosine down to ``lr_end``.
+        weight_decay: AdamW's weight decay.
+        save_every: steps between checkpoints; an interrupted run resumes from the last one.
     """
 
     steps: Positive
@@ -45,7 +46,7 @@ class Layer(GapFilling):
     @property
     @override
     def sequences(self) -> int:
-        """Sequences in all."""
+        """Total number of training sequences."""
         return self.steps * self.batch
 
     @override
@@ -56,7 +57,7 @@ class Layer(GapFilling):
             raise UserError("replace=layer puts one layer in place of several, and one is cut: cut two, or more")
 
     def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
-        """Train the layers of all gaps in one go.
+        """Train the layers of all gaps together.
 
         Raises:
             UserError: for a gap of one layer, which would be replaced by itself.
@@ -75,7 +76,7 @@ class Layer(GapFilling):
 
     @override
     def __call__(self, model: "nn.Module", plan: Plan, site: "Site") -> "nn.Module":
-        """Fill the gaps; the training's checkpoint goes once the layers are on file."""
+        """Fill the gaps; delete the training checkpoint once the layers are on disk."""
         from depthcut.replace.fitting import layer_distillation
 
         filled = super().__call__(model, plan, site)

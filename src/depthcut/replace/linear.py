@@ -1,4 +1,4 @@
-"""A linear map by least squares (ReplaceMe, arXiv:2505.02819; Secretly Linear, arXiv:2405.12250)."""
+"""A linear map per gap, fitted by least squares (ReplaceMe, arXiv:2505.02819; Secretly Linear, arXiv:2405.12250)."""
 
 import logging
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -23,15 +23,15 @@ log = logging.getLogger("depthcut")
 
 @strict
 class Linear(GapFilling):
-    """``y = x + z B``: B is fitted to what the gap adds to the stream, over the tokens of the calibration text.
+    """``y = x + z B``; B is fitted to the gap's update of the residual stream over the calibration tokens.
 
     Attributes:
-        map: what B may be: a diagonal, any matrix, one that makes I + B orthogonal, or one of rank ``rank``.
-        rank: r; null but for ``low_rank``.
-        ridge: of the squared length of each feature, how much is added to it: pulls B towards 0.
-        fuse: z is what the MLP of the layer before the gap adds to the stream, and I + B goes into its last weights: no
-            parameter is added, and the model is a plain one. Otherwise z is the stream x.
-        batch: sequences a forward pass.
+        map: form of B: a diagonal, any matrix, one that makes I + B orthogonal, or one of rank ``rank``.
+        rank: r; null unless ``map`` is ``low_rank``.
+        ridge: fraction of each feature's squared length that is added to it; pulls B towards 0.
+        fuse: z is the output of the MLP before the gap, and I + B is folded into its last weights: no parameter is
+            added, and the model stays a plain one. Otherwise z is the stream x.
+        batch: sequences per forward pass.
     """
 
     map: Literal["diagonal", "full", "orthogonal", "low_rank"]
@@ -65,7 +65,7 @@ class Linear(GapFilling):
         """Fit all gaps in one pass.
 
         Raises:
-            UserError: if no state is finite, or with ``fuse`` there is no MLP that a map can go into.
+            UserError: if no state is finite, or with ``fuse`` there is no MLP that can absorb a map.
         """
         from depthcut.model.surgery.filling import Filling, flatten_tensors
         from depthcut.replace.fitting import boundary_states, fusing, least_squares
@@ -82,7 +82,7 @@ class Linear(GapFilling):
         return Filling("bridges", flatten_tensors(single))
 
     def fitted(self, start: int, sums: "SufficientStatistics") -> "dict[str, Tensor]":
-        """One gap's map, float64; how well it fits is said."""
+        """Return the map of one gap, float64, and log how well it fits."""
         from depthcut.replace.fitting import least_squares
 
         parts = least_squares.fit_map(sums, self.map, self.ridge, self.rank)

@@ -1,4 +1,4 @@
-"""The mean update: ``y = x + E[y - x]``, one vector a gap (A deeper look at depth pruning, arXiv:2407.16286)."""
+"""The mean update: ``y = x + E[y - x]``, one vector per gap (A deeper look at depth pruning, arXiv:2407.16286)."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @strict
 class Mean(GapFilling):
-    """Adds to the stream what the gap added to it on average, over the tokens of the calibration text.
+    """Adds the gap's mean update of the residual stream over the calibration tokens.
 
     Attributes:
-        batch: sequences a forward pass.
+        batch: sequences per forward pass.
     """
 
     batch: Annotated[int, Field(gt=0)]
@@ -28,7 +28,7 @@ class Mean(GapFilling):
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 
     def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
-        """Average in one pass."""
+        """Average the update of each gap in one pass."""
         from depthcut.model.surgery.filling import Filling, flatten_tensors
         from depthcut.replace.fitting import boundary_states
 

@@ -16,27 +16,29 @@ if TYPE_CHECKING:
 
 @strict
 class Merge(GapFilling):
-    """Merges dropped layers into the one before them.
+    """Merges dropped layers into the layer before them.
 
     Attributes:
-        formula: ``paper``: add to each parameter of the layer what the dropped layers' differ from it by; its norms
-            too. ``notebook``: as the published notebooks do, add to each matrix what a dropped layer's differs by from
-            the matrix as changed so far. The last dropped layer's matrices are left, beside the layer's own norms.
+        formula: ``paper``: add to each parameter of the layer, norms included, the differences of the dropped layers'
+            from it. ``notebook``: as in the published notebooks, add to each matrix the dropped layer's difference from
+            the matrix as changed so far; this leaves the last dropped layer's matrices with the layer's own norms.
     """
 
     formula: Literal["paper", "notebook"]
-    incidental: ClassVar[frozenset[str]] = frozenset({"formula"})  # in the digest only where it is not the paper's
+    # The digest holds the formula, through ``reads``, only if it is not the paper's.
+    incidental: ClassVar[frozenset[str]] = frozenset({"formula"})
 
     def reads(self, site: "Site") -> Any:
-        """The formula, where it is not the paper's."""
+        """Return the formula if it is not the paper's."""
         del site
         return None if self.formula == "paper" else {"formula": self.formula}
 
     def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
-        """Merge from weights that are not quantised.
+        """Merge from unquantised weights.
 
         Raises:
-            UserError: if no layer stands before a gap, or a layer's parameters have another shape than that one's.
+            UserError: if no layer precedes a gap, or the parameters of a dropped layer differ in shape from those of
+                the layer before.
         """
         from depthcut.model.surgery import inserted
         from depthcut.model.surgery.filling import Filling, flatten_tensors
@@ -51,7 +53,7 @@ class Merge(GapFilling):
         return Filling("weights", flatten_tensors(merged), inserted.dense_config_entry(site.dense.config))
 
     def merged(self, into: int, stop: int, site: "Site") -> "dict[str, Tensor]":
-        """The parameters of layer ``into`` with those of the layers up to ``stop`` merged into them."""
+        """Return the parameters of layer ``into`` with those of the layers up to ``stop`` merged into them."""
         from depthcut.replace.fitting import layer_weights
 
         base = layer_weights.read_layer_weights(site.dense, into)

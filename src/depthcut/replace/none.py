@@ -1,4 +1,4 @@
-"""Nothing in the gap: what fed the first dropped layer feeds the layer after the last (Gromov et al., section 3)."""
+"""No replacement: the first dropped layer's input feeds the layer after the gap (Gromov et al., section 3)."""
 
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @strict
 class NoReplacement(Replace):
-    """Leaves the gap."""
+    """Leaves the gaps empty."""
 
     def __call__(self, model: "nn.Module", plan: Plan, site: "Site") -> "nn.Module":
-        """Return ``model`` as it is."""
+        """Return ``model`` unchanged."""
         del plan, site
         return model

@@ -1,4 +1,4 @@
-"""A kept layer's weights, shared, with low-rank adapters and output norms of its own (FlexiGPT, arXiv:2501.14713)."""
+"""A kept layer's shared weights, with adapters and output norms per dropped layer (FlexiGPT, arXiv:2501.14713)."""
 
 import logging
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -20,14 +20,14 @@ log = logging.getLogger("depthcut")
 
 @strict
 class Shared(GapFilling):
-    """In place of each dropped layer the nearest kept one, and what of their difference a rank-r adapter can hold.
+    """Replaces each dropped layer by the nearest kept one plus a rank-r approximation of their difference.
 
     The distance is summed over a layer's linear layers, squared (the paper does not say). Norms and biases stay the
-    dropped layer's own. With ``heal=lora`` the adapters and gains are trained along with those of the kept layers.
+    dropped layer's own. ``heal=lora`` trains the adapters and gains together with those of the kept layers.
 
     Attributes:
         rank: r, of the adapters and of the distance.
-        gain: the output norms' weights at the start, small (the paper names no number); null: no output norm.
+        gain: initial weight of the output norms, small (the paper gives no number); null for no output norm.
     """
 
     shares_layers: ClassVar[bool] = True
@@ -35,10 +35,10 @@ class Shared(GapFilling):
     gain: Annotated[float | None, Field(gt=0)]
 
     def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
-        """Choose the bases and start the adapters, from weights that are not quantised; no text is read.
+        """Choose the bases and initialise the adapters from unquantised weights; read no text.
 
         Raises:
-            UserError: for a model whose layers cannot share, or whose norms undo the gain.
+            UserError: if the model's layers cannot share weights, or its norms undo the gain.
         """
         from depthcut.model.surgery import inserted, shared
         from depthcut.model.surgery.filling import Filling, flatten_tensors
@@ -60,7 +60,7 @@ class Shared(GapFilling):
         return Filling("shared", flatten_tensors(own), more)
 
     def own(self, dropped: "dict[str, Tensor]", base: "dict[str, Tensor]", empty: "nn.Module") -> "dict[str, Tensor]":
-        """What a shared layer has of its own: adapters by SVD of the difference (eqs. 7 and 8), norms, biases."""
+        """Return the tensors that a shared layer owns: adapters from the SVD (eqs. 7 and 8), norms, biases."""
         import torch
 
         from depthcut.model.surgery import writers

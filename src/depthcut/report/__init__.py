@@ -1,1 +1,1 @@
-"""Reports: what studies hold, as tables, figures, and one page that needs nothing else (docs/report.md)."""
+"""Reports: studies as tables, figures, and one self-contained page (docs/report.md)."""

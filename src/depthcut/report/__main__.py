@@ -1,9 +1,9 @@
-"""Shows studies: in the terminal, as one HTML file, as figures and tables, or on localhost.
+"""Show studies in the terminal, as one HTML file, as figures and tables, or on localhost.
 
-python -m depthcut.report outputs/A                      how far it is, and the table of what is done
-python -m depthcut.report outputs/A outputs/B -o r.html  one page that needs nothing else: to send, or for an appendix
+python -m depthcut.report outputs/A                      progress, and a table of the finished points
+python -m depthcut.report outputs/A outputs/B -o r.html  one self-contained page, to send or for an appendix
 python -m depthcut.report outputs/A --format pdf         outputs/A/figures/*.pdf for a paper (png, svg; csv, md: tables)
-python -m depthcut.report serve outputs                  the page on localhost; it follows running sweeps
+python -m depthcut.report serve outputs                  the page on localhost, which follows running sweeps
 """
 
 import argparse
@@ -22,8 +22,8 @@ FORMATS = ("html", "png", "svg", "pdf", "csv", "md")
 
 
 def main() -> None:
-    """Show the studies that the command line names."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the fits are many and small: threads only wait for each other
+    """Show the studies named on the command line."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # in many small fits, threads only wait for each other
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=cells.ERRORS)
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line, save for ``serve``."""
+    """Return the parser of the command line, except for ``serve``."""
     head, _, usage = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         prog="python -m depthcut.report",
@@ -56,10 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check_output(options: argparse.Namespace) -> None:
-    """Refuse a file name that does not say the format, or says another one than ``--format``.
+    """Refuse a file name without a known extension, or with another one than ``--format``.
 
     Raises:
-        UserError: in that case.
+        UserError: in either case.
     """
     from depthcut.report import files
 
@@ -74,12 +74,12 @@ def check_output(options: argparse.Namespace) -> None:
 
 
 def home(studies: list[Path]) -> Path:
-    """Return the folder that files go to by default: the study's own, or the one that several studies are in."""
+    """Return the default output folder: that of the study, or the common parent of several studies."""
     return Path(os.path.commonpath([path.resolve() for path in studies])) if len(studies) > 1 else studies[0]
 
 
 def show_studies(found: study.Studies, studies: list[Path]) -> None:
-    """Print how far the studies are and the table of what is done; of one study also write ``NAME/table.csv``."""
+    """Print the progress and a table of the finished points; for one study, also write ``NAME/table.csv``."""
     out = Console()
     if not found.states and not found.points:
         raise UserError(f"{', '.join(map(str, studies))}: no points in there; `python run.py -m name=...` makes some")
@@ -98,7 +98,7 @@ def show_studies(found: study.Studies, studies: list[Path]) -> None:
 
 
 def write_report(found: study.Studies, options: argparse.Namespace) -> None:
-    """Write the page, the figures or a table, and say where."""
+    """Write the page, the figures or a table, and print the paths."""
     from depthcut.report import files
 
     if not found.points:
@@ -110,7 +110,7 @@ def write_report(found: study.Studies, options: argparse.Namespace) -> None:
 
 
 def serve_studies(arguments: list[str]) -> None:
-    """Serve the page of some studies until Ctrl-C."""
+    """Serve the page of the given studies until Ctrl-C."""
     from depthcut.report import serve
 
     parser = argparse.ArgumentParser(prog="python -m depthcut.report serve", description=serve.__doc__)

@@ -1,4 +1,4 @@
-"""Cells of tables that leave the program: what a spreadsheet would run, or Markdown would read, stays text."""
+"""Cells of exported tables: text that a spreadsheet would run, or that is Markdown, stays plain text."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,25 +10,25 @@ if TYPE_CHECKING:
 
     from depthcut.report.transition_fit import Interval
 
-ERRORS = "backslashreplace"  # for the name of a folder that is no UTF-8
+ERRORS = "backslashreplace"  # for folder names that are not UTF-8
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def escape_formula(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula, with an apostrophe in front; anything else as it is."""
+    """Put an apostrophe before a text that a spreadsheet would run as a formula; return other values unchanged."""
     if isinstance(value, str) and (value.startswith(FORMULA_STARTS) or value.lstrip().startswith(FORMULA_STARTS)):
         return f"'{value}"
     return value
 
 
 def write_frame_csv(path: Path, table: "pd.DataFrame") -> None:
-    """Write a table as CSV; what is missing is an empty cell."""
+    """Write a table as CSV; a missing value is an empty cell."""
     with store.atomic_write(path) as temporary:
         table.map(escape_formula).rename(columns=escape_formula).to_csv(temporary, index=False, errors=ERRORS)
 
 
 def markdown_table(table: "pd.DataFrame") -> str:
-    """A table as Markdown."""
+    """Return a table as Markdown."""
     lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
     lines += [
         "| " + " | ".join(escape_markdown(str(cell)) for cell in row) + " |" for row in table.itertuples(index=False)
@@ -37,19 +37,19 @@ def markdown_table(table: "pd.DataFrame") -> str:
 
 
 def encodable(text: str) -> str:
-    """Return a text that any file can hold: of a name that is no UTF-8, the bytes as escapes."""
+    """Return a text that can be encoded; bytes of a name that is not UTF-8 become escapes."""
     return text.encode(errors=ERRORS).decode()
 
 
 def escape_markdown(text: str) -> str:
-    """A text as Markdown shows it."""
+    """Return a text escaped for Markdown."""
     for mark in ("\\", "|", "<", "*", "_", "`", "["):
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())
 
 
 def format_interval(found: "Interval | None") -> str:
-    """``31.0 % (28.5 to 33.5)``; empty where there is none."""
+    """Return an interval such as ``31.0 % (28.5 to 33.5)``; None gives an empty text."""
     if found is None:
         return ""
     return f"{100 * found.at:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"

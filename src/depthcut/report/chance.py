@@ -1,4 +1,4 @@
-"""What guessing gives at a task: the floor of an accuracy."""
+"""Chance levels of tasks, and kinds of measured numbers."""
 
 import math
 import re
@@ -16,7 +16,7 @@ ACCURACIES = frozenset({"acc", "acc_norm", "acc_mutual_info", "exact_match", "em
 
 
 def chance_level(name: str) -> float | None:
-    """The value of a measured number for a model that knows nothing; None where that is not known.
+    """Return the expected value of a number for a model that guesses; None if it is not known.
 
     Args:
         name: such as ``arc_easy/acc`` or ``mmlu_local/acc``.
@@ -30,15 +30,15 @@ def chance_level(name: str) -> float | None:
 
 
 def is_accuracy(name: str) -> bool:
-    """Whether a number is a share of right answers."""
+    """Return whether a number is an accuracy."""
     return name.rpartition("/")[2].partition(",")[0] in ACCURACIES
 
 
 def is_loss(name: str) -> bool:
-    """Whether a number is a loss in nats."""
+    """Return whether a number is a loss in nats."""
     return name.endswith("/loss")
 
 
 def log_vocabulary(loss: float, over: float) -> float:
-    """Log V, the loss of a uniform guess, out of a loss and the same over log V."""
+    """Return log V, the loss of a uniform guess, from a loss and the same loss over log V."""
     return loss / over if over else math.nan

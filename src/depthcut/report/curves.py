@@ -1,4 +1,4 @@
-"""The tidy table as curves: a number against what was cut, seeds averaged, with the errors of seeds and of items."""
+"""Curves of the tidy table: a number against the size of the cut, averaged over seeds, with standard errors."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 KEYS = ("stage", "model", "metric", "prune", "replace", "recipe", "evaluation", "unit", "depth")
 QUANTITIES = ("size/", "speed/")
-"""What a name of a number begins with that is no score but a size or a speed: an axis, rather than a measure."""
+"""Prefixes of numbers that are sizes or speeds, not scores: axes instead of measures."""
 
 
 @dataclass
@@ -20,8 +20,8 @@ class CurveValues:
 
     Attributes:
         value: means over seeds.
-        stderr: of these means: of the items that were asked, and of the seeds where there are several.
-        seeds: how many went in.
+        stderr: standard errors of the means, from the items and, with several seeds, from the seeds.
+        seeds: number of seeds per mean.
     """
 
     value: list[float]
@@ -31,13 +31,13 @@ class CurveValues:
 
 @dataclass
 class Line:
-    """One line of a figure: all that differs along it is how much was cut.
+    """One line of a figure, along which only the size of the cut varies.
 
     Attributes:
-        keys: what it is of, by KEYS; ``recipe`` is empty for an unhealed one.
-        dropped: layers that go, by point, ascending.
+        keys: identity of the line, by KEYS; ``recipe`` is empty if it is not healed.
+        dropped: number of dropped layers, by point, ascending.
         names: the numbers, each by point.
-        runs: places of the records that each point is out of.
+        runs: indices of the records behind each point.
     """
 
     keys: dict[str, str]
@@ -52,17 +52,17 @@ class Line:
 
     @property
     def fraction(self) -> list[float]:
-        """Share of the layers that go, by point."""
+        """Fraction of layers dropped, by point."""
         return [n / int(self.keys["depth"]) for n in self.dropped]
 
     @property
     def healed(self) -> bool:
-        """Whether the points were healed."""
+        """True if the points were healed."""
         return self.keys["stage"] == "healed"
 
     @property
     def label(self) -> str:
-        """What a legend says, save for the model."""
+        """Legend text, without the model."""
         prune = " ".join(filter(None, (self.keys["metric"], self.keys["prune"])))
         unit = "" if self.keys["unit"] == "layer" else f" ({self.keys['unit']})"
         replace = "" if self.keys["replace"] == "none" else f" + {self.keys['replace']}"
@@ -71,11 +71,11 @@ class Line:
 
 
 def curve_lines(table: "pd.DataFrame") -> list[Line]:
-    """All curves of a tidy table. A cut of nothing that was not healed is the dense model, and no point of a curve."""
+    """Return all curves of a tidy table; an unhealed model without a cut is the dense model, not a point."""
     import pandas as pd
 
     healed = table.loc[table["stage"] == "healed"]
-    # Unhealed, the same cut is the same model, however many recipes and seeds went on from there.
+    # The same unhealed cut is the same model, whatever recipes and seeds follow.
     unhealed = table.loc[(table["stage"] == "pruned") & (table["dropped"] > 0)]
     once = [unhealed.drop_duplicates(subset=[*KEYS, "cut", "name"]), healed.drop_duplicates(subset=["digest", "name"])]
     rows = pd.concat(once)
@@ -98,7 +98,7 @@ def build_line(
     points: dict[int, dict[str, tuple[float, float, int]]],
     runs: dict[int, list[int]],
 ) -> Line:
-    """One curve out of its points."""
+    """Build one curve from its points."""
     dropped = sorted(points)
     names = sorted({name for point in points.values() for name in point})
     missing = (math.nan, math.nan, 0)
@@ -108,14 +108,14 @@ def build_line(
 
 
 def stderr_over_seeds(variance: float, spread: float, seeds: int) -> float:
-    """Standard error of a mean over seeds: items are the same for all, so theirs does not shrink with the seeds."""
+    """Return the standard error of a mean over seeds; all seeds share the items, so their error does not shrink."""
     parts = [variance if math.isfinite(variance) else None, spread / seeds if seeds > 1 else None]
     known = [part for part in parts if part is not None]
     return math.sqrt(sum(known)) if known else math.nan
 
 
 def dense_numbers(table: "pd.DataFrame") -> dict[tuple[str, str], dict[str, tuple[float, float]]]:
-    """The dense models' numbers with their standard errors, by model and evaluation."""
+    """Return the numbers of the dense models with standard errors, by model and evaluation."""
     found: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
     rows = table.loc[table["stage"] == "dense"].drop_duplicates(subset=["model", "evaluation", "name"])
     columns = [rows[name] for name in ("model", "evaluation", "name", "value", "stderr")]
@@ -125,5 +125,5 @@ def dense_numbers(table: "pd.DataFrame") -> dict[tuple[str, str], dict[str, tupl
 
 
 def score_names(names: "list[str] | dict[str, CurveValues]") -> list[str]:
-    """Of the names of numbers those that a figure may draw: no sizes, no speeds."""
+    """Return the names of numbers that a figure can draw: no sizes, no speeds."""
     return [name for name in names if not name.startswith(QUANTITIES)]

@@ -1,4 +1,4 @@
-"""All that a page shows, as plain JSON: what the figures draw, and each run; what many runs share is in there once."""
+"""Data of a page as plain JSON: the contents of the figures, and each run; values that runs share are stored once."""
 
 import json
 import math
@@ -29,7 +29,7 @@ CURVE_DIGITS = 4
 
 
 def page_data(found: Studies, title: str) -> dict[str, Any]:
-    """The page's data. Numbers are rounded to 6 digits; one that is missing is null."""
+    """Return the page's data. Numbers are rounded to 6 digits; a missing number is null."""
     rows = tidy_table(found.records)
     lines, dense = curves.curve_lines(rows), curves.dense_numbers(rows)
     counts = Counter(rows["name"])
@@ -62,13 +62,13 @@ def page_data(found: Studies, title: str) -> dict[str, Any]:
 
 
 def measure_json(name: str, times: int) -> dict[str, Any]:
-    """A number that can be drawn: what kind it is, what guessing gives, and how often it was measured."""
+    """Describe a number that can be drawn: its kind, its chance level, and how often it was measured."""
     kind = "accuracy" if chance.is_accuracy(name) else "loss" if chance.is_loss(name) else "other"
     return {"name": name, "kind": kind, "chance": chance.chance_level(name), "times": times}
 
 
 def line_json(line: curves.Line, levels: list[tuple[str, str]]) -> dict[str, Any]:
-    """A curve, and which dense model it comes from."""
+    """Return a curve and the index of its dense model."""
     dense = (line.keys["model"], line.keys["evaluation"])
     return {
         "key": line.key,
@@ -83,30 +83,30 @@ def line_json(line: curves.Line, levels: list[tuple[str, str]]) -> dict[str, Any
 
 
 def transition_json(fall: transitions.CurveTransition, line: int) -> dict[str, Any]:
-    """A transition as the page wants it: [estimate, low, high], or null."""
+    """Return a transition for the page: [estimate, low, high], or null."""
     parts = {name: getattr(fall.found, name) for name in ("midpoint", "onset", "width")} | {"moved": fall.moved}
     intervals = {name: each and [each.at, each.low, each.high] for name, each in parts.items()}
     return {"line": line, "name": fall.name, "why": fall.found.why, "rough": fall.found.rough, **intervals}
 
 
 class SharedValues:
-    """Values that many runs have in common, each kept once."""
+    """Values that runs share, each stored once."""
 
     def __init__(self) -> None:
         self.places: dict[str, int] = {}
 
     def place(self, value: Any) -> int:
-        """Where the value is kept."""
+        """Return the index of a value, which is added if new."""
         return self.places.setdefault(json.dumps(value, sort_keys=False), len(self.places))
 
     @property
     def values(self) -> list[Any]:
-        """All of them, by place."""
+        """All values, by index."""
         return [json.loads(text) for text in self.places]
 
 
 def runs_json(points: Sequence[FinishedPoint]) -> dict[str, Any]:
-    """The runs and their healing curves; what they have in common is in ``parts``."""
+    """Return the runs and their healing curves; ``parts`` holds the values that they share."""
     parts = SharedValues()
     runs = [
         run_json(point, label, parts)
@@ -117,7 +117,7 @@ def runs_json(points: Sequence[FinishedPoint]) -> dict[str, Any]:
 
 
 def run_json(point: FinishedPoint, label: dict[str, str], parts: SharedValues) -> dict[str, Any]:
-    """A run: its plan in words, its numbers, and where in ``parts`` their names, its config and its versions are."""
+    """Return a run: its plan in words, its numbers, and the indices in ``parts`` of its names, config and versions."""
     record = point.record
     numbers = {key: value for key, value in record.items() if "/" in key}
     plan = record["plan"]
@@ -146,14 +146,14 @@ def run_json(point: FinishedPoint, label: dict[str, str], parts: SharedValues) -
 
 
 def healing_json(curve: healing.HealingCurve, parts: SharedValues) -> dict[str, Any]:
-    """A healing curve; runs of one recipe have their tokens in common."""
+    """Return a healing curve; runs with one recipe share their tokens."""
     tokens = parts.place(round_numbers(curve.tokens))
     seconds, loss = round_numbers(curve.seconds, CURVE_DIGITS), round_numbers(curve.loss, CURVE_DIGITS)
     return {"run": curve.run, "tokens": tokens, "seconds": seconds, "loss": loss, "each": curve.each}
 
 
 def round_numbers(value: Any, digits: int = DIGITS) -> Any:
-    """JSON with few significant digits; NaN and infinity become null."""
+    """Round the numbers in a JSON value; NaN and infinity become null."""
     if isinstance(value, np.ndarray):
         return round_numbers(value.tolist(), digits)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What a report leaves on the disk: the page, or figures for a paper, or tables."""
+"""Output files of a report: the page, figures for a paper, or tables."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,17 +16,17 @@ FILE_NAMES = {"html": "report.html", "csv": "report.csv", "md": "report.md"}
 
 
 def write_output(found: Studies, kind: str, output: Path | None, title: str, home: Path) -> list[Path]:
-    """Write what is asked for; give the paths.
+    """Write a report and return the paths of its files.
 
     Args:
         found: the studies.
         kind: ``html``, ``csv`` or ``md``: one file. ``png``, ``svg`` or ``pdf``: a folder of figures.
-        output: that file or folder; None: ``report.*``, or ``figures``, in ``home``.
-        home: the folder of the studies.
-        title: of the page.
+        output: path of that file or folder; None: ``report.*``, or ``figures``, in ``home``.
+        title: title of the page.
+        home: folder of the studies.
 
     Raises:
-        UserError: if there is nothing to draw.
+        UserError: if no figure can be drawn.
     """
     if kind not in FILE_NAMES:
         return write_figures(found, kind, output or home / FIGURES)
@@ -44,7 +44,7 @@ def write_output(found: Studies, kind: str, output: Path | None, title: str, hom
 
 
 def write_figures(found: Studies, kind: str, folder: Path) -> list[Path]:
-    """Draw every figure that there is something for."""
+    """Draw every figure that has data."""
     from matplotlib import rc_context
 
     from depthcut.report import figures
@@ -54,7 +54,7 @@ def write_figures(found: Studies, kind: str, folder: Path) -> list[Path]:
         raise UserError("nothing to draw: no finished record measures a cut")
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
-    # Text stays text in a PDF, and the same records make the same SVG.
+    # Text stays text in a PDF, and the same records give the same SVG.
     with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "depthcut", "font.size": 9}):
         for name, figure in made.items():
             paths.append(folder / f"{name}.{kind}")
@@ -64,14 +64,14 @@ def write_figures(found: Studies, kind: str, folder: Path) -> list[Path]:
 
 
 def number_table(found: Studies) -> "pd.DataFrame":
-    """The tidy table: a row a number."""
+    """Return the tidy table: one row per number."""
     from depthcut.report.tidy import tidy_table
 
     return tidy_table(found.records)
 
 
 def transition_table(found: Studies) -> "pd.DataFrame":
-    """A row a curve and number: where it falls, in percent of the layers, or why no fall is told of."""
+    """Return one row per curve and number: its transition in percent of the layers, or why none is reported."""
     import pandas as pd
 
     from depthcut.report import curves, transition_fit

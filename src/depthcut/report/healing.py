@@ -1,4 +1,4 @@
-"""Healing curves: the training loss against tokens and seconds, thinned for a page."""
+"""Healing curves: training loss against tokens and seconds, thinned for a page."""
 
 import math
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from depthcut.runtime import documents
 
 Array = NDArray[np.float64]
 COLUMNS = ("tokens", "seconds", "loss")
-MAX_POINTS = 50  # points of a curve ...
-MIN_POINTS = 20  # ... at least, where there are many of them:
+MAX_POINTS = 50  # most points of a curve ...
+MIN_POINTS = 20  # ... fewest, if the curves are many
 PAGE_POINTS = 40_000  # points of all curves of a page
 
 
 @dataclass(frozen=True)
 class HealingCurve:
-    """The loss of one run's healing.
+    """Training loss of one run.
 
     Attributes:
-        run: place of the run among the points.
-        tokens: read by then.
-        seconds: gone by then.
+        run: index of the run among the points.
+        tokens: tokens read so far.
+        seconds: seconds elapsed so far.
         loss: mean over ``each`` steps.
-        each: steps that a point stands for.
+        each: steps per point.
     """
 
     run: int
@@ -38,14 +38,14 @@ class HealingCurve:
 
 
 def healing_curves(points: Sequence[FinishedPoint], kept: int | None = None) -> list[HealingCurve]:
-    """The healing curves of all runs that have one, of at most ``kept`` points each; None: as many as a page bears."""
+    """Return all healing curves, with at most ``kept`` points each; None: as many points as fit on a page."""
     kept = kept or max(MIN_POINTS, min(MAX_POINTS, PAGE_POINTS // max(1, len(points))))
     found = (thin_curve(run, read_loss_curve(point.folder / "heal.csv"), kept) for run, point in enumerate(points))
     return [curve for curve in found if curve is not None]
 
 
 def read_loss_curve(path: Path) -> Array:
-    """Tokens, seconds and loss by step, S x 3; a line that cannot be read is left out."""
+    """Read tokens, seconds and loss by step, S x 3; unreadable lines are skipped."""
     import pandas as pd
 
     try:
@@ -59,7 +59,7 @@ def read_loss_curve(path: Path) -> Array:
 
 
 def thin_curve(run: int, steps: Array, kept: int) -> HealingCurve | None:
-    """At most ``kept`` points: each the mean loss of as many steps, at the last of them."""
+    """Thin a curve to at most ``kept`` points, each the mean loss of equally many steps, at the last of them."""
     if not len(steps):
         return None
     each = math.ceil(len(steps) / kept)

@@ -1,4 +1,4 @@
-"""What a point is called in a figure: the word of each of its methods, and the knobs in which its kind differs."""
+"""Names of points in figures: the name of each method, and the options that vary among points with that name."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from depthcut.report import table
 
 Config = dict[str, Any]
 
-# What differs between the points of one curve, or changes no number.
+# Options that vary along one curve, or change no number.
 SIZES = frozenset({"frac", "layers", "parameters", "weight_bytes", "cache_bytes", "path", "drop"})
 SEEDS = frozenset({"seed"})
 INCIDENTAL = {
@@ -23,10 +23,11 @@ GROUPS = ("model", "metric", "prune", "replace", "recipe", "evaluation")
 
 
 def record_labels(records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """For each record the names of what it was made with, by GROUPS; empty where a group had no part in it.
+    """Return for each record the names of its model and methods, by GROUPS; empty where a group played no part.
 
-    Two records of a model are called the same only if nothing that changes numbers differs, sizes and seeds aside: a
-    knob that varies among the records with one word is named after it, such as ``angular token=all``.
+    Two records of a model get the same name only if every option that changes numbers is equal, except for sizes and
+    seeds.
+    An option that varies among records with one method is appended, such as ``angular token=all``.
     """
     parts = [words_and_knobs(record) for record in records]
     found: list[dict[str, str]] = [{} for _ in records]
@@ -40,12 +41,12 @@ def record_labels(records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def comparison_key(group: str, words: dict[str, str]) -> tuple[str, str]:
-    """What a name must tell apart: models have recipes of their own, so their knobs are compared within a model."""
+    """Return the scope in which names must be unique; options are compared within a model, because recipes differ."""
     return ("" if group == "model" else words["model"], words[group])
 
 
 def words_and_knobs(record: dict[str, Any]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """The word of each group, and its knobs as text."""
+    """Return the method of each group, and its options as text."""
     config = record["config"]
     reads = table.reads_scores(record)
     heals = any(key.startswith("healed/") for key in record)
@@ -75,9 +76,9 @@ def words_and_knobs(record: dict[str, Any]) -> tuple[dict[str, str], dict[str, d
 
 
 def samples(record: dict[str, Any]) -> dict[str, str]:
-    """Return how much the plain names were measured on, such as ``harness.limit``, where the record says it.
+    """Return the sample sizes behind the plain names, such as ``harness.limit``, where the record holds them.
 
-    The config says what was asked for last; a smaller sample does not replace a larger one.
+    The config holds the last request only; a smaller sample does not replace a larger one.
     """
     seen: dict[str, set[str]] = {}
     for stage in table.STAGES:
@@ -90,18 +91,18 @@ def samples(record: dict[str, Any]) -> dict[str, str]:
 
 
 def incidental_knobs(group: str) -> frozenset[str]:
-    """Knobs of a group that are no part of a name."""
+    """Return the options of a group that names leave out."""
     return INCIDENTAL.get(group, frozenset())
 
 
 def leaf_key(key: str) -> str:
-    """The last part of a key; the first part alone decides for what is nested under it."""
+    """Return the last part of a key; for keys nested under ``heal``, the first part."""
     first = key.partition(".")[0]
     return first if first == "heal" else key.rpartition(".")[2]
 
 
 def varying_knobs(named: Iterable[tuple[tuple[str, str], dict[str, str]]]) -> dict[tuple[str, str], list[str]]:
-    """For each word the knobs that are not the same wherever it is used."""
+    """Return the options of each method that vary among its uses."""
     seen: dict[tuple[str, str], dict[str, set[str]]] = {}
     for word, knobs in named:
         for key, value in knobs.items():
@@ -110,7 +111,7 @@ def varying_knobs(named: Iterable[tuple[tuple[str, str], dict[str, str]]]) -> di
 
 
 def config_leaves(node: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """A config's leaves as ``a.b`` and text."""
+    """Yield a config's leaves as ``a.b`` and text."""
     for key, value in node.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
@@ -120,10 +121,10 @@ def config_leaves(node: dict[str, Any], prefix: str = "") -> Iterable[tuple[str,
 
 
 def as_mapping(value: Any) -> dict[str, Any]:
-    """A node of a config, or nothing."""
+    """Return a config node if it is a mapping, or an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def dropped_layers(record: dict[str, Any]) -> tuple[int, ...]:
-    """The layers that go."""
+    """Return the dropped layers."""
     return Plan.from_dict(record["plan"]).drop

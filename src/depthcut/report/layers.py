@@ -1,4 +1,4 @@
-"""Which layers each way of choosing drops, by how much is cut, and how far the ways agree."""
+"""Dropped layers by selection method and size of the cut, and the agreement between methods."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LayerStrip:
-    """What one way of choosing drops.
+    """Dropped layers of one selection method.
 
     Attributes:
-        model: whose layers these are.
+        model: the model.
         chooser: metric and pruner.
-        unit: what goes of each layer.
-        depth: layers of the whole model, L.
-        rows: for each number of layers that go, in how many of its cuts each layer is gone, as a share: L numbers.
+        unit: the dropped part of each layer.
+        depth: number of layers of the dense model, L.
+        rows: for each number of dropped layers, the share of cuts that drop each layer: L numbers.
     """
 
     model: str
@@ -33,7 +33,7 @@ class LayerStrip:
 
 
 def layer_strips(records: Sequence[dict[str, Any]]) -> list[LayerStrip]:
-    """One strip a way of choosing. Where seeds of a pruner or a metric give several cuts, they are averaged."""
+    """Return one strip per selection method. Cuts that differ by seed are averaged."""
     cuts: dict[tuple[str, str, str, int], dict[int, set[tuple[int, ...]]]] = {}
     for record, label in zip(records, labels.record_labels(records), strict=True):
         drop, plan = labels.dropped_layers(record), record["plan"]
@@ -47,20 +47,20 @@ def layer_strips(records: Sequence[dict[str, Any]]) -> list[LayerStrip]:
 
 
 def drop_shares(drops: set[tuple[int, ...]], depth: int) -> list[float]:
-    """For each layer the share of ``drops`` that it is in."""
+    """Return for each layer the share of ``drops`` that contain it."""
     return [sum(layer in drop for drop in drops) / len(drops) for layer in range(depth)]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the ways of choosing agree about one model.
+    """Agreement of the selection methods on one model.
 
     Attributes:
         choosers: their names, C.
-        overlap: mean share of dropped layers that two have in common, over the sizes that both cut: C x C, NaN where
-            they have no size in common.
+        overlap: mean share of dropped layers that two methods have in common, over the sizes that both cut: C x C, NaN
+            if they share no size.
         luck: the same for two random choices: the mean of n / L over these sizes.
-        sizes: how many sizes went in, C x C.
+        sizes: number of sizes compared, C x C.
     """
 
     model: str
@@ -72,7 +72,7 @@ class Agreement:
 
 
 def chooser_agreements(found: Sequence[LayerStrip]) -> list[Agreement]:
-    """Compare all ways of choosing that were tried on a model; one alone agrees with nothing and is left out."""
+    """Compare all selection methods tried on a model; a model with only one is left out."""
     groups: dict[tuple[str, str, int], list[LayerStrip]] = {}
     for strip in found:
         groups.setdefault((strip.model, strip.unit, strip.depth), []).append(strip)
@@ -80,7 +80,7 @@ def chooser_agreements(found: Sequence[LayerStrip]) -> list[Agreement]:
 
 
 def compare_strips(group: list[LayerStrip]) -> Agreement:
-    """The agreement of the strips of one model."""
+    """Compare the strips of one model."""
     size = len(group)
     overlap, luck = np.full((size, size), np.nan), np.full((size, size), np.nan)
     sizes = np.zeros((size, size), dtype=np.int64)

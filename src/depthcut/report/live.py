@@ -1,4 +1,4 @@
-"""Points that a process is at work on: what each is, how far it is, and its healing curve so far."""
+"""Running points: description, progress, and healing curve so far."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ NO_CURVE = healing.HealingCurve(-1, [], [], [], 1)
 
 
 def running_points(running: Sequence[Path]) -> list[dict[str, Any]]:
-    """One entry a point, for :func:`depthcut.report.data.page_data`."""
+    """Return one entry per running point, for :func:`depthcut.report.data.page_data`."""
     return [running_point(folder) for folder in running]
 
 
 def running_point(folder: Path) -> dict[str, Any]:
-    """A point, from its folder: ``heal.csv`` is written whenever a checkpoint is; before the first there is none."""
+    """Describe a running point from its folder; ``heal.csv`` does not exist before the first checkpoint."""
     curve = healing.thin_curve(-1, healing.read_loss_curve(folder / "heal.csv"), healing.MAX_POINTS) or NO_CURVE
     return {
         "digest": folder.name,

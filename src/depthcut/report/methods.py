@@ -1,4 +1,4 @@
-"""`python -m depthcut.report.methods`: the README's table of methods, made from the files of the methods."""
+"""`python -m depthcut.report.methods`: generates the README's table of methods from the method files."""
 
 import ast
 import sys
@@ -12,7 +12,7 @@ START, END = "<!-- methods: made by `python -m depthcut.report.methods` -->\n", 
 
 
 def methods_table() -> str:
-    """One row a method: its words on the command line, and the first line of its file."""
+    """Return one row per method: its name on the command line, and the first line of its module docstring."""
     rows = ["| choice | what it is |", "|---|---|"]
     for group in GROUPS:
         for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
@@ -21,7 +21,7 @@ def methods_table() -> str:
 
 
 def module_summary(group: str, path: Path) -> str:
-    """What the module that a yaml names says of itself."""
+    """Return the first docstring line of the module that a yaml names."""
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     target: str = (config if "_target_" in config else config[path.stem])["_target_"]
     module = Path(*target.split(".")[:-1]).with_suffix(".py")
@@ -31,7 +31,7 @@ def module_summary(group: str, path: Path) -> str:
 
 
 def update_readme(readme: str) -> str:
-    """``readme`` with the table as the files have it now."""
+    """Return ``readme`` with an updated table."""
     before, _, rest = readme.partition(START)
     return before + START + methods_table() + END + rest.partition(END)[2]
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML file: the data, the script that draws it, and plotly.js; nothing is fetched from anywhere."""
+"""One self-contained HTML file: the data, the script that draws it, and plotly.js; the page fetches nothing."""
 
 import base64
 import hashlib
@@ -21,9 +21,9 @@ def write_page(data: dict[str, Any], path: Path) -> None:
 
 
 def page_html(data: dict[str, Any]) -> str:
-    """The page as HTML. Its content policy lets run just its own two scripts, and load nothing."""
+    """Return the page as HTML. Its content policy allows its own two scripts only, and no loading."""
     script = '"use strict";\n{\n' + "".join(static_text(f"{name}.js") for name in SCRIPTS) + "}\n"
-    # Of what stands in a script element only "<" matters; in JSON it may be written so.
+    # Only "<" is special in a script element; JSON allows the escaped form.
     blob = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     parts = {
         "POLICY": content_policy(script, served=bool(data.get("follow"))),
@@ -38,7 +38,7 @@ def page_html(data: dict[str, Any]) -> str:
 
 
 def content_policy(script: str, served: bool) -> str:
-    """The content-security policy. Plotly sets styles of its own; pictures are those it makes to be saved."""
+    """Return the content-security policy. Plotly sets inline styles, and saves its pictures from data and blob URLs."""
     rules = {
         "default-src": "'none'",
         "script-src": f"'sha256-{script_hash(plotlyjs.plotly_source())}' 'sha256-{script_hash(script)}'",
@@ -52,11 +52,11 @@ def content_policy(script: str, served: bool) -> str:
 
 
 def script_hash(script: str) -> str:
-    """A script's hash as a content policy names it."""
+    """Return a script's hash in the form of a content policy."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 @cache
 def static_text(name: str) -> str:
-    """A file of the page."""
+    """Return the text of a static file."""
     return (files("depthcut.report") / "static" / name).read_text(encoding="utf-8")

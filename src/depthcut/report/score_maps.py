@@ -1,4 +1,4 @@
-"""The scores of all blocks, start by size, where the records lead to them (Gromov et al., arXiv:2403.17887, fig. 4)."""
+"""Scores of all blocks, start by size, if the cache still has them (Gromov et al., arXiv:2403.17887, fig. 4)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,17 +17,17 @@ Array = NDArray[np.float64]
 
 @dataclass
 class ScoreMap:
-    """The scores of one metric on one model.
+    """Scores of one metric on one model.
 
     Attributes:
-        digest: of the scores.
-        model: that was scored.
-        metric: that scored.
-        unit: what a block is made of.
-        depth: L.
-        scores: ``scores[n - 1, l]`` is that of the block of n layers from l, L x L; NaN where it would leave the model.
-        chosen: for sizes that were cut by ``prune=block``, the start that it took.
-        layers: the scores of the single layers, L.
+        digest: digest of the scores.
+        model: the scored model.
+        metric: the metric.
+        unit: unit of the blocks.
+        depth: number of layers, L.
+        scores: ``scores[n - 1, l]`` is the score of the block of n layers from l, L x L; NaN beyond the last layer.
+        layers: scores of the single layers, L.
+        chosen: for each size cut by ``prune=block``, the start that it chose.
     """
 
     digest: str
@@ -41,14 +41,14 @@ class ScoreMap:
 
     @property
     def normalised(self) -> Array:
-        """Each row shifted and scaled to span 0 to 1, as in the paper; a row of one value is 0."""
+        """Scores with each row shifted and scaled to [0, 1], as in the paper; a row of equal values is 0."""
         low = np.nanmin(self.scores, axis=1, keepdims=True)
         span = np.nanmax(self.scores, axis=1, keepdims=True) - low
         return (self.scores - low) / np.where(span > 0, span, 1)
 
 
 def load_score_maps(points: Sequence[FinishedPoint]) -> list[ScoreMap]:
-    """All scores that some records say they were cut by, and that are still in the cache beside their studies."""
+    """Return the scores that the records name and that are still in the cache next to their studies."""
     found: dict[str, ScoreMap] = {}
     gone: set[str] = set()
     for point, label in zip(points, labels.record_labels([point.record for point in points]), strict=True):
@@ -69,7 +69,7 @@ def load_score_maps(points: Sequence[FinishedPoint]) -> list[ScoreMap]:
 
 
 def build_score_map(digest: str, model: str, metric: str, unit: str, scores: Scores) -> ScoreMap:
-    """Turn edges into starts and sizes."""
+    """Convert scores by edges to scores by start and size."""
     depth = scores.depth
     values = np.full((depth, depth), np.nan)
     for n in range(1, depth + 1):
@@ -78,7 +78,7 @@ def build_score_map(digest: str, model: str, metric: str, unit: str, scores: Sco
 
 
 def read_cached_scores(folder: Path) -> Scores | None:
-    """Scores of the cache; None where they are gone or of another version."""
+    """Read scores from the cache; None if they are missing or of another version."""
     try:
         plain = documents.read_json(folder / "scores.json")
         return Scores(**{key: value for key, value in plain.items() if key != "draws"})
@@ -88,7 +88,7 @@ def read_cached_scores(folder: Path) -> Scores | None:
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """How far metrics rank the single layers of a model alike: Spearman's correlation, M x M; NaN for equal scores."""
+    """Spearman's correlation of the layer scores of metrics on one model, M x M; NaN for equal scores."""
 
     model: str
     unit: str
@@ -97,7 +97,7 @@ class RankCorrelation:
 
 
 def rank_correlations(found: Sequence[ScoreMap]) -> list[RankCorrelation]:
-    """Compare the metrics that were tried on a model; one alone is left out."""
+    """Compare the metrics tried on a model; a model with only one is left out."""
     groups: dict[tuple[str, str, int], dict[str, ScoreMap]] = {}
     for each in found:
         groups.setdefault((each.model, each.unit, each.depth), {})[each.metric] = each
@@ -114,7 +114,7 @@ def rank_correlations(found: Sequence[ScoreMap]) -> list[RankCorrelation]:
 
 
 def spearman_correlation(one: list[float], two: list[float]) -> float:
-    """Spearman's rank correlation."""
+    """Return Spearman's rank correlation."""
     from scipy.stats import spearmanr
 
     if len(set(one)) < 2 or len(set(two)) < 2:

@@ -1,4 +1,4 @@
-"""The page of some studies on localhost: made anew whenever a point is done; it follows those that run meanwhile."""
+"""Serve the page of studies on localhost; it is rebuilt when a point finishes, and follows running points."""
 
 import json
 import re
@@ -12,14 +12,14 @@ from depthcut.report import cells, data, live, page, study
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 
-POLL_MILLISECONDS = 5000  # milliseconds between two looks of the page
-PATIENCE = 10.0  # seconds for a client to send its request, and to take the answer
+POLL_MILLISECONDS = 5000  # milliseconds between two polls by the page
+PATIENCE = 10.0  # seconds for a client to send its request, and to receive the answer
 PORTS = 65535
 HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
 
 
 class LivePage:
-    """The page as it is now, and what of it changes while points run."""
+    """The current page, and the parts of it that change while points run."""
 
     def __init__(self, studies: Sequence[Path]) -> None:
         self.studies = studies
@@ -28,20 +28,20 @@ class LivePage:
         self.built = ("", b"")
 
     def version(self) -> str:
-        """Names what lies in the studies' folders: the same name, the same page."""
+        """Return a digest of the files in the studies' folders: the same digest, the same page."""
         folders = [folder for each in self.studies for folder in study.study_folders(each)]
         files = [path for folder in folders for name in WATCHED_FILES for path in sorted(folder.glob(f"*/{name}"))]
         return store.content_digest([file_stamp(path) for path in files])
 
     def found(self) -> tuple[str, study.Studies]:
-        """The version and the studies; records are read where the version is new."""
+        """Return the version and the studies; records are read again only if the version is new."""
         version = self.version()
         if self.kept[0] != version:
             self.kept = (version, study.read_studies(self.studies))
         return version, study.refresh_studies(self.kept[1])
 
     def page(self) -> bytes:
-        """Return the HTML, of which all connections send the same bytes; two that ask at once wait for one build."""
+        """Return the HTML, shared by all connections; two simultaneous requests wait for one build."""
         with self.lock:
             version, found = self.found()
             if self.built[0] != version:
@@ -51,7 +51,7 @@ class LivePage:
             return self.built[1]
 
     def now(self) -> str:
-        """What the page asks for again and again, as JSON: its version, the counts in words, the points that run."""
+        """Return the state that the page polls for, as JSON: version, counts in words, running points."""
         with self.lock:
             version, found = self.found()
         running = data.round_numbers(live.running_points(found.running))
@@ -62,7 +62,7 @@ WATCHED_FILES = ("config.yaml", "record.json", "failure.json")
 
 
 def file_stamp(path: Path) -> list[str | int]:
-    """A file's name, size and time; nothing of one that has just gone."""
+    """Return a file's path, size and time; empty if it was just deleted."""
     try:
         found = path.stat()
     except OSError:
@@ -71,7 +71,7 @@ def file_stamp(path: Path) -> list[str | int]:
 
 
 class PageHandler(BaseHTTPRequestHandler):
-    """Answers ``/`` with the page and ``/now`` with what has changed since, to this machine alone."""
+    """Answers ``/`` with the page and ``/now`` with the current state, to this machine only."""
 
     timeout = PATIENCE
 
@@ -80,7 +80,7 @@ class PageHandler(BaseHTTPRequestHandler):
         super().__init__(*rest)  # pyright: ignore[reportArgumentType]
 
     def do_GET(self) -> None:
-        """Answer; a page of elsewhere that points a name of its own at this address gets nothing."""
+        """Answer a request; refuse foreign host names, which other sites could use to reach this server."""
         hosts = self.headers.get_all("Host", [])
         if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
             return self.send_error(403)
@@ -91,7 +91,7 @@ class PageHandler(BaseHTTPRequestHandler):
         return self.send_error(404)
 
     def answer(self, body: bytes, kind: str) -> None:
-        """Send ``body``, to a client that takes it in time."""
+        """Send ``body``, and close the connection of a client that does not receive it in time."""
         self.send_response(200)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
@@ -99,19 +99,19 @@ class PageHandler(BaseHTTPRequestHandler):
         self.end_headers()
         try:
             self.wfile.write(body)
-        except (ConnectionError, TimeoutError):  # the page was closed, or asked for anew, meanwhile
+        except (ConnectionError, TimeoutError):  # the page was closed or reloaded
             self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing of each request."""
+        """Log nothing per request."""
         del format, args
 
 
 def make_server(studies: Sequence[Path], port: int) -> ThreadingHTTPServer:
-    """A server that is ready to serve, on this machine's own address alone.
+    """Return a server that listens on 127.0.0.1 only.
 
     Raises:
-        UserError: if there are no such studies, or the port is none or taken.
+        UserError: if a study does not exist, or the port is out of range or in use.
     """
     if not 0 <= port <= PORTS:
         raise UserError(f"--port must be a whole number from 0 to {PORTS}, got {port}")

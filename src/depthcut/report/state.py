@@ -1,4 +1,4 @@
-"""How far a study is: its points by state, what runs now, and why points failed."""
+"""Progress of a study: its points by state, the running points, and the reasons of failures."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ MAX_ROWS = 20
 
 
 def state_lines(found: study.Studies) -> list[Table | Text]:
-    """Return what to print above the numbers: the counts, then a table of the points that need a look, if any."""
+    """Return the lines above the numbers: the counts, then a table of running, failed and damaged points, if any."""
     lines: list[Table | Text] = [Text(found.words)]
     rows = [(folder, "running", healing_progress(folder)) for folder in found.running]
     rows += [(folder, "failed", reason) for folder, reason in found.failures.items()]
@@ -34,7 +34,7 @@ def state_lines(found: study.Studies) -> list[Table | Text]:
 
 
 def describe_point(folder: Path) -> str:
-    """A point that is not finished, by what its config says of it, e.g. ``pico angular block 0.25 lora seed=0``."""
+    """Describe an unfinished point by its config, such as ``pico angular block 0.25 lora seed=0``."""
     config = study.point_config(folder)
     prune: dict[str, Any] = config_group(config, "prune")
     size = next((f"{key}={prune[key]}" for key in SIZES if prune.get(key) is not None), f"{prune.get('frac', '')}")
@@ -46,25 +46,25 @@ SIZES = ("layers", "parameters", "weight_bytes", "cache_bytes", "drop")
 
 
 def config_group(config: dict[str, Any], key: str) -> dict[str, Any]:
-    """A group of a config; empty where it is none."""
+    """Return a group of a config; empty if it is missing or not a mapping."""
     value = config.get(key)
     return value if isinstance(value, dict) else {}
 
 
 def method_word(config: dict[str, Any], group: str) -> str:
-    """The word of a group; empty where the config names none."""
+    """Return the method name of a group; empty if the config names none."""
     target = config_group(config, group).get("_target_")
     return target.split(".")[-2] if isinstance(target, str) and "." in target else ""
 
 
 def healing_progress(folder: Path) -> str:
-    """How far the healing of a point is, in words; empty where it has not begun, or is none."""
+    """Return the progress of a point's healing in words; empty if it has not begun."""
     found = healed_steps(folder)
     return f"healing: step {found[0]} of {found[1]}" if found else ""
 
 
 def healed_steps(folder: Path) -> tuple[int, int] | None:
-    """How many steps a point was healed, by the last row of its curve, and how many it will be."""
+    """Return the steps done, by the last row of the healing curve, and the total number of steps."""
     total = config_group(study.point_config(folder), "heal").get("steps")
     try:
         step = documents.read_bounded_text(folder / "heal.csv", documents.LIMIT).splitlines()[-1].partition(",")[0]

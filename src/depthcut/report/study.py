@@ -1,4 +1,4 @@
-"""A study as it lies on the disk: its records, and how far its other points are. Nothing in there is an error."""
+"""Studies on disk: their records, and the states of their other points. Damaged contents never raise."""
 
 import re
 from collections import Counter
@@ -23,7 +23,7 @@ BESIDE = frozenset({"figures", links.FOLDER})  # folders of a study that are not
 
 @dataclass(frozen=True)
 class FinishedPoint:
-    """A finished point: its record, checked, and where it lies."""
+    """A finished point: its checked record and its folder."""
 
     folder: Path
     record: dict[str, Any]
@@ -31,16 +31,16 @@ class FinishedPoint:
 
 @dataclass
 class Studies:
-    """What some studies hold.
+    """Contents of one or more studies.
 
     Attributes:
-        points: finished, each once.
-        states: of all point folders: ``done``, ``failed``, ``running``, ``left``.
-        failures: for each point that failed the reason, in one line.
-        running: points that a process is at work on.
-        unfinished: all point folders that gave no point.
-        damaged: for each point whose record cannot be read the reason, in one line.
-        skipped: how many folders gave no point though they are there, by the reason in words.
+        points: finished points, each once.
+        states: counts of all point folders: ``done``, ``failed``, ``running``, ``left``.
+        failures: the reason of each failed point, in one line.
+        running: points that a process is working on.
+        unfinished: all point folders without a usable record.
+        damaged: the fault of each unreadable record, in one line.
+        skipped: number of folders that yielded no point, by the reason in words.
     """
 
     points: list[FinishedPoint] = field(default_factory=list[FinishedPoint])
@@ -53,12 +53,12 @@ class Studies:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The records alone."""
+        """Records of the finished points."""
         return [point.record for point in self.points]
 
     @property
     def words(self) -> str:
-        """All counts in a line, e.g. ``12 points: 9 done, 1 failed, 0 running, 2 left``."""
+        """All counts in one line, such as ``12 points: 9 done, 1 failed, 0 running, 2 left``."""
         total = sum(self.states.values())
         counts = ", ".join(f"{self.states[state]} {state}" for state in ("done", "failed", "running", "left"))
         skipped = ", ".join(f"{pluralise(count, 'folder')} {why}" for why, count in sorted(self.skipped.items()))
@@ -68,15 +68,15 @@ class Studies:
 
 
 def pluralise(number: int, noun: str) -> str:
-    """``1 point``, ``2 points``."""
+    """Return a count with its noun: ``1 point``, ``2 points``."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def read_studies(studies: Iterable[Path]) -> Studies:
-    """Read studies, or folders of studies. The later of two records of one point counts.
+    """Read studies, or folders of studies. Of two records of one point, the later one counts.
 
     Raises:
-        UserError: if one of the folders is not there.
+        UserError: if a folder does not exist.
     """
     found, kept = Studies(), dict[str, FinishedPoint]()
     for study in dict.fromkeys(each for path in studies for each in study_folders(path)):
@@ -94,7 +94,7 @@ def read_studies(studies: Iterable[Path]) -> Studies:
 
 
 def refresh_studies(found: Studies) -> Studies:
-    """The same studies a little later: only what was not finished is looked at anew; no other record is read."""
+    """Update studies: only points that were unfinished are read again."""
     skipped = Counter({why: found.skipped[why] for why in (FOREIGN, DUPLICATE)})
     now = Studies(points=found.points, states=Counter(done=found.states["done"]), skipped=+skipped)
     for folder in found.unfinished:
@@ -103,10 +103,10 @@ def refresh_studies(found: Studies) -> Studies:
 
 
 def study_folders(path: Path) -> Iterator[Path]:
-    """The folder itself if it is a study, else the studies in it.
+    """Yield the folder itself if it is a study, otherwise the studies in it.
 
     Raises:
-        UserError: if it is no folder.
+        UserError: if it is not a folder.
     """
     if not path.is_dir():
         raise UserError(f"no study at {path}; `python run.py name=...` makes one under outputs/")
@@ -119,7 +119,7 @@ def study_folders(path: Path) -> Iterator[Path]:
 
 
 def subfolders(path: Path) -> Iterator[Path]:
-    """Folders in ``path``; none where it cannot be read."""
+    """Yield the folders in ``path``; none if it is unreadable."""
     try:
         yield from (each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
     except OSError:
@@ -127,12 +127,12 @@ def subfolders(path: Path) -> Iterator[Path]:
 
 
 def is_point_folder(folder: Path) -> bool:
-    """Whether the folder was made for a point of a study."""
+    """Return whether a folder belongs to a point."""
     return (folder / "config.yaml").is_file() or (folder / "record.json").is_file()
 
 
 def read_point(folder: Path, found: Studies) -> FinishedPoint | None:
-    """Count one folder; the point, if it is finished and its record can be read."""
+    """Count one folder, and return its point if it is finished and its record is readable."""
     if not is_point_folder(folder):
         found.skipped[FOREIGN] += 1
         return None
@@ -159,11 +159,11 @@ def read_point(folder: Path, found: Studies) -> FinishedPoint | None:
 
 
 def checked(folder: Path) -> dict[str, Any]:
-    """Return a point's record. A folder whose name is no digest may hold the record of any point.
+    """Return a point's record. A folder whose name is not a digest may hold the record of any point.
 
     Raises:
-        FileNotFoundError: if there is none.
-        DamagedError: if it is no record, or of another version; that of another point under a point's name.
+        FileNotFoundError: if it does not exist.
+        DamagedError: if it is invalid, of another version, or of another point than the folder's name says.
     """
     path = folder / "record.json"
     record = documents.read_json(path, document.LIMIT)
@@ -177,7 +177,7 @@ def checked(folder: Path) -> dict[str, Any]:
 
 
 def point_config(folder: Path) -> dict[str, Any]:
-    """A point's config as it was composed; empty where none can be read."""
+    """Return a point's composed config; empty if it is unreadable."""
     try:
         return documents.read_yaml(folder / "config.yaml")
     except (FileNotFoundError, DamagedError):

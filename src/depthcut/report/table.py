@@ -1,4 +1,4 @@
-"""Records as tables: one record for the terminal, a study as CSV."""
+"""Tables of records: one record for the terminal, a study for the terminal or as CSV."""
 
 import csv
 import importlib
@@ -29,7 +29,7 @@ STAGE_COLUMNS = {
 
 
 def record_table(record: dict[str, Any]) -> Table:
-    """One record: a row a number, a column a stage, standard errors beside the numbers."""
+    """Return a table of one record: one row per number, one column per stage, standard errors next to the numbers."""
     plan = record["plan"]
     title = f"{model_name(record)}: {plan['words']} ({record['fraction']:.0%})"
     table = Table(title=Text(title), title_justify="left")
@@ -43,9 +43,10 @@ def record_table(record: dict[str, Any]) -> Table:
 
 
 def study_table(rows: Iterable[dict[str, Any]]) -> Table:
-    """A study: a row for each dense model, then one a point and stage. What is the same everywhere stands in the title.
+    """Return a table of a study: one row per dense model, then one per point and stage; the title holds common values.
 
-    Only losses and accuracies are shown; the CSV has all numbers. The first digits of a point stand at its last stage.
+    Only losses and accuracies are shown; the CSV has all numbers. The last stage of a point shows the start of its
+    digest.
     """
     rows = sorted(rows, key=lambda row: (model_name(row), row["fraction"], *describe_record(row)[3:]))
     names = [
@@ -77,7 +78,7 @@ def study_table(rows: Iterable[dict[str, Any]]) -> Table:
 
 
 def describe_record(record: dict[str, Any]) -> list[str]:
-    """Which point a record is of: model, fraction, layers kept, methods, seed."""
+    """Return the description of a record: model, fraction, layers kept, methods, seed."""
     plan = record["plan"]
     dropped = sum(stop - start for start, stop in plan["drop"])
     words = {group: method_name(record, group) for group in METHODS}
@@ -89,7 +90,7 @@ def describe_record(record: dict[str, Any]) -> list[str]:
 
 
 def healing_findings(record: dict[str, Any]) -> list[str]:
-    """What healing did, in sentences; a gain is claimed only beyond two standard errors of the difference."""
+    """Return the effects of healing in sentences; a gain must exceed two standard errors of the difference."""
     said: list[str] = []
     loss = [record.get(f"{stage}/validation/loss") for stage in CUT_STAGES]
     if all(value is not None for value in loss):
@@ -111,7 +112,7 @@ def healing_findings(record: dict[str, Any]) -> list[str]:
 
 
 def closed(dense: float, pruned: float, healed: float) -> str:
-    """Say how much of the loss that a cut opened healing closed."""
+    """Return in words how much of the loss increase healing recovered."""
     change = f"{pruned:.3f} to {healed:.3f}"
     if healed < dense:
         return f"healing closed all of the loss that the cut had opened: {change}, below the dense model's {dense:.3f}"
@@ -121,7 +122,7 @@ def closed(dense: float, pruned: float, healed: float) -> str:
 
 
 def in_domain(record: dict[str, Any]) -> bool:
-    """Whether the text that the loss is measured on is of the kind that healing read."""
+    """Return whether healing and the loss read the same kind of text."""
     data: Any = record["config"].get("data") or {}
     kinds = [
         {key: (data.get(part) or {}).get(key) for key in ("_target_", "paths", "dataset", "config")}
@@ -131,19 +132,19 @@ def in_domain(record: dict[str, Any]) -> bool:
 
 
 def measure_names(record: dict[str, Any]) -> list[str]:
-    """Names of what was measured at any stage, without standard errors, counts of items and what a model weighs."""
+    """Return the names of the numbers of any stage, without standard errors, counts of items and sizes."""
     found = (key.partition("/")[2] for key in record if key.startswith(tuple(f"{stage}/" for stage in STAGES)))
     kept = (name for name in found if not is_note(name) and not name.startswith("size/"))
     return list(dict.fromkeys(name.removesuffix("_finite") for name in kept))
 
 
 def is_note(name: str) -> bool:
-    """Tell whether a number says something of other numbers: a standard error, a count of items."""
+    """Return whether a number describes another one: a standard error, a count of items."""
     return name.endswith(("_stderr", "/items", "/tokens"))
 
 
 def titled(record: dict[str, Any], name: str) -> str:
-    """Return a number's name with what it is measured on, where that is known: ``capitals/acc (100 items)``."""
+    """Return a number's name with its sample size if known: ``capitals/acc (100 items)``."""
     subject = name.rpartition("/")[0]
     for unit in ("tokens", "items"):
         counts = {record[key] for stage in STAGES if (key := f"{stage}/{subject}/{unit}") in record}
@@ -153,7 +154,7 @@ def titled(record: dict[str, Any], name: str) -> str:
 
 
 def format_cell(record: dict[str, Any], key: str) -> str:
-    """A number with its standard error; empty where it was not measured."""
+    """Return a number with its standard error; empty if it was not measured."""
     if record.get(f"{key}_finite") == 0:
         return "not finite"
     if key not in record:
@@ -164,24 +165,24 @@ def format_cell(record: dict[str, Any], key: str) -> str:
 
 
 def model_name(record: dict[str, Any]) -> str:
-    """The model as the command line names it."""
+    """Return the model's name on the command line."""
     model = record["config"]["model"]
     return str(model.get("repo") or model.get("path") or method_name(record, "model")).rsplit("/", 1)[-1]
 
 
 def method_name(record: dict[str, Any], group: str) -> str:
-    """The word of a group: the module of its class, which is the name of its yaml."""
+    """Return the method name of a group: the module of its class, which is the name of its yaml."""
     return record["config"][group]["_target_"].split(".")[-2]
 
 
 def reads_scores(record: dict[str, Any]) -> bool:
-    """Whether the layers were chosen by a metric."""
+    """Return whether a metric chose the layers."""
     return chooses_by_scores(record["config"]["prune"]["_target_"])
 
 
 @cache
 def chooses_by_scores(target: str) -> bool:
-    """Whether a pruner goes by a metric, as its class says; one that is not there any more does."""
+    """Return whether a pruner uses a metric, according to its class; True if the class no longer exists."""
     if not re.fullmatch(r"depthcut\.prune\.\w+\.\w+", target):
         return True
     module, _, name = target.rpartition(".")
@@ -192,7 +193,7 @@ def chooses_by_scores(target: str) -> bool:
 
 
 def write_study_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    """A study as CSV: a line a point, all flat numbers as columns; a number that is missing is an empty cell."""
+    """Write a study as CSV: one line per point, all flat numbers as columns; a missing number is an empty cell."""
     rows = list(rows)
     numbers = sorted({key for row in rows for key in row if "/" in key})
     heads = ["digest", "model", "fraction", "keeps", *METHODS, "seed"]

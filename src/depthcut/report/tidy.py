@@ -1,4 +1,4 @@
-"""Records as one tidy table: a row for each number that was measured, with all that says what it is of."""
+"""Records as one tidy table: one row per measured number, with everything that identifies it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,13 +30,16 @@ CUT_GROUPS = ("metric", "prune", "replace")
 
 
 def tidy_table(records: Sequence[dict[str, Any]]) -> "pd.DataFrame":
-    """One row a number.
+    """Return a table with one row per number.
 
-    Columns: ``run`` (place among the records), ``digest``, ``study``, ``stage``; ``model``, ``metric``, ``prune``,
-    ``replace``, ``recipe``, ``evaluation`` (names; empty where they had no part in the number: a dense model has no
-    cut, an unhealed one no recipe); ``unit``, ``depth``, ``dropped`` (layers), ``fraction``, ``cut`` (which layers, as
-    text), ``seed``; ``name`` (such as ``boolq/acc``), ``value``, ``stderr`` and ``items``, on which it is
-    measured (NaN where there is none, or it is not known).
+    Columns: ``run`` (index of the record), ``digest``, ``study``, ``stage``; ``model``, ``metric``, ``prune``,
+    ``replace``, ``recipe``, ``evaluation`` (names; empty where they do not affect the number: a dense model has no cut,
+    an
+    unhealed one no recipe); ``unit``, ``depth``, ``dropped`` (layers), ``fraction``, ``cut`` (the dropped layers, as
+    text),
+    ``seed``; ``name`` (such as ``boolq/acc``), ``value``, ``stderr`` and ``items``, the sample size (the last two are
+    NaN
+    if unknown).
     """
     import pandas as pd
 
@@ -49,7 +52,7 @@ def tidy_table(records: Sequence[dict[str, Any]]) -> "pd.DataFrame":
 
 
 def record_rows(run: int, record: dict[str, Any], label: dict[str, str]) -> list[tuple[Any, ...]]:
-    """The rows of one record."""
+    """Return the rows of one record."""
     config, plan, drop = record["config"], record["plan"], labels.dropped_layers(record)
     cut = ",".join(f"{start}-{stop - 1}" for start, stop in plan["drop"])
     rows: list[tuple[Any, ...]] = []
@@ -70,6 +73,6 @@ def record_rows(run: int, record: dict[str, Any], label: dict[str, str]) -> list
 
 
 def stage_labels(stage: str, label: dict[str, str]) -> tuple[str, ...]:
-    """The names that matter at a stage."""
+    """Return the names that affect a stage."""
     gone = {"dense": (*CUT_GROUPS, "recipe"), "pruned": ("recipe",), "healed": ()}[stage]
     return tuple("" if group in gone else label[group] for group in labels.GROUPS)

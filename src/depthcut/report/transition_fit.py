@@ -1,17 +1,17 @@
-"""Where a curve falls: a logistic between dense and chance, fitted on a grid, with intervals calibrated by bootstrap.
+"""Transition of a curve: a logistic between dense and chance, fitted on a grid, with bootstrap-calibrated intervals.
 
-Of the share s of what the dense model has above chance, a cut of a fraction f of the layers leaves
-``s(f) = 1 / (1 + exp((f - m) / w))``, and the curve is ``chance + A s(f)``. Then
+A cut of a fraction f of the layers keeps the share ``s(f) = 1 / (1 + exp((f - m) / w))`` of the dense model's lead over
+chance, and the curve is ``chance + A s(f)``. Then
 
 - the **midpoint** is m: half of the dense model's lead over chance is lost;
 - the **onset** is ``m - w ln 9``: a tenth is lost; the **end** is ``m + w ln 9``: nine tenths are;
 - the **width** is end minus onset, ``2 w ln 9``.
 
-A is fitted along, with the dense measurement as its own datum. An interval is a profile likelihood's: all values that
-a fit within a threshold of the best can have. Percentiles of refitted draws would be far too short where the fall lies
-between two neighbouring fractions: any place in between fits equally well. The threshold is the 95th percentile of the
-same statistic in draws of a parametric bootstrap. Errors larger than the points' own, by which a curve is rougher than
-any logistic, widen both.
+A is fitted too, with the dense measurement as its own datum. Intervals are profile-likelihood intervals: all values of
+fits within a threshold of the best. Percentiles of refitted draws would be far too short where the fall lies between
+two neighbouring fractions, because any position in between fits equally well. The threshold is the 95th percentile of
+the same statistic in draws of a parametric bootstrap. If the points scatter more than their own errors, because the
+curve is rougher than any logistic, both become wider.
 """
 
 from dataclasses import dataclass
@@ -33,13 +33,13 @@ REASONS: dict[Reason, str] = {
     "unfinished": "no transition seen: not for sure below half by the largest cut",
 }
 MIN_CUTS = 4  # cuts
-COARSE_GRID = (slice(None, None, 2), slice(None, None, 5))  # of the grid this much serves for the draws
+COARSE_GRID = (slice(None, None, 2), slice(None, None, 5))  # this part of the grid is enough for the draws
 DRAWS = 200
-SIGNIFICANCE = 0.015  # of the test against a flat curve, which errs less often than this: other conditions come on top
+SIGNIFICANCE = 0.015  # level of the test against a flat curve, which errs less often: further conditions apply
 LOGIT_90 = float(np.log(9))
 MIDPOINTS = np.linspace(0.0, 1.0, 201)
 SCALES = np.geomspace(0.002, 0.2275, 52)  # up to a width of 1
-MIDPOINT_STEP = 0.0025  # half of the grid's, of midpoints
+MIDPOINT_STEP = 0.0025  # half of the grid's step of midpoints
 SCALE_RATIO = float((SCALES[1] / SCALES[0]) ** 0.5)
 
 
@@ -54,14 +54,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Transition:
-    """What a curve says of its transition.
+    """Transition of a curve.
 
     Attributes:
-        why: empty where one was seen; else why not, a key of REASONS. There is then no other number.
+        why: empty if a transition was seen; otherwise the reason, a key of REASONS, and all numbers are None.
         midpoint: half of the lead over chance is lost.
         onset: a tenth is lost.
-        width: from there to where nine tenths are lost. Its lower end is no better than the fractions are dense.
-        rough: by what factor the points scatter more around the fit than their own errors say; 1 if they do not.
+        width: from the onset to nine tenths lost. Its lower end is limited by the spacing of the fractions.
+        rough: ratio of the scatter of the points around the fit to their own errors; at least 1.
     """
 
     why: Reason
@@ -72,21 +72,21 @@ class Transition:
 
     @property
     def seen(self) -> bool:
-        """Whether there is a transition."""
+        """True if a transition was seen."""
         return not self.why
 
 
 @dataclass(frozen=True)
 class CurveData:
-    """What is fitted: P cuts and the dense model.
+    """Data of a fit: P cuts and the dense model.
 
     Attributes:
-        fraction: of the layers that go, each above 0, P.
+        fraction: fractions of layers dropped, each above 0, P.
         value: accuracy, or another quantity that falls to ``chance``, P.
         stderr: standard errors, P.
         dense: the dense model's value.
         dense_stderr: its standard error.
-        chance: what no model falls below but by luck.
+        chance: the floor, below which a model falls by luck only.
     """
 
     fraction: Array
@@ -98,9 +98,9 @@ class CurveData:
 
     @property
     def errors(self) -> Array:
-        """Standard errors of all P + 1 data, the dense model's last. None is below half of what is usual here.
+        """Standard errors of all P + 1 data, the dense model's last; each is at least half of the median.
 
-        An accuracy of 0 or 1 comes with an error of 0, which is its estimate's, not its own.
+        An accuracy of 0 or 1 has an estimated error of 0, which is not its true error.
         """
         given = np.append(self.stderr, self.dense_stderr)
         usual = np.median(given[given > 0]) if (given > 0).any() else 0.01
@@ -114,14 +114,14 @@ class CurveData:
 
 @cache
 def share_grid(fractions: tuple[float, ...]) -> Array:
-    """The shares s at each cut, and 1 for the dense model: M x W x (P + 1), over all midpoints and scales."""
+    """Return the shares s at each cut, and 1 for the dense model: M x W x (P + 1), over all midpoints and scales."""
     slope = (np.array(fractions) - MIDPOINTS[:, None, None]) / SCALES[None, :, None]
     shares = 1 / (1 + np.exp(np.clip(slope, -500, 500)))
     return np.concatenate([shares, np.ones((len(MIDPOINTS), len(SCALES), 1))], axis=2)
 
 
 def chi_squared(leads_BP: Array, errors_P: Array, shares_GP: Array) -> Array:
-    """Chi-squared of each of B curves for each of G shapes, with the amplitude A at its best, not below 0: B x G."""
+    """Return chi-squared of each of B curves for each of G shapes, at the best amplitude A >= 0: B x G."""
     weight_P = errors_P**-2
     along_BG = np.maximum((leads_BP * weight_P) @ shares_GP.T, 0)
     total_B = (leads_BP**2 * weight_P).sum(1)
@@ -132,8 +132,8 @@ def fit_transition(curve: CurveData, seed: int = 0) -> Transition:
     """Fit one curve.
 
     Args:
-        curve: at least LEAST cuts, or the answer is ``few``.
-        seed: of the bootstrap.
+        curve: needs at least MIN_CUTS cuts; otherwise the result is ``few``.
+        seed: seed of the bootstrap.
     """
     errors, leads = curve.errors, curve.leads
     if len(curve.fraction) < MIN_CUTS or len(set(curve.fraction)) < MIN_CUTS:
@@ -164,9 +164,9 @@ def fit_transition(curve: CurveData, seed: int = 0) -> Transition:
 
 
 def interval_estimate(values: Array, low: Array, high: Array, likely: Array) -> Interval:
-    """The range of what all fits that are believed may have, each its cell of the grid; their median by likelihood.
+    """Return the range of the accepted fits, each with its grid cell, and their median weighted by likelihood.
 
-    Where any place between two fractions fits equally well there is no single best value.
+    If any position between two fractions fits equally well, no single best value exists.
     """
     order = np.argsort(values)
     mass = np.cumsum(likely[order])
@@ -175,10 +175,11 @@ def interval_estimate(values: Array, low: Array, high: Array, likely: Array) -> 
 
 
 def has_transition(leads: Array, errors: Array, shares_MWP: Array, chance: np.random.Generator) -> bool:
-    """Whether a logistic fits so much better than a constant as it does in few of the draws of a constant.
+    """Return whether a logistic beats a constant by more than it does in all but a few draws of a constant.
 
-    The statistic is an F ratio whose denominator is at least the points' own errors. In the draws the points scatter
-    around a constant as much as they do here.
+    The statistic is an F ratio whose denominator is at least the points' own errors. The draws scatter around the
+    constant
+    as much as the points do.
     """
     weight, coarse_GP = errors**-2, flatten_grid(shares_MWP[COARSE_GRID])
 
@@ -197,9 +198,9 @@ def has_transition(leads: Array, errors: Array, shares_MWP: Array, chance: np.ra
 def likelihood_threshold(
     leads: Array, errors: Array, shares_MWP: Array, best: int, chance: np.random.Generator
 ) -> float:
-    """How much worse than the best a fit may be and still be believed: by bootstrap, at least 3.84 as for a normal.
+    """Return the largest accepted excess over the best misfit: by bootstrap, at least 3.84 as for a normal.
 
-    In each draw the best fit is compared with the best of those that have the true midpoint, and the true scale.
+    In each draw the best fit is compared with the best fits that have the true midpoint, and the true scale.
     """
     share_P, weight = flatten_grid(shares_MWP)[best], errors**-2
     amplitude = max(0.0, float(leads * weight @ share_P / (share_P**2 @ weight)))
@@ -212,5 +213,5 @@ def likelihood_threshold(
 
 
 def flatten_grid(shares_MWP: Array) -> Array:
-    """All shapes in a row: G x P."""
+    """Flatten the grid of shapes: G x P."""
     return shares_MWP.reshape(-1, shares_MWP.shape[2])

@@ -1,4 +1,4 @@
-"""Every curve's transition, in accuracy and in loss, and how far healing moves it."""
+"""Transitions of all curves, in accuracy and in loss, and the shift of each by healing."""
 
 import math
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ class CurveTransition:
 
     Attributes:
         line: the curve.
-        name: of the number.
-        found: the transition, or why there is none.
-        moved: for a healed curve, how much later it falls than the same cuts unhealed; None where either falls nowhere.
+        name: name of the number.
+        found: the transition, or the reason why none was seen.
+        moved: shift of the midpoint of a healed curve against the unhealed one; None if either has no transition.
     """
 
     line: Line
@@ -31,7 +31,7 @@ class CurveTransition:
 
 
 def curve_transitions(lines: Sequence[Line], dense: DenseNumbers) -> list[CurveTransition]:
-    """The falls of all curves, for each accuracy and loss; the subjects of a group such as MMLU are left to it."""
+    """Return the transitions of all curves, for accuracies and losses; subjects of a group such as MMLU are omitted."""
     found: list[CurveTransition] = []
     for line in lines:
         level = dense.get((line.keys["model"], line.keys["evaluation"]), {})
@@ -57,19 +57,19 @@ def curve_transitions(lines: Sequence[Line], dense: DenseNumbers) -> list[CurveT
 
 
 def transition_names(line: Line) -> list[str]:
-    """The numbers of a curve that can have a transition."""
+    """Return the numbers of a curve that can have a transition."""
     groups = {name.partition("/")[0] for name in line.names}
     wanted = [name for name in line.names if chance.is_accuracy(name) or chance.is_loss(name)]
     return [name for name in wanted if not any(name.startswith(f"{group}_") for group in groups & {"mmlu", "bbh"})]
 
 
 def pairing_key(line: Line) -> tuple[str, ...]:
-    """What a healed curve and its unhealed one have in common."""
+    """Return the keys that a healed curve shares with the unhealed one."""
     return tuple(value for key, value in line.keys.items() if key not in ("stage", "recipe"))
 
 
 def accuracy_curve(line: Line, level: dict[str, tuple[float, float]], name: str) -> CurveData | None:
-    """An accuracy as a curve to fit; None without a dense level or a known chance."""
+    """Return an accuracy as a curve to fit; None without a dense value or a known chance level."""
     guessed = chance.chance_level(name)
     if guessed is None or name not in level:
         return None
@@ -77,9 +77,9 @@ def accuracy_curve(line: Line, level: dict[str, tuple[float, float]], name: str)
 
 
 def loss_curve(line: Line, level: dict[str, tuple[float, float]], name: str) -> CurveData | None:
-    """A loss as what is left of the way from a uniform guess to 0, ``1 - loss / log V``, which falls to 0.
+    """Return a loss as the remaining lead over a uniform guess, ``1 - loss / log V``, which falls to 0.
 
-    Beyond log V, where a model is worse than a uniform guess, it stays at 0.
+    Beyond log V, where a model is worse than a uniform guess, it is 0.
     """
     over = f"{name}_over_log_v"
     if over not in line.names or over not in level or name not in level:
@@ -93,7 +93,7 @@ def loss_curve(line: Line, level: dict[str, tuple[float, float]], name: str) -> 
 def measured_curve(
     line: Line, values: list[float], errors: list[float], level: tuple[float, float], guessed: float
 ) -> CurveData:
-    """The points that were measured and cut something."""
+    """Return the points that were measured and have a cut."""
     fraction, value, stderr = (np.asarray(each, dtype=float) for each in (line.fraction, values, errors))
     there = np.isfinite(value) & (fraction > 0)
     sound = np.nan_to_num(stderr[there], nan=0.0)
@@ -101,7 +101,7 @@ def measured_curve(
 
 
 def transition_shift(before: Transition | None, after: Transition) -> Interval | None:
-    """How much later a curve falls than another one, with the interval of a difference (MOVER, Zou & Donner 2008)."""
+    """Return the shift between two midpoints, with the interval of a difference (MOVER, Zou & Donner 2008)."""
     if before is None or before.midpoint is None or after.midpoint is None:
         return None
     one, two = before.midpoint, after.midpoint

@@ -1,1 +1,1 @@
-"""The base of the package: what every other part may import, and what imports none of them."""
+"""Lowest layer of the package: every other part may import it, and it imports none of them."""

@@ -1,4 +1,4 @@
-"""How much memory is free."""
+"""Devices and their memory."""
 
 import logging
 import os
@@ -12,10 +12,10 @@ log = logging.getLogger("depthcut")
 
 
 def choose_device(asked: str) -> str:
-    """Return ``cpu``, or ``cuda`` where there is a GPU and ``asked`` is ``auto`` or ``cuda``.
+    """Return ``cpu``, or ``cuda`` if ``asked`` is ``auto`` or ``cuda`` and a GPU is available.
 
     Raises:
-        UserError: if a GPU is asked for and there is none.
+        UserError: if ``asked`` is ``cuda`` and no GPU is available.
     """
     import torch
 
@@ -26,7 +26,7 @@ def choose_device(asked: str) -> str:
 
 
 def fits_in_free_memory(weights: int, device: str) -> bool:
-    """Whether a model of so many bytes has room on ``device``, with a tenth to spare; if not, it is said."""
+    """Return whether a model of so many bytes fits in free memory with a tenth to spare; log it if not."""
     there = free_memory(device)
     if weights > 0.9 * there:
         log.info("the model has %.1f GiB, %.1f are free: it is scored layer by layer", weights / GIB, there / GIB)
@@ -34,15 +34,15 @@ def fits_in_free_memory(weights: int, device: str) -> bool:
 
 
 def fits_in_total_memory(weights: int, device: str) -> bool:
-    """Whether ``device``, all of it, has room for a model of so many bytes: the same on all machines of one kind."""
+    """Return whether a model of so many bytes fits on ``device``; equal machines give the same result."""
     return weights <= 0.9 * total_memory(device)
 
 
 def check_shards_fit(weights: int, device: str) -> None:
-    """Say that each process holds a share of a model of so many bytes.
+    """Check that a model of so many bytes fits if it is sharded across processes, and log the sharding.
 
     Raises:
-        UserError: if not even shares have room.
+        UserError: if the shards do not fit.
     """
     there, processes = total_memory(device), ranks.world_size()
     if weights > 0.9 * there * processes:
@@ -57,7 +57,7 @@ def check_shards_fit(weights: int, device: str) -> None:
 
 
 def total_memory(device: str) -> int:
-    """Bytes of a GPU; or of the host, for each process on it."""
+    """Return the bytes of a GPU, or of the host divided by the processes on it."""
     if device.startswith("cuda"):
         import torch
 
@@ -66,7 +66,7 @@ def total_memory(device: str) -> int:
 
 
 def free_memory(device: str) -> int:
-    """Free bytes on ``device``, ``cpu`` or ``cuda``; on the host what can be had without swapping."""
+    """Return the free bytes on ``device`` (``cpu`` or ``cuda``); on the host, bytes available without swapping."""
     if device == "cuda":
         import torch
 
@@ -75,5 +75,5 @@ def free_memory(device: str) -> int:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         available = next(line for line in lines if line.startswith("MemAvailable"))
         return int(available.split()[1]) * 1024
-    except (OSError, StopIteration):  # no Linux
+    except (OSError, StopIteration):  # not Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -1,4 +1,4 @@
-"""A disk or a file system that refuses, in one line, also where another library lost the number of the error."""
+"""Errors of disks and file systems in one line, even if another library dropped the error number."""
 
 import errno
 import os
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FULL = re.compile(r"No space left|StorageFull|PytorchStreamWriter failed")
-NUMBER = re.compile(r"\((?:os error|errno) (\d+)\)|\[[Ee]rrno (\d+)\]")  # Rust's, Arrow's and Python's
-OWN = (".tmp", ".lock", ".log")  # what this package writes in place
+NUMBER = re.compile(r"\((?:os error|errno) (\d+)\)|\[[Ee]rrno (\d+)\]")  # formats of Rust, Arrow and Python
+OWN = (".tmp", ".lock", ".log")  # files that this package writes in place
 AGAIN = "and give the same command again; what was finished is kept"
 WORDS = {
     errno.ENOSPC: f"the disk is full{{where}}: free some space {AGAIN}",
@@ -27,7 +27,7 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def explain_disk_error(error: BaseException) -> str | None:
-    """Return what a disk refused, which file if that is known, and what to do; None for any other error."""
+    """Return the failure of a disk in one line, with the file if known and a remedy; None for any other error."""
     for each in error_chain(error):
         number, path = error_number(each), error_path(each)
         where = f" ({path})" if path else ""
@@ -43,7 +43,7 @@ def explain_disk_error(error: BaseException) -> str | None:
 
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:
-    """Give an error and what it was raised from."""
+    """Yield an error and its causes."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
@@ -51,7 +51,7 @@ def error_chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def error_number(error: BaseException) -> int | None:
-    """Return the system's number of an error; libraries in C++ or Rust have it, or its words, in their text only."""
+    """Return the errno of an error; libraries in C++ or Rust have it, or its meaning, in their message only."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     text = str(error)[:10_000]
@@ -68,8 +68,8 @@ def error_path(error: BaseException) -> Path | None:
 
 
 def is_unreadable(path: Path) -> bool:
-    """Return whether a file is there to be read: this package writes beside a file and then renames."""
+    """Return whether a file exists and reading it failed: this package writes temporary files, then renames them."""
     try:
         return path.is_file() and not path.name.endswith(OWN)
-    except OSError:  # its folder may not be entered
+    except OSError:  # access to its folder was denied
         return True

@@ -1,6 +1,6 @@
-"""Files of text that this package wrote, read back: whole and of the expected form, or one error that names the file.
+"""Text files of this package, read back: complete and of the expected form, or one error that names the file.
 
-Somebody may have cut, edited, copied or replaced any of them, so no other module parses one.
+Users may truncate, edit, copy or replace them, so no other module parses one.
 """
 
 import json
@@ -13,17 +13,17 @@ from typing import Any, NoReturn
 from depthcut.runtime.errors import UserError
 
 LIMIT = 256 << 20  # bytes of a JSON file: the block scores of a model of 1,000 layers take 50 MB
-YAML_LIMIT = 1 << 20  # bytes of a composed config, which has some 5 kB
+YAML_LIMIT = 1 << 20  # bytes of a composed config, which has about 5 kB
 NESTING = 64  # levels; a composed config has 6
-VALUES = 1_000_000  # of a YAML file, whose aliases may stand for any number
+VALUES = 1_000_000  # values in a YAML file, where aliases can multiply them
 
 
 class DamagedError(UserError):
-    """A file of this package that cannot be read, or does not hold what the package writes there.
+    """A file of this package that is unreadable, or has invalid contents.
 
     Attributes:
         path: the file.
-        why: what is wrong with it.
+        why: the fault.
     """
 
     def __init__(self, path: Path, why: str) -> None:
@@ -35,8 +35,8 @@ def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
     """Return the JSON object in a file of at most ``limit`` bytes.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        DamagedError: if it holds something else, or cannot be read.
+        FileNotFoundError: if the file does not exist.
+        DamagedError: if it has other contents, or is unreadable.
     """
     try:
         content = read_bounded_text(path, limit)
@@ -58,7 +58,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_json_if_present(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file, or None where there is none."""
+    """Return the JSON object in a file, or None if it is missing or damaged."""
     try:
         return read_json(path)
     except (FileNotFoundError, DamagedError):
@@ -66,11 +66,11 @@ def read_json_if_present(path: Path) -> dict[str, Any] | None:
 
 
 def read_bounded_text(path: Path, limit: int) -> str:
-    """Return a file's text.
+    """Return the text of a file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        DamagedError: if it is no regular file of at most ``limit`` bytes, or cannot be read.
+        FileNotFoundError: if the file does not exist.
+        DamagedError: if it is not a regular file of at most ``limit`` bytes, or is unreadable.
         UnicodeDecodeError: if it is not UTF-8.
     """
     try:
@@ -87,10 +87,11 @@ def read_bounded_text(path: Path, limit: int) -> str:
 
 
 def check_mapping(value: Any, content: str, values: int) -> dict[str, Any]:
-    """Return ``value``, parsed from ``content``, if it is a mapping that this package may have written.
+    """Return ``value``, parsed from ``content``, if it is a mapping that this package could have written.
 
     Raises:
-        ValueError: if it is none, is nested too deeply, or has too many values; for a text that no file can hold.
+        ValueError: if it is not a mapping, is nested too deeply, has too many values, or has text that cannot be
+            encoded.
     """
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, got {type(value).__name__}")
@@ -106,30 +107,30 @@ def check_mapping(value: Any, content: str, values: int) -> dict[str, Any]:
             break
     else:
         raise ValueError(f"nested more than {NESTING} levels deep")
-    if "\\" in content:  # an escape may stand for half a surrogate pair
+    if "\\" in content:  # an escape can be half a surrogate pair
         json.dumps(value, ensure_ascii=False, default=str).encode()
     return value
 
 
 def is_nested(value: Any) -> bool:
-    """Return whether a value has values in it."""
+    """Return whether a value contains other values."""
     return isinstance(value, dict | list) and bool(value)
 
 
 def refuse_constant(name: str) -> NoReturn:
-    """Refuse NaN and the infinities: they are no JSON, and :func:`depthcut.runtime.store.write_json` writes none."""
+    """Refuse NaN and infinities: they are not JSON, and :func:`depthcut.runtime.store.write_json` writes none."""
     raise ValueError(f"{name} is no number")
 
 
 def finite(text: str) -> float:
-    """Return a number, unless it is beyond a float's range: ``1e999`` is JSON, but reads as infinity."""
+    """Return a number, unless it exceeds a float's range: ``1e999`` is JSON, but parses as infinity."""
     if math.isinf(number := float(text)):
         raise ValueError(f"{text} is beyond the range of numbers")
     return number
 
 
 def parse_error_reason(error: Exception) -> str:
-    """Return a parser's complaint in one line."""
+    """Return a parser's error in one line."""
     if isinstance(error, DamagedError):
         return error.why
     if isinstance(error, UnicodeDecodeError):

@@ -1,8 +1,8 @@
-"""The one exception whose message is shown to the user as it is."""
+"""The one exception whose message is shown to the user without a traceback."""
 
 
 class UserError(ValueError):
-    """A mistake that the user can correct: the message says what was expected, what was given and what to do.
+    """A mistake that the user can correct; the message says what was expected, what was given and what to do.
 
-    Raise it for a wrong option, file or model. Any other ``ValueError`` is a fault and keeps its traceback.
+    Raise it for a wrong option, file or model. Any other ``ValueError`` is a bug and keeps its traceback.
     """

@@ -1,4 +1,4 @@
-"""The end of a command: a user's mistake in one line with status 2, a fault with its traceback."""
+"""Errors at the end of a command: a user's mistake in one line with status 2, a bug with its traceback."""
 
 import os
 import signal
@@ -12,15 +12,15 @@ from depthcut.runtime import disk
 from depthcut.runtime.errors import UserError
 
 STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
-"""What ends the process. Any other BaseException is a fault: Rust's panics are none of Exception's kind."""
+"""Exceptions that end the process. Any other BaseException is an error: Rust's panics are not Exceptions."""
 MAX_LINE = 2000
-"""Characters of a complaint."""
+"""Maximum number of characters of an error message."""
 collected_errors: list[BaseException] = []
 
 
 @contextmanager
 def collect_errors() -> Generator[None]:
-    """Put an exception aside for :func:`run_guarded`: the other points of a sweep go on, and Hydra adds no words."""
+    """Collect an exception for :func:`run_guarded`: other points of a sweep continue, and Hydra prints nothing."""
     try:
         yield
     except STOPS:
@@ -31,7 +31,7 @@ def collect_errors() -> Generator[None]:
 
 @contextmanager
 def suppress_errors() -> Generator[None]:
-    """Leave a fault to each point that it is of: it meets the same one, and fails with it."""
+    """Ignore an error that each point meets again, and reports, when it runs."""
     try:
         yield
     except STOPS:
@@ -41,19 +41,19 @@ def suppress_errors() -> Generator[None]:
 
 
 def run_guarded(main: Callable[[], Any]) -> int:
-    """Run ``main``; a user's mistake becomes one line and status 2, anything else keeps its traceback and status 1."""
+    """Run ``main`` and return its exit status: 2 for a user's mistake, printed in one line; 1 for a traceback."""
     try:
         with collect_errors():
             main()
     except KeyboardInterrupt as stop:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C again: no traceback of what is being closed
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # a second Ctrl-C: no traceback from the cleanup
         print(f"stopped: {str(stop) or 'give the same command again to resume'}", file=sys.stderr)
         return 130
     return max((report_error(error) for error in collected_errors), default=0)
 
 
 def report_error(error: BaseException) -> int:
-    """Tell of one fault; its exit status."""
+    """Print one error and return its exit status."""
     line = user_error_line(error)
     if line is not None:
         return print_error(line, getattr(error, "status", 2))
@@ -62,17 +62,17 @@ def report_error(error: BaseException) -> int:
 
 
 def error_line(error: BaseException) -> str:
-    """Any fault in one line."""
+    """Return any error in one line."""
     return user_error_line(error) or f"{type(error).__name__}: {error}"
 
 
 def user_error_line(error: BaseException) -> str | None:
-    """A user's mistake, or a disk that refuses, in one line; None for a fault that needs its traceback."""
+    """Return a user's mistake or a disk error in one line; None for an error that needs its traceback."""
     return str(error) if isinstance(error, UserError) else disk.explain_disk_error(error)
 
 
 def print_error(line: str, status: int = 2) -> int:
-    """Print a complaint as one line on stderr; a value of a whole page in it is cut."""
+    """Print an error as one line on stderr, truncated if long, and return ``status``."""
     line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in " ".join(line.split()))
     print(f"error: {line if len(line) <= MAX_LINE else line[:MAX_LINE] + ' ...'}", file=sys.stderr)
     return status

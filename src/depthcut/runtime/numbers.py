@@ -1,4 +1,4 @@
-"""The flat numbers of a record, and the clock that fills some of them."""
+"""The flat numbers of a record, and a timer that adds to them."""
 
 import resource
 import time
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class Numbers(dict[str, float]):
-    """Numbers by their names: ``dense/...``, ``pruned/...``, ``healed/...``, ``seconds/...``, ``bytes/...``."""
+    """Numbers by name: ``dense/...``, ``pruned/...``, ``healed/...``, ``seconds/...``, ``bytes/...``."""
 
     @contextmanager
     def timed(self, work: str) -> Generator[None]:
@@ -17,10 +17,10 @@ class Numbers(dict[str, float]):
         self[key] = self.get(key, 0.0) + time.monotonic() - start
 
     def note_peak_memory(self) -> None:
-        """Note this process's peak memory so far, on the host and on the GPU, in bytes."""
+        """Record this process's peak memory so far, on the host and on the GPU, in bytes."""
         import torch
 
         self["bytes/peak_host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if torch.cuda.is_available():
-            earlier = self.get("bytes/peak_device", 0)  # before an evaluation of speed reset the counter
+            earlier = self.get("bytes/peak_device", 0)  # from before eval=speed reset the counter
             self["bytes/peak_device"] = max(earlier, torch.cuda.max_memory_allocated())

@@ -1,4 +1,4 @@
-"""Panics of libraries in Rust, which are no ``Exception``: tokenizers panics on a pattern that backtracks too long."""
+"""Panics of Rust libraries, which are not Exceptions: tokenizers panics if a pattern backtracks too long."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from depthcut.runtime.errors import UserError
 
 @contextmanager
 def explain_panics(subject: str) -> Generator[None]:
-    """Inside the ``with``, make a panic an error of ``subject``, such as a file.
+    """Inside the ``with``, turn a panic into an error about ``subject``, such as a file.
 
     Raises:
         UserError: for a panic.

@@ -1,4 +1,4 @@
-"""Paths in options: ``~`` is the home folder, and ``=``, spaces or parentheses need no quotes on the command line."""
+"""Paths in options: ``~`` is the home folder; ``=``, spaces and parentheses need no quotes on the command line."""
 
 import os
 import re
@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, StringConstraints
 
-expanded = os.path.expanduser  # leaves ``~nobody`` as it is; pathlib raises
+expanded = os.path.expanduser  # leaves ``~nobody`` unchanged, where pathlib raises
 PathText = Annotated[str, StringConstraints(min_length=1), AfterValidator(expanded)]
-"""A path, or a pattern of paths, in a config."""
+"""A path, or a glob pattern, in a config."""
 
 OPTION = re.compile(
     r"(?P<key>[+]{0,2}(?:outputs|model\.path|prune\.path|heal\.init_from|eval\.include_path"
@@ -17,14 +17,14 @@ OPTION = re.compile(
 )
 QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
 FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|str|extend_list)\(")
-PLAIN = re.compile(r"[A-Za-z0-9_/\\+.$%*@?|: -]*")  # what Hydra reads without quotes
-NUMBER = re.compile(r"[0-9_]+([.e][0-9_]+)?")  # such as a digest without letters
+PLAIN = re.compile(r"[A-Za-z0-9_/\\+.$%*@?|: -]*")  # text that Hydra reads without quotes
+NUMBER = re.compile(r"[0-9_]+([.e][0-9_]+)?")  # a number, such as a digest without letters
 
 
 def quote_paths(word: str) -> str:
-    """Return an argument of the command line with quotes around each path that Hydra would not read as it is.
+    """Quote each path in a command-line argument that Hydra would not read literally.
 
-    Other arguments, functions and interpolations stay as they are. A comma still separates the values of a sweep.
+    Other arguments, functions and interpolations are unchanged. A comma still separates the values of a sweep.
     """
     option = OPTION.fullmatch(word)
     if option is None or FUNCTION.match(option["value"]):
@@ -34,7 +34,6 @@ def quote_paths(word: str) -> str:
 
 
 def _quote_match(found: re.Match[str]) -> str:
-    """Quote one path, unless it needs no quotes."""
     text = found[0].strip()
     if text[:1] in ("'", '"'):
         return text[0] + expanded(text[1:-1]) + text[-1]

@@ -1,4 +1,4 @@
-"""Progress: a bar with the time left in a terminal, and a line now and then in the log."""
+"""Progress: a bar with the remaining time in a terminal, and occasional lines in the log."""
 
 import logging
 import time
@@ -11,21 +11,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from depthcut.runtime import ranks
 
 T = TypeVar("T")
-PERIOD = 30.0  # seconds between two lines of the log
-MEMORY = 3600.0  # seconds of steps that the time left is estimated from; a step may take minutes
+PERIOD = 30.0  # seconds between log lines
+MEMORY = 3600.0  # seconds of steps for the estimate of the remaining time; a step may take minutes
 log = logging.getLogger("depthcut")
 console = Console(stderr=True, quiet=ranks.global_rank() > 0)
 
 
 class Meter:
-    """A counter with a line of figures: redrawn in a terminal, and logged now and then.
+    """A step counter with a line of figures: a bar in a terminal, and occasional log lines.
 
-    In a terminal the log's lines go to files only, because the bar says the same.
+    In a terminal the log lines go to files only, because the bar shows the same.
 
     Args:
         what: name of the work.
-        total: steps in all.
-        done: steps that an earlier process did.
+        total: total number of steps.
+        done: steps done by an earlier process.
     """
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
@@ -72,7 +72,7 @@ class Meter:
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Give out ``items`` while a :class:`Meter` counts them."""
+    """Yield ``items`` while a :class:`Meter` counts them."""
     with Meter(what, total) as meter:
         for item in items:
             yield item

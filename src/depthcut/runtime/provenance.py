@@ -1,4 +1,4 @@
-"""Which code, packages and device a result comes from."""
+"""Code, packages and device behind a result."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ def package_versions() -> dict[str, str]:
 
 @cache
 def code_identity() -> str:
-    """Return the digest of this package's modules: 16 hex digits. A commit does not tell one edit from another."""
+    """Return the digest of this package's modules, 16 hex digits; unlike a commit, it covers uncommitted edits."""
     content = hashlib.sha256()
     for module in sorted(SOURCE.rglob("*.py")):
         content.update(f"{module.relative_to(SOURCE)} {hashlib.sha256(module.read_bytes()).hexdigest()}\n".encode())
@@ -33,7 +33,7 @@ def code_identity() -> str:
 
 
 def source_commit() -> str | None:
-    """Return the commit of the checkout that this package runs from, with ``+changes`` where it was edited."""
+    """Return the commit of this package's checkout, with ``+changes`` if it was edited; None without git."""
     try:
         head = git_output(SOURCE, "rev-parse", "HEAD")
         return head + ("+changes" if git_output(SOURCE, "status", "--porcelain", "--untracked-files=no") else "")
@@ -42,13 +42,13 @@ def source_commit() -> str | None:
 
 
 def git_output(folder: Path, *words: str) -> str:
-    """Return git's answer."""
+    """Return the output of a git command."""
     call = ["git", "-C", str(folder), *words]
     return subprocess.run(call, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
 
 def device_name(name: str) -> str:
-    """Return the processor or the accelerator in words."""
+    """Return the name of the CPU or GPU."""
     if name.startswith("cuda"):
         import torch
 
@@ -58,6 +58,6 @@ def device_name(name: str) -> str:
 
 
 def cpuinfo_lines() -> list[str]:
-    """Return the lines of /proc/cpuinfo, where there is one."""
+    """Return the lines of /proc/cpuinfo; empty if it does not exist."""
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []

@@ -1,4 +1,4 @@
-"""Several processes on one point, started by ``srun`` or ``torchrun``: which this one is, and how many there are."""
+"""Ranks of the processes that share one point, started by ``srun`` or ``torchrun``."""
 
 import os
 from typing import TYPE_CHECKING
@@ -8,34 +8,34 @@ if TYPE_CHECKING:
 
 
 def launcher() -> str | None:
-    """Who started this process beside others; None where it is the only one."""
-    if "SLURM_STEP_ID" in os.environ:  # a shell within an allocation has SLURM's variables too, but no step
+    """Return the launcher of several processes; None for a single process."""
+    if "SLURM_STEP_ID" in os.environ:  # a shell within an allocation also has SLURM's variables, but no step
         return "slurm" if env_int("SLURM_NTASKS", 1) > 1 else None
     return "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ and env_int("WORLD_SIZE", 1) > 1 else None
 
 
 def global_rank() -> int:
-    """The number of this process among those of its point."""
+    """Return the rank of this process among those of its point."""
     return env_int({"slurm": "SLURM_PROCID", "torchrun": "RANK", None: ""}[launcher()], 0)
 
 
 def world_size() -> int:
-    """How many processes share the point."""
+    """Return the number of processes that share the point."""
     return env_int({"slurm": "SLURM_NTASKS", "torchrun": "WORLD_SIZE", None: ""}[launcher()], 1)
 
 
 def node_count() -> int:
-    """On how many machines they are."""
+    """Return the number of machines that they run on."""
     return env_int({"slurm": "SLURM_NNODES", "torchrun": "GROUP_WORLD_SIZE", None: ""}[launcher()], 1)
 
 
 def local_rank() -> int:
-    """The number of this process among those of its machine: that of its GPU."""
+    """Return the rank of this process on its machine, the index of its GPU."""
     return env_int({"slurm": "SLURM_LOCALID", "torchrun": "LOCAL_RANK", None: ""}[launcher()], 0)
 
 
 def select_gpu() -> str:
-    """This process's GPU, which becomes the one that torch means by ``cuda``."""
+    """Select this process's GPU as torch's ``cuda``, and return ``cuda``."""
     import torch
 
     torch.cuda.set_device(local_rank() % torch.cuda.device_count())
@@ -43,7 +43,7 @@ def select_gpu() -> str:
 
 
 def cluster_environment() -> "ClusterEnvironment":
-    """The same for Lightning, which must not guess: within a job of SLURM a point may well be alone."""
+    """Return Lightning's environment; it must not guess, because a SLURM job can run a point in a single process."""
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
@@ -58,6 +58,6 @@ def cluster_environment() -> "ClusterEnvironment":
 
 
 def env_int(name: str, default: int) -> int:
-    """An environment variable that holds a number."""
+    """Return an environment variable as a number."""
     value = os.environ.get(name, "")
     return int(value) if value.isdigit() else default

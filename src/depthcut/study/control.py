@@ -1,7 +1,7 @@
-"""The control of a healing: the dense model with the same recipe, text and seed, as a point of its own in the study.
+"""The control of healing: the dense model with the same recipe, text and seed, as its own point in the study.
 
-Healing on text of the kind that is measured lowers the loss of the dense model too. Only the difference from this
-control says what the cut cost.
+Healing on text of the measured kind lowers the loss of the dense model too. Only the difference from this control shows
+the cost of the cut.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def measure_control(run: "Run", run_experiment: "Callable[[Experiment, Run], None]") -> None:
-    """Note ``control/...`` in the record of ``run``, if its recipe asks for it; an earlier control is used again.
+    """Add ``control/...`` to the numbers of ``run`` if its recipe asks for it; an earlier control is reused.
 
     Args:
-        run: has healed its own model.
+        run: a run whose own model is healed.
         run_experiment: runs the control.
     """
     if not getattr(run.experiment.heal, "control", False):
@@ -41,7 +41,7 @@ def measure_control(run: "Run", run_experiment: "Callable[[Experiment, Run], Non
 
 
 def control_experiment(x: "Experiment") -> "Experiment":
-    """Return the experiment that heals the dense model as ``x`` heals the cut one, and leaves the adapter alone."""
+    """Return the experiment that heals the dense model as ``x`` heals the cut one, without export."""
     recipe: Any = x.heal
     prune = Given(drop=[], path=None)
     changed: dict[str, Any] = {
@@ -63,7 +63,7 @@ def control_experiment(x: "Experiment") -> "Experiment":
 
 
 def control_record(twin: "Run", run_experiment: "Callable[[Experiment, Run], None]") -> dict[str, Any]:
-    """Return the record of the control, made now or earlier."""
+    """Return the record of the control; the control runs unless it is already done."""
     with recording.point_lock(twin):
         kept = recording.finished_record(twin)
         if kept is None:

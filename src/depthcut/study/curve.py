@@ -1,7 +1,7 @@
 """The curve: evaluates the dense model, all its cuts, and the cuts healed by adapters above them, together.
 
 A batch passes the dense layers once and branches at each cut; cuts share their common prefixes
-(:mod:`depthcut.model.decoder.shared_prefix`). Each result is stored under the name that a run of that point alone would
+(:mod:`depthcut.model.decoder.shared_prefix`). Each result is cached under the key that a run of its point alone would
 use, so a later sweep finds it.
 """
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def share_passes(configs: Iterable[Mapping[Any, Any]]) -> set[Path]:
-    """Do what the points that are not done have in common; a model is loaded once for all cuts of it.
+    """Run the shared parts of unfinished points; the model is loaded once for all its cuts.
 
-    What cannot be shared, and what goes wrong, is left to each point, which tells of it.
+    Parts that cannot be shared, and parts that fail, are left to the points, which report the errors.
 
     Returns:
-        The folders of the points whose healing failed; each says why.
+        The folders of the points whose healing failed, each with its reason.
     """
     bases: dict[str, list[Run]] = {}
     for each in configs:
@@ -50,7 +50,7 @@ def share_passes(configs: Iterable[Mapping[Any, Any]]) -> set[Path]:
 
 
 def measure_together(runs: Sequence[Run]) -> set[Path]:
-    """Evaluate points that have their base in common, heal those that share still, evaluate what became of them."""
+    """Evaluate points with a common base, heal those that can be evaluated together afterwards, and evaluate them."""
     there = plan_points(runs)
     measure_shared_stages(there, ("dense", "pruned"))
     above = [here for here in there if heals_above_cut(here) and pending_evaluations([here], ("healed",))]
@@ -62,7 +62,7 @@ def measure_together(runs: Sequence[Run]) -> set[Path]:
 
 
 def plan_points(runs: Iterable[Run]) -> list[Run]:
-    """Plan the points; those where that fails are left out. A model that was loaded for it is in the first of them."""
+    """Return the points that could be planned; the first of them holds the model, if planning loaded it."""
     found: list[Run] = []
     loaded: nn.Module | None = None
     for here in runs:
@@ -78,13 +78,13 @@ def plan_points(runs: Iterable[Run]) -> list[Run]:
 
 
 def heals_above_cut(here: Run) -> bool:
-    """Whether a point's healing leaves what is in front of its cut as it was."""
+    """Return whether a point's healing leaves the layers before its cut unchanged."""
     x = here.experiment
     return "healed" in x.stages and isinstance(x.heal, LowRankRecipe) and x.heal.layers == "after_cut"
 
 
 def heal_point(here: Run) -> bool:
-    """Heal a point as it would by itself, so that it finds its adapter; whether that went well."""
+    """Heal a point as its own run would, which then finds its adapter; return whether it succeeded."""
     with (
         failures.suppress_errors(),
         recording.point_lock(here),
@@ -100,7 +100,7 @@ def heal_point(here: Run) -> bool:
 
 
 def adapter_name(here: Run) -> str:
-    """The name of a point's adapters; none where there is no layer to put one on."""
+    """Return the name of a point's adapters; empty if no layer can have one."""
     plan, recipe = here.plan, here.experiment.heal
     assert plan is not None
     assert isinstance(recipe, LowRankRecipe)
@@ -108,11 +108,11 @@ def adapter_name(here: Run) -> str:
 
 
 PendingEvaluation = tuple[Eval, Run, dict[str, subnetworks.Subnetwork]]
-"""An evaluation, a point that asks for it, and what is to be measured, by the names that the numbers are kept under."""
+"""An evaluation, a point that requests it, and its sub-networks, by the cache keys of their numbers."""
 
 
 def pending_evaluations(runs: Iterable[Run], stages: Sequence[Stage]) -> dict[str, PendingEvaluation]:
-    """What is not on file, by the evaluation's digest."""
+    """Return the evaluations without cached results, by digest."""
     found: dict[str, PendingEvaluation] = {}
     for here in runs:
         for part in (part for each in here.experiment.eval.values() for part in each.parts()):
@@ -125,7 +125,7 @@ def pending_evaluations(runs: Iterable[Run], stages: Sequence[Stage]) -> dict[st
 
 
 def stage_subnetwork(here: Run, stage: Stage) -> subnetworks.Subnetwork:
-    """What a stage of a point measures, as a sub-network of the dense model."""
+    """Return the sub-network of the dense model that a stage of a point measures."""
     assert here.plan is not None
     if stage == "dense":
         return subnetworks.FULL
@@ -133,11 +133,11 @@ def stage_subnetwork(here: Run, stage: Stage) -> subnetworks.Subnetwork:
 
 
 def measure_shared_stages(runs: Sequence[Run], stages: Sequence[Stage]) -> None:
-    """Evaluate what these stages of the points are, and put the numbers where each point looks for them."""
+    """Evaluate these stages of the points together, and cache the numbers of each point."""
     if not runs:
         return
     first = runs[0]
-    with store.lock(first.cache / f".{digests.base_digest(first)}.lock"):  # another sweep may be at it
+    with store.lock(first.cache / f".{digests.base_digest(first)}.lock"):  # another sweep may be evaluating
         wanted = pending_evaluations(runs, stages)
         model = dense_with_adapters(runs, stages) if wanted else None
         for part, asker, asked in wanted.values():
@@ -150,7 +150,7 @@ def measure_shared_stages(runs: Sequence[Run], stages: Sequence[Stage]) -> None:
 
 
 def dense_with_adapters(runs: Sequence[Run], stages: Sequence[Stage]) -> "nn.Module":
-    """The dense model; to measure healed stages, with the adapters of the points."""
+    """Return the dense model; for healed stages, with the adapters of the points."""
     model = runs[0].dense.whole()
     found = {here.digest: here for here in runs if "healed" in stages and adapter_name(here)}
     if not found:

@@ -1,6 +1,7 @@
-"""Names by content: a stage's digest holds just what that stage reads, so nothing is computed twice.
+"""Content digests: each stage's digest covers exactly its inputs, so nothing is computed twice.
 
-Paths, the study's name, the logger and the launcher are in none. A format version is; the package's is only recorded.
+None covers paths, the study's name, the logger or the launcher. All cover a format version; the version of the package
+is only recorded.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ FORMAT = 3
 
 
 def base_digest(run: "RunView") -> str:
-    """The dense model as it is measured: its content, quantisation and dtype."""
+    """Return the digest of the dense model as it is measured: its content, quantisation and dtype."""
     model = run.experiment.model
     return store.content_digest(
         {
@@ -31,7 +32,7 @@ def base_digest(run: "RunView") -> str:
 
 
 def scores_digest(run: "RunView") -> str:
-    """The metric's scores: the base, the metric, what it reads, the unit; the block that a pass stops early for."""
+    """Return the digest of the metric's scores: base, metric, inputs, unit, and the block at which passes stop."""
     metric = run.experiment.metric
     asked = {
         "base": base_digest(run),
@@ -46,9 +47,9 @@ def scores_digest(run: "RunView") -> str:
 
 
 def point_digest(run: "RunView") -> str:
-    """The point of a study: the base, what the plan reads, the replacement, the recipe with its text and seed.
+    """Return the digest of the point: base, inputs of the plan, replacement, recipe with its text and seed.
 
-    A pruner that reads no scores has no metric in it, and no healing no text and no seed.
+    A pruner without scores leaves out the metric; without training, text and seed are left out.
     """
     x = run.experiment
     parts: dict[str, Any] = {
@@ -72,7 +73,7 @@ def point_digest(run: "RunView") -> str:
 
 
 def pruned_digest(run: "RunView", plan: Plan) -> str:
-    """The pruned model: the base and the layers that go, however chosen. With none gone or added it is the base."""
+    """Return the digest of the pruned model: base and dropped layers, however chosen; unchanged, it is the base."""
     replace = run.experiment.replace
     if not plan.drop and not replace.adds:
         return base_digest(run)
@@ -83,5 +84,5 @@ def pruned_digest(run: "RunView", plan: Plan) -> str:
 
 
 def evaluation_digest(part: "Eval", run: "RunView") -> str:
-    """An evaluation, whatever the model: its knobs and what it reads."""
+    """Return the digest of an evaluation, for any model: its options and inputs."""
     return store.content_digest({"evaluation": method_fields(part) | part.digested(), "reads": part.reads(run)})

@@ -1,4 +1,4 @@
-"""What is left on the disk of a run: a plain model folder, or the adapter with its plan."""
+"""Exports of a run: a plain model folder, or the adapter with its plan."""
 
 import json
 import logging
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from depthcut.study.run import Run
 
 ExportKind = Literal["merged", "adapter", "none"]
-# What AutoProcessor reads next to the tokenizer.
+# Files that AutoProcessor reads in addition to the tokenizer.
 SIDE = re.compile(r"(\w+_)?(pre)?processor_config\.json|chat_template\.(json|jinja)")
 log = logging.getLogger("depthcut")
 
 
 def export_model(what: ExportKind, plan: Plan, run: "Run", healed: "Callable[[], nn.Module]") -> None:
-    """Leave ``model/`` (``merged``), or see to it that ``adapter/`` is there (``adapter``).
+    """Write ``model/`` (``merged``), or make sure that ``adapter/`` exists (``adapter``).
 
-    ``AutoModelForCausalLM.from_pretrained`` loads ``model/`` where depthcut is not installed; a model whose layers lost
-    halves or differ in width, or whose gaps hold no plain layers, is loaded by ``depthcut.load``.
+    ``AutoModelForCausalLM.from_pretrained`` loads ``model/`` without depthcut. ``depthcut.load`` loads a model with
+    removed sublayers, layers of different widths, or replacements that are not plain layers.
     """
     if what == "none":
         return
@@ -67,7 +67,7 @@ def export_model(what: ExportKind, plan: Plan, run: "Run", healed: "Callable[[],
 
 
 def stop_at_separator(folder: Path, separator: int) -> None:
-    """Let generation end at the token that ended each training document, besides the model's own ends of text."""
+    """Make generation stop at the separator of the training documents too, not only at the model's own ends."""
     path = folder / "generation_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     before = config.get("eos_token_id")
@@ -80,16 +80,16 @@ def stop_at_separator(folder: Path, separator: int) -> None:
 
 
 def copy_side_files(files: ModelFiles, folder: Path) -> None:
-    """Copy the settings of the model's processors and its chat template, where ``folder`` has none yet."""
+    """Copy the settings of the model's processors and its chat template, unless ``folder`` has them."""
     for name in sorted(filter(SIDE.fullmatch, files.names)):
         if not (folder / name).exists():
             shutil.copyfile(files.path(name), folder / name)
 
 
 def merge_for_export(run: "Run", plan: Plan, healed: "Callable[[], nn.Module]") -> "PreTrainedModel":
-    """The healed weights in the run's dtype, without quantisation: adapters go into *dequantised* weights.
+    """Return the healed model in the run's dtype, unquantised, with adapters merged into *dequantised* weights.
 
-    Merging into 4-bit weights moves the logits by 15 to 38 %; dequantising first, by less than 1 %.
+    Merging into 4-bit weights changes the logits by 15 to 38 %; dequantising first, by less than 1 %.
     """
     from peft import PeftModel
 
@@ -101,7 +101,7 @@ def merge_for_export(run: "Run", plan: Plan, healed: "Callable[[], nn.Module]") 
 
 
 def merge_adapters(base: "nn.Module", folder: Path, device: str = "cpu") -> "PreTrainedModel":
-    """Merge the adapters in ``folder`` into the dequantised ``base`` and narrow it to the widths stored with them."""
+    """Merge the adapters in ``folder`` into the dequantised ``base``, and narrow it to the widths stored with them."""
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -116,7 +116,7 @@ def merge_adapters(base: "nn.Module", folder: Path, device: str = "cpu") -> "Pre
 
 
 def as_plain(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Return ``model`` with the kinds of layers, and the cache, that transformers gives it."""
+    """Return ``model`` with the layer classes and the cache setting that transformers gives it."""
     from depthcut.model.decoder import layers, linear
 
     linear.restore_conv1d(model, layers.meta_model(model.config))
@@ -125,7 +125,7 @@ def as_plain(model: "PreTrainedModel") -> "PreTrainedModel":
 
 
 def dequantise_model(model: "nn.Module") -> "PreTrainedModel":
-    """``model`` with its quantised weights turned back into ordinary ones."""
+    """Return ``model`` with dequantised weights."""
     from transformers import PreTrainedModel
 
     assert isinstance(model, PreTrainedModel)

@@ -1,4 +1,4 @@
-"""Readable links to points: ``outputs/STUDY/named/deepest-0.25-lora`` leads to ``outputs/STUDY/DIGEST``."""
+"""Readable links to points: ``outputs/STUDY/named/deepest-0.25-lora`` points to ``outputs/STUDY/DIGEST``."""
 
 import os
 import re
@@ -15,7 +15,7 @@ SIZES = ("layers", "parameters", "weight_bytes", "cache_bytes", "drop")
 
 
 def link_point(point: Path, x: "Experiment") -> None:
-    """Link to ``point`` by name; a name that another point has gets the digest too. Some file systems have no links."""
+    """Link to ``point`` by name; a name already taken gets the digest too. Not every file system supports links."""
     folder = point.parent / FOLDER
     name = point_label(x)
     with suppress(OSError):
@@ -30,7 +30,7 @@ def link_point(point: Path, x: "Experiment") -> None:
 
 
 def point_label(x: "Experiment") -> str:
-    """Return what tells the points of a study apart: metric, pruner, size of the cut, replacement, healing."""
+    """Return a label that distinguishes the points of a study: metric, pruner, cut size, replacement, healing."""
     word = {
         group: type(getattr(x, group)).__module__.rpartition(".")[2] for group in ("metric", "prune", "replace", "heal")
     }

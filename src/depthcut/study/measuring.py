@@ -1,4 +1,4 @@
-"""The evaluations of a stage: each that is not on file is done, and kept by what it measures and what it reads."""
+"""Evaluations of a stage: each runs unless its result is cached by model and inputs."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(run: "Run", stage: "Stage", model: "Callable[[], nn.Module]") -> None:
-    """Evaluate a stage, skipping results already on disk; ``model`` is called only where one is missing."""
+    """Evaluate a stage, skipping results already on disk; ``model`` is called only if one is missing."""
     if stage not in run.experiment.stages or (stage == "healed" and not run.experiment.heal.trains):
         return
     plan = None if stage == "dense" else run.plan
@@ -27,10 +27,10 @@ def evaluate(run: "Run", stage: "Stage", model: "Callable[[], nn.Module]") -> No
 
 
 def measure_stage(run: "Run", name: "Stage", model: "Callable[[], nn.Module]") -> None:
-    """Note in ``run`` what the evaluations of a stage give; ``model`` is called only where something is missing.
+    """Add the results of a stage's evaluations to ``run``; ``model`` is called only if one is missing.
 
     Raises:
-        UserError: if the dense model gives a number that is not finite.
+        UserError: if the dense model gives a non-finite number.
     """
     found = measured.measured_from_record(state.read_record(run.folder), name)
     asked: list[str] = []
@@ -50,7 +50,7 @@ def measure_stage(run: "Run", name: "Stage", model: "Callable[[], nn.Module]") -
 def evaluated(
     run: "Run", name: "Stage", model: "Callable[[], nn.Module]", part: "Eval", digest: str
 ) -> dict[str, float]:
-    """Return what an evaluation gives, out of the cache where it is there."""
+    """Return the result of an evaluation, from the cache if possible."""
 
     key = store.content_digest({"subject": run.subject(name), "evaluation": digest})
 
@@ -65,7 +65,7 @@ def evaluated(
 
 
 def check(name: "Stage", key: str, values: dict[str, float], run: "Run") -> None:
-    """Raise where the dense model is broken; remark where a cut or healed one is."""
+    """Raise if a number of the dense model is not finite; add a remark for a cut or healed model."""
     broken = [number.removesuffix("_finite") for number in values if number.endswith("_finite") and not values[number]]
     if broken and name == "dense":
         dtype = run.experiment.model.dtype

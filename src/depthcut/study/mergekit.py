@@ -1,6 +1,4 @@
-"""`python -m depthcut.mergekit PLAN.json --model NAME`: a plan as a slice file, so that mergekit
-makes the cut.
-"""
+"""`python -m depthcut.mergekit PLAN.json --model NAME`: converts a plan to a slice file for mergekit."""
 
 import argparse
 import sys
@@ -20,18 +18,18 @@ DTYPES: tuple["Dtype", ...] = ("bfloat16", "float16", "float32")
 
 
 def slice_yaml(plan: Plan, model: str, dtype: "Dtype" = "bfloat16") -> str:
-    """The layers that ``plan`` keeps as YAML for ``mergekit-yaml``: one passthrough slice a run, half-open, from 0.
+    """Return YAML for ``mergekit-yaml``: one passthrough slice per run of kept layers, half-open, from 0.
 
-    mergekit 0.1.5 leaves lists with one entry a layer in the config as long as they were: what it makes of a model that
-    has ``layer_types`` (Qwen, Gemma) loads only once these are cut by hand. What depthcut exports has them cut.
+    mergekit 0.1.5 does not shorten lists in the config that have one entry per layer: its output for a model with
+    ``layer_types`` (Qwen, Gemma) loads only after they are cut by hand. depthcut's exports have them cut.
 
     Args:
-        plan: of whole layers.
-        model: as mergekit is to find it: a folder, or OWNER/NAME on the hub.
-        dtype: of the weights that mergekit writes.
+        plan: a plan of whole layers.
+        model: model for mergekit: a folder, or OWNER/NAME on the hub.
+        dtype: dtype of the weights that mergekit writes.
 
     Raises:
-        UserError: for a plan of halves.
+        UserError: for a plan of sublayers.
     """
     if plan.unit != "layer":
         raise UserError(f"this plan drops the {plan.unit} of layers; a mergekit slice is made of whole layers")
@@ -43,16 +41,16 @@ def slice_yaml(plan: Plan, model: str, dtype: "Dtype" = "bfloat16") -> str:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Complains in one line, as all of depthcut does."""
+    """A parser that reports errors in one line, as the rest of depthcut does."""
 
     @override
     def error(self, message: str) -> NoReturn:
-        """Refuse what was typed."""
+        """Raise the error as a UserError."""
         raise UserError(f"{message}; {self.format_usage().strip()}")
 
 
 def main() -> None:
-    """Print the slice file of a plan, or write it."""
+    """Print or write the slice file of a plan."""
     parser = OneLineParser(prog="python -m depthcut.mergekit", description=__doc__)
     parser.add_argument("plan", type=Path, metavar="PLAN.json", help="of a point of a study, or written by hand")
     parser.add_argument("--model", required=True, metavar="NAME", help="a folder, or OWNER/NAME on the hub")

@@ -1,4 +1,4 @@
-"""Check a run against its model before a weight is loaded: from config, headers and tokenizer alone."""
+"""Checks of a run against its model before any weight is loaded: from config, headers and tokenizer alone."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,10 +20,10 @@ log = logging.getLogger("depthcut")
 
 
 def prepare_run(run: "Run") -> None:
-    """Fetch, tokenise and check everything that this point reads, before a weight is loaded.
+    """Fetch, tokenise and check all inputs of this point, before any weight is loaded.
 
     Raises:
-        UserError: if a text or a task cannot be had, a text is too short, or a document is in two parts.
+        UserError: if a text or a task is unavailable, a text is too short, or a document is in two parts.
     """
     x = run.experiment
     check_run(run)
@@ -46,10 +46,10 @@ def prepare_run(run: "Run") -> None:
 
 
 def check_run(run: "Run") -> None:
-    """Refuse what can be known to fail, or not to do what was asked.
+    """Refuse a run that is known to fail, or to ignore an option.
 
     Raises:
-        UserError: naming the key or the file, and what to do.
+        UserError: naming the key or the file, and a remedy.
     """
     from depthcut.model.checkpoint import loading
 
@@ -63,10 +63,10 @@ def check_run(run: "Run") -> None:
 
 
 def check_quantised(run: "Run", model: "PreTrainedModel") -> None:
-    """Report the share of the layers' weights that bitsandbytes does not quantise; refuse it above one half.
+    """Log the share of the layers' weights that bitsandbytes does not quantise; refuse more than one half.
 
     Raises:
-        UserError: if the larger part would stay as it is: fused experts are no linear layers.
+        UserError: if most weights would stay unquantised: fused experts are not linear layers.
     """
     from depthcut.model.decoder import layers, linear
 
@@ -86,7 +86,7 @@ def check_quantised(run: "Run", model: "PreTrainedModel") -> None:
 
 
 def check_lengths(run: "Run", model: "PreTrainedModel") -> None:
-    """Refuse sequences that are longer than a table of positions.
+    """Refuse sequences that exceed the model's position table.
 
     Raises:
         UserError: naming the key.
@@ -103,7 +103,7 @@ def check_lengths(run: "Run", model: "PreTrainedModel") -> None:
 
 
 def requested_lengths(run: "Run") -> Iterator[tuple[str, int, int]]:
-    """Go through the lengths of sequences that a run asks for: their keys, tokens, and the tokens that come on top."""
+    """Yield the sequence lengths that a run requests: key, tokens, and the tokens added to them."""
     x = run.experiment
     read = {
         "validation": True,
@@ -118,10 +118,10 @@ def requested_lengths(run: "Run") -> Iterator[tuple[str, int, int]]:
 
 
 def check_questions(metric: "Metric", evaluations: "Iterable[Eval]", cache: Path) -> None:
-    """Refuse to measure questions that choose the layers.
+    """Refuse to evaluate questions that also choose the layers.
 
     Raises:
-        UserError: naming the option that keeps them apart.
+        UserError: naming the option that separates them.
     """
     from depthcut.data import questions
     from depthcut.eval.harness import Harness
@@ -142,7 +142,7 @@ def check_questions(metric: "Metric", evaluations: "Iterable[Eval]", cache: Path
 
 
 def check_separator(run: "Run", model: "PreTrainedModel") -> None:
-    """Refuse a separator, or a token that the tokenizer puts before a text, without a row in the embedding.
+    """Refuse a separator, or a token that the tokenizer puts before a text, that has no row in the embedding.
 
     Raises:
         UserError: naming the token.
@@ -157,7 +157,7 @@ def check_separator(run: "Run", model: "PreTrainedModel") -> None:
 
 
 def check_tokens(run: "Run", parts: Mapping[str, Tokens]) -> None:
-    """Refuse texts with tokens that have no row in the embedding; they are read only where the tokenizer has such.
+    """Refuse texts with tokens that have no row in the embedding; texts are read only if the tokenizer has such tokens.
 
     Raises:
         UserError: naming the text and the token.

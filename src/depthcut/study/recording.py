@@ -1,4 +1,4 @@
-"""What a run leaves: one flat JSON, written last, whose existence means that what it holds is finished."""
+"""The record of a run: one flat JSON, written last; if it exists, its contents are complete."""
 
 import csv
 import math
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def write_record(run: "Run") -> dict[str, Any]:
-    """Gather the record of a finished run and write it, durably."""
+    """Assemble the record of a finished run and write it atomically."""
     x = run.experiment
     assert run.plan is not None
     run.numbers.note_peak_memory()
@@ -57,7 +57,7 @@ def write_record(run: "Run") -> dict[str, Any]:
 
 
 def kept_numbers(before: dict[str, Any], run: "Run") -> dict[str, float]:
-    """Return the numbers of an earlier record, without those that this run measured or named anew."""
+    """Return the numbers of an earlier record, except for those that this run measured or renamed."""
     earlier = {stage: measured.measured_from_record(before, stage) for stage in run.measured}
     stale = {
         f"{stage}/{name}"
@@ -68,13 +68,13 @@ def kept_numbers(before: dict[str, Any], run: "Run") -> dict[str, float]:
 
 
 def has_diverged(run: "Run") -> bool:
-    """Tell whether a number of the cut or the healed model is not finite, in the settings of the config."""
+    """Return whether a number of the cut or healed model is not finite, in the settings of the config."""
     return any(not value for key, value in run.numbers.items() if key.endswith("_finite") and "[" not in key)
 
 
 def record_healing_time(run: "Run", before: float) -> None:
-    """Note how long healing took in all: also where another process did it, or an earlier run began it."""
-    with suppress(OSError, ValueError, KeyError, TypeError, csv.Error):  # no healing, or a damaged curve
+    """Record the total healing time, including that of another process or an earlier run."""
+    with suppress(OSError, ValueError, KeyError, TypeError, csv.Error):  # not healed, or a damaged curve
         *_, last = csv.DictReader(documents.read_bounded_text(run.folder / "heal.csv", documents.LIMIT).splitlines())
         seconds = float(last["seconds"])
         if math.isfinite(seconds):
@@ -82,7 +82,7 @@ def record_healing_time(run: "Run", before: float) -> None:
 
 
 def record_sizes(run: "Run") -> None:
-    """Note what the model weighs and costs, whole and cut, with what stands in the gap."""
+    """Record the sizes of the dense, cut and healed models, including replacements."""
     from depthcut.replace.none import NoReplacement
 
     x = run.experiment
@@ -101,9 +101,9 @@ def record_sizes(run: "Run") -> None:
 
 
 def filled_model_sizes(run: "Run", plan: Plan) -> "dict[SizeName, int] | None":
-    """Return the four sizes of the model that the plan left, with what fills its gaps; None if that is not on disk.
+    """Return the four sizes of the pruned model with its replacement; None if the replacement is not on disk.
 
-    Adapters are not counted: they can be merged.
+    Adapters are not counted, because they can be merged.
     """
     import torch
 
@@ -121,7 +121,7 @@ def filled_model_sizes(run: "Run", plan: Plan) -> "dict[SizeName, int] | None":
 
 
 def register_point(run: "Run") -> None:
-    """Make the point's folder, which says what the point is: whoever looks at the study counts it."""
+    """Create the point's folder with its config; reports of the study then count the point."""
     private_folders.make_private_folder(run.study)
     path = run.folder / "config.yaml"
     text = yaml.safe_dump(run.config, sort_keys=False)
@@ -130,14 +130,14 @@ def register_point(run: "Run") -> None:
 
 
 def point_lock(run: "Run") -> FileLock:
-    """Held while the point is worked on: another process that wants it waits, and then finds it done."""
+    """Return the lock of a point: a second process waits for it, then finds the finished record."""
     private_folders.make_private_folder(run.study)
     return store.lock(state.lock_path(run.folder))
 
 
 @contextmanager
 def attempt_point(run: "Run") -> Generator[None]:
-    """Begin on a tidy folder; what goes wrong is left in it as ``failure.json``. Only while the lock is held."""
+    """Clean the point's folder, and write ``failure.json`` on an error. The caller holds the lock."""
     register_point(run)
     for stale in run.folder.glob(".*.tmp"):
         store.remove(stale)
@@ -153,7 +153,7 @@ def attempt_point(run: "Run") -> Generator[None]:
 
 
 def finished_record(run: "Run") -> dict[str, Any] | None:
-    """The point's record, if it holds all that this experiment asks for, and what was exported is there."""
+    """Return the point's record if it covers everything that this experiment requests, and the export exists."""
     record = state.read_record(run.folder)
     _, export, stages, evaluations = point_requirements(run)
     if record is None or export not in record["exported"]:
@@ -165,8 +165,8 @@ def finished_record(run: "Run") -> dict[str, Any] | None:
 
 
 def export_missing(export: str, run: "Run", record: dict[str, Any]) -> bool:
-    """Return whether an export that the record names is gone or cut short; one that did not have to be made is not."""
-    if export == "none" or (export == "adapter" and "seconds/heal" not in record):  # a cut that leaves nothing to heal
+    """Return whether an export in the record is missing or truncated; one that was not needed is not missing."""
+    if export == "none" or (export == "adapter" and "seconds/heal" not in record):  # a cut with nothing to heal
         return False
     return store.size_fault(run.folder / {"merged": "model"}.get(export, export), run.digest) is not None
 
@@ -175,7 +175,7 @@ PointRequirements = tuple[Path, str, frozenset[str], frozenset[str]]
 
 
 def point_requirements(run: "Run") -> PointRequirements:
-    """What is asked of a point: its folder, the export, the stages that are measured, the evaluations."""
+    """Return the requests to a point: its folder, the export, the measured stages, the evaluations."""
     x = run.experiment
     control = ["control"] if getattr(x.heal, "control", False) else []
     stages = frozenset(stage for stage in [*x.stages, *control] if stage != "healed" or x.heal.trains)

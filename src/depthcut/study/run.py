@@ -1,4 +1,4 @@
-"""One run: the experiment, its model, its texts, and the record that fills up."""
+"""One run: the experiment, its model, its texts, and its numbers."""
 
 import logging
 from collections.abc import Callable
@@ -32,18 +32,18 @@ log = logging.getLogger("depthcut")
 
 @dataclass
 class Run:
-    """One run at work; to each group it is what the group's protocol asks for.
+    """One run in progress; it implements the protocols of all groups.
 
     Attributes:
-        experiment: the composed config, checked.
+        experiment: the composed config, validated.
         checkpoint: the dense model on disk.
-        cache: the folder for what does not depend on the point, by content; shared by all runs.
-        study: the folder of the study; the point's folder is in it.
-        settled: what ``model.quantise=auto`` resolved to, and why.
+        cache: folder of results that do not depend on the point, by content; shared by all runs.
+        study: folder of the study, which contains the point's folder.
+        settled: the resolved value of ``model.quantise=auto`` and the reason.
         numbers: the flat record.
-        measured: for each stage the evaluations whose numbers are in, with those of earlier runs.
-        remarks: the last lines that the run prints.
-        plan: the layers to drop, once they are chosen.
+        measured: evaluations of each stage, including those of earlier runs.
+        remarks: lines printed at the end of the run.
+        plan: the layers to drop, once chosen.
         texts: the three texts.
         dense: the dense model, and how models are loaded.
     """
@@ -79,7 +79,7 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """Name of the point."""
+        """Digest of the point."""
         return self._digest
 
     @cached_property
@@ -92,7 +92,7 @@ class Run:
         return digests.base_digest(self)
 
     def key(self, plan: Plan) -> str:
-        """Return the digest of what ``plan`` leaves, with its replacement: the name under which that is cached."""
+        """Return the digest of the model that ``plan`` leaves, with its replacement; it is the cache key."""
         return digests.pruned_digest(self, plan)
 
     @property
@@ -112,17 +112,17 @@ class Run:
 
     @property
     def separator(self) -> str | None:
-        """The token between documents; None: the tokenizer's own end of text."""
+        """Token between documents; None: the tokenizer's end-of-text token."""
         return self.checkpoint.separator
 
     @property
     def asked_device(self) -> str:
-        """``auto``, ``cpu`` or ``cuda``, as the config has it."""
+        """``auto``, ``cpu`` or ``cuda``, from the config."""
         return self.experiment.device
 
     @property
     def scored(self) -> bool:
-        """Whether the plan depends on the metric's scores."""
+        """True if the plan depends on the metric's scores."""
         return self.experiment.prune.reads_scores
 
     @property
@@ -150,7 +150,7 @@ class Run:
 
     @property
     def sizes(self) -> ModelSize:
-        """The model's sizes as the pruner needs them, computed only if they matter."""
+        """The model's sizes for the pruner, computed only if it needs them."""
         return self._sizes
 
     @cached_property
@@ -160,12 +160,12 @@ class Run:
 
     @property
     def layers_cut(self) -> int:
-        """How many whole layers the pruner will drop."""
+        """Number of whole layers that the pruner will drop."""
         prune = self.experiment.prune
         return prune.count(self.sizes) if prune.unit == "layer" else 0
 
     def wanted(self) -> tuple[range, int]:
-        """Return where the block to drop may start, and its size."""
+        """Return the range of starts of the block to drop, and its size."""
         assert isinstance(self.experiment.prune, Block)
         n = self.experiment.prune.count(self.sizes)
         return self.experiment.prune.starts(self.sizes, n), n
@@ -179,7 +179,7 @@ class Run:
         return read
 
     def decide(self, plan: Plan) -> Plan:
-        """Keep the plan, as one of this model, and log it before anything is loaded for it."""
+        """Set the plan, with this model's digest, and log it before weights are loaded for it."""
         self.plan = replace(plan, model=self.checkpoint.digest)
         log.info("plan: %s", self.plan.words)
         if self.plan.surest:
@@ -191,9 +191,9 @@ class Run:
     def run_sharded(
         self, plan: Plan | None, model: "Callable[[], nn.Module]", work: "Callable[[Callable[[], nn.Module]], object]"
     ) -> None:
-        """Do ``work``, which runs the model that ``plan`` left if its result is not on disk.
+        """Do ``work``, which runs the model that ``plan`` left unless its result is on disk.
 
-        On a sharded model the first process does it, with the help of the others, which then find it on disk.
+        On a sharded model the first process does it with the help of the others, which then find the result on disk.
 
         Raises:
             UserError: if an evaluation needs the whole model on one GPU.
@@ -222,12 +222,12 @@ class Run:
 
 
 def open_run(x: "Experiment") -> Run:
-    """Open the model on disk and set up the run; neither torch nor a weight is loaded."""
+    """Open the model on disk and set up the run, without loading torch or any weight."""
     outputs = Path(x.outputs)
     checkpoint = x.model.open(cache := outputs / "cache")
     x.prune.check(checkpoint)
     x, settled = auto_quantise.resolve_quantise(x, checkpoint, cache)
     run = Run(x, checkpoint, cache, outputs / x.name, settled)
-    x.replace.check(x.prune.unit, x.prune.count(run.sizes))  # either may refuse a cut
-    checkpoint.unit_prefix(x.prune.unit)  # and sublayers that the layers do not have
+    x.replace.check(x.prune.unit, x.prune.count(run.sizes))  # raises for an unsupported cut
+    checkpoint.unit_prefix(x.prune.unit)  # raises for sublayers that the layers do not have
     return run

@@ -1,4 +1,4 @@
-"""What a run says: short lines in the terminal, the same with their times and any traceback in the point's run.log."""
+"""Output of a run: short lines in the terminal; the same with times and tracebacks in the point's run.log."""
 
 import logging
 import sys
@@ -29,7 +29,7 @@ NOISY_LOGGERS = (
 
 
 class LogFile(logging.FileHandler):
-    """A log that a full disk cuts short without another word: what filled it is told once, as the run's error."""
+    """A log file that is silently truncated by a full disk, because the run reports that error itself."""
 
     @override
     def handleError(self, record: logging.LogRecord) -> None:
@@ -43,7 +43,7 @@ class LogFile(logging.FileHandler):
 
 
 def print_record(record: dict[str, Any], folder: Path, remarks: Sequence[str] = ()) -> None:
-    """Print a record as a table, what is to be said of the run, and where the record is."""
+    """Print a record as a table, remarks on the run, and the path of the record."""
     out = Console()
     out.print(table.record_table(record))
     for line in (*table.healing_findings(record), *remarks):

@@ -1,4 +1,4 @@
-"""What a pruner may ask of the metric: scores and values of sub-networks, each computed once and kept by content."""
+"""The metric for a pruner: scores and values of sub-networks, each computed once and cached by content."""
 
 import logging
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ log = logging.getLogger("depthcut")
 
 @dataclass(frozen=True)
 class Scoring:
-    """The metric of one run, asked about its model."""
+    """The metric of one run, applied to its model."""
 
     run: "Run"
 
     def __call__(self, removed: tuple[int, ...] = ()) -> Scores:
-        """The scores without the units ``removed``, computed once for this base, metric, text and unit."""
+        """Return the scores without the units ``removed``, computed once for this base, metric, text and unit."""
         run, unit = self.run, self.run.experiment.prune.unit
 
         def make(folder: Path) -> None:
@@ -36,7 +36,7 @@ class Scoring:
         return Scores.read(store.cached_folder(run.cache / "scores" / name, make))
 
     def without(self, drops: Sequence[tuple[int, ...]], samples: int | None = None) -> list[float]:
-        """The metric's value of the model without each set of units, on the first ``samples`` sequences or all."""
+        """Return the metric's value without each set of units, on the first ``samples`` sequences or all."""
         run, metric = self.run, self.run.experiment.metric
         assert isinstance(metric, RemovalMetric)
 

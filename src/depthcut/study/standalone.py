@@ -1,4 +1,4 @@
-"""A model and a text in memory, for a metric, a healing or an evaluation without a study around it."""
+"""A model and a text in memory, for a metric, healing or an evaluation without a study."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,20 +12,20 @@ from depthcut.runtime.numbers import Numbers
 
 @dataclass
 class Standalone:
-    """What metrics, trainings and evaluations ask of a run.
+    """The part of a run that metrics, healing and evaluations need.
 
     Attributes:
-        dense: the dense model; None for what reads none.
+        dense: the dense model; None if no method reads it.
         texts: the text.
-        tokenizer: of the model; None for what tokenises nothing.
-        separator: the token between documents; None: the tokenizer's own end of text.
-        folder: of a training's files.
-        cache: of what is kept by content.
+        tokenizer: tokenizer of the model; None if nothing is tokenised.
+        separator: token between documents; None: the tokenizer's end-of-text token.
+        folder: folder of training files.
+        cache: cache folder.
         device: ``cpu`` or ``cuda``.
-        seed: of the batch order.
-        digest: names the training, for its checkpoints.
-        block: where the block to drop may start, and its size, for a metric that stops early.
-        numbers: get seconds and bytes.
+        seed: seed of the batch order.
+        digest: digest of the training, for its checkpoints.
+        block: range of starts of the block to drop, and its size, for a metric that stops early.
+        numbers: receives seconds and bytes.
     """
 
     dense: Any = None
@@ -42,7 +42,7 @@ class Standalone:
 
     @classmethod
     def of(cls, dense: Dense, text: Tokens, **more: Any) -> "Standalone":
-        """Return one for a model and a text."""
+        """Return an instance for a model and a text."""
         settings: dict[str, Any] = {"device": dense.device, **more}
         return cls(dense=dense, texts=GivenText(text), **settings)
 
@@ -52,14 +52,14 @@ class Standalone:
         return self.device
 
     def wanted(self) -> tuple[range, int]:
-        """Return where the block to drop may start, and its size."""
+        """Return the range of starts of the block to drop, and its size."""
         assert self.block is not None, "no block is looked for"
         return self.block
 
     def other_texts(self) -> dict[str, Any]:
-        """Return the texts that choose layers or train the model: none."""
+        """Return no other texts."""
         return {}
 
     def loggers(self) -> list[Any]:
-        """Return no logger."""
+        """Return no loggers."""
         return []

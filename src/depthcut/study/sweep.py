@@ -1,4 +1,4 @@
-"""A multirun as a whole: its points are enrolled before the first one runs, and counted after the last."""
+"""A multirun: its points are registered before the first one runs, and counted after the last."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ class SweepPoint:
     """One point of a multirun.
 
     Attributes:
-        overrides: what was said of it, such as ``prune.frac=0.1``.
-        words: of these, what was not said of all points.
-        config: the composed config that its task gets.
-        run: what it is; entered, not begun.
+        overrides: its overrides, such as ``prune.frac=0.1``.
+        words: the overrides that not all points share.
+        config: the composed config for its task.
+        run: its run, registered but not started.
     """
 
     overrides: tuple[str, ...]
@@ -31,24 +31,24 @@ class SweepPoint:
 
 
 def done(point: SweepPoint) -> bool:
-    """Return whether a point is done; one whose texts or model have gone meanwhile is not, and says so as it runs."""
+    """Return whether a point is done; a point whose texts or model have disappeared is not, and fails when it runs."""
     with failures.suppress_errors():
         return recording.finished_record(point.run) is not None
     return False
 
 
 class UnfinishedError(UserError):
-    """Some points of a sweep are not done."""
+    """Unfinished points of a sweep."""
 
     status = 1
 
 
 class Sweep:
-    """The points of one multirun, and what is told of them.
+    """The points of one multirun, and their results.
 
     Attributes:
-        points: those whose config holds no mistake; what was said twice is one point.
-        mistakes: how many of the others there are.
+        points: the points with a valid config, without duplicates.
+        mistakes: number of points with an invalid config.
     """
 
     def __init__(self) -> None:
@@ -56,12 +56,14 @@ class Sweep:
         self.mistakes = 0
         self.wanted: set[recording.PointRequirements] = set()
         self.told: set[Path] = set()
-        self.unrecorded: set[Path] = set()  # failed before they could leave a failure.json
+        self.unrecorded: set[Path] = set()  # failed before they could write failure.json
 
-    def enrol(self, sayings: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], Mapping[Any, Any]]) -> None:
-        """Read the config of each point and make its folder. A mistake is told at once, and the others go on."""
-        common = set(sayings[0]).intersection(*sayings) if len(sayings) > 1 else set[str]()
-        for overrides in sayings:
+    def enrol(
+        self, override_lists: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], Mapping[Any, Any]]
+    ) -> None:
+        """Compose and check the config of each point and create its folder; report and skip invalid ones."""
+        common = set(override_lists[0]).intersection(*override_lists) if len(override_lists) > 1 else set[str]()
+        for overrides in override_lists:
             words = " ".join(each for each in overrides if each not in common)
             try:
                 x = experiment.build_experiment(composed := compose(overrides))
@@ -74,7 +76,7 @@ class Sweep:
                 failures.print_error(f"{words}: {failures.error_line(error)}")
 
     def add(self, point: SweepPoint) -> None:
-        """Take a point in, unless it is one of those that are in."""
+        """Add a point, unless it is a duplicate."""
         wanted = recording.point_requirements(point.run)
         if wanted not in self.wanted:
             recording.register_point(point.run)
@@ -82,11 +84,11 @@ class Sweep:
             self.points.append(point)
 
     def left(self) -> list[SweepPoint]:
-        """The points that are not done."""
+        """Return the unfinished points."""
         return [point for point in self.points if not done(point)]
 
     def open(self) -> list[SweepPoint]:
-        """The points that are to be run now; what is done already is said in one line."""
+        """Return the points to run; print the number of points already done."""
         left = self.left()
         done = len(self.points) - len(left)
         for point in self.points:
@@ -97,7 +99,7 @@ class Sweep:
         return left
 
     def run(self, point: SweepPoint, task: Callable[[Mapping[Any, Any]], Any]) -> None:
-        """Run a point here; how it failed is told at once, and the next one can have its turn."""
+        """Run a point in this process; report a failure at once, without stopping the sweep."""
         before = len(failures.collected_errors)
         state.forget_failure(point.run.folder)
         task(point.config)
@@ -108,7 +110,7 @@ class Sweep:
         del failures.collected_errors[before:]
 
     def failed(self, point: SweepPoint) -> bool:
-        """Whether the last attempt at a point failed; the reason is told the first time that this is asked."""
+        """Return whether the last attempt at a point failed; the first call prints the reason."""
         folder = point.run.folder
         found = state.read_failure(folder)
         if found and folder not in self.told:
@@ -117,10 +119,10 @@ class Sweep:
         return found is not None or folder in self.unrecorded
 
     def close(self) -> None:
-        """Say how the sweep ended.
+        """Print the result of the sweep.
 
         Raises:
-            UnfinishedError: if a point failed or is left.
+            UnfinishedError: if a point failed or is unfinished.
         """
         left = self.left()
         counts = self.counts(left)
@@ -132,12 +134,12 @@ class Sweep:
         progress.print_line(f"{counts}: python -m depthcut.report {self.points[0].run.study}")
 
     def stop(self) -> KeyboardInterrupt:
-        """Return what to raise after Ctrl-C: it says how far the sweep came."""
+        """Return the exception to raise after Ctrl-C, with the progress of the sweep."""
         counts = self.counts(self.left())
         return KeyboardInterrupt(f"{counts}; give the same command again to resume")
 
     def counts(self, left: Sequence[SweepPoint]) -> str:
-        """Return how many points are done, failed and left, in words."""
+        """Return the numbers of points done, failed and left, in words."""
         failed = sum(self.failed(point) for point in left)
         asked = len(self.points) + self.mistakes
         records = [state.read_record(folder) or {} for folder in {point.run.folder for point in self.points}]

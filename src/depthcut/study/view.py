@@ -1,4 +1,4 @@
-"""A run as its digests and its model card read it."""
+"""The protocol of a run for digests and model cards."""
 
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class RunView(Subject, Site, Workspace, Bench, RunInfo, Protocol):
-    """Everything that the groups ask of a run, and the experiment that it runs.
+    """The protocols of all groups, and the experiment that the run executes.
 
     Attributes:
-        experiment: the composed config, checked.
+        experiment: the composed config, validated.
         checkpoint: the dense model on disk.
-        sizes: the model's sizes as the pruner needs them.
+        sizes: the model's sizes for the pruner.
         dense: the dense model, and how models are loaded.
         texts: the three texts.
         numbers: the flat record.
-        tokenizer: the model's.
+        tokenizer: tokenizer of the model.
     """
 
     @property

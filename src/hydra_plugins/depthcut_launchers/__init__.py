@@ -1,1 +1,1 @@
-"""Hydra finds launchers in this package: see the files beside it."""
+"""Hydra discovers the launchers in this package."""

@@ -1,4 +1,4 @@
-"""``hydra/launcher=curve``: what the points of a multirun can share is computed first, then each runs as usual."""
+"""``hydra/launcher=curve``: runs the shared parts of a multirun's points first, then each point."""
 
 from typing import TYPE_CHECKING
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 class CurveLauncher(LocalLauncher):
-    """The local launcher, behind :func:`depthcut.study.curve.share_passes`."""
+    """The local launcher, preceded by :func:`depthcut.study.curve.share_passes`."""
 
     def run(self, sweep: "Sweep", points: "list[SweepPoint]") -> None:
-        """Share the points' passes, then run them; one whose healing failed meanwhile has had its turn."""
+        """Run the points' shared passes, then the points, except for those whose healing already failed."""
         from depthcut.runtime import failures
         from depthcut.study import curve
 

@@ -1,4 +1,4 @@
-"""``hydra/launcher=local``: the points of a multirun one after the other, in this process."""
+"""``hydra/launcher=local``: runs the points of a multirun one by one in this process."""
 
 from typing import TYPE_CHECKING
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 class LocalLauncher(SweepLauncher):
-    """Runs points here."""
+    """A launcher that runs points in this process."""
 
     def run(self, sweep: "Sweep", points: "list[SweepPoint]") -> None:
-        """Run one point after the other; one that fails does not stop the others."""
+        """Run the points one by one; a failed point does not stop the others."""
         from depthcut.runtime import progress
 
         for point in points:

@@ -1,4 +1,4 @@
-"""What depthcut's launchers have in common: all points are composed and enrolled, then those that are left are run."""
+"""Base of depthcut's launchers: all points are composed and registered, then the unfinished ones run."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class SweepLauncher(Launcher):
-    """A launcher that knows what its points are before it runs one."""
+    """A launcher that composes all points before it runs one."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take over what Hydra gives."""
+        """Store Hydra's context, task function and config."""
         self.hydra_context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Enrol the points of ``job_overrides``, run those that are not done, tell how it ended."""
+        """Register the points of ``job_overrides``, run the unfinished ones, and print the result."""
         from depthcut.runtime import failures
         from depthcut.study.sweep import Sweep
 
@@ -38,17 +38,17 @@ class SweepLauncher(Launcher):
 
     @abstractmethod
     def run(self, sweep: "Sweep", points: "list[SweepPoint]") -> None:
-        """Run ``points``; each leaves its record, or why it failed, in its folder."""
+        """Run ``points``; each writes its record, or the reason of its failure, to its folder."""
 
     def composed(self, overrides: Sequence[str]) -> DictConfig:
-        """A point's config as its task gets it."""
+        """Return the config of a point for its task."""
         from depthcut.cli.composition import without_hydra
 
         return without_hydra(self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides)))
 
 
 def completed_job(overrides: Sequence[str]) -> JobReturn:
-    """What Hydra's sweeper wants to hear of a point; how it ended stands in its folder."""
+    """Return a point's result for Hydra's sweeper; the real outcome is in the point's folder."""
     job = JobReturn(overrides=OmegaConf.create(list(overrides)))  # pyright: ignore[reportArgumentType]
     job.status = JobStatus.COMPLETED
     job.return_value = None

@@ -1,4 +1,4 @@
-"""``hydra/launcher=slurm``: the points of a multirun as one array of SLURM jobs, which need no launcher to go on."""
+"""``hydra/launcher=slurm``: the points of a multirun as one array of SLURM jobs, which outlive the launcher."""
 
 import contextlib
 import io
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class SlurmLauncher(SweepLauncher):
-    """Submits what is neither done nor in the queue, and waits for all of it."""
+    """Submits all points that are neither done nor queued, and waits for them."""
 
     def __init__(self, **knobs: Any) -> None:
         self.knobs = knobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take over what Hydra gives; what is asked of the cluster is checked before a point is composed."""
+        """Store Hydra's arguments; the requested resources are validated before a point is composed."""
         from depthcut.config.methods import construct_validated
         from depthcut.study.slurm import job as slurm_job
 
@@ -38,7 +38,7 @@ class SlurmLauncher(SweepLauncher):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def run(self, sweep: "Sweep", points: "list[SweepPoint]") -> None:
-        """Submit and watch; what the job of another launcher was not asked for gets a job of its own afterwards."""
+        """Submit the points and wait; requests that another launcher's job did not have are submitted afterwards."""
         from depthcut.study.slurm import queue as slurm_queue
 
         while points:
@@ -55,7 +55,7 @@ class SlurmLauncher(SweepLauncher):
                 raise
 
     def enqueue(self, points: "list[SweepPoint]") -> "list[WatchedJob]":
-        """A job for each of these points of one study: the one that is in the queue, or else a new one.
+        """Return a job for each of these points of one study: the queued one, or a new one.
 
         Raises:
             UserError: if SLURM does not answer, or refuses the jobs.
@@ -82,7 +82,7 @@ class SlurmLauncher(SweepLauncher):
             return there + (self.submit(study, new) if new else [])
 
     def submit(self, study: Path, groups: "dict[Path, list[SweepPoint]]") -> "list[WatchedJob]":
-        """Submit one array, each job of it noted before and after; the study's lock is held.
+        """Submit one array, and write its job records before and after; the caller holds the study's lock.
 
         Raises:
             UserError: if SLURM refuses.
@@ -118,16 +118,16 @@ class SlurmLauncher(SweepLauncher):
         return watched
 
     def work(self, points: "list[SweepPoint]") -> "PointTask":
-        """What the job of these points does."""
+        """Return the work of the job for these points."""
         from depthcut.study.slurm.job import PointTask
 
-        task: Any = self.task  # takes plain dictionaries too
+        task: Any = self.task  # also takes plain dictionaries
         return PointTask(task, points[0].run.folder, [point.run.config for point in points])
 
 
 @contextlib.contextmanager
 def outside_job() -> Generator[None]:
-    """The environment of no job, so that a sweep can be launched from within one; what a user set for sbatch stays."""
+    """Hide the variables of an enclosing job, so a sweep can be launched in one; the user's sbatch settings stay."""
     from submitit.helpers import clean_env
 
     kept = {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or key.startswith("SBATCH_")}
@@ -137,7 +137,7 @@ def outside_job() -> Generator[None]:
 
 
 def group_points(points: "list[SweepPoint]", what: str) -> "dict[Path, list[SweepPoint]]":
-    """Points by their ``study``, or by their ``folder``: those that differ in what is measured only share one."""
+    """Group points by ``study`` or ``folder``; points that differ only in measurements share a folder."""
     found: dict[Path, list[SweepPoint]] = {}
     for point in points:
         found.setdefault(getattr(point.run, what), []).append(point)
@@ -145,5 +145,5 @@ def group_points(points: "list[SweepPoint]", what: str) -> "dict[Path, list[Swee
 
 
 def array_ids(watched: "list[WatchedJob]") -> str:
-    """The arrays that these jobs are in, as ``scancel`` wants them."""
+    """Return the ids of the arrays of these jobs, for ``scancel``."""
     return " ".join(sorted({str(each.ticket.job).partition("_")[0] for each in watched}))

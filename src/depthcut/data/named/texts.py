@@ -1,4 +1,4 @@
-"""Where a text comes from that is measured beside ``data.validation``: files, the hub, the demo corpus."""
+"""Texts measured in addition to ``data.validation``, from files, the hub or the demo corpus."""
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -17,17 +17,18 @@ CONFIG_PATH = "eval.perplexity.texts"
 
 @strict
 class NamedText:
-    """A text by name. What is not said is as here.
+    """A text by name. Its keys are optional.
 
     Attributes:
-        paths: files or patterns, as ``data=files`` reads them; they win over ``dataset``.
-        divider: what stands between documents in a .txt file; None: a file is one document.
-        dataset: name on the hub, or a folder, as ``data/train=hub`` reads it.
-        config: which configuration of it.
-        split: which split.
-        revision: commit of the data set; None: today's.
-        field: which field, or column, holds the text.
-        span: share of the documents by their hashes; alone it means the demo corpus. None: all.
+        paths: files or patterns, as for ``data=files``; they take precedence over ``dataset``.
+        divider: separator between documents in a .txt file; None: a file is one document.
+        dataset: name on the hub, or a folder, as for ``data/train=hub``.
+        config: configuration of the data set.
+        split: split of the data set.
+        revision: commit of the data set; None: the newest.
+        field: field or column that holds the text.
+        span: share of the documents by their hashes; None: all. Without ``paths`` and ``dataset`` it selects the demo
+            corpus.
     """
 
     paths: list[PathText] | None = None
@@ -40,10 +41,10 @@ class NamedText:
     span: Annotated[tuple[float, float] | None, Strict(False)] = None
 
     def source(self, length: int) -> Source:
-        """What reads it.
+        """Return the source of the text.
 
         Raises:
-            UserError: if nothing says where it comes from.
+            UserError: if no key names one.
         """
         from depthcut.data.demo import Demo
         from depthcut.data.files import Files
@@ -61,10 +62,10 @@ class NamedText:
 
 
 def named_text_source(name: str, given: dict[str, Any], length: int) -> Source:
-    """What reads the text ``name``, of which ``given`` tells.
+    """Return the source of the text ``name`` with the options ``given``.
 
     Raises:
-        UserError: in one line, for a key or a value that cannot be.
+        UserError: in one line, for an invalid key or value.
     """
     from depthcut.runtime import validation
 
@@ -79,10 +80,10 @@ def named_text_source(name: str, given: dict[str, Any], length: int) -> Source:
 
 
 def limit_characters(documents: Iterable[str], characters: int | None) -> Generator[str]:
-    """Documents until there are so many characters; all with None.
+    """Yield documents until they have so many characters; None: all.
 
     Raises:
-        UserError: for more text than can be tokenised as one.
+        UserError: for more text than can be tokenised at once.
     """
     size = 0
     for each in documents:
@@ -99,7 +100,7 @@ def limit_characters(documents: Iterable[str], characters: int | None) -> Genera
 
 @contextmanager
 def prefix_errors(name: str) -> Generator[None]:
-    """Say of which text a complaint is."""
+    """Prefix an error with the config path of the text."""
     try:
         yield
     except UserError as error:

@@ -1,7 +1,7 @@
-"""Four-way and other choice questions that need no hub: made from the demo's wheels, or published sets out of wheels.
+"""Multiple-choice questions without the hub: generated from the demo's wheels, or published sets inside wheels.
 
-Every set is made once, always the same, and mixed, so that its first N are a fair sample. lm-eval scores them, 0-shot.
-See :mod:`depthcut.data.questions.made` and :mod:`depthcut.data.questions.published` for what is in them.
+Every set is deterministic and shuffled, so its first N items are a fair sample. lm-eval scores them 0-shot. See
+:mod:`depthcut.data.questions.made` and :mod:`depthcut.data.questions.published` for their contents.
 """
 
 import json
@@ -28,14 +28,14 @@ SET_NAMES = tuple(QUESTION_SETS)
 
 
 def questions_digest(name: str) -> str:
-    """Name a set's items by content, without fetching anything."""
+    """Return the digest of a set's items, without fetching anything."""
     return store.content_digest(
         {"questions": name, "format": FORMAT, "wheel": wheels.PINNED_WHEELS[QUESTION_SETS[name][1]].sha256}
     )
 
 
 def load_questions(name: str, cache: Path) -> list[dict[str, Any]]:
-    """The items of a set: ``prompt``, ``choices``, ``answer`` (a place among the choices).
+    """Return the items of a set: ``prompt``, ``choices``, ``answer`` (an index into the choices).
 
     Raises:
         UserError: for an unknown set, or if its wheel cannot be fetched.
@@ -52,9 +52,9 @@ def load_questions(name: str, cache: Path) -> list[dict[str, Any]]:
 
 
 def lm_eval_task(name: str, cache: Path) -> dict[str, Any]:
-    """The set as an lm-eval task, for ``TaskManager(include_defaults=False).load([...])``; 0-shot.
+    """Return the set as a 0-shot lm-eval task, for ``TaskManager(include_defaults=False).load([...])``.
 
-    The items are handed over in memory: lm-eval's ``dataset_path: json`` would copy them to the user's own cache.
+    The items are passed in memory: lm-eval's ``dataset_path: json`` would copy them to the user's own cache.
 
     Raises:
         UserError: as :func:`load_questions`.

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Question(NamedTuple):
-    """A prompt, what may follow it after a space, and which of these is right (0-based)."""
+    """A prompt, its continuations after a space, and the index of the correct one."""
 
     prompt: str
     choices: list[str]

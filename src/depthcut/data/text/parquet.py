@@ -1,4 +1,4 @@
-"""Documents of parquet files, a few rows at a time."""
+"""Documents of parquet files, read a few rows at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +16,9 @@ BATCH_ROWS = 64
 
 
 def read_column(file: Path, column: str) -> Iterator[str]:
-    """Yield the text in a column of a parquet file; a null is skipped.
+    """Yield the text in a column of a parquet file; nulls are skipped.
 
-    A text that many rows share is held once, so that a small file cannot expand to gigabytes.
+    A text that many rows share is held once, because otherwise a small file could expand to gigabytes.
     """
     import pyarrow
     from pyarrow import parquet as pq
@@ -46,10 +46,10 @@ def read_column(file: Path, column: str) -> Iterator[str]:
 
 
 def batch_rows(table: "ParquetFile", column: str, file: Path) -> int:
-    """Return how many rows to read at a time: by their size, as the file's metadata states it.
+    """Return how many rows to read at a time, by their size in the file's metadata.
 
     Raises:
-        UserError: if there is no such column, or it holds no text.
+        UserError: if the column does not exist or is not text.
     """
     schema = table.schema_arrow
     if column not in schema.names:
@@ -64,7 +64,7 @@ def batch_rows(table: "ParquetFile", column: str, file: Path) -> int:
 
 
 def is_text_type(kind: "DataType") -> bool:
-    """Tell whether a column of this type holds text, in any of pyarrow's ways."""
+    """Return whether a column type is text, in any of pyarrow's forms."""
     from pyarrow import types
 
     inner: Any = kind.value_type if types.is_dictionary(kind) else kind  # pyright: ignore[reportAttributeAccessIssue]

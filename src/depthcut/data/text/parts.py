@@ -11,7 +11,7 @@ Part = Literal["calibration", "train", "validation"]
 
 
 class Tokenizing(Protocol):
-    """A model's tokenizer, read when it is first asked for, and the token between documents."""
+    """A model's tokenizer, loaded on first use, and the token between documents."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -22,14 +22,14 @@ class Tokenizing(Protocol):
 
 @dataclass
 class Texts:
-    """The texts of a run, each tokenised and packed once, and kept by content.
+    """The texts of a run, each tokenised and packed once, and cached by content.
 
     Attributes:
         sources: the source of each part.
-        model: whose tokenizer reads them.
-        cache: the folder that all runs share.
-        train_sequences: how many sequences healing reads.
-        contents: what each source held when it was first asked for: the run is named by it, so it may not change.
+        model: the model whose tokenizer reads them.
+        cache: folder shared by all runs.
+        train_sequences: number of sequences for healing.
+        contents: content of each source at its first use. The digest of the run covers it, so it must not change.
     """
 
     sources: dict[Part, Source]
@@ -40,32 +40,32 @@ class Texts:
     _tokens: dict[tuple[Part, int | None], Tokens] = field(default_factory=dict[tuple[Part, int | None], Tokens])
 
     def content(self, source: Source) -> dict[str, str]:
-        """Return the content that a source had when this run first asked for it."""
+        """Return the content that a source had when this run first used it."""
         return first_content(self.contents, source, self.cache)
 
     def identity(self, part: Part) -> Any:
-        """Return what a part will hold, by content and as JSON, without reading it."""
+        """Return the identity of a part's tokens, by content and as JSON, without reading the text."""
         source = self.sources[part]
         shape = [source.sequences, source.length, source.pack]
         return {"text": source.named(self.content(source)), "shape": shape, "separator": self.model.separator}
 
     def calibration(self) -> Tokens:
-        """Return the text that metrics read."""
+        """Return the text for the metric."""
         return self.part("calibration")
 
     def validation(self) -> Tokens:
-        """Return the text that the loss is measured on."""
+        """Return the text for the loss."""
         return self.part("validation")
 
     def train(self) -> Tokens:
-        """Return the text that healing reads."""
+        """Return the text for healing."""
         return self.part("train", self.train_sequences)
 
     def part(self, name: Part, sequences: int | None = None) -> Tokens:
-        """Return a part, as many sequences of it as are asked for; None: as many as its source says.
+        """Return a part, with as many sequences as requested; None: as many as its source sets.
 
         Raises:
-            UserError: if the text cannot be had, is too short, or changed since the run began.
+            UserError: if the text is unavailable, too short, or changed since the run began.
         """
         if (name, sequences) not in self._tokens:
             source = self.sources[name]
@@ -80,13 +80,13 @@ class GivenText:
     """One text in memory, for all three parts.
 
     Attributes:
-        tokens: of the text.
+        tokens: the tokenised text.
     """
 
     tokens: Tokens
 
     def identity(self, part: Part) -> Any:
-        """Return the text by content."""
+        """Return the digest of the text."""
         del part
         return self.tokens.digest
 

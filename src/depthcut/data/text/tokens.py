@@ -1,4 +1,4 @@
-"""Text to tokens: tokenised and packed once, kept by content, shared by all runs; and the check for overlap."""
+"""Tokenised texts: packed once, cached by content, shared by all runs; and the check for overlap."""
 
 import hashlib
 import json
@@ -27,15 +27,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tokens:
-    """N sequences of T tokens, read from the disk as they are used.
+    """N sequences of T tokens, memory-mapped from disk.
 
     Attributes:
         ids: int32 [N, T], padded on the right.
-        lengths: int32 [N], the tokens of each sequence that are no padding.
-        documents: uint64 [D], fingerprints of the documents (or sections of long ones) that are in there.
-        digest: the same digest, the same tokens.
-        end: the token that ends each document; None: not known.
-        context: int32 [N], the tokens at the start of each sequence that are read and not predicted; None: the first.
+        lengths: int32 [N], tokens per sequence without padding.
+        documents: uint64 [D], fingerprints of the included documents (or of sections of long ones).
+        digest: digest of the tokens.
+        end: token that ends each document; None: unknown.
+        context: int32 [N], tokens at the start of each sequence that are read but not predicted; None: the first only.
     """
 
     ids: NDArray[np.int32]
@@ -46,18 +46,18 @@ class Tokens:
     context: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
-        """The number of sequences, N."""
+        """Return the number of sequences, N."""
         return len(self.ids)
 
     def first(self, sequences: int | None) -> "Tokens":
-        """The first ``sequences`` of them; all with None."""
+        """Return the first ``sequences`` of them; None: all."""
         context = None if self.context is None else self.context[:sequences]
         return replace(self, ids=self.ids[:sequences], lengths=self.lengths[:sequences], context=context)
 
     def batches(self, size: int) -> "Iterator[tuple[Tensor, Tensor]]":
-        """Go through the sequences in order, ``size`` at a time: ids and attention mask, both int64 [B, T].
+        """Yield the sequences in order, ``size`` at a time: ids and attention mask, both int64 [B, T].
 
-        T is that of the longest sequence in the batch.
+        T is the length of the longest sequence in the batch.
         """
         import torch
 
@@ -71,25 +71,26 @@ class Tokens:
 def tokenize_source(
     source: Source, tokenizer: Any, separator: str | None, cache: Path, sequences: int | None = None, part: str = "text"
 ) -> Tokens:
-    """Tokenise the documents of ``source`` until there are enough sequences.
+    """Tokenise the documents of ``source`` up to the requested number of sequences.
 
-    Special tokens that the tokenizer adds to a text by default (a BOS) stand before each document. In packed sequences
-    the separator ends each document; a sequence of one document has none, so that its last token is one of its own.
+    Special tokens that the tokenizer adds by default (a BOS) precede each document. In packed sequences the separator
+    ends
+    each document; a sequence of one document has none, so its last token belongs to the text.
 
     Args:
         source: the text and its shape.
         tokenizer: of transformers, fast or slow.
-        separator: the token between packed documents; None: the tokenizer's own end of text.
-        cache: folder that keeps what cost time.
-        sequences: how many are asked for; may be None where ``source.sequences`` says it.
+        separator: token between packed documents; None: the tokenizer's end-of-text token.
+        cache: cache folder.
+        sequences: number of sequences; may be None if ``source.sequences`` is set.
         part: name for messages: calibration, train or validation.
 
     Returns:
-        As many sequences as asked for, or all that there are: at least one.
+        As many sequences as requested, or as the text yields: at least one.
 
     Raises:
-        UserError: if there is not one sequence, nothing says how many, the separator is no token, or the
-            text changes meanwhile.
+        UserError: if the text yields no sequence, no number is set, the separator is not a token, or the text changes
+            during the run.
     """
     asked = [n for n in (source.sequences, sequences) if n is not None]
     if not asked:
@@ -153,7 +154,7 @@ def write_tokens(
 
 
 def read_tokens(folder: Path, length: int) -> Tokens:
-    """Open an entry that :func:`write_tokens` wrote."""
+    """Open an entry written by :func:`write_tokens`."""
     ids = np.memmap(folder / "ids.bin", dtype="<i4", mode="r").reshape(-1, length)
     lengths, documents = np.load(folder / "lengths.npy"), np.load(folder / "documents.npy")
     context = np.load(folder / "context.npy") if (folder / "context.npy").exists() else None
@@ -161,16 +162,16 @@ def read_tokens(folder: Path, length: int) -> Tokens:
 
 
 def encode_documents(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
-    """Tokenise in batches, which a fast tokenizer spreads over the cores."""
+    """Tokenise in batches, which a fast tokenizer distributes over the cores."""
     for texts in batch_documents(documents):
-        # verbose=False: that a document is longer than the model's context is no matter here.
+        # verbose=False: a document may exceed the model's context here.
         with panics.explain_panics(f"{tokenizer.name_or_path}/tokenizer.json"):
             ids = tokenizer(texts, add_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
         yield from ((text, row) for text, row in zip(texts, ids, strict=True) if row)
 
 
 def batch_documents(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Join documents into batches of some 250,000 characters."""
+    """Group documents into batches of about 250,000 characters."""
     batch: list[str] = []
     size = 0
     for text in documents:
@@ -184,7 +185,7 @@ def batch_documents(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 def separator_id(tokenizer: Any, separator: str | None) -> int:
-    """The number of the token that ends a document.
+    """Return the id of the token that ends a document.
 
     Raises:
         UserError: if the tokenizer has no such token.
@@ -199,7 +200,7 @@ def separator_id(tokenizer: Any, separator: str | None) -> int:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Name a tokenizer by content: what it makes of a text, not where it came from."""
+    """Return the digest of a tokenizer by its behaviour, regardless of its origin."""
     if getattr(tokenizer, "is_fast", False):
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         # Set by the last call, not by the tokenizer's files.
@@ -214,7 +215,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def check_disjoint(parts: dict[str, Tokens]) -> None:
-    """Make sure that no document is in two parts.
+    """Check that no document is in two parts.
 
     Raises:
         UserError: naming two parts that share documents.

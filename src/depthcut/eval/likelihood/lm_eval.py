@@ -23,11 +23,11 @@ from depthcut.runtime.errors import UserError
 if TYPE_CHECKING:
     from depthcut.eval import Bench
 
-BOOTSTRAP = 1000  # lm-eval gives no standard error at all where this is 0, though that of a mean needs no bootstrap
+BOOTSTRAP = 1000  # at 0, lm-eval gives no standard errors at all, though that of a mean needs no bootstrap
 
 
-class UnshareableTask(Exception):  # noqa: N818  said to the caller, who does without
-    """A task has the model write, which cuts cannot do in one pass."""
+class UnshareableTask(Exception):  # noqa: N818  a signal to the caller, not an error
+    """A task generates text, which cuts cannot do in one pass."""
 
 
 class SubnetworkLM(HFLM):
@@ -35,9 +35,9 @@ class SubnetworkLM(HFLM):
 
     Attributes:
         cuts: the sub-networks.
-        now: the number of the one that is evaluated.
-        known: the answers of all cuts to the requests met so far.
-        encoded: the tokens of these requests, by their texts.
+        now: index of the cut under evaluation.
+        known: answers of all cuts to the requests seen so far.
+        encoded: tokens of these requests, by their texts.
     """
 
     cuts: Sequence[Subnetwork]
@@ -46,7 +46,7 @@ class SubnetworkLM(HFLM):
     encoded: dict[tuple[str, str], Any]
 
     def _loglikelihood_tokens(self, requests: Any, *_: Any, **__: Any) -> Any:
-        """The answers of the cut that is evaluated now; the first that asks has them computed for all."""
+        """Return the answers of the current cut; the first request computes those of all cuts."""
         lm: Any = self  # lm-eval's attributes have no types
         asked = [crop_request(tuple(context), tuple(follow), lm.max_length) for _, context, follow in requests]
         if new := [request for request in asked if request not in self.known]:
@@ -54,19 +54,19 @@ class SubnetworkLM(HFLM):
         return [self.known[request][self.now] for request in asked]
 
     def _encode_pair(self, context: str, continuation: str) -> Any:
-        """The tokens of both, once for all cuts."""
+        """Tokenise a context and its continuation once for all cuts."""
         if (context, continuation) not in self.encoded:
             lm: Any = super()
             self.encoded[context, continuation] = lm._encode_pair(context, continuation)
         return self.encoded[context, continuation]
 
     def generate_until(self, requests: Any, **settings: Any) -> Any:
-        """Write; only the model itself can."""
+        """Generate text; supported without cuts only."""
         self._alone()
         return super().generate_until(requests, **settings)
 
     def loglikelihood_rolling(self, requests: Any, **settings: Any) -> Any:
-        """Score whole texts; of the model itself only."""
+        """Score whole texts; supported without cuts only."""
         self._alone()
         return super().loglikelihood_rolling(requests, **settings)
 
@@ -78,12 +78,12 @@ class SubnetworkLM(HFLM):
 def crop_request(
     context: tree_attention.TokenIds, follow: tree_attention.TokenIds, longest: int
 ) -> tree_attention.Request:
-    """As lm-eval crops what is too long for the model: from the left."""
+    """Crop a request that is too long for the model from the left, as lm-eval does."""
     return context[-max(1, longest + 1 - len(follow)) :], follow
 
 
 class TaskRequest(Protocol):
-    """What is asked of lm-eval; :class:`depthcut.eval.harness.Harness` explains each option."""
+    """The options of an lm-eval run; :class:`depthcut.eval.harness.Harness` explains each."""
 
     @property
     def tasks(self) -> list[str]: ...
@@ -101,11 +101,11 @@ class TaskRequest(Protocol):
 def evaluate_tasks(
     model: nn.Module, bench: "Bench", asked: TaskRequest, cuts: Sequence[Subnetwork]
 ) -> list[dict[str, float]]:
-    """Run the tasks (``name`` or ``name@shots``) on each of the ``cuts`` of ``model``; their numbers by flat names.
+    """Run the tasks (``name`` or ``name@shots``) on each of the ``cuts`` of ``model``; return numbers by flat names.
 
     Raises:
-        UserError: if a task does not exist, or its data is not reached.
-        Unshared: if a task has the model write and there are other cuts than none.
+        UserError: if a task does not exist, or its data is unreachable.
+        UnshareableTask: if a task generates text and cuts are given.
     """
     flat: list[dict[str, float]] = [{} for _ in cuts]
     with quiet_lm_eval():
@@ -121,7 +121,7 @@ def evaluate_tasks(
 
 
 def measured(lm: SubnetworkLM, results: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of the cut that was evaluated, with the items of each task; none if a likelihood was NaN."""
+    """Return the numbers of the current cut, with the items per task; no scores if a likelihood was NaN."""
     groups: dict[str, list[str]] = results.get("group_subtasks", {})
     counts: dict[str, int] = {task: each["effective"] for task, each in results["n-samples"].items()}
 
@@ -135,7 +135,7 @@ def measured(lm: SubnetworkLM, results: dict[str, Any]) -> dict[str, float]:
 
 
 def flat_results(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """lm-eval's ``{task: {"acc,none": x, "acc_stderr,none": y, ...}}`` as flat names; only finite numbers get a key."""
+    """Flatten lm-eval's ``{task: {"acc,none": x, "acc_stderr,none": y, ...}}``; only finite numbers get a key."""
     flat: dict[str, float] = {}
     for task, values in results.items():
         for key, value in values.items():
@@ -147,7 +147,7 @@ def flat_results(results: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def wrap_model(model: nn.Module, bench: "Bench", batch: int, cuts: Sequence[Subnetwork]) -> SubnetworkLM:
-    """lm-eval's view of ``model``; an empty context begins with the model's separator, where it has one of its own."""
+    """Wrap ``model`` for lm-eval; an empty context begins with the model's separator, if it has its own."""
     tokenizer = bench.tokenizer
     separator = bench.separator
     prefix = None if separator is None else tokenizer.convert_tokens_to_ids(separator)
@@ -159,7 +159,7 @@ def wrap_model(model: nn.Module, bench: "Bench", batch: int, cuts: Sequence[Subn
 
 @cache
 def load_task(task: str, folder: Path, include_path: str | None = None) -> Any:
-    """The task as lm-eval wants it; ``folder`` keeps the local sets, ``include_path`` the user's own.
+    """Load a task; ``folder`` caches the local sets, ``include_path`` holds user-defined tasks.
 
     Raises:
         UserError: as :func:`evaluate_tasks`.
@@ -180,7 +180,7 @@ def load_task(task: str, folder: Path, include_path: str | None = None) -> Any:
 
 @cache
 def task_manager(include_path: str | None) -> TaskManager:
-    """Lm-eval's own tasks, and those of a folder; to look for them takes seconds."""
+    """Return a manager of lm-eval's tasks and those of a folder; finding them takes seconds."""
     return TaskManager(include_path=include_path and str(task_files.task_path(include_path)))
 
 
@@ -188,7 +188,7 @@ def require(name: str, include_path: str | None) -> None:
     """Check that a task exists, without its data.
 
     Raises:
-        UserError: if neither depthcut nor lm-eval has it.
+        UserError: if neither depthcut nor lm-eval knows it.
     """
     if name in questions.SET_NAMES or name in task_manager(include_path).all_tasks:
         return
@@ -201,25 +201,25 @@ def require(name: str, include_path: str | None) -> None:
 
 
 def load_own(name: str, include_path: str | None) -> Any:
-    """Load a task from a yaml of the user's own.
+    """Load a user-defined task from a yaml file.
 
     Raises:
-        UserError: for whatever lm-eval says of it.
+        UserError: for any error that lm-eval raises.
     """
     path = task_files.task_path(name)
     try:
         return task_manager(include_path).load([str(path)])
-    except Exception as error:  # its keys, its functions, its data: what can be wrong has no bounds
+    except Exception as error:  # keys, functions, data: any of them may be wrong in any way
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"eval.tasks: lm-eval cannot load {path}: {type(error).__name__}: {reason}") from error
 
 
 def load_builtin_task(name: str, include_path: str | None) -> Any:
-    """One of lm-eval's own tasks, whose data comes from the hub, or one of a folder's."""
+    """Load one of lm-eval's tasks, whose data comes from the hub, or one of a folder."""
     require(name, include_path)
     try:
         return task_manager(include_path).load([name])
-    except Exception as error:  # what stands for a dead network depends on the versions of three libraries
+    except Exception as error:  # the error of a dead network depends on the versions of three libraries
         raise UserError(
             f"eval.tasks: could not get the data of {name!r} from the hub ({type(error).__name__}). "
             f"Connect once, or take a local set: {', '.join(questions.SET_NAMES)}"
@@ -228,15 +228,15 @@ def load_builtin_task(name: str, include_path: str | None) -> Any:
 
 @contextmanager
 def quiet_lm_eval() -> Generator[None]:
-    """Only lm-eval's errors are of use to a reader here, and its bars only while they move, in a terminal."""
+    """Silence lm-eval except for errors; its progress bars show only while they move, in a terminal."""
     logger = logging.getLogger("lm_eval")
     level, plain = logger.level, tqdm.__init__
 
-    def modest(bar: Any, *args: Any, **settings: Any) -> None:
+    def unobtrusive(bar: Any, *args: Any, **settings: Any) -> None:
         plain(bar, *args, **{**settings, "leave": False, "disable": settings.get("disable") or None})
 
     logger.setLevel(logging.ERROR)
-    tqdm.__init__ = modest  # pyright: ignore[reportAttributeAccessIssue]
+    tqdm.__init__ = unobtrusive  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
-"""The user's own lm-eval tasks: a yaml by its path, or by its name in a folder of yamls, and all files they name.
+"""User-defined lm-eval tasks: a yaml by path, or by name in a folder of yamls, and all files that they refer to.
 
-Such a yaml can run code (``!function``, templates), so it is loaded only where the command line names it.
+Such a yaml can run code (``!function``, templates), so it is loaded only if the command line names it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,25 +13,25 @@ from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 
 MOST = 10_000
-"""Files of ``eval.include_path`` at most."""
+"""Maximum number of files in ``eval.include_path``."""
 
 
 def split_shots(task: str) -> tuple[str, str]:
-    """Return a task's name, or path, and its number of shots; empty where it states none."""
+    """Return a task's name or path, and its number of shots, empty if not given."""
     name, sign, shots = task.rpartition("@")
     return (name, shots) if sign and shots.isdigit() else (task, "")
 
 
 def is_task_path(task: str) -> bool:
-    """Tell whether a task is a yaml file rather than a name."""
+    """Return whether a task is a yaml file instead of a name."""
     return split_shots(task)[0].endswith((".yaml", ".yml"))
 
 
 def task_content(task: str, include_path: str | None) -> dict[str, str]:
-    """Return the SHA-256 of each file that a task of the user's own may read, by path; none for lm-eval's own tasks.
+    """Return the SHA-256 of each file that a user-defined task may read, by path; empty for lm-eval's own tasks.
 
     Raises:
-        UserError: for a file that is not there, or is no yaml.
+        UserError: for a file that does not exist or is not YAML.
     """
     name = split_shots(task)[0]
     found: dict[Path, None] = {}
@@ -43,7 +43,7 @@ def task_content(task: str, include_path: str | None) -> dict[str, str]:
 
 
 def task_path(name: str) -> Path:
-    """Return a task's file; ``~`` is the home folder."""
+    """Return the path of a task's file; ``~`` is the home folder."""
     return Path(name).expanduser()
 
 
@@ -51,7 +51,7 @@ def list_task_files(include_path: str) -> list[Path]:
     """List the yaml and Python files in a folder of tasks and its sub-folders.
 
     Raises:
-        UserError: if it is no folder, or a very large one.
+        UserError: if it is not a folder, or holds too many files.
     """
     folder = task_path(include_path)
     if not folder.is_dir():
@@ -84,19 +84,19 @@ def follow_includes(path: Path, found: dict[Path, None]) -> None:
 
 
 def regular_files(folder: Path) -> list[Path]:
-    """List the regular files of a folder, none of what is no folder."""
+    """List the regular files of a folder; empty if it is not a folder."""
     return sorted(each for each in folder.rglob("*") if each.is_file()) if folder.is_dir() else []
 
 
 def parse_task(path: Path, functions: list[str]) -> dict[str, Any]:
-    """Read a task's yaml without running anything; note the functions that it names.
+    """Read a task's yaml without running code, and add the functions that it names to ``functions``.
 
     Raises:
-        UserError: if it is no yaml of a task.
+        UserError: if it is not the YAML of a task.
     """
 
     class Loader(yaml.SafeLoader):
-        """YAML whose ``!function`` is text."""
+        """YAML loader that reads ``!function`` as text."""
 
     def function(_: yaml.SafeLoader, node: yaml.Node) -> str:
         functions.append(str(node.value))
@@ -122,10 +122,10 @@ def nested_texts(value: Any) -> Iterator[str]:
 
 
 def require_command_line(tasks: Iterable[str], include_path: str | None, overrides: Sequence[str]) -> None:
-    """Check that the command line, not a config file, names each yaml of tasks: it can run code.
+    """Check that the command line, not a config file, names each task yaml, because a yaml can run code.
 
     Raises:
-        UserError: naming the path that it does not name.
+        UserError: naming the path that is missing on the command line.
     """
     said = [override for override in overrides if "eval." in override.partition("=")[0]]
     for key, path in [("tasks", split_shots(task)[0]) for task in tasks if is_task_path(task)] + [

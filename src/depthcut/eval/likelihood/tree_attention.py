@@ -4,7 +4,7 @@ A question's context is read once: its choices are branches of one sequence, and
 (a tree mask). The cuts share their common prefixes (:mod:`depthcut.model.decoder.shared_prefix`). Only scored positions
 are projected to the vocabulary.
 
-Legend: B rows, T tokens, D width, V vocabulary, U scored positions, P of them a row, S scored tokens.
+Legend: B rows, T tokens, D width, V vocabulary, U scored positions, P of them per row, S scored tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,42 +21,42 @@ from depthcut.runtime.progress import track
 
 TokenIds = tuple[int, ...]
 Request = tuple[TokenIds, TokenIds]
-"""The tokens of a context and of what may follow it."""
+"""The tokens of a context and of one continuation."""
 Answer = tuple[float, bool]
-"""The log-likelihood of what follows in nats, and whether each of its tokens was the likeliest."""
+"""The log-likelihood of a continuation in nats, and whether each of its tokens was the most likely one."""
 
 
 @dataclass(frozen=True)
 class ContextTree:
-    """A context and some of what may follow it."""
+    """A context and several continuations."""
 
     context: TokenIds
     follows: tuple[TokenIds, ...]
 
     @property
     def forks(self) -> bool:
-        """Whether more than one branch has tokens of its own; the last token of a branch is never read."""
+        """True if several branches have tokens to read; the last token of a branch is never read."""
         return sum(len(each) > 1 for each in self.follows) > 1
 
     @property
     def length(self) -> int:
-        """Tokens to be read."""
+        """Number of tokens to read."""
         return len(self.context) + sum(len(each) - 1 for each in self.follows)
 
 
 @dataclass(frozen=True)
 class PackedRequests:
-    """Rows as one batch. Of the U scored positions some are asked for several tokens: the end of each context.
+    """Rows of one batch. Several scored tokens can share one of the U positions, such as the end of a context.
 
     Attributes:
-        given: what the model is called with.
-        row_BP: the row of each scored position, on as many rows as the batch has: GPT-2 gives hidden states the shape
-            of its input. What is left over is filled with position 0 of row 0.
-        place_BP: its place in the row.
-        at_S: for each scored token the number of the scored position that predicts it.
+        given: arguments of the model.
+        row_BP: row of each scored position, reshaped to the rows of the batch, because GPT-2 gives hidden states the
+            shape of its input. Padded with position 0 of row 0.
+        place_BP: position in the row.
+        at_S: for each scored token, the index of the scored position that predicts it.
         token_S: the token.
-        request_S: the number of its request.
-        requests: the requests, in the order of these numbers.
+        request_S: index of its request.
+        requests: the requests, in the order of these indices.
     """
 
     given: dict[str, Any]
@@ -74,43 +74,45 @@ def log_likelihoods(
     """Answer all requests with each of the sub-networks ``asked``.
 
     Args:
-        model: whole; what a cut lacks is passed by.
-        requests: no two need be different.
+        model: the full model; layers outside of a sub-network are bypassed.
+        requests: may repeat.
         asked: the sub-networks.
-        batch: contexts a forward pass.
+        batch: contexts per forward pass.
     """
     answers: dict[Request, list[Answer]] = {}
-    sheets = list(pack_requests(model, list(dict.fromkeys(requests)), batch))
+    packed_batches = list(pack_requests(model, list(dict.fromkeys(requests)), batch))
     with torch.inference_mode():
-        for sheet in track(sheets, "answers", len(sheets)):
-            way, ends = shared_prefix.run_subnetworks(model, sheet.given, asked)
-            way.inputs = shortened(sheet)
-            states = (ends[cut][sheet.row_BP, sheet.place_BP] for cut in asked)
-            columns = [score_requests(way.logits(h_BPD).flatten(0, 1), sheet) for h_BPD in states]
-            answers |= {request: [each[n] for each in columns] for n, request in enumerate(sheet.requests)}
+        for packed in track(packed_batches, "answers", len(packed_batches)):
+            forward, ends = shared_prefix.run_subnetworks(model, packed.given, asked)
+            forward.inputs = shortened(packed)
+            states = (ends[cut][packed.row_BP, packed.place_BP] for cut in asked)
+            columns = [score_requests(forward.logits(h_BPD).flatten(0, 1), packed) for h_BPD in states]
+            answers |= {request: [each[n] for each in columns] for n, request in enumerate(packed.requests)}
     return answers
 
 
-def shortened(sheet: PackedRequests) -> dict[str, Any]:
-    """Return a call with as many tokens as positions are scored: its head alone is of use."""
-    positions = sheet.row_BP.shape[1]
-    named = {name: value[:, :positions] for name, value in sheet.given.items() if name in ("input_ids", "position_ids")}
-    return {**sheet.given, "attention_mask": None, **named}
+def shortened(packed: PackedRequests) -> dict[str, Any]:
+    """Return arguments with as many tokens as scored positions, for the head alone."""
+    positions = packed.row_BP.shape[1]
+    named = {
+        name: value[:, :positions] for name, value in packed.given.items() if name in ("input_ids", "position_ids")
+    }
+    return {**packed.given, "attention_mask": None, **named}
 
 
-def score_requests(logits_UV: Tensor, sheet: PackedRequests) -> list[Answer]:
-    """The answer to each of a sheet's requests, from the logits of its scored positions."""
+def score_requests(logits_UV: Tensor, packed: PackedRequests) -> list[Answer]:
+    """Return the answer to each request of a batch, from the logits of its scored positions."""
     log_p_UV = logits_UV.float().log_softmax(-1)
-    log_p_S = log_p_UV[sheet.at_S, sheet.token_S].double()
-    likeliest_S = log_p_UV.argmax(-1)[sheet.at_S] == sheet.token_S
-    count = len(sheet.requests)
-    sums = torch.zeros(count, dtype=torch.float64, device=log_p_S.device).index_add_(0, sheet.request_S, log_p_S)
-    missed = torch.zeros(count, device=log_p_S.device).index_add_(0, sheet.request_S, (~likeliest_S).float())
+    log_p_S = log_p_UV[packed.at_S, packed.token_S].double()
+    likeliest_S = log_p_UV.argmax(-1)[packed.at_S] == packed.token_S
+    count = len(packed.requests)
+    sums = torch.zeros(count, dtype=torch.float64, device=log_p_S.device).index_add_(0, packed.request_S, log_p_S)
+    missed = torch.zeros(count, device=log_p_S.device).index_add_(0, packed.request_S, (~likeliest_S).float())
     return list(zip(sums.tolist(), (missed == 0).tolist(), strict=True))
 
 
 def pack_requests(model: PreTrainedModel, requests: list[Request], batch: int) -> Iterator[PackedRequests]:
-    """The requests on sheets, the longest first; those of one context in one row where the model can read a tree."""
+    """Pack requests into batches, longest first; requests with one context share a row if the model can read a tree."""
     contexts: dict[TokenIds, list[TokenIds]] = {}
     for context, follow in requests:
         contexts.setdefault(context, []).append(follow)
@@ -125,10 +127,10 @@ def pack_requests(model: PreTrainedModel, requests: list[Request], batch: int) -
 
 
 def supports_tree_attention(model: PreTrainedModel, longest: int) -> bool:
-    """Whether the model, given a tree's mask and positions, computes what it does for each branch alone.
+    """Return whether the model, given a tree's mask and positions, gives the same results as for each branch alone.
 
-    It is tried on a short tree. A window that rows of ``longest`` tokens do not fit in rules it out: the one mask
-    stands for all layers.
+    A short tree is tried. A sliding window shorter than ``longest`` tokens rules it out, because one mask serves all
+    layers.
     """
     config = layers.text_config(model.config)
     windows = (getattr(config, name, None) for name in ("sliding_window", "window_size"))  # GPT-Neo has the latter
@@ -141,11 +143,11 @@ def supports_tree_attention(model: PreTrainedModel, longest: int) -> bool:
         try:
             call = pack_trees([trial], device, dtype).given
             tree_TV = model(**call).logits[0]
-            in_line = {"position_ids": torch.arange(trial.length, device=device)[None]}
-            deaf = tree_TV.equal(model(**call | in_line).logits[0])  # numbers the places itself, as MPT does
+            sequential = {"position_ids": torch.arange(trial.length, device=device)[None]}
+            ignores_positions = tree_TV.equal(model(**call | sequential).logits[0])  # as MPT does
         except (ValueError, RuntimeError, TypeError):
             return False
-        if deaf:
+        if ignores_positions:
             return False
         apart_BTV = model(**pack_trees(alone, device, dtype).given).logits
     wanted_TV = torch.cat([apart_BTV[0], apart_BTV[1, len(trial.context) :]])
@@ -178,14 +180,14 @@ def pack_trees(rows: Sequence[ContextTree], device: torch.device, dtype: torch.d
 
 
 def tree_tokens(row: ContextTree) -> list[int]:
-    """The tokens that are read of a row: the context, and each branch but its last token."""
+    """Return the tokens to read of a row: the context, and each branch without its last token."""
     return [*row.context, *(token for follow in row.follows for token in follow[:-1])]
 
 
 def tree_inputs(
     rows: Sequence[ContextTree], ids_BT: Tensor, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """What the model is called with; a mask of four dimensions, and positions, only if a row forks."""
+    """Return the arguments of the model; a four-dimensional mask and positions only if a row forks."""
     longest = ids_BT.shape[1]
     inputs: dict[str, Any] = {"input_ids": ids_BT.to(device), "use_cache": False}
     if not any(row.forks for row in rows):
@@ -193,9 +195,9 @@ def tree_inputs(
         mask_BT = (torch.arange(longest) < lengths_B[:, None]).long()
         return {**inputs, "attention_mask": None if mask_BT.all() else mask_BT.to(device)}
     sees_BTT = torch.zeros(len(rows), longest, longest, dtype=torch.bool)
-    places_BT = torch.zeros(len(rows), longest, dtype=torch.long)  # a table of positions may end before the padding
+    places_BT = torch.zeros(len(rows), longest, dtype=torch.long)  # a position table may be shorter than the padding
     for number, row in enumerate(rows):
-        sees_BTT[number] = torch.eye(longest, dtype=torch.bool)  # padding too must see something
+        sees_BTT[number] = torch.eye(longest, dtype=torch.bool)  # padding must attend to something
         trunk = len(row.context)
         sees_BTT[number, : row.length, :trunk] = True
         places_BT[number, :trunk] = torch.arange(trunk)

@@ -1,4 +1,4 @@
-"""Timing a piece of work on a CPU or a GPU, again and again, and what if memory runs out in it."""
+"""Timing of repeated work on a CPU or a GPU, and recovery from running out of memory."""
 
 import gc
 import math
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 def time_run(run: Callable[[], object], device: str) -> float:
-    """Seconds of one run; on a GPU between two of its own events."""
+    """Return the seconds of one run; on a GPU, between two CUDA events."""
     import torch
 
     if device == "cpu":
@@ -26,19 +26,19 @@ def time_run(run: Callable[[], object], device: str) -> float:
 
 
 def sample_mean_and_stderr(values: list[float]) -> tuple[float, float]:
-    """The mean of two values or more, and its standard error."""
+    """Return the mean of at least two values, and its standard error."""
     return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
 def tokens_per_second(name: str, tokens: int, seconds: list[float]) -> dict[str, float]:
-    """Tokens a second over runs of so many tokens, with the standard error that follows from that of the time."""
+    """Return tokens per second over runs of so many tokens; its standard error follows from that of the time."""
     latency, error = sample_mean_and_stderr(seconds)
     return {name: tokens / latency, f"{name}_stderr": tokens / latency * error / latency}
 
 
 @contextmanager
 def suppress_out_of_memory() -> Generator[None]:
-    """Go on behind the ``with`` if memory runs out in it, with what was taken given back."""
+    """Leave the ``with`` without an error if memory runs out in it, and free what it allocated."""
     import torch
 
     try:

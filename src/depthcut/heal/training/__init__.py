@@ -1,1 +1,1 @@
-"""Training a pruned model: the recipe's fields, the batches, the Lightning module, checkpoints that survive a kill."""
+"""Training of a pruned model: recipes, batches, the Lightning module, and checkpoints that survive a kill."""

@@ -1,4 +1,4 @@
-"""The check that every recipe with adapters makes before a weight is loaded."""
+"""Checks adapters against the model before a weight is loaded."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ class CheckedAdapters(LowRankRecipe):
     """Low-rank adapters whose shape is checked against the model."""
 
     def prepare(self, workspace: "Workspace") -> None:
-        """Check that the model can have such adapters, before a weight is loaded.
+        """Check that the model can take these adapters, before a weight is loaded.
 
         Raises:
             UserError: if it cannot.

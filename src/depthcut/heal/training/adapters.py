@@ -1,4 +1,4 @@
-"""LoRA adapters on a pruned model: put on, trained once, attached from the disk (Hu et al. 2021, arXiv:2106.09685)."""
+"""LoRA adapters on a pruned model: attach, train once, read back from disk (Hu et al. 2021, arXiv:2106.09685)."""
 
 import gc
 import logging
@@ -39,8 +39,8 @@ def train_adapters(
 ) -> nn.Module:
     """Train adapters on ``model``, unless this point's are trained already; return the model with them attached.
 
-    What is returned always holds the weights that were read back from the disk, so what is measured is what is kept.
-    Where no layer is to get an adapter it is ``model`` as it is.
+    The returned weights are always read back from disk, so the measured model is the stored one. If no layer gets an
+    adapter, ``model`` is returned unchanged.
     """
     if not recipe.reached(plan, len(decoder_layers.layer_list(model))):
         log.info("heal.layers=%s: the cut leaves no such layer, so there is nothing to heal", recipe.layers)
@@ -53,9 +53,9 @@ def train_adapters(
     def train(folder: Path) -> None:
         with workspace.numbers.timed("heal"):
             fit_model(adapted, recipe, workspace, objective)
-        gc.collect()  # the trainer and its module hold each other, and else the model beside the next point's
-        # Asked to look after embeddings, peft would look for the base on the hub. The base is named in words that no
-        # loader can resolve: under these adapters the whole model would be the wrong one.
+        gc.collect()  # trainer and module form a cycle, which would keep the model in memory with the next point's
+        # To decide about embeddings, peft would look for the base on the hub. The base gets a name that no loader can
+        # resolve, because the whole model would be the wrong base for these adapters.
         adapted.peft_config["default"].base_model_name_or_path = f"{workspace.base_name}, {plan.words}"
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
         store.write_text(folder / "README.md", workspace.adapter_card(plan))
@@ -63,16 +63,15 @@ def train_adapters(
 
     folder = workspace.folder / "adapter"
     if ranks.global_rank() and not store.is_verified(folder, workspace.digest):
-        fit_model(
-            adapted, recipe, workspace, objective
-        )  # its share of each step; the first process keeps what comes of it
+        # Contributes to each step; the first process stores the result.
+        fit_model(adapted, recipe, workspace, objective)
     store.cached_folder(folder, train, workspace.digest)
     load_adapters(adapted, folder)
     return adapted
 
 
 def check(workspace: "Workspace", recipe: LowRankRecipe) -> None:
-    """Put adapters on the model without its weights, and report in one line what they do not reach.
+    """Attach adapters to the model without its weights; log in one line the weights that they do not reach.
 
     Raises:
         UserError: if the layers have no such linear layers, peft cannot adapt them, or the rank exceeds their widths.
@@ -96,12 +95,12 @@ def check(workspace: "Workspace", recipe: LowRankRecipe) -> None:
 
 
 def add_adapters(model: nn.Module, recipe: LowRankRecipe, plan: Plan) -> PeftModel:
-    """Freeze ``model``, which ``plan`` left, and put fresh adapters (B = 0) where the recipe says."""
+    """Freeze ``model``, pruned by ``plan``, and attach fresh adapters (B = 0) to the layers of the recipe."""
     return put(model, recipe, recipe.reached(plan, len(decoder_layers.layer_list(model))))
 
 
 def put(model: nn.Module, recipe: LowRankRecipe, places: Sequence[int]) -> PeftModel:
-    """Freeze ``model``, and put fresh adapters on the decoder layers ``places``.
+    """Freeze ``model`` and attach fresh adapters to the decoder layers ``places``.
 
     Raises:
         UserError: if they have no such linear layers, or peft cannot adapt them.
@@ -111,11 +110,11 @@ def put(model: nn.Module, recipe: LowRankRecipe, places: Sequence[int]) -> PeftM
     targets = chosen([stack[index] for index in places], recipe.modules)
     more = gaps.lora_config_kwargs(model)
     others = [name for name in linear.linear_layers(model) if not name.startswith(f"{stem}.") and ends(name, targets)]
-    if others:  # a picture encoder's
+    if others:  # those of an image encoder
         more["exclude_modules"] = [*more.get("exclude_modules", ()), *others]
     config = LoraConfig(
         r=recipe.rank,
-        lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]  a float works, and alpha / r may be one
+        lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]  peft accepts a float
         lora_dropout=recipe.dropout,
         target_modules=sorted(targets),
         layers_to_transform=list(places),
@@ -126,7 +125,7 @@ def put(model: nn.Module, recipe: LowRankRecipe, places: Sequence[int]) -> PeftM
     )
     try:
         adapted = get_peft_model(model, config)
-    except ValueError as error:  # peft knows architectures where an adapter would have no effect
+    except ValueError as error:  # peft refuses architectures where an adapter would have no effect
         why = " ".join(str(error).split()).split(". ")[0]
         mend = "take other heal.modules, heal=partial or heal=full"
         raise UserError(f"heal.modules={recipe.modules} does not go with this model ({why}); {mend}") from None
@@ -135,10 +134,10 @@ def put(model: nn.Module, recipe: LowRankRecipe, places: Sequence[int]) -> PeftM
 
 
 def copy_adapters(adapted: PeftModel, origin: WarmStart, plan: Plan) -> None:
-    """Copy the adapters of ``origin`` into those layers of ``adapted``, which ``plan`` left, that it has too.
+    """Copy the adapters of ``origin`` into the layers of ``adapted``, pruned by ``plan``, that both have.
 
     Raises:
-        UserError: if it has none of them, or its adapters have other shapes.
+        UserError: if they share no layer, or the adapters differ in shape.
     """
     stem, own = decoder_layers.layer_prefix(adapted), get_peft_model_state_dict(adapted, save_embedding_layers=False)
     number = {old: new for new, old in enumerate(plan.keep)}
@@ -162,7 +161,7 @@ def load_adapters(adapted: PeftModel, folder: Path) -> None:
     """Read the adapters of ``folder`` into ``adapted``.
 
     Raises:
-        UserError: if they are not those of all layers that have adapters, and of no others.
+        UserError: if they are not those of exactly the layers that have adapters.
     """
     found, own = load_file(folder / ADAPTER_FILE), get_peft_model_state_dict(adapted, save_embedding_layers=False)
     require_same_weights(folder, found.keys(), own.keys())
@@ -174,7 +173,7 @@ def chosen(layers: Sequence[nn.Module], modules: linear.Modules) -> dict[str, nn
     """Return the linear layers within decoder layers by their names there, such as ``mlp.up_proj``.
 
     Raises:
-        UserError: if there is none of the kind that ``modules`` names.
+        UserError: if there are none of the kind that ``modules`` names.
     """
     found = {name: each for layer in layers for name, each in linear.linear_layers(layer).items()}
     names = linear.select_linear_names(sorted(found), modules)
@@ -185,5 +184,5 @@ def chosen(layers: Sequence[nn.Module], modules: linear.Modules) -> dict[str, nn
 
 
 def ends(name: str, targets: Iterable[str]) -> bool:
-    """Return whether peft takes the module ``name`` for one of ``targets``, wherever it is."""
+    """Return whether peft matches the module ``name`` to one of ``targets``, anywhere in the model."""
     return any(name == each or name.endswith(f".{each}") for each in targets)

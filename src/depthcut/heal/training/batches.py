@@ -1,4 +1,4 @@
-"""The batches of a healing run: one order whatever the micro-batch, and exact resume in the middle of an epoch."""
+"""Batches of a healing run: one order for every micro-batch size, and exact resume within an epoch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,9 +21,9 @@ class MicroBatch:
 
     Attributes:
         ids_BT: int64.
-        rows_B: their rows in the table that they are from, on the host.
-        places_BT: each token's place in its document, where documents are kept apart; else a row is one.
-        targets: how many predictions a micro-batch of this step has, on average; None: T - 1 a sequence.
+        rows_B: their rows in the token table, on the host.
+        places_BT: position of each token in its document, if documents are kept apart; otherwise None.
+        targets: mean number of predictions per micro-batch of this step; None for T - 1 per sequence.
     """
 
     ids_BT: Tensor
@@ -32,30 +32,30 @@ class MicroBatch:
     targets: float | None = None
 
     def on(self, device: torch.device) -> "MicroBatch":
-        """The same on ``device``; the rows' numbers stay on the host, where a cached teacher is looked up by them."""
+        """Return the batch on ``device``; the row numbers stay on the host, where a cached teacher looks them up."""
         places_BT = None if self.places_BT is None else self.places_BT.to(device, non_blocking=True)
         return replace(self, ids_BT=self.ids_BT.to(device, non_blocking=True), places_BT=places_BT)
 
     def pinned(self) -> "MicroBatch":
-        """The same, where a GPU fetches it while it computes."""
+        """Return the batch in pinned memory, from which a GPU copies it while computing."""
         places_BT = None if self.places_BT is None else self.places_BT.pin_memory()
         return replace(self, ids_BT=self.ids_BT.pin_memory(), places_BT=places_BT)
 
 
 class MicroBatchLoader:
-    """Micro-batches of packed sequences, in a seeded order, for ever.
+    """Micro-batches of packed sequences in a seeded order, over as many epochs as needed.
 
-    Sequence k of the stream is entry k mod N of its epoch's own permutation, so a batch of 16 holds the same rows as
-    four micro-batches of 4, of one process or of two that take turns. Lightning keeps :meth:`state_dict` in its
-    checkpoints and restores it: a plain DataLoader would begin again at its first batch.
+    Sequence k of the stream is entry k mod N of its epoch's permutation, so a batch of 16 holds the same rows as four
+    micro-batches of 4, from one process or from two that alternate. Lightning saves and restores :meth:`state_dict`
+    with its checkpoints; a plain DataLoader would restart at its first batch.
 
     Args:
         tokens: N packed sequences of T tokens.
-        micro_batch: sequences of one batch, B.
-        total: micro-batches of this process in all.
-        seed: of the order.
-        pin: lay batches where a GPU fetches them while it computes.
-        apart: sequences a step, of all processes, where the documents of a row are kept apart; None: they are not.
+        micro_batch: sequences per batch, B.
+        total: total number of micro-batches of this process.
+        seed: seed of the order.
+        pin: put batches into pinned memory for a GPU.
+        apart: sequences per step, over all processes, if the documents of a row are kept apart; otherwise None.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class MicroBatchLoader:
             yield batch.pinned() if self.pin else batch
 
     def batch(self, first: int) -> MicroBatch:
-        """The micro-batch that begins with sequence ``first`` of the stream."""
+        """Return the micro-batch that begins with sequence ``first`` of the stream."""
         rows = [self.row(k) for k in range(first, first + self.micro_batch)]
         ids_BT = torch.from_numpy(np.asarray(self.tokens.ids[rows], dtype=np.int64))
         if self.apart is None:
@@ -94,36 +94,36 @@ class MicroBatchLoader:
         )
 
     def _predictions(self, step: int) -> int:
-        """How many tokens of a step's sequences are predicted, or 1: all but the first of each document."""
+        """Return the number of predicted tokens in a step, at least 1: all but the first of each document."""
         assert self.apart is not None
         rows = [self.row(k) for k in range(step * self.apart, (step + 1) * self.apart)]
         return max(1, int((self.tokens.ids[rows, :-1] != self.tokens.end).sum()))
 
     def row(self, k: int) -> int:
-        """The row of the token table that is sequence ``k`` of the stream."""
+        """Return the row of the token table that holds sequence ``k`` of the stream."""
         epoch, place = divmod(k, len(self.tokens))
         return int(self.order(epoch)[place])
 
     def _order(self, epoch: int) -> np.ndarray:
-        """One epoch's permutation of the N rows."""
+        """Return the permutation of the N rows in one epoch."""
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.tokens))
 
     def state_dict(self) -> dict[str, Any]:
-        """How many sequences all processes gave out: a resumed run may have others, and another micro-batch."""
+        """Return the number of sequences over all processes; a resumed run may have other micro-batches."""
         return {"sequences": self.given * self.micro_batch * ranks.world_size()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the sequences that were given out."""
+        """Continue after the sequences already used."""
         self.given = state["sequences"] // (self.micro_batch * ranks.world_size())
 
 
 class HealingData(L.LightningDataModule):
-    """Feeds a healing run from packed, cached tokens."""
+    """Feeds packed, cached tokens to a healing run."""
 
     def __init__(self, batches: MicroBatchLoader) -> None:
         super().__init__()
         self.batches = batches
 
     def train_dataloader(self) -> MicroBatchLoader:
-        """The micro-batches that are left."""
+        """Return the remaining micro-batches."""
         return self.batches

@@ -1,4 +1,4 @@
-"""Healing below the cut: the stream behind it is drawn to the dense model's there (arXiv:2403.17887, eq. 8).
+"""Boundary healing: layers below the cut learn the dense model's hidden states above it (arXiv:2403.17887, eq. 8).
 
 Legend: B sequences, T tokens, D width.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from depthcut.heal import Workspace
 
 StateTeacher = Callable[[MicroBatch], Tensor]
-"""From a batch to the dense model's stream at the boundary, B x T x D."""
+"""Maps a batch to the dense model's hidden states at the boundary, B x T x D."""
 log = logging.getLogger("depthcut")
 
 
@@ -36,10 +36,10 @@ def train_boundary(
     error: Literal["relative", "squared"],
     mode: Literal["cached", "live"],
 ) -> nn.Module:
-    """Train adapters on the layers below the cut, or attach the trained ones; with none below, ``model`` as it is.
+    """Train adapters below the cut, or attach the trained ones; if no layer is below, return ``model`` unchanged.
 
     Raises:
-        UserError: if there is no room for the teacher or its cache.
+        UserError: if the teacher or its cache does not fit.
     """
     below = recipe.reached(plan, len(layers.layer_list(model)))
     if not below:
@@ -57,17 +57,17 @@ def train_boundary(
 
 
 def boundary_objective(teach: StateTeacher, edge: int, error: Literal["relative", "squared"]) -> Objective:
-    """The error of the stream in front of the student's layer ``edge``, mean over tokens."""
+    """Return the objective: the error of the hidden states before the student's layer ``edge``, mean over tokens."""
 
-    def drawn(model: nn.Module, batch: MicroBatch) -> Tensor:
+    def boundary_loss(model: nn.Module, batch: MicroBatch) -> Tensor:
         wanted_BTD = teach(batch)
         return hidden_state_error(states_before_layer(model, batch.ids_BT, edge, batch.places_BT), wanted_BTD, error)
 
-    return drawn
+    return boundary_loss
 
 
 def hidden_state_error(h_BTD: Tensor, wanted_BTD: Tensor, error: Literal["relative", "squared"]) -> Tensor:
-    """``|h - wanted|^2``, in float32, over the token's own ``|wanted|^2`` or over the width; the mean over tokens."""
+    """Return the mean over tokens of ``|h - wanted|^2 / |wanted|^2``, or of ``|h - wanted|^2 / D``, in float32."""
     wanted_BTD = wanted_BTD.float()
     missed_BT = (h_BTD.float() - wanted_BTD).square().sum(-1)
     scale_BT = wanted_BTD.square().sum(-1) if error == "relative" else torch.full_like(missed_BT, h_BTD.shape[-1])
@@ -75,7 +75,7 @@ def hidden_state_error(h_BTD: Tensor, wanted_BTD: Tensor, error: Literal["relati
 
 
 def states_before_layer(model: nn.Module, ids_BT: Tensor, edge: int, places_BT: Tensor | None = None) -> Tensor:
-    """The residual stream in front of layer ``edge``, at least 1; neither that layer nor those above it are run."""
+    """Return the hidden states before layer ``edge``, at least 1; neither that layer nor those above it are run."""
     found: list[Tensor] = []
 
     def stop(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -92,7 +92,7 @@ def states_before_layer(model: nn.Module, ids_BT: Tensor, edge: int, places_BT: 
 
 
 def live_state_teacher(dense: nn.Module, edge: int) -> StateTeacher:
-    """The dense model reads each batch, as far as the boundary."""
+    """Return a teacher that runs the dense model on each batch, up to the boundary."""
 
     def teach(batch: MicroBatch) -> Tensor:
         with torch.no_grad():
@@ -102,7 +102,7 @@ def live_state_teacher(dense: nn.Module, edge: int) -> StateTeacher:
 
 
 def cached_state_teacher(workspace: "Workspace", edge: int, packing: document_mask.Packing) -> StateTeacher:
-    """The dense model has read the text before: its streams as they are, 2 D bytes a token on the disk in 16 bits."""
+    """Return a teacher that reads cached hidden states of the dense model, 2 D bytes per token on disk at 16 bits."""
 
     def ready() -> teacher.TeacherFunction:
         teach, device = live_state_teacher(teacher.load_teacher(workspace, edge), edge), torch.device(workspace.device)
@@ -112,5 +112,5 @@ def cached_state_teacher(workspace: "Workspace", edge: int, packing: document_ma
     width = layers.text_config(workspace.dense.config).hidden_size
     size = getattr(torch, workspace.dense.dtype).itemsize
     row_bytes = workspace.texts.train().ids.shape[1] * width * size
-    said = teacher.cache_teacher_outputs(workspace, {"asked": "stream", "edge": edge}, row_bytes, packing, ready)
-    return lambda batch: said(batch.rows_B)["stream"].to(batch.ids_BT.device)
+    outputs = teacher.cache_teacher_outputs(workspace, {"asked": "stream", "edge": edge}, row_bytes, packing, ready)
+    return lambda batch: outputs(batch.rows_B)["stream"].to(batch.ids_BT.device)

@@ -1,4 +1,4 @@
-"""Checkpoints of a healing run: whole or not there, with all that an exact resume needs, and the curve beside them."""
+"""Checkpoints of a healing run: atomic, with the full state for an exact resume and the loss curve."""
 
 import csv
 import logging
@@ -16,18 +16,18 @@ from depthcut.runtime import ranks, resume, store
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import Meter
 
-PATIENCE = 5  # steps in a row without a finite loss
-FETCH_SECONDS = 2.0  # seconds; to know a loss the host waits for the device
+PATIENCE = 5  # consecutive steps without a finite loss
+FETCH_SECONDS = 2.0  # seconds; reading a loss makes the host wait for the GPU
 DIVERGENCE_ADVICE = "take a lower heal.lr, a longer heal.warmup or a smaller heal.clip"
 log = logging.getLogger("depthcut")
 COLUMNS = ("step", "tokens", "seconds", "loss", "lr", "grad_norm", "tokens_per_second")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its destination, flushes it and renames it.
+    """Writes a checkpoint next to its destination, flushes it and renames it.
 
-    Lightning's own writer goes through the system's temporary folder: across file systems that rename is a copy,
-    which a kill cuts short.
+    Lightning's own writer goes through the system's temporary folder: across file systems that rename is a copy, which
+    a kill truncates.
     """
 
     @override
@@ -37,10 +37,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Curve(L.Callback):
-    """Keeps the loss curve, in ``heal.csv`` and on the progress line, and saves ``last.ckpt`` every few steps.
+    """Records the loss curve in ``heal.csv`` and on the progress line, and saves ``last.ckpt`` every few steps.
 
-    The checkpoint carries the curve and the states of all processes' random generators (dropout), which Lightning's
-    does not. With another number of processes they cannot be had again; all else can.
+    The checkpoint holds the curve and the states of all processes' random generators (dropout), which Lightning's does
+    not. With another number of processes these states cannot be restored; everything else can.
     """
 
     def __init__(self, folder: Path, save_every: int, tokens_a_step: int, digest: str) -> None:
@@ -64,7 +64,7 @@ class Curve(L.Callback):
             log.info("healing resumes at step %d of %d", trainer.global_step, trainer.max_steps)
             progress = trainer.fit_loop.epoch_loop.batch_progress.current  # may count micro-batches of another size
             progress.ready = trainer.global_step * trainer.accumulate_grad_batches
-            progress.completed = progress.ready - 1  # Lightning was saved before it counted the last one
+            progress.completed = progress.ready - 1  # the checkpoint was written before Lightning counted the last one
         self.settled = time.monotonic()
         self.meter = Meter("healing", int(trainer.max_steps), trainer.global_step).__enter__()
 
@@ -85,7 +85,7 @@ class Curve(L.Callback):
             trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
 
     def note(self, trainer: L.Trainer) -> None:
-        """Note one optimiser step; its numbers stay on the device."""
+        """Record one optimiser step; its numbers stay on the device."""
         loss = trainer.strategy.reduce(torch.stack(self.losses).mean(), reduce_op="mean")
         self.losses.clear()
         norm: Any = trainer.lightning_module.grad_norm
@@ -93,10 +93,10 @@ class Curve(L.Callback):
         self.pending.append((trainer.global_step, lr, torch.stack([loss, norm.to(loss)])))
 
     def settle(self, trainer: L.Trainer) -> None:
-        """Fetch the numbers of the steps that were noted; the time since the last of them is shared out evenly.
+        """Fetch the numbers of the recorded steps; divide the time since the last fetch evenly among them.
 
         Raises:
-            UserError: if the loss has not been finite for a few steps.
+            UserError: if the loss has not been finite for several steps.
         """
         if not self.pending:
             return
@@ -120,7 +120,7 @@ class Curve(L.Callback):
 
     @property
     def sound(self) -> bool:
-        """Whether the last step's loss and gradient were finite: only then its weights are worth keeping."""
+        """True if the last step's loss and gradient were finite; otherwise its weights are not worth keeping."""
         return all(math.isfinite(number) for number in (self.rows[-1][3], self.rows[-1][5]))
 
     @override
@@ -133,7 +133,7 @@ class Curve(L.Callback):
             raise UserError("diverged: the last step's loss is not finite; take a lower heal.lr or a smaller heal.clip")
 
     def summary(self) -> str:
-        """Return what the healing took in all, e.g. ``64 steps, 65,536 tokens, 2 min 04 s, loss 3.521, ...``."""
+        """Return the totals of the healing, for example ``64 steps, 65,536 tokens, 2 min 04 s, loss 3.521, ...``."""
         step, tokens, seconds, loss, *_ = self.rows[-1]
         minutes, rest = divmod(round(seconds), 60)
         took = f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

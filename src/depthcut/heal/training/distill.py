@@ -1,6 +1,6 @@
-"""Healing by what the dense model thinks of each next token, as far as its likeliest k (arXiv:1503.02531).
+"""Distillation from the dense model's k most likely next tokens (arXiv:1503.02531).
 
-Legend: B sequences, T tokens, N positions, D width, V vocabulary, K the teacher's likeliest tokens.
+Legend: B sequences, T tokens, N positions, D width, V vocabulary, K the teacher's most likely tokens.
 """
 
 from collections.abc import Callable
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     from depthcut.heal import Workspace
 
 TopKLogProbs = tuple[Tensor, Tensor]
-"""The K likeliest tokens of N positions, and the logarithms of their probabilities and of what all others have."""
+"""The K most likely tokens at N positions; their log-probabilities and that of all other tokens together."""
 TopKTeacher = Callable[[MicroBatch], Callable[[Tensor], TopKLogProbs]]
-"""From a batch to what is thought at some of its positions, whose numbers are given: all but each row's last."""
+"""Maps a batch to a function from position numbers, of all but each row's last, to their log-probabilities."""
 LOG_PROB_FLOOR = -100.0
-"""The logarithm of a probability that is none."""
+"""Log-probability that stands for a probability of 0."""
 
 
 class Distillation(Protocol):
-    """What the student learns from the teacher; :class:`depthcut.heal.distill.Distill` explains each."""
+    """Options of the distillation; :class:`depthcut.heal.distill.Distill` documents each."""
 
     @property
     def mix(self) -> float: ...
@@ -67,7 +67,7 @@ def train_distilled(
     """Train adapters on ``model`` towards the dense model, or attach the trained ones.
 
     Raises:
-        UserError: if there is no room for the teacher or its cache.
+        UserError: if the teacher or its cache does not fit.
     """
     done = store.is_verified(workspace.folder / "adapter", workspace.digest) or not recipe.reached(
         plan, len(layers.layer_list(model))
@@ -77,22 +77,22 @@ def train_distilled(
 
 
 def build_teacher(workspace: "Workspace", recipe: Distillation) -> TopKTeacher:
-    """The teacher that the recipe names."""
+    """Return the teacher that the recipe names."""
     if recipe.teacher == "live":
         return live_topk_teacher(teacher.load_teacher(workspace, workspace.dense.depth), recipe)
     return cached_topk_teacher(workspace, recipe)
 
 
 def distill_objective(teach: TopKTeacher, recipe: Distillation) -> Objective:
-    """``mix * temperature^2 * KL + (1 - mix) * NLL`` (see :class:`depthcut.heal.distill.Distill`)."""
+    """Return ``mix * temperature^2 * KL + (1 - mix) * NLL`` (see :class:`depthcut.heal.distill.Distill`)."""
     mix, temperature = recipe.mix, recipe.temperature
 
     def mixed(model: nn.Module, batch: MicroBatch) -> Tensor:
-        thought, next_N = teach(batch), next_tokens(batch).flatten()
+        log_probs_at, next_N = teach(batch), next_tokens(batch).flatten()
 
         def loss(logits_NV: Tensor, places_N: Tensor) -> Tensor:
             z_NV = logits_NV.float()
-            ids_NK, log_p_NC = thought(places_N)
+            ids_NK, log_p_NC = log_probs_at(places_N)
             kl_N = topk_divergence(z_NV / temperature, ids_NK, log_p_NC) * (next_N[places_N] != NO_TARGET)
             total = mix * temperature**2 * kl_N.sum()
             return total + (1 - mix) * summed_cross_entropy(z_NV, next_N[places_N]) if mix < 1 else total
@@ -105,10 +105,10 @@ def distill_objective(teach: TopKTeacher, recipe: Distillation) -> Objective:
 
 
 def topk_divergence(z_NV: Tensor, ids_NK: Tensor, log_p_NC: Tensor) -> Tensor:
-    """KL(p || q) of each position over K + 1 classes, or V where K is that; q = softmax(z). In float32.
+    """Return KL(p || q) at each position over K + 1 classes, or V if K = V; q = softmax(z). In float32.
 
-    The logarithm of what q gives to all other tokens is summed up from these, not taken as that of 1 - q(S): where the
-    rest is small nothing would be left of it.
+    The log-probability of all other tokens under q is summed from these tokens. Computing it as log(1 - q(S)) would
+    lose all digits of a small rest.
     """
     log_q_NV = z_NV.log_softmax(-1)
     log_q_NC = log_q_NV.gather(1, ids_NK)
@@ -118,21 +118,21 @@ def topk_divergence(z_NV: Tensor, ids_NK: Tensor, log_p_NC: Tensor) -> Tensor:
 
 
 def remaining_log_prob(log_p_NV: Tensor, ids_NK: Tensor) -> Tensor:
-    """The logarithm of the probability of all tokens but these, N x 1."""
+    """Return the log-probability of all tokens except these, N x 1."""
     return log_p_NV.scatter(1, ids_NK, -torch.inf).logsumexp(-1, keepdim=True)
 
 
 def topk_log_probs(dense: nn.Module, kind: type[ModelOutput], h_ND: Tensor, recipe: Distillation) -> TopKLogProbs:
-    """What the dense model thinks, from what its head reads: int64 N x K, float16 N x (K + 1).
+    """Return the dense model's log-probabilities from the head's inputs: int64 N x K, float16 N x (K + 1).
 
     Args:
         dense: the teacher.
-        kind: the class of what its decoder gives.
-        h_ND: the states in that.
+        kind: the class of its decoder's output.
+        h_ND: the hidden states in that output.
         recipe: K, the temperature.
 
-    Half precision moves no probability by more than 0.0002. A live teacher's are rounded too: it says what a cached one
-    does.
+    Half precision changes no probability by more than 0.0002. A live teacher's values are rounded too, to equal those
+    of a cached one.
     """
     head = base_model(dense)
     ids: list[Tensor] = []
@@ -148,24 +148,24 @@ def topk_log_probs(dense: nn.Module, kind: type[ModelOutput], h_ND: Tensor, reci
 
 
 def live_topk_teacher(dense: nn.Module, recipe: Distillation) -> TopKTeacher:
-    """The dense model reads each batch; its logits are there for as many positions as the student's are."""
+    """Return a teacher that runs the dense model on each batch; only the student's positions have logits in memory."""
 
     def teach(batch: MicroBatch) -> Callable[[Tensor], TopKLogProbs]:
         with torch.no_grad():
             decoded = decode(dense, batch.ids_BT, batch.places_BT)
         h_ND = final_hidden_states(decoded)
 
-        def thought(places_N: Tensor) -> TopKLogProbs:
+        def log_probs_at(places_N: Tensor) -> TopKLogProbs:
             with torch.no_grad():
                 return topk_log_probs(dense, type(decoded), h_ND[places_N], recipe)
 
-        return thought
+        return log_probs_at
 
     return teach
 
 
 def cached_topk_teacher(workspace: "Workspace", recipe: Distillation) -> TopKTeacher:
-    """The dense model has read the text before; 4 K + 2 bytes a token on the disk (6 K + 2 beyond 65,536 tokens)."""
+    """Return a teacher that reads cached outputs: 4 K + 2 bytes per token on disk (6 K + 2 beyond 65,536 tokens)."""
     vocabulary = layers.text_config(workspace.dense.config).vocab_size
     small = torch.uint16 if vocabulary <= 2**16 else torch.int32
     length = workspace.texts.train().ids.shape[1] - 1
@@ -176,7 +176,7 @@ def cached_topk_teacher(workspace: "Workspace", recipe: Distillation) -> TopKTea
             document_mask.position_finder(recipe.packing, workspace.texts.train()),
         )
 
-        def says(ids_BT: Tensor) -> teacher.TeacherOutputs:
+        def run(ids_BT: Tensor) -> teacher.TeacherOutputs:
             batch = MicroBatch(ids_BT, torch.empty(0), find(ids_BT)).on(torch.device(workspace.device))
             with torch.no_grad():
                 decoded = decode(dense, batch.ids_BT, batch.places_BT)
@@ -184,14 +184,14 @@ def cached_topk_teacher(workspace: "Workspace", recipe: Distillation) -> TopKTea
             ids_BTK, log_p_BTC = (each.cpu().unflatten(0, (len(ids_BT), -1)) for each in found)
             return {"ids": ids_BTK.to(small), "log_p": log_p_BTC}
 
-        return says
+        return run
 
     asked = {"asked": "likeliest", "top_k": recipe.top_k, "temperature": recipe.temperature}
     row_bytes = length * ((small.itemsize + 2) * recipe.top_k + 2)
-    said = teacher.cache_teacher_outputs(workspace, asked, row_bytes, recipe.packing, ready)
+    outputs = teacher.cache_teacher_outputs(workspace, asked, row_bytes, recipe.packing, ready)
 
     def teach(batch: MicroBatch) -> Callable[[Tensor], TopKLogProbs]:
-        found = said(batch.rows_B)
+        found = outputs(batch.rows_B)
         device = batch.ids_BT.device
         ids_NK = found["ids"].flatten(0, 1).long().to(device)
         log_p_NC = found["log_p"].flatten(0, 1).to(device)

@@ -1,7 +1,7 @@
-"""Documents that share a row, kept apart: no token attends to another document, nor predicts another's first token.
+"""Keeps documents in a row apart: no token attends to another document, or predicts another document's first token.
 
-Transformers tells documents apart by positions that start again. Where a decoder does not hand its positions to its
-mask (OPT), the mask is given. Found in transformers 5.17 and 5.23, for scaled dot products and eager attention.
+Transformers separates documents by positions that restart. Decoders that do not pass positions to their mask (OPT) get
+an explicit mask. Verified with transformers 5.17 and 5.23, for scaled dot products and eager attention.
 
 Legend: B sequences, T tokens.
 """
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 Packing = Literal["crossed", "separate"]
 PositionFinder = Callable[[Tensor], Tensor | None]
-"""From ids, B x T, to each token's place in its document; None: a row is one document."""
+"""Maps ids, B x T, to each token's position in its document; None if each row is one document."""
 EXPLICIT_MASK_MODELS = frozenset({"opt"})
-"""Models whose mask knows of no positions."""
+"""Models whose mask ignores positions."""
 
 
 def position_finder(packing: Packing, text: "Tokens") -> PositionFinder:
-    """How documents are found in rows of ``text``."""
+    """Return the function that finds documents in rows of ``text``."""
     if packing == "crossed":
         return lambda _: None
     assert text.end is not None, "a text that knows no end of a document"
@@ -35,7 +35,10 @@ def position_finder(packing: Packing, text: "Tokens") -> PositionFinder:
 
 
 def document_positions(ids_BT: Tensor, end: int) -> Tensor:
-    """Each token's place in its document, int64 B x T. A row begins a document, and so does what follows an ``end``."""
+    """Return each token's position in its document, int64 B x T.
+
+    A document begins at the start of a row and after each ``end``.
+    """
     at_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     starts_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     starts_BT[:, 1:] = ids_BT[:, :-1] == end
@@ -44,7 +47,7 @@ def document_positions(ids_BT: Tensor, end: int) -> Tensor:
 
 
 def decoder_inputs(model: nn.Module, ids_BT: Tensor, places_BT: Tensor | None) -> dict[str, Any]:
-    """What the decoder of ``model`` is called with."""
+    """Return the keyword arguments for the decoder of ``model``."""
     call: dict[str, Any] = {"input_ids": ids_BT, "use_cache": False}
     if places_BT is None:
         return call
@@ -55,17 +58,17 @@ def decoder_inputs(model: nn.Module, ids_BT: Tensor, places_BT: Tensor | None) -
 
 
 def block_causal_mask(places_BT: Tensor) -> Tensor:
-    """Which token attends to which: B x 1 x T x T, in its document and not ahead."""
+    """Return the mask, B x 1 x T x T: a token attends to its own document and not ahead."""
     document_BT = (places_BT == 0).cumsum(1)
     same_BTT = document_BT[:, :, None] == document_BT[:, None, :]
     return same_BTT.tril()[:, None]
 
 
 def check_document_masking(model: nn.Module) -> None:
-    """Make sure that two documents of two tokens each are told apart by what each layer of ``model`` is given.
+    """Check that the inputs of each layer of ``model`` separate two documents of two tokens each.
 
     Raises:
-        UserError: if they are not.
+        UserError: if they do not.
     """
     places_BT = torch.tensor([[0, 1, 0, 1]], device=next(model.parameters()).device)
     way = layerwise.start_forward(model, decoder_inputs(model, torch.zeros_like(places_BT), places_BT))
@@ -78,7 +81,7 @@ def check_document_masking(model: nn.Module) -> None:
 
 
 def separates_documents(mask_BHTT: Tensor) -> bool:
-    """Whether the third of four tokens, with which a document begins, attends to itself and to nothing else."""
+    """Return whether the third of four tokens, which begins a document, attends only to itself."""
     row_T = mask_BHTT[0, 0, 2]
     open_T = row_T if row_T.dtype == torch.bool else row_T > torch.finfo(row_T.dtype).min / 2
     return open_T.tolist() == [False, False, True, False]

@@ -1,4 +1,4 @@
-"""One healing run under Lightning: from its last checkpoint where there is one, to the last step."""
+"""One healing run under Lightning, from its last checkpoint if there is one, to the last step."""
 
 import logging
 import shutil
@@ -40,12 +40,12 @@ def fit_model(
 ) -> None:
     """Train the parameters of ``model`` that require a gradient, in place; several processes share each step.
 
-    ``workspace.folder/heal/last.ckpt`` holds all that an exact resume needs while it runs, and is removed at the end.
-    Where memory runs out, a layout that needs less goes on from there, or begins again: the same batches, in the same
-    order.
+    ``workspace.folder/heal/last.ckpt`` holds the full state for an exact resume during the run and is removed at the
+    end. When memory runs out, a layout that needs less continues from there, or starts over: the same batches, in the
+    same order.
 
     Raises:
-        UserError: if not even the layout that needs least has room.
+        UserError: if even the layout that needs least does not fit.
     """
     with fsdp.shadowed_layers(model, workspace.device) if recipe.sharded else nullcontext():
         fit_with_retries(model, recipe, workspace, objective, callbacks)
@@ -58,7 +58,7 @@ def fit_with_retries(
     objective: Objective,
     callbacks: Sequence[L.Callback],
 ) -> None:
-    """Train, with less at a time where memory runs out. Raises as :func:`fit_model`."""
+    """Train; when out of memory, retry with a layout that needs less. Raises as :func:`fit_model`."""
     if recipe.packing == "separate":
         document_mask.check_document_masking(model)
     space = MemoryPlan.of(model, recipe, workspace.device, isinstance(objective, MixedPrecision))
@@ -86,7 +86,7 @@ def fit_with_retries(
 
 
 def make_rollback(model: nn.Module) -> Callable[[], None]:
-    """What sets the weights that are trained, and the random numbers, back to what they are now; kept on the host."""
+    """Return a function that restores the current trained weights and random states; they are kept on the host."""
     before = [(p, p.detach().to("cpu", copy=True)) for p in model.parameters() if p.requires_grad]
     random = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
@@ -102,7 +102,7 @@ def make_rollback(model: nn.Module) -> Callable[[], None]:
 
 
 def oom_advice(layout: Layout, recipe: TrainingRecipe) -> str:
-    """What else may help."""
+    """Return further advice against running out of memory."""
     if layout.micro_batch > 1:
         return f"take a heal.micro_batch below {layout.micro_batch}"
     if recipe.recompute not in ("auto", "all"):
@@ -118,7 +118,7 @@ def run_trainer(
     objective: Objective,
     callbacks: Sequence[L.Callback],
 ) -> None:
-    """Run all steps, or those that are left."""
+    """Run all steps, or the remaining ones."""
     folder = workspace.folder / "heal"
     folder.mkdir(parents=True, exist_ok=True)
     accumulate = recipe.batch // (layout.micro_batch * ranks.world_size())
@@ -147,7 +147,7 @@ def run_trainer(
     start = last if resume.is_resumable(last, workspace.digest) else None
     try:
         trainer.fit(Healing(model, recipe, objective), HealingData(batches), ckpt_path=start, weights_only=True)
-    except SystemExit as stop:  # what Lightning makes of Ctrl-C
+    except SystemExit as stop:  # Lightning raises it on Ctrl-C
         raise KeyboardInterrupt from stop
     assert trainer.global_step == recipe.steps, "half-trained adapters must never be taken for healed ones"
     trainer.strategy.barrier()
@@ -156,7 +156,7 @@ def run_trainer(
 
 
 def should_compile(recipe: TrainingRecipe, device: str) -> bool:
-    """Whether layers are compiled."""
+    """Return whether to compile the layers."""
     if recipe.compile != "auto":
         return recipe.compile
     return (
@@ -168,14 +168,14 @@ def should_compile(recipe: TrainingRecipe, device: str) -> bool:
 
 @contextmanager
 def applied_layout(model: nn.Module, layout: Layout, runs_all: bool = True) -> Generator[None]:
-    """Inside the ``with``, layers are compiled and recompute as ``layout`` says, and frozen products are lean."""
+    """Compile and checkpoint layers as in ``layout`` inside the ``with``, with lean products of frozen weights."""
     base_model(model).config.use_cache = False
     stack, below = memory_plan.gradient_layers(model, runs_all), memory_plan.frozen_prefix_layers(model)
     again = {index * len(stack) // layout.recompute for index in range(layout.recompute)} if layout.recompute else set()
     with ExitStack() as changes:
         changes.enter_context(lean_lora.lean_layers(model))
         if layout.compiled:
-            torch.compiler.reset()  # what was compiled for other points counts against dynamo's limit, then runs slowly
+            torch.compiler.reset()  # code of earlier points counts against dynamo's limit; beyond it, layers run slowly
         for index, layer in enumerate(stack):
             forward = torch.compile(layer.forward, dynamic=False) if layout.compiled else layer.forward
             vars(layer)["forward"] = partial(checkpoint, forward, use_reentrant=False) if index in again else forward

@@ -1,8 +1,8 @@
-"""A model's layers spread over several processes while they train (PyTorch's FSDP2, by Lightning's strategy for it).
+"""Sharded training of a model's layers over several processes (PyTorch's FSDP2, by Lightning's strategy for it).
 
-Each layer gets a twin whose weights are shares, one a process; twins stand in for the layers meanwhile. Afterwards the
-layers are there again, with what was trained, and nothing of FSDP2 on them. What is beside the layers (embedding, head,
-norm) lies in every process. Checkpoints hold whole tensors, as those of one process do: either goes on from the other.
+Each layer gets a twin whose weights are sharded, one shard per process; the twins replace the layers during training.
+Afterwards the layers are back, with the trained weights and without FSDP2. All other weights (embedding, head, norm)
+are copied in every process. Checkpoints hold whole tensors, as those of one process do: either resumes from the other.
 """
 
 import copy
@@ -28,9 +28,9 @@ from depthcut.runtime import devices, ranks
 from depthcut.runtime.errors import UserError
 
 SHARDS_ATTRIBUTE = "depthcut_shares"
-"""Where a twin keeps what its bare parameters will be, by their names."""
+"""Attribute of a twin with the shards that its empty parameters will hold, by name."""
 MEMORY_FRACTION = 0.9
-"""Of the free memory, which a model may take that comes back from the host."""
+"""Fraction of the free memory that a model may take when it returns from the host."""
 
 
 class FsdpStrategy(ModelParallelStrategy):
@@ -83,14 +83,14 @@ class FsdpStrategy(ModelParallelStrategy):
 
 
 def gather_tensor(value: Any) -> Any:
-    """A tensor put together out of its shares, on the host; every process has to ask."""
+    """Return a tensor gathered from its shards, on the host; every process has to call this."""
     if not isinstance(value, Tensor):
         return value
     return (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()
 
 
 def shard_like(value: Any, like: Tensor) -> Any:
-    """This process's share of a whole tensor of the shape of ``like``, where that is shared out; else ``value``."""
+    """Return this process's shard of a whole tensor if ``like`` is sharded and of its shape; otherwise ``value``."""
     if not (isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape):
         return value
     mesh = like.device_mesh
@@ -99,13 +99,13 @@ def shard_like(value: Any, like: Tensor) -> Any:
 
 @contextmanager
 def shadowed_layers(model: nn.Module, device: str) -> Generator[None]:
-    """Inside the ``with``, twins stand in for the layers of ``model``, which are in shares or lie on the host.
+    """Replace the layers of ``model`` by twins inside the ``with``; the layers are sharded or moved to the host.
 
-    At the end what was trained goes from them into the layers; a model that was whole goes to ``device``, if it has
-    room there.
+    At the end, the trained weights are copied from the twins into the layers. A model that was whole moves to
+    ``device`` if it fits.
 
     Raises:
-        UserError: if the layers cannot be shared out.
+        UserError: if the layers cannot be sharded.
     """
     stack = decoder_layers.layer_list(model)
     before = list(stack)
@@ -128,10 +128,10 @@ def shadowed_layers(model: nn.Module, device: str) -> Generator[None]:
 
 
 def check_shardable(layers: Sequence[nn.Module]) -> None:
-    """Make sure that what is trained is of one layer alone, and of one type in each.
+    """Check that each trained weight belongs to one layer, and that each layer trains one dtype.
 
     Raises:
-        UserError: if it is not.
+        UserError: if not.
     """
     seen: set[int] = set()
     for index, layer in enumerate(layers):
@@ -145,14 +145,14 @@ def check_shardable(layers: Sequence[nn.Module]) -> None:
 
 
 def shadow_layer(layer: nn.Module) -> nn.Module:
-    """A layer of the same weights in memory, but with parameters of its own: bare ones of what is in shares."""
+    """Return a layer with the same weights in memory but its own parameters, empty ones for sharded weights."""
     seen: dict[int, Any] = {}
     for part in layer.modules():
         seen |= {id(each): each for each in vars(part).values() if isinstance(each, PreTrainedConfig)}
         for each in part.parameters(recurse=False):
             bare = torch.empty(each.shape, dtype=each.dtype, device="meta") if isinstance(each, DTensor) else each.data
             seen[id(each)] = nn.Parameter(bare, requires_grad=each.requires_grad)
-    forward = vars(layer).pop("forward", None)  # of a layer in shares; FSDP2 has its own
+    forward = vars(layer).pop("forward", None)  # of a sharded layer; FSDP2 has its own
     new = copy.deepcopy(layer, seen)
     if forward is not None:
         vars(layer)["forward"] = forward
@@ -163,7 +163,7 @@ def shadow_layer(layer: nn.Module) -> nn.Module:
 
 
 def copy_trained(layer: nn.Module, other: nn.Module) -> None:
-    """Copy what was trained in the twin ``other`` into ``layer``."""
+    """Copy the trained weights of the twin ``other`` into ``layer``."""
     own = dict(layer.named_parameters())
     for name, each in other.named_parameters():
         if each.requires_grad and isinstance(own[name], DTensor):
@@ -173,28 +173,28 @@ def copy_trained(layer: nn.Module, other: nn.Module) -> None:
 
 
 def shape_and_stride(like: Tensor) -> dict[str, Any]:
-    """What a share must be told of its whole, where it alone does not tell."""
+    """Return the shape and stride of the whole tensor, which a shard does not always determine."""
     return {"shape": like.shape, "stride": like.stride()}
 
 
 def cast_parameter(parameter: nn.Parameter, dtype: torch.dtype) -> None:
-    """Change a parameter's type, in place."""
-    if isinstance(parameter, DTensor):  # its ``data`` is not all that there is to change
+    """Change a parameter's dtype in place."""
+    if isinstance(parameter, DTensor):  # changing its ``data`` is not enough
         torch.utils.swap_tensors(parameter, nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad))
     else:
         parameter.data = parameter.data.to(dtype)
 
 
 def local_shard(parameter: Any) -> Tensor:
-    """This process's share, as it lies in memory."""
+    """Return this process's shard as it lies in memory."""
     return parameter.detach().to_local()
 
 
 def shard_layers(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh) -> None:
-    """Give each process its share of the weights of ``layers``; a layer's are put together while it runs.
+    """Shard the weights of ``layers`` across the processes; a layer's weights are gathered while it runs.
 
     Args:
-        root: is called once a pass, around all of the layers, which then fetch their weights ahead of time.
+        root: module called once per pass around all of the layers, which then prefetch their weights.
         layers: decoder layers.
         mesh: the processes.
     """
@@ -208,12 +208,12 @@ def shard_layers(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh)
             for name, each in vars(layer).pop(SHARDS_ATTRIBUTE, {}).items()
         }
         layer.load_state_dict(shares, strict=False, assign=True)
-    beside = {each for each in root.parameters() if not isinstance(each, DTensor)}
-    fully_shard(root, mesh=mesh, ignored_params=beside)
+    replicated = {each for each in root.parameters() if not isinstance(each, DTensor)}
+    fully_shard(root, mesh=mesh, ignored_params=replicated)
 
 
 def clip_grad_norm(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-    """Average the gradients of what lies in every process, clip all to a norm of ``limit``; give the norm before."""
+    """Average the gradients of replicated weights, clip all to a norm of ``limit``; return the norm before clipping."""
     grads = [(each.grad, isinstance(each, DTensor)) for each in parameters if each.grad is not None]
     shares = [cast("DTensor", grad).to_local() for grad, shared in grads if shared]
     copies = [grad for grad, shared in grads if not shared]
@@ -229,6 +229,6 @@ def clip_grad_norm(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
 
 
 def squared_norm(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
-    """The sum of the squares of all numbers in there; on the device that ``like`` is on."""
+    """Return the sum of the squares of all entries, on the device of ``like``."""
     parts = [each.float().square().sum() for each in tensors]
     return torch.stack(parts).sum() if parts else torch.zeros((), device=like[0].device)

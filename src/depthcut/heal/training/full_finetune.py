@@ -1,13 +1,13 @@
-"""Training the model's own weights: all, or the last of them; kept once, read back from the disk into the model.
+"""Trains the model's own weights, all or the last of them: stored once, read back from disk into the model.
 
-A bfloat16 keeps 8 bits, and a step of AdamW moves a weight by about the learning rate: at 1e-5 what moves a weight of
-0.02 is rounded away. So what is trained is float32 meanwhile, moments and gradients too, and only products are in
-bfloat16, under autocast; a model that is float32 itself has float32 products. That is so on a GPU and on a CPU.
+A bfloat16 keeps 8 bits, and a step of AdamW changes a weight by about the learning rate: at 1e-5, the change of a
+weight of 0.02 is rounded away. So trained weights, moments and gradients are float32 during training, and only products
+are in bfloat16, under autocast; a float32 model has float32 products. This holds on a GPU and on a CPU.
 
-At the end weights go back to the model's type, up or down at random in proportion: on average nothing is lost. To the
-nearest, a sum of steps below half a bfloat16 would go: the weights of a pretrained model are bfloat16s to begin with.
-SmolLM2 without layers 11-18, 4 steps at 1e-5: held-out loss 6.064, float32 5.936, rounded at random 5.962, to the
-nearest 6.062; trained in bfloat16 alone 6.076.
+At the end, weights return to the model's dtype by stochastic rounding: on average nothing is lost. Rounding to nearest
+would lose a sum of steps below half a bfloat16, because the weights of a pretrained model are bfloat16s to begin with.
+SmolLM2 without layers 11-18, 4 steps at 1e-5: held-out loss 6.064 before, float32 5.936, stochastic rounding 5.962,
+rounding to nearest 6.062; trained in bfloat16 alone 6.076.
 """
 
 import gc
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "model.safetensors"
 NamedParameters = Mapping[str, nn.Parameter]
-"""What is trained, by name; what is shared has one name."""
+"""The trained parameters by name; a shared one has one name."""
 
 
 def train_weights(
@@ -47,10 +47,10 @@ def train_weights(
     trained: NamedParameters,
     objective: Objective = next_token_loss,
 ) -> nn.Module:
-    """Train ``trained``, unless this point's weights are there already; return ``model`` with them.
+    """Train ``trained``, unless this point's weights are on disk already; return ``model`` with them.
 
-    What is returned always holds the weights that were read back from the disk, so what is measured is what is kept.
-    They are kept in the types that they have in ``model``.
+    The returned weights are always read back from disk, so the measured model is the stored one. They are stored in the
+    dtypes that they have in ``model``.
     """
     L.seed_everything(workspace.seed, verbose=False)
     step = objective if workspace.dense.dtype == "float32" else MixedPrecision(objective)
@@ -58,18 +58,17 @@ def train_weights(
     def train(folder: Path) -> None:
         with workspace.numbers.timed("heal"), master_weights(model, trained) as types:
             fit_model(model, recipe, workspace, step)
-            gc.collect()  # the trainer and its module hold each other, and the optimiser's state
-            chance = torch.Generator().manual_seed(workspace.seed)
-            kept = {name: stochastic_round(each, types[name], chance) for name, each in gather_parameters(trained)}
+            gc.collect()  # trainer and module form a cycle, which holds the optimiser's state
+            rng = torch.Generator().manual_seed(workspace.seed)
+            kept = {name: stochastic_round(each, types[name], rng) for name, each in gather_parameters(trained)}
         save_file(kept, folder / WEIGHTS_FILE)
         plan.write(folder / "plan.json")
 
     folder = workspace.folder / "weights"
     if ranks.global_rank() and not store.is_verified(folder, workspace.digest):
         with master_weights(model, trained):
-            fit_model(
-                model, recipe, workspace, step
-            )  # its share of each step; the first process keeps what comes of it
+            # Contributes to each step; the first process stores the result.
+            fit_model(model, recipe, workspace, step)
             for _ in gather_parameters(trained):
                 pass
     store.cached_folder(folder, train, workspace.digest)
@@ -78,13 +77,13 @@ def train_weights(
 
 
 def all_parameters(model: nn.Module) -> NamedParameters:
-    """All parameters of the decoder and of the head, hence all of a model that only writes text."""
+    """Return all parameters of the decoder and of the head: all parameters of a text-only model."""
     wanted = {id(each) for each in [*layers.decoder_stack(model).parameters(), *head_parameters(base_model(model))]}
     return {name: each for name, each in model.named_parameters() if id(each) in wanted}
 
 
 def last_layer_parameters(model: nn.Module, last: int) -> NamedParameters:
-    """The parameters of the ``last`` layers and of the head; one that is tied to the embedding is not among them."""
+    """Return the parameters of the ``last`` layers and of the head, except a head tied to the embedding."""
     decoder = {id(each) for each in layers.decoder_stack(model).parameters()}
     wanted = {id(each) for layer in list(layers.layer_list(model))[-last:] for each in layer.parameters()}
     wanted |= {id(each) for each in head_parameters(base_model(model))} - decoder
@@ -93,7 +92,7 @@ def last_layer_parameters(model: nn.Module, last: int) -> NamedParameters:
 
 @contextmanager
 def master_weights(model: nn.Module, trained: NamedParameters) -> Generator[dict[str, torch.dtype]]:
-    """Inside the ``with``, ``trained`` is float32 and is what has gradients; then its types, given here, are back."""
+    """Train ``trained`` alone, in float32, inside the ``with``; yield the original dtypes, and restore them after."""
     types = {name: each.dtype for name, each in trained.items()}
     model.requires_grad_(False)
     for each in trained.values():
@@ -107,22 +106,22 @@ def master_weights(model: nn.Module, trained: NamedParameters) -> Generator[dict
 
 
 def gather_parameters(trained: NamedParameters) -> Iterator[tuple[str, Tensor]]:
-    """What is trained, by name, on the host, one at a time; where it is in shares every process has to ask."""
+    """Yield the trained parameters by name, on the host, one at a time; if sharded, every process has to iterate."""
     for name, each in trained.items():
         yield name, fsdp.gather_tensor(each)
 
 
-def stochastic_round(weight: Tensor, dtype: torch.dtype, chance: torch.Generator) -> Tensor:
-    """``weight``, float32, in ``dtype``; as one of its two neighbours in bfloat16, the nearer it is the likelier."""
+def stochastic_round(weight: Tensor, dtype: torch.dtype, rng: torch.Generator) -> Tensor:
+    """Return ``weight``, float32, in ``dtype``; a bfloat16 is one of its two neighbours, the nearer the more likely."""
     if dtype != torch.bfloat16:
         return weight.to(dtype).contiguous()
-    drawn = torch.randint(2**16, weight.shape, dtype=torch.int32, generator=chance)
-    bits = weight.contiguous().view(torch.int32) + drawn  # carries into the 16 bits that a bfloat16 has
+    noise = torch.randint(2**16, weight.shape, dtype=torch.int32, generator=rng)
+    bits = weight.contiguous().view(torch.int32) + noise  # carries into the 16 bits that a bfloat16 keeps
     return (bits & -(2**16)).view(torch.float32).to(dtype)
 
 
 def load_weights(trained: NamedParameters, folder: Path) -> None:
-    """Read the weights of ``folder`` into the model that ``trained`` is of.
+    """Read the weights of ``folder`` into the model that ``trained`` belongs to.
 
     Raises:
         UserError: if they are those of another model.

@@ -1,8 +1,8 @@
-"""Products with frozen weights, and the adapters beside them, without the copies and casts of the general code.
+"""Products with frozen weights and their adapters, without the copies and casts of the general code.
 
-peft keeps a float32 copy of each input for its float32 adapters, and clones what a 4-bit layer gives; bitsandbytes'
-4-bit product cannot be compiled with what is around it. Here adapters are cast to the input's type (a few MB), and the
-4-bit product is one operator, which keeps nothing but the packed weight for the backward pass.
+peft keeps a float32 copy of each input for its float32 adapters, and clones the output of a 4-bit layer; bitsandbytes'
+4-bit product cannot be compiled with the code around it. Here adapters are cast to the input's dtype (a few MB), and
+the 4-bit product is one operator, which keeps only the packed weight for the backward pass.
 """
 
 from collections.abc import Generator, Sequence
@@ -17,17 +17,17 @@ from peft.tuners.lora.layer import Linear as Adapted
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-SCALE_BLOCK = 256  # of the second quantisation, that of the scales
+SCALE_BLOCK = 256  # of the second quantisation, applied to the scales
 
 
 @torch.library.custom_op("depthcut::multiply_4bit", mutates_args=())
 def multiply_4bit(x: Tensor, packed: Tensor, scales: Sequence[Tensor], shape: Sequence[int], turn: bool) -> Tensor:
-    """The product of ``x`` with the transpose of an NF4 weight, or with the weight as it is where ``turn``.
+    """Return the product of ``x`` with the transpose of an NF4 weight, or with the weight itself if ``turn``.
 
     Args:
-        x: ... x in; ... x out to turn.
-        packed: two weights a byte.
-        scales: of blocks of 64 weights, in 8 bits, and what these are in turn: code, scales, mean.
+        x: ... x in; ... x out if ``turn``.
+        packed: two weights per byte.
+        scales: the 8-bit scales of blocks of 64 weights, and their own quantisation: code, scales, mean.
         shape: out, in.
         turn: for the backward pass.
     """
@@ -58,20 +58,20 @@ multiply_4bit.register_autograd(_backward, setup_context=_setup_context)
 
 
 class Lean4bit(Linear4bit):
-    """A 4-bit layer that multiplies by the operator above. What that reads is at hand, as the compiler wants it."""
+    """A 4-bit layer that multiplies by :func:`multiply_4bit`. Its inputs are attributes, as the compiler requires."""
 
     packed: Tensor
     scales: list[Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply."""
+        """Return the product with the weight, plus the bias."""
         y = multiply_4bit(x, self.packed, self.scales, [self.out_features, self.in_features], False)
         bias: Any = self.bias
         return y if bias is None else y + bias.to(x.dtype)
 
 
 def lora_forward(self: Any, x: Tensor) -> Tensor:
-    """W x + (alpha / r) B A x, all in the type of ``x``."""
+    """Return W x + (alpha / r) B A x, all in the dtype of ``x``."""
     (name,) = self.active_adapters
     a = self.lora_A[name].weight.to(x.dtype)
     b = (self.lora_B[name].weight * self.scaling[name]).to(x.dtype)
@@ -79,20 +79,20 @@ def lora_forward(self: Any, x: Tensor) -> Tensor:
 
 
 class LeanAdapted(Adapted):
-    """LoRA on a linear layer."""
+    """LoRA on a linear layer, by :func:`lora_forward`."""
 
     forward = lora_forward
 
 
 class LeanAdapted4bit(Adapted4bit):
-    """LoRA on a 4-bit layer."""
+    """LoRA on a 4-bit layer, by :func:`lora_forward`."""
 
     forward = lora_forward
 
 
 @contextmanager
 def lean_layers(model: nn.Module) -> Generator[None]:
-    """Inside the ``with``, plain LoRA layers and 4-bit layers of ``model`` compute as above."""
+    """Make plain LoRA layers and 4-bit layers of ``model`` use the lean products inside the ``with``."""
     kinds: dict[Any, Any] = {Linear4bit: Lean4bit, Adapted: LeanAdapted, Adapted4bit: LeanAdapted4bit}
     before = {module: type(module) for module in model.modules() if is_plain_lora(module) or is_nested_nf4(module)}
     for module, kind in before.items():
@@ -112,7 +112,7 @@ def lean_layers(model: nn.Module) -> Generator[None]:
 
 
 def is_nested_nf4(module: nn.Module) -> bool:
-    """Whether ``module`` is a layer in NF4 whose scales are quantised too, as this package makes them."""
+    """Return whether ``module`` is an NF4 layer with quantised scales, as this package makes them."""
     if type(module) is not Linear4bit:
         return False
     weight: Any = module.weight
@@ -122,7 +122,7 @@ def is_nested_nf4(module: nn.Module) -> bool:
 
 
 def is_plain_lora(module: nn.Module) -> bool:
-    """Whether ``module`` is a LoRA layer of the usual kind, on a linear layer, with one adapter, which is on."""
+    """Return whether ``module`` is a plain LoRA layer on a linear layer, with one adapter, which is active."""
     if type(module) not in (Adapted, Adapted4bit):
         return False
     assert isinstance(module, LoraLayer)

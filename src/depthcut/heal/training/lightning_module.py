@@ -27,23 +27,23 @@ class Healing(L.LightningModule):
         self.strict_loading = False
 
     def configure_model(self) -> None:
-        """Share the layers out among the processes, where the strategy is to."""
+        """Shard the layers across the processes if the strategy does."""
         if self.device_mesh is not None:
             fsdp.shard_layers(self, layers.layer_list(self.model), self.device_mesh["data_parallel"])
 
     def forward(self, batch: MicroBatch) -> Tensor:
-        """What is minimised, in nats."""
+        """Return the loss of a batch."""
         return self.objective(self.model, batch)
 
     def training_step(self, batch: MicroBatch) -> Tensor:
-        """The same, as Lightning asks for it; called, so that what waits for a call fetches the layers' shares."""
+        """Return the loss of a batch; the module is called, because FSDP2 gathers the layers' shards on a call."""
         return self(batch)
 
     def configure_optimizers(self) -> Any:
-        """The recipe's optimiser and schedule, stepped once a step."""
+        """Return the recipe's optimiser and schedule, updated every step."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for each in trained:  # torch steps shares and whole tensors apart
+        for each in trained:  # torch steps shards and whole tensors separately
             kinds.setdefault((each.ndim < 2, isinstance(each, DTensor)), []).append(each)
         parameters: list[dict[str, Any]] = [
             {"params": each} | ({"weight_decay": 0.0} if vectors else {})
@@ -63,26 +63,26 @@ class Healing(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip the gradient to the recipe's norm, if it has one; the norm before that is kept for the curve."""
+        """Clip the gradient to the recipe's norm, if it has one; keep the norm before clipping for the curve."""
         del optimizer, gradient_clip_algorithm
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         clip = nn.utils.clip_grad_norm_ if self.device_mesh is None else fsdp.clip_grad_norm
         self.grad_norm = clip(parameters, gradient_clip_val or math.inf)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Only what is trained: the base is on the disk already."""
+        """Return only the trained weights: the base is on disk already."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
 
     def transfer_batch_to_device(self, batch: MicroBatch, device: torch.device, dataloader_idx: int) -> MicroBatch:
-        """The batch where the model is."""
+        """Return the batch on the model's device."""
         del dataloader_idx
         return batch.on(device)
 
     def cpu(self) -> Self:
-        """Stay where it is: Lightning carries a model to the host at the end, and it would be measured there."""
+        """Return the module unmoved: Lightning moves a model to the host at the end, and it would be measured there."""
         return self
 
     def on_train_start(self) -> None:
-        """A loaded model is in evaluation mode, and Lightning leaves it there: dropout would be off without a word."""
+        """Switch to training mode: a loaded model is in evaluation mode, and Lightning would leave out dropout."""
         self.model.train()

@@ -1,7 +1,7 @@
-"""How a healing run fits the memory: sequences a pass, layers that recompute; the quickest that has room.
+"""Fits a healing run into memory: finds the fastest micro-batch and gradient checkpointing.
 
-Pruning frees memory. Spent on activations it saves the second forward pass of recomputation, which is a third of the
-work; spent on longer passes it spreads the unpacking of 4-bit weights over more tokens.
+Pruning frees memory. Spent on activations, it saves the second forward pass of gradient checkpointing, which is a third
+of the work; spent on larger micro-batches, it spreads the dequantisation of 4-bit weights over more tokens.
 """
 
 import math
@@ -20,28 +20,28 @@ from depthcut.model.decoder import linear
 from depthcut.runtime import devices, ranks
 
 ACTIVATION_FACTOR = {False: 1.2, True: 0.9}
-"""Bytes that a layer keeps for its backward pass, over those of what its linear layers read and write; if compiled.
+"""Bytes that a layer keeps for its backward pass, divided by its linear layers' inputs and outputs; by compiled.
 Measured on an H100 (Llama-2-7B and 70B shapes): 1.15 and 0.89. Dropout before the adapters adds to it."""
 DROPOUT_FACTOR = 1.2
 MIXED_PRECISION_BYTES = 16
-"""Bytes a token and dimension that a layer keeps besides, where its stream is in 32 bits and its products in 16."""
+"""Further bytes per token and dimension that a layer keeps if its stream has 32 bits and its products 16."""
 SQUARED_ERROR_BYTES = 18
-"""Bytes a token and dimension of a squared error: both streams and what lies between them, in float32."""
+"""Bytes per token and dimension of a squared error: both streams and the intermediate results, in float32."""
 RESERVED_FRACTION = 0.06
-"""Share of the free memory that is left alone: fragments, and what libraries take for themselves."""
+"""Fraction of the free memory reserved for fragmentation and for libraries."""
 DEQUANTISE_TOKENS = 350
-"""Unpacking a 4-bit weight costs as much as this many tokens' products with it (an H100: 4.5 bytes a weight moved)."""
+"""Tokens whose products with a 4-bit weight cost as much as dequantising it (an H100: 4.5 bytes moved per weight)."""
 PASS_OVERHEAD_TOKENS = 250
-"""What a pass costs beside its tokens, in tokens: starting kernels, filling the device."""
+"""Fixed cost of a pass, in tokens: launching kernels, filling the GPU."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What changes a healing run's speed and memory, and not its result.
+    """Settings that change the speed and memory of a healing run, but not its result.
 
     Attributes:
-        micro_batch: sequences a forward pass.
-        recompute: how many of the layers compute their activations again in the backward pass.
+        micro_batch: sequences per forward pass.
+        recompute: number of layers with gradient checkpointing.
         compiled: whether layers are compiled.
     """
 
@@ -52,16 +52,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a run needs and has, in bytes.
+    """Memory that a run needs and has, in bytes.
 
     Attributes:
-        layers: L, those that a gradient goes through.
-        length: tokens a sequence.
+        layers: L, the number of layers that a gradient passes through.
+        length: tokens per sequence.
         stream: bytes of one token between two layers.
         kept: bytes of one token that one layer keeps, not compiled and compiled.
-        ends: bytes of one token in front of the layers and behind them, logits aside.
-        fixed: gradients, the optimiser's state, chunks of logits, copies of weights; of a model in shares, the weights.
-        free: what there is for all of that.
+        ends: bytes of one token before and after the layers, without logits.
+        fixed: gradients, the optimiser's state, chunks of logits, copies of weights; for a sharded model, the weights.
+        free: memory available for all of these.
         packed: whether the base has 4-bit weights.
     """
 
@@ -76,7 +76,7 @@ class MemoryPlan:
 
     @classmethod
     def of(cls, model: nn.Module, recipe: TrainingRecipe, device: str, mixed: bool = False) -> "MemoryPlan":
-        """Measure ``model``, as it lies on ``device``; ``mixed``: products are in bfloat16, of whatever weights."""
+        """Measure ``model`` as it lies on ``device``; ``mixed``: products are in bfloat16, whatever the weights."""
         stack, base = gradient_layers(model, recipe.runs_all), base_model(model)
         stream = hidden_size(base) * base.dtype.itemsize
         size = 2 if mixed else base.dtype.itemsize
@@ -85,7 +85,7 @@ class MemoryPlan:
             * size
             * (DROPOUT_FACTOR if getattr(recipe, "dropout", 0) else 1)
         )
-        more = recipe.length * size if recipe.packing == "separate" else 0  # a row of the mask, as attention keeps it
+        more = recipe.length * size if recipe.packing == "separate" else 0  # a row of the mask, which attention keeps
         more += MIXED_PRECISION_BYTES * hidden_size(base) if size < base.dtype.itemsize else 0
         packed = getattr(base, "is_loaded_in_4bit", False)
         unpacked = 4 * max(largest_linear_size(layer) for layer in stack) if packed else 0
@@ -102,28 +102,28 @@ class MemoryPlan:
         )
 
     def needs(self, layout: Layout) -> int:
-        """Bytes at the peak."""
+        """Return the bytes at the peak."""
         tokens = layout.micro_batch * self.length
         kept = self.kept[layout.compiled]
-        again = kept if layout.recompute else 0  # the one whose activations are there for the second time
+        again = kept if layout.recompute else 0  # the layer whose activations are being recomputed
         streams = layout.recompute * self.stream + self.ends
         return self.fixed + tokens * ((self.layers - layout.recompute) * kept + again + streams)
 
     def cost(self, layout: Layout) -> float:
-        """Time a token, in forward passes through one layer; of the head nothing."""
+        """Return the time per token, in forward passes through one layer, without the head."""
         again = layout.recompute / self.layers
         tokens = layout.micro_batch * self.length
         return (2 + again) * (1 + (DEQUANTISE_TOKENS * self.packed + PASS_OVERHEAD_TOKENS) / tokens)
 
     def fits(self, layout: Layout) -> bool:
-        """Whether there is room, with something to spare."""
+        """Return whether the layout fits, with a reserve."""
         return self.needs(layout) <= (1 - RESERVED_FRACTION) * self.free
 
 
 def choose_layouts(room: MemoryPlan, recipe: TrainingRecipe, compiled: bool) -> list[Layout]:
-    """The layouts to try, the best first; those behind it are for when memory runs out all the same.
+    """Return the layouts to try, the best first; the others are for when memory runs out nevertheless.
 
-    What the recipe sets is not changed.
+    Settings of the recipe are not changed.
     """
     share = recipe.batch // ranks.world_size()
     sizes = [n for n in range(share, 0, -1) if share % n == 0] if recipe.micro_batch == "auto" else [recipe.micro_batch]
@@ -136,7 +136,7 @@ def choose_layouts(room: MemoryPlan, recipe: TrainingRecipe, compiled: bool) -> 
 
 
 def thin_layouts(ranked: Sequence[Layout], room: MemoryPlan) -> list[Layout]:
-    """Of the layouts those whose activations need a tenth less than those of the one tried before."""
+    """Return the layouts whose activations need at least a tenth less than those of the one tried before."""
     found: list[Layout] = []
     for each in ranked:
         if not found or room.needs(each) - room.fixed < 0.9 * (room.needs(found[-1]) - room.fixed):
@@ -145,7 +145,7 @@ def thin_layouts(ranked: Sequence[Layout], room: MemoryPlan) -> list[Layout]:
 
 
 def describe_layout(layout: Layout, room: MemoryPlan, recipe: TrainingRecipe) -> str:
-    """What was chosen, and why, in a line."""
+    """Return the chosen layout and its memory in one line."""
     steps = recipe.batch // (layout.micro_batch * ranks.world_size())
     again = {0: "no layer", room.layers: f"all {room.layers} layers"}
     parts = [
@@ -159,7 +159,7 @@ def describe_layout(layout: Layout, room: MemoryPlan, recipe: TrainingRecipe) ->
 
 
 def available_memory(device: str) -> int:
-    """Bytes that this process may take on ``device``; several processes must come to the same layout."""
+    """Return the bytes that this process may take on ``device``; several processes must arrive at the same layout."""
     if not device.startswith("cuda"):
         return devices.free_memory(device) // 2
     if ranks.world_size() > 1:
@@ -169,7 +169,7 @@ def available_memory(device: str) -> int:
 
 
 def gradient_layers(model: nn.Module, runs_all: bool = True) -> list[nn.Module]:
-    """The layers that a gradient goes through: from the first that is trained on, or all; to the last that is run."""
+    """Return the layers that a gradient passes through: from the first trained one, or all, to the last one run."""
     stack = list(decoder_layers.layer_list(model))
     trained = [index for index, layer in enumerate(stack) if any(each.requires_grad for each in layer.parameters())]
     inside = {id(each) for layer in stack for each in layer.parameters()}
@@ -181,13 +181,13 @@ def gradient_layers(model: nn.Module, runs_all: bool = True) -> list[nn.Module]:
 
 
 def frozen_prefix_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers in front of those: they run without gradient."""
+    """Return the layers before those, which run without gradient."""
     stack = list(decoder_layers.layer_list(model))
     return stack[: len(stack) - len(gradient_layers(model))]
 
 
 def training_state_bytes(model: nn.Module, recipe: TrainingRecipe, mixed: bool) -> int:
-    """Bytes of gradients, of the optimiser's state, and of the copies that products and the head's gradient take."""
+    """Return the bytes of gradients, optimiser state, and copies for products and for the head's gradient."""
     trained = [each for each in model.parameters() if each.requires_grad]
     head = {id(each) for each in head_parameters(base_model(model))}
     total = 0
@@ -200,7 +200,7 @@ def training_state_bytes(model: nn.Module, recipe: TrainingRecipe, mixed: bool) 
 
 
 def sharded_model_bytes(model: nn.Module) -> int:
-    """Bytes that a model of whose layers this process holds a share still takes; three are whole, or on their way."""
+    """Return the bytes that a sharded model takes in this process; three layers are whole or in transit."""
     layers = [
         sum(each.numel() * each.element_size() for each in layer.parameters())
         for layer in decoder_layers.layer_list(model)
@@ -212,17 +212,17 @@ def sharded_model_bytes(model: nn.Module) -> int:
 
 
 def activation_width(layer: nn.Module) -> int:
-    """Numbers a token that the linear layers of a decoder layer read and write, each counted once."""
+    """Return the numbers per token that the linear layers of a decoder layer read and write, each counted once."""
     pairs = [linear.linear_features(each) for each in linear.linear_layers(layer).values()] or [(0, 0)]
     big = [pair for pair in pairs if min(pair) >= max(max(pair) for pair in pairs) // 32]  # adapters are small
     return sum(out for _, out in big) + max(into for into, _ in big) + 4 * min(into for into, _ in big)
 
 
 def largest_linear_size(layer: nn.Module) -> int:
-    """Weights of the largest linear layer."""
+    """Return the number of weights of the largest linear layer."""
     return max((math.prod(linear.linear_features(each)) for each in linear.linear_layers(layer).values()), default=0)
 
 
 def hidden_size(base: PreTrainedModel) -> int:
-    """D, the width of the stream."""
+    """Return D, the width of the stream."""
     return decoder_layers.text_config(base.config).hidden_size

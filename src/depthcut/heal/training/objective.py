@@ -1,4 +1,4 @@
-"""What a healing step minimises: the loss of the next token, without the logits of all positions in memory at once.
+"""Objectives of a healing step: the next-token loss, without the logits of all positions in memory at once.
 
 Legend: B sequences, T tokens, N positions, D width, V vocabulary.
 """
@@ -20,57 +20,57 @@ from depthcut.model.decoder.inputs import NO_TARGET
 from depthcut.model.decoder.layerwise import stub_layers
 
 Objective = Callable[[nn.Module, MicroBatch], Tensor]
-"""A model and a batch in, a mean over tokens out: in nats, where it is a loss of predictions."""
+"""Maps a model and a batch to a mean over tokens; a loss of predictions is in nats."""
 ChunkLoss = Callable[[Tensor, Tensor], Tensor]
-"""From logits N x V, of the model's type, and what each position is to predict, to the sum of the losses."""
+"""Maps logits N x V, in the model's dtype, and the target of each position to the sum of the losses."""
 CHUNK_BYTES = 2**28
 
 
 @dataclass(frozen=True)
 class MixedPrecision:
-    """An objective with products in bfloat16, of weights in float32."""
+    """An objective with bfloat16 products of float32 weights."""
 
     objective: Objective
 
     def __call__(self, model: nn.Module, batch: MicroBatch) -> Tensor:
-        """What it is of a batch."""
+        """Return the loss of one batch."""
         with torch.autocast(batch.ids_BT.device.type, torch.bfloat16):
             return self.objective(model, batch)
 
 
 def next_token_loss(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """Mean cross-entropy of ``ids[:, 1:]`` given what is before them, in float32."""
+    """Return the mean cross-entropy of ``ids[:, 1:]`` given the tokens before them, in float32."""
     decoded = decode(model, batch.ids_BT, batch.places_BT)
     return chunked_loss(model, decoded, next_tokens(batch), summed_cross_entropy, batch.targets)
 
 
 def next_tokens(batch: MicroBatch) -> Tensor:
-    """The next token of each position but the last, B x (T-1); ``NO_TARGET`` where that begins another document."""
+    """Return the next token of each position but the last, B x (T-1); ``NO_TARGET`` if it begins another document."""
     next_BT = batch.ids_BT[:, 1:]
     return next_BT if batch.places_BT is None else next_BT.masked_fill(batch.places_BT[:, 1:] == 0, NO_TARGET)
 
 
 def summed_cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """The sum of the tokens' negative log-likelihoods; 0 for one that is ``NO_TARGET``."""
+    """Return the sum of the tokens' negative log-likelihoods; 0 for ``NO_TARGET``."""
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", ignore_index=NO_TARGET)
 
 
 def decode(model: nn.Module, ids_BT: Tensor, places_BT: Tensor | None = None) -> ModelOutput:
-    """Run the decoder. Its ``last_hidden_state``, B x T x D behind the final norm, is what the head reads."""
+    """Run the decoder; its ``last_hidden_state``, B x T x D after the final norm, is the input of the head."""
     return layers.decoder_stack(model)(**document_mask.decoder_inputs(model, ids_BT, places_BT))
 
 
 def chunked_loss(
     model: nn.Module, decoded: ModelOutput, targets: Tensor, loss: ChunkLoss, count: float | None = None
 ) -> Tensor:
-    """The mean over positions of ``loss`` of their logits, of which a few hundred MB are there at a time.
+    """Return the mean over positions of the ``loss`` of their logits, with a few hundred MB in memory at a time.
 
     Args:
-        model: its head makes the logits, and whatever it does to them (a cap, a scale).
-        decoded: what the decoder gave, of T + 1 positions; the last one has nothing to predict.
-        targets: B x T x ..., what each position is to predict.
-        loss: its gradient is taken chunk by chunk, on the way forward.
-        count: what the sum is divided by; None: all positions.
+        model: its head computes the logits, with any cap or scale.
+        decoded: the decoder's output at T + 1 positions; the last one has no target.
+        targets: B x T x ..., the target of each position.
+        loss: its gradient is taken chunk by chunk, in the forward pass.
+        count: divisor of the sum; None: the number of positions.
     """
     head = base_model(model)
     trained = [each for each in head_parameters(head) if each.requires_grad]
@@ -84,14 +84,14 @@ def chunked_loss(
 
 
 def final_hidden_states(decoded: ModelOutput) -> Tensor:
-    """The hidden states that predict a token, N x D: of each sequence all but the last."""
+    """Return the hidden states that predict a token, N x D: all but the last of each sequence."""
     return decoded["last_hidden_state"][:, :-1].flatten(0, 1)
 
 
 def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Return the parameters of the head, with the embedding where it is tied to that.
+    """Return the parameters of the head, including an embedding tied to it.
 
-    A multimodal model keeps its towers and projectors beside the decoder, in the part that holds it.
+    A multimodal model keeps its towers and projectors next to the decoder, in the part that holds it.
     """
     decoder, output = layers.decoder_stack(model), model.get_output_embeddings()
     parts = [part for part in model.children() if not any(each is decoder for each in part.modules())]
@@ -104,9 +104,9 @@ def project_logits(head: PreTrainedModel, kind: type[ModelOutput], h_ND: Tensor)
     """Return the logits that the head computes from hidden states, N x V.
 
     Args:
-        head: the model; in place of its decoder stands an output with these states and nothing else.
-        kind: the class of what its decoder gives: heads read fields of it (router logits, cross-attentions).
-        h_ND: the states.
+        head: the model; its decoder is replaced by a stub that returns these states and nothing else.
+        kind: the class of its decoder's output: heads read its fields (router logits, cross-attentions).
+        h_ND: the hidden states.
     """
     given = kind(last_hidden_state=h_ND[None])
     ids = torch.zeros(1, 1, dtype=torch.long, device=h_ND.device)
@@ -115,12 +115,12 @@ def project_logits(head: PreTrainedModel, kind: type[ModelOutput], h_ND: Tensor)
 
 
 def positions(head: PreTrainedModel) -> int:
-    """How many positions' logits fit into a chunk."""
+    """Return the number of positions whose logits fit into a chunk."""
     return max(1, CHUNK_BYTES // (4 * layers.text_config(head.config).vocab_size))
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
-    """The model of transformers under the adapters, if there are any."""
+    """Return the transformers model under the adapters, if there are any."""
     base: Any = model
     while not isinstance(base, PreTrainedModel):
         base = base.get_base_model()
@@ -128,7 +128,7 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Takes the gradients of the positions' states, and of the head where it is trained, along with the loss."""
+    """Computes the gradients of the hidden states, and of a trained head, together with the loss."""
 
     @staticmethod
     def forward(

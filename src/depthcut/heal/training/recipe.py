@@ -1,4 +1,4 @@
-"""The knobs that healing methods share: how they train, and where their adapters sit."""
+"""Options that healing methods share: the training, and the place of the adapters."""
 
 import re
 from collections.abc import Sequence
@@ -21,36 +21,36 @@ LAYER_TYPE_KEYS = ("layer_types", "block_types", "layers_block_type")
 STATEFUL_KEYS = re.compile(
     "mamba|ssm_|state_size|lru_|linear_(conv|key|value)|conv_(kernel|L_cache|bias)|rescale_every"
 )
-"""Config keys of layers with a state."""
+"""Config keys of stateful layers."""
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 @strict
 class TrainingRecipe:
-    """How the weights are trained.
+    """Options of the training.
 
     Attributes:
         steps: optimiser steps.
-        batch: sequences a step, over all devices and micro-batches.
-        micro_batch: sequences a forward pass; it divides ``batch``. It changes speed and memory, not the batch;
-            ``auto``: what is quickest and fits the memory.
-        length: tokens a sequence.
+        batch: sequences per step, over all devices and micro-batches.
+        micro_batch: sequences per forward pass; divides ``batch`` and changes speed and memory only. ``auto`` picks the
+            fastest that fits in memory.
+        length: tokens per sequence.
         lr: peak learning rate; cosine schedule down to 0 after ``warmup`` steps.
-        betas: of AdamW: how much of the gradient's first and second moment a step keeps.
-        weight_decay: of AdamW, on matrices; norms and biases are left alone.
-        warmup: steps in which the learning rate rises; in a config also a share of ``steps``.
-        clip: largest gradient norm; 0 clips nothing.
+        betas: AdamW's decay rates of the gradient's first and second moment.
+        weight_decay: AdamW's weight decay, on matrices; norms and biases are exempt.
+        warmup: steps in which the learning rate rises; a config may give a fraction of ``steps``.
+        clip: maximum gradient norm; 0 disables clipping.
         optimiser: torch's AdamW, or bitsandbytes' paged 8-bit one.
-        recompute: how many layers compute their activations again in the backward pass instead of keeping them.
-        compile: have layers compiled; ``auto``: on a GPU, where the run is long enough to pay for it.
-        save_every: steps between two checkpoints.
-        packing: whether tokens attend to the documents before their own in a row: ``crossed``, as published; or
-            ``separate``: they do not, positions start again, and no document's first token is predicted.
-        strategy: how several processes hold the model: ``ddp``: each all of it; ``fsdp``: each a share of its layers,
-            put together layer by layer as they run, in 16 or 32 bits.
-        control: also heal the dense model alike, and record its numbers as ``control/...``.
-        runs_all: whether the layers behind the last one that is trained are run, and the head.
+        recompute: number of layers with gradient checkpointing.
+        compile: whether to compile layers; ``auto``: on a GPU, if the run is long enough to pay for it.
+        save_every: steps between checkpoints.
+        packing: whether tokens attend to earlier documents in their row. ``crossed``: they do, as published.
+            ``separate``: they do not, positions restart, and no document's first token is predicted.
+        strategy: how several processes hold the model. ``ddp``: each holds all of it. ``fsdp``: each holds a shard of
+            its layers, in 16 or 32 bits, gathered layer by layer as they run.
+        control: also heal the dense model in the same way, and record its numbers as ``control/...``.
+        runs_all: whether the layers after the last trained one, and the head, are run.
     """
 
     steps: Positive
@@ -77,7 +77,7 @@ class TrainingRecipe:
     @field_validator("betas")
     @classmethod
     def shares(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        """Refuse what is no share of the moment before."""
+        """Refuse values outside [0, 1)."""
         if not all(0 <= beta < 1 for beta in betas):
             raise UserError(f"must be two numbers in [0, 1), got {list(betas)}")
         return betas
@@ -85,32 +85,30 @@ class TrainingRecipe:
     @field_validator("warmup", mode="before")
     @classmethod
     def count_steps(cls, warmup: Any, others: ValidationInfo) -> Any:
-        """Turn a share of the steps into steps."""
+        """Convert a fraction of the steps to steps."""
         share = isinstance(warmup, float) and 0 <= warmup < 1
         return round(warmup * others.data["steps"]) if share and "steps" in others.data else warmup
 
     @field_validator("warmup")
     @classmethod
     def reaches_the_peak(cls, warmup: int, others: ValidationInfo) -> int:
-        """Refuse a warm-up that ends with the run, or later: the rate would not come to its peak, or not down again."""
+        """Refuse a warm-up as long as the run: the learning rate would not reach its peak, or not decrease again."""
         if warmup and warmup >= (steps := others.data.get("steps", warmup + 1)):
             raise UserError(f"must be below heal.steps ({steps}), or a share of them such as 0.05, got {warmup}")
         return warmup
 
     @property
     def logits(self) -> int:
-        """How often the logits of a chunk of positions are in memory at a time, in float32: as such, their logarithms,
-        gradients.
-        """
+        """Float32 copies of a chunk's logits in memory at once: the logits, log-probabilities and gradients."""
         return 3
 
     @property
     def sequences(self) -> int:
-        """Sequences in all."""
+        """Total number of training sequences."""
         return self.steps * self.batch
 
     def content(self, workspace: "Workspace") -> Any:
-        """What counts only where it is used: documents that are kept apart.
+        """Return the options that are in the digest only if used: documents that are kept apart.
 
         Raises:
             UserError: if the model cannot keep them apart.
@@ -127,7 +125,7 @@ class TrainingRecipe:
 
     @property
     def sharded(self) -> bool:
-        """Whether each process holds a share of the model."""
+        """True if each process holds a shard of the model."""
         return self.strategy == "fsdp" and ranks.world_size() > 1
 
     def __post_init__(self) -> None:
@@ -140,7 +138,7 @@ class TrainingRecipe:
             raise UserError(f"heal.micro_batch must divide heal.batch ({self.batch}){among}, got {self.micro_batch}")
 
     def _check_control(self) -> None:
-        """Refuse a control of what needs a cut, or narrows the model itself, or starts from another cut."""
+        """Refuse a control if the recipe needs a cut, narrows the model, or starts from another cut."""
         needs = {"layers": "all", "init_from": None, "ratio": None}
         for key, wanted in needs.items():
             if (got := getattr(self, key, wanted)) != wanted:
@@ -151,15 +149,15 @@ class TrainingRecipe:
 
 @strict
 class LowRankRecipe(TrainingRecipe):
-    """Training low-rank adapters on frozen weights: where they sit, and how large they are.
+    """Options of low-rank adapters on frozen weights: their place and size.
 
     Attributes:
         rank: r.
         alpha: the update is scaled by alpha / r.
-        dropout: on the adapters' input.
-        modules: which linear layers of each decoder layer get one.
-        layers: which decoder layers do: all that are left, or those behind the first gap. What is in front of it is
-            then the dense model still: no gradient goes there, and the models of several cuts share it.
+        dropout: dropout on the adapters' input.
+        modules: the linear layers of each decoder layer that get an adapter.
+        layers: the decoder layers that get adapters: all that are left, or those after the first gap. The prefix before
+            the gap is then still the dense model's: no gradient goes there, and models with different cuts share it.
     """
 
     rank: Rank
@@ -170,24 +168,24 @@ class LowRankRecipe(TrainingRecipe):
     leaves: ClassVar[str] = "adapter"
 
     def reached(self, plan: Plan, left: int) -> Sequence[int]:
-        """Which of the ``left`` layers of the pruned model get adapters; with nothing missing none is behind it."""
+        """Return which of the ``left`` layers of the pruned model get adapters; without a gap, none is after it."""
         return range(left) if self.layers == "all" else range(min(plan.drop, default=left), left)
 
     def origin(self, workspace: "Workspace") -> WarmStart | None:
-        """The point whose adapters these start from; None: they start fresh."""
+        """Return the point whose adapters these start from, or None for a fresh start."""
         del workspace
         return None
 
 
 @strict
 class AdapterRecipe(LowRankRecipe):
-    """Adapters that may sit next to the gaps alone, and may go on from those of another cut.
+    """Adapters that may sit only next to the gaps, and may start from those of another cut.
 
     Attributes:
-        layers: also ``around_cut``: the layers next to each gap, and what stands in it.
-        reach: for ``around_cut``, how many on each side of a gap.
-        init_from: the folder of a point of this model, or the start of its digest: layers that both cuts keep start
-            from its adapters, by their number in the dense model, the others fresh. None: all start fresh.
+        layers: also ``around_cut``: the layers next to each gap, and its filling.
+        reach: for ``around_cut``, number of layers on each side of a gap.
+        init_from: the folder of a point of this model, or a prefix of its digest: layers that both cuts keep start from
+            its adapters, by their number in the dense model, the others fresh. None: all start fresh.
     """
 
     layers: Literal["all", "after_cut", "around_cut"]  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -206,10 +204,10 @@ class AdapterRecipe(LowRankRecipe):
         return WarmStart.found(self.init_from, workspace) if self.init_from is not None else None
 
     def content(self, workspace: "Workspace") -> Any:
-        """What counts only where it is used: how far around the gaps, and the adapters that these start from.
+        """Return the options that are in the digest only if used: the reach, and the adapters that these start from.
 
         Raises:
-            UserError: if these cannot be had, or do not fit.
+            UserError: if these adapters are missing or do not fit.
         """
         content: dict[str, Any] = {"reach": self.reach} if self.layers == "around_cut" else {}
         content |= super().content(workspace) or {}
@@ -219,16 +217,16 @@ class AdapterRecipe(LowRankRecipe):
 
 
 def find_stateful_layers(described: dict[str, Any]) -> str | None:
-    """What in a model's config says that some layers carry a state, or neighbours, from token to token, if any does."""
+    """Return a config entry that shows layers with a state, or a convolution, across tokens; otherwise None."""
     kinds = {str(kind) for key in LAYER_TYPE_KEYS for kind in described.get(key) or ()}
     odd = [each for each in sorted(kinds) if each == "linear_attention" or not each.endswith("attention")]
     return next(iter([*odd, *filter(STATEFUL_KEYS.match, described)]), None)
 
 
 def layers_around_gaps(plan: Plan, left: int, reach: int) -> list[int]:
-    """Of the ``left`` layers of a pruned model those next to its gaps, ``reach`` on each side, and what fills a gap."""
+    """Return the layers of a pruned model within ``reach`` of its gaps, and the gaps' fillings."""
     gaps = layer_spans(plan.drop)
-    moved = 0  # by how much a layer's number differs from the one that it had
+    moved = 0  # offset between a layer's new and old number
     found: set[int] = set()
     for start, stop in gaps:
         filled = stop - start if left == plan.depth else (left - len(plan.keep)) // len(gaps)

@@ -1,7 +1,7 @@
-"""The dense model as a teacher: what it says of each row of the training text, kept on the disk by content.
+"""The dense model as a teacher: its outputs for each row of the training text, cached on disk by content.
 
-Rows go in blocks. A block is named by its teacher, by what was asked and by its tokens, so that a longer run, or
-another cut, finds what there is; one that a kill cut short is made again.
+Rows are stored in blocks. A block is named by its teacher, the requested output and its tokens, so a longer run or
+another cut reuses it; a block interrupted by a kill is computed again.
 
 Legend: B sequences, T tokens, R rows of a block.
 """
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 FORMAT = 1
 BLOCK_ROWS = 32
 PASS_TOKENS = 8192
-"""Of one of the teacher's forward passes."""
+"""Tokens per forward pass of the teacher."""
 OUTPUT_FILE = "said.safetensors"
 log = logging.getLogger("depthcut")
 TeacherOutputs = dict[str, Tensor]
-"""What the teacher says of some rows, by name: B x ..."""
+"""Outputs of the teacher for some rows, by name: B x ..."""
 TeacherFunction = Callable[[Tensor], TeacherOutputs]
-"""From ids, B x T on the host."""
+"""Maps ids, B x T on the host, to outputs."""
 
 
 def load_teacher(workspace: "Workspace", layers: int) -> nn.Module:
-    """The first ``layers`` layers of the dense model, as the run's models lie in memory, beside the pruned model.
+    """Load the first ``layers`` layers of the dense model, in the form of the run's models, next to the pruned model.
 
     Raises:
-        UserError: if there is no room for them.
+        UserError: if they do not fit.
     """
     dense, depth = workspace.dense, workspace.dense.depth
     check_teacher_memory(sum(workspace.dense.sizes("layer").weight_bytes[:layers]), workspace.device)
@@ -57,10 +57,10 @@ def load_teacher(workspace: "Workspace", layers: int) -> nn.Module:
 
 
 def check_teacher_memory(wanted: int, device: str) -> None:
-    """Make sure that a teacher of so many bytes has room.
+    """Check that a teacher of this many bytes fits.
 
     Raises:
-        UserError: if it has not.
+        UserError: if it does not.
     """
     free = devices.free_memory(device)
     if wanted > free:
@@ -72,21 +72,21 @@ def check_teacher_memory(wanted: int, device: str) -> None:
 
 @dataclass(frozen=True)
 class CachedOutputs:
-    """What a teacher said of the rows of a text.
+    """Cached outputs of a teacher for the rows of a text.
 
     Attributes:
-        blocks: folders, of ``ROWS`` rows each.
+        blocks: folders, of ``BLOCK_ROWS`` rows each.
     """
 
     blocks: list[Path]
 
     def __call__(self, rows_B: Tensor) -> TeacherOutputs:
-        """Of these rows, on the host."""
+        """Return the outputs for these rows, on the host."""
         found = [self.row(number) for number in rows_B.tolist()]
         return {name: torch.stack([each[name] for each in found]) for name in found[0]}
 
     def row(self, number: int) -> TeacherOutputs:
-        """Of one row: T x ..."""
+        """Return the outputs for one row: T x ..."""
         block, place = divmod(number, BLOCK_ROWS)
         with safe_open(self.blocks[block] / OUTPUT_FILE, "pt") as file:
             return {name: file.get_slice(name)[place] for name in file.keys()}  # noqa: SIM118  no mapping
@@ -102,14 +102,14 @@ def cache_teacher_outputs(
     """Cache the teacher's outputs for the rows of ``workspace.texts.train()`` not on disk; processes share the blocks.
 
     Args:
-        workspace: the text, the cache, and what the dense model is.
-        asked: what the teacher is asked, by content, as JSON.
-        row_bytes: what a row takes on disk.
-        packing: whether the teacher reads the documents of a row apart, as the student does.
-        ready: loads the teacher; called only where something is missing.
+        workspace: has the text, the cache and the dense model.
+        asked: the requested output, by content, as JSON.
+        row_bytes: bytes per row on disk.
+        packing: whether the teacher keeps the documents of a row apart, as the student does.
+        ready: loads the teacher; called only if a block is missing.
 
     Raises:
-        UserError: if the disk has no room.
+        UserError: if the disk has too little space.
     """
     ids_NT = workspace.texts.train().ids
     parts = [ids_NT[start : start + BLOCK_ROWS] for start in range(0, len(ids_NT), BLOCK_ROWS)]
@@ -125,19 +125,19 @@ def cache_teacher_outputs(
         check_disk_space(workspace.cache, row_bytes * rows)
         log.info("the teacher reads %d of %d rows: %.2f GiB on the disk", rows, len(ids_NT), row_bytes * rows / GIB)
         with workspace.numbers.timed("teacher"):
-            says = ready()
+            teach = ready()
             for number in track(own_blocks_first(missing), "teacher: blocks of rows", len(missing)):
-                store.cached_folder(folders[number], partial(write_block_outputs, says, parts[number]))
+                store.cached_folder(folders[number], partial(write_block_outputs, teach, parts[number]))
     return CachedOutputs(folders)
 
 
 def token_fingerprint(ids_RT: NDArray[np.int32]) -> list[Any]:
-    """A block's tokens, by content."""
+    """Return the content of a block's tokens as a fingerprint."""
     return [*ids_RT.shape, hashlib.sha256(np.ascontiguousarray(ids_RT, dtype="<i4").tobytes()).hexdigest()]
 
 
 def own_blocks_first(missing: Sequence[int]) -> list[int]:
-    """The blocks in the order in which this process makes them; those of others are then made, or waited for."""
+    """Return the order in which this process makes the blocks; other processes' come last, to be made or awaited."""
     return [
         number
         for turn in range(ranks.world_size())
@@ -146,10 +146,10 @@ def own_blocks_first(missing: Sequence[int]) -> list[int]:
 
 
 def check_disk_space(folder: Path, wanted: int) -> None:
-    """Make sure that the disk has room.
+    """Check that the disk has enough space.
 
     Raises:
-        UserError: if it has not.
+        UserError: if it does not.
     """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -160,9 +160,9 @@ def check_disk_space(folder: Path, wanted: int) -> None:
         )
 
 
-def write_block_outputs(says: TeacherFunction, ids_RT: NDArray[np.int32], folder: Path) -> None:
-    """Have the teacher read a block, a few rows at a time."""
+def write_block_outputs(teach: TeacherFunction, ids_RT: NDArray[np.int32], folder: Path) -> None:
+    """Run the teacher on a block, a few rows at a time, and write its outputs."""
     size = max(1, PASS_TOKENS // ids_RT.shape[1])
     read = [ids_RT[start : start + size] for start in range(0, len(ids_RT), size)]
-    said = [says(torch.from_numpy(each.astype(np.int64))) for each in read]
-    save_file({name: torch.cat([each[name].cpu() for each in said]) for name in said[0]}, folder / OUTPUT_FILE)
+    outputs = [teach(torch.from_numpy(each.astype(np.int64))) for each in read]
+    save_file({name: torch.cat([each[name].cpu() for each in outputs]) for name in outputs[0]}, folder / OUTPUT_FILE)

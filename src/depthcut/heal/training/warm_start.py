@@ -1,6 +1,7 @@
-"""Chained healing: a point whose adapters another one starts from, found and checked before anything heavy is loaded.
+"""Chained healing: a point's adapters that another run starts from, checked before anything heavy is loaded.
 
-Gromov et al. (arXiv:2403.17887, appendix A.1) heal each cut afresh; here a larger cut goes on from a smaller one.
+Gromov et al. (arXiv:2403.17887, appendix A.1) heal each cut from scratch; here a larger cut continues from a smaller
+one.
 """
 
 import re
@@ -23,11 +24,11 @@ ADAPTER_FILE = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The adapters that others start from.
+    """Adapters that a run starts from.
 
     Attributes:
-        folder: where they are.
-        plan: what they were trained on.
+        folder: their folder.
+        plan: the plan that they were trained under.
     """
 
     folder: Path
@@ -35,37 +36,38 @@ class WarmStart:
 
     @classmethod
     def found(cls, name: str, workspace: "Workspace") -> "WarmStart":
-        """Return the adapters of the point ``name``: its folder, its readable link, or the start of its digest.
+        """Return the adapters of the point ``name``: its folder, its readable link, or a prefix of its digest.
 
         Raises:
-            UserError: if there is no such point, or several, it has no adapters, or they do not fit this run.
+            UserError: if no point or several points match, it has no adapters, or they do not fit this run.
         """
-        said = f"heal.init_from={name}"
+        prefix = f"heal.init_from={name}"
         points = links.find_points(name, workspace.study)
         if not points:
             wanted = "give the folder of one, or at least 4 digits of the digest of one"
-            raise UserError(f"{said}: no such point; {wanted} in {workspace.study.parent}")
+            raise UserError(f"{prefix}: no such point; {wanted} in {workspace.study.parent}")
         if len(points) > 1:
             there = ", ".join(sorted(each.name for each in points))
-            raise UserError(f"{said}: {len(points)} points begin so: {there}; give more digits")
+            raise UserError(f"{prefix}: {len(points)} points begin so: {there}; give more digits")
         point = points[0]
         folder = point / "adapter"
         named = point.resolve().name
         if (key := store.entry_key(folder)) and DIGEST.fullmatch(named) and key != named:
-            raise UserError(f"{said}: the adapters in {folder} belong to point {key}; name that one")
+            raise UserError(f"{prefix}: the adapters in {folder} belong to point {key}; name that one")
         if not store.is_verified(folder, key or ""):
-            raise UserError(f"{said}: there are no whole adapters in {folder}; heal that point with adapters first")
-        check_warm_start(said, documents.read_yaml(point / "config.yaml"), workspace)
+            raise UserError(f"{prefix}: there are no whole adapters in {folder}; heal that point with adapters first")
+        check_warm_start(prefix, documents.read_yaml(point / "config.yaml"), workspace)
         plan = Plan.read(folder / "plan.json")
         if plan.model != workspace.dense.checkpoint.digest:
             raise UserError(
-                f"{said}: its adapters are for model {plan.model[:8]}, this is {workspace.dense.checkpoint.digest[:8]}"
+                f"{prefix}: its adapters are for model {plan.model[:8]}, "
+                f"this is {workspace.dense.checkpoint.digest[:8]}"
             )
         return cls(folder, plan)
 
     @property
     def content(self) -> dict[str, Any]:
-        """What they are: their weights, and the layers that they were trained on."""
+        """The adapters by content: their weights, and the layers that they were trained on."""
         return {
             "weights": store.file_sha256(self.folder / ADAPTER_FILE),
             "unit": self.plan.unit,
@@ -73,11 +75,11 @@ class WarmStart:
         }
 
 
-def check_warm_start(said: str, there: dict[str, Any], workspace: "Workspace") -> None:
-    """Refuse adapters of another shape, and layers whose numbers do not tell which they are.
+def check_warm_start(prefix: str, there: dict[str, Any], workspace: "Workspace") -> None:
+    """Refuse adapters of another shape, and points whose layer numbers are ambiguous.
 
     Args:
-        said: begins the complaint.
+        prefix: beginning of the error message.
         there: the config of the point that has the adapters.
         workspace: the run that is to start from them.
 
@@ -89,10 +91,10 @@ def check_warm_start(said: str, there: dict[str, Any], workspace: "Workspace") -
         theirs = [there["heal"].get(key) for key in MATCHING_KNOBS]
         kinds = [config["replace"]["_target_"].split(".")[-2] for config in (there, here)]
     except (KeyError, TypeError, AttributeError, IndexError):
-        raise UserError(f"{said}: its config.yaml is no composed config; name another point") from None
+        raise UserError(f"{prefix}: its config.yaml is no composed config; name another point") from None
     for key, one in zip(MATCHING_KNOBS, theirs, strict=True):
         if one != (other := here["heal"][key]):
-            raise UserError(f"{said}: its adapters have heal.{key}={one}, these heal.{key}={other}; they must agree")
+            raise UserError(f"{prefix}: its adapters have heal.{key}={one}, these heal.{key}={other}; they must agree")
     for kind in kinds:
         if kind != "none":
-            raise UserError(f"{said}: that goes with replace=none in both points, got replace={kind}")
+            raise UserError(f"{prefix}: that goes with replace=none in both points, got replace={kind}")

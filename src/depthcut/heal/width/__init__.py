@@ -1,1 +1,1 @@
-"""Cutting a model's width: what goes as one, what it is worth, when it goes, and the narrower model that is left."""
+"""Width pruning: groups of weights, their importance, the schedule of their removal, and the narrower model."""

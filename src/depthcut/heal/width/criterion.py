@@ -1,11 +1,8 @@
-"""What a group of weights is worth, by the adapters' gradients alone (LoRAPrune, arXiv:2305.18403, equations 10, 11).
+"""Importance of groups of weights from the adapters' gradients alone (LoRAPrune, arXiv:2305.18403, eqs. 10, 11).
 
-To first order, to remove a weight is to set ``(BA)_ij = -W_ij``; the gradient of ``(BA)_ij`` is taken for what one step
-of gradient descent at rate 1 would change in it: ``BA - (B - dB)(A - dA) = dB A + B dA - dB dA``. One linear layer is
-gone through at a time, in strips of rows: no gradient of a weight is ever held, and no dequantised base.
-
-The published code takes absolute values where the paper squares; here it is the paper's. From the code: each matrix's
-groups are brought to length one before they are added up, else the largest matrix would decide.
+Linear layers are processed one at a time, in strips of rows, so neither a weight gradient nor a dequantised base model
+is ever held. As in the published code, each matrix's groups are normalised to length one before they are summed;
+otherwise the largest matrix would decide.
 
 Legend: O outputs, I inputs, R rank, G groups.
 """
@@ -14,22 +11,16 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_bnb_weight, get_bnb_param_type
 from torch import Tensor, nn
 
+from depthcut.model.decoder import lora_gradients
 from depthcut.model.surgery.width.groups import WidthGroups
 
-STRIP_WEIGHTS = 2**24  # weights at a time
-
-
-def weight_importance(w_OI: Tensor, a_RI: Tensor, b_OR: Tensor, grad_a_RI: Tensor, grad_b_OR: Tensor) -> Tensor:
-    """Equation 10, weight by weight, O x I: ``[(dL/dB A + B dL/dA - dL/dB dL/dA)_ij (W + BA)_ij]^2``."""
-    grad_OI = torch.addmm(grad_b_OR @ (a_RI - grad_a_RI), b_OR, grad_a_RI)
-    return grad_OI.mul_(torch.addmm(w_OI, b_OR, a_RI)).square_()
+STRIP_WEIGHTS = 2**24  # weights per strip
 
 
 def group_importance(layer: nn.Module, groups: WidthGroups) -> Tensor:
-    """What each group of a layer is worth, float64 G: over its matrices the sum of their shares."""
+    """Return the importance of each group of a layer, float64 G: its normalised importance, summed over matrices."""
     parts = [linear_importance(linear, axis, groups.count) for linear, axis in groups.linears(layer)]
     tiny = torch.finfo(torch.float64).tiny
     return torch.stack([part_G / part_G.norm().clamp_min(tiny) for part_G in parts]).sum(0)
@@ -37,50 +28,41 @@ def group_importance(layer: nn.Module, groups: WidthGroups) -> Tensor:
 
 @torch.no_grad()
 def linear_importance(linear: Any, axis: int, count: int) -> Tensor:
-    """The importance of a matrix's weights, summed over each group, float64 G.
+    """Return the importance of a matrix's weights, summed over each group, float64 G.
 
     Args:
-        linear: with an adapter, whose halves hold gradients; without any it gives zeros: no token came by.
-        axis: the groups are of its outputs (0) or of its inputs (1).
+        linear: a layer with an adapter whose A and B hold gradients. Without gradients, because no token reached the
+            layer, the result is zero.
+        axis: the groups divide its outputs (0) or its inputs (1).
         count: G.
     """
     assert isinstance(linear, LoraLayer)
     (name,) = linear.active_adapters
-    halves: tuple[Any, Any] = linear.lora_A[name], linear.lora_B[name]
-    a_RI, b_OR = (half.weight for half in halves)
-    w_OI = dequantised_weight(linear.base_layer)
+    factors: tuple[Any, Any] = linear.lora_A[name], linear.lora_B[name]
+    a_RI, b_OR = (factor.weight for factor in factors)
+    w_OI = lora_gradients.dequantised_weight(linear.base_layer)
     if a_RI.grad is None or b_OR.grad is None:
         return torch.zeros(count, dtype=torch.float64, device=w_OI.device)
-    scale, size = (
-        linear.scaling[name],
-        max(1, STRIP_WEIGHTS // w_OI.shape[1]),
-    )  # what is added to W is alpha / r times B A
+    # The update of W is alpha / r times B A.
+    scale, size = linear.scaling[name], max(1, STRIP_WEIGHTS // w_OI.shape[1])
     rows = zip(*(each.split(size) for each in (w_OI, b_OR, b_OR.grad)), strict=True)
     sums = [
-        weight_importance(w.float(), a_RI.float(), scale * b.float(), a_RI.grad.float(), scale * grad_b.float()).sum(
-            1 - axis
-        )
+        lora_gradients.weight_importance(
+            w.float(), a_RI.float(), scale * b.float(), a_RI.grad.float(), scale * grad_b.float()
+        ).sum(1 - axis)
         for w, b, grad_b in rows
     ]
     along = torch.cat(sums) if axis == 0 else torch.stack(sums).sum(0)
     return along.double().view(count, -1).sum(1)
 
 
-def dequantised_weight(linear: Any) -> Tensor:
-    """The weight of a linear layer, dequantised where it is quantised."""
-    weight = linear.weight
-    if get_bnb_param_type(weight):
-        weight = dequantize_bnb_weight(weight, getattr(linear, "state", None))
-    return weight.detach()
-
-
 class MovingAverage:
-    """The moving average of what groups are worth: ``G_t = smoothing G_(t-1) + (1 - smoothing) g_t``, from zero.
+    """Moving average of group importance: ``G_t = smoothing G_(t-1) + (1 - smoothing) g_t``, from zero.
 
     Attributes:
         smoothing: lambda, 0.9 in the published code.
-        values: by a name the average, float64 G.
-        skipped: updates that held a number that is not finite, and were left out.
+        values: the averages by name, float64 G.
+        skipped: number of updates that were skipped because they held a number that is not finite.
     """
 
     def __init__(self, smoothing: float) -> None:
@@ -89,7 +71,7 @@ class MovingAverage:
         self.skipped = 0
 
     def update(self, found: dict[str, Tensor]) -> None:
-        """Take in what the groups are worth at one step."""
+        """Add the importance of the groups at one step."""
         if not all(torch.stack([each.isfinite().all() for each in found.values()]).tolist()):
             self.skipped += 1
             return

@@ -1,4 +1,4 @@
-"""Healing that narrows: trained once, kept with its widths, read back, and sliced where the weights can be."""
+"""Healing that narrows: train once, store the adapters with the widths, read them back, and slice if possible."""
 
 import gc
 from pathlib import Path
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 def train_pruned(model: nn.Module, plan: Plan, workspace: "Workspace", recipe: WidthRecipe) -> nn.Module:
     """Train and prune ``model``, unless this point is done already; return it narrower, adapters attached.
 
-    What is returned holds what was read back from the disk: in ``adapter/`` the adapters of the full width, and what is
-    left of it. A quantised model stays as wide as it was, with masks: to slice its weights they would have to be
-    quantised anew, to other values. Its export is narrower all the same.
+    The returned weights are always read back from disk: ``adapter/`` holds the adapters at full width, and the
+    remaining widths. A quantised model keeps its width and is masked, because slicing would quantise its weights anew,
+    to other values. Its export is narrower all the same.
 
     Raises:
-        UserError: if no layer can be narrowed, or not by so much.
+        UserError: if no layer can be narrowed, or not by this much.
     """
     recipe = matched.resolve_ratio(recipe, plan, workspace)
     L.seed_everything(workspace.seed, verbose=False)
@@ -40,14 +40,14 @@ def train_pruned(model: nn.Module, plan: Plan, workspace: "Workspace", recipe: W
     def train(folder: Path) -> None:
         with workspace.numbers.timed("heal"):
             fit_model(adapted, recipe, workspace, callbacks=[pruning])
-        gc.collect()  # the trainer and its module hold each other, and else the model beside the next point's
+        gc.collect()  # trainer and module form a cycle, which would keep the model in memory with the next point's
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
         plan.write(folder / "plan.json")
         pruning.widths().write(folder / WIDTHS_FILE)
 
     folder = workspace.folder / "adapter"
     if ranks.global_rank() and not store.is_verified(folder, workspace.digest):
-        fit_model(adapted, recipe, workspace, callbacks=[pruning])  # its share of each step
+        fit_model(adapted, recipe, workspace, callbacks=[pruning])  # contributes to each step
     store.cached_folder(folder, train, workspace.digest)
     adapters.load_adapters(adapted, folder)
     pruning.masks.remove()
@@ -60,7 +60,7 @@ def train_pruned(model: nn.Module, plan: Plan, workspace: "Workspace", recipe: W
 
 
 def healed_sizes(workspace: "Workspace", plan: Plan) -> dict[surgery_sizes.SizeName, int] | None:
-    """What the healed model weighs and costs once it is sliced; None where it is not on file."""
+    """Return the sizes of the healed model once it is sliced, or None if it is not on disk."""
     widths = Widths.read_if_present(workspace.folder / "adapter")
     if widths is None:
         return None

@@ -1,4 +1,4 @@
-"""How much width goes for as many parameters as a cut through the depth leaves: ``heal.frac`` as a ``heal.ratio``."""
+"""Converts ``heal.frac`` to ``heal.ratio``: the width to remove for as many parameters as a depth cut leaves."""
 
 import bisect
 import dataclasses
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
     from depthcut.heal import Workspace
 
-RATIO_STEPS = 10_000  # ratios that are tried, in [0, 1)
+RATIO_STEPS = 10_000  # number of ratios to try, in [0, 1)
 MODULE_KINDS: dict[str, tuple[GroupKind, ...]] = {"all": GROUP_KINDS, "attention": ("heads",), "ffn": ("channels",)}
 log = logging.getLogger("depthcut")
 
 
 def check_narrowable(asked: WidthRecipe, workspace: "Workspace") -> None:
-    """Make sure that the model can be narrowed so, whichever layers are cut from it.
+    """Check that the model can be narrowed as asked, whichever layers are cut from it.
 
     Raises:
         UserError: if it cannot.
@@ -44,12 +44,13 @@ def check_narrowable(asked: WidthRecipe, workspace: "Workspace") -> None:
 
 
 def resolve_ratio(asked: WidthRecipe, plan: Plan, workspace: "Workspace") -> WidthRecipe:
-    """The recipe with the least ratio that leaves no more parameters than its ``frac`` of the layers would, cut.
+    """Return the recipe with the lowest ratio that leaves no more parameters than cutting ``frac`` of the layers.
 
-    Where groups at different places are of different sizes, ``global`` meets it about, for then it depends on which go.
+    If groups at different places differ in size, ``global`` selection meets it approximately, because the number
+    depends on the groups that go.
 
     Raises:
-        UserError: if so much cannot go.
+        UserError: if that many parameters cannot be removed.
     """
     if asked.frac is None:
         return asked
@@ -59,10 +60,10 @@ def resolve_ratio(asked: WidthRecipe, plan: Plan, workspace: "Workspace") -> Wid
 
 
 def matching_ratio(asked: WidthRecipe, model: nn.Module) -> tuple[float, float, float]:
-    """The ratio for the ``frac`` that is asked for, the parameters that it leaves, and those that the cut would.
+    """Return the ratio for ``frac``, the number of parameters that it leaves, and the number that the cut would leave.
 
     Raises:
-        UserError: if so much cannot go.
+        UserError: if that many parameters cannot be removed.
     """
     assert asked.frac is not None
     stack, whole = layers.layer_list(model), count_parameters(model)
@@ -82,7 +83,7 @@ def matching_ratio(asked: WidthRecipe, model: nn.Module) -> tuple[float, float, 
 
 
 def pruned_skeleton(workspace: "Workspace", plan: Plan) -> "PreTrainedModel":
-    """What ``plan`` leaves of the model, without its weights."""
+    """Return the model that ``plan`` leaves, without its weights."""
     halved = plan.unit != "layer"
     config = workspace.dense.config if halved else layers.trimmed_config(workspace.dense.config, plan.drop)
     model = sizes.typed_meta_model(config, workspace.dense.dtype)
@@ -92,12 +93,12 @@ def pruned_skeleton(workspace: "Workspace", plan: Plan) -> "PreTrainedModel":
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many parameters there are; what is tied counts once."""
+    """Return the number of parameters; tied ones count once."""
     return sum(weight.numel() for weight in model.parameters())
 
 
 def group_pools(asked: WidthRecipe, stack: nn.ModuleList) -> Iterator[list[tuple[int, int]]]:
-    """What is chosen among together: for each place there the number of groups, and of parameters in one."""
+    """Yield the pools that groups are selected from: for each place, the number of groups and their parameters each."""
     found: dict[Any, list[tuple[int, int]]] = {}
     for number in asked.free(len(stack)):
         for kind, each in groups.layer_groups(stack[number]).items():
@@ -108,7 +109,7 @@ def group_pools(asked: WidthRecipe, stack: nn.ModuleList) -> Iterator[list[tuple
 
 
 def group_parameters(layer: nn.Module, each: WidthGroups) -> int:
-    """The parameters that go with a group: of what is read by it the rows, with their biases, and its columns."""
+    """Return the number of parameters in a group: its rows with their biases, and its columns in the output matrix."""
     total = 0
     for linear, axis in each.linears(layer):
         total += linear.get_parameter("weight").numel()
@@ -118,7 +119,7 @@ def group_parameters(layer: nn.Module, each: WidthGroups) -> int:
 
 
 def removed_parameters(parts: list[list[tuple[int, int]]], ratio: float) -> float:
-    """The parameters that go at a ratio; one group stays at each place."""
+    """Return the number of parameters that a ratio removes; one group stays at each place."""
     total = 0.0
     for part in parts:
         count = sum(groups for groups, _ in part)

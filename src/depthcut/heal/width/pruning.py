@@ -1,8 +1,8 @@
-"""Pruning while healing (LoRAPrune, arXiv:2305.18403, algorithm 1): a Lightning callback beside any objective.
+"""Pruning while healing (LoRAPrune, arXiv:2305.18403, algorithm 1): a Lightning callback for any objective.
 
-At each step the adapters' gradients, before they are clipped, add to the moving average of what each group is worth; at
-some the masks are chosen anew. The averages and the masks are in the checkpoint, and the schedule follows from the
-step, so that a run that is killed goes on as if it had not been.
+Each step adds the importance of the groups, from the adapters' gradients before clipping, to a moving average; some
+steps choose the masks anew. The checkpoint holds the averages and the masks, and the schedule follows from the step, so
+an interrupted run resumes exactly.
 """
 
 import logging
@@ -28,11 +28,11 @@ class Pruning(L.Callback):
     """Chooses and masks groups of ``model`` while it is trained.
 
     Args:
-        model: with adapters; only groups all of whose matrices have one can go.
-        recipe: how much goes, and how.
+        model: has adapters; a group can be removed only if all its matrices have one.
+        recipe: size, selection and schedule of the pruning.
 
     Raises:
-        UserError: if nothing can go.
+        UserError: if no group can be removed.
     """
 
     def __init__(self, model: nn.Module, recipe: WidthRecipe) -> None:
@@ -46,7 +46,7 @@ class Pruning(L.Callback):
         self.averages = criterion.MovingAverage(recipe.smoothing)
 
     def adapted(self, layers: range) -> dict[GroupKey, WidthGroups]:
-        """The groups of these layers that the criterion can see."""
+        """Return the groups of these layers whose matrices all have adapters."""
         return {
             (number, kind): each
             for number in layers
@@ -65,7 +65,7 @@ class Pruning(L.Callback):
         self.step(trainer.global_step + 1)
 
     def step(self, step: int) -> None:
-        """Look at the gradients of a step, counted from 1; choose the masks anew where that is due."""
+        """Take in the gradients of a step, counted from 1; choose the masks anew if it is due."""
         recipe = self.recipe
         if step > schedule.ramp_end(recipe.steps):
             return
@@ -82,10 +82,10 @@ class Pruning(L.Callback):
         self.masks.keep(selection.select_groups(worth, share, self.recipe.selection))
 
     def settle(self) -> None:
-        """Say what is left, and what was skipped.
+        """Log the remaining widths and the number of skipped steps.
 
         Raises:
-            UserError: if no step told what groups are worth.
+            UserError: if no step had finite gradients.
         """
         if not self.averages.values:
             raise UserError("heal=loraprune: no step had finite gradients; lower heal.lr, or take bfloat16")
@@ -94,7 +94,7 @@ class Pruning(L.Callback):
             log.warning("width: the gradients of %d steps are no numbers, and were left out", self.averages.skipped)
 
     def widths(self) -> Widths:
-        """What the masks leave."""
+        """Return the widths that the masks leave."""
         gates = self.masks.gates
         whole: list[dict[GroupKind, int]] = [
             {kind: each.count for kind, each in kinds.items()} for kinds in self.groups
@@ -118,5 +118,5 @@ class Pruning(L.Callback):
 
 
 def place_key(place: GroupKey) -> str:
-    """A place as checkpoints call it."""
+    """Return the name of a place in checkpoints."""
     return f"{place[0]}.{place[1]}"

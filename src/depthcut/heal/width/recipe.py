@@ -1,4 +1,4 @@
-"""The options of LoRAPrune: how much width goes, where, and when."""
+"""Options of LoRAPrune: size, place and schedule of the width pruning."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -12,19 +12,20 @@ from depthcut.runtime.strict import strict
 
 @strict
 class WidthRecipe(CheckedAdapters):
-    """Low-rank adapters that also tell which groups of weights are worth least; these go little by little.
+    """Low-rank adapters that also rank groups of weights; the least important are removed gradually.
 
     Attributes:
-        layers: the criterion sees only what has adapters.
-        strategy: it needs whole gradients.
-        ratio: share of the groups of each kind that goes, in the layers that are narrowed.
-        frac: None, or in place of the ratio: as many parameters go as in a cut of this share of the layers, or, as
-            groups are whole, a few more.
-        selection: ``uniform``: so many in each layer, as published; ``global``: the least of all layers.
-        prune_every: steps between two choices of the groups, while the share grows.
-        smoothing: lambda of the moving average of what groups are worth.
-        keep_first: share of the layers, the first ones, that stay as wide as they are, rounded down.
-        keep_last: the last layers that do.
+        layers: fixed, because the criterion sees only layers with adapters.
+        strategy: fixed, because the criterion needs whole gradients.
+        ratio: fraction of the groups of each kind to remove, in the layers that are narrowed.
+        frac: overrides ``ratio`` unless None: remove as many parameters as a cut of this fraction of the layers, or
+            slightly more, because groups are whole.
+        selection: ``uniform``: the same fraction of each layer, as published; ``global``: the least important of all
+            layers.
+        prune_every: steps between two selections of the groups, while the removed share grows.
+        smoothing: lambda of the moving average of group importance.
+        keep_first: fraction of the layers, from the first, that keep their width, rounded down.
+        keep_last: number of last layers that keep their width.
     """
 
     layers: Literal["all"]  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -39,10 +40,10 @@ class WidthRecipe(CheckedAdapters):
     incidental: ClassVar[frozenset[str]] = frozenset({"frac"})
 
     def free(self, left: int) -> range:
-        """Which of the ``left`` layers of the model are narrowed.
+        """Return which of the ``left`` layers of the model are narrowed.
 
         Raises:
-            UserError: if none is.
+            UserError: if there are none.
         """
         found = range(int(self.keep_first * left), left - self.keep_last)
         if not found:

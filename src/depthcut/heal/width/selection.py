@@ -1,4 +1,4 @@
-"""Which groups stay, given what they are worth: so many in each layer, as published, or in all layers together."""
+"""Selects the groups that stay by importance: in each layer separately, as published, or across all layers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,15 @@ Selection = Literal["uniform", "global"]
 def select_groups(
     worth: Mapping[GroupKey, Tensor], share: float, selection: Selection
 ) -> dict[GroupKey, tuple[int, ...]]:
-    """The groups that stay where the least important ``share`` of them go; one stays at each place.
+    """Return the groups that stay when the least important ``share`` of them is removed; one stays at each place.
 
-    The number that goes is rounded to the nearest whole one, halves down. Of equals the first go.
+    The number to remove is rounded to the nearest integer, halves down. Of equals, the first are removed.
 
     Args:
-        worth: what the groups at each place are worth, G; heads and channels are never compared.
+        worth: importance of the groups at each place, G; heads and channels are never compared.
         share: in [0, 1).
-        selection: ``uniform``: the share of each place's groups; ``global``: of a kind's in all layers together.
+        selection: ``uniform``: the share of each place's groups; ``global``: of each kind's groups in all layers
+            together.
     """
     if selection == "uniform":
         return {place: select_in_layer(worth_G, share) for place, worth_G in worth.items()}
@@ -34,13 +35,13 @@ def select_groups(
 
 
 def select_in_layer(worth_G: Tensor, share: float) -> tuple[int, ...]:
-    """The groups of one layer that stay."""
+    """Return the groups of one layer that stay."""
     gone = min(round_half_down(share * len(worth_G)), len(worth_G) - 1)
     return tuple(sorted(torch.argsort(worth_G, stable=True)[gone:].tolist()))
 
 
 def select_across_layers(worth: Sequence[Tensor], share: float) -> list[tuple[int, ...]]:
-    """The groups of each layer that stay, the least of all layers gone."""
+    """Return the groups of each layer that stay when the least important of all layers are removed."""
     stay = [set(range(len(each))) for each in worth]
     owners = [(place, group) for place, each in enumerate(worth) for group in range(len(each))]
     left = round_half_down(share * len(owners))
@@ -53,5 +54,5 @@ def select_across_layers(worth: Sequence[Tensor], share: float) -> list[tuple[in
 
 
 def round_half_down(number: float) -> int:
-    """The nearest whole number, halves down: of three heads half is one. What float makes of 0.3 x 10 counts as 3."""
+    """Round to the nearest integer, halves down: half of three heads is one. Floating-point 0.3 x 10 counts as 3."""
     return math.ceil(round(number, 6) - 0.5)

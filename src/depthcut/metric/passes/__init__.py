@@ -1,1 +1,1 @@
-"""Forward passes that metrics share."""
+"""Forward passes shared by metrics."""

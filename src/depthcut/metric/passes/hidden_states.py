@@ -1,4 +1,4 @@
-"""What every metric of blocks starts from: one pass over the calibration text, all L + 1 edges of the residual stream.
+"""Hidden states for block metrics: one pass over the calibration text, all L + 1 edges of the residual stream.
 
 Legend: N tokens of one sample, E edges, D width, B batch, T tokens, S samples.
 """
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 TokenSelection = Literal["last", "all"]
 EdgeComparison = Callable[[Tensor], Tensor]
-"""From the states of some tokens at all edges, float64 N x E x D, to a value for each pair of edges, N x E x E."""
-STOP_CHECKS = frozenset(2**k for k in range(4, 30))  # after how many samples it is asked whether they are enough
+"""Maps the states of tokens at all edges, float64 N x E x D, to a value for each pair of edges, N x E x E."""
+STOP_CHECKS = frozenset(2**k for k in range(4, 30))  # numbers of samples at which to check whether they suffice
 
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenStates:
     """One pass over the calibration text.
 
-    The edges are those between the layers that are left. With a half as unit they come in pairs instead: in front of
-    each attention, or MLP, that is left, and behind it.
+    Edges lie between the remaining layers. If the unit is a sublayer, they come in pairs instead: before and after each
+    remaining attention or MLP.
 
     Attributes:
         subject: holds the model and the text.
-        removed: units that are gone.
+        removed: units already removed.
         unit: layers, or their attentions or MLPs.
-        batch: sequences a forward pass.
-        token: compare the states of each sample's last token, or of all.
-        name: of the metric, for messages.
-        until: stop as soon as the block that is wanted wins in this share of the bootstrap's draws; None: never.
+        batch: sequences per forward pass.
+        token: compare the states of each sample's last token, or of all tokens.
+        name: name of the metric, for messages.
+        until: stop as soon as the wanted block wins this share of bootstrap draws; None never stops early.
     """
 
     subject: "Subject"
@@ -52,7 +52,7 @@ class HiddenStates:
     until: float | None = None
 
     def samples(self) -> Iterator[Tensor]:
-        """The states of each sample, float64 N x E x D."""
+        """Yield the states of each sample, float64 N x E x D."""
         with torch.inference_mode():
             yield from self._layer_by_layer() if self.subject.dense.streaming else self._batch_by_batch()
 
@@ -67,7 +67,7 @@ class HiddenStates:
             yield from self.divided(states, h_BTD, mask_BT)
 
     def _layer_by_layer(self) -> Iterator[Tensor]:
-        """All batches through a layer before the next layer is read; the states that are compared wait on the host."""
+        """Run all batches through a layer before reading the next one; keep the compared states on the host."""
         source, batches = self.subject.dense.stream(), list(self.subject.texts.calibration().batches(self.batch))
         calls = [inputs.model_inputs(source.model, *batch) for batch in batches]
         tokens = sum(mask_BT.numel() for _, mask_BT in batches)
@@ -84,24 +84,24 @@ class HiddenStates:
             yield from self.divided(states[batch], streams[batch].cpu(), mask_BT)
 
     def passed(self, way: layerwise.LayerwiseForward, index: int, h_BTD: Tensor) -> tuple[list[Tensor], Tensor]:
-        """What is to be seen on the way through a layer, and the stream behind it."""
+        """Return the states to record at a layer, and the residual stream after it."""
         if index in self.removed:
             return [], h_BTD if self.unit == "layer" else way.step(index, h_BTD, self.unit)
-        behind_BTD = way.step(index, h_BTD)
+        after_BTD = way.step(index, h_BTD)
         if self.unit == "layer":
-            return [h_BTD], behind_BTD
+            return [h_BTD], after_BTD
         between_BTD = way.step(index, h_BTD, without="mlp")
-        return [h_BTD, between_BTD] if self.unit == "attention" else [between_BTD, behind_BTD], behind_BTD
+        return [h_BTD, between_BTD] if self.unit == "attention" else [between_BTD, after_BTD], after_BTD
 
     def picked(self, h_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """The tokens that are compared: B x 1 x D or B x T x D."""
+        """Return the states of the compared tokens: B x 1 x D or B x T x D."""
         if self.token == "all":
             return h_BTD
         last_B = (mask_BT * torch.arange(mask_BT.shape[1])).argmax(1).to(h_BTD.device)
         return h_BTD[torch.arange(len(last_B), device=h_BTD.device), last_B][:, None]
 
     def divided(self, states: list[Tensor], h_BTD: Tensor, mask_BT: Tensor) -> Iterator[Tensor]:
-        """The states of a batch, and of whole layers the last edge, by sample and without padding."""
+        """Yield the states of a batch by sample, without padding; for whole layers, append the last edge."""
         if self.unit == "layer":
             states = [*states, self.picked(h_BTD, mask_BT)]
         for row in range(len(mask_BT)):
@@ -113,8 +113,8 @@ class HiddenStates:
 def score_blocks(over: HiddenStates, compare: EdgeComparison) -> Scores:
     """Score all blocks: ``compare`` each pair of edges at each token, average over a sample, then over the samples.
 
-    The decoder stack runs once, without the head. A token whose state is zero or not finite at some edge is left out;
-    so is a sample of which no token is left.
+    The decoder stack runs once, without the head. Tokens with a zero or non-finite state at some edge are skipped, as
+    are samples without any other token.
 
     Raises:
         UserError: if no sample is left.
@@ -139,7 +139,7 @@ def score_blocks(over: HiddenStates, compare: EdgeComparison) -> Scores:
 
 
 def mean_over_tokens(states_NED: Tensor, compare: EdgeComparison, unit: Unit) -> Tensor:
-    """The mean over the tokens: of each pair of edges, E x E, or for halves of each pair that belongs together."""
+    """Return the mean over tokens for each pair of edges, E x E, or for each sublayer's pair of edges."""
     if unit == "layer":
         return compare(states_NED).mean(0).triu(1)
     pairs_PED = states_NED.reshape(-1, 2, states_NED.shape[-1])
@@ -147,7 +147,7 @@ def mean_over_tokens(states_NED: Tensor, compare: EdgeComparison, unit: Unit) ->
 
 
 def bootstrap_scores(values_S: Tensor, left_out: int) -> Scores:
-    """Scores out of each sample's values, S x E x E or S x K, with a Bayesian bootstrap over the samples."""
+    """Return scores from each sample's values, S x E x E or S x K, with a Bayesian bootstrap over the samples."""
     samples = len(values_S)
     stderr = (values_S.std(0, correction=min(1, samples - 1)) / math.sqrt(samples)).tolist()
     weight_RS = torch.from_numpy(bootstrap_weights(samples))
@@ -157,22 +157,22 @@ def bootstrap_scores(values_S: Tensor, left_out: int) -> Scores:
 
 
 def is_block_certain(found: Scores, over: HiddenStates) -> bool:
-    """Whether one start of the wanted block wins often enough."""
+    """Return whether one start of the wanted block wins often enough."""
     assert over.until is not None
     starts, n = over.subject.wanted()
     return max(found.wins(starts, n).values(), default=0.0) >= over.until
 
 
 def usable_tokens(states_NED: Tensor) -> Tensor:
-    """Which tokens have a state at every edge that is finite and not zero."""
+    """Return a mask of the tokens whose state at every edge is finite and not zero."""
     norm_NE = states_NED.norm(dim=-1)
     return (norm_NE.isfinite() & (norm_NE > 0)).all(1)
 
 
 def pairwise_cosines(states_NED: Tensor) -> Tensor:
-    """Cosine between all pairs of edges, N x E x E, clamped to [-1, 1].
+    """Return the cosine between all pairs of edges, N x E x E, clamped to [-1, 1].
 
-    In float64: at small angles the rounding of bfloat16 is as large as the distance.
+    In float64: at small angles, the rounding error of bfloat16 is as large as the distance.
     """
     unit_NED = states_NED / states_NED.norm(dim=-1, keepdim=True)
     return (unit_NED @ unit_NED.transpose(1, 2)).clamp(-1, 1)

@@ -165,6 +165,10 @@ class OnDisk:
         """Cache of hidden states for searches that rescore; empty otherwise."""
         return self._prefixes
 
+    @prefixes.setter
+    def prefixes(self, cache: "PrefixCache") -> None:
+        self._prefixes = cache
+
     @cached_property
     def _prefixes(self) -> "PrefixCache":
         from depthcut.model.decoder.prefix_cache import PrefixCache

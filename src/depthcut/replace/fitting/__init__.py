@@ -1,1 +1,1 @@
-"""How replacements are fitted."""
+"""Fitting of replacements."""

@@ -1,9 +1,9 @@
-"""What a replacement is fitted to: the dense model's residual stream on both sides of each gap, a batch at a time.
+"""Hidden states of the dense model on both sides of each gap, a batch at a time, for fitting replacements.
 
-Nothing is kept of a batch but what the fit makes of it. The dense model is the cut one, with the dropped layers put
-back for a while: they are all that is loaded for it. Where they do not fit, layers come off the disk one by one.
+Nothing of a batch is kept beyond the fit's own sums. The dense model is the pruned one with the dropped layers restored
+for a while, so only these are loaded. If they do not fit, layers are read from disk one by one.
 
-Legend: B batch, T tokens, D width, N tokens that are no padding.
+Legend: B batch, T tokens, D width, N tokens that are not padding.
 """
 
 import copy
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from depthcut.replace import Site
 
 GapSamples = tuple[int, Tensor, Tensor]
-"""The first layer of a gap; for each token what the map reads, and what the gap adds to the stream: float64 N x D."""
+"""The first layer of a gap; for each token the map's input and the gap's update of the stream: float64 N x D."""
 GapStates = tuple[int, Tensor, Tensor, Tensor]
-"""The first layer of a gap; what the map reads, the stream in front of the gap and the one behind it: B x T x D."""
+"""The first layer of a gap; the map's input, and the stream before and after the gap: B x T x D."""
 MaskedGapStates = Iterator[tuple[Tensor, GapStates]]
-"""Each with its batch's mask."""
+"""Gap states with their batch's mask."""
 
 
 @contextmanager
 def restored_dense(model: nn.Module, plan: Plan, site: "Site") -> Generator[nn.Module]:
-    """Inside the ``with``, ``model`` is the dense one again; then it is as it was found."""
+    """Make ``model`` the dense one inside the ``with``; then restore the pruned one."""
     form = site.dense
     rest = Plan(plan.depth, plan.keep)
     spare = site.dense.checkpoint.load(rest, quantise=form.quantise, dtype=form.dtype, device=site.dense.device)
@@ -58,14 +58,14 @@ def restored_dense(model: nn.Module, plan: Plan, site: "Site") -> Generator[nn.M
 
 
 def gap_samples(model: nn.Module, plan: Plan, site: "Site", batch: int, fused: bool = False) -> Iterator[GapSamples]:
-    """Go through the calibration text once.
+    """Yield the samples of each gap in one pass over the calibration text.
 
     Args:
-        model: cut by ``plan``.
-        plan: whose gaps are asked for.
+        model: the model pruned by ``plan``.
+        plan: its gaps are sampled.
         site: holds the text and the dropped layers.
-        batch: sequences a forward pass.
-        fused: the map reads what the MLP of the layer before the gap adds to the stream, not the stream.
+        batch: sequences per forward pass.
+        fused: the map's input is the output of the MLP before the gap instead of the stream.
 
     Raises:
         UserError: if no token gives finite states.
@@ -84,7 +84,7 @@ def gap_samples(model: nn.Module, plan: Plan, site: "Site", batch: int, fused: b
 
 
 def needs_streaming(plan: Plan, site: "Site") -> bool:
-    """Whether the dropped layers come off the disk one by one, because they do not fit or ``stream`` asks for it."""
+    """Return whether to read the dropped layers from disk one by one: they do not fit, or ``stream`` asks for it."""
     asked = site.dense.policy
     if asked != "auto":
         return asked == "always"
@@ -93,7 +93,7 @@ def needs_streaming(plan: Plan, site: "Site") -> bool:
 
 
 def _states_by_batch(model: nn.Module, site: "Site", plan: Plan, batch: int, fused: bool) -> MaskedGapStates:
-    """Each batch as far as the last gap before the next one comes."""
+    """Run each batch up to the last gap before the next batch."""
     text = site.texts.calibration()
     with restored_dense(model, plan, site) as dense:
         for ids_BT, mask_BT in track(text.batches(batch), "replacing", math.ceil(len(text) / batch)):
@@ -103,7 +103,7 @@ def _states_by_batch(model: nn.Module, site: "Site", plan: Plan, batch: int, fus
 
 
 def _states_by_layer(site: "Site", plan: Plan, batch: int, fused: bool) -> MaskedGapStates:
-    """All batches through a layer before the next one is read; their streams are held."""
+    """Run all batches through a layer before reading the next one; their streams are held."""
     source, batches = site.dense.stream(), list(site.texts.calibration().batches(batch))
     calls = [inputs.model_inputs(source.model, *each) for each in batches]
     tokens = sum(mask_BT.numel() for _, mask_BT in batches)
@@ -125,7 +125,7 @@ def _states_by_layer(site: "Site", plan: Plan, batch: int, fused: bool) -> Maske
 
 
 def gap_states(way: layerwise.LayerwiseForward, plan: Plan, fused: bool = False) -> Iterator[GapStates]:
-    """A batch's way as far as the last gap."""
+    """Run a batch up to the last gap; yield its states."""
     crossing, h_BTD = GapRecorder(plan, fused, way.h_BTD.device), way.h_BTD
     for edge in range(crossing.last + 1):
         yield from crossing.reached(edge, h_BTD)
@@ -133,12 +133,12 @@ def gap_states(way: layerwise.LayerwiseForward, plan: Plan, fused: bool = False)
 
 
 class GapRecorder:
-    """What a batch leaves at the gaps.
+    """Records a batch's states at the gaps.
 
     Args:
         plan: has the gaps.
-        fused: whether the map reads what an MLP adds.
-        place: where states wait for the other side.
+        fused: whether the map's input is the output of an MLP.
+        place: device that holds states until the end of their gap.
     """
 
     def __init__(self, plan: Plan, fused: bool, place: torch.device) -> None:
@@ -150,7 +150,7 @@ class GapRecorder:
         self.z: dict[int, Tensor] = {}
 
     def reached(self, edge: int, h_BTD: Tensor) -> Iterator[GapStates]:
-        """The stream in front of layer ``edge`` is there: behind a gap, give its sides; in front of one, remember."""
+        """Take the stream before layer ``edge``: after a gap, yield its states; before one, record the stream."""
         if edge in self.stops:
             start, here = self.stops[edge], h_BTD.device
             x_BTD = self.x.pop(start).to(here)
@@ -159,11 +159,11 @@ class GapRecorder:
             self.x[edge] = h_BTD.to(self.place)
 
     def passed(self, way: layerwise.LayerwiseForward, edge: int, h_BTD: Tensor) -> Tensor:
-        """The stream behind layer ``edge``, as far as there is a gap to come."""
+        """Return the stream after layer ``edge``; after the last gap nothing is run."""
         if edge == self.last:
             return h_BTD
         if not (self.fused and edge + 1 in self.stops.values()):
             return way.step(edge, h_BTD)
-        behind_BTD, z_BTD = writers.step_with_mlp_output(way, edge, h_BTD)
+        after_BTD, z_BTD = writers.step_with_mlp_output(way, edge, h_BTD)
         self.z[edge + 1] = z_BTD.to(self.place)
-        return behind_BTD
+        return after_BTD

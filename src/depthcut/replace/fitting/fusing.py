@@ -1,4 +1,4 @@
-"""A map that goes into the last weights of the MLP before the gap (ReplaceMe, arXiv:2505.02819)."""
+"""Fuses a map into the last weights of the MLP before the gap (ReplaceMe, arXiv:2505.02819)."""
 
 from typing import TYPE_CHECKING
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def check_fusable(model: nn.Module, plan: Plan, site: "Site") -> None:
-    """Make sure that before each gap there is an MLP whose last weights write to the stream.
+    """Check that each gap follows an MLP whose last weights write to the residual stream.
 
     Raises:
-        UserError: if there is none.
+        UserError: if one does not.
     """
     if plan.drop[0] == 0:
         raise UserError(
@@ -37,7 +37,7 @@ def check_fusable(model: nn.Module, plan: Plan, site: "Site") -> None:
 
 
 def fuse_maps(fitted: dict[int, dict[str, Tensor]], site: "Site") -> Filling:
-    """The new last weights: ``W <- (I + B)^T W``, and of the bias ``b <- (I + B)^T b``; from weights not quantised."""
+    """Return the new weights ``W <- (I + B)^T W`` and biases ``b <- (I + B)^T b``, from unquantised weights."""
     tensors: dict[str, Tensor] = {}
     name = writers.writer_names(layer_weights.meta_layers(site.dense)[0])[1]
     for start, parts in fitted.items():

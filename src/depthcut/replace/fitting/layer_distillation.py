@@ -1,4 +1,4 @@
-"""A layer that learns what a block of layers does to the stream (LLM-Streamline, arXiv:2403.19135).
+"""Trains a layer to reproduce a block of layers (LLM-Streamline, arXiv:2403.19135).
 
 Legend: B batch, T tokens, D width.
 """
@@ -31,7 +31,7 @@ log = logging.getLogger("depthcut")
 
 
 class LayerFit(Protocol):
-    """How layers are trained; :class:`depthcut.replace.layer.Layer` explains each option."""
+    """Options of the training; :class:`depthcut.replace.layer.Layer` documents each."""
 
     @property
     def steps(self) -> int: ...
@@ -56,13 +56,13 @@ class LayerFit(Protocol):
 
 
 class LayerTraining:
-    """Students, and how far their training is.
+    """Student layers and the state of their training.
 
     Attributes:
         students: by the first layer of each gap.
-        step: how many steps they have made.
-        first: the squared error of the first batch.
-        last: of the one behind ``step``.
+        step: number of steps done.
+        first: squared error of the first batch.
+        last: squared error of the batch of the last step.
     """
 
     def __init__(self, students: dict[int, nn.Module], recipe: LayerFit) -> None:
@@ -73,10 +73,10 @@ class LayerTraining:
         self.step, self.first, self.last = 0, math.nan, math.nan
 
     def made(self, error: float) -> None:
-        """Make a step by the gradients that a batch of this squared error left.
+        """Step with the gradients of a batch that has this squared error.
 
         Raises:
-            UserError: if the error, or what the step makes of the weights, is no number.
+            UserError: if the error or an updated weight is not finite.
         """
         self.optimiser.step()
         self.optimiser.zero_grad()
@@ -88,7 +88,7 @@ class LayerTraining:
             raise UserError(f"diverged: replace=layer is no number at step {self.step}; take a lower replace.lr")
 
     def write(self, path: Path) -> None:
-        """Write all that an exact resume needs."""
+        """Write a checkpoint with the full state for an exact resume."""
         numbers = {
             "step": self.step,
             "first": self.first,
@@ -100,7 +100,7 @@ class LayerTraining:
             torch.save(numbers | {"states": states}, temporary)
 
     def read(self, path: Path, device: str) -> None:
-        """Go on from where this was written."""
+        """Resume from a checkpoint."""
         found: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         self.step, self.first, self.last = found["step"], found["first"], found["last"]
         for name, part in self.parts().items():
@@ -108,24 +108,24 @@ class LayerTraining:
         log.info("replace=layer goes on from step %d: %s", self.step, path)
 
     def parts(self) -> dict[str, Any]:
-        """What has a state, by name."""
+        """Return the objects with a state, by name."""
         students = {f"layer {start}": each for start, each in self.students.items()}
         return {"optimiser": self.optimiser, "schedule": self.schedule, **students}
 
 
 def checkpoint_path(site: "Site", plan: Plan) -> Path:
-    """Where the training is kept while it lasts: beside what it comes to, for all points that need that."""
+    """Return the path of the training's checkpoint, next to the filling in the cache, for all points that need it."""
     return site.cache / "replacements" / f"{site.key(plan)}.ckpt"
 
 
 def train_layers(model: nn.Module, plan: Plan, site: "Site", recipe: LayerFit) -> dict[int, dict[str, Tensor]]:
-    """For each gap the parameters of its layer, which began as the first one dropped, in float32.
+    """Train a layer for each gap, initialised from its first dropped layer; return the parameters in float32.
 
-    The dense model computes what goes in and what is to come out, a batch at a time; nothing of it is kept. A training
-    that was killed goes on from its last checkpoint: the same batches, in the same order.
+    The dense model computes inputs and targets a batch at a time; none are kept. An interrupted training resumes from
+    its last checkpoint with the same batches in the same order.
 
     Raises:
-        UserError: if the dense model has no room on the device.
+        UserError: if the dense model does not fit on the device.
     """
     if boundary_states.needs_streaming(plan, site):
         raise UserError(
@@ -152,7 +152,7 @@ def train_layers(model: nn.Module, plan: Plan, site: "Site", recipe: LayerFit) -
 
 
 def student_layer(site: "Site", number: int, model: nn.Module) -> nn.Module:
-    """A layer of the dense model, to be trained."""
+    """Return a trainable copy of a layer of the dense model."""
     form = LoadConfig("none", torch.float32, site.dense.device)
     like = layers.layer_list(model)[0]
     return inserted.build_layer(
@@ -161,7 +161,7 @@ def student_layer(site: "Site", number: int, model: nn.Module) -> nn.Module:
 
 
 def step_batches(site: "Site", recipe: LayerFit, done: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A batch for each step behind the first ``done``, in the text's order, and from its beginning if it is shorter."""
+    """Yield a batch for each step after the first ``done``, in the text's order; a shorter text is repeated."""
     text = site.texts.part("train", recipe.sequences)
     for step in range(done, recipe.steps):
         rows_B = np.arange(step * recipe.batch, (step + 1) * recipe.batch) % len(text)
@@ -172,7 +172,7 @@ def step_batches(site: "Site", recipe: LayerFit, done: int) -> Iterator[tuple[Te
 def accumulate_gradients(
     dense: nn.Module, plan: Plan, students: dict[int, nn.Module], ids_BT: Tensor, mask_BT: Tensor
 ) -> float:
-    """Add up the gradients of a batch; give the squared error, mean over tokens and width, summed over the gaps."""
+    """Accumulate the gradients of a batch; return the squared error, mean over tokens and width, summed over gaps."""
     with torch.no_grad():
         way = layerwise.start_forward(dense, inputs.model_inputs(dense, ids_BT, mask_BT))
         sides = [(start, x_BTD, y_BTD) for start, _, x_BTD, y_BTD in boundary_states.gap_states(way, plan)]
@@ -186,7 +186,7 @@ def accumulate_gradients(
 
 
 def student_output(student: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], x_BTD: Tensor) -> Tensor:
-    """The stream behind a layer in float32, computed in the type of the stream that enters."""
+    """Return the stream after a layer in float32, computed in the dtype of the incoming stream."""
     args, kwargs = call
     low = x_BTD.dtype != torch.float32
     with torch.autocast(x_BTD.device.type, dtype=x_BTD.dtype if low else torch.bfloat16, enabled=low):

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def read_layer_weights(dense: "OnDisk", number: int, only: str = "") -> dict[str, Tensor]:
-    """Read the tensors of a layer of the dense model by their names in it, not quantised: float32, on the device.
+    """Read the unquantised tensors of a layer of the dense model by their names in it: float32, on the device.
 
     Args:
         dense: the dense model.
-        number: of the layer.
-        only: the name of the one tensor to read; all if empty.
+        number: index of the layer.
+        only: name of the one tensor to read; empty reads all.
 
     Raises:
-        UserError: if the files do not hold them under the names that they have in the model.
+        UserError: if the files do not hold them under their names in the model.
     """
     start = f"{dense.checkpoint.layer_prefix}.{number}."
     found = {name.removeprefix(start): tensor for name, tensor in dense.tensors(number).items()}

@@ -1,9 +1,9 @@
-"""Least-squares maps out of sufficient statistics: what has been seen is in two D x D sums, however long the text.
+"""Least-squares maps from sufficient statistics: two D x D sums hold all samples, however long the text.
 
-``Z`` holds what the map reads, ``R`` what it is to add to the stream: N x D. B minimises
-``||Z B - R||^2 + ridge * ||Z||_columns^2 * ||B||^2``, the penalty on row i of B being ``ridge * (Z^T Z)_ii``: it pulls
-towards adding nothing, and does not depend on the scale of a feature. (ReplaceMe, arXiv:2505.02819, whose penalty pulls
-towards wiping the stream out: the same map at ridge 0.)
+``Z`` holds the inputs of the map, ``R`` the updates of the stream to predict: N x D. B minimises
+``||Z B - R||^2 + ridge * ||Z||_columns^2 * ||B||^2``, where the penalty on row i of B is ``ridge * (Z^T Z)_ii``. It
+pulls towards adding nothing, and does not depend on the scale of a feature. (ReplaceMe, arXiv:2505.02819, has a penalty
+that pulls towards erasing the stream; at ridge 0 the map is the same.)
 
 Legend: N tokens, D width, r rank.
 """
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 LinearMapKind = Literal["diagonal", "full", "orthogonal", "low_rank"]
-# Directions of Z this much weaker than the strongest, features scaled alike, are rounding.
+# Directions of Z weaker than the strongest by this factor, with features scaled alike, are rounding error.
 EIGENVALUE_TOLERANCE = 1e-12
 
 
 @dataclass
 class SufficientStatistics:
-    """What a map is fitted from.
+    """Sufficient statistics of a fit.
 
     Attributes:
         zz_DD: Z^T Z, float64.
@@ -37,25 +37,25 @@ class SufficientStatistics:
 
     @classmethod
     def of_width(cls, like_ND: Tensor) -> "SufficientStatistics":
-        """Nothing seen yet."""
+        """Return empty statistics."""
         width = like_ND.shape[1]
         return cls(like_ND.new_zeros(width, width), like_ND.new_zeros(width, width))
 
     def add(self, z_ND: Tensor, r_ND: Tensor) -> None:
-        """See some tokens, float64."""
+        """Add tokens, float64."""
         self.zz_DD += z_ND.T @ z_ND
         self.zr_DD += z_ND.T @ r_ND
         self.rr += r_ND.square().sum().item()
         self.count += len(z_ND)
 
     def unexplained(self, b_DD: Tensor) -> float:
-        """``||Z B - R||^2 / ||R||^2``; 0 where there was nothing to explain."""
+        """Return ``||Z B - R||^2 / ||R||^2``; 0 if R is zero."""
         off = self.rr - 2 * (b_DD * self.zr_DD).sum() + (b_DD * (self.zz_DD @ b_DD)).sum()
         return max(0.0, (off / self.rr).item()) if self.rr else 0.0
 
 
 def fit_map(sums: SufficientStatistics, kind: LinearMapKind, ridge: float, rank: int | None) -> dict[str, Tensor]:
-    """The map as the parts of a bridge: ``scale``, ``matrix``, or ``left`` and ``right``."""
+    """Fit the map; return it as the parts of a bridge: ``scale``, ``matrix``, or ``left`` and ``right``."""
     if kind == "diagonal":
         zz_D, zr_D = sums.zz_DD.diagonal(), sums.zr_DD.diagonal()
         return {"scale": torch.where(zz_D > 0, zr_D / (zz_D * (1 + ridge)), 0.0)}
@@ -69,7 +69,7 @@ def fit_map(sums: SufficientStatistics, kind: LinearMapKind, ridge: float, rank:
 
 
 def fit_full_matrix(sums: SufficientStatistics, ridge: float) -> Tensor:
-    """``(Z^T Z + ridge diag)^-1 Z^T R``, the shortest of several."""
+    """Return ``(Z^T Z + ridge diag)^-1 Z^T R``, the one of least norm if there are several."""
     scale_D = sums.zz_DD.diagonal().sqrt()
     unit_D = torch.where(scale_D > 0, 1 / scale_D, 0.0)
     value_D, vector_DD = torch.linalg.eigh(unit_D[:, None] * sums.zz_DD * unit_D)
@@ -78,15 +78,18 @@ def fit_full_matrix(sums: SufficientStatistics, ridge: float) -> Tensor:
 
 
 def fit_orthogonal(sums: SufficientStatistics, ridge: float) -> Tensor:
-    """The rotation (or reflection) A with ``Z A`` nearest to ``Z + R``: ``U V^T`` of ``Z^T (Z + R) + ridge diag``."""
+    """Return the rotation (or reflection) A with ``Z A`` nearest to ``Z + R``.
+
+    It is ``U V^T`` of ``Z^T (Z + R) + ridge diag``.
+    """
     u_DD, _, vh_DD = torch.linalg.svd(sums.zz_DD + sums.zr_DD + ridge * sums.zz_DD.diagonal().diag())
     return u_DD @ vh_DD
 
 
 def reduce_map_rank(sums: SufficientStatistics, b_DD: Tensor, ridge: float, rank: int) -> dict[str, Tensor]:
-    """The best map of a rank, given the best of any (reduced-rank regression, Izenman 1975).
+    """Return the best map of a rank, given the best map of any rank (reduced-rank regression, Izenman 1975).
 
-    What the full map gives is projected on the r directions in which it is largest.
+    It projects the full map's output on the r directions in which it is largest.
     """
     given_DD = b_DD.T @ (sums.zz_DD + ridge * sums.zz_DD.diagonal().diag()) @ b_DD
     right_Dr = torch.linalg.eigh(given_DD)[1][:, -rank:]
@@ -94,7 +97,7 @@ def reduce_map_rank(sums: SufficientStatistics, b_DD: Tensor, ridge: float, rank
 
 
 def map_matrix(parts: dict[str, Tensor]) -> Tensor:
-    """B in full."""
+    """Return B as a full matrix."""
     if "scale" in parts:
         return parts["scale"].diag()
     return parts["matrix"] if "matrix" in parts else parts["left"] @ parts["right"]

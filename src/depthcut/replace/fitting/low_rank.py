@@ -1,4 +1,4 @@
-"""Best approximations of a rank, and the distance between two of them (FlexiGPT, arXiv:2501.14713, eqs. 2-5).
+"""Low-rank approximations, and the distance between two of them (FlexiGPT, arXiv:2501.14713, eqs. 2-5).
 
 Legend: m rows, n columns, r rank; ``left`` is m x r, ``right`` r x n.
 """
@@ -10,22 +10,22 @@ from torch import Tensor
 
 
 class LowRankFactors(NamedTuple):
-    """A matrix as a product: ``left`` is U S, ``right`` V^T."""
+    """A matrix as a product: ``left`` is U S, ``right`` is V^T."""
 
     left: Tensor
     right: Tensor
 
     @property
     def product(self) -> Tensor:
-        """The matrix."""
+        """The full matrix."""
         return self.left @ self.right
 
 
 def truncated_svd(matrix_mn: Tensor, rank: int) -> LowRankFactors:
-    """The nearest matrix of rank ``rank``, or of the smaller side where that is less: U S and V^T, float32.
+    """Return the nearest matrix of rank ``rank``, or of the smaller side if that is less, as U S and V^T in float32.
 
-    From the eigenvectors of the smaller Gram matrix in float64: a tenth of the time of an SVD. The product is the
-    matrix projected on them, so that at full rank it is the matrix itself.
+    Uses the eigenvectors of the smaller Gram matrix in float64, which takes a tenth of the time of an SVD. The product
+    is the matrix projected on them, so at full rank it is the matrix itself.
     """
     rows, columns = matrix_mn.shape
     if rows > columns:
@@ -42,9 +42,10 @@ def truncated_svd(matrix_mn: Tensor, rank: int) -> LowRankFactors:
 
 
 def truncation_error(one: LowRankFactors, other: LowRankFactors, rank: int) -> float:
-    """``||(W_1 - W_2) - its best approximation of the rank||_F^2`` (eq. 2, squared), without forming either.
+    """Return ``||(W_1 - W_2) - its best approximation of the rank||_F^2`` (eq. 2, squared), without forming either.
 
-    The difference is a product m x 2r by 2r x n; what a QR of each leaves is 2r x 2r, with the same singular values.
+    The difference is a product m x 2r by 2r x n. The triangular factors of their QRs give a 2r x 2r matrix with the
+    same singular values.
     """
     _, over = torch.linalg.qr(torch.cat((one.left, -other.left), dim=1), mode="r")
     _, under = torch.linalg.qr(torch.cat((one.right, other.right)).T, mode="r")

@@ -1,4 +1,4 @@
-"""How far layers are apart in the strongest directions of their weights (FlexiGPT, arXiv:2501.14713, section 3.2)."""
+"""Distances between layers in the strongest directions of their weights (FlexiGPT, arXiv:2501.14713, section 3.2)."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -18,10 +18,10 @@ FORMAT = 1
 
 
 def shareable_linear_names(empty: nn.Module) -> list[str]:
-    """The linear layers within a decoder layer.
+    """Return the names of the linear layers within a decoder layer.
 
     Raises:
-        UserError: if it has other matrices too, which could not be shared (experts, GPT-2's).
+        UserError: if it has other matrices too, which cannot be shared (experts, GPT-2's).
     """
     names = [name for name, part in empty.named_modules() if isinstance(part, nn.Linear)]
     others = [n for n, p in empty.named_parameters() if p.ndim > 1 and n.removesuffix(".weight") not in names]
@@ -32,15 +32,15 @@ def shareable_linear_names(empty: nn.Module) -> list[str]:
 
 
 def nearest_layers(plan: Plan, distances: list[list[float]]) -> dict[int, int]:
-    """For each dropped layer the nearest kept one (eq. 5); of several the first."""
+    """Return the nearest kept layer of each dropped one (eq. 5); of several, the first."""
     return {i: min(plan.keep, key=lambda j: distances[i][j]) for i in plan.drop}
 
 
 def layer_distances(site: "Site", rank: int) -> list[list[float]]:
-    """The distances between all layers, from weights that are not quantised; computed once a model and rank.
+    """Return the distances between all layers, from unquantised weights; computed once per model and rank.
 
     Raises:
-        UserError: as :func:`shareable_linear_names`, or if the layers' matrices have several shapes.
+        UserError: as :func:`shareable_linear_names`, or if the layers' matrices differ in shape.
     """
     key = store.content_digest({"format": FORMAT, "content": site.dense.checkpoint.digest, "rank": rank})
     return store.cached_value(site.cache / "distances" / key, lambda: {"distances": compute_distances(site, rank)})[
@@ -49,7 +49,7 @@ def layer_distances(site: "Site", rank: int) -> list[list[float]]:
 
 
 def compute_distances(site: "Site", rank: int) -> list[list[float]]:
-    """Compute them, one kind of matrix at a time: L pairs of factors are held."""
+    """Compute the distances, one kind of matrix at a time; L pairs of factors are held."""
     depth_L = site.dense.depth
     names = shareable_linear_names(layer_weights.meta_layers(site.dense)[0])
     squares = [[0.0] * depth_L for _ in range(depth_L)]
@@ -61,16 +61,16 @@ def compute_distances(site: "Site", rank: int) -> list[list[float]]:
 
 
 def layer_matrices(site: "Site", name: str) -> Iterator[Tensor]:
-    """The matrix ``name`` of each layer."""
+    """Yield the matrix ``name`` of each layer."""
     for number in range(site.dense.depth):
         yield layer_weights.read_layer_weights(site.dense, number, f"{name}.weight")[f"{name}.weight"]
 
 
 def squared_distances(matrices: Iterator[Tensor], rank: int) -> Iterator[tuple[tuple[int, int], float]]:
-    """For each pair of matrices the square of their distance.
+    """Yield the squared distance of each pair of matrices.
 
     Raises:
-        UserError: if they have several shapes.
+        UserError: if they differ in shape.
     """
     pairs: list[low_rank.LowRankFactors] = []
     for matrix_mn in matrices:

@@ -1,4 +1,4 @@
-"""Figures for papers, drawn by matplotlib: a pure function each, from what a report's tables say to a figure."""
+"""Figures for papers, drawn by matplotlib: each is a pure function of a report's tables."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def draw_figures(points: "Sequence[FinishedPoint]") -> "dict[str, Figure]":
-    """All figures that these finished points have something for, by name: also what a logger may send elsewhere."""
+    """Return all figures that these finished points have data for, by name; loggers can upload them."""
     from depthcut.report import curves, healing, labels, layers, score_maps, transitions
     from depthcut.report.figures import agreement, blocks, forest, layer_strips, lines, losses, tradeoff
     from depthcut.report.tidy import tidy_table

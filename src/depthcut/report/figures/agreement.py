@@ -1,4 +1,4 @@
-"""How many dropped layers the ways of choosing have in common: a matrix a model."""
+"""Overlap of dropped layers between selection methods: one matrix per model."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def agreement_figure(found: Sequence[Agreement]) -> "Figure | None":
-    """Draw the overlaps, and below each what luck would give."""
+    """Draw the overlaps, and below each the overlap expected by chance."""
     if not found:
         return None
     most = max(len(each.choosers) for each in found)

@@ -1,4 +1,4 @@
-"""The scores of all blocks, start by size, each size on its own scale (Gromov et al., arXiv:2403.17887, figure 4)."""
+"""Scores of all blocks, start by size, each size on its own scale (Gromov et al., arXiv:2403.17887, figure 4)."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def block_score_figure(maps: Sequence[ScoreMap]) -> "Figure | None":
-    """Draw a row of two panels a map: normalised by size, and raw; rings mark the blocks that were cut."""
+    """Draw two panels per map: normalised by size, and raw; rings mark the blocks that were cut."""
     if not maps:
         return None
     drawn, axes = style.panel_grid(2 * len(maps), 2, (3.8, 3.0))

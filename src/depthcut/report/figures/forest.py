@@ -1,4 +1,4 @@
-"""The transitions of all curves with their intervals, to compare: a panel a number."""
+"""Transitions of all curves with their intervals: one panel per number."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def forest_figure(falls: Sequence[CurveTransition]) -> "Figure | None":
-    """Draw midpoints and onsets; where no transition was seen stands why, and no mark."""
+    """Draw midpoints and onsets; a curve without a transition shows the reason instead."""
     seen = {fall.name for fall in falls if fall.found.seen}
     names = [name for name in lines.panel_names([fall.line for fall in falls]) if name in seen]
     if not names:

@@ -1,4 +1,4 @@
-"""Which layers each way of choosing drops: a strip a size of the cut."""
+"""Dropped layers by selection method: one strip per size of the cut."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def layer_strip_figure(strips: Sequence[LayerStrip]) -> "Figure | None":
-    """Draw a panel a way of choosing; dark: the layer goes."""
+    """Draw one panel per selection method; dark means dropped."""
     if not strips:
         return None
     tall = max(len(strip.rows) for strip in strips)

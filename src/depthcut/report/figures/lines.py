@@ -1,4 +1,4 @@
-"""Accuracy and loss against the share of layers cut: a panel a number, a line a way of choosing and healing."""
+"""Accuracy and loss against the fraction of layers cut: one panel per number, one line per method and recipe."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOG_SCALE_RATIO = 6  # times the smallest; the page does the same
+LOG_SCALE_RATIO = 6  # largest over smallest loss; the page uses the same
 
 
 def curve_figure(lines: Sequence[Line], dense: DenseNumbers, falls: Sequence[CurveTransition]) -> "Figure | None":
-    """Draw all numbers that are an accuracy or a loss; with several models a row of panels each."""
+    """Draw all accuracies and losses; with several models, one row of panels per model."""
     wanted = panel_names(lines)
     models = list(dict.fromkeys(line.keys["model"] for line in lines))
     each = [
@@ -42,7 +42,7 @@ def curve_figure(lines: Sequence[Line], dense: DenseNumbers, falls: Sequence[Cur
 
 
 def panel_names(lines: Sequence[Line]) -> list[str]:
-    """The numbers that get a panel: accuracies, one kind a task, and losses."""
+    """Return the numbers that get a panel: accuracies, one kind per task, and losses."""
     names = curves.score_names(sorted({name for line in lines for name in line.names}))
     accuracies = [name for name in names if chance.is_accuracy(name)]
     tasks = dict.fromkeys(name.partition("/")[0] for name in accuracies)
@@ -51,12 +51,12 @@ def panel_names(lines: Sequence[Line]) -> list[str]:
 
 
 def model_lines(lines: Sequence[Line], model: str) -> list[Line]:
-    """The lines of a model."""
+    """Return the lines of a model."""
     return [line for line in lines if line.keys["model"] == model]
 
 
 def draw_panel(axis: "Axes", lines: Sequence[Line], name: str, look: style.LineStyles, dense: DenseNumbers) -> None:
-    """One number of one model."""
+    """Draw one number of one model."""
     for line in lines:
         if name not in line.names:
             continue
@@ -82,7 +82,7 @@ def draw_panel(axis: "Axes", lines: Sequence[Line], name: str, look: style.LineS
 
 
 def set_loss_scale(axis: "Axes", losses: Sequence[float]) -> None:
-    """A logarithmic scale where losses lie so far apart that what matters would be flat on a linear one."""
+    """Use a logarithmic scale if the losses span so wide a range that a linear scale would hide the small ones."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     if losses and max(losses) > LOG_SCALE_RATIO * min(losses):

@@ -1,4 +1,4 @@
-"""Training loss while healing, against tokens and seconds."""
+"""Training loss during healing, against tokens and seconds."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def healing_loss_figure(curves: Sequence[HealingCurve], recipes: Sequence[str]) -> "Figure | None":
-    """Draw a line a run; a recipe has a colour."""
+    """Draw one line per run; each recipe has a colour."""
     if not curves:
         return None
     drawn, axes = style.panel_grid(2, 2, (3.8, 2.8))

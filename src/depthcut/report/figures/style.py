@@ -1,4 +1,4 @@
-"""How figures look: colours that colour-blind readers tell apart, and dashes and marks that say the same again."""
+"""Style of figures: colour-blind-safe colours, with redundant dashes and markers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ MARGIN = 0.15  # inches between the legend and the edges of the figure
 
 @dataclass(frozen=True)
 class LineStyles:
-    """How lines are told apart among their like: the choice of layers by colour, recipe by dashes, model by marks."""
+    """Styles that distinguish lines: selection by colour, recipe by dashes, model by markers."""
 
     choices: list[str]
     recipes: list[str]
@@ -27,7 +27,7 @@ class LineStyles:
 
     @classmethod
     def among(cls, lines: Sequence[Line]) -> "LineStyles":
-        """The look of these lines."""
+        """Return styles for these lines."""
         return cls(
             list(dict.fromkeys(choice_key(line) for line in lines)),
             list(dict.fromkeys(line.keys["recipe"] for line in lines if line.healed)),
@@ -35,7 +35,7 @@ class LineStyles:
         )
 
     def of(self, line: Line) -> dict[str, Any]:
-        """matplotlib's words for a line."""
+        """Return matplotlib's keyword arguments for a line."""
         hue = self.choices.index(choice_key(line)) if len(self.choices) > 1 else self.models.index(line.keys["model"])
         colour = COLOURS[hue % len(COLOURS)]
         dash = DASHES[self.recipes.index(line.keys["recipe"]) % len(DASHES)] if line.healed else ":"
@@ -44,22 +44,22 @@ class LineStyles:
         return {"color": colour, "linestyle": dash, "marker": mark, "markerfacecolor": face, "markersize": 4.5}
 
     def name(self, line: Line) -> str:
-        """What the legend says."""
+        """Return a line's legend text."""
         return escape_mathtext(f"{line.keys['model']}: {line.label}" if len(self.models) > 1 else line.label)
 
 
 def choice_key(line: Line) -> str:
-    """Metric, pruner, replacement and unit."""
+    """Return metric, pruner, replacement and unit."""
     return " ".join(line.keys[key] for key in ("metric", "prune", "replace", "unit"))
 
 
 def escape_mathtext(text: str) -> str:
-    """A text that matplotlib shows as it is: ``$`` would begin a formula."""
+    """Escape a text for matplotlib, where ``$`` would begin a formula."""
     return text.replace("$", r"\$")
 
 
 def panel_grid(count: int, columns: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
-    """A figure of ``count`` panels in rows of ``columns``, each of ``size`` inches."""
+    """Return a figure of ``count`` panels in rows of ``columns``, each of ``size`` inches."""
     from matplotlib.figure import Figure
 
     columns = min(count, columns)

@@ -1,4 +1,4 @@
-"""What a cut buys: a score against memory and against speed."""
+"""Trade-off of a cut: a score against memory and against speed."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ AXES = {
 
 
 def tradeoff_figure(lines: Sequence[Line], dense: DenseNumbers) -> "Figure | None":
-    """Draw the first number of a report against each of these that was measured."""
+    """Draw the first panel number against each of the AXES that was measured."""
     quantities = [name for name in AXES if any(name in line.names for line in lines)]
     wanted = panels.panel_names(lines)[:1]
     if not quantities or not wanted:
@@ -46,5 +46,5 @@ def tradeoff_figure(lines: Sequence[Line], dense: DenseNumbers) -> "Figure | Non
 
 
 def pairing_key(line: Line) -> tuple[str, ...]:
-    """What a healed line and its unhealed one have in common."""
+    """Return the keys that a healed line shares with the unhealed one."""
     return tuple(value for key, value in line.keys.items() if key not in ("stage", "recipe"))

@@ -1,4 +1,4 @@
-"""A point as a job of SLURM: what it asks of the cluster, and what it does there.
+"""A point as a SLURM job: its resources, and its work.
 
 submitit submits it and, before it runs out of time, requeues it.
 """
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 LAUNCHER_OPTIONS = frozenset({"array", "error", "job-name", "open-mode", "output", "requeue", "signal"})
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Line = Annotated[str, Field(pattern=r"^[^\r\n\x00]+$")]
-"""Text that stands in one line of the batch script."""
+"""Text that occupies one line of the batch script."""
 Option = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
 
 
 @strict
 class JobRequest:
-    """What every job of a sweep asks the cluster for, and how the sweep uses it; ``docs/slurm.md`` explains each.
+    """Resources of each job of a sweep, and how the sweep uses it; ``docs/slurm.md`` explains each option.
 
     Attributes:
-        partition, account, qos, constraint: of ``sbatch``; None leaves it to the cluster.
-        nodes, tasks_per_node, cpus_per_task, gpus_per_node: of one point.
-        mem_gb: memory of a node; None leaves it to the cluster.
+        partition, account, qos, constraint: options of ``sbatch``; None leaves them to the cluster.
+        nodes, tasks_per_node, cpus_per_task, gpus_per_node: resources of one point.
+        mem_gb: memory per node; None leaves it to the cluster.
         timeout_min: minutes that a job may run before it is requeued.
-        signal_delay_s: seconds before that at which it is told.
+        signal_delay_s: seconds between the warning signal and the time limit.
         max_timeouts: how often a point that ran out of time is requeued; preemptions are not counted.
-        array_parallelism: jobs at the same time.
-        setup: lines of shell before Python starts.
-        additional_parameters: of ``sbatch``, by name.
-        wait: whether the command stays until all points ended.
+        array_parallelism: maximum number of simultaneous jobs.
+        setup: shell lines to run before Python starts.
+        additional_parameters: further options of ``sbatch``, by name.
+        wait: whether the command waits until all points have ended.
     """
 
     partition: Line | None
@@ -72,7 +72,7 @@ class JobRequest:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The same, as submitit calls it."""
+        """The request under submitit's names."""
         return {
             **{key: getattr(self, key) for key in ("partition", "account", "qos", "constraint", "nodes", "setup")},
             "ntasks_per_node": self.tasks_per_node,
@@ -85,14 +85,13 @@ class JobRequest:
             "wckey": None,
             "stderr_to_stdout": True,
             "additional_parameters": {"requeue": True, **self.additional_parameters},
-            # Since SLURM 22.05 a step does not inherit cpus_per_task; and a task that is killed must not leave the
-            # others waiting for it.
+            # Since SLURM 22.05 a step does not inherit cpus_per_task. A killed task must not leave others waiting.
             "srun_args": [f"--cpus-per-task={self.cpus_per_task}", "--kill-on-bad-exit=1"],
         }
 
 
 def require_slurm() -> None:
-    """Refuse a machine that cannot submit.
+    """Refuse a machine that cannot submit jobs.
 
     Raises:
         UserError: if SLURM's commands are not on the PATH.
@@ -107,12 +106,12 @@ def require_slurm() -> None:
 
 @dataclass(frozen=True)
 class PointTask:
-    """What a job does: the points of one folder, from configs composed when the sweep was launched.
+    """The work of a job: the points of one folder, with configs composed when the sweep was launched.
 
     Attributes:
         task: runs one point.
-        folder: of the points.
-        configs: composed configs; more than one where points differ only in what is measured or exported.
+        folder: folder of the points.
+        configs: composed configs; several if points differ only in measurements or exports.
     """
 
     task: Callable[[dict[str, Any]], None]
@@ -120,7 +119,7 @@ class PointTask:
     configs: list[dict[str, Any]]
 
     def __call__(self) -> None:
-        """Run the points; if one fails, so does the job, and why is in the folder even if the point never began."""
+        """Run the points; a failure also fails the job, and its reason is in the folder even if no point began."""
         for config in self.configs:
             self.task(config)
         for fault in failures.collected_errors:
@@ -129,7 +128,7 @@ class PointTask:
             raise fault
 
     def checkpoint(self) -> "DelayedSubmission":
-        """What a requeued job does: the same. What it had finished is on the disk."""
+        """Return the work of the requeued job, which is the same: finished parts are on disk."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)

@@ -1,7 +1,6 @@
-"""The SLURM jobs of a study: noted in their points' folders, looked up in the queue, waited for.
+"""The SLURM jobs of a study: stored in their points' folders, looked up in the queue, waited for.
 
-Their states come from ``squeue``. submitit would ask ``sacct``: without accounting, a job that was killed hard then
-never ends.
+Their states come from ``squeue``. submitit would ask ``sacct``; without accounting, a killed job would then never end.
 """
 
 import os
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 JOB_FILE = "job.json"
 GRACE_SECONDS = 10.0
-"""Seconds that a shared file system may need to show what a job wrote last."""
+"""Seconds that a shared file system may need to show a job's last writes."""
 ENDED_STATES = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
 )
@@ -32,12 +31,12 @@ ENDED_STATES = frozenset(
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A point's job, noted in the point's folder before it is submitted, so that whoever comes later finds it.
+    """The SLURM job of a point, written to its folder before submission, where other launchers can find it.
 
     Attributes:
-        name: of the array; no other has it.
-        index: of the job in the array.
-        job: SLURM's number of it, once it is known.
+        name: unique name of the array.
+        index: index of the job in the array.
+        job: SLURM's job id, once known.
     """
 
     name: str
@@ -46,7 +45,7 @@ class JobRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "JobRecord | None":
-        """The job that was last submitted for the point in ``folder``."""
+        """Return the job last submitted for the point in ``folder``, or None."""
         found = documents.read_json_if_present(folder / JOB_FILE) or {}
         name, index, job = (found.get(key) for key in ("name", "index", "job"))
         if not isinstance(name, str) or not isinstance(index, int) or not isinstance(job, str | None):
@@ -54,14 +53,14 @@ class JobRecord:
         return cls(name, index, job)
 
     def write(self, folder: Path) -> "JobRecord":
-        """Note it in the point's folder, durably."""
+        """Write the job to the point's folder, atomically."""
         store.write_json(folder / JOB_FILE, asdict(self))
         return self
 
 
 @dataclass(frozen=True)
 class QueueEntry:
-    """A job as ``squeue`` lists it: its number, its state and, while it waits, what for."""
+    """A job in the output of ``squeue``: its id, its state and, if it waits, the reason."""
 
     job: str
     state: str
@@ -69,22 +68,22 @@ class QueueEntry:
 
     @property
     def alive(self) -> bool:
-        """Whether it waits, runs, or is between the two. A state that is not known counts, until the job is gone."""
+        """True if it waits, runs, or is between the two; an unknown state counts as alive while the job is listed."""
         return self.state not in ENDED_STATES
 
 
 class QueueUnavailableError(UserError):
-    """``squeue`` gave no answer, which says nothing about the jobs."""
+    """``squeue`` did not answer; the jobs may still run."""
 
 
 Queue = dict[tuple[str, int], QueueEntry]
 
 
 def read_queue() -> Queue:
-    """This user's jobs, by the name and index of their tickets; those that ended a short while ago too.
+    """Return this user's jobs, including recently ended ones, by the name and index of their records.
 
     Raises:
-        SilentError: if the cluster does not answer.
+        QueueUnavailableError: if the cluster does not answer.
     """
     call = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%j|%r"]
     plain = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
@@ -100,7 +99,7 @@ def read_queue() -> Queue:
 
 
 def parse_queue(lines: Iterable[str]) -> Queue:
-    """Read ``26_3|RUNNING|main-1f0a9c3e|None`` and its like; a job that is no part of an array has index 0."""
+    """Parse lines such as ``26_3|RUNNING|main-1f0a9c3e|None``; a job outside of an array has index 0."""
     found: Queue = {}
     for line in lines:
         job, state, name, reason = line.split("|", 3)
@@ -112,13 +111,13 @@ def parse_queue(lines: Iterable[str]) -> Queue:
 
 @dataclass
 class WatchedJob:
-    """A job that is waited for.
+    """A job to wait for.
 
     Attributes:
         ticket: the job.
-        points: those of the sweep that it is to run; they share a folder.
-        adopted: whether another launcher submitted it, which may have asked for less.
-        gone: since when it is known to have ended.
+        points: its points of the sweep, which share a folder.
+        adopted: whether another launcher submitted it, perhaps with fewer requests.
+        gone: time since which it is known to have ended.
     """
 
     ticket: JobRecord
@@ -128,21 +127,21 @@ class WatchedJob:
 
     @property
     def folder(self) -> Path:
-        """The folder of the points."""
+        """Folder of the points."""
         return self.points[0].run.folder
 
     @property
     def log(self) -> Path:
-        """Where the job writes; the first of its tasks, if they are several."""
+        """Log file of the job, or of its first task."""
         return slurm_folder(self.folder.parent) / self.ticket.name / f"{self.ticket.job}_0_log.out"
 
     def entry(self, queue: Queue) -> QueueEntry | None:
-        """The job in the queue."""
+        """Return the job's entry in the queue, or None."""
         return queue.get((self.ticket.name, self.ticket.index))
 
 
 def slurm_folder(study: Path) -> Path:
-    """Where a study's jobs have their logs, and its launchers their lock."""
+    """Return the folder of a study's job logs and launcher lock."""
     folder = study / ".slurm"
     private_folders.make_private_folder(study)
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,15 +149,15 @@ def slurm_folder(study: Path) -> Path:
 
 
 def submit_lock(study: Path) -> FileLock:
-    """Held while jobs are looked up and submitted, so that no point is submitted twice."""
+    """Return the lock for looking up and submitting jobs, which prevents a second submission of a point."""
     return store.lock(slurm_folder(study) / "lock")
 
 
 def wait_for_jobs(sweep: "Sweep", watched: list[WatchedJob]) -> "list[SweepPoint]":
-    """Wait until all jobs ended, and tell of those that failed.
+    """Wait until all jobs have ended, and report those that failed.
 
     Returns:
-        The points that an adopted job was not asked for.
+        The points with requests that an adopted job did not have.
     """
     started, said, again = time.monotonic(), "", list["SweepPoint"]()
     while watched:
@@ -177,7 +176,7 @@ def wait_for_jobs(sweep: "Sweep", watched: list[WatchedJob]) -> "list[SweepPoint
 
 
 def job_settled(each: WatchedJob, queue: Queue, sweep: "Sweep", again: "list[SweepPoint]") -> bool:
-    """Whether a job ended, and how its points are: done, failed, or to be run ``again``."""
+    """Return whether a job has ended; its failures are reported, points to run again are added to ``again``."""
     entry = each.entry(queue)
     if entry and entry.state in ("PENDING", "RUNNING"):
         each.gone = None
@@ -202,7 +201,7 @@ def job_settled(each: WatchedJob, queue: Queue, sweep: "Sweep", again: "list[Swe
 
 
 def record_lost_job(each: WatchedJob, how: str) -> None:
-    """Note that a job left no word, unless the point has another job by now."""
+    """Record that a job ended without a result, unless the point has another job by now."""
     with submit_lock(each.folder.parent):
         if JobRecord.read(each.folder) == each.ticket:
             reason = f"SLURM job {each.ticket.job} {how} and left no record; its log is {each.log}"
@@ -210,7 +209,7 @@ def record_lost_job(each: WatchedJob, how: str) -> None:
 
 
 def queue_summary(watched: Sequence[WatchedJob], queue: Queue) -> str:
-    """``2 running, 3 waiting (Resources)``, and how many of the others are looked for on the disk."""
+    """Return counts such as ``2 running, 3 waiting (Resources)``, and the jobs that ended without a record so far."""
     alive = [entry for each in watched if (entry := each.entry(queue)) and entry.alive]
     waiting = [entry for entry in alive if entry.state == "PENDING"]
     reasons = ", ".join(sorted({entry.reason for entry in waiting} - {"None"}))
