@@ -7,7 +7,6 @@ Every point is one of run.py's, kept by content: a killed command goes on. What 
 """
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from depthcut.cli.point import run_point
 from depthcut.config import experiment
 from depthcut.cut.plan import Plan
 from depthcut.record import state
@@ -72,12 +72,9 @@ class Point:
 
     def record(self) -> dict[str, Any]:
         """What run.py left of it; it is run if that is missing."""
-        sys.path.insert(0, str(ROOT))
-        import run
-
         kept = recording.finished_record(self.here)
         if kept is None:
-            run.point(self.composed)
+            run_point(self.composed)
             kept = state.read_record(self.here.folder)
         assert kept is not None
         return kept

@@ -239,7 +239,7 @@ def of_shape(name: str) -> tuple[Any, dict[str, list[Plan]]]:
     from depthcut.model.pico import byte_tokenizer
 
     here = subjects.of_shape(name, None, None)
-    here.validation, here.cache = here.texts.calibration, ROOT / "outputs/cache"
+    here.cache = ROOT / "outputs/cache"
     here.tokenizer, here.separator = byte_tokenizer(), None
     layers = here.dense.depth
     return here, {"deepest": [Plan(layers, tuple(range(layers - 1 - n, layers - 1))) for n in range(layers // 2 + 1)]}

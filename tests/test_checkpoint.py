@@ -211,8 +211,8 @@ def test_the_digest_is_of_the_content(llama: Path, copy: Path, tmp_path: Path) -
 def test_digest_and_depth_need_no_torch(llama: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from depthcut.model.checkpoint.checkpoint import Checkpoint\n"
-        "from depthcut.model.checkpoint.files import Folder, Hashes\n"
-        f"files = Folder(Path({str(llama)!r}), Hashes(Path({str(llama.parent / 'new.json')!r})))\n"
+        "from depthcut.model.checkpoint.files import HashCache, ModelFolder\n"
+        f"files = ModelFolder(Path({str(llama)!r}), HashCache(Path({str(llama.parent / 'new.json')!r})))\n"
         "c = Checkpoint(files, separator=None)\n"
         "print(c.digest, c.depth, {'torch', 'transformers'} & set(sys.modules))"
     )
@@ -408,21 +408,21 @@ import resource, sys
 from pathlib import Path
 import psutil, torch, bitsandbytes
 from transformers import LlamaForCausalLM
-from depthcut import depth
+from depthcut.model.decoder import layers
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import Folder, Hashes
+from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.cut.plan import Plan
 from depthcut.runtime.errors import UserError
 torch.set_num_threads(1)
 folder, how, dtype = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-checkpoint = Checkpoint(Folder(folder, Hashes(folder.parent / "hashes.json")), separator=None)
+checkpoint = Checkpoint(ModelFolder(folder, HashCache(folder.parent / "hashes.json")), separator=None)
 checkpoint.config
 plan = Plan(16, tuple(range(7, 15)))
 baseline = psutil.Process().memory_info().rss
 if how == "plan":
     checkpoint.load(plan, quantise="none", dtype=dtype, device="cpu")
 else:
-    depth.cut(checkpoint.load(None, quantise="none", dtype=dtype, device="cpu"), plan.drop)
+    layers.cut_layers(checkpoint.load(None, quantise="none", dtype=dtype, device="cpu"), plan.drop)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - baseline, checkpoint.bytes_read)
 """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builders import tokens
+from builders import subject, tokens
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
 from pico import pico
@@ -126,8 +126,7 @@ def test_the_passes_made_for_the_loss_are_those_of_the_formula(plans, layers, mo
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     curve_cost = importlib.import_module("curve_cost")
     model, text = pico("llama", layers=8), tokens((12, 9, 12, 12))
-    here = type("Here", (), {"dense": lambda _: model, "validation": lambda _: text})()
-    way = curve_cost.Text(here, batch=2, limit=4)
+    way = curve_cost.Text(subject(model, text), batch=2, limit=4)
     with curve_cost.counted(model) as made:
         way.shared([subnetworks.subnetwork_from_plan(plan) for plan in plans])
     assert sum(made.layers) == curve_cost.formula(plans) * 4 * 12 == layers * 4 * 12

@@ -200,11 +200,11 @@ column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000), pyarrow.
 parquet.write_table(pyarrow.table({"text": column}), file, compression="zstd")
 assert file.stat().st_size < 1000
 before = peak()
-assert sum(len(each) for each in documents.read(file, "text", None)) == 1000 * len(text)
+assert sum(len(each) for each in documents.read_documents(file, "text", None)) == 1000 * len(text)
 long = file.with_name("a.txt")
 with long.open("w") as lines:
     lines.writelines(("x" * 999 + "\\n") * 1000 for _ in range(300))
-assert sum(1 for each in documents.read(long, "text", "\\n")) == 300_000
+assert sum(1 for each in documents.read_documents(long, "text", "\\n")) == 300_000
 print((peak() - before) >> 10)
 """
 

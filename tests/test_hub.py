@@ -19,14 +19,14 @@ import sys
 from pathlib import Path
 from depthcut.model.hub import Hub
 from depthcut.cut.plan import Plan
-from depthcut.model.checkpoint.tensors import Shards
+from depthcut.model.checkpoint.tensors import TensorFiles
 recipe = {"rank": 2, "lr": 1e-3, "length": 8}
 def open(repo="someone/pico", revision=None):
     model = Hub(repo=repo, revision=revision, quantise="none", dtype="float32", separator=None, heal=recipe)
     return model.open(Path(CACHE))
 def read():
-    shards = Shards(open().files)
-    return len(shards.lazy_tensors(shards.weight_map))
+    tensor_files = TensorFiles(open().files)
+    return len(tensor_files.lazy_tensors(tensor_files.weight_map))
 """
 
 

@@ -158,7 +158,7 @@ def test_the_healed_model_is_what_was_read_back_and_narrower(folder):
     assert widths.count("channels") == 5 * 64 + 128 and widths.count("heads") == 5 + 2
     heal: Any = here.experiment.heal
     left = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
-    assert heal.sizes(here)["parameters"] == left < 0.7 * here.dense.sizes("layer").total["parameters"]
+    assert heal.sizes(here, here.plan)["parameters"] == left < 0.7 * here.dense.sizes("layer").total["parameters"]
     again = here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
     ids = torch.arange(40).reshape(2, 20)
     with torch.no_grad():
@@ -196,7 +196,7 @@ def test_what_a_plan_left_is_narrowed_too(folder, drop, unit):
     with torch.no_grad():
         torch.testing.assert_close(read(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-3)
     heal: Any = here.experiment.heal
-    assert heal.sizes(here)["parameters"] == sum(p.numel() for p in read.parameters())
+    assert heal.sizes(here, here.plan)["parameters"] == sum(p.numel() for p in read.parameters())
     widths = Widths.read(here.folder / "model" / WIDTHS_FILE)
     assert len(widths.kept) == len(plan.keep) and ("heads" in widths.kept[3]) == (unit == "layer")
 
@@ -226,7 +226,7 @@ def test_nothing_to_narrow_and_nothing_plain_are_refused(folder):
         preflight.prepare_run(narrow)
     filled = ("replace=mean", "prune.frac=0.34", "data.calibration.sequences=8")
     with pytest.raises(ValueError, match="heal=loraprune narrows plain layers; take replace=none, got replace=mean"):
-        _ = narrowing_run(folder, model_of("llama"), *KNOBS, *filled).digest
+        _ = opened(folder, model_of("llama"), *KNOBS, *filled).digest
     only = narrowing_run(folder, "heal.modules=ffn")
     recipe: Any = only.experiment.heal
     pruning = Pruning(adapters.add_adapters(only.dense.load(), recipe, Plan(DEPTH, ())), recipe)
@@ -246,7 +246,7 @@ def test_nothing_to_narrow_and_nothing_plain_are_refused(folder):
 )
 def test_width_by_the_share_of_the_layers_leaves_as_many_parameters(folder, family, frac, plan, knobs, how):
     """As sliced models say, of which the next one that is wider has more than the model without so many layers."""
-    here = narrowing_run(folder, model_of(family), *KNOBS, f"heal.frac={frac}", f"heal.selection={how}", *knobs)
+    here = opened(folder, model_of(family), *KNOBS, f"heal.frac={frac}", f"heal.selection={how}", *knobs)
     asked: Any = here.experiment.heal
     found = matched.resolve_ratio(asked, plan, here)
     cut = range(len(plan.keep) - round(frac * len(plan.keep)), len(plan.keep))
@@ -369,6 +369,6 @@ def test_killed_it_goes_on_to_the_same_model_which_plain_transformers_loads(tmp_
 
 def test_adapters_on_nothing_that_can_be_narrowed_are_refused_before_anything_is_loaded(tmp_path):
     """StarCoder 2 has an FFN whose names are not known."""
-    here = narrowing_run(tmp_path, model_of("starcoder2", num_key_value_heads=2), "heal=loraprune", "heal.modules=ffn")
+    here = opened(tmp_path, model_of("starcoder2", num_key_value_heads=2), "heal=loraprune", "heal.modules=ffn")
     with pytest.raises(UserError, match=r"heal\.modules=ffn adapts nothing that can be narrowed"):
         here.experiment.heal.prepare(here)

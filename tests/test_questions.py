@@ -72,9 +72,9 @@ def test_known_items():
 
 def test_same_bytes_whatever_the_hash_seed(tmp_path):
     script = (
-        "import sys, shutil; from pathlib import Path; from depthcut import questions\n"
+        "import sys, shutil; from pathlib import Path; from depthcut.data import questions\n"
         "into = Path(sys.argv[2]); shutil.copytree(Path(sys.argv[1]) / 'wheels', into / 'wheels')\n"
-        "for name in questions.NAMES: questions.items(name, into)\n"
+        "for name in questions.SET_NAMES: questions.load_questions(name, into)\n"
     )
     for name in questions.SET_NAMES:
         questions.load_questions(name, CACHE)

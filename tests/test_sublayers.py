@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import builders
 import depthcut
 from builders import subject, tokens
 from depthcut.cut.plan import Plan
@@ -20,6 +21,7 @@ from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers, layerwise, sublayers
 from depthcut.model.pico import Pico
+from depthcut.study.standalone import Standalone
 from pico import CACHE, FAMILIES, logits, pico, texts, written
 
 UNITS = [(family, unit) for family in FAMILIES for unit in ("attention", "mlp") if (family, unit) != ("opt", "mlp")]
@@ -188,8 +190,7 @@ def test_a_half_that_adds_nothing_scores_zero_with_every_metric(unit):
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
 def test_weights_of_a_half_alone(unit, checkpoint):
-    here = subject(pico("llama"))
-    here.checkpoint = checkpoint
+    here = Standalone(dense=builders.on_disk(checkpoint))
     model = checkpoint.load(None, quantise="none", dtype="float32", device="cpu")
     parts = [layer.get_submodule(layers.unit_name(layer, unit)) for layer in layers.layer_list(model)]
     wanted = [sum(p.double().abs().sum().item() for p in part.parameters()) for part in parts]

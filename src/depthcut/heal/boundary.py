@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
 from depthcut.heal.training.adapter_check import CheckedAdapters
+from depthcut.heal.training.recipe import LowRankRecipe
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @strict
-class Boundary(CheckedAdapters, Heal):
+class Boundary(CheckedAdapters, LowRankRecipe, Heal):
     """Low-rank adapters on frozen weights, trained to give the layers above the cut the dense model's input.
 
     If layers l* to l* + n - 1 are dropped, ``L ~ (x^(l*+n)(theta_0) - x^(l*)(theta))^2``: the difference between the

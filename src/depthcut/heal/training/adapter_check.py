@@ -1,24 +1,24 @@
-"""Checks adapters against the model before a weight is loaded."""
+"""The check that every recipe with adapters makes before a weight is loaded."""
 
-from typing import TYPE_CHECKING
-
-from depthcut.heal.training.recipe import LowRankRecipe
-from depthcut.runtime.strict import strict
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from depthcut.heal import Workspace
+    from depthcut.heal.training.recipe import LowRankRecipe
 
 
-@strict
-class CheckedAdapters(LowRankRecipe):
-    """Low-rank adapters whose shape is checked against the model."""
+class CheckedAdapters:
+    """Mixin of a :class:`~depthcut.heal.training.recipe.LowRankRecipe`: its adapters are checked against the model.
+
+    No dataclass: as one it would bring the base's fields before those of the recipe that it is mixed into.
+    """
 
     def prepare(self, workspace: "Workspace") -> None:
-        """Check that the model can take these adapters, before a weight is loaded.
+        """Check that the model can have such adapters, before a weight is loaded.
 
         Raises:
             UserError: if it cannot.
         """
         from depthcut.heal.training import adapters
 
-        adapters.check(workspace, self)
+        adapters.check(workspace, cast("LowRankRecipe", self))

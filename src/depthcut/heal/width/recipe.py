@@ -5,13 +5,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from depthcut.heal.training.adapter_check import CheckedAdapters
-from depthcut.heal.training.recipe import Positive, Share
+from depthcut.heal.training.recipe import LowRankRecipe, Positive, Share
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
 
 @strict
-class WidthRecipe(CheckedAdapters):
+class WidthRecipe(CheckedAdapters, LowRankRecipe):
     """Low-rank adapters that also rank groups of weights; the least important are removed gradually.
 
     Attributes:
