@@ -54,7 +54,7 @@ def bare(device: str = "cpu") -> Any:
 class Weighed:
     """A model of which only the KV cache counts."""
 
-    whole = MappingProxyType({"cache_bytes": 1024})
+    total = MappingProxyType({"cache_bytes": 1024})
 
     def sizes(self, _: str) -> "Weighed":
         return self
