@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from composing import composed
+from depthcut.cli.point import _run_point
 from depthcut.config import experiment
 from depthcut.record import document, state
 from depthcut.report import study
@@ -19,9 +19,9 @@ from depthcut.runtime import failures
 from depthcut.runtime.errors import UserError
 from depthcut.study import recording
 from depthcut.study.run import open_run
-from running import PICO, ROOT, run, text_files
+from running import PICO, run, text_files
 
-POINT = runpy.run_path(str(ROOT / "run.py"))["point"]
+POINT = _run_point
 COMMAND = (*PICO, "model.layers=4", "heal.steps=2", "eval=[loss]", "export=merged")
 
 
