@@ -11,7 +11,7 @@ from builders import tokens
 from depthcut.metric.lora_gradient import (
     ADAPTER_NAME,
     LoraGradient,
-    check,
+    check_rank,
     lora_importance,
     temporary_adapters,
 )
@@ -143,14 +143,14 @@ EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_head
 def test_weights_that_it_does_not_score_are_reported_before_anything_is_loaded(caplog):
     layers = list(decoder_layers.layer_list(pico("mixtral", **EXPERTS)))
     with pytest.raises(UserError, match="metric=lora_gradient needs linear layers; mlp 0 of this model has none"):
-        check(layers, "mlp", 4)
+        check_rank(layers, "mlp", 4)
     with pytest.raises(UserError, match=r"metric.rank must be at most 64, .* got 65"):
-        check(layers, "layer", 65)
-    check(layers, "layer", 64)
+        check_rank(layers, "layer", 65)
+    check_rank(layers, "layer", 64)
     assert "scores 11% of the weights; it does not see mlp.experts.gate_up_proj, mlp.experts.down_proj\n" in caplog.text
     caplog.clear()
-    check(layers, "attention", 4)
-    check(list(decoder_layers.layer_list(pico("gpt2"))), "layer", 4)
+    check_rank(layers, "attention", 4)
+    check_rank(list(decoder_layers.layer_list(pico("gpt2"))), "layer", 4)
     assert not caplog.text
 
 

@@ -135,9 +135,9 @@ def test_dropout_is_on_while_it_trains():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_ffn_and_the_attention_are_told_apart_by_structure(family):
     layers = list(decoder_layers.layer_list(pico(family, layers=2)))
-    ffn, attention = adapters.chosen(layers, "ffn"), adapters.chosen(layers, "attention")
+    ffn, attention = adapters.adapted_linears(layers, "ffn"), adapters.adapted_linears(layers, "attention")
     assert ffn and attention and not set(ffn) & set(attention)
-    assert {*ffn, *attention} == {*adapters.chosen(layers, "all")}
+    assert {*ffn, *attention} == {*adapters.adapted_linears(layers, "all")}
     assert 2 <= len(ffn) <= 3 and all("attn" not in name for name in ffn)
 
 
@@ -180,13 +180,13 @@ EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_head
 
 def test_weights_that_adapters_do_not_reach_are_reported_before_anything_is_loaded(caplog):
     mixture = workspace(pico("mixtral", layers=2, **EXPERTS).config)
-    adapters.check(mixture, RECIPE)
+    adapters.check_adapters(mixture, RECIPE)
     expected = "heal.modules=all: adapters reach 11% of the layers' weights; none sit on mlp.experts.gate_up_proj, "
     assert [record.getMessage() for record in caplog.records] == [expected + "mlp.experts.down_proj"]
     caplog.clear()
-    adapters.check(mixture, dataclasses.replace(RECIPE, modules="attention"))
+    adapters.check_adapters(mixture, dataclasses.replace(RECIPE, modules="attention"))
     for family in ("llama", "gpt2"):
-        adapters.check(workspace(pico(family, layers=2).config), RECIPE)
+        adapters.check_adapters(workspace(pico(family, layers=2).config), RECIPE)
     assert not caplog.records
 
 
@@ -201,7 +201,7 @@ def test_weights_that_adapters_do_not_reach_are_reported_before_anything_is_load
 def test_adapters_that_a_model_cannot_have_are_refused_before_anything_is_loaded(family, changes, said):
     model = pico(family, layers=2, **(EXPERTS if family == "mixtral" else {}))
     with pytest.raises(UserError, match=said) as error:
-        adapters.check(workspace(model.config), dataclasses.replace(RECIPE, **changes))
+        adapters.check_adapters(workspace(model.config), dataclasses.replace(RECIPE, **changes))
     assert "\n" not in str(error.value)
 
 

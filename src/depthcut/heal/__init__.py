@@ -1,47 +1,27 @@
 """Healing: a short training that repairs a pruned model."""
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint.on_disk import ModelRun
+from depthcut.record.point import Point
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.data.text.parts import Texts
-    from depthcut.model.checkpoint.on_disk import OnDisk
-    from depthcut.runtime.numbers import Numbers
 
-
-class Workspace(Protocol):
+class Workspace(ModelRun, Point, Protocol):
     """The run that a healing works in.
 
     Attributes:
-        digest: digest of the point.
-        folder: the point's folder.
-        study: the folder of all points of the study.
         seed: seed of adapters, batch order and dropout.
         device: ``cpu`` or ``cuda``.
-        dense: the dense model, and how models are loaded.
-        texts: the run's texts.
-        cache: the folder that all runs share.
-        numbers: records seconds.
         base: digest of the dense model.
         base_name: name of the dense model, for people.
-        config: the composed config.
         layers_cut: number of whole layers that the plan drops.
     """
-
-    @property
-    def digest(self) -> str: ...
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def study(self) -> Path: ...
 
     @property
     def seed(self) -> int: ...
@@ -50,25 +30,10 @@ class Workspace(Protocol):
     def device(self) -> str: ...
 
     @property
-    def dense(self) -> "OnDisk": ...
-
-    @property
-    def texts(self) -> "Texts": ...
-
-    @property
-    def cache(self) -> Path: ...
-
-    @property
-    def numbers(self) -> "Numbers": ...
-
-    @property
     def base(self) -> str: ...
 
     @property
     def base_name(self) -> str: ...
-
-    @property
-    def config(self) -> dict[str, Any]: ...
 
     @property
     def layers_cut(self) -> int: ...

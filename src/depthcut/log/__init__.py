@@ -1,34 +1,18 @@
 """Loggers: destinations of a run's results other than the record and ``heal.csv``, which are always written."""
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any, Protocol
 
+from depthcut.record.point import Point
 from depthcut.runtime.strict import strict
 
 
-class RunInfo(Protocol):
+class RunInfo(Point, Protocol):
     """The properties of a run that loggers read.
 
     Attributes:
-        digest: digest of the point.
-        folder: folder of the point.
-        study: folder of all points of the study.
-        config: the composed config.
         scored: whether the plan depends on the metric's scores.
     """
-
-    @property
-    def digest(self) -> str: ...
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def study(self) -> Path: ...
-
-    @property
-    def config(self) -> dict[str, Any]: ...
 
     @property
     def scored(self) -> bool: ...

@@ -52,7 +52,7 @@ class LoraGradient(Metric):
         """
         from depthcut.model.decoder import layers as decoder_layers
 
-        check(
+        check_rank(
             list(decoder_layers.layer_list(decoder_layers.meta_model(subject.dense.config))),
             unit,
             self.rank,
@@ -79,7 +79,7 @@ class LoraGradient(Metric):
         return Scores.of_layers(scores, [0.0] * len(scores), len(text))
 
 
-def check(layers: "list[nn.Module]", unit: Unit, rank: int) -> None:
+def check_rank(layers: "list[nn.Module]", unit: Unit, rank: int) -> None:
     """Check the units and the rank; see :meth:`LoraGradient.prepare`."""
     from depthcut.model.decoder import layers as decoder_layers
     from depthcut.model.decoder import linear

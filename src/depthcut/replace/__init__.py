@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from depthcut.cut.plan import Plan, Unit
+from depthcut.model.checkpoint.on_disk import ModelRun
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
@@ -12,34 +13,12 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.data.text.parts import Texts
     from depthcut.data.text.tokens import Tokens
-    from depthcut.model.checkpoint.on_disk import OnDisk
     from depthcut.model.surgery.filling import Filling
-    from depthcut.runtime.numbers import Numbers
 
 
-class Site(Protocol):
-    """The run that a replacement is made for.
-
-    Attributes:
-        dense: the dense model, including the dropped layers.
-        texts: the texts that replacements are fitted to.
-        cache: the folder that all runs share.
-        numbers: records seconds and bytes.
-    """
-
-    @property
-    def dense(self) -> "OnDisk": ...
-
-    @property
-    def texts(self) -> "Texts": ...
-
-    @property
-    def cache(self) -> Path: ...
-
-    @property
-    def numbers(self) -> "Numbers": ...
+class Site(ModelRun, Protocol):
+    """The run that a replacement is made for; its dense model has the layers that the plan drops."""
 
     def key(self, plan: Plan) -> str:
         """Return the cache key of the filling for ``plan``."""

@@ -1,5 +1,6 @@
 """Errors at the end of a command: a user's mistake in one line with status 2, a bug with its traceback."""
 
+import logging
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 from depthcut.runtime import disk
 from depthcut.runtime.errors import UserError
 
+log = logging.getLogger("depthcut")
 STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """Exceptions that end the process. Any other BaseException is an error: Rust's panics are not Exceptions."""
 MAX_LINE = 2000
@@ -31,13 +33,13 @@ def collect_errors() -> Generator[None]:
 
 @contextmanager
 def suppress_errors() -> Generator[None]:
-    """Ignore an error that each point meets again, and reports, when it runs."""
+    """Pass over an error that each point meets again, and reports, when it runs; the log keeps it."""
     try:
         yield
     except STOPS:
         raise
     except BaseException:
-        pass
+        log.debug("passed over; the point meets it again", exc_info=True)
 
 
 def run_guarded(main: Callable[[], Any]) -> int:

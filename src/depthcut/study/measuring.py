@@ -38,7 +38,7 @@ def measure_stage(run: "Run", name: "Stage", model: "Callable[[], nn.Module]") -
         for part in evaluation.parts():
             digest = digests.evaluation_digest(part, run)
             values = evaluated(run, name, model, part, digest)
-            check(name, key, values, run)
+            check_finite(name, key, values, run)
             found.pop(digest, None)
             found[digest] = measurement(key, part, values, run)
             asked.append(digest)
@@ -64,7 +64,7 @@ def evaluated(
     return store.cached_value(run.cache / "evaluations" / key, make)
 
 
-def check(name: "Stage", key: str, values: dict[str, float], run: "Run") -> None:
+def check_finite(name: "Stage", key: str, values: dict[str, float], run: "Run") -> None:
     """Raise if a number of the dense model is not finite; add a remark for a cut or healed model."""
     broken = [number.removesuffix("_finite") for number in values if number.endswith("_finite") and not values[number]]
     if broken and name == "dense":

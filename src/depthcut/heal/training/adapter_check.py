@@ -21,4 +21,4 @@ class CheckedAdapters:
         """
         from depthcut.heal.training import adapters
 
-        adapters.check(workspace, cast("LowRankRecipe", self))
+        adapters.check_adapters(workspace, cast("LowRankRecipe", self))

@@ -70,7 +70,7 @@ def train_adapters(
     return adapted
 
 
-def check(workspace: "Workspace", recipe: LowRankRecipe) -> None:
+def check_adapters(workspace: "Workspace", recipe: LowRankRecipe) -> None:
     """Attach adapters to the model without its weights; log in one line the weights that they do not reach.
 
     Raises:
@@ -80,12 +80,12 @@ def check(workspace: "Workspace", recipe: LowRankRecipe) -> None:
     parts = [linear.weight_matrices(layer, recipe.modules) for layer in decoder_layers.layer_list(model)]
     limit = max(
         min(linear.linear_features(each))
-        for each in chosen(list(decoder_layers.layer_list(model)), recipe.modules).values()
+        for each in adapted_linears(list(decoder_layers.layer_list(model)), recipe.modules).values()
     )
     if recipe.rank > limit:
         raise UserError(f"heal.rank must be at most {limit}, the width of the layers it adapts, got {recipe.rank}")
     with torch.device("meta"):
-        adapted = put(model, recipe, range(len(parts)))
+        adapted = put_adapters(model, recipe, range(len(parts)))
     covered = {id(each.get_base_layer().weight) for each in adapted.modules() if isinstance(each, LoraLayer)}
     share, names = linear.uncovered_share(parts, covered)
     if names:
@@ -96,10 +96,10 @@ def check(workspace: "Workspace", recipe: LowRankRecipe) -> None:
 
 def add_adapters(model: nn.Module, recipe: LowRankRecipe, plan: Plan) -> PeftModel:
     """Freeze ``model``, pruned by ``plan``, and attach fresh adapters (B = 0) to the layers of the recipe."""
-    return put(model, recipe, recipe.reached(plan, len(decoder_layers.layer_list(model))))
+    return put_adapters(model, recipe, recipe.reached(plan, len(decoder_layers.layer_list(model))))
 
 
-def put(model: nn.Module, recipe: LowRankRecipe, places: Sequence[int]) -> PeftModel:
+def put_adapters(model: nn.Module, recipe: LowRankRecipe, places: Sequence[int]) -> PeftModel:
     """Freeze ``model`` and attach fresh adapters to the decoder layers ``places``.
 
     Raises:
@@ -107,7 +107,7 @@ def put(model: nn.Module, recipe: LowRankRecipe, places: Sequence[int]) -> PeftM
     """
     assert isinstance(model, PreTrainedModel)
     stack, stem = decoder_layers.layer_list(model), decoder_layers.layer_prefix(model)
-    targets = chosen([stack[index] for index in places], recipe.modules)
+    targets = adapted_linears([stack[index] for index in places], recipe.modules)
     more = gaps.lora_config_kwargs(model)
     others = [name for name in linear.linear_layers(model) if not name.startswith(f"{stem}.") and ends(name, targets)]
     if others:  # those of an image encoder
@@ -169,7 +169,7 @@ def load_adapters(adapted: PeftModel, folder: Path) -> None:
     adapted.eval()
 
 
-def chosen(layers: Sequence[nn.Module], modules: linear.Modules) -> dict[str, nn.Module]:
+def adapted_linears(layers: Sequence[nn.Module], modules: linear.Modules) -> dict[str, nn.Module]:
     """Return the linear layers within decoder layers by their names there, such as ``mlp.up_proj``.
 
     Raises:

@@ -4,7 +4,7 @@ import gc
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from depthcut.cut.plan import Plan, Unit
 from depthcut.model.surgery.sizes import ModelSize
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
 
+    from depthcut.data.text.parts import Texts
     from depthcut.model.checkpoint.checkpoint import Checkpoint
     from depthcut.model.checkpoint.streaming import LayerStream
     from depthcut.model.checkpoint.tensors import LazyTensor
@@ -192,3 +193,26 @@ class OnDisk:
         """Return the bytes of the weights that ``plan`` keeps."""
         plan = plan or Plan(self.depth, ())
         return self.sizes(plan.unit).totals_without(plan.drop)["weight_bytes"]
+
+
+class ModelRun(Protocol):
+    """A run that loads models.
+
+    Attributes:
+        dense: the dense model, and how models are loaded.
+        texts: the run's texts.
+        cache: the folder that all runs share.
+        numbers: get seconds and bytes.
+    """
+
+    @property
+    def dense(self) -> OnDisk: ...
+
+    @property
+    def texts(self) -> "Texts": ...
+
+    @property
+    def cache(self) -> Path: ...
+
+    @property
+    def numbers(self) -> Numbers: ...
