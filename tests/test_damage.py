@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from composing import composed
-from depthcut.cli.point import _run_point
+from depthcut.cli.point import run_point
 from depthcut.config import experiment
 from depthcut.record import document, state
 from depthcut.report import study
@@ -21,7 +21,7 @@ from depthcut.study import recording
 from depthcut.study.run import open_run
 from running import PICO, run, text_files
 
-POINT = _run_point
+POINT = run_point
 COMMAND = (*PICO, "model.layers=4", "heal.steps=2", "eval=[loss]", "export=merged")
 
 
