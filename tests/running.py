@@ -65,6 +65,23 @@ def run_two(*arguments: str) -> str:
     return "".join(said[0])
 
 
+def start_torchrun(*arguments: str) -> subprocess.Popen[str]:
+    """Start two processes with torchrun, as one process group."""
+    words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "run.py"))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(
+        [sys.executable, *words, *arguments], cwd=ROOT, env=ENVIRONMENT, start_new_session=True, **pipes
+    )
+
+
+def run_torchrun(*arguments: str) -> str:
+    """Run two processes with torchrun and return their output."""
+    process = start_torchrun(*arguments)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    return said
+
+
 def kill_in_healing(outputs: Path, *arguments: str, **environment: str) -> None:
     """Start a run, and kill it as soon as its healing has left a checkpoint."""
     process = start(f"outputs={outputs}", *arguments, **environment)
@@ -73,6 +90,12 @@ def kill_in_healing(outputs: Path, *arguments: str, **environment: str) -> None:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+def run_bench(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark script."""
+    call = [sys.executable, str(ROOT / "bench" / script), *map(str, arguments)]
+    return subprocess.run(call, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def light(*arguments: str) -> subprocess.CompletedProcess[str]:

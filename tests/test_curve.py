@@ -3,35 +3,17 @@
 import importlib
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from builders import subject, tokens
+from comparing import assert_same_records, stable_records
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
 from pico import pico
 from running import ROOT, UNHEALED, run, text_files
 
 SWEEP = ("heal=none", "export=none", "prune=block,deepest", "prune.frac=0,0.2,0.4,0.6")
-
-
-def records(outputs: Path) -> dict[str, dict]:
-    """By digest, without what depends on the moment."""
-    found = {path.parent.name: json.loads(path.read_text()) for path in outputs.glob("main/*/record.json")}
-    aside = ("seconds/", "bytes/", "finished", "config")
-    return {
-        digest: {key: value for key, value in record.items() if not key.startswith(aside)}
-        for digest, record in found.items()
-    }
-
-
-def equal(one: dict[str, dict], other: dict[str, dict]) -> None:
-    assert one.keys() == other.keys()
-    for digest, record in one.items():
-        assert record.keys() == other[digest].keys()
-        for key, value in record.items():
-            assert other[digest][key] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), key
 
 
 @pytest.mark.parametrize("base", [(), ("model.quantise=nf4", "model.hidden=64")], ids=["float32", "nf4"])
@@ -41,16 +23,16 @@ def test_the_records_are_those_of_each_point_alone(tmp_path, base):
     alone = run("-m", f"outputs={tmp_path}/alone", *common, *SWEEP)
     shared = run("-m", f"outputs={tmp_path}/shared", *common, *SWEEP, "hydra/launcher=curve")
     assert (alone.returncode, shared.returncode) == (0, 0), shared.stderr
-    one, other = records(tmp_path / "alone"), records(tmp_path / "shared")
+    one, other = stable_records(tmp_path / "alone"), stable_records(tmp_path / "shared")
     assert len(one) == 8
-    equal(one, other)
+    assert_same_records(one, other)
 
 
 def test_a_second_time_nothing_is_computed_and_a_wider_sweep_computes_the_rest(tmp_path):
     corpus = text_files(tmp_path)
     common = ("-m", f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "hydra/launcher=curve")
     first = run(*common, *SWEEP)
-    plans = {str(record["plan"]["drop"]) for record in records(tmp_path / "outputs").values()}
+    plans = {str(record["plan"]["drop"]) for record in stable_records(tmp_path / "outputs").values()}
     assert f"loss: dense and pruned, {len(plans)} in one pass" in first.stderr, first.stderr
     evaluations = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/cache/evaluations/*/value.json")}
     again = run(*common, *SWEEP)
@@ -74,7 +56,7 @@ def test_healed_points_share_what_comes_before_the_healing(tmp_path):
         "hydra/launcher=curve",
     )
     assert done.returncode == 0, done.stderr
-    found = records(tmp_path / "outputs")
+    found = stable_records(tmp_path / "outputs")
     assert len(found) == 2
     assert all("healed/validation/loss" in record and "pruned/validation/loss" in record for record in found.values())
     whole = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/main/*/record.json")]
@@ -96,7 +78,7 @@ def test_a_point_with_a_mistake_tells_of_it_and_the_others_are_shared(tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[0].startswith("error: prune.frac=0.99: plan keeps 0 of 8 layers")
     assert done.stderr.splitlines()[-1].startswith("error: 2 of 3 points are done, 1 failed, 0 are left; correct")
-    assert len(records(tmp_path / "outputs")) == 2
+    assert len(stable_records(tmp_path / "outputs")) == 2
 
 
 def test_the_launcher_needs_a_multirun(tmp_path):

@@ -1,6 +1,5 @@
 """heal=distill: the loss against other ways to compute it, the teacher on the disk and in memory, whole runs."""
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from torch.distributions import Categorical, kl_divergence
 from composing import composed
 from depthcut.config import experiment
 from depthcut.cut.plan import Plan
-from depthcut.heal.distill import Distill
 from depthcut.heal.training import adapters, distill, objective, teacher
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.fit import applied_layout
@@ -24,21 +22,19 @@ from depthcut.runtime.strict import method_fields
 from depthcut.study import preflight, runlog
 from depthcut.study.run import Run, open_run
 from pico import FAMILIES, awake, pico, slope, texts
+from recipes import distill_recipe
 from running import PICO, UNHEALED, kill_in_healing, run, succeed, text_files
 
 SHORT = ("heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "export=none")
 CUT = Plan(8, (4, 5))
 
 
-def recipe(**changes: Any) -> Distill:
-    heal = experiment.build_experiment(composed("model=pico", "heal=distill")).heal
-    return dataclasses.replace(heal, top_k=16, **changes)
-
-
 def student(family: str = "llama", seed: int = 0) -> Any:
     """A pruned model with adapters that matter."""
     torch.manual_seed(seed)
-    adapted = adapters.add_adapters(pico(family, layers=3, seed=7), recipe(rank=4, alpha=4.0), Plan(4, (2,))).eval()
+    adapted = adapters.add_adapters(
+        pico(family, layers=3, seed=7), distill_recipe(rank=4, alpha=4.0), Plan(4, (2,))
+    ).eval()
     return awake(adapted)
 
 
@@ -107,9 +103,9 @@ def test_a_teacher_that_is_the_student_draws_nowhere():
     assert abs(loss.item()) < 1e-5
     assert torch.autograd.grad(loss, z_NV)[0].abs().max() < 1e-6
     model = student()
-    whole = distill.distill_objective(distill.live_topk_teacher(model, recipe(mix=1.0)), recipe(mix=1.0))(
-        model, batch()
-    )
+    whole = distill.distill_objective(
+        distill.live_topk_teacher(model, distill_recipe(mix=1.0)), distill_recipe(mix=1.0)
+    )(model, batch())
     text = objective.next_token_loss(model, batch())
     assert abs(whole.item()) < 1e-5
     assert gradient(whole, model).norm() < 1e-3 * gradient(text, model).norm()  # the teacher speaks in half precision
@@ -119,7 +115,7 @@ def test_a_teacher_that_is_the_student_draws_nowhere():
 @pytest.mark.parametrize(("mix", "temperature"), [(1.0, 1.0), (0.3, 2.5)])
 def test_the_loss_is_the_formula_on_all_logits(family, mix, temperature):
     heal, dense, model, some = (
-        recipe(mix=mix, temperature=temperature),
+        distill_recipe(mix=mix, temperature=temperature),
         pico(family, layers=4),
         student(family),
         batch(),
@@ -137,14 +133,14 @@ def test_the_loss_is_the_formula_on_all_logits(family, mix, temperature):
 
 
 def test_the_gradient_is_that_of_finite_differences():
-    heal, model, some = recipe(mix=0.5, temperature=2.0), student(), batch()
+    heal, model, some = distill_recipe(mix=0.5, temperature=2.0), student(), batch()
     loss = distill.distill_objective(distill.live_topk_teacher(pico("llama", layers=4), heal), heal)
     towards = gradient(loss(model, some), model)
     assert slope(lambda: loss(model, some), model, towards) == pytest.approx(towards.norm().item(), rel=1e-2)
 
 
 def test_no_pass_of_a_head_makes_all_logits_and_it_does_not_matter(monkeypatch):
-    heal, dense, model, some = recipe(mix=0.5), pico("llama", layers=4), student(), batch()
+    heal, dense, model, some = distill_recipe(mix=0.5), pico("llama", layers=4), student(), batch()
     wanted = gradient(distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)(model, some), model)
     made: list[int] = []
     for each in (dense, objective.base_model(model)):
@@ -157,7 +153,7 @@ def test_no_pass_of_a_head_makes_all_logits_and_it_does_not_matter(monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recomputed_layers_give_the_same_gradient(family):
-    heal, dense, some = recipe(), pico(family, layers=4), batch()
+    heal, dense, some = distill_recipe(), pico(family, layers=4), batch()
     loss = distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)
     model = student(family)
     wanted = gradient(loss(model, some), model)

@@ -9,6 +9,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import depthcut
+from adapting import train_briefly
+from comparing import assert_near
 from composing import composed
 from depthcut import algorithm
 from depthcut.config import experiment
@@ -22,10 +24,8 @@ from depthcut.study import digests, recording
 from depthcut.study.run import open_run
 from gaps import DEPTH, model_of, opened
 from pico import CACHE, logits, texts, written
+from recipes import RECIPE
 from running import PICO, kill_in_healing, succeed, text_files
-from test_replace import close
-from test_replace_shared import stepped
-from test_training import RECIPE
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "phi", "opt", "gpt_neox")
 ORDERS = ("block", "sequence", "block", "sequence", "block", "sequence", "sequence")
@@ -100,14 +100,14 @@ def test_without_norms_it_is_a_plain_model_of_copies(family, order, tmp_path):
     model = model_of(family)
     here, long = extended(tmp_path, model, gain="null", order=order)
     plain = repeated(model, here.experiment.replace.stack(DEPTH))
-    close(logits(long), logits(plain))
+    assert_near(logits(long), logits(plain))
     assert (logits(long) - logits(model)).abs().max() > 0.1
     assert torch.equal(written(long, use_cache=True), written(plain, use_cache=False))
 
 
 def test_a_small_gain_begins_near_the_base(llama):
     _, long = extended(*llama, gain=1e-6)
-    close(logits(long), logits(llama[1]))
+    assert_near(logits(long), logits(llama[1]))
     norms = [part for part in long.modules() if isinstance(part, shared.OutputNorm)]
     assert len(norms) == 2 * 3 and all((part.gain == 1e-6).all() for part in norms)
 
@@ -134,7 +134,7 @@ def test_cached_token_by_token_saved_and_loaded(order, family, tmp_path):
         for token in texts().T:
             out = long(token[:, None], **{CACHE: cache}, use_cache=True)
             cache, steps = out[CACHE], [*steps, out.logits]
-    close(torch.cat(steps, 1), wanted)
+    assert_near(torch.cat(steps, 1), wanted)
     assert len(cache.layers) == 9
     exported.write_exported(long, WHOLE, tmp_path / "out")
     assert torch.equal(logits(long), wanted), "it is left as it was"
@@ -191,7 +191,7 @@ def test_only_adapters_and_norms_are_trained_and_all_of_them(llama, gain):
     assert len(trained) - len(own) == 6 * 7 * 2, "the layers that were there have LoRA, repeats have not"
     assert all("lora_" in name for name in trained.keys() - own)
     before = {name: p.detach().clone() for name, p in healed.named_parameters()}
-    stepped(healed)
+    train_briefly(healed)
     moved = {name for name, p in healed.named_parameters() if not torch.equal(p, before[name])}
     assert moved == trained.keys()
 
@@ -250,7 +250,7 @@ def test_the_experiment_runs_from_start_to_export_and_its_record_counts_all_laye
         assert kept[f"{stage}/size/weight_bytes"] == sum(p.nbytes for p in model.parameters())
     plan = Plan(8, ())
     healed = x.heal(x.replace(run.dense.load(plan), plan, run), plan, run)
-    close(logits(model), logits(healed))
+    assert_near(logits(model), logits(healed))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -6,38 +6,26 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from adapting import adapted, adapted_nf4, gradient_of, workspace
+from comparing import relative_error
 from depthcut.cut.plan import Plan
-from depthcut.data.text.parts import GivenText
-from depthcut.data.text.tokens import Tokens
 from depthcut.heal.training import adapters, fit, lean_lora, memory_plan, objective
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.memory_plan import Layout, MemoryPlan
 from depthcut.heal.training.objective import next_token_loss
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.model.decoder.quantisation import Dtype
-from depthcut.model.pico import Pico
-from depthcut.study.standalone import Standalone
-from pico import FAMILIES, awake, pico, picture_model
+from pico import FAMILIES, pico, picture_model
+from recipes import AUTO, RECIPE, batch
 from running import PICO, succeed, text_files
-from test_training import RECIPE, batch
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning has some for every run
 GIB = 2**30
-AUTO = dataclasses.replace(RECIPE, steps=6, batch=4, micro_batch="auto", recompute="auto", dropout=0.2)
-
-
-def workspace(folder, device="cpu"):
-    ids = np.random.default_rng(0).integers(3, 128, (12, 8)).astype(np.int32)
-    text = Tokens(ids, np.full(12, 8, np.int32), np.array([], np.uint64), "x")
-    return Standalone(texts=GivenText(text), folder=folder, device=device)
 
 
 def healed(folder, recipe=AUTO, asked=next_token_loss) -> dict[str, torch.Tensor]:
@@ -125,13 +113,6 @@ def plain_loss(model, ids) -> torch.Tensor:
     return F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
-def adapted(dtype: torch.dtype) -> torch.nn.Module:
-    """A model with adapters that do something."""
-    torch.manual_seed(0)
-    model = adapters.add_adapters(pico("llama", layers=4).to(dtype), RECIPE, Plan(4, ()))
-    return awake(model, std=0.1)
-
-
 def test_the_gradients_are_those_of_plain_peft():
     model, ids = adapted(torch.float32), torch.randint(3, 128, (4, 20))
     wanted = gradient_of(model, ids)
@@ -139,26 +120,18 @@ def test_the_gradients_are_those_of_plain_peft():
         kinds = {type(module).__name__ for module in model.modules()}
         got = gradient_of(model, ids)
     assert "LeanAdapted" in kinds and wanted.norm() > 0
-    assert gap(got, wanted) < 1e-6
+    assert relative_error(got, wanted) < 1e-6
     assert "LeanAdapted" not in {type(module).__name__ for module in model.modules()}
 
 
-def quantised(device: str, dtype: Dtype) -> torch.nn.Module:
-    heal: Any = {"rank": 4, "lr": 1e-2, "length": 8}
-    files = Pico(layers=4, hidden=64, heads=2, seed=0, quantise="nf4", dtype=dtype, separator=None, heal=heal)
-    with TemporaryDirectory() as cache:
-        base = files.open(Path(cache)).load(None, quantise="nf4", dtype=dtype, device=device)
-    return adapters.add_adapters(base, RECIPE, Plan(4, ()))
-
-
 def test_the_gradients_on_a_4_bit_base_are_those_of_plain_peft():
-    model, ids = quantised("cpu", "float32"), torch.randint(3, 128, (4, 20))
+    model, ids = adapted_nf4("cpu", "float32"), torch.randint(3, 128, (4, 20))
     wanted = gradient_of(model, ids)
     with lean_lora.lean_layers(model):
         kinds = {type(module).__name__ for module in model.modules()}
         got = gradient_of(model, ids)
     assert {"Lean4bit", "LeanAdapted4bit"} <= kinds
-    assert gap(got, wanted) < 1e-6
+    assert relative_error(got, wanted) < 1e-6
 
 
 def test_in_bfloat16_the_gradients_are_those_of_peft_under_autocast():
@@ -167,17 +140,7 @@ def test_in_bfloat16_the_gradients_are_those_of_peft_under_autocast():
         wanted = gradient_of(model, ids)
     with lean_lora.lean_layers(model):
         got = gradient_of(model, ids)
-    assert gap(got, wanted) < 1e-3
-
-
-def gap(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    return ((got - wanted).norm() / wanted.norm()).item()
-
-
-def gradient_of(model, ids) -> torch.Tensor:
-    model.zero_grad()
-    next_token_loss(model, batch(ids)).backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert relative_error(got, wanted) < 1e-3
 
 
 class Sparse:
@@ -294,4 +257,4 @@ def compile_a_layer() -> None:
     wanted = gradient_of(model, ids)
     with fit.applied_layout(model, Layout(2, 1, True)):
         got = gradient_of(model, ids)
-    assert gap(got, wanted) < 1e-5
+    assert relative_error(got, wanted) < 1e-5

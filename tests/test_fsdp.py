@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
+from adapting import workspace
 from composing import composed
 from depthcut.config import experiment
 from depthcut.cut.plan import Plan
@@ -32,9 +33,8 @@ from depthcut.runtime import devices, ranks
 from depthcut.study import measuring
 from depthcut.study.run import open_run
 from pico import pico
+from recipes import RECIPE
 from running import ENVIRONMENT
-from test_fit import workspace
-from test_training import RECIPE
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning has some for every run
 LORA = dataclasses.replace(RECIPE, steps=5, batch=4, clip=0.3, recompute=1, weight_decay=0.1, strategy="fsdp")

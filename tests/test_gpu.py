@@ -6,12 +6,14 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
+from adapting import adapted, adapted_nf4, gradient_of, workspace
+from comparing import relative_error
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import adapters, fit
 from depthcut.heal.training.memory_plan import Layout
 from pico import pico
+from recipes import AUTO
 from running import PICO, UNHEALED, succeed, text_files
-from test_fit import AUTO, adapted, gap, gradient_of, quantised, workspace
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,7 +65,7 @@ def test_a_healed_model_stays_on_the_gpu(tmp_path, compiled):
 @pytest.mark.parametrize("quantise", ["none", "nf4"])
 def test_the_gradients_are_those_of_plain_peft_and_compiled_no_further_from_the_truth(quantise):
     """The compiler keeps in float32 what single operators round to bfloat16 one by one."""
-    model = quantised("cuda", "bfloat16") if quantise == "nf4" else adapted(torch.bfloat16).to("cuda")
+    model = adapted_nf4("cuda", "bfloat16") if quantise == "nf4" else adapted(torch.bfloat16).to("cuda")
     ids = torch.randint(3, 128, (8, 256), generator=torch.Generator().manual_seed(0)).cuda()
     with torch.autocast("cuda", torch.bfloat16):
         peft = gradient_of(model, ids)
@@ -71,9 +73,9 @@ def test_the_gradients_are_those_of_plain_peft_and_compiled_no_further_from_the_
     for compiled in (False, True):
         with fit.applied_layout(model, Layout(4, 0, compiled)):
             ours.append(gradient_of(model, ids))
-    assert gap(ours[0], peft) < 1e-3
+    assert relative_error(ours[0], peft) < 1e-3
     exact = gradient_of(in_float32(model), ids)
-    assert gap(ours[1], exact) < 1.1 * gap(peft, exact)
+    assert relative_error(ours[1], exact) < 1.1 * relative_error(peft, exact)
 
 
 def in_float32(model: torch.nn.Module) -> torch.nn.Module:

@@ -20,8 +20,8 @@ from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import quantisation
 from depthcut.study.run import open_run
 from pico import pico
-from test_bench import bench
-from test_training import RECIPE
+from recipes import RECIPE
+from running import run_bench
 
 CUT, SHORT = Plan(12, (2, 3)), Plan(4, (1,))
 NF4: Any = {"quantise": "nf4", "dtype": "bfloat16", "device": "cpu"}
@@ -283,7 +283,9 @@ def test_a_run_keeps_its_weights_where_it_is_asked_to(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_benchmark_says_what_a_load_takes(tmp_path: Path) -> None:
-    done = bench("loading.py", "--folder", tmp_path / "made", "--shape", "tiny", "--rows", "first,keeping,kept,prefix")
+    done = run_bench(
+        "loading.py", "--folder", tmp_path / "made", "--shape", "tiny", "--rows", "first,keeping,kept,prefix"
+    )
     assert done.returncode == 0, done.stderr
     rows = dict(line.split(" ", 1) for line in done.stdout.splitlines() if "{" in line)
     found = {row: json.loads(values) for row, values in rows.items()}

@@ -27,8 +27,7 @@ from depthcut.runtime.errors import UserError
 from depthcut.study import preflight
 from depthcut.study.run import Run
 from gaps import DEPTH, model_of, opened
-from running import ENVIRONMENT, start, succeed, text_files
-from test_ranks import run_two
+from running import ENVIRONMENT, run_torchrun, start, succeed, text_files
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of SLURM, of workers, of its own dependencies
 
@@ -307,7 +306,7 @@ def alone(tmp_path_factory, corpus) -> dict[str, Any]:
 @pytest.mark.slow
 def test_two_processes_come_to_the_widths_and_the_curve_of_one(tmp_path, alone, corpus):
     """Each reads half of a step's sequences, one at a time; the gradients that are looked at are those of the step."""
-    run_two(f"outputs={tmp_path}", *RUN, *corpus, "heal.micro_batch=1", "stages=[healed]", "export=adapter")
+    run_torchrun(f"outputs={tmp_path}", *RUN, *corpus, "heal.micro_batch=1", "stages=[healed]", "export=adapter")
     one, two = alone["folder"], tmp_path / "main" / alone["folder"].name
     assert (two / "adapter" / WIDTHS_FILE).read_bytes() == (one / "adapter" / WIDTHS_FILE).read_bytes()
     curves = [[float(row["loss"]) for row in csv.DictReader((each / "heal.csv").open())] for each in (one, two)]

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from adapting import adapted
 from composing import composed
 from depthcut.config import experiment as config_experiment
 from depthcut.data.text.parts import GivenText
@@ -24,9 +25,7 @@ from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.study import digests
 from depthcut.study.standalone import Standalone
 from pico import FAMILIES, pico
-from test_distill import recipe as distilled
-from test_fit import adapted
-from test_training import RECIPE
+from recipes import RECIPE, distill_recipe
 
 END, LENGTH = 2, 20
 SEPARATE = dataclasses.replace(RECIPE, packing="separate")
@@ -161,7 +160,7 @@ def test_on_a_gpu_documents_are_kept_apart(compiled):
 def test_a_teacher_reads_documents_apart_too():
     """Summed over the documents, each by itself, and divided by what is predicted."""
     model, dense, (batch,) = pico("llama", layers=2), pico("llama", layers=3, seed=1), packed()
-    heal = distilled(mix=0.5)
+    heal = distill_recipe(mix=0.5)
     goal = distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)
     alone = [MicroBatch(ids, torch.zeros(1)) for ids in documents(batch) if ids.shape[1] > 1]
     total = sum(goal(model, each).item() * (each.ids_BT.shape[1] - 1) for each in alone)

@@ -3,8 +3,6 @@
 import csv
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from depthcut.runtime import ranks
-from running import ENVIRONMENT, ROOT, UNHEALED, run, text_files
+from running import UNHEALED, run, run_torchrun, start_torchrun, text_files
 
 POINT = (
     *UNHEALED,
@@ -28,26 +26,11 @@ POINT = (
     "heal.lr=0.01",
 )
 STEPS, LONG = ("heal.steps=6", "heal.save_every=2"), ("heal.steps=60", "heal.save_every=5", "heal.dropout=0.1")
-TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "run.py"))
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> tuple[str, ...]:
     return text_files(tmp_path_factory.mktemp("text"))
-
-
-def start_two(*arguments: str) -> subprocess.Popen[str]:
-    """Start both, as one group of processes."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([*TWO, *arguments], cwd=ROOT, env=ENVIRONMENT, start_new_session=True, **pipes)
-
-
-def run_two(*arguments: str) -> str:
-    """Run both to their end."""
-    process = start_two(*arguments)
-    said, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, said
-    return said
 
 
 def losses(outputs: Path) -> list[float]:
@@ -84,7 +67,7 @@ def numbers(outputs: Path) -> dict[str, float]:
     ids=["copies", "shares", "shares all the time"],
 )
 def test_two_processes_heal_as_one_does_and_leave_one_record(tmp_path, corpus, alone, how):
-    said = run_two(f"outputs={tmp_path}", *POINT, *STEPS, *corpus, "heal.micro_batch=1", *how)
+    said = run_torchrun(f"outputs={tmp_path}", *POINT, *STEPS, *corpus, "heal.micro_batch=1", *how)
     assert said.count("record: ") == 1 and said.count(" tokens a pass") == 1 and said.count("healing:") <= 2
     assert said.count("each of 2 processes holds a share") == 2 * ("stream=always" in how)  # dense, pruned
     assert losses(tmp_path) == pytest.approx(losses(alone), abs=2e-4)
@@ -106,7 +89,7 @@ def exported(outputs: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_two_that_were_killed_go_on_to_the_same_weights(tmp_path, corpus):
     point = (*POINT, *LONG, *corpus, "heal.micro_batch=2")
-    process = start_two(f"outputs={tmp_path}/killed", *point)
+    process = start_torchrun(f"outputs={tmp_path}/killed", *point)
     latest = time.monotonic() + 120
     while not list(tmp_path.glob("killed/main/*/heal/last.ckpt")):
         assert process.poll() is None and time.monotonic() < latest
@@ -115,14 +98,14 @@ def test_two_that_were_killed_go_on_to_the_same_weights(tmp_path, corpus):
         each.kill()
     process.communicate()
     assert not list(tmp_path.glob("killed/main/*/adapter"))
-    assert "healing resumes at step" in run_two(f"outputs={tmp_path}/killed", *point)
-    run_two(f"outputs={tmp_path}/peace", *point)
+    assert "healing resumes at step" in run_torchrun(f"outputs={tmp_path}/killed", *point)
+    run_torchrun(f"outputs={tmp_path}/peace", *point)
     assert_close(weights(tmp_path / "killed"), weights(tmp_path / "peace"), atol=0, rtol=0)
 
 
 @pytest.mark.slow
 def test_where_one_dies_the_other_ends_too(tmp_path, corpus):
-    process = start_two(f"outputs={tmp_path}", *POINT, *LONG, *corpus, "heal.micro_batch=1")
+    process = start_torchrun(f"outputs={tmp_path}", *POINT, *LONG, *corpus, "heal.micro_batch=1")
     latest = time.monotonic() + 120
     while not list(tmp_path.glob("main/*/heal/last.ckpt")):
         assert process.poll() is None and time.monotonic() < latest
@@ -134,7 +117,7 @@ def test_where_one_dies_the_other_ends_too(tmp_path, corpus):
 
 
 def test_a_micro_batch_that_leaves_a_process_without_work_is_told(tmp_path, corpus):
-    process = start_two(f"outputs={tmp_path}", *POINT, *STEPS, *corpus, "heal.micro_batch=4")
+    process = start_torchrun(f"outputs={tmp_path}", *POINT, *STEPS, *corpus, "heal.micro_batch=4")
     said, _ = process.communicate(timeout=100)
     assert "error: heal.micro_batch must divide heal.batch (4) among 2 processes, got 4" in said
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from adapting import adapted_layers, pruned, pruned_and_adapted
 from composing import composed
 from depthcut.config import experiment
 from depthcut.cut.plan import Plan
@@ -29,9 +30,8 @@ from depthcut.runtime import store
 from depthcut.study import curve
 from depthcut.study.run import Run, open_run
 from pico import FAMILIES, pico, texts
+from recipes import RECIPE, batch
 from running import PICO, UNHEALED, kill_in_healing, light, run, run_two, succeed, text_files
-from test_shared_prefix import pruned, sites, trained
-from test_training import RECIPE, batch
 
 SHARED = {field.name: getattr(RECIPE, field.name) for field in dataclasses.fields(Full)}
 FULL = Full(**SHARED | {"betas": (0.9, 0.95), "weight_decay": 0.1})
@@ -335,7 +335,7 @@ def test_around_in_words():
         assert AROUND.reached(plan, len(plan.keep)) == wanted
     assert AROUND.reached(Plan(8, (4,), "mlp"), 8) == [2, 3, 4, 5, 6]
     plan = Plan(8, (3, 4))
-    assert sites(trained(pico("llama", layers=8), plan, 0, AROUND)) == {1, 2, 3, 4}
+    assert adapted_layers(pruned_and_adapted(pico("llama", layers=8), plan, 0, AROUND)) == {1, 2, 3, 4}
 
 
 def test_the_shared_pass_takes_no_point_whose_layers_below_the_cut_are_healed(tmp_path):
@@ -364,7 +364,7 @@ def test_reach_is_a_knob_of_around_alone(tmp_path):
 def test_layers_that_both_cuts_keep_start_from_the_smaller_ones_adapters(tmp_path):
     small, large = Plan(8, (4,)), Plan(8, (3, 4, 5))
     model = pico("llama", layers=8)
-    smaller = trained(model, small, 0)
+    smaller = pruned_and_adapted(model, small, 0)
     smaller.save_pretrained(str(tmp_path), save_embedding_layers=False)
     larger = adapters.add_adapters(pruned(model, large), RECIPE, large)
     fresh = copy.deepcopy(larger.state_dict())

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import depthcut
 import running
+from comparing import assert_near
 from composing import composed
 from depthcut import algorithm
 from depthcut.config import experiment
@@ -40,10 +41,6 @@ def replaced(folder, model, words: str, plan: Plan = PLAN, *knobs: str):
     return here, here.experiment.replace(here.dense.load(plan), plan, here)
 
 
-def close(one: torch.Tensor, other: torch.Tensor) -> None:
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     return tmp_path_factory.mktemp("llama"), model_of("llama")
@@ -63,7 +60,7 @@ def test_the_mean_update_is_the_mean_of_the_updates(family, tmp_path):
         h = way.h_BTD + fill.tensors["0.bias"]
         h = way.step(1, h) + fill.tensors["2.bias"]
         h = way.step(4, h) + fill.tensors["5.bias"]
-        close(logits(filled), way.logits(h))
+        assert_near(logits(filled), way.logits(h))
 
 
 def lengthened(z: np.ndarray, ridge: float) -> np.ndarray:
@@ -94,7 +91,7 @@ def test_maps_out_of_sums_are_those_of_the_stacked_states(llama, kind, ridge):
         wanted = whole @ vh[:5].T @ vh[:5]
         assert np.linalg.matrix_rank(got, tol=1e-4) == 5
     np.testing.assert_allclose(got, wanted, rtol=1e-2, atol=1e-3)
-    close(logits(filled), through(model, parts))
+    assert_near(logits(filled), through(model, parts))
 
 
 def through(model, parts) -> torch.Tensor:
@@ -128,7 +125,7 @@ def test_no_map_of_a_rank_does_better_than_the_reduced_one():
 def test_a_strong_ridge_leaves_the_plain_cut(llama):
     folder, model = llama
     here, filled = replaced(folder, model, "linear replace.ridge=1e9")
-    close(logits(filled), logits(here.dense.load(PLAN)))
+    assert_near(logits(filled), logits(here.dense.load(PLAN)))
 
 
 def test_a_feature_that_never_moves_and_one_that_copies_another():
@@ -152,7 +149,7 @@ def test_layers_that_are_linear_are_restored(tmp_path):
         model.model.norm.weight.mul_(1e5)
     here, filled = replaced(tmp_path, model, "linear replace.ridge=0")
     assert (logits(here.dense.load(PLAN)) - logits(model)).abs().max() > 1
-    close(logits(filled), logits(model))
+    assert_near(logits(filled), logits(model))
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
@@ -188,8 +185,8 @@ def test_laco_by_hand(llama):
     dense = [layer.state_dict() for layer in layers.layer_list(model)]
     new = [layer.state_dict() for layer in layers.layer_list(merged)]
     for name in dense[0]:
-        close(new[0][name], dense[1][name])  # 0 + (1 - 0)
-        close(new[1][name], dense[3][name] + dense[4][name] - dense[2][name])  # 2 + (3 - 2) + (4 - 2)
+        assert_near(new[0][name], dense[1][name])  # 0 + (1 - 0)
+        assert_near(new[1][name], dense[3][name] + dense[4][name] - dense[2][name])  # 2 + (3 - 2) + (4 - 2)
         assert torch.equal(new[2][name], dense[5][name])
     assert not torch.allclose(new[1]["mlp.up_proj.weight"], dense[4]["mlp.up_proj.weight"], atol=0.1)  # the notebooks'
 
@@ -201,8 +198,8 @@ def test_the_notebooks_merge_is_the_last_dropped_layer_with_the_first_ones_norms
     dense = [layer.state_dict() for layer in layers.layer_list(model)]
     new = [layer.state_dict() for layer in layers.layer_list(merged)]
     for name, first in dense[0].items():
-        close(new[0][name], dense[1][name] if first.ndim > 1 else first)
-        close(new[1][name], dense[4 if first.ndim > 1 else 2][name])
+        assert_near(new[0][name], dense[1][name] if first.ndim > 1 else first)
+        assert_near(new[1][name], dense[4 if first.ndim > 1 else 2][name])
     paper = opened(folder, model, "replace=merge")
     assert digests.pruned_digest(here, plan) != digests.pruned_digest(paper, plan) and here.digest != paper.digest
     assert paper.experiment.replace.reads(paper) is None and "formula" not in digests.method_fields(
@@ -254,7 +251,7 @@ def test_a_layer_before_silent_ones_has_nothing_to_learn(tmp_path):
         for part in (layers.layer_list(model)[3].self_attn.o_proj, layers.layer_list(model)[3].mlp.down_proj):
             part.weight.zero_()
     _, filled = replaced(tmp_path, model, "layer replace.steps=2 replace.batch=2 replace.weight_decay=0")
-    close(logits(filled), logits(model))
+    assert_near(logits(filled), logits(model))
 
 
 def test_training_lowers_the_error(llama, caplog):

@@ -10,10 +10,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import depthcut
+from adapting import train_briefly
+from comparing import assert_near
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import adapters
-from depthcut.heal.training.lightning_module import Healing
-from depthcut.heal.training.objective import next_token_loss
 from depthcut.model.checkpoint import exported
 from depthcut.model.decoder import layers
 from depthcut.model.decoder.quantisation import LoadConfig
@@ -24,8 +24,6 @@ from depthcut.replace.shared import Shared
 from depthcut.study import export
 from gaps import DEPTH, model_of, opened
 from pico import CACHE, logits, texts, written
-from test_replace import close
-from test_training import RECIPE, batch
 
 PLAN = Plan(DEPTH, (1, 2, 4))
 FAMILIES = ("llama", "qwen2", "qwen3", "phi", "opt", "gpt_neox")
@@ -94,14 +92,14 @@ def test_a_twin_is_the_base_and_is_read_once(tmp_path):
     layers.layer_list(model)[4].load_state_dict(layers.layer_list(model)[5].state_dict())
     _, whole = filled(tmp_path, model, "replace.gain=null", "replace.rank=2", plan=Plan(DEPTH, (4,)))
     assert shared.extract_shared_layers(whole).options["bases"] == {"4": 5}
-    close(logits(whole), logits(model))
+    assert_near(logits(whole), logits(model))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_rank_and_no_norm_is_the_dense_model(family, tmp_path):
     model = model_of(family)
     _, whole = filled(tmp_path, model, "replace.gain=null", "replace.rank=128")
-    close(logits(whole), logits(model))
+    assert_near(logits(whole), logits(model))
     assert torch.equal(written(whole, use_cache=True), written(model, use_cache=True))
 
 
@@ -118,7 +116,7 @@ def test_without_adapters_it_is_the_bases_weights(family, tmp_path):
         for name, parameter in stack[int(number)].named_parameters():
             if parameter.ndim == 2:
                 parameter.data.copy_(stack[base].get_parameter(name))
-    close(logits(whole), logits(model))
+    assert_near(logits(whole), logits(model))
 
 
 @pytest.mark.parametrize("rank", [1, 5])
@@ -141,7 +139,7 @@ def test_adapters_begin_as_the_svd_of_the_difference(llama, rank):
 def test_the_output_norm_is_the_papers_and_nearly_drops_the_layer_when_small(family, tmp_path):
     model = model_of(family)
     here, whole = filled(tmp_path, model, "replace.gain=1e-6")
-    close(logits(whole), logits(here.dense.load(PLAN)))
+    assert_near(logits(whole), logits(here.dense.load(PLAN)))
     norms = {name: part for name, part in whole.named_modules() if isinstance(part, shared.OutputNorm)}
     assert len(norms) == 2 * len(PLAN.drop)
     norm = next(iter(norms.values()))
@@ -186,7 +184,7 @@ def test_saved_and_loaded_and_written_with_a_cache(family, plan, tmp_path):
         for token in texts().T:
             out = whole(token[:, None], **{CACHE: cache}, use_cache=True)
             cache, steps = out[CACHE], [*steps, out.logits]
-    close(torch.cat(steps, 1), wanted)
+    assert_near(torch.cat(steps, 1), wanted)
     assert len(cache.layers) == DEPTH
     exported.write_exported(whole, plan, tmp_path / "out")
     assert torch.equal(logits(whole), wanted), "it is left as it was"
@@ -217,7 +215,7 @@ def test_healing_trains_adapters_and_what_is_its_own_and_the_export_is_what_was_
     before = logits(whole)
     healed = adapted(whole)
     assert torch.equal(logits(healed), before)
-    trained = stepped(healed)
+    trained = train_briefly(healed)
     own = {name for name in trained if "own_delta" in name or "own_norm" in name}
     assert len(own) == 3 * (7 * 2 + 2) and len(trained - own) == 3 * 7 * 2
     assert all("lora_" in name for name in trained - own)
@@ -231,24 +229,6 @@ def test_healing_trains_adapters_and_what_is_its_own_and_the_export_is_what_was_
     torch.testing.assert_close(logits(merged), after, rtol=0.02, atol=0.05 if quantise == "nf4" else 1e-3)
     exported.write_exported(merged, PLAN, tmp_path / "out")
     assert torch.equal(logits(depthcut.load(tmp_path / "out", dtype="float32")), logits(merged))
-
-
-def stepped(healed) -> set[str]:
-    """Train a little; the names of what is trained, all of which has moved."""
-    module = Healing(healed, RECIPE, next_token_loss)
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    assert module.state_dict().keys() == trained.keys()
-    start = {name: p.detach().clone() for name, p in trained.items()}
-    optimiser, losses = torch.optim.AdamW(trained.values(), lr=3e-3), []
-    for _ in range(12):
-        loss = next_token_loss(healed, batch(texts()))
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] - 0.1
-    assert all(not torch.equal(p, start[name]) for name, p in trained.items())
-    return set(trained)
 
 
 def test_on_a_four_bit_base_the_base_is_the_quantised_one(llama):
@@ -270,7 +250,7 @@ def test_a_gain_that_the_models_own_norms_undo_is_refused(family, tmp_path):
     with pytest.raises(ValueError, match=r"norms what its halves give before it adds it; take replace.gain=null"):
         filled(tmp_path, model)
     _, whole = filled(tmp_path, model, "replace.gain=null", "replace.rank=128")
-    close(logits(whole), logits(model))
+    assert_near(logits(whole), logits(model))
 
 
 def test_layers_that_hold_more_than_linear_ones_are_refused(tmp_path):

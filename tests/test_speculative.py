@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 
 import depthcut
+from adapting import adapted_everywhere
 from composing import composed
 from depthcut import algorithm
 from depthcut.config import experiment
@@ -24,7 +25,6 @@ from depthcut.study.run import open_run
 from gaps import DEPTH, model_of, opened
 from pico import logits, texts
 from running import text_files
-from test_speed import healed
 
 PLAN = Plan(DEPTH, (1, 4))
 FAMILIES = ("llama", "qwen2", "qwen3", "phi", "opt", "gpt_neox")
@@ -197,7 +197,7 @@ def test_a_dense_model_gives_no_number_and_cuts_are_not_measured(llama):
 def test_a_healed_model_is_measured_as_it_is_exported_and_left_as_it_was(tmp_path):
     torch.manual_seed(0)
     here, whole = shared(tmp_path, model_of("llama"))
-    model = healed(whole)
+    model = adapted_everywhere(whole)
     exported = copy.deepcopy(model).merge_and_unload()
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     with merged_model(model) as plain:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from adapting import adapted_everywhere
 from composing import composed
 from depthcut.config import experiment
 from depthcut.cut import subnetworks
@@ -23,7 +23,6 @@ from depthcut.eval.speed import Speed, machine_name
 from depthcut.eval.timing import clock
 from depthcut.model.decoder.unwrapped import unwrapped_model
 from depthcut.model.pico import byte_tokenizer
-from depthcut.model.surgery import gaps
 from depthcut.runtime import provenance
 from depthcut.study import curve, digests, recording
 from depthcut.study.run import open_run
@@ -226,19 +225,6 @@ def test_cuts_are_left_to_their_points(tmp_path: Path) -> None:
 # Adapters.
 
 
-def healed(model: Any) -> Any:
-    """Adapters that matter, on all linear layers, and what shared layers have of their own."""
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    adapted = get_peft_model(
-        model, LoraConfig(r=4, lora_alpha=8, target_modules=names, **gaps.lora_config_kwargs(model))
-    )
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "lora_B" in name or "modules_to_save" in name:
-                weight.add_(0.02 * torch.randn_like(weight))
-    return adapted.eval()
-
-
 def shared_model(folder: Path) -> Any:
     here = opened(
         folder, model_of("llama"), "replace=shared", "replace.rank=4", "prune=deepest", "prune.layers=2", "device=cpu"
@@ -256,7 +242,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[Any, ...]]:
 def test_a_healed_model_is_timed_as_if_merged_and_left_as_it_was(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     base = shared_model(tmp_path) if kind == "shared" else byte_model()
-    model = healed(base.to(torch.bfloat16) if kind == "bfloat16" else base)
+    model = adapted_everywhere(base.to(torch.bfloat16) if kind == "bfloat16" else base)
     ids = texts()
     with torch.no_grad():
         before, merged = model(ids).logits, copy.deepcopy(model).merge_and_unload()
@@ -281,7 +267,7 @@ def test_a_healed_model_is_timed_as_if_merged_and_left_as_it_was(kind: str, tmp_
 @pytest.mark.filterwarnings("ignore")
 def test_a_quantised_base_keeps_its_adapters_beside_it(tmp_path: Path) -> None:
     here = opened(tmp_path, model_of("llama"), "model.quantise=nf4", "heal=none", "device=cpu")
-    model = healed(here.dense.load(None))
+    model = adapted_everywhere(here.dense.load(None))
     with unwrapped_model(model) as inside:
         assert inside is model
     with unwrapped_model(model.get_base_model()) as inside:

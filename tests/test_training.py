@@ -8,9 +8,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from depthcut.cut.plan import Plan
-from depthcut.heal.lora import Lora
 from depthcut.heal.training import adapters, full_finetune, lean_lora
-from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.lightning_module import Healing
 from depthcut.heal.training.objective import next_token_loss
 from depthcut.model.checkpoint import exported_sharded
@@ -23,37 +21,9 @@ from depthcut.runtime.errors import UserError
 from depthcut.study import export
 from depthcut.study.standalone import Standalone
 from pico import FAMILIES, awake, pico, picture_model
+from recipes import RECIPE, batch
 
-RECIPE = Lora(
-    steps=4,
-    batch=2,
-    micro_batch=1,
-    length=8,
-    lr=1e-2,
-    warmup=1,
-    betas=(0.9, 0.999),
-    weight_decay=0.0,
-    clip=1.0,
-    optimiser="adamw",
-    recompute="none",
-    compile=False,
-    save_every=1,
-    packing="crossed",
-    strategy="ddp",
-    control=False,
-    rank=4,
-    alpha=4,
-    dropout=0.0,
-    modules="all",
-    layers="all",
-    reach=2,
-    init_from=None,
-)
 WHOLE = Plan(2, ())
-
-
-def batch(ids: torch.Tensor) -> MicroBatch:
-    return MicroBatch(ids, torch.arange(len(ids)))
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,12 @@
 """Answers of many cuts, with shared contexts, against each answer of each cut alone."""
 
 import pytest
-import torch
 
 from depthcut.cut import subnetworks
 from depthcut.eval.likelihood import tree_attention
 from depthcut.model.decoder import layers, sublayers
+from likelihoods import CONTEXTS, FOLLOWS, REQUESTS, alone
 from pico import FAMILIES, pico
-
-CONTEXTS = [(3, 4, 5, 6), (7, 8, 9), (10, 11, 12, 13, 14)]
-FOLLOWS = [[(20, 21), (22, 23, 24), (25,)], [(30,), (31,), (32,)], [(40, 41, 42), (43, 44)]]
-REQUESTS = [(context, follow) for context, many in zip(CONTEXTS, FOLLOWS, strict=True) for follow in many]
-
-
-def alone(model, request) -> tuple[float, bool]:
-    """One request, one pass, nothing shared."""
-    context, follow = request
-    ids = torch.tensor([[*context, *follow]])
-    with torch.no_grad():
-        log_p = model(ids).logits[0, len(context) - 1 : -1].double().log_softmax(-1)
-    return log_p[range(len(follow)), list(follow)].sum().item(), log_p.argmax(-1).tolist() == list(follow)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
