@@ -20,7 +20,7 @@ def choosing():
     del sys.modules["choosing"]
 
 
-def test_scores_measures_a_metric_its_naive_way_and_the_rounds_of_greedy(tmp_path):
+def test_scores_times_naive_metric_and_greedy_rounds(tmp_path):
     pico = ("--model", "pico", "--sequences", "8", f"outputs={tmp_path}/outputs", "data=files", *text_files(tmp_path))
     done = run_bench("scores.py", "--metrics", "angular,perplexity", "--markdown", "--full", *pico)
     assert done.returncode in (0, 1), done.stderr  # 1: over the target, which is for larger models
@@ -36,13 +36,13 @@ def test_scores_measures_a_metric_its_naive_way_and_the_rounds_of_greedy(tmp_pat
     assert int(rounds[1][1]) < int(rounds[1][2])
 
 
-def test_a_metric_that_is_not_there():
+def test_unknown_metric_lists_the_choices():
     done = run_bench("choosing.py", "--metrics", "beauty")
     assert done.returncode == 2
     assert "no metric 'beauty'; there are: angular," in done.stderr.splitlines()[-1]
 
 
-def test_choosing_writes_its_tables_and_leaves_the_words_above_them(tmp_path):
+def test_choosing_updates_tables_and_keeps_the_prose(tmp_path):
     page = tmp_path / "page.md"
     above = "# Title\n\nFound by hand.\n\n"
     page.write_text(f"{above}<!-- made by `python bench/choosing.py` -->\nold\n<!-- /choosing -->\n")
@@ -70,7 +70,7 @@ def test_choosing_writes_its_tables_and_leaves_the_words_above_them(tmp_path):
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "outputs").rglob("record.json")}
 
 
-def test_choosing_has_a_row_for_every_metric_and_pruner(choosing):
+def test_choosing_has_a_row_per_metric_and_pruner(choosing):
     words = {word for row in choosing.ROWS for word in row.split()}
     for group in ("metric", "prune"):
         there = {f"{group}={path.stem}" for path in (ROOT / "conf" / group).glob("*.yaml")} - {"prune=plan"}

@@ -248,7 +248,7 @@ def loaded(folder: Path) -> torch.Tensor:
         return model(ids).logits
 
 
-def test_there_are_150() -> None:
+def test_at_least_150_broken_models() -> None:
     assert len(BROKEN) >= 150
 
 
@@ -261,7 +261,7 @@ ACCEPTED_BY_SOME = {"architectures a number"}  # versions of transformers
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_folder_works_or_is_refused_in_one_line(
+def test_broken_folder_works_or_fails_in_one_line(
     case: str, whole: Path, expected: torch.Tensor, tmp_path: Path
 ) -> None:
     do, named = BROKEN[case]

@@ -103,7 +103,7 @@ def sound(path: Path) -> bool:
     )
 
 
-def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):
+def test_repeatedly_killed_sweep_equals_uninterrupted_sweep(tmp_path):
     arguments = (*SWEEP, *text_files(tmp_path))
     outputs, chance, kills, done, damaged = tmp_path / "outputs", random.Random(0), 0, {}, []
     for number in range(KILLS):

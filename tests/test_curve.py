@@ -17,7 +17,7 @@ SWEEP = ("heal=none", "export=none", "prune=block,deepest", "prune.frac=0,0.2,0.
 
 
 @pytest.mark.parametrize("base", [(), ("model.quantise=nf4", "model.hidden=64")], ids=["float32", "nf4"])
-def test_the_records_are_those_of_each_point_alone(tmp_path, base):
+def test_curve_records_equal_separate_runs(tmp_path, base):
     corpus, tasks = text_files(tmp_path), ("eval=[loss,harness]", "eval.tasks=[capitals]", "eval.limit=8")
     common = ("model=pico", "data=files", *corpus, *tasks, *base)
     alone = run("-m", f"outputs={tmp_path}/alone", *common, *SWEEP)
@@ -28,7 +28,7 @@ def test_the_records_are_those_of_each_point_alone(tmp_path, base):
     assert_same_records(one, other)
 
 
-def test_a_second_time_nothing_is_computed_and_a_wider_sweep_computes_the_rest(tmp_path):
+def test_wider_sweep_computes_only_new_points(tmp_path):
     corpus = text_files(tmp_path)
     common = ("-m", f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "hydra/launcher=curve")
     first = run(*common, *SWEEP)
@@ -42,7 +42,7 @@ def test_a_second_time_nothing_is_computed_and_a_wider_sweep_computes_the_rest(t
     assert all(path.stat().st_mtime_ns == time for path, time in evaluations.items())
 
 
-def test_healed_points_share_what_comes_before_the_healing(tmp_path):
+def test_healed_points_share_unhealed_measurements(tmp_path):
     corpus = text_files(tmp_path)
     heal = ("heal=lora,none", "heal.steps=4", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2")
     done = run(
@@ -63,7 +63,7 @@ def test_healed_points_share_what_comes_before_the_healing(tmp_path):
     assert all(record["seconds/heal"] > 0 for record in whole)
 
 
-def test_a_point_with_a_mistake_tells_of_it_and_the_others_are_shared(tmp_path):
+def test_invalid_point_fails_while_others_are_shared(tmp_path):
     corpus = text_files(tmp_path)
     done = run(
         "-m",
@@ -81,7 +81,7 @@ def test_a_point_with_a_mistake_tells_of_it_and_the_others_are_shared(tmp_path):
     assert len(stable_records(tmp_path / "outputs")) == 2
 
 
-def test_the_launcher_needs_a_multirun(tmp_path):
+def test_curve_launcher_needs_multirun(tmp_path):
     line = run("model=pico", "-m", "prune.frac=0.2,0.99", f"outputs={tmp_path}", "metric=none").stderr.splitlines()[-1]
     assert line.startswith("error: metric=none: no such metric")  # and not that -m stands in the wrong place
     done = run(f"outputs={tmp_path}", "model=pico", "hydra/launcher=curve")
@@ -103,7 +103,7 @@ def blocks(*spans: tuple[int, int]) -> list[Plan]:
     ],
     ids=["deepest", "without-dense", "blocks", "one", "ends"],
 )
-def test_the_passes_made_for_the_loss_are_those_of_the_formula(plans, layers, monkeypatch):
+def test_layer_passes_match_the_formula(plans, layers, monkeypatch):
     """Counted on the modules; the head is passed once a cut."""
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     curve_cost = importlib.import_module("curve_cost")

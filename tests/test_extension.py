@@ -76,17 +76,17 @@ def llama(tmp_path_factory):
         ({"start": 0, "stop": 6, "order": "sequence"}, [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]),
     ],
 )
-def test_blocks_repeat_in_place_and_sequences_as_a_whole(knobs, stack):
+def test_blocks_repeat_in_place_and_sequences_whole(knobs, stack):
     assert extend(**knobs).stack(6) == stack
 
 
-def test_tinyllama_is_made_as_deep_as_in_the_paper():
+def test_tinyllama_gets_the_papers_depth():
     assert len(extend(start=4, stop=-4).stack(22)) == 36
     assert extend(start=3, stop=-3).stack(22)[3:35] == [number for number in range(3, 19) for _ in range(2)]
 
 
 @pytest.mark.parametrize(("family", "order"), [*zip(FAMILIES, ORDERS, strict=True)])
-def test_with_no_gain_it_is_the_base_to_the_bit_and_writes_the_same(family, order, tmp_path):
+def test_zero_gain_equals_the_base_bit_for_bit(family, order, tmp_path):
     model = model_of(family)
     _, long = extended(tmp_path, model, gain=0, order=order)
     assert long.config.num_hidden_layers == len(decoder_layers.layer_list(long)) == 9
@@ -95,8 +95,8 @@ def test_with_no_gain_it_is_the_base_to_the_bit_and_writes_the_same(family, orde
 
 
 @pytest.mark.parametrize(("family", "order"), [*zip(FAMILIES, ORDERS[::-1], strict=True)])
-def test_without_norms_it_is_a_plain_model_of_copies(family, order, tmp_path):
-    """Adapters begin as nothing; layer types, windows and biases go with the layers."""
+def test_without_gain_it_equals_copied_layers(family, order, tmp_path):
+    """Adapters begin at zero; layer types, windows and biases are copied with the layers."""
     model = model_of(family)
     here, long = extended(tmp_path, model, gain="null", order=order)
     plain = repeated(model, here.experiment.replace.stack(DEPTH))
@@ -105,7 +105,7 @@ def test_without_norms_it_is_a_plain_model_of_copies(family, order, tmp_path):
     assert torch.equal(written(long, use_cache=True), written(plain, use_cache=False))
 
 
-def test_a_small_gain_begins_near_the_base(llama):
+def test_small_gain_starts_near_the_base(llama):
     _, long = extended(*llama, gain=1e-6)
     assert_near(logits(long), logits(llama[1]))
     norms = [part for part in long.modules() if isinstance(part, shared.OutputNorm)]
@@ -123,7 +123,7 @@ def stirred(long: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(("order", "family"), [("block", "llama"), ("sequence", "qwen2"), ("sequence", "gpt_neox")])
-def test_cached_token_by_token_saved_and_loaded(order, family, tmp_path):
+def test_cached_generation_and_reloading_agree(order, family, tmp_path):
     model = model_of(family)
     here, long = extended(tmp_path, model, gain=0.5, order=order)
     wanted = logits(stirred(long))
@@ -149,7 +149,7 @@ def test_cached_token_by_token_saved_and_loaded(order, family, tmp_path):
     }
 
 
-def test_a_repeat_holds_nothing_but_adapters_and_gains(llama):
+def test_repeated_layer_adds_only_adapters_and_gains(llama):
     """7 linear layers of 64 -> 64, 64 -> 32 twice, 64 -> 64, 64 -> 128 twice, 128 -> 64 at rank 4; two gains of 64."""
     _, long = extended(*llama, gain=0.01)
     pairs = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128)
@@ -180,7 +180,7 @@ def test_adapters_begin_as_an_svd_of_zero(llama):
 
 
 @pytest.mark.parametrize("gain", [0, 0.01])
-def test_only_adapters_and_norms_are_trained_and_all_of_them(llama, gain):
+def test_all_adapters_and_norms_train_nothing_else(llama, gain):
     _, long = extended(*llama, gain=gain)
     torch.manual_seed(0)
     healed = adapters.add_adapters(long, RECIPE, WHOLE)
@@ -204,7 +204,7 @@ def test_only_adapters_and_norms_are_trained_and_all_of_them(llama, gain):
         (["prune.layers=0", "replace.stop=7"], "replace.start=3 replace.stop=7 is no span of layers 0-5"),
     ],
 )
-def test_what_cannot_be_is_refused_before_a_weight_is_read(knobs, words, llama):
+def test_invalid_extension_is_refused_before_reading_weights(knobs, words, llama):
     with pytest.raises(ValueError, match=words):
         assert opened(*llama, "replace=extend", "prune=deepest", *knobs).digest
 
@@ -216,12 +216,12 @@ def test_what_cannot_be_is_refused_before_a_weight_is_read(knobs, words, llama):
         ("gpt2", {"gain": "null"}, "GPT2Block has attn.c_attn.weight; take another replace"),
     ],
 )
-def test_models_that_cannot_share_are_refused(family, knobs, words, tmp_path):
+def test_models_that_cannot_share_layers_are_refused(family, knobs, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         extended(tmp_path, model_of(family), **knobs)
 
 
-def test_the_digest_has_the_order_of_the_layers_and_not_how_it_was_said(llama):
+def test_digest_covers_layer_order_not_its_spelling(llama):
     def digest(*knobs: str) -> str:
         return digests.pruned_digest(opened(*llama, *UNCUT, *knobs), WHOLE)
 
@@ -234,7 +234,7 @@ SMALL = (*PICO, *EXPERIMENT, "data=files", "replace.order=sequence", "data.valid
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of workers, of its own dependencies
-def test_the_experiment_runs_from_start_to_export_and_its_record_counts_all_layers(tmp_path):
+def test_experiment_exports_and_counts_repeated_layers(tmp_path):
     x = experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path)))
     run = open_run(x)
     algorithm.run_experiment(x, run)
@@ -254,7 +254,7 @@ def test_the_experiment_runs_from_start_to_export_and_its_record_counts_all_laye
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_nothing_is_below_or_behind_a_cut_of_nothing(tmp_path):
+def test_uncut_model_has_nothing_around_the_cut(tmp_path):
     for words in (("heal=boundary",), ("heal.layers=after_cut",), ("heal.layers=around_cut",)):
         x = experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path), *words))
         run = open_run(x)
@@ -264,7 +264,7 @@ def test_nothing_is_below_or_behind_a_cut_of_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_in_healing_it_ends_with_the_same_weights(tmp_path):
+def test_killed_healing_ends_with_the_same_weights(tmp_path):
     words = (*SMALL, *text_files(tmp_path), "heal.steps=24", "heal.save_every=2")
     kill_in_healing(tmp_path / "killed", *words)
     killed = succeed(f"outputs={tmp_path}/killed", *words)

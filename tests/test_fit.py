@@ -72,13 +72,13 @@ HEADS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_loss_in_chunks_is_that_of_all_logits(family, monkeypatch):
+def test_chunked_loss_equals_loss_of_all_logits(family, monkeypatch):
     monkeypatch.setattr(objective, "CHUNK_BYTES", 4 * 128 * 5)  # 5 positions of 38
     check_loss(pico(family, layers=2))
 
 
 @pytest.mark.parametrize("family", HEADS)
-def test_every_head_reads_the_output_of_its_own_decoder(family):
+def test_every_head_reads_its_own_decoders_output(family):
     model = pico(family, layers=4, **HEADS[family])
     try:
         model(torch.randint(3, 128, (2, 20)))
@@ -87,7 +87,7 @@ def test_every_head_reads_the_output_of_its_own_decoder(family):
     check_loss(model, atol=1e-4)
 
 
-def test_a_multimodal_models_head_is_not_what_sees():
+def test_multimodal_head_is_the_language_models():
     model = picture_model()
     assert {id(each) for each in objective.head_parameters(model)} == {id(model.lm_head.weight)}
     check_loss(model)
@@ -113,7 +113,7 @@ def plain_loss(model, ids) -> torch.Tensor:
     return F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
-def test_the_gradients_are_those_of_plain_peft():
+def test_gradients_equal_plain_peft():
     model, ids = adapted(torch.float32), torch.randint(3, 128, (4, 20))
     wanted = gradient_of(model, ids)
     with lean_lora.lean_layers(model):
@@ -124,7 +124,7 @@ def test_the_gradients_are_those_of_plain_peft():
     assert "LeanAdapted" not in {type(module).__name__ for module in model.modules()}
 
 
-def test_the_gradients_on_a_4_bit_base_are_those_of_plain_peft():
+def test_gradients_on_4_bit_base_equal_plain_peft():
     model, ids = adapted_nf4("cpu", "float32"), torch.randint(3, 128, (4, 20))
     wanted = gradient_of(model, ids)
     with lean_lora.lean_layers(model):
@@ -134,7 +134,7 @@ def test_the_gradients_on_a_4_bit_base_are_those_of_plain_peft():
     assert relative_error(got, wanted) < 1e-6
 
 
-def test_in_bfloat16_the_gradients_are_those_of_peft_under_autocast():
+def test_bfloat16_gradients_equal_peft_under_autocast():
     model, ids = adapted(torch.bfloat16), torch.randint(3, 128, (4, 20))
     with torch.autocast("cpu", torch.bfloat16):
         wanted = gradient_of(model, ids)
@@ -157,7 +157,7 @@ class Sparse:
 
 
 @pytest.mark.parametrize("save_every", [2, 50], ids=["from a checkpoint", "from the beginning"])
-def test_where_memory_runs_out_less_goes_on_with_the_same_batches(save_every, tmp_path, caplog):
+def test_out_of_memory_retries_with_the_same_batches(save_every, tmp_path, caplog):
     recipe = dataclasses.replace(AUTO, dropout=0.0, save_every=save_every)
     whole = healed(tmp_path / "whole", recipe)
     caplog.clear()
@@ -169,7 +169,7 @@ def test_where_memory_runs_out_less_goes_on_with_the_same_batches(save_every, tm
     assert [record.levelname for record in caplog.records].count("WARNING") == 2
 
 
-def test_the_curve_counts_the_tokens_that_are_read(tmp_path):
+def test_curve_counts_the_tokens_read(tmp_path):
     words = (*PICO, *text_files(tmp_path), "heal.length=32", "heal.steps=2", "stages=[healed]")
     folder = succeed(f"outputs={tmp_path}/outputs", *words)["folder"]
     rows = list(csv.DictReader((folder / "heal.csv").open()))
@@ -183,12 +183,12 @@ def tensor_gap(one, other) -> dict[str, float]:
     return {name: (one[name] - other[name]).abs().max().item() for name in one}
 
 
-def test_a_layout_that_was_asked_for_is_not_changed(tmp_path):
+def test_explicit_layout_is_not_changed(tmp_path):
     with pytest.raises(ValueError, match=r"ran out of memory on cpu: take a heal\.micro_batch below 4"):
         healed(tmp_path, dataclasses.replace(AUTO, micro_batch=4, recompute="none"), Sparse(2))
 
 
-def test_a_loss_that_is_no_number_ends_the_healing_and_keeps_the_last_sound_checkpoint(tmp_path):
+def test_non_finite_loss_keeps_last_finite_checkpoint(tmp_path):
     calls = iter(range(1000))
 
     def falls(model, given):
@@ -228,7 +228,7 @@ QLORA = dataclasses.replace(
         (HALF_70B, 40, 17.5, 23.5, Layout(2, 40, True)),  # a card of 24 GB
     ],
 )
-def test_the_layout_spends_the_memory_that_there_is(sizes, layers, weights, card, wanted):
+def test_layout_uses_the_available_memory(sizes, layers, weights, card, wanted):
     space = dataclasses.replace(MemoryPlan.of(shape(layers, **sizes), QLORA, "cpu"), free=int((card - weights) * GIB))
     (first, *rest) = memory_plan.choose_layouts(space, QLORA, True)
     assert first == wanted and all(space.fits(each) for each in (first, *rest))
@@ -237,7 +237,7 @@ def test_the_layout_spends_the_memory_that_there_is(sizes, layers, weights, card
         assert weights + space.needs(Layout(1, 40, True)) / GIB < 22
 
 
-def test_only_layers_that_a_gradient_reaches_take_room():
+def test_layers_without_a_gradient_take_no_memory():
     model = adapters.add_adapters(
         pico("llama", layers=6), dataclasses.replace(RECIPE, layers="after_cut"), Plan(8, (3, 4))
     )
@@ -245,7 +245,7 @@ def test_only_layers_that_a_gradient_reaches_take_room():
 
 
 @pytest.mark.slow
-def test_a_compiled_layer_computes_the_same():
+def test_compiled_layer_computes_the_same():
     """In a process of its own: the compiler imports distutils, after which setuptools warns at each search for pip."""
     call = [sys.executable, "-c", "import test_fit; test_fit.compile_a_layer()"]
     done = subprocess.run(call, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)

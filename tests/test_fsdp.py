@@ -141,7 +141,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["lora", "full"])
-def test_shares_are_trained_to_what_one_process_trains(tmp_path, spread_out, what):
+def test_sharded_training_equals_one_process(tmp_path, spread_out, what):
     wanted = healed(tmp_path, what)
     assert losses(spread_out / what) == pytest.approx(losses(tmp_path), abs=2e-4)
     found = load_file(spread_out / what / "values.safetensors")
@@ -150,7 +150,8 @@ def test_shares_are_trained_to_what_one_process_trains(tmp_path, spread_out, wha
 
 
 @pytest.mark.slow
-def test_a_model_that_is_read_in_shares_is_healed_and_measured_as_one_that_is_whole(spread_out):
+def test_model_read_in_shards_equals_whole_model(spread_out):
+    """It is healed and measured to the same numbers, and each process holds about half of it."""
     wanted = read_and_healed(spread_out / "one")
     first, second = (load_file(spread_out / f"read/values{rank}.safetensors") for rank in (0, 1))
     whole, led, helped = (each.pop("held").item() for each in (wanted, first, second))
@@ -159,13 +160,13 @@ def test_a_model_that_is_read_in_shares_is_healed_and_measured_as_one_that_is_wh
     assert 0.5 * whole < helped <= led < 0.6 * whole  # its half, what is beside the layers, and one layer
 
 
-def test_a_model_in_shares_runs_where_all_processes_help_and_nowhere_else():
+def test_sharded_layer_needs_all_processes():
     with pytest.raises(ValueError, match="the model is in shares, which the processes put together"):
         checkpoint_sharded.ShardedLayers([nn.Linear(2, 2)]).run_layer(0, torch.ones(1, 2))
 
 
 @pytest.mark.parametrize(("rows", "processes"), [(7, 2), (8, 2), (3, 4), (5, 4), (0, 2)])
-def test_rows_are_shared_out_as_torch_does(monkeypatch, tmp_path, rows, processes):
+def test_rows_are_sharded_as_in_torch(monkeypatch, tmp_path, rows, processes):
     whole = torch.arange(3.0 * rows).reshape(rows, 3).bfloat16()
     save_file({"x": whole}, tmp_path / "model.safetensors")
     shards = TensorFiles(ModelFolder(tmp_path, HashCache(tmp_path / "hashes.json")))
@@ -181,7 +182,7 @@ def test_rows_are_shared_out_as_torch_does(monkeypatch, tmp_path, rows, processe
     ("card", "knobs", "shared"),
     [(10**5, (), True), (10**9, (), False), (10**9, ("stream=always",), True), (10**5, ("stream=never",), False)],
 )
-def test_a_model_is_in_shares_where_no_card_has_room_or_as_it_is_asked_for(monkeypatch, tmp_path, card, knobs, shared):
+def test_sharding_follows_gpu_memory_and_settings(monkeypatch, tmp_path, card, knobs, shared):
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     monkeypatch.setattr(devices, "total_memory", lambda _: card)
     given = ("model=pico", "prune=deepest", "heal=lora", "heal.batch=2", "heal.micro_batch=1", f"outputs={tmp_path}")
@@ -209,12 +210,12 @@ def test_a_model_is_in_shares_where_no_card_has_room_or_as_it_is_asked_for(monke
         (("heal=loraprune",), "heal.strategy must be one of ddp, got 'fsdp'"),
     ],
 )
-def test_what_goes_wrong_with_shares_is_refused_before_anything_is_loaded(knobs, told):
+def test_invalid_sharding_is_refused_before_loading(knobs, told):
     with pytest.raises(ValueError, match=re.escape(told)):
         experiment.build_experiment(composed("model=pico", *knobs, "heal.strategy=fsdp"))
 
 
-def test_layers_that_train_the_same_weights_are_refused():
+def test_layers_with_shared_weights_are_refused():
     layers = decoder_layers.layer_list(pico("llama", layers=3))
     fsdp.check_shardable(layers)
     layers[2].mlp = layers[0].mlp

@@ -30,7 +30,7 @@ def see_the_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("base", [(), NF4], ids=["lora", "qlora"])
-def test_the_main_job_heals_and_exports(tmp_path, base):
+def test_main_job_heals_and_exports(tmp_path, base):
     record = succeed(f"outputs={tmp_path}/outputs", *PICO, *text_files(tmp_path), *base, "device=cuda")
     assert record["healed/validation/loss"] < record["pruned/validation/loss"]
     assert record["bytes/peak_device"] > 0
@@ -38,7 +38,7 @@ def test_the_main_job_heals_and_exports(tmp_path, base):
     assert (record["folder"] / "model" / "model.safetensors").exists()
 
 
-def test_the_numbers_are_those_of_the_cpu(tmp_path):
+def test_gpu_numbers_match_the_cpu(tmp_path):
     corpus = text_files(tmp_path)
     records = [
         succeed(f"outputs={tmp_path}/{device}", *UNHEALED, *corpus, "heal=none", "export=none", f"device={device}")
@@ -53,8 +53,8 @@ def test_the_numbers_are_those_of_the_cpu(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_healed_model_stays_on_the_gpu(tmp_path, compiled):
-    """Lightning would carry it to the host, and it would be measured there, thirty times as slowly."""
+def test_healed_model_stays_on_the_gpu(tmp_path, compiled):
+    """Lightning would move it to the host, and evaluation there would be thirty times as slow."""
     recipe = dataclasses.replace(AUTO, compile=compiled)
     model = adapters.add_adapters(pico("llama", layers=2).to("cuda"), recipe, Plan(2, ()))
     fit.fit_model(model, recipe, workspace(tmp_path, "cuda:0"))
@@ -63,7 +63,7 @@ def test_a_healed_model_stays_on_the_gpu(tmp_path, compiled):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("quantise", ["none", "nf4"])
-def test_the_gradients_are_those_of_plain_peft_and_compiled_no_further_from_the_truth(quantise):
+def test_gradients_match_peft_compiled_and_plain(quantise):
     """The compiler keeps in float32 what single operators round to bfloat16 one by one."""
     model = adapted_nf4("cuda", "bfloat16") if quantise == "nf4" else adapted(torch.bfloat16).to("cuda")
     ids = torch.randint(3, 128, (8, 256), generator=torch.Generator().manual_seed(0)).cuda()

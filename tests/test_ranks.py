@@ -66,7 +66,7 @@ def numbers(outputs: Path) -> dict[str, float]:
     ],
     ids=["copies", "shares", "shares all the time"],
 )
-def test_two_processes_heal_as_one_does_and_leave_one_record(tmp_path, corpus, alone, how):
+def test_two_processes_heal_like_one_with_one_record(tmp_path, corpus, alone, how):
     said = run_torchrun(f"outputs={tmp_path}", *POINT, *STEPS, *corpus, "heal.micro_batch=1", *how)
     assert said.count("record: ") == 1 and said.count(" tokens a pass") == 1 and said.count("healing:") <= 2
     assert said.count("each of 2 processes holds a share") == 2 * ("stream=always" in how)  # dense, pruned
@@ -87,7 +87,7 @@ def exported(outputs: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_two_that_were_killed_go_on_to_the_same_weights(tmp_path, corpus):
+def test_two_killed_processes_resume_to_the_same_weights(tmp_path, corpus):
     point = (*POINT, *LONG, *corpus, "heal.micro_batch=2")
     process = start_torchrun(f"outputs={tmp_path}/killed", *point)
     latest = time.monotonic() + 120
@@ -104,7 +104,7 @@ def test_two_that_were_killed_go_on_to_the_same_weights(tmp_path, corpus):
 
 
 @pytest.mark.slow
-def test_where_one_dies_the_other_ends_too(tmp_path, corpus):
+def test_one_dying_process_ends_the_other(tmp_path, corpus):
     process = start_torchrun(f"outputs={tmp_path}", *POINT, *LONG, *corpus, "heal.micro_batch=1")
     latest = time.monotonic() + 120
     while not list(tmp_path.glob("main/*/heal/last.ckpt")):
@@ -116,13 +116,13 @@ def test_where_one_dies_the_other_ends_too(tmp_path, corpus):
     assert not list(tmp_path.glob("main/*/record.json"))
 
 
-def test_a_micro_batch_that_leaves_a_process_without_work_is_told(tmp_path, corpus):
+def test_micro_batch_that_idles_a_process_is_refused(tmp_path, corpus):
     process = start_torchrun(f"outputs={tmp_path}", *POINT, *STEPS, *corpus, "heal.micro_batch=4")
     said, _ = process.communicate(timeout=100)
     assert "error: heal.micro_batch must divide heal.batch (4) among 2 processes, got 4" in said
 
 
-def test_who_started_the_processes(monkeypatch):
+def test_launcher_is_read_from_the_environment(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_NTASKS", "2")

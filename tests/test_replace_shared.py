@@ -46,7 +46,7 @@ def rebuilt(matrix: np.ndarray, rank: int) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20), (12, 12)])
 @pytest.mark.parametrize("rank", [3, 7, 50])
-def test_distance_and_best_approximation_are_those_of_whole_svds(shape, rank):
+def test_distance_and_approximation_equal_whole_svds(shape, rank):
     chance = np.random.default_rng(0)
     one, other = (chance.normal(size=shape) @ np.diag(0.8 ** np.arange(shape[1])) for _ in range(2))
     pairs = [low_rank.truncated_svd(torch.from_numpy(each).float(), rank) for each in (one, other)]
@@ -67,8 +67,8 @@ def test_known_distances():
     assert low_rank.truncated_svd(torch.zeros(3, 4), 2).product.abs().max() == 0
 
 
-def test_bases_by_brute_force(llama):
-    """Eq. 5 over all seven matrices, by whole SVDs; and a layer's twin is its base."""
+def test_bases_equal_brute_force_search(llama):
+    """Eq. 5 over all seven matrices, by whole SVDs; and the base of a layer with an equal one is that one."""
     folder, model = llama
     here = opened(folder, model, "replace=shared")
     found = weight_distance.layer_distances(here, 4)
@@ -87,7 +87,7 @@ def test_bases_by_brute_force(llama):
     assert bases == {i: min((0, 3, 5), key=lambda j: found[i][j]) for i in (1, 2, 4)}
 
 
-def test_a_twin_is_the_base_and_is_read_once(tmp_path):
+def test_identical_layer_becomes_the_base_read_once(tmp_path):
     model = model_of("llama")
     layers.layer_list(model)[4].load_state_dict(layers.layer_list(model)[5].state_dict())
     _, whole = filled(tmp_path, model, "replace.gain=null", "replace.rank=2", plan=Plan(DEPTH, (4,)))
@@ -96,7 +96,7 @@ def test_a_twin_is_the_base_and_is_read_once(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_full_rank_and_no_norm_is_the_dense_model(family, tmp_path):
+def test_full_rank_without_norm_equals_dense_model(family, tmp_path):
     model = model_of(family)
     _, whole = filled(tmp_path, model, "replace.gain=null", "replace.rank=128")
     assert_near(logits(whole), logits(model))
@@ -104,8 +104,8 @@ def test_full_rank_and_no_norm_is_the_dense_model(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_without_adapters_it_is_the_bases_weights(family, tmp_path):
-    """In their place, behind the dropped layer's own norms and with its biases."""
+def test_without_adapters_weights_are_the_bases(family, tmp_path):
+    """In the dropped layer's position, with its own norms and biases."""
     model = model_of(family)
     _, whole = filled(tmp_path, model, "replace.gain=null")
     for part in whole.modules():
@@ -120,7 +120,7 @@ def test_without_adapters_it_is_the_bases_weights(family, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [1, 5])
-def test_adapters_begin_as_the_svd_of_the_difference(llama, rank):
+def test_adapters_begin_as_svd_of_the_difference(llama, rank):
     folder, model = llama
     _, whole = filled(folder, model, f"replace.rank={rank}")
     fill = shared.extract_shared_layers(whole)
@@ -136,7 +136,8 @@ def test_adapters_begin_as_the_svd_of_the_difference(llama, rank):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_output_norm_is_the_papers_and_nearly_drops_the_layer_when_small(family, tmp_path):
+def test_output_norm_matches_the_paper(family, tmp_path):
+    """With a small gain it nearly removes the layer."""
     model = model_of(family)
     here, whole = filled(tmp_path, model, "replace.gain=1e-6")
     assert_near(logits(whole), logits(here.dense.load(PLAN)))
@@ -149,7 +150,7 @@ def test_the_output_norm_is_the_papers_and_nearly_drops_the_layer_when_small(fam
     torch.testing.assert_close(norm(h.float()).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_counted_parameters_are_the_papers():
+def test_parameter_counts_match_the_paper():
     """9 of 32 layers of Llama-2-7B at rank 256: 179.9 M in adapters, 3.66 % of what is left; nothing is in memory."""
     config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, vocab_size=32000)
     plan = Plan(32, tuple(range(21, 30)))
@@ -173,7 +174,7 @@ def test_counted_parameters_are_the_papers():
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
 @pytest.mark.parametrize("plan", [PLAN, Plan(DEPTH, (0, 5))])
-def test_saved_and_loaded_and_written_with_a_cache(family, plan, tmp_path):
+def test_saved_loaded_and_generated_with_a_cache(family, plan, tmp_path):
     model = model_of(family)
     here, whole = filled(tmp_path, model, "replace.rank=4", "replace.gain=0.5", "prune.keep_last=0", plan=plan)
     wanted = logits(whole)
@@ -209,7 +210,8 @@ def adapted(model) -> PeftModel:
 
 
 @pytest.mark.parametrize("quantise", ["none", "nf4"])
-def test_healing_trains_adapters_and_what_is_its_own_and_the_export_is_what_was_trained(llama, quantise, tmp_path):
+def test_healing_trains_adapters_and_own_weights_only(llama, quantise, tmp_path):
+    """The export equals what was trained."""
     knobs = ("replace.rank=4", "replace.gain=0.5", f"model.quantise={quantise}")
     whole = filled(*llama, *knobs)[1]
     before = logits(whole)
@@ -231,7 +233,7 @@ def test_healing_trains_adapters_and_what_is_its_own_and_the_export_is_what_was_
     assert torch.equal(logits(depthcut.load(tmp_path / "out", dtype="float32")), logits(merged))
 
 
-def test_on_a_four_bit_base_the_base_is_the_quantised_one(llama):
+def test_four_bit_sharing_uses_the_quantised_base(llama):
     folder, model = llama
     knobs = ("model.quantise=nf4", "model.dtype=bfloat16")
     _, whole = filled(folder, model, "replace.gain=null", "replace.rank=128", *knobs)
@@ -245,7 +247,7 @@ def test_on_a_four_bit_base_the_base_is_the_quantised_one(llama):
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
-def test_a_gain_that_the_models_own_norms_undo_is_refused(family, tmp_path):
+def test_gain_before_a_models_own_norm_is_refused(family, tmp_path):
     model = model_of(family)
     with pytest.raises(ValueError, match=r"norms what its halves give before it adds it; take replace.gain=null"):
         filled(tmp_path, model)
@@ -253,6 +255,6 @@ def test_a_gain_that_the_models_own_norms_undo_is_refused(family, tmp_path):
     assert_near(logits(whole), logits(model))
 
 
-def test_layers_that_hold_more_than_linear_ones_are_refused(tmp_path):
+def test_layers_with_other_than_linear_weights_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"GPT2Block has attn.c_attn.weight; take another replace"):
         filled(tmp_path, model_of("gpt2"), "replace.gain=null")

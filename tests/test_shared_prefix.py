@@ -56,7 +56,7 @@ def passes(kind: str, training: bool = False):
     ],
     ids=lambda value: value.words if isinstance(value, Plan) else "",
 )
-def test_above_is_from_the_first_missing_unit_on(plan, above):
+def test_above_starts_at_the_first_missing_unit(plan, above):
     left = len(plan.keep)
     assert set(ABOVE.reached(plan, left)) == above
     assert set(RECIPE.reached(plan, left)) == set(range(left))
@@ -65,7 +65,7 @@ def test_above_is_from_the_first_missing_unit_on(plan, above):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_cuts_that_are_healed_above_come_out_of_one_pass_as_each_alone(family, tmp_path):
+def test_shared_healed_pass_equals_each_cut_alone(family, tmp_path):
     model = pico(family)
     plans = {"a": Plan(6, (1, 2)), "b": Plan(6, (3,)), "c": Plan(6, (3,)), "d": Plan(6, (4,))}
     apart = {name: pruned_and_adapted(model, plan, seed) for seed, (name, plan) in enumerate(plans.items())}
@@ -95,7 +95,7 @@ def test_cuts_that_are_healed_above_come_out_of_one_pass_as_each_alone(family, t
 
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
-def test_healed_halves_out_of_one_pass(unit, tmp_path):
+def test_shared_healed_pass_of_sublayer_cuts(unit, tmp_path):
     model, ids = pico("llama"), texts()
     plans = {"a": Plan(6, (1, 4), unit), "b": Plan(6, (3,), unit)}
     apart = {name: pruned_and_adapted(model, plan, seed) for seed, (name, plan) in enumerate(plans.items())}
@@ -111,7 +111,7 @@ def test_healed_halves_out_of_one_pass(unit, tmp_path):
             torch.testing.assert_close(way.logits(ends[cut]), apart[name](ids).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_the_adapters_of_cuts_fit_quantised_layers_too(tmp_path):
+def test_adapters_of_cuts_fit_quantised_layers(tmp_path):
     from depthcut.model.pico import Pico
 
     heal = {"rank": 4, "lr": 1e-2, "length": 8}
@@ -138,7 +138,7 @@ def test_the_adapters_of_cuts_fit_quantised_layers_too(tmp_path):
 
 
 @pytest.mark.parametrize("recompute", [0, 2, 3])
-def test_the_backward_pass_stops_at_the_cut(recompute):
+def test_backward_pass_stops_at_the_cut(recompute):
     plan, ids = Plan(8, (3, 4)), texts()
     adapted = pruned_and_adapted(pico("llama", layers=8), plan, 0)
     wanted = gradients(adapted, ids)
@@ -166,7 +166,7 @@ def gradients(adapted, ids) -> dict[str, torch.Tensor]:
 HEAL = ("heal.steps=4", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "heal.layers=after_cut", "export=none")
 
 
-def test_a_healed_sweep_leaves_the_records_of_each_point_alone(tmp_path):
+def test_healed_sweep_records_equal_separate_runs(tmp_path):
     tasks = ("eval=[loss,harness]", "eval.tasks=[capitals]", "eval.limit=8")
     sweep = ("-m", "model=pico", "data=files", *text_files(tmp_path), *tasks, *HEAL)
     sweep = (*sweep, "prune.frac=0,0.25,0.5", "heal.rank=4,8")
@@ -183,7 +183,7 @@ def test_a_healed_sweep_leaves_the_records_of_each_point_alone(tmp_path):
     assert by_itself.stderr.count("nothing to heal") == 2
 
 
-def test_the_layer_passes_are_the_shared_ones(tmp_path):
+def test_layer_passes_are_shared(tmp_path):
     """Four batches of text; of 8 layers the cuts 5-6, 3-6 and 1-6 go."""
     corpus = (*UNHEALED, *text_files(tmp_path), "data.validation.sequences=16", "eval.loss.batch=4", *HEAL)
     points = [composed(*corpus, f"outputs={tmp_path}/outputs", "prune=deepest", f"prune.layers={n}") for n in (2, 4, 6)]
@@ -196,7 +196,7 @@ def test_the_layer_passes_are_the_shared_ones(tmp_path):
     assert calls == []
 
 
-def test_each_point_is_measured_on_its_own_text(tmp_path):
+def test_points_are_measured_on_their_own_texts(tmp_path):
     """Points that have their base in common, and several validation texts."""
     corpus = (*UNHEALED, *text_files(tmp_path), "heal=none", "export=none", "prune=deepest", "prune.layers=2")
 
@@ -211,7 +211,7 @@ def test_each_point_is_measured_on_its_own_text(tmp_path):
     assert together == apart and len(apart) == 4
 
 
-def test_a_point_that_cannot_be_healed_fails_once_and_the_others_go_on(tmp_path):
+def test_unhealable_point_fails_once_others_continue(tmp_path):
     """No attention is left above the cut for the adapters to sit on."""
     sweep = (*UNHEALED, *text_files(tmp_path), *HEAL, "prune=deepest", "prune.unit=attention", "prune.keep_last=0")
     sweep = ("-m", f"outputs={tmp_path}/outputs", *sweep, "prune.layers=2,4", "heal.modules=attention,ffn")
@@ -224,7 +224,7 @@ def test_a_point_that_cannot_be_healed_fails_once_and_the_others_go_on(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_kill_in_the_middle_of_healing_loses_nothing(tmp_path):
+def test_kill_during_healing_loses_nothing(tmp_path):
     corpus, settings = text_files(tmp_path), ("prune=deepest", "prune.layers=2,4", "heal.steps=12", "heal.save_every=1")
     sweep = ("-m", *UNHEALED, *corpus, *HEAL, *settings, "hydra/launcher=curve")
     assert run(*sweep, f"outputs={tmp_path}/whole").returncode == 0

@@ -40,7 +40,7 @@ def nf4(checkpoint, plan: Plan | None = None):
 IDS = torch.arange(40).reshape(4, 10) % 256
 
 
-def test_an_evaluation_does_not_spoil_the_gradients_of_a_quantised_base(checkpoint):
+def test_evaluation_keeps_gradients_of_a_quantised_base(checkpoint):
     """bitsandbytes repacks 4-bit weights for inference on some CPUs, and the packed product has no backward pass."""
     gradients = []
     for evaluated in (False, True):
@@ -59,7 +59,7 @@ def test_an_evaluation_does_not_spoil_the_gradients_of_a_quantised_base(checkpoi
     assert all(g.abs().max() > 0 for g in first_layer)
 
 
-def test_the_gradient_of_the_adapters_is_that_of_finite_differences():
+def test_adapter_gradient_equals_finite_differences():
     torch.manual_seed(0)
     adapted = adapters.add_adapters(pico("llama", layers=2), RECIPE, WHOLE)
     trained = [p for p in adapted.parameters() if p.requires_grad]
@@ -81,7 +81,7 @@ def test_the_gradient_of_the_adapters_is_that_of_finite_differences():
     assert slope == pytest.approx(norm.item(), rel=1e-3)
 
 
-def test_only_the_adapters_are_trained_and_saved():
+def test_only_adapters_are_trained_and_saved():
     adapted = adapters.add_adapters(pico("llama", layers=2), RECIPE, WHOLE)
     module = Healing(adapted, RECIPE, next_token_loss)
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
@@ -89,7 +89,7 @@ def test_only_the_adapters_are_trained_and_saved():
     assert module.state_dict().keys() == trained
 
 
-def test_dropout_is_on_while_it_trains():
+def test_dropout_is_active_during_training():
     adapted = adapters.add_adapters(pico("llama", layers=2), dataclasses.replace(RECIPE, dropout=0.5), WHOLE).eval()
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -103,7 +103,7 @@ def test_dropout_is_on_while_it_trains():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_ffn_and_the_attention_are_told_apart_by_structure(family):
+def test_ffn_and_attention_are_recognised_by_structure(family):
     layers = list(decoder_layers.layer_list(pico(family, layers=2)))
     ffn, attention = adapters.adapted_linears(layers, "ffn"), adapters.adapted_linears(layers, "attention")
     assert ffn and attention and not set(ffn) & set(attention)
@@ -111,7 +111,7 @@ def test_the_ffn_and_the_attention_are_told_apart_by_structure(family):
     assert 2 <= len(ffn) <= 3 and all("attn" not in name for name in ffn)
 
 
-def test_a_merged_export_is_what_was_trained(checkpoint, tmp_path):
+def test_merged_export_equals_the_trained_model(checkpoint, tmp_path):
     """Adapters go into dequantised weights: the logits hardly move; merged into 4-bit weights they would."""
     transformers_logging.disable_progress_bar()
     plan = Plan(4, (1,))
@@ -148,7 +148,7 @@ class Described:
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
 
 
-def test_weights_that_adapters_do_not_reach_are_reported_before_anything_is_loaded(caplog):
+def test_unadapted_weights_are_reported_before_loading(caplog):
     mixture = workspace(pico("mixtral", layers=2, **EXPERTS).config)
     adapters.check_adapters(mixture, RECIPE)
     expected = "heal.modules=all: adapters reach 11% of the layers' weights; none sit on mlp.experts.gate_up_proj, "
@@ -168,14 +168,14 @@ def test_weights_that_adapters_do_not_reach_are_reported_before_anything_is_load
         ("llama", {"rank": 65}, "heal.rank must be at most 64, the width of the layers it adapts, got 65"),
     ],
 )
-def test_adapters_that_a_model_cannot_have_are_refused_before_anything_is_loaded(family, changes, said):
+def test_impossible_adapters_are_refused_before_loading(family, changes, said):
     model = pico(family, layers=2, **(EXPERTS if family == "mixtral" else {}))
     with pytest.raises(UserError, match=said) as error:
         adapters.check_adapters(workspace(model.config), dataclasses.replace(RECIPE, **changes))
     assert "\n" not in str(error.value)
 
 
-def test_adapters_sit_on_the_language_model_of_a_multimodal_one():
+def test_multimodal_adapters_sit_on_the_language_model():
     adapted = adapters.add_adapters(picture_model(2), RECIPE, WHOLE)
     homes = {name.partition(".lora_")[0] for name, each in adapted.named_parameters() if each.requires_grad}
     assert len(homes) == 2 * 7 and all(".language_model.layers." in name for name in homes)
@@ -183,7 +183,7 @@ def test_adapters_sit_on_the_language_model_of_a_multimodal_one():
     assert all(each.grad is not None for each in adapted.parameters() if each.requires_grad)
 
 
-def test_the_weights_of_a_multimodal_model_that_are_trained_are_its_language_models():
+def test_multimodal_training_covers_only_the_language_model():
     model = picture_model(2)
     everything = full_finetune.all_parameters(model).keys()
     assert everything == {name for name, _ in model.named_parameters() if "vision" not in name and "modal" not in name}
@@ -191,7 +191,7 @@ def test_the_weights_of_a_multimodal_model_that_are_trained_are_its_language_mod
     assert last <= {"model.language_model", "lm_head.weight"}
 
 
-def test_adapters_on_gpt_2_are_merged_as_they_compute():
+def test_gpt_2_adapters_merge_exactly():
     """Its linear layers keep their weights transposed."""
     torch.manual_seed(0)
     adapted = awake(adapters.add_adapters(pico("gpt2", layers=2), RECIPE, WHOLE).eval())
@@ -211,7 +211,7 @@ def test_adapters_on_gpt_2_are_merged_as_they_compute():
 
 
 @pytest.mark.parametrize("quantise", ["nf4", "int8"])
-def test_gpt_2_healed_on_a_quantised_base_is_exported_as_transformers_keeps_it(quantise, tmp_path):
+def test_quantised_gpt_2_export_keeps_transformers_layout(quantise, tmp_path):
     transformers_logging.disable_progress_bar()
     pico("gpt2", layers=3).save_pretrained(tmp_path / "dense")
     checkpoint = Checkpoint(ModelFolder(tmp_path / "dense", HashCache(tmp_path / "hashes.json")), separator=None)
