@@ -20,7 +20,7 @@ from depthcut.model.decoder.quantisation import Dtype
 from depthcut.model.pico import Pico
 from depthcut.model.surgery import gaps
 from depthcut.study.standalone import Standalone
-from pico import awake, pico, texts
+from pico import pico, randomise_lora_b, texts
 from recipes import ABOVE, RECIPE, batch
 
 
@@ -41,7 +41,7 @@ def pruned(model, plan: Plan):
 def pruned_and_adapted(model, plan: Plan, seed: int, recipe=ABOVE):
     torch.manual_seed(seed)
     adapted = adapters.add_adapters(pruned(model, plan), recipe, plan).eval()
-    return awake(adapted, std=0.1)
+    return randomise_lora_b(adapted, std=0.1)
 
 
 def adapted_layers(adapted) -> set[int]:
@@ -53,7 +53,7 @@ def adapted_layers(adapted) -> set[int]:
 def adapted(dtype: torch.dtype) -> torch.nn.Module:
     torch.manual_seed(0)
     model = adapters.add_adapters(pico("llama", layers=4).to(dtype), RECIPE, Plan(4, ()))
-    return awake(model, std=0.1)
+    return randomise_lora_b(model, std=0.1)
 
 
 def adapted_nf4(device: str, dtype: Dtype) -> torch.nn.Module:

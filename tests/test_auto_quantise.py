@@ -1,4 +1,4 @@
-"""``model.quantise=auto``: settled by the model, the cut, the recipe and the GPU's size, before anything is named."""
+"""``model.quantise=auto`` depends on the model, the cut, the recipe and the GPU's size, and precedes the digest."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ AUTO = ("model.quantise=auto", "heal=qlora", "heal.length=512", "heal.batch=8")
 
 
 def opened(folder: Path, *words: str, recipe: tuple[str, ...] = AUTO) -> Run:
-    """A run whose base is open still."""
+    """Open a run without choosing its base."""
     x = experiment.build_experiment(composed(*MODEL, *recipe, f"outputs={folder}", *words))
     cache = folder / "cache"
     return Run(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=folder / x.name)

@@ -1,4 +1,4 @@
-"""The benchmarks run and say what they should, on a model of no consequence; their timings are nobody's here."""
+"""The benchmarks run on a tiny model and print what they should; their timings are not checked."""
 
 import importlib.util
 import sys

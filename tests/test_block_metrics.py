@@ -31,7 +31,7 @@ def score(metric, model, text: Tokens, batch: int = 2):
 
 
 def make_identity(model, layer: int) -> None:
-    """A layer that adds nothing to the residual stream."""
+    """Make a layer that adds nothing to the residual stream."""
     block = layers.layer_list(model)[layer]
     with torch.no_grad():
         block.self_attn.o_proj.weight.zero_()
@@ -39,7 +39,7 @@ def make_identity(model, layer: int) -> None:
 
 
 def pair(name: str, x: np.ndarray, y: np.ndarray) -> float:
-    """The formulas, once more, for two vectors."""
+    """Compute the formulas for two vectors."""
     cosine = min(1.0, max(-1.0, x @ y / math.sqrt((x @ x) * (y @ y))))
     match name:
         case "angular_last" | "angular_all":
@@ -55,12 +55,12 @@ def pair(name: str, x: np.ndarray, y: np.ndarray) -> float:
 
 
 def by_hand(name: str, model, text: Tokens) -> np.ndarray:
-    """One sequence and one token at a time, without padding, hooks or batches, in numpy."""
+    """Score in numpy, one sequence and one token at a time, without padding, hooks or batches."""
     rows = []
     for ids, length in zip(text.ids, text.lengths, strict=True):
         with torch.no_grad():
             out = model(torch.from_numpy(ids[None, :length].astype(np.int64)), output_hidden_states=True)
-        x = [state[0].double().numpy() for state in out.hidden_states[:-1]]  # the last one is behind the final norm
+        x = [state[0].double().numpy() for state in out.hidden_states[:-1]]  # the last one is after the final norm
         tokens = [length - 1] if name == "angular_last" else range(length)
         row = np.zeros((len(x), len(x)))
         for i in range(len(x)):
@@ -188,7 +188,7 @@ def test_sequential_reading_stops_when_one_start_is_sure():
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alike(HiddenStates):
-    """Edges that are all drawn from one distribution: no block is better than another."""
+    """Hidden states from one distribution at every boundary, so no block is better than another."""
 
     def samples(self):
         yield from torch.randn(40, 1, 5, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""heal=boundary: the loss computed another way, what is run and trained, the teacher's stream, whole runs."""
+"""heal=boundary: its loss, which layers run and train, the teacher's hidden states, whole runs."""
 
 import copy
 import dataclasses
@@ -22,7 +22,7 @@ from depthcut.runtime import store
 from depthcut.runtime.strict import method_fields
 from depthcut.study import curve, runlog
 from depthcut.study.run import Run, open_run
-from pico import FAMILIES, awake, pico, slope, texts
+from pico import FAMILIES, pico, randomise_lora_b, slope, texts
 from running import PICO, UNHEALED, succeed, text_files
 
 SHORT = ("heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "export=none")
@@ -43,10 +43,10 @@ def pruned(model: Any, plan: Plan) -> Any:
 
 
 def student(family: str = "llama", plan: Plan = CUT) -> Any:
-    """A pruned model with adapters that matter."""
+    """Return a pruned model with random adapters."""
     torch.manual_seed(0)
     adapted = adapters.add_adapters(pruned(pico(family), plan), recipe(), plan).eval()
-    return awake(adapted)
+    return randomise_lora_b(adapted)
 
 
 def batch() -> MicroBatch:
@@ -68,12 +68,12 @@ def gradient(loss: torch.Tensor, model: Any) -> torch.Tensor:
     ("plan", "left", "below"),
     [
         (Plan(8, (2, 3)), 6, 2),
-        (Plan(8, (6, 7)), 6, 6),  # the teacher's stream is that behind its last layer
+        (Plan(8, (6, 7)), 6, 6),  # the teacher's hidden states after its last layer
         (Plan(8, (1, 5)), 6, 4),  # of two gaps the last one
         (Plan(8, (0,)), 7, 0),
         (Plan(8, ()), 8, 0),
         (Plan(8, (3, 6), "attention"), 8, 7),
-        (Plan(8, (2, 3)), 7, 3),  # something stands in the gap
+        (Plan(8, (2, 3)), 7, 3),  # the gap has a replacement
         (Plan(8, (0, 1)), 8, 2),
     ],
 )
@@ -155,7 +155,7 @@ def opened(*overrides: str) -> Run:
 
 
 def healed(here: Run, plan: Plan) -> dict[str, torch.Tensor]:
-    """The adapters that a point trains."""
+    """Heal and return the trained adapters."""
     plan = here.decide(plan)
     with runlog.quiet_libraries():
         here.experiment.heal(here.experiment.replace(here.dense.load(plan), plan, here), plan, here)

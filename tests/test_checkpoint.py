@@ -1,4 +1,4 @@
-"""A checkpoint reads what a plan keeps, layer for layer and byte for byte, and refuses what is damaged."""
+"""A checkpoint reads exactly the layers that a plan keeps, and refuses damaged files."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def opened(folder: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six layers in 20 shards, with a tokenizer."""
+    """Save six layers in 20 shards, with a tokenizer."""
     folder = saved(pico("llama"), tmp_path_factory.mktemp("checkpoint") / "llama")
     byte_tokenizer().save_pretrained(folder)
     return folder
@@ -99,12 +99,12 @@ ODD: dict[str, Callable[[], tuple[PreTrainedModel, PreTrainedModel, str]]] = {
     "bare gpt2": lambda: with_part(pico("gpt2"), "transformer", "h"),
     "bare llama": lambda: with_part(pico("llama", tie_word_embeddings=True), "model", "layers"),
     "experts": lambda: with_part(pico("mixtral", **MIXTURE), "", "model.layers"),
-    "pictures": lambda: with_part(seeing(), "", "language_model.model.layers"),
+    "pictures": lambda: with_part(vision_model(), "", "language_model.model.layers"),
 }
 
 
-def seeing() -> PreTrainedModel:
-    """A model with a picture encoder, as deep as its decoder."""
+def vision_model() -> PreTrainedModel:
+    """Return a model with a vision encoder as deep as its decoder."""
     return AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma3", **PICTURES)).eval()
 
 
@@ -247,7 +247,7 @@ def test_same_size_and_mtime_change_is_detected(tmp_path: Path) -> None:
     assert HashCache(memory)(file) != first
 
 
-# What can be wrong with a folder: the fault, and what its line must name.
+# Damaged folders: the damage, and what the error line must name.
 
 
 def change(name: str, edit: Callable[[bytes], bytes]) -> Callable[[Path], None]:
@@ -450,7 +450,7 @@ def test_half_the_layers_cost_half_the_memory(tmp_path: Path) -> None:
 
 
 def write_llama_1b(folder: Path) -> None:
-    """A Llama shape of 1.1 B parameters with random bits for weights, in bfloat16, a layer at a time."""
+    """Write a Llama of 1.1 B random bfloat16 parameters, a layer at a time."""
     from safetensors.torch import save_file
     from transformers import LlamaConfig
 

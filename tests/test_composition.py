@@ -1,4 +1,4 @@
-"""What a config may say: refused in one line before Hydra, or anything else, acts on it."""
+"""Invalid configs are refused in one line before Hydra, or anything else, acts on them."""
 
 import pytest
 import yaml
@@ -25,7 +25,7 @@ def refused(*words: str, loader: Loader = LOADER) -> str:
     return str(error.value)
 
 
-FOREIGN = [  # of these the first two made a folder and a file, the third was built, only Hydra stopped the fourth
+FOREIGN = [  # once, two created a folder and a file, the third was instantiated, only Hydra refused the fourth
     ("model", "depthcut.model.smollm2.TemporaryDirectory", {"dir": "made"}),
     ("model", "depthcut.model.smollm2.zipfile.ZipFile", {"file": "made", "mode": "w"}),
     ("log", "depthcut.log.wandb.Path", {}),

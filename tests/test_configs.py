@@ -1,4 +1,4 @@
-"""Every stored config composes to the values that it promises, and to an Experiment."""
+"""Every stored config composes to its documented values, and to an Experiment."""
 
 import pytest
 
@@ -117,7 +117,7 @@ def test_code_and_yaml_have_the_same_names(group):
     assert code == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
 
 
-EXPERIMENTS = {  # metric, pruner, replacement, layers that go of 30 and of 32
+EXPERIMENTS = {  # metric, pruner, replacement, layers dropped of 30 and of 32
     "gromov": ("Angular", "Block", "NoReplacement", 8, 9),
     "shortened_llama": ("Taylor", "Lowest", "NoReplacement", 6, 6),
     "shortened_llama_cpt": ("Taylor", "Lowest", "NoReplacement", 6, 6),

@@ -1,4 +1,4 @@
-"""``heal.control``: the dense model with the same healing; the words about it; text of another kind."""
+"""``heal.control``: the dense model with the same healing, and the text of its findings."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The shared pass leaves the records that each point alone leaves, and works less for them."""
+"""The curve launcher writes the records of separate runs with fewer layer passes."""
 
 import importlib
 import json

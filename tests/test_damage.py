@@ -1,4 +1,4 @@
-"""Any file of a study may be damaged: the numbers are right all the same, or one line names the file."""
+"""Any file of a study may be damaged: the numbers are still right, or one line names the file."""
 
 import json
 import os
@@ -27,7 +27,7 @@ COMMAND = (*PICO, "model.layers=4", "heal.steps=2", "eval=[loss]", "export=merge
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Two finished points, of two seeds, and what they share."""
+    """Run two points that differ in the seed."""
     folder = tmp_path_factory.mktemp("whole")
     corpus = text_files(folder)
     for seed in (0, 1):
@@ -36,7 +36,7 @@ def whole(tmp_path_factory):
 
 
 class Study:
-    """A copy of the two points, to be damaged, and the command that makes the first."""
+    """A copy of the two points to damage, and the command of the first."""
 
     def __init__(self, whole, folder: Path) -> None:
         self.outputs = folder / "outputs"
@@ -56,7 +56,7 @@ class Study:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def holds(self, path: Path) -> None:
-        """Run the point again: right numbers, or one line that names the file."""
+        """Run the point again and assert the right numbers, or one line that names the file."""
         try:
             POINT(self.config)
         except UserError as error:
@@ -104,7 +104,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "loop": replaced(lambda path: path.symlink_to(path)),
     "device": replaced(lambda path: path.symlink_to("/dev/zero")),
 }
-NAMES = {  # file: what is lost besides, so that the file matters
+NAMES = {  # file: what else is deleted, because otherwise the file is not read
     "record.json": (),
     "config.yaml": ("record.json",),
     "plan.json": ("record.json",),
@@ -148,7 +148,7 @@ def test_damaged_weights_and_tokens_are_recomputed(damaged, name, damage):
 
 
 def put(kind: str, path: Path) -> None:
-    """Put something odd in a path's place."""
+    """Replace a path by an entry of another kind."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)

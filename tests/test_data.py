@@ -1,4 +1,4 @@
-"""Data: the demo corpus, files, hub sets; what they give, always the same; and their errors."""
+"""Data: the demo corpus, files and hub data sets; determinism and errors."""
 
 import gzip
 import importlib

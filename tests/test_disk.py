@@ -1,4 +1,4 @@
-"""What a disk refuses is one line, whichever library met it: which file, reading or writing, and what to do."""
+"""A disk error is one line from any library: the file, reading or writing, and what to do."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""heal=distill: the loss against other ways to compute it, the teacher on the disk and in memory, whole runs."""
+"""heal=distill: its loss against other computations, cached and live teachers, whole runs."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ from depthcut.runtime import store
 from depthcut.runtime.strict import method_fields
 from depthcut.study import preflight, runlog
 from depthcut.study.run import Run, open_run
-from pico import FAMILIES, awake, pico, slope, texts
+from pico import FAMILIES, pico, randomise_lora_b, slope, texts
 from recipes import distill_recipe
 from running import PICO, UNHEALED, kill_in_healing, run, succeed, text_files
 
@@ -30,12 +30,12 @@ CUT = Plan(8, (4, 5))
 
 
 def student(family: str = "llama", seed: int = 0) -> Any:
-    """A pruned model with adapters that matter."""
+    """Return a pruned model with random adapters."""
     torch.manual_seed(seed)
     adapted = adapters.add_adapters(
         pico(family, layers=3, seed=7), distill_recipe(rank=4, alpha=4.0), Plan(4, (2,))
     ).eval()
-    return awake(adapted)
+    return randomise_lora_b(adapted)
 
 
 def batch() -> MicroBatch:
@@ -108,7 +108,7 @@ def test_identical_teacher_gives_zero_loss_and_gradient():
     )(model, batch())
     text = objective.next_token_loss(model, batch())
     assert abs(whole.item()) < 1e-5
-    assert gradient(whole, model).norm() < 1e-3 * gradient(text, model).norm()  # the teacher speaks in half precision
+    assert gradient(whole, model).norm() < 1e-3 * gradient(text, model).norm()  # the teacher is in half precision
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
@@ -171,7 +171,7 @@ def opened(*overrides: str) -> Run:
 
 
 def healed(here: Run, plan: Plan = CUT) -> dict[str, torch.Tensor]:
-    """The adapters that a point trains."""
+    """Heal and return the trained adapters."""
     plan = here.decide(plan)
     with runlog.quiet_libraries():
         here.experiment.heal(here.dense.load(plan), plan, here)

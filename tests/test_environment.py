@@ -1,4 +1,4 @@
-"""The set-up: constraints.txt fits pyproject.toml, and whatever stops the set-up is said in one line."""
+"""The set-up: constraints.txt fits pyproject.toml, and each failure is one line."""
 
 import importlib.util
 import os

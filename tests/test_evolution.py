@@ -1,4 +1,4 @@
-"""On tables of prices where every cut can be measured."""
+"""Evolutionary search on tables small enough to measure every cut."""
 
 from itertools import combinations, pairwise
 from typing import Any
@@ -34,9 +34,9 @@ DEPTH = 13
 
 
 class Table:
-    """A model's price without some layers: the sum of theirs, and a surcharge for each pair that goes together.
+    """The loss without some layers: the sum of their losses, and a term for each pair that is dropped together.
 
-    On fewer than 16 sequences each cut's price is off by its own noise, the same at every reading.
+    On fewer than 16 sequences each cut has noise, the same at every reading.
     """
 
     def __init__(self, seed: int) -> None:
@@ -52,7 +52,7 @@ class Table:
         raise AssertionError(f"all calibration text is read, without {removed}")
 
     def start(self, free: range, samples: int, n: int = 5) -> tuple[int, ...]:
-        """The units that cost least alone."""
+        """Return the units with the lowest loss of their own."""
         values = dict(zip(free, self.without([(layer,) for layer in free], samples), strict=True))
         return tuple(sorted(sorted(free, key=lambda layer: values[layer])[:n]))
 

@@ -1,4 +1,4 @@
-"""FlexiGPT's extension: repeats of layers on the same weights, with adapters and norms of their own."""
+"""FlexiGPT's extension: repeated layers share weights and have separate adapters and norms."""
 
 from typing import Any
 
@@ -40,14 +40,14 @@ def extend(**knobs: Any) -> Extend:
 
 
 def extended(folder, model, *knobs: str, **more: Any):
-    """A run, and the model made longer: layers 1 to 3 of 6 twice."""
+    """Return a run and its extended model: layers 1 to 3 of 6 twice."""
     words = [f"replace.{key}={value}" for key, value in ({"start": 1, "stop": 4, "rank": 4} | more).items()]
     here = opened(folder, model, "replace=extend", "heal=none", *UNCUT, *words, *knobs)
     return here, here.experiment.replace(here.dense.load(WHOLE), WHOLE, here)
 
 
 def repeated(model, stack: list[int]):
-    """A plain model whose layers are copies of these, made by hand."""
+    """Build a plain model whose layers are copies of these."""
     fields = model.config.to_dict() | {"num_hidden_layers": len(stack)}
     if fields.get("layer_types"):
         fields["layer_types"] = [fields["layer_types"][number] for number in stack]
@@ -112,8 +112,8 @@ def test_small_gain_starts_near_the_base(llama):
     assert len(norms) == 2 * 3 and all((part.gain == 1e-6).all() for part in norms)
 
 
-def stirred(long: nn.Module) -> nn.Module:
-    """With adapters and gains that matter, as after training."""
+def randomised(long: nn.Module) -> nn.Module:
+    """Randomise adapters and gains, as training would."""
     chance = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, each in long.named_parameters():
@@ -126,7 +126,7 @@ def stirred(long: nn.Module) -> nn.Module:
 def test_cached_generation_and_reloading_agree(order, family, tmp_path):
     model = model_of(family)
     here, long = extended(tmp_path, model, gain=0.5, order=order)
-    wanted = logits(stirred(long))
+    wanted = logits(randomised(long))
     assert (wanted - logits(model)).abs().max() > 0.1
     assert torch.equal(written(long, use_cache=True), written(long, use_cache=False))
     with torch.no_grad():

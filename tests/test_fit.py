@@ -1,4 +1,4 @@
-"""A healing run: how it fits the memory, what it does when that runs out, or when the loss is no number."""
+"""A healing run: fitting into memory, running out of memory, non-finite losses."""
 
 import csv
 import dataclasses
@@ -47,7 +47,7 @@ ROUTED = GROUPS | {
 LATENT = ROUTED | {"num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 16}
 LATENT |= {"qk_rope_head_dim": 8, "v_head_dim": 16}
 LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
-# Heads that read more of their decoder's output than states: mixtures of experts, decoders that can cross-attend.
+# Heads that read more than hidden states: mixtures of experts, decoders with optional cross-attention.
 HEADS: dict[str, dict[str, Any]] = {
     "mixtral": LOCAL | {"output_router_logits": True},
     "qwen2_moe": GROUPS | {"num_experts": 4, "shared_expert_intermediate_size": 16},
@@ -94,7 +94,7 @@ def test_multimodal_head_is_the_language_models():
 
 
 def check_loss(model, atol: float = 1e-6) -> None:
-    """The loss in chunks and its gradients are those of all logits."""
+    """Assert that the chunked loss and its gradients equal those of all logits."""
     ids = torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(0))
     grads = []
     for loss in (next_token_loss(model, batch(ids)), plain_loss(model, ids)):
@@ -144,7 +144,7 @@ def test_bfloat16_gradients_equal_peft_under_autocast():
 
 
 class Sparse:
-    """An objective for which memory runs out at some of its calls."""
+    """An objective that runs out of memory at some of its calls."""
 
     def __init__(self, *fails: int) -> None:
         self.fails, self.calls = fails, 0
@@ -163,7 +163,7 @@ def test_out_of_memory_retries_with_the_same_batches(save_every, tmp_path, caplo
     caplog.clear()
     with caplog.at_level("INFO", "depthcut"):
         less = healed(tmp_path / "less", recipe, Sparse(1, 6))  # in the first step, and later on
-    assert max(tensor_gap(whole, less).values()) < 1e-3  # 6e-5; what goes on where it was, at step 1 again: 3e-2
+    assert max(tensor_gap(whole, less).values()) < 1e-3  # 6e-5; without restarting step 1: 3e-2
     told = [record.message for record in caplog.records if " a pass, " in record.message]
     assert len(set(told)) == 3 and told[0].startswith("healing: 4 x 8 tokens a pass, 1 pass a step")
     assert [record.levelname for record in caplog.records].count("WARNING") == 2

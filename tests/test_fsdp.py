@@ -1,4 +1,4 @@
-"""A model whose layers are shared out among processes heals as a whole one does. As a script: one of the processes."""
+"""A model sharded among processes heals like a whole one. As a script: one of the processes."""
 
 import csv
 import dataclasses
@@ -40,12 +40,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning has some for ever
 LORA = dataclasses.replace(RECIPE, steps=5, batch=4, clip=0.3, recompute=1, weight_decay=0.1, strategy="fsdp")
 FULL = Full(**{field.name: getattr(LORA, field.name) for field in dataclasses.fields(Full)})
 STOP = 3
-DEEP, WIDE = Plan(18, (4, 9)), {"hidden_size": 256, "intermediate_size": 512}  # the model that is read in shares
+DEEP, WIDE = Plan(18, (4, 9)), {"hidden_size": 256, "intermediate_size": 512}  # the model that is read in shards
 HELD: list[int] = []  # the most bytes of parameters at a time
 
 
 class Watch(L.Callback):
-    """Sees to it that weights are shares while they train; may end the run."""
+    """Assert that weights are sharded during training; optionally stop the run."""
 
     def __init__(self, stop: int | None) -> None:
         self.stop = stop
@@ -60,7 +60,7 @@ class Watch(L.Callback):
 
 
 def healed(folder: Path, what: str, stop: int | None = None) -> dict[str, torch.Tensor]:
-    """What is trained of a model, all of it or adapters on a base in 16 bits; and the logits, by this process alone."""
+    """Train all weights, or adapters on a 16-bit base, in this process; return them and the logits."""
     torch.manual_seed(0)
     base = pico("llama", layers=3)
     recipe = LORA if what == "lora" else FULL
@@ -76,7 +76,7 @@ def healed(folder: Path, what: str, stop: int | None = None) -> dict[str, torch.
 
 
 def read_and_healed(folder: Path) -> dict[str, torch.Tensor]:
-    """The same of a model that is on the disk, which several processes read in shares; and the most that one held."""
+    """The same for a model on disk that several processes read in shards; also return the peak bytes of one."""
     checkpoint = Checkpoint(
         ModelFolder(folder.parent / "model", HashCache(folder.parent / "hashes.json")), separator=None
     )
@@ -105,14 +105,14 @@ def read_and_healed(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def look(model: nn.Module) -> None:
-    """Note the bytes of all parameters that are in this process now."""
+    """Record the bytes of all parameters in this process."""
     parts = [each.to_local() if isinstance(each, DTensor) else each for each in model.parameters()]
     there = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in parts if not each.is_meta}
     HELD[:] = [max(*HELD, sum(there.values()), 0)]
 
 
 def work(folder: Path) -> None:
-    """Heal as one of several processes, stopped in the middle; the first one keeps what came of it."""
+    """Heal as one of several processes, interrupted once; rank 0 saves the result."""
     for what in ("lora", "full"):
         with suppress(InterruptedError):
             healed(folder / what, what, STOP)
@@ -157,7 +157,7 @@ def test_model_read_in_shards_equals_whole_model(spread_out):
     whole, led, helped = (each.pop("held").item() for each in (wanted, first, second))
     assert losses(spread_out / "read") == pytest.approx(losses(spread_out / "one"), abs=2e-4)
     assert_close(first, wanted, atol=1e-3, rtol=1e-3)  # a step of AdamW moves a weight by 1e-2
-    assert 0.5 * whole < helped <= led < 0.6 * whole  # its half, what is beside the layers, and one layer
+    assert 0.5 * whole < helped <= led < 0.6 * whole  # half of the layers, the weights outside them, and one layer
 
 
 def test_sharded_layer_needs_all_processes():

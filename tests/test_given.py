@@ -1,4 +1,4 @@
-"""``prune=plan``: layers by hand on the command line, plans out of files, and plans that fit another model."""
+"""``prune=plan``: layers given on the command line, plan files, and plans of other models."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The same job on a GPU. Skipped where there is none."""
+"""The main job on a GPU; skipped without one."""
 
 import dataclasses
 
@@ -79,7 +79,7 @@ def test_gradients_match_peft_compiled_and_plain(quantise):
 
 
 def in_float32(model: torch.nn.Module) -> torch.nn.Module:
-    """The same weights, and products in float32."""
+    """Return the same weights, with matrix products in float32."""
     for part in model.modules():
         if isinstance(part, Linear4bit):
             part.compute_dtype = part.weight.quant_state.dtype = torch.float32

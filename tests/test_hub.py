@@ -1,4 +1,4 @@
-"""Opening models of the hub, with the hub's own client against a stand-in on the loopback."""
+"""Open hub models with the real client against a stand-in on localhost."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def read():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six layers, each in shards of its own."""
+    """Save six layers, each in separate shards."""
     folder = tmp_path_factory.mktemp("hub") / "pico"
     pico("llama").save_pretrained(folder, max_shard_size="60KB")
     byte_tokenizer().save_pretrained(folder)
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Machine:
-    """A computer with a hub's cache and ours, both empty at first."""
+    """A machine whose hub cache and depthcut cache are empty at first."""
 
     def __init__(self, place: Path, url: str) -> None:
         self.place = place

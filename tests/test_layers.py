@@ -1,4 +1,4 @@
-"""Cut = bypassed = built separately, for every family."""
+"""A cut model equals a bypassed one and one built separately, for every family."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def kept(drop: tuple[int, ...]) -> list[int]:
 
 
 def built(dense: nn.Module, drop: tuple[int, ...]) -> nn.Module:
-    """A new model of the trimmed config, with the kept layers' tensors copied in by their names."""
+    """Build a model of the trimmed config, with the kept layers' tensors copied by name."""
     fresh = AutoModelForCausalLM.from_config(layers.trimmed_config(dense.config, drop)).eval()
     stem, tensors = layers.layer_prefix(dense), {}
     for name, tensor in dense.state_dict().items():

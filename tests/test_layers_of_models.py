@@ -1,4 +1,4 @@
-"""Models that are more than a family's plain one: multimodal, wrapped, in 4 bits, without memory, or out of reach."""
+"""Models beyond the plain families: multimodal, wrapped by peft, in 4 bits, on the meta device, unsupported."""
 
 import time
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_4_bit_model_can_be_cut(tmp_path: Path) -> None:
     def load(name: str, **more: Any) -> nn.Module:
         return AutoModelForCausalLM.from_pretrained(tmp_path / name, device_map={"": "cpu"}, **more)
 
-    # Saved before it is run: bitsandbytes 0.50 packs its weights anew in a CPU forward, and saving spoils them then.
+    # Saved before it runs: bitsandbytes 0.50 repacks its weights in a CPU forward, and saving corrupts them afterwards.
     layers.cut_layers(load("dense", quantization_config=nf4), (0, 4)).save_pretrained(tmp_path / "cut")  # pyright: ignore
     model = load("dense", quantization_config=nf4)
     with layers.bypass_layers(model, (0, 4)):
@@ -104,7 +104,7 @@ def test_tensor_name_is_split_at_the_layer_list() -> None:
 
 
 class Qwen1(PreTrainedModel):
-    """A model that brings its own code, as Qwen-1 does."""
+    """A model with custom code, as Qwen-1."""
 
     config_class = PreTrainedConfig
 
@@ -178,7 +178,7 @@ GEMMA4 = GROUPS | {
     "hidden_size_per_layer_input": 0,
     "vocab_size_per_layer_input": 128,
 }
-# Configs that list layers by number, by pattern, by mapping, or hold an infinity.
+# Configs that list layers by number, by pattern or by mapping, or contain an infinity.
 LISTED: dict[str, tuple[str, dict[str, Any]]] = {
     "numbers": ("qwen3_moe", GROUPS | MOE | {"decoder_sparse_step": 1, "mlp_only_layers": [0, 4]}),
     "all numbers": ("llama4_text", GROUPS | {"num_local_experts": 2, "moe_layers": [*range(6)]}),

@@ -1,4 +1,4 @@
-"""A walk is the model: the same residual stream and the same logits, to the bit, for every family."""
+"""A layer-by-layer forward pass equals the model bit for bit, for every family."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_skipping_layers_equals_the_model_without_them(family):
 
 
 class Tupled(nn.Module):
-    """A layer in the manner of older models: the stream is the first of a tuple."""
+    """A layer that returns a tuple with the hidden states first, as older models do."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Tupled(nn.Module):
 
 
 class Untupled(nn.ModuleList):
-    """Makes the loop of a newer model take the first of each tuple, as older ones do."""
+    """Make the loop of a newer model take the first of each tuple, as older models do."""
 
     def __iter__(self):
         return iter([_First(layer) for layer in super().__iter__()])

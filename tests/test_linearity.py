@@ -25,18 +25,18 @@ def score(model, text: Tokens, kind: Any, most: int = 4096, batch: int = 2, remo
 
 
 def states(model, text: Tokens) -> tuple[np.ndarray, np.ndarray]:
-    """All edges but the last, one sequence at a time, without padding: E x N x D; and the sample of each token."""
+    """Return the states (E x N x D) at all boundaries but the last, without padding, and the sample of each token."""
     rows, samples = [], []
     for sample, (ids, length) in enumerate(zip(text.ids, text.lengths, strict=True)):
         with torch.no_grad():
             out = model(torch.from_numpy(ids[None, :length].astype(np.int64)), output_hidden_states=True)
-        rows.append(torch.cat(out.hidden_states[:-1]).double().numpy())  # the last one is behind the final norm
+        rows.append(torch.cat(out.hidden_states[:-1]).double().numpy())  # the last one is after the final norm
         samples += [sample] * length
     return np.concatenate(rows, axis=1), np.array(samples)
 
 
 def residual(kind: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, int]:
-    """What the map leaves of normalised, centred states, by lstsq, or by the rotation that scipy's manual gives."""
+    """Return the residual of normalised, centred states by lstsq, or by scipy's orthogonal Procrustes."""
     x, y = ((each - each.mean(0)) / np.linalg.norm(each - each.mean(0)) for each in (x, y))
     if kind == "least_squares":
         solution, _, rank, _ = np.linalg.lstsq(x, y, rcond=1e-7)
@@ -48,7 +48,7 @@ def residual(kind: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def by_hand(kind: str, x: np.ndarray, y: np.ndarray, samples: np.ndarray) -> tuple[float, float]:
-    """The share, adjusted for the rank, and its standard error: that of a ratio of sums over the samples."""
+    """Return the rank-adjusted share and its standard error, that of a ratio of sums over the samples."""
     left, rank = residual(kind, x, y)
     share = np.linalg.norm(left) ** 2
     whole = ((y - y.mean(0)) ** 2).sum(1) / ((y - y.mean(0)) ** 2).sum()
@@ -90,7 +90,7 @@ def test_identity_layer_scores_zero_and_is_dropped_first(kind):
 
 
 def chain(*maps, tokens: int = 200, width: int = 12) -> torch.Tensor:
-    """States at all edges, E x N x D: each map is applied to those before it."""
+    """Return states (E x N x D) at all boundaries, each mapped from the ones before."""
     chance = torch.Generator().manual_seed(0)
     x = [torch.randn(tokens, width, generator=chance, dtype=torch.float64) * torch.logspace(-1, 1, width) + 5]
     for apply in maps:

@@ -1,4 +1,4 @@
-"""Readable names of points: links beside them, and the start of a digest."""
+"""Readable names of points: symbolic links, and digest prefixes."""
 
 from pathlib import Path
 

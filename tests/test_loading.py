@@ -1,4 +1,4 @@
-"""Loading reads ahead, in bounds, what transformers will ask for; quantised weights are kept and come back the same."""
+"""Loading prefetches, within a limit, what transformers will request; cached quantised weights come back the same."""
 
 import json
 import logging
@@ -58,15 +58,15 @@ def kept_bytes(checkpoint: Checkpoint, plan: Plan = CUT) -> int:
     return sum(each.nbytes for part in parts for each in part.values())
 
 
-class Noted(prefetch.Prefetcher):
-    """Notes which tensors were asked for, and how many bytes were on their way or at work then."""
+class RecordingPrefetcher(prefetch.Prefetcher):
+    """A prefetcher that records the requested tensors, and the bytes in flight at each request."""
 
     def __init__(self, *how: Any) -> None:
         super().__init__(*how)
         self.order, self.room = list(how[2]), how[3]
         self.asked: list[str] = []
         self.under_way: list[int] = []
-        noted.append(self)
+        recorded.append(self)
 
     def get(self, name: str) -> torch.Tensor:
         tensor = super().get(name)
@@ -75,7 +75,7 @@ class Noted(prefetch.Prefetcher):
         return tensor
 
 
-noted: list[Noted] = []
+recorded: list[RecordingPrefetcher] = []
 
 
 @pytest.mark.parametrize(("family", "quantise"), [("llama", "nf4"), ("gpt2", "nf4"), ("gemma3", "int8")])
@@ -83,11 +83,11 @@ def test_transformers_requests_tensors_in_the_predicted_order(
     family: str, quantise: Any, tmp_path: Path, monkeypatch
 ) -> None:
     """If transformers changes its order, loading slows down and nothing else fails."""
-    monkeypatch.setattr(prefetch, "Prefetcher", Noted)
+    monkeypatch.setattr(prefetch, "Prefetcher", RecordingPrefetcher)
     checkpoint = opened(saved(tmp_path / family, family))
     checkpoint.load(CUT, **(NF4 | {"quantise": quantise}))
-    (one,) = noted
-    noted.clear()
+    (one,) = recorded
+    recorded.clear()
     assert one.asked == one.order
     assert one.unexpected_requests == 0
     assert set(one.asked) == set(one.tensors)
@@ -95,11 +95,11 @@ def test_transformers_requests_tensors_in_the_predicted_order(
 
 
 def test_prefetch_holds_one_layer_at_most(llama: Path, monkeypatch) -> None:
-    monkeypatch.setattr(prefetch, "Prefetcher", Noted)
+    monkeypatch.setattr(prefetch, "Prefetcher", RecordingPrefetcher)
     checkpoint = opened(llama)
     checkpoint.load(CUT, **NF4)
-    (one,) = noted
-    noted.clear()
+    (one,) = recorded
+    recorded.clear()
     layer = sum(each.nbytes for each in checkpoint.tensors(0).values())
     assert one.room == layer
     assert max(one.under_way) <= layer
@@ -175,7 +175,7 @@ def test_cached_weights_are_bit_identical(quantise: Any, plan: Plan, device: str
 
 
 def assert_same(got: Any, wanted: Any) -> None:
-    """Parameters, buffers, quantisation states and what comes out of them."""
+    """Assert equal parameters, buffers, quantisation states and outputs."""
     ours, theirs = got.state_dict(), wanted.state_dict()
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
@@ -272,7 +272,7 @@ def test_run_caches_weights_only_if_asked(tmp_path: Path) -> None:
     )
     assert plain.digest == keeping.digest
     plain.dense.load(Plan(8, (3,)))
-    keeping.dense.load()  # the dense model is not kept
+    keeping.dense.load()  # the dense model is not cached
     assert not (tmp_path / "cache" / "weights").exists()
     keeping.dense.load(Plan(8, (3,)))
     assert keeping.numbers["bytes/read"] > 0

@@ -1,4 +1,4 @@
-"""W&B's own client, offline: no account, no key, and nothing is told twice."""
+"""The real W&B client, offline: no account, no key, and nothing is logged twice."""
 
 import json
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Logged:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory) -> Logged:
-    """A healed point, logged offline; then its W&B run is taken up again, as when something is added to the record."""
+    """Heal a point and log it offline; then resume its W&B run, as when something is added to the record."""
     home = tmp_path_factory.mktemp("offline")
     command = (f"outputs={home}/outputs", *PICO, *text_files(home), "log=wandb", "export=none")
     done = run(*command, "prune.frac=0.25", **client(home))
@@ -55,7 +55,7 @@ def inspect(folder: Path, *how: str) -> str:
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
-    """The rows that a run directory holds, in their order."""
+    """Return the rows of a run directory in order."""
     rows = [json.loads(line) for line in inspect(folder).splitlines() if line.startswith("{")]
     return [row["history"]["item"] for row in rows if row["type"] == "history"]
 

@@ -30,15 +30,15 @@ def scored(model, metric: LoraGradient = METRIC, unit: Any = "layer") -> list[fl
     return layers
 
 
-def first_halves(model, rank: int, seed: int) -> dict[str, torch.Tensor]:
-    """A of each linear layer by the name that its weight has without adapters."""
+def lora_a_factors(model, rank: int, seed: int) -> dict[str, torch.Tensor]:
+    """Return A of each linear layer by the name of its weight without adapters."""
     with temporary_adapters(model, rank, seed):
         pairs = {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
         return {f"{name}.weight": part.lora_A[ADAPTER_NAME].weight.detach().clone() for name, part in pairs.items()}
 
 
 def mean_loss(model, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Over all tokens, one sequence at a time, with some of the weights replaced."""
+    """Return the mean over all tokens, one sequence at a time, with some weights replaced."""
     losses = []
     text = tokens()
     for ids, length in zip(text.ids, text.lengths, strict=True):
@@ -49,8 +49,8 @@ def mean_loss(model, weights: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def by_hand(model, rank: int, seed: int) -> dict[str, float]:
-    """Equation 10 with W + BA written out, B = 0, and plain autograd: by the name of the weight."""
-    a = {name: half.requires_grad_() for name, half in first_halves(model, rank, seed).items()}
+    """Compute equation 10 by weight name, with W + BA written out, B = 0, and plain autograd."""
+    a = {name: half.requires_grad_() for name, half in lora_a_factors(model, rank, seed).items()}
     turn = (
         torch.t if model.config.model_type == "gpt2" else torch.Tensor.clone
     )  # it keeps its weights as inputs x outputs
@@ -91,7 +91,7 @@ def test_equation_10_weight_by_weight():
 
 def test_zero_b_gives_weight_gradients_projected_by_a():
     model = pico("llama")
-    a = first_halves(model, 4, 3)
+    a = lora_a_factors(model, 4, 3)
     mean_loss(model, {}).backward()
     seen = {name: model.get_parameter(name) for name in a}
     wanted = {name: ((w.grad @ a[name].T @ a[name] * w) ** 2).sum().item() for name, w in seen.items()}
@@ -124,8 +124,8 @@ def test_identity_layer_scores_zero_and_lowest():
 
 def test_layer_score_is_the_sum_of_its_sublayers():
     model = pico("llama")
-    halves = zip(scored(model, unit="attention"), scored(model, unit="mlp"), strict=True)
-    assert scored(model) == pytest.approx([a + b for a, b in halves], rel=1e-6)
+    parts = zip(scored(model, unit="attention"), scored(model, unit="mlp"), strict=True)
+    assert scored(model) == pytest.approx([a + b for a, b in parts], rel=1e-6)
 
 
 def test_scores_depend_only_on_the_seed():
@@ -156,7 +156,7 @@ def test_unscored_weights_are_reported_before_loading(caplog):
 
 
 def picture(model) -> tuple[Any, ...]:
-    """What must be as before: modules, modes, flags, gradients, attributes."""
+    """Capture modules, modes, flags, gradients and attributes, which must not change."""
     parts = [(name, id(part), type(part), part.training) for name, part in model.named_modules()]
     flags = [(name, id(weight), weight.requires_grad, weight.grad is None) for name, weight in model.named_parameters()]
     hooks = [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()]

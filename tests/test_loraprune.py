@@ -1,4 +1,4 @@
-"""LoRAPrune whole: it prunes while it heals, goes on where it was killed, and leaves a model that is narrower."""
+"""LoRAPrune end to end: it prunes while it heals, resumes after a kill, and exports a narrower model."""
 
 import csv
 import dataclasses
@@ -57,7 +57,7 @@ def narrowing_run(folder: Path, *knobs: str) -> Run:
 
 
 class Stop(L.Callback):
-    """Ends the run in the middle of a step's batches."""
+    """Stop the run between the micro-batches of a step."""
 
     def __init__(self, step: int) -> None:
         self.last = step
@@ -68,7 +68,7 @@ class Stop(L.Callback):
 
 
 def trained(here: Run, *callbacks: L.Callback) -> tuple[Any, Pruning]:
-    """Heal and prune; the model as wide as it was, and its masks."""
+    """Heal and prune; return the model at full width, and its masks."""
     recipe: Any = here.experiment.heal
     L.seed_everything(0, verbose=False)
     model = adapters.add_adapters(here.dense.load(), recipe, Plan(DEPTH, ()))
@@ -77,7 +77,7 @@ def trained(here: Run, *callbacks: L.Callback) -> tuple[Any, Pruning]:
     return model, pruning
 
 
-def halves(model) -> dict[str, torch.Tensor]:
+def adapter_factors(model) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
 
 
@@ -90,8 +90,8 @@ def test_zero_ratio_equals_lora(folder):
     recipe: Any = plain.experiment.heal
     healed = adapters.add_adapters(plain.dense.load(), recipe, Plan(DEPTH, ()))
     fit_model(healed, recipe, plain)
-    for name, half in halves(model).items():
-        assert torch.equal(half, halves(healed)[name]), name
+    for name, half in adapter_factors(model).items():
+        assert torch.equal(half, adapter_factors(healed)[name]), name
 
 
 @pytest.mark.parametrize(("ratio", "how"), [(0.5, "uniform"), (0.25, "global")])
@@ -136,8 +136,8 @@ def test_resumed_run_equals_uninterrupted_run(folder, stop):
         trained(narrowing_run(folder, "name=again"), Stop(stop))
     again, resumed = trained(narrowing_run(folder, "name=again"))
     assert resumed.widths() == pruned.widths() and pruned.widths().narrowed_groups()
-    for name, half in halves(whole).items():
-        assert torch.equal(half, halves(again)[name]), name
+    for name, half in adapter_factors(whole).items():
+        assert torch.equal(half, adapter_factors(again)[name]), name
     for name, worth in pruned.averages.values.items():
         assert torch.equal(worth, resumed.averages.values[name])
 
@@ -146,8 +146,8 @@ def test_micro_batches_give_the_same_step(folder):
     whole, pruned = trained(narrowing_run(folder))
     parts, again = trained(narrowing_run(folder, "name=again", "heal.micro_batch=1", "heal.recompute=all"))
     assert again.widths() == pruned.widths()
-    for name, half in halves(whole).items():
-        torch.testing.assert_close(half, halves(parts)[name], rtol=1e-2, atol=1e-3)
+    for name, half in adapter_factors(whole).items():
+        torch.testing.assert_close(half, adapter_factors(parts)[name], rtol=1e-2, atol=1e-3)
 
 
 def test_healed_model_equals_its_narrower_reload(folder):
@@ -299,7 +299,7 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, corpus) -> dict[str, Any]:
-    """The record of a run in one process."""
+    """Return the record of a run in one process."""
     return succeed(f"outputs={tmp_path_factory.mktemp('alone')}", *RUN, *corpus)
 
 

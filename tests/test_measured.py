@@ -1,4 +1,4 @@
-"""Numbers of several settings of an evaluation: told apart by name, and none replaced by a smaller sample."""
+"""Results of an evaluation with several settings have different names, and no smaller sample replaces a larger one."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What a step is foreseen to take in memory, beside what its tensors take as they come and go."""
+"""The predicted memory of a step against the bytes that its tensors take."""
 
 from collections.abc import Callable
 from typing import Any
@@ -62,7 +62,7 @@ def distilled(asked: Any) -> Objective:
 
 
 def counted(model: nn.Module, asked: Any, goal: Objective, layout: Layout) -> int:
-    """The most bytes that two steps take; in the second the optimiser's state is there beside the activations."""
+    """Return the peak bytes of two steps; in the second the optimiser's state exists with the activations."""
     batch = MicroBatch(torch.randint(0, VOCABULARY, (ROWS, LENGTH)), torch.arange(ROWS))
     optimiser = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], fused=True)
 

@@ -1,4 +1,4 @@
-"""Models open from wherever they are: made on the spot, a folder, a GGUF file, a package, the hub."""
+"""Models open from every source: random weights, a folder, a GGUF file, a package, the hub."""
 
 import json
 import shutil
@@ -146,7 +146,7 @@ GGUF_NAMES = {
 
 
 def write_gguf(path: Path) -> PreTrainedModel:
-    """A tiny Llama as llama.cpp writes it: its own names, and the two halves of each rotary head interleaved."""
+    """Write a tiny Llama as llama.cpp does: other names, and the two halves of each rotary head interleaved."""
     model = pico("llama", layers=3, vocab_size=260)
     config = model.config
     writer = GGUFWriter(path, "llama")
@@ -176,7 +176,7 @@ def write_gguf(path: Path) -> PreTrainedModel:
 
 
 def write_tokenizer(writer: GGUFWriter) -> None:
-    """The 256 bytes, two specials and two merges."""
+    """Write the 256 bytes, two special tokens and two merges."""
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([*byte_tokenizer().convert_ids_to_tokens(range(258)), "he", "ll"])
     writer.add_token_types([1] * 256 + [3, 3, 1, 1])

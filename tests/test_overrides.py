@@ -1,4 +1,4 @@
-"""Random overrides of any key: each is refused in one line that names it, or it does something."""
+"""Random overrides of any key: each takes effect, or is refused in one line that names it."""
 
 import dataclasses
 
@@ -73,7 +73,7 @@ def test_override_takes_effect_or_fails_in_one_line(word):
 
 
 def is_read(x, key: str) -> bool:
-    """Whether a key of the config is a field of what was built from it, or a choice."""
+    """Tell whether a config key is a field of the built object, or a choice."""
     if key in GROUPS:
         return True
     first, *rest = key.split(".")

@@ -1,4 +1,4 @@
-"""Tasks of the user's own: a yaml by its path, or by its name in a folder; named by content, and code."""
+"""User-defined tasks: a yaml by path, or by name in a folder; identified by content, including code."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ HELPERS = "def shorter(rows):\n    return rows.select(range(6))\n"
 
 @pytest.fixture
 def task(tmp_path):
-    """A task of eight questions, of which its own code takes six."""
+    """Write a task of eight questions, of which its code selects six."""
     folder = tmp_path / "tasks"
     folder.mkdir()
     row = {"prompt": "The cat sees the", "choices": ["dog.", "sky."], "answer": 0}

@@ -32,7 +32,7 @@ SEPARATE = dataclasses.replace(RECIPE, packing="separate")
 
 
 def text(*lengths: list[int]) -> Tokens:
-    """One row for each list of the lengths of its documents; of the last document there may be no end."""
+    """Build one row per list of document lengths; the last document may be cut off."""
     chance = np.random.default_rng(0)
     rows = [np.concatenate([[*chance.integers(3, 128, n - 1), END] for n in row])[:LENGTH] for row in lengths]
     return Tokens(np.array(rows, np.int32), np.full(len(rows), LENGTH, np.int32), np.array([], np.uint64), "x", END)
@@ -46,7 +46,7 @@ def packed(micro: int = 4, tokens: Tokens = PACKED) -> list[MicroBatch]:
 
 
 def documents(batch: MicroBatch) -> list[torch.Tensor]:
-    """Each piece of the rows that ends with the separator, found token by token."""
+    """Split the rows after each separator, token by token."""
     found: list[list[int]] = []
     for row in batch.ids_BT.tolist():
         begins = True
@@ -113,7 +113,7 @@ def test_run_keeps_documents_apart(tmp_path):
 
 
 def run(folder: Path, micro: int) -> list[float]:
-    """The losses of two steps."""
+    """Return the losses of two steps."""
     fit.fit_model(
         adapted(torch.float32),
         dataclasses.replace(SEPARATE, batch=2, micro_batch=micro, steps=2, length=LENGTH),
@@ -179,7 +179,7 @@ def test_boundary_loss_equals_documents_one_by_one():
 
 @dataclasses.dataclass
 class OnlyFiles:
-    """A model whose files alone are looked at."""
+    """A model of which only the files are read."""
 
     files: ModelFolder
 
@@ -189,7 +189,7 @@ class OnlyFiles:
 
 
 def workspace_of(described: dict[str, Any], folder: Path) -> Standalone:
-    """One whose model has only a config.json."""
+    """Return a workspace whose model has only a config.json."""
     (folder / "config.json").write_text(json.dumps(described))
     return Standalone(dense=OnlyFiles(ModelFolder(folder, HashCache(folder / "hashes.json"))))
 

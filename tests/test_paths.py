@@ -1,4 +1,4 @@
-"""Paths in options: one way to write them everywhere, and what Hydra cannot read gets its quotes."""
+"""Paths in options: the same syntax everywhere, and a hint to quote what Hydra cannot parse."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Perplexity in windows: against transformers' own loss, on texts whose documents are joined in the open."""
+"""Perplexity in windows, against transformers' own loss."""
 
 import json
 import math
@@ -32,7 +32,7 @@ DOCUMENTS = [f"Document {i} says {i * i * 977} {'and more ' * (i % 4)}." for i i
 
 
 def bare(cache: Path, tokenizer: Any = None) -> Any:
-    """A run that reads no other text."""
+    """Open a run that reads no other text."""
     tokenizer = tokenizer or byte_tokenizer()
     return Standalone(texts=Texts({}, Standalone(tokenizer=tokenizer), cache, 0), tokenizer=tokenizer, cache=cache)
 
@@ -56,7 +56,7 @@ def byte_model(**changes: Any) -> Any:
 
 
 def own_losses(model: Any, rows: list[list[int]]) -> list[float]:
-    """transformers' loss of each window."""
+    """Return transformers' loss of each window."""
     with torch.no_grad():
         return [model(torch.tensor([row]), labels=torch.tensor([row])).loss.item() for row in rows]
 

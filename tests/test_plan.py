@@ -167,7 +167,7 @@ def test_starts_that_rarely_win_are_not_named():
     assert Plan(32, (11,)).surest == ""
 
 
-HANDMADE = [  # what a file says, and which of 32 layers go
+HANDMADE = [  # file content, and the dropped layers of 32
     ({"drop": [3, 4]}, (3, 4)),
     ({"drop": [[3, 5], 9, "11-13"]}, (3, 4, 9, 11, 12, 13)),
     ({"drop": ["7"], "unit": "mlp"}, (7,)),

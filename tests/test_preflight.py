@@ -1,4 +1,4 @@
-"""What config, headers and tokenizer tell is told before a weight is loaded."""
+"""Problems visible in config, headers or tokenizer are reported before a weight is loaded."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 def saved(folder: Path, family: str, added: str = "", **changes: Any) -> None:
-    """Write a model with a tokenizer of bytes, to which a token is added; its embedding stays as it is."""
+    """Write a model and a byte tokenizer with one token added, without resizing the embedding."""
     with loading.quiet_transformers():
         pico(family, **changes).save_pretrained(folder / "model")
     tokenizer = byte_tokenizer()

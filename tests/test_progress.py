@@ -1,4 +1,4 @@
-"""Progress: the time left of slow steps, and a log that is as full in a terminal as without one."""
+"""Progress: the time left for slow steps, and the same log with and without a terminal."""
 
 import io
 import logging

@@ -25,7 +25,7 @@ from pico import pico
 
 
 def scores(depth: int, values: dict[tuple[int, int], float]) -> Scores:
-    """All blocks score 1, save those given as (start, stop)."""
+    """Score all blocks 1, except those given as (start, stop)."""
     between = [[1.0 if i < j else 0.0 for j in range(depth + 1)] for i in range(depth + 1)]
     for (start, stop), value in values.items():
         between[start][stop] = value
@@ -179,7 +179,7 @@ def test_greedy_repeats_no_round():
 
 
 def weighing(*units: int, outside: int = 0, quantity: Any = "parameters") -> ModelSize:
-    """A model whose units weigh so much, and what is outside of them."""
+    """Return a model size with these weights per unit, and outside the units."""
     return ModelSize(len(units), **{quantity: units}, total={quantity: sum(units) + outside})
 
 
@@ -278,7 +278,7 @@ MORE: dict[Any, dict[str, Any]] = {
 
 
 class Priced:
-    """Units of which each has its price, whatever else is gone."""
+    """Units with fixed scores that do not depend on what is removed."""
 
     def __init__(self, *prices: float) -> None:
         self.prices = prices

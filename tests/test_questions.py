@@ -1,4 +1,4 @@
-"""Question sets: always the same items, fair ones, and what lm-eval makes of them."""
+"""Question sets: deterministic, balanced, and usable by lm-eval."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Several processes that share a point heal as one would; they die together and go on together."""
+"""Several processes heal a point as one would; they fail together and resume together."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def weights(outputs: Path):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, corpus) -> Path:
-    """What one process leaves."""
+    """Return the result of one process."""
     outputs = tmp_path_factory.mktemp("alone")
     one = run(f"outputs={outputs}", *POINT, *STEPS, *corpus, "heal.micro_batch=4", "export=merged")
     assert one.returncode == 0, one.stderr
@@ -52,7 +52,7 @@ def alone(tmp_path_factory, corpus) -> Path:
 
 
 def numbers(outputs: Path) -> dict[str, float]:
-    """Of a record those that are of the model, not of the run."""
+    """Return a record's numbers about the model, without those about the run."""
     record = json.loads(next(outputs.glob("main/*/record.json")).read_text())
     return {key: each for key, each in record.items() if "/" in key and not key.startswith(("seconds/", "bytes/peak"))}
 
@@ -81,7 +81,7 @@ def test_two_processes_heal_like_one_with_one_record(tmp_path, corpus, alone, ho
 
 
 def exported(outputs: Path) -> dict[str, Any]:
-    """The weights of the model that was left, as transformers reads them."""
+    """Return the exported weights as transformers reads them."""
     folder = next(outputs.glob("main/*/model"))
     return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).state_dict()
 
@@ -127,7 +127,7 @@ def test_launcher_is_read_from_the_environment(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_PROCID", "1")
-    assert (ranks.launcher(), ranks.global_rank(), ranks.world_size()) == (None, 0, 1)  # a shell of an allocation
+    assert (ranks.launcher(), ranks.global_rank(), ranks.world_size()) == (None, 0, 1)  # a shell inside an allocation
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert (ranks.launcher(), ranks.global_rank(), ranks.world_size(), ranks.node_count()) == ("slurm", 1, 2, 1)
     monkeypatch.setenv("SLURM_NTASKS", "1")

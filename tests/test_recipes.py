@@ -1,4 +1,4 @@
-"""Healing the weights themselves, adapters around the gaps, and adapters that start from those of a smaller cut."""
+"""Full fine-tuning, adapters around the gaps, and adapters that start from those of a smaller cut."""
 
 import copy
 import dataclasses
@@ -52,7 +52,7 @@ def entered(*words: str) -> Run:
 
 
 def changed(model, recipe) -> set[str]:
-    """The parameters that two steps on random gradients move."""
+    """Return the parameters that two steps on random gradients move."""
     module = Healing(model, recipe, next_token_loss)
     before = copy.deepcopy(dict(model.named_parameters()))
     optimiser = module.configure_optimizers()["optimizer"]
@@ -188,7 +188,7 @@ def walk(model, objective, steps: int, lr: float) -> None:
 
 
 def flat(model, start) -> torch.Tensor:
-    """How far each weight is from where it was."""
+    """Return how far each weight moved."""
     return torch.cat([(p.detach().float() - start[name]).flatten() for name, p in model.named_parameters()])
 
 
@@ -285,11 +285,11 @@ def test_full_finetune_refuses_adapter_export_and_quantised_base(heal):
 # --- around the gaps
 
 
-def beside(plan: Plan, reach: int, filled: int | None = 0) -> set[int]:
-    """By walking: each layer that is left, or stands in a gap, and how far the nearest gap is.
+def layers_near_gaps(plan: Plan, reach: int, filled: int | None = 0) -> set[int]:
+    """Return the layers, kept or in a gap, within ``reach`` of the nearest gap.
 
     Args:
-        filled: how many layers stand in each gap; None: as many as are gone.
+        filled: how many layers fill each gap; None: as many as were dropped.
     """
     row: list[str] = []
     for layer in range(plan.depth):
@@ -318,15 +318,15 @@ PLANS = [Plan(9, (3, 4)), Plan(9, (0,)), Plan(9, (7, 8)), Plan(9, (1, 4, 5)), Pl
 @pytest.mark.parametrize("reach", [1, 2, 5])
 def test_around_cut_is_next_to_a_gap(plan, reach):
     recipe, left = dataclasses.replace(AROUND, reach=reach), len(plan.keep)
-    assert set(recipe.reached(plan, left)) == beside(plan, reach)
+    assert set(recipe.reached(plan, left)) == layers_near_gaps(plan, reach)
     gaps = sum(layer - 1 not in plan.drop for layer in plan.drop)
-    if left + gaps < plan.depth:  # else there is one for each that is gone
-        assert set(recipe.reached(plan, left + gaps)) == beside(plan, reach, 1)
+    if left + gaps < plan.depth:  # otherwise one for each dropped layer
+        assert set(recipe.reached(plan, left + gaps)) == layers_near_gaps(plan, reach, 1)
     assert set(recipe.reached(plan, plan.depth)) == around_all(plan, reach)
 
 
 def around_all(plan: Plan, reach: int) -> set[int]:
-    """Where all layers are there again: those that were dropped, and those near one."""
+    """Return the dropped layers and those near one, where all layers are restored."""
     return {n for n in range(plan.depth) if any(abs(n - gone) <= reach for gone in plan.drop)}
 
 
@@ -374,7 +374,7 @@ def test_shared_layers_start_from_the_smaller_cuts_adapters(tmp_path):
         if "lora_" not in name:
             continue
         number = large.keep[int(re.search(r"layers\.(\d+)", name)[1])]
-        if number in (6, 7):  # kept by both, and behind the smaller one's gap, where it has adapters
+        if number in (6, 7):  # kept by both, and after the smaller cut's gap, where it has adapters
             old = re.sub(r"layers\.\d+", f"layers.{small.keep.index(number)}", name)
             assert torch.equal(tensor, there[old]) and (tensor != 0).any()
             seen.append(number)

@@ -1,4 +1,4 @@
-"""What stands in the gap: fitted maps, merged layers, a trained layer; put in, evaluated, saved and loaded again."""
+"""Replacements of dropped layers: fitted maps, merged layers, a trained layer; evaluated, saved and reloaded."""
 
 import json
 import time
@@ -35,7 +35,7 @@ PLAN = Plan(DEPTH, (2, 3))
 
 
 def replaced(folder, model, words: str, plan: Plan = PLAN, *knobs: str):
-    """The run, and the cut model with its gaps filled, as the page makes it."""
+    """Return the run, and the cut model with its gaps filled."""
     here = opened(folder, model, *f"replace={words}".split(), *knobs)
     here.experiment.replace.prepare(here)
     return here, here.experiment.replace(here.dense.load(plan), plan, here)
@@ -64,7 +64,7 @@ def test_mean_bridge_adds_the_mean_update(family, tmp_path):
 
 
 def lengthened(z: np.ndarray, ridge: float) -> np.ndarray:
-    """Rows that make plain least squares pay for large maps."""
+    """Append rows that turn plain least squares into ridge regression."""
     return np.concatenate([z, np.diag(np.sqrt(ridge * (z**2).sum(0)))])
 
 
@@ -95,7 +95,7 @@ def test_maps_from_statistics_equal_maps_from_states(llama, kind, ridge):
 
 
 def through(model, parts) -> torch.Tensor:
-    """The dense model by hand, with the map in place of layers 2 and 3."""
+    """Run the dense model by hand, with the map instead of layers 2 and 3."""
     way = layerwise.start_forward(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
     with torch.no_grad():
         h = way.step(1, way.step(0, way.h_BTD))

@@ -1,4 +1,4 @@
-"""FlexiGPT: layers that share a kept layer's weights, with adapters and norms of their own."""
+"""FlexiGPT: dropped layers share a kept layer's weights and have separate adapters and norms."""
 
 from typing import Any
 
@@ -199,7 +199,7 @@ def test_saved_loaded_and_generated_with_a_cache(family, plan, tmp_path):
 
 
 def adapted(model) -> PeftModel:
-    """As ``depthcut.heal.training.adapters`` does."""
+    """Add adapters as ``depthcut.heal.training.adapters`` does."""
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     torch.manual_seed(0)
     where: Any = {"target_modules": names, "layers_to_transform": [*range(DEPTH)], "layers_pattern": "layers"}

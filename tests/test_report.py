@@ -1,4 +1,4 @@
-"""The report's tables: what lies in a study's folder, the numbers in it, and where its curves fall."""
+"""The report's tables: a study's points, its numbers, and the transitions of its curves."""
 
 import csv
 import json
@@ -50,7 +50,7 @@ def made_once(tmp_path_factory):
 
 @pytest.fixture
 def made(made_once, tmp_path):
-    """Made-up studies of 280 points, to be damaged."""
+    """Write synthetic studies of 280 points, to be damaged."""
     shutil.copytree(made_once, tmp_path / "outputs")
     return tmp_path / "outputs"
 

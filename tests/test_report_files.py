@@ -1,4 +1,4 @@
-"""What a report leaves: the page as a file, figures for a paper, tables; and the server."""
+"""The files of a report: the page, figures for a paper, tables; and the server."""
 
 import csv
 import http.client

@@ -1,4 +1,4 @@
-"""The page in a real headless Chromium: every control, the link that keeps the state, what is saved, and no request."""
+"""The page in headless Chromium: every control, the state in the link, downloads, and no network request."""
 
 import csv
 import io
@@ -39,7 +39,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """A real study, two made-up ones, one with a hostile name, and a point that failed."""
+    """Write a real study, two synthetic ones, one with a hostile name, and a point that failed."""
     folder = tmp_path_factory.mktemp("studies")
     outputs = studies.real(folder).parent
     studies.bench("report").make(outputs, 160, steps=120, models=("phi_2", "qwen3_8b"))
@@ -61,7 +61,7 @@ def report(outputs):
 
 
 class Watched:
-    """A page, what it asked for, and what it complained of."""
+    """A page, its network requests and its console errors."""
 
     def __init__(self, browser, **context):
         self.context = browser.new_context(viewport={"width": 1300, "height": 900}, accept_downloads=True, **context)
@@ -99,7 +99,7 @@ def shared(browser, report):
 
 @pytest.fixture
 def opened(shared):
-    """The report as it is first seen; plotly starts once for all tests."""
+    """Return the report in its initial state; plotly starts once for all tests."""
     shared.page.evaluate("document.activeElement.blur(); location.hash = '#'; scrollTo(0, 0)")
     shared.page.wait_for_selector("#overview:not([hidden])")
     yield shared.page
@@ -107,7 +107,7 @@ def opened(shared):
 
 
 def drawn(opened, name):
-    """Bring a figure into view and wait until it is drawn."""
+    """Scroll to a figure and wait until it is drawn."""
     figure = opened.locator(f"figure[data-figure={name}]")
     figure.scroll_into_view_if_needed()
     opened.locator(f"figure[data-figure={name}][data-drawn]").wait_for()
@@ -508,7 +508,7 @@ def test_single_and_uncut_records_make_a_page(watched, outputs, tmp_path):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A study that is served, and points to put into it."""
+    """A served study, and points to add to it."""
 
     folder: Path
     others: list[Path]
@@ -518,7 +518,7 @@ class Sweep:
 
 @pytest.fixture
 def sweep(outputs, tmp_path, monkeypatch):
-    """A study of one finished point, its server, and points to put into it: two that healed."""
+    """Serve a study of one finished point, with two healed points to add."""
     monkeypatch.setattr(serve, "POLL_MILLISECONDS", 200)
     healed = (path.parent for path in sorted(outputs.glob("made_phi_2/*/heal.csv")))
     source, *others = (folder for folder in healed if (folder / "record.json").exists())
@@ -537,7 +537,7 @@ def test_served_page_follows_a_sweep_and_keeps_view(watched, sweep):
     opened.focus("#find-runs")
     shutil.copytree(sweep.others[0], sweep.folder / sweep.others[0].name)
     opened.locator("#words", has_text="2 done").wait_for()
-    assert opened.locator("#runs-table tbody tr").count() == 1  # nobody is interrupted
+    assert opened.locator("#runs-table tbody tr").count() == 1  # no reader is interrupted
     opened.focus("#print")
     opened.locator("#runs-table", has_text=sweep.others[0].name[:8]).wait_for()
     assert opened.input_value("#x") == "dropped" and opened.evaluate("document.activeElement.id") == "print"
@@ -562,7 +562,7 @@ def test_running_points_healing_curve_updates_in_place(watched, sweep):
         (folder / "heal.csv").write_text("".join(rows[:81]))
         opened.locator("#running", has_text="step 80 of 5000").wait_for()
         drawn(opened, "healing")
-        for _ in range(200):  # the figure is drawn anew behind the words
+        for _ in range(200):  # the figure is redrawn after the text
             if opened.evaluate(last) == 80 * 32768:
                 break
             opened.wait_for_timeout(50)

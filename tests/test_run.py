@@ -1,4 +1,4 @@
-"""The main job as a user gives it: ends, is not repeated, survives a kill, leaves a model that loads anywhere."""
+"""The main job from the command line: it finishes, is not repeated, survives a kill, exports a loadable model."""
 
 import json
 import re

@@ -17,7 +17,7 @@ WHOLE = Shapley(orders=4, reach=1.0, seed=0, batch=3)
 
 
 def loss(model, text, gone) -> float:
-    """Of the model without the layers ``gone``, which may be all of them, one sequence at a time."""
+    """Return the loss without the layers ``gone``, which may be all of them, one sequence at a time."""
     found = []
     for row, length in zip(text.ids, text.lengths, strict=True):
         ids = torch.from_numpy(row[None, :length].astype(np.int64))
@@ -32,7 +32,7 @@ def loss(model, text, gone) -> float:
 
 
 def by_definition(model, text, layers: int) -> list[float]:
-    """The weighted sum over all sets of other layers that may be gone."""
+    """Return the weighted sum over all sets of other removed layers."""
     values = {}
     for size in range(layers + 1):
         for gone in combinations(range(layers), size):

@@ -1,4 +1,4 @@
-"""Adapters above the cut: where they sit, how far the backward pass goes, the evaluation that shares what is below."""
+"""Adapters above the cut: their layers, the depth of the backward pass, evaluation with a shared prefix."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Against models that are really loaded, with every tensor that they hold, and a KV cache that is really filled."""
+"""Predicted sizes against loaded models with all their tensors, and against a filled KV cache."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def saved(model: nn.Module, folder: Path) -> Checkpoint:
 
 
 def held(part: nn.Module) -> int:
-    """Bytes of the parameters of ``part`` and of every tensor beside them: scales, scales of scales, tables."""
+    """Return the bytes of the parameters of ``part`` and of their quantisation state: scales, nested scales, tables."""
     states: list[Any] = [getattr(parameter, "quant_state", None) for parameter in part.parameters()]
     states += [getattr(state, "state2", None) for state in states]
     states += [getattr(module, "state", None) for module in part.modules()]
@@ -68,10 +68,10 @@ def test_parameters_match_the_loaded_model(checkpoint: Checkpoint) -> None:
         shape = ModelSize.from_config(checkpoint.config, unit, "nf4", "bfloat16")
         assert shape.parameters == tuple(sum(p.numel() for p in part.parameters()) for part in parts(loaded, unit))
         assert shape.total["parameters"] == loaded.num_parameters()
-    whole, halves = (
+    whole, attention = (
         ModelSize.from_config(checkpoint.config, unit, "none", "float32") for unit in ("layer", "attention")
     )
-    assert halves.parameters[0] == 4 * 64 * 64  # four square matrices
+    assert attention.parameters[0] == 4 * 64 * 64  # four square matrices
     assert whole.parameters[0] == 4 * 64 * 64 + 3 * 64 * 256 + 2 * 64
 
 
@@ -161,7 +161,7 @@ LLAMA_7B: dict[str, Any] = {
 
 
 def counted(model: nn.Module, batch: int, length: int) -> dict[str, int]:
-    """What torch counts in a forward pass, by module; rotary embeddings, which are products only in name, left out."""
+    """Return torch's FLOP count of a forward pass by module, without rotary embeddings."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(texts(batch, length), use_cache=False)
     counts = {home: sum(each.values()) for home, each in counter.get_flop_counts().items()}
@@ -169,7 +169,10 @@ def counted(model: nn.Module, batch: int, length: int) -> dict[str, int]:
     return counts | {"Global": counts["Global"] - rotary}
 
 
-WIDE: dict[str, Any] = {"attn_implementation": "eager", "tie_word_embeddings": True}  # the matrices are in the open
+WIDE: dict[str, Any] = {
+    "attn_implementation": "eager",
+    "tie_word_embeddings": True,
+}  # the matrices are visible to the counter
 OWN: dict[str, dict[str, Any]] = {
     "phi3": {"sliding_window": None},
     "gemma3": {"sliding_window": 64},
@@ -267,7 +270,7 @@ def test_replacement_is_counted_as_loaded(words: str, tmp_path: Path) -> None:
     assert {key: n for key, n in here.numbers.items() if key.startswith("healed/size/")} == {
         f"healed/size/{key}": n for key, n in sizes.items()
     }
-    for layer in layers.layer_list(model):  # those of a gap have a config of their own
+    for layer in layers.layer_list(model):  # replacements have a separate config
         layer.self_attn.config._attn_implementation = "eager"
     attention = 4 * 64 * len(layers.layer_list(model))
     matrices = sizes["flops_per_token"] - attention * surgery_sizes.CONTEXT_TOKENS

@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM of one node (tests/slurm_up.sh): nothing that happens to a job or a launcher loses a point."""
+"""Sweeps on a real single-node SLURM (tests/slurm_up.sh): no failure of a job or a launcher loses a point."""
 
 import json
 import os
@@ -41,14 +41,14 @@ HEALED = (*PICO, *SHORT, "stages=[healed]", "heal.steps=40", "heal.save_every=2"
 
 
 def asked(*call: str) -> str:
-    """What one of SLURM's commands answers."""
+    """Return the output of a SLURM command."""
     plain = {**os.environ, "SLURM_CONF": CONF}
     return subprocess.run(call, check=True, capture_output=True, text=True, timeout=60, env=plain).stdout
 
 
 @pytest.fixture
 def launch() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a sweep on the tests' own cluster, and on no other: a real one would be sent these jobs."""
+    """Return a function that starts a sweep on the tests' own cluster, and never on a real one."""
     if not Path(CONF).exists() or not shutil.which("sinfo"):
         pytest.skip("no SLURM of the tests' own: as root, tests/slurm_up.sh starts one")
     try:
@@ -74,7 +74,7 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Its status and what it said."""
+    """Wait for the end; return the exit status and the output."""
     _, err = process.communicate(timeout=600)
     return process.returncode, err
 
@@ -90,30 +90,30 @@ def until(what: Callable[[], object], *processes: subprocess.Popen[str]) -> None
 
 
 def folder(outputs: Path, *arguments: str) -> Path:
-    """The folder that a point will have."""
+    """Return the future folder of a point."""
     return open_run(experiment.build_experiment(composed(f"outputs={outputs}", *arguments))).folder
 
 
 def job(folder: Path) -> str:
-    """The number of a point's job, once it is noted."""
+    """Return the id of a point's job, once it is recorded."""
     until(lambda: (ticket := queue.JobRecord.read(folder)) and ticket.job)
     return str(json.loads((folder / "job.json").read_text())["job"])
 
 
 def reason(folder: Path) -> str:
-    """Why a point failed."""
+    """Return why a point failed."""
     failure = state.read_failure(folder)
     assert failure is not None
     return failure["reason"]
 
 
 def arrays(outputs: Path) -> list[Path]:
-    """What was submitted."""
+    """Return the submitted job arrays."""
     return [path for path in outputs.glob("*/.slurm/*") if path.is_dir()]
 
 
 def log(outputs: Path, number: str, task: int = 0) -> str:
-    """What a task of a job wrote."""
+    """Return the log of a task."""
     return "".join(path.read_text() for path in outputs.glob(f"*/.slurm/*/{number}_{task}_log.out"))
 
 

@@ -24,7 +24,7 @@ def here(tmp_path_factory) -> Any:
 
 
 def saved(model, folder) -> Any:
-    """A run whose checkpoint holds ``model``."""
+    """Open a run whose checkpoint holds ``model``."""
     with loading.quiet_transformers():
         model.save_pretrained(folder)
     files = ModelFolder(folder, HashCache(folder.parent / "hashes.json"))
@@ -32,7 +32,7 @@ def saved(model, folder) -> Any:
 
 
 def by_hand(weight: torch.Tensor) -> float:
-    """The definition with 1-based numbers, out of numpy's singular values."""
+    """Compute the definition, with 1-based indices, from numpy's singular values."""
     matrix = weight.detach().double().numpy()
     lambdas = sorted(np.linalg.svd(matrix, compute_uv=False) ** 2)
     n = np.linalg.matrix_rank(matrix)
@@ -42,7 +42,7 @@ def by_hand(weight: torch.Tensor) -> float:
 
 
 def power_law(alpha: float, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
-    """A matrix whose eigenvalues are the quantiles of a density that falls as ``lambda ** -alpha``."""
+    """Return a matrix whose eigenvalues are the quantiles of a density proportional to ``lambda ** -alpha``."""
     chance = np.random.default_rng(seed)
     n = min(rows, columns)
     lambdas = ((np.arange(n) + 0.5) / n) ** (-1 / (alpha - 1))

@@ -1,4 +1,4 @@
-"""Self-speculative decoding: the draft is the model itself without its shared layers; what it brings is counted."""
+"""Self-speculative decoding: the draft is the model without its shared layers; acceptance and speed-up."""
 
 import copy
 from typing import Any
@@ -32,7 +32,7 @@ KNOBS: dict[str, Any] = {"prompts": 2, "length": 8, "tokens": 12, "draft": 3, "r
 
 
 def shared(folder, model, *knobs: str, gain: float = 0.4):
-    """A run, and a model of which two layers are on others' weights, and say enough to be missed."""
+    """Return a run, and a model with two shared layers that change its output."""
     more = ("heal=none", "replace.rank=4", f"replace.gain={gain}", "prune.keep_last=0", "device=cpu")
     here = opened(folder, model, "replace=shared", *more, *knobs)
     return here, here.experiment.replace(here.dense.load(PLAN), PLAN, here)
@@ -77,7 +77,7 @@ def require_assistants(family):
     """Skip where transformers has no assistants for this family, as with the sliding windows of 5.17."""
     model, ids = model_of(family), texts(1, 12)
     assistant = copy.deepcopy(model)
-    nn.init.normal_(assistant.get_input_embeddings().weight, std=0.5)  # its tokens are refused, and taken back
+    nn.init.normal_(assistant.get_input_embeddings().weight, std=0.5)  # its tokens are rejected and removed
     assistant.generation_config.update(num_assistant_tokens=4, assistant_confidence_threshold=0.0)
     try:
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, assistant_model=assistant)
@@ -101,7 +101,7 @@ def test_extended_and_loaded_models_have_drafts(tmp_path):
 def test_quantised_weights_are_shared_as_they_are(quantise, tmp_path):
     knobs = (f"model.quantise={quantise}", "model.dtype=bfloat16")
     here, whole = shared(tmp_path, model_of("llama"), *knobs)
-    logits(whole)  # int8 lays its weights out at the first pass
+    logits(whole)  # int8 reorders its weights in the first pass
     drafts = depthcut.draft(whole)
     assert tensors(drafts) < tensors(whole)
     names = [
@@ -121,7 +121,7 @@ def test_model_without_shared_layers_has_no_draft():
 
 @torch.no_grad()
 def by_hand(whole: Any, drafts: Any, ids: torch.Tensor, tokens: int, draft: int, end: int) -> tuple[int, int, int]:
-    """Speculative decoding without a cache, and without the token ``end``: tokens accepted, tokens drafted, drafts."""
+    """Decode speculatively without a cache or the token ``end``; return tokens accepted, tokens drafted, drafts."""
 
     def likeliest(model: Any, given: torch.Tensor, first: int) -> torch.Tensor:
         logits_TV = model(given).logits[0, first:]

@@ -1,4 +1,4 @@
-"""What is timed, how often, under which name; that a healed model is timed as if merged, and left as it was."""
+"""Generation speed: what is timed, how often, under which name; healed models are timed as merged."""
 
 import copy
 import math
@@ -64,7 +64,7 @@ def byte_model(**changes: Any) -> Any:
 
 
 def seen(model: nn.Module) -> list[tuple[int, ...]]:
-    """The shapes that come to the model, one a forward pass, as they come."""
+    """Record the input shape of each forward pass."""
     shapes: list[tuple[int, ...]] = []
 
     def note(_: Any, __: Any, given: dict[str, Any]) -> None:

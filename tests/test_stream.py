@@ -1,4 +1,4 @@
-"""Layer by layer off the disk: the same numbers as whole, to the bit; each tensor read once; two layers at a time."""
+"""Streaming from disk: numbers equal to the bit; each tensor read once; at most two layers in memory."""
 
 import gc
 from typing import Any
@@ -50,7 +50,7 @@ def test_streamed_numbers_equal_in_memory_bit_for_bit(folder, family):
     for metric in METRICS:
         for removed, unit in (((), "layer"), ((1, 3), "layer"), ((2,), "attention")):
             if (family, unit) == ("opt", "attention"):
-                continue  # nothing can be seen between the halves of its layers
+                continue  # no hook fits between the sublayers of its layers
             assert same(metric(streamed, removed, unit), metric(whole, removed, unit))
 
 

@@ -1,4 +1,4 @@
-"""Layers without their attention or their MLP: bypassed = walked = loaded = saved and loaded again."""
+"""Layers without attention or MLP: bypassed, run layer by layer, loaded, and saved and reloaded models are equal."""
 
 import json
 
@@ -28,7 +28,7 @@ UNITS = [(family, unit) for family in FAMILIES for unit in ("attention", "mlp") 
 
 
 def zeroed(model, unit: str, index: int) -> None:
-    """The same cut made with weights: what a half writes to the stream is 0."""
+    """Make the same cut with weights: zero the sublayer's output projection."""
     part = layers.layer_list(model)[index].get_submodule(layers.unit_name(layers.layer_list(model)[index], unit))
     last = [module for module in part.modules() if isinstance(module, torch.nn.Linear)][-1]
     with torch.no_grad():
@@ -131,13 +131,13 @@ def test_removal_of_sublayers_equals_naive_scores(unit, removed):
     model, text = pico("gemma2"), tokens()
     got = Kl(batch=3)(subject(model, text), removed, unit).layers
     wanted = []
-    for half in (half for half in range(6) if half not in removed):
+    for index in (index for index in range(6) if index not in removed):
         found = []
         for row, length in zip(text.ids, text.lengths, strict=True):
             ids = torch.from_numpy(row[None, :length].astype(np.int64))
             with torch.no_grad():
                 dense = model(ids).logits[0, :-1].double().log_softmax(-1)
-                with sublayers.bypass_units(model, (*removed, half), unit):
+                with sublayers.bypass_units(model, (*removed, index), unit):
                     without = model(ids).logits[0, :-1].double().log_softmax(-1)
             found += (dense.exp() * (dense - without)).sum(-1).tolist()
         wanted.append(np.mean(found))
@@ -185,7 +185,7 @@ def test_zero_sublayer_scores_zero_with_every_metric(unit):
     zeroed(model, unit, 2)
     for metric in (BlockInfluence(batch=2, until=None), Kl(batch=2), Taylor(batch=2)):
         scores = metric(subject(model), unit=unit).layers
-        assert abs(scores[2]) < 1e-6 < 1e-4 < min(score for half, score in enumerate(scores) if half != 2), metric
+        assert abs(scores[2]) < 1e-6 < 1e-4 < min(score for index, score in enumerate(scores) if index != 2), metric
 
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])

@@ -20,7 +20,7 @@ def log_p(model, ids: np.ndarray) -> torch.Tensor:
 
 
 def naive(model, text: Tokens) -> tuple[list[float], list[float]]:
-    """Each layer bypassed in turn, one sequence at a time: perplexities and divergences."""
+    """Bypass each layer in turn, one sequence at a time; return perplexities and divergences."""
     perplexities, divergences = [], []
     for layer in range(len(layers.layer_list(model))):
         losses, diverged = [], []
@@ -123,7 +123,7 @@ def test_greedy_equals_bypassing_layers_in_turn():
 
 
 def divergence_without(model, text: Tokens, removed: list[int], layer: int) -> float:
-    """From the whole model, not from the one that is left."""
+    """Return the divergence from the dense model, not from the remaining one."""
     found = []
     for row, length in zip(text.ids, text.lengths, strict=True):
         ids = row[:length]
@@ -146,16 +146,16 @@ def test_known_prefixes_are_not_recomputed():
         fresh.append((held.dense.prefixes.layer_passes - first, scores))
     (kept, scores), (again, wanted) = fresh
     assert scores.layers == wanted.layers
-    # without 8 and i: layers 9-11 for each i < 8, what is behind i for the others; of the dense model the last layer
+    # without 8 and i: layers 9-11 for each i < 8, those after i for the others; the dense model's last layer
     assert kept == 8 * 3 + (2 + 1 + 0) + 1
-    # all of the dense model, layers 9 and 10 without 8, all behind i but layer 8
+    # all of the dense model, layers 9 and 10 without 8, all after i except layer 8
     assert again == 12 + 2 + sum(11 - i - 1 for i in range(8)) + (2 + 1 + 0)
 
 
 def test_hidden_states_are_cached_within_the_limit():
     model, text = pico("llama"), tokens((12, 12, 12))
     here = subject(model, text)
-    one = 12 * 64 * 4  # a sequence's stream
+    one = 12 * 64 * 4  # hidden states of one sequence
     here.dense.prefixes.max_bytes = 10 * one + 1
     Kl(batch=1)(here)
     assert here.dense.prefixes.bytes_held == 10 * one == sum(h.nbytes for h in here.dense.prefixes.streams.values())

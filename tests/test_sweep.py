@@ -1,4 +1,4 @@
-"""A multirun as a whole: what is told before, of each point and at the end; what a failed point leaves."""
+"""A multirun: messages before, for each point and at the end; the files of a failed point."""
 
 import json
 import signal
@@ -20,7 +20,7 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 
 def states(outputs: Path) -> list[str]:
-    """Of all points, in the order of their layers."""
+    """Return the states of all points, in the order of their layers."""
     folders = [path.parent for path in outputs.glob("main/*/config.yaml")]
     return sorted(state.point_state(folder) for folder in folders)
 

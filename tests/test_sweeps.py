@@ -1,4 +1,4 @@
-"""Every stored sweep is one that W&B takes, composes, and costs what its first lines say; without a network."""
+"""Every stored sweep is accepted by W&B, composes, and costs what its header says; without a network."""
 
 import itertools
 import re
@@ -84,7 +84,7 @@ def grid(sweep: Any) -> list[tuple[str, ...]]:
 
 @cache
 def points(name: str) -> list[Experiment]:
-    """Every point of the grid, as run.py reads it."""
+    """Compose every point of the grid as run.py does."""
     return [experiment.build_experiment(composed(*fixed(sweep(name)), *point)) for point in grid(sweep(name))]
 
 
@@ -114,7 +114,7 @@ def test_fractions_give_distinct_layer_counts(name):
     for x in points(name):
         rest = {key: value for key, value in x.composed["prune"].items() if key != "frac"}
         key = str((x.composed["model"], x.composed["metric"], x.composed["replace"], type(x.heal), rest))
-        asked: Any = x.heal  # a width has its fraction for itself
+        asked: Any = x.heal  # a width has a separate fraction
         per_method.setdefault(key, []).append(round(asked.frac * shape(x)[0]) if width(x) else count(x))
     assert all(counts == sorted(set(counts)) and counts[0] > 0 for counts in per_method.values())
 
@@ -133,7 +133,7 @@ def test_header_has_command_cost_and_expectation(name):
 
 
 def width(x: Experiment) -> bool:
-    """Whether as many parameters go as a cut of layers would take, but no layer."""
+    """Tell whether the point removes the parameters of a layer cut, but no layer."""
     return getattr(x.heal, "frac", None) is not None
 
 
@@ -146,7 +146,7 @@ def shape(x: Experiment) -> tuple[int, float, float]:
 
 
 def seconds(x: Experiment) -> float:
-    """A run on one H100: healing with recomputation passes all weights three times, an evaluation once."""
+    """Estimate a run on one H100: healing with recomputation passes all weights three times, an evaluation once."""
     layers, of_layer, of_head = shape(x)
     left = layers - count(x)
     passed = layers if type(x.replace).__name__ == "Shared" else left
@@ -158,7 +158,7 @@ def seconds(x: Experiment) -> float:
 
 
 def asked(x: Experiment) -> float:
-    """Tokens that an evaluation of a stage reads."""
+    """Return the tokens that the evaluation of a stage reads."""
     evaluations: Any = x.eval
     tasks = evaluations["harness"].tasks if "harness" in evaluations else []
     named = evaluations["perplexity"].named if "perplexity" in evaluations else []
@@ -167,7 +167,7 @@ def asked(x: Experiment) -> float:
 
 
 def timed(x: Experiment, layers: int) -> float:
-    """Seconds that an evaluation of speed takes a stage."""
+    """Return the seconds of eval=speed per stage."""
     speed: Any = x.eval.get("speed")
     return len(speed.batches) * (speed.warm_up + speed.runs) * speed.tokens * layers * PACE if speed else 0
 
@@ -205,6 +205,6 @@ def test_continued_pretraining_matches_the_papers_sizes():
 
 
 def left(x: Experiment) -> tuple[int, float, float]:
-    """The same without the layers that go."""
+    """The same without the dropped layers."""
     layers, of_layer, of_head = shape(x)
     return layers - count(x), of_layer, of_head

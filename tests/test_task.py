@@ -1,4 +1,4 @@
-"""What questions tell of a layer, against lm-eval's own scores of the same questions."""
+"""Task scores of layers, against lm-eval's scores of the same questions."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def here(tmp_path_factory) -> Any:
 
 
 def by_lm_eval(here: Any, items: list[dict[str, Any]]) -> tuple[list[list[float]], list[int]]:
-    """The log-likelihood of every choice, from the evaluator."""
+    """Return the log-likelihood of every choice from lm-eval's evaluator."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 

@@ -1,4 +1,4 @@
-"""Tokens: packed or one document a sequence, kept by content; parts that overlap are refused."""
+"""Tokens: packed, or one document per sequence; cached by content; overlapping parts are refused."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ TEXTS = [f"Document number {i} is about the number {i * i}.\n\nIt has two paragr
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """A byte-level tokenizer that adds a BOS by default, as Llama's does."""
+    """Return a byte-level tokenizer that adds a BOS by default, as Llama's does."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -209,7 +209,7 @@ def test_demo_parts_never_overlap(tokenizer):
 
 
 class Rewritten(Files):
-    """Files of which one gets other bytes of the same length while it is read."""
+    """Files of which one changes, at the same length, while it is read."""
 
     def documents(self, cache):
         yield from super().documents(cache)

@@ -20,7 +20,7 @@ from depthcut.model.pico import Pico
 from depthcut.runtime.errors import UserError
 from depthcut.study import export
 from depthcut.study.standalone import Standalone
-from pico import FAMILIES, awake, pico, picture_model
+from pico import FAMILIES, pico, picture_model, randomise_lora_b
 from recipes import RECIPE, batch
 
 WHOLE = Plan(2, ())
@@ -116,7 +116,7 @@ def test_merged_export_equals_the_trained_model(checkpoint, tmp_path):
     transformers_logging.disable_progress_bar()
     plan = Plan(4, (1,))
     torch.manual_seed(0)
-    adapted = awake(adapters.add_adapters(nf4(checkpoint, plan), RECIPE, plan).eval())
+    adapted = randomise_lora_b(adapters.add_adapters(nf4(checkpoint, plan), RECIPE, plan).eval())
     with torch.no_grad():
         wanted = adapted(IDS).logits
         base = nf4(checkpoint, plan)(IDS).logits
@@ -194,7 +194,7 @@ def test_multimodal_training_covers_only_the_language_model():
 def test_gpt_2_adapters_merge_exactly():
     """Its linear layers keep their weights transposed."""
     torch.manual_seed(0)
-    adapted = awake(adapters.add_adapters(pico("gpt2", layers=2), RECIPE, WHOLE).eval())
+    adapted = randomise_lora_b(adapters.add_adapters(pico("gpt2", layers=2), RECIPE, WHOLE).eval())
     with torch.no_grad():
         wanted = adapted(IDS % 128).logits
         with adapted.disable_adapter():
@@ -221,7 +221,7 @@ def test_quantised_gpt_2_export_keeps_transformers_layout(quantise, tmp_path):
         return checkpoint.load(plan, quantise=quantise, dtype="float32", device="cpu")
 
     torch.manual_seed(0)
-    adapted = awake(adapters.add_adapters(load(plan), RECIPE, plan).eval())
+    adapted = randomise_lora_b(adapters.add_adapters(load(plan), RECIPE, plan).eval())
     adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
     export.merge_adapters(load(plan), tmp_path / "adapter").save_pretrained(tmp_path / "model")
     with torch.no_grad():

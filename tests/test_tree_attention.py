@@ -1,4 +1,4 @@
-"""Answers of many cuts, with shared contexts, against each answer of each cut alone."""
+"""Answers of many cuts with shared contexts, against each answer of each cut alone."""
 
 import pytest
 
@@ -75,7 +75,7 @@ def test_models_without_tree_attention_are_detected():
     assert tree_attention.supports_tree_attention(model, 20)
     own = model.forward
 
-    def deaf(*args, **more):  # numbers the places itself
+    def deaf(*args, **more):  # computes positions itself
         return own(*args, **{key: value for key, value in more.items() if key != "position_ids"})
 
     model.forward = deaf

@@ -1,4 +1,4 @@
-"""W&B's own client, sweep and agent, online against a stand-in on the loopback; no request leaves the machine."""
+"""The real W&B client, sweep and agent, online against a stand-in on localhost."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def point(tmp_path_factory, server) -> Finished:
-    """A point that was killed in the middle of its healing and then finished by the same command, online."""
+    """Kill a point during healing, then finish it with the same command, online."""
     home = tmp_path_factory.mktemp("online")
     command = (f"outputs={home}/outputs", *PICO, *HEAL, *text_files(home), "log=wandb", "export=none")
     online = client(home, server.url)
@@ -59,12 +59,12 @@ def point(tmp_path_factory, server) -> Finished:
 
 
 def steps(told: Run) -> list[int]:
-    """The healing steps that were told, in order."""
+    """Return the logged healing steps in order."""
     return [row["heal/step"] for row in told.rows if "heal/step" in row]
 
 
 def pictures(told: Run) -> dict[str, list[bytes]]:
-    """The figures that were told, by name: for each time the file that the row speaks of."""
+    """Return the logged figures by name: the file of each row."""
     found: dict[str, list[bytes]] = {}
     for row in told.rows:
         for name, media in row.items():
@@ -78,7 +78,7 @@ def test_killed_and_repeated_run_is_one_run(point, server):
     told = server.runs[point.record["digest"]]
     rows = [(row["heal/step"], row["heal/loss"]) for row in told.rows if "heal/step" in row]
     assert sorted({step for step, _ in rows}) == STEPS
-    losses = dict(rows)  # what was told before the kill and again after it is the same
+    losses = dict(rows)  # rows logged before the kill and again after it are equal
     assert [loss for _, loss in rows] == pytest.approx([losses[step] for step, _ in rows])
     assert told.summary["healed/validation/loss"] == point.record["healed/validation/loss"]
     assert told.exit_code == 0 and told.about["groupName"] == "main"
@@ -110,7 +110,7 @@ def test_agent_runs_command_and_finished_point_reports_immediately(point, server
 
 
 def drawn(name: str, point: Finished, url: str, **more: str) -> dict[str, str]:
-    """As an agent starts its runs."""
+    """Return the environment in which an agent starts its runs."""
     return {**client(point.home, url), "WANDB_SWEEP_ID": "sweep", "WANDB_RUN_ID": name, **more}
 
 

@@ -1,4 +1,4 @@
-"""Wheels: pinned, fetched without a word, refused when they are not the known file."""
+"""Wheels: pinned, fetched silently, refused when they are not the known file."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Width: what goes as one, what it is worth, when and which goes, and that the narrower model is the masked one."""
+"""Width pruning: groups, importance, schedule and selection; the sliced model equals the masked one."""
 
 import copy
 import itertools
@@ -27,7 +27,7 @@ HEADS = [{}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1}]  # grouped,
 
 
 def cut(model, heads: int, channels: int, layers: range | None = None) -> Widths:
-    """Keep so many groups, others in each layer; of layers that are not named all."""
+    """Keep so many groups, different ones in each layer; keep all of layers that are not named."""
     whole = [
         {kind: each.count for kind, each in groups.layer_groups(layer).items()}
         for layer in decoder_layers.layer_list(model)
@@ -41,16 +41,16 @@ def cut(model, heads: int, channels: int, layers: range | None = None) -> Widths
 
 
 def adapted(model, rank: int = 4, alpha: float = 4, seed: int = 0) -> Any:
-    """Adapters on all linear layers, with a B that matters."""
+    """Add adapters to all linear layers, with a random B."""
     torch.manual_seed(seed)
     names = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear) and name != "lm_head"]
     with_adapters = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names))  # pyright: ignore
-    set_halves(with_adapters, b=lambda b: 0.05 * torch.randn_like(b))
+    set_factors(with_adapters, b=lambda b: 0.05 * torch.randn_like(b))
     return with_adapters.eval()
 
 
-def set_halves(model, **to: Any) -> None:
-    """Set all the halves A, or B, of adapters."""
+def set_factors(model, **to: Any) -> None:
+    """Set A or B of all adapters."""
     with torch.no_grad():
         for name, half in model.named_parameters():
             for each, value in to.items():
@@ -58,7 +58,7 @@ def set_halves(model, **to: Any) -> None:
 
 
 def loss(model) -> torch.Tensor:
-    """In the type of the weights; transformers' own is in float32."""
+    """Compute the loss in the dtype of the weights; transformers computes it in float32."""
     log_p = model(texts()).logits[:, :-1].log_softmax(-1)
     return -log_p.gather(-1, texts()[:, 1:, None]).mean()
 
@@ -207,7 +207,7 @@ def test_equation_10_is_the_change_of_a_step():
 
 
 def by_hand(linear: Any, axis: int, count: int) -> np.ndarray:
-    """The sums over groups of equation 10 for one adapted layer, weight by weight, in float64."""
+    """Sum equation 10 over groups for one adapted layer, weight by weight, in float64."""
     scale = linear.scaling["default"]
     a, b = linear.lora_A["default"].weight, linear.lora_B["default"].weight
     w, a_, b_, da, db = (
@@ -236,7 +236,7 @@ def test_group_importance_sums_over_its_matrices(heads, monkeypatch):
 
 
 def taylor(layer, known: groups.WidthGroups) -> torch.Tensor:
-    """The exact criterion of plain weights and their own gradients, each matrix brought to length one."""
+    """Compute the exact criterion from plain weights and their gradients, each matrix normalised."""
     total = torch.zeros(known.count, dtype=torch.float64)
     for linear, axis in known.linears(layer):
         each: Any = (linear.weight * linear.weight.grad).square().detach()  # pyright: ignore
@@ -266,7 +266,7 @@ def test_full_view_adapters_give_exact_taylor():
     """With B = 0 and A^T A = 1 the gradient is the weights' own."""
     plain = pico("llama", layers=2).double()
     model = adapted(copy.deepcopy(plain), rank=128, alpha=128).double()
-    set_halves(model, b=torch.zeros_like, a=lambda a: torch.linalg.qr(torch.randn_like(a))[0])
+    set_factors(model, b=torch.zeros_like, a=lambda a: torch.linalg.qr(torch.randn_like(a))[0])
     loss(plain).backward()
     loss(model).backward()
     for own, layer in zip(decoder_layers.layer_list(plain), decoder_layers.layer_list(model), strict=True):
@@ -284,7 +284,7 @@ def test_zero_head_and_channel_have_zero_importance():
         layer.self_attn.o_proj.weight[:, 32:] = 0
         layer.mlp.down_proj.weight[:, 9] = 0
     model = adapted(model)
-    set_halves(model, b=torch.zeros_like)
+    set_factors(model, b=torch.zeros_like)
     loss(model).backward()
     layer = decoder_layers.layer_list(model)[0]
     for kind, dead in (("heads", 1), ("channels", 9)):
@@ -402,7 +402,7 @@ def test_uniform_widths_load_in_plain_transformers(family, tmp_path):
         ("llama", range(1, 5), "layer", ()),
         ("qwen2", range(1, 5), "layer", ()),
         ("gemma2", range(1, 5), "layer", ()),
-        ("opt", None, "layer", ()),  # its config knows no width of a head
+        ("opt", None, "layer", ()),  # its config has no head width
         ("llama", range(5), "mlp", (1, 2)),
     ],
 )

@@ -1,4 +1,4 @@
-"""A user's mistake is one clear line and exit status 2, soon, with every finished file left as it was."""
+"""A user error is one clear line with exit status 2, fast, and leaves every finished file unchanged."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ LOADER = Loader()
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A finished study whose files must survive every mistake below."""
+    """Run a study whose files must survive every error below."""
     folder = tmp_path_factory.mktemp("study")
     corpus = text_files(folder)
     record = succeed(f"outputs={folder}/outputs", *PICO, *corpus)
@@ -38,7 +38,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def complain(*arguments: str, **environment: str) -> str:
-    """The one line that a command complains with."""
+    """Return the one error line of a command."""
     return line_of(run(*arguments, **environment))
 
 
@@ -328,7 +328,7 @@ def test_unwritable_outputs_are_reported(study):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small disk of its own."""
+    """Mount a small disk."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if (
