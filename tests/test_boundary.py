@@ -227,6 +227,9 @@ def test_healing_below_the_cut_excludes_shared_healed_passes(corpus, tmp_path):
     assert not curve.heals_above_cut(opened(*corpus, f"outputs={tmp_path}"))
     lora = composed(*UNHEALED, *corpus, f"outputs={tmp_path}", "heal=lora", "heal.layers=after_cut")
     assert curve.heals_above_cut(open_run(experiment.build_experiment(lora)))
+
+
+def test_layers_above_the_cut_are_refused(corpus):
     with pytest.raises(ValueError, match=r"heal\.layers.*before_cut"):
         opened(*corpus, "heal.layers=after_cut")
 

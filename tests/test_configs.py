@@ -178,6 +178,9 @@ def test_shortened_llama_preset_matches_the_paper():
             x.data.calibration,
             x.eval,
         )
+
+
+def test_shortened_llama_preset_accepts_overrides():
     other = experiment.build_experiment(composed("experiment=shortened_llama", "metric=perplexity", "prune.frac=0.35"))
     assert type(other.metric).__name__ == "Perplexity" and other.prune.count(ModelSize(32)) == 11
 

@@ -226,6 +226,9 @@ def test_single_document_corpus_is_reported(tmp_path):
             told.append(str(error))
     assert len(told) == 1
     assert "is one document" in told[0] and "set divider to what stands between its documents" in told[0]
+
+
+def test_span_without_documents_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"none of the 40 documents of .*a\.jsonl is in the span \[0\.9999, 1\.0\]"):
         list(files([write_jsonl(tmp_path / "a.jsonl")], span=[0.9999, 1.0]).documents(tmp_path))
 
@@ -320,11 +323,22 @@ def test_hub_reads_a_data_set_in_a_folder(tmp_path):
     assert list(source.documents(tmp_path)) == TEXTS[:30]
     assert list(hub(folder, split="validation").documents(tmp_path)) == TEXTS[30:]
     assert 0 < len(list(hub(folder, span=[0, 0.5]).documents(tmp_path))) < 30
+
+
+def test_data_set_folder_identity_is_by_content(tmp_path):
+    folder = tmp_path / "set"
+    write_jsonl(folder / "train.jsonl", TEXTS[:30])
+    source = hub(folder)
     before = source.identity(tmp_path)
     shutil.copytree(folder, tmp_path / "copy")
     assert hub(tmp_path / "copy").identity(tmp_path) == before
     write_jsonl(folder / "train.jsonl", TEXTS[:29])
     assert source.identity(tmp_path) != before
+
+
+def test_missing_data_set_split_or_field_is_reported(tmp_path):
+    folder = tmp_path / "set"
+    write_jsonl(folder / "train.jsonl", TEXTS[:30])
     with pytest.raises(ValueError, match=r"could not read .*set tset \(.*tset.*\)"):
         list(hub(folder, split="tset").documents(tmp_path))
     with pytest.raises(ValueError, match=r"train has no text in a field `words`; there are: id, text"):

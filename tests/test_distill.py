@@ -282,9 +282,12 @@ def test_full_disk_is_refused_before_loading_the_teacher(tmp_path, corpus):
         teacher.cache_teacher_outputs(here, {"asked": "x"}, 2**60, "crossed", ready)
 
 
-def test_teacher_loads_needed_layers_and_must_fit(tmp_path, corpus):
+def test_teacher_loads_only_the_needed_layers(tmp_path, corpus):
     here = opened(*corpus, f"outputs={tmp_path}", "heal=distill")
     assert len(teacher.load_teacher(here, 3).model.layers) == 3  # pyright: ignore
+
+
+def test_teacher_that_does_not_fit_is_refused():
     with pytest.raises(
         ValueError, match=r"the teacher takes \d+\.\d GiB beside the pruned model, .* free on cpu: take"
     ):

@@ -170,6 +170,10 @@ def test_too_few_tokens_fail_before_and_after_scoring():
         with pytest.raises(ValueError, match=words):
             score(model, text, "least_squares", most)
     assert score(model, tokens((30, 35)), "procrustes").block(0, 6) > 0
+
+
+def test_no_usable_token_is_refused():
+    model = pico("llama")
     with torch.no_grad():
         model.get_input_embeddings().weight[:] = float("nan")
     for kind in KINDS:

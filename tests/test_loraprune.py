@@ -216,16 +216,25 @@ def test_non_finite_gradients_are_reported(folder, caplog):
         Pruning(model, recipe).step(18)
 
 
-def test_unsuitable_layers_and_replacements_are_refused(folder):
+def test_no_layer_left_to_narrow_is_refused(folder):
     here = narrowing_run(folder, "heal.keep_last=6")
     with pytest.raises(ValueError, match=r"of 6 layers none is left to narrow; lower heal.keep_first"):
         preflight.prepare_run(here)
+
+
+def test_excessive_frac_is_refused_before_healing(folder):
     narrow = narrowing_run(folder, "heal.frac=0.9")
     with pytest.raises(ValueError, match=r"heal.frac=0.9: 5 of 6 layers less are \d+ parameters, and \d+ are left"):
         preflight.prepare_run(narrow)
+
+
+def test_replacements_are_refused(folder):
     filled = ("replace=mean", "prune.frac=0.34", "data.calibration.sequences=8")
     with pytest.raises(ValueError, match="heal=loraprune narrows plain layers; take replace=none, got replace=mean"):
         _ = opened(folder, model_of("llama"), *KNOBS, *filled).digest
+
+
+def test_only_adapted_modules_of_free_layers_are_narrowed(folder):
     only = narrowing_run(folder, "heal.modules=ffn")
     recipe: Any = only.experiment.heal
     pruning = Pruning(adapters.add_adapters(only.dense.load(), recipe, Plan(DEPTH, ())), recipe)
@@ -264,10 +273,13 @@ def test_width_by_frac_removes_equivalent_parameters(folder, family, frac, plan,
     assert found.ratio == 0 if frac == 0 else sliced(found.ratio - 1e-4) > wanted
 
 
-def test_excessive_frac_is_refused_and_digest_covers_it(folder):
+def test_excessive_frac_is_refused_during_healing(folder):
     here = narrowing_run(folder, "heal.frac=0.9")
     with pytest.raises(ValueError, match=r"^heal.frac=0.9: 5 of 6 layers less are \d+ parameters, and \d+ are left at"):
         here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
+
+
+def test_digest_covers_frac(folder):
     digests = [
         narrowing_run(folder, *knobs).digest
         for knobs in (("heal.frac=0.2",), ("heal.frac=0.3",), ("heal.frac=null",), ())

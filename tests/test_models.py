@@ -111,6 +111,9 @@ def test_invalid_path_names_the_accepted_kinds(tmp_path: Path) -> None:
     for path, fault in (("absent", "is not there"), ("notes.txt", "is another kind of file")):
         with pytest.raises(ValueError, match=f"model.path={tmp_path / path} {fault}; {kinds}"):
             local(tmp_path / path).open(tmp_path / "cache")
+
+
+def test_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^\S+empty has no config\.json: it is no whole model that transformers sav"):
         (tmp_path / "empty").mkdir()
         local(tmp_path / "empty").open(tmp_path / "cache")

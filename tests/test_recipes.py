@@ -136,13 +136,22 @@ def test_stochastic_rounding_is_unbiased_between_neighbours():
             got = sign * full_finetune.stochastic_round(sign * many, torch.bfloat16, chance)
             assert got.dtype == torch.bfloat16 and set(got.tolist()) <= {low, high}
             assert (got == high).float().mean().item() == pytest.approx(share, abs=0.02)
+
+
+def test_stochastic_rounding_keeps_exact_values_and_the_precision():
+    chance = torch.Generator().manual_seed(0)
     some = torch.randn(1000, generator=chance) * 10.0 ** torch.randint(-30, 30, (1000,), generator=chance)
     exact = torch.cat([some, 2.0 ** torch.arange(-20, 20), torch.zeros(3)]).to(torch.bfloat16)
     assert torch.equal(full_finetune.stochastic_round(exact.float(), torch.bfloat16, chance), exact)
     gap = (full_finetune.stochastic_round(some, torch.bfloat16, chance).float() - some).abs() / some.abs()
     assert 0 < gap.max() <= 2**-7
+
+
+def test_only_bfloat16_is_rounded_stochastically():
+    chance = torch.Generator().manual_seed(0)
+    many = torch.randn(1000, generator=chance) * 10.0 ** torch.randint(-30, 30, (1000,), generator=chance)
     assert full_finetune.stochastic_round(many, torch.float32, chance) is many
-    assert torch.equal(full_finetune.stochastic_round(some, torch.float16, chance), some.half())
+    assert torch.equal(full_finetune.stochastic_round(many, torch.float16, chance), many.half())
 
 
 def test_bfloat16_weights_need_float32_for_small_steps():

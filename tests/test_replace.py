@@ -443,6 +443,12 @@ def test_saved_config_describes_the_replacement(llama, tmp_path):
     assert Plan.from_dict(config["plan"]).drop == PLAN.drop
     described = json.loads((tmp_path / "replacement.json").read_text())
     assert described == {"format": 1, "kind": "bridges", "more": {}}
+
+
+def test_unknown_format_or_damaged_replacement_is_refused(llama, tmp_path):
+    _, filled = replaced(*llama, "mean")
+    exported.write_exported(filled, PLAN, tmp_path)
+    described = json.loads((tmp_path / "replacement.json").read_text())
     (tmp_path / "replacement.json").write_text(json.dumps({**described, "format": 99}))
     with pytest.raises(ValueError, match="wanted format 1, got 99"):
         depthcut.load(tmp_path)

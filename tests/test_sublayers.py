@@ -121,6 +121,9 @@ def test_plain_model_loads_with_depthcut_and_transformers(checkpoint, tmp_path):
     with torch.no_grad():
         ours, plain = depthcut.load(tmp_path, dtype="float32"), AutoModelForCausalLM.from_pretrained(tmp_path)
         assert torch.equal(ours(ids).logits, plain(ids).logits)
+
+
+def test_loading_a_missing_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no model: there is no config"):
         depthcut.load(tmp_path / "none")
 

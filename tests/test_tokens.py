@@ -137,6 +137,10 @@ def test_number_of_sequences(tmp_path, tokenizer, caplog):
     assert short.ids.tolist() == whole.ids.tolist()
     assert len(text_tokens.tokenize_source(files([path], sequences=9), tokenizer, None, tmp_path, sequences=4)) == 4
     assert len(text_tokens.tokenize_source(files([path], sequences=4), tokenizer, None, tmp_path, sequences=9)) == 4
+
+
+def test_calibration_needs_a_number_of_sequences(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match=r"data\.calibration\.sequences: a number is needed here"):
         text_tokens.tokenize_source(files([path]), tokenizer, None, tmp_path, part="calibration")
 
