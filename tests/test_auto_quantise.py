@@ -57,7 +57,7 @@ def test_quantisation_starts_at_the_planners_memory_limit(tmp_path: Path) -> Non
     attention, ffn, head = 4 * width * width, 3 * width * wide, 258 * width
     weights = 2 * (left * (attention + ffn + 2 * width) + 2 * head + width)
     adapters = 4 * left * (4 * 2 * width + 3 * (width + wide))  # rank 4
-    kept = int(1.2 * 2 * (5 * width + 2 * wide + wide + 4 * width))  # as room.widths counts a layer
+    kept = int(1.2 * 2 * (5 * width + 2 * wide + wide + 4 * width))  # as memory_plan.activation_width counts a layer
     activations = length * (kept + (left + 4) * 2 * width)
     fixed = (2 + 4 + 2) * adapters + 3 * (1 << 28)
     assert low == pytest.approx(1 + (weights + (fixed + activations) / 0.94) / GIB, rel=0.02)

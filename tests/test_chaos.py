@@ -116,9 +116,9 @@ def test_repeatedly_killed_sweep_equals_uninterrupted_sweep(tmp_path):
     last = run("-m", f"outputs={outputs}", *arguments)
     assert last.returncode == 0, (last.stderr, damaged)
     assert kills >= KILLS // 2 and damaged
-    peace = run("-m", f"outputs={tmp_path}/peace", *arguments)
-    assert peace.returncode == 0, peace.stderr
-    found, wanted = records(outputs), records(tmp_path / "peace")
+    undisturbed = run("-m", f"outputs={tmp_path}/undisturbed", *arguments)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    found, wanted = records(outputs), records(tmp_path / "undisturbed")
     assert len(wanted) == 12
     assert found == wanted, damaged
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())

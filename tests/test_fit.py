@@ -152,7 +152,7 @@ class Sparse:
     def __call__(self, model, given: MicroBatch) -> torch.Tensor:
         self.calls += 1
         if self.calls in self.fails:
-            raise torch.OutOfMemoryError("no room")
+            raise torch.OutOfMemoryError("out of memory")
         return next_token_loss(model, given)
 
 

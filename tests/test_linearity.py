@@ -53,8 +53,8 @@ def by_hand(kind: str, x: np.ndarray, y: np.ndarray, samples: np.ndarray) -> tup
     share = np.linalg.norm(left) ** 2
     whole = ((y - y.mean(0)) ** 2).sum(1) / ((y - y.mean(0)) ** 2).sum()
     each = [(left[samples == s] ** 2).sum() - share * whole[samples == s].sum() for s in set(samples)]
-    mend = (len(y) - 1) / (len(y) - rank - 1)
-    return share * mend, math.sqrt(len(each) * np.var(each, ddof=1)) * mend
+    correction = (len(y) - 1) / (len(y) - rank - 1)
+    return share * correction, math.sqrt(len(each) * np.var(each, ddof=1)) * correction
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -63,7 +63,7 @@ class RecordingPrefetcher(prefetch.Prefetcher):
 
     def __init__(self, *how: Any) -> None:
         super().__init__(*how)
-        self.order, self.room = list(how[2]), how[3]
+        self.order, self.max_bytes = list(how[2]), how[3]
         self.asked: list[str] = []
         self.under_way: list[int] = []
         recorded.append(self)
@@ -101,7 +101,7 @@ def test_prefetch_holds_one_layer_at_most(llama: Path, monkeypatch) -> None:
     (one,) = recorded
     recorded.clear()
     layer = sum(each.nbytes for each in checkpoint.tensors(0).values())
-    assert one.room == layer
+    assert one.max_bytes == layer
     assert max(one.under_way) <= layer
     assert Counter(n > layer // 2 for n in one.under_way)[True] > 50, "hardly anything was read ahead"
 

@@ -286,7 +286,7 @@ def test_killed_training_resumes_bit_identically(tmp_path, caplog):
 
     caplog.set_level("INFO", "depthcut")
     made = []
-    for name in ("killed", "peace"):
+    for name in ("killed", "undisturbed"):
         here = open_run(experiment.build_experiment(composed(f"outputs={tmp_path}/{name}", *words)))
         algorithm.run_experiment(here.experiment, here)
         made.append((here.cache / "replacements" / found[0].stem / "replacement.safetensors").read_bytes())

@@ -200,7 +200,7 @@ def test_failed_killed_preempted_or_requeued_point_is_isolated(tmp_path, corpus,
         return not left
 
     until(disturbed, launcher)
-    undisturbed = run("-m", f"outputs={tmp_path}/peace", *sweep, "seed=0,1")
+    undisturbed = run("-m", f"outputs={tmp_path}/undisturbed", *sweep, "seed=0,1")
     assert undisturbed.returncode == 0, undisturbed.stderr
     status, said = end(launcher)
     assert status == 1 and "Traceback" not in said
@@ -215,7 +215,7 @@ def test_failed_killed_preempted_or_requeued_point_is_isolated(tmp_path, corpus,
     for point in (preempted, requeued):
         assert "healing resumes at step" in log(outputs, job(point))
         adapters = [
-            each / "adapter/adapter_model.safetensors" for each in (point, tmp_path / "peace/main" / point.name)
+            each / "adapter/adapter_model.safetensors" for each in (point, tmp_path / "undisturbed/main" / point.name)
         ]
         assert adapters[0].read_bytes() == adapters[1].read_bytes()
     in_the_way.rmdir()

@@ -27,8 +27,8 @@ def states(outputs: Path) -> list[str]:
 
 def test_failed_point_is_explained_and_sweep_resumes(tmp_path, corpus):
     sweep = ("-m", *POINTS, *corpus, "prune.layers=1,2,3")
-    assert run(*sweep, f"outputs={tmp_path}/peace").returncode == 0
-    digest = next(tmp_path.glob("peace/main/*/record.json")).parent.name
+    assert run(*sweep, f"outputs={tmp_path}/undisturbed").returncode == 0
+    digest = next(tmp_path.glob("undisturbed/main/*/record.json")).parent.name
     outputs = tmp_path / "outputs"
     in_the_way = outputs / "main" / digest / "plan.json"
     in_the_way.mkdir(parents=True)
