@@ -11,11 +11,10 @@ from depthcut.cut.plan import Plan
 from depthcut.heal.training import adapters, full_finetune, lean_lora
 from depthcut.heal.training.lightning_module import Healing
 from depthcut.heal.training.objective import next_token_loss
-from depthcut.model.checkpoint import exported_sharded
 from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.model.decoder import unwrapped
+from depthcut.model.decoder import merging
 from depthcut.model.pico import Pico
 from depthcut.runtime.errors import UserError
 from depthcut.study import export
@@ -122,7 +121,7 @@ def test_merged_export_equals_the_trained_model(checkpoint, tmp_path):
         base = nf4(checkpoint, plan)(IDS).logits
     adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
     with torch.no_grad():
-        merged = export.merge_adapters(nf4(checkpoint, plan), tmp_path / "adapter")(IDS).logits
+        merged = export.merge_saved_adapters(nf4(checkpoint, plan), tmp_path / "adapter")(IDS).logits
         with pytest.warns(UserWarning, match="rounding errors"):
             into_4bit = copy.deepcopy(adapted).merge_and_unload()(IDS).logits
 
@@ -201,9 +200,9 @@ def test_gpt_2_adapters_merge_exactly():
             assert (adapted(IDS % 128).logits - wanted).abs().max() > 0.1
         with lean_lora.lean_layers(adapted):
             torch.testing.assert_close(adapted(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
-        with unwrapped.merged_model(adapted) as merged:
+        with merging.merged_model(adapted) as merged:
             torch.testing.assert_close(merged(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
-        layer = exported_sharded.merged_weights(decoder_layers.layer_list(adapted)[0])
+        layer = merging.merged_weights(decoder_layers.layer_list(adapted)[0])
         plain = adapted.merge_and_unload()
         for name, each in decoder_layers.layer_list(plain)[0].named_parameters():
             torch.testing.assert_close(layer[name], each, rtol=1e-4, atol=1e-5)
@@ -223,7 +222,7 @@ def test_quantised_gpt_2_export_keeps_transformers_layout(quantise, tmp_path):
     torch.manual_seed(0)
     adapted = randomise_lora_b(adapters.add_adapters(load(plan), RECIPE, plan).eval())
     adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
-    export.merge_adapters(load(plan), tmp_path / "adapter").save_pretrained(tmp_path / "model")
+    export.merge_saved_adapters(load(plan), tmp_path / "adapter").save_pretrained(tmp_path / "model")
     with torch.no_grad():
         wanted = adapted(IDS % 128).logits
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(IDS % 128).logits
