@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-IMPORT = re.compile(r'^import \{([\w$,\s]*)\} from "\./([\w-]+\.js)";\n', re.MULTILINE)
-EXPORT = re.compile(r"^export (?=(?:const|(?:async )?function|class) ([\w$]+)\b)", re.MULTILINE)
+IMPORT = re.compile(r'^import \{\s*([\w$]+(?:,\s*[\w$]+)*),?\s*\} from "\./([\w-]+\.js)";\n', re.MULTILINE)
+EXPORT = re.compile(r"^export (?=(?:const|(?:async )?function|class) ([\w$]+))", re.MULTILINE)
 OTHER_FORMS = re.compile(r"^[ \t]*(?:import|export)\b.*|\bimport\s*[.(].*", re.MULTILINE)
 ENDS_SCRIPT = re.compile(r"</script|<!--", re.IGNORECASE)  # either changes how HTML reads the rest of a script element
 
@@ -72,8 +72,7 @@ def parse_module(name: str, text: str) -> Module:
     """Separate a module's imports and exports from its body."""
     imports: dict[str, tuple[str, ...]] = {}
     for found in IMPORT.finditer(text):
-        names = tuple(each.strip() for each in found[1].split(",") if each.strip())
-        imports[found[2]] = (*imports.get(found[2], ()), *names)
+        imports[found[2]] = (*imports.get(found[2], ()), *re.split(r",\s*", found[1]))
     body = EXPORT.sub("", IMPORT.sub("", text))
     for pattern, problem in ((OTHER_FORMS, "cannot be bundled"), (ENDS_SCRIPT, "cannot stand in a script element")):
         if found := pattern.search(body):
