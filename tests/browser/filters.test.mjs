@@ -17,7 +17,7 @@ test("a curve passes unless one of its values is hidden", () => {
   assert.ok(!passesFilters(values, hiddenBy("#no-prune=block")));
 });
 
-test("an empty value and one that is not there are hidden alike", () => {
+test("an absent value is hidden like an empty one", () => {
   assert.ok(!passesFilters(values, hiddenBy("#no-recipe=")));
   assert.ok(!passesFilters(values, hiddenBy("#no-evaluation=")));
   assert.ok(!passesFilters({ ...values, metric: null }, hiddenBy("#no-metric=")));

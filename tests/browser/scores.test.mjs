@@ -113,7 +113,7 @@ test("losses need a logarithmic scale where they span more than a factor of six"
   assert.ok(!needsLogScale([], [loss]));
 });
 
-test("a curve starts at the dense model, unless it was healed or that is not known", () => {
+test("a curve starts at the dense model if that is known and the curve is unhealed", () => {
   const score = scaleScore(line, accuracy, "raw", dense);
   const start = { x: 0, y: 0.9, error: 0.04, seeds: 1, runs: [], dropped: 0 };
   const points = [

@@ -39,7 +39,7 @@ test("with one method colours tell models apart, with one model recipes", () => 
   assert.equal(new LineStyles(recipes).title(recipes[0]), "a label");
 });
 
-test("with more methods than colours the symbols go on", () => {
+test("with more methods than colours, symbols tell them apart", () => {
   const lines = Array.from({ length: 11 }, (_, i) => line({ prune: `p${i}` }));
   const styles = new LineStyles(lines);
   const looks = lines.map((each) => Object.values(styles.style(each, false)).join());
@@ -47,7 +47,7 @@ test("with more methods than colours the symbols go on", () => {
   assert.equal(styles.style(lines[10], false).symbol, "square-open");
 });
 
-test("a curve that is not among them has a style too", () => {
+test("an unknown curve has a style", () => {
   assert.deepEqual(new LineStyles([]).style(line({}), false), { color: "#0072B2", dash: "dot", symbol: "circle-open" });
 });
 

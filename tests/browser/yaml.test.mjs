@@ -25,11 +25,11 @@ test("mappings are nested, scalars and lists are JSON", () => {
   );
 });
 
-test("keys that are no plain words are quoted", () => {
+test("keys with other characters are quoted", () => {
   assert.equal(yamlText({ "a b": 1, 1: 2, "x-y": 3, "": 4 }), '"1": 2\n"a b": 1\nx-y: 3\n"": 4\n');
 });
 
-test("what is empty stays", () => {
+test("empty mappings, lists and texts are kept", () => {
   assert.equal(yamlText({}), "");
   assert.equal(yamlText({ a: {}, b: [], c: "" }), 'a: {}\nb: []\nc: ""\n');
 });

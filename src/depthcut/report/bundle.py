@@ -1,8 +1,8 @@
 """Bundle the page's ES modules into one classic script, because a page opened from a file cannot import modules.
 
-Each module becomes a function that returns its exports, called in the order of the imports. A module's other names stay
-private, and a name that is not imported is missing in the bundle too. The syntax is limited to two forms, each on lines
-that start at the margin, as prettier formats them:
+Each module becomes a function that returns its exports; the functions are called in the order of the imports. Other
+names stay private to their module, as they do in the browser. Only these forms are supported, unindented, as prettier
+writes them:
 
     import { name, other } from "./module.js";
     export const name = ...        also: export function, export async function, export class

@@ -1,8 +1,7 @@
 // How far methods agree: layers that both drop, or the rank correlation of their scores.
 import { data } from "./data.js";
 import { byId } from "./dom.js";
-import { clipToFigure } from "./forest.js";
-import { isNarrow, plotAxis } from "./plots.js";
+import { clipToFigure, isNarrow, plotAxis } from "./plots.js";
 import { chosenEntry } from "./selection.js";
 import { state } from "./state.js";
 import { withUnit } from "./strips.js";

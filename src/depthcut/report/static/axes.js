@@ -1,4 +1,4 @@
-// Horizontal axes: what they are called, and where the points of a curve lie on them.
+// Horizontal axes: their names, and the positions of curves on them.
 
 export const CUT_AXES = { fraction: "share of layers cut", dropped: "layers cut", kept: "layers kept" };
 
@@ -33,7 +33,7 @@ export function axisPositions(line, axis, unhealed) {
   return line.dropped.map((count, i) => own?.[i] ?? others?.[unhealed.dropped.indexOf(count)] ?? null);
 }
 
-/** Return where the dense model lies, null where that is not known. */
+/** Return where the dense model lies, or null if that is unknown. */
 export function densePosition(line, axis, dense) {
   if (axis === "fraction" || axis === "dropped") return 0;
   if (axis === "kept") return line.of.depth;

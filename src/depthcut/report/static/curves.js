@@ -1,4 +1,4 @@
-// Score against the share of layers cut: one panel a task, with bands, dense levels, chance and midpoints.
+// Score against the share of layers cut: one panel per task, with bands, dense levels, chance and midpoints.
 import { axisName, axisTickFormat, LOG_TICKS } from "./axes.js";
 import { bandTraces, levelTraces, lineTrace, midpointTraces } from "./curve-traces.js";
 import { findMeasure } from "./data.js";

@@ -1,4 +1,4 @@
-// The data of the page, and what follows from them whatever the state.
+// The data of the page, and indices of them that do not depend on the state.
 import { byId } from "./dom.js";
 
 export const data = JSON.parse(byId("data").textContent);
@@ -7,7 +7,7 @@ const unhealedLines = new Map(data.lines.filter((line) => !line.of.recipe).map((
 const linePlaces = new Map(data.lines.map((line, i) => [line, i]));
 const transitions = new Map(data.transitions.map((each) => [each.line + "~" + each.name, each]));
 
-/** What the filters ask of each run. */
+/** The values of each run that filters and tables use. */
 export const runLabels = data.runs.map((run) => ({ ...data.parts[run.label], unit: run.unit }));
 
 export const findMeasure = (name) => data.measures.find((measure) => measure.name === name);

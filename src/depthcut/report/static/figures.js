@@ -1,7 +1,7 @@
 // Figures: drawn when they come into view, saved as SVG, PNG and CSV, and readable as tables.
 //
 // A figure is {name, description, build}. Its build() returns {traces, layout, head, rows, note, click}, or only {note}
-// where there is nothing to draw; build(true) may draw a first part, marked as `partial`, to show it at once.
+// if there is nothing to draw. build(true) may return the first part only, marked `partial`, to show something early.
 import { element } from "./dom.js";
 import { formatNumber } from "./numbers.js";
 import { drawPlot, plotlyStarted, savePicture } from "./plots.js";

@@ -1,4 +1,4 @@
-// The checkboxes of the filters, and how many curves and runs they leave.
+// The checkboxes of the filters, and the number of curves and runs that pass.
 import { data } from "./data.js";
 import { byId, element, keepFocus } from "./dom.js";
 import { countFacetValues, facetValueText } from "./filters.js";

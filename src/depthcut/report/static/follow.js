@@ -1,4 +1,4 @@
-// A served page polls the server. Points that run are redrawn in place; after one is done, the page is loaded anew.
+// A served page polls the server. It redraws running points in place, and reloads when one has finished.
 import { data } from "./data.js";
 import { announce, byId } from "./dom.js";
 import { drawFiguresInView, markOutdated } from "./figures.js";

@@ -2,10 +2,10 @@
 import { data, transitionOf } from "./data.js";
 import { formatInterval } from "./numbers.js";
 import { errorBars } from "./panels.js";
-import { isNarrow, plotAxis } from "./plots.js";
+import { clipToFigure, isNarrow, plotAxis } from "./plots.js";
 import { shownLines } from "./selection.js";
 import { state } from "./state.js";
-import { clipText, escapeForPlotly } from "./text.js";
+import { escapeForPlotly } from "./text.js";
 import { figureColors, lineStyle, lineTitle } from "./theme.js";
 import { sortByMidpoint, transitionTasks } from "./transitions.js";
 
@@ -17,9 +17,6 @@ const tasks = transitionTasks(data.transitions);
 export const transitionTaskNames = tasks.names;
 
 export const chosenTransitionTask = () => (tasks.names.includes(state.fall) ? state.fall : tasks.first);
-
-/** Shorten a name to what fits beside a figure. */
-export const clipToFigure = (text) => clipText(text, isNarrow() ? 26 : 58);
 
 export const forestFigure = {
   name: "forest",

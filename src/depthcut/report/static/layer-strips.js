@@ -1,9 +1,8 @@
 // The layers that each method drops, by the size of the cut.
 import { data } from "./data.js";
-import { clipToFigure } from "./forest.js";
 import { formatPercent } from "./numbers.js";
 import { panelGrid, panelHeading } from "./panels.js";
-import { figureWidth, plotAxis } from "./plots.js";
+import { clipToFigure, figureWidth, plotAxis } from "./plots.js";
 import { chosenEntry, filteredLines } from "./selection.js";
 import { droppedLayersText, stripKey, stripName } from "./strips.js";
 import { unique } from "./text.js";

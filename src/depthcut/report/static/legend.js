@@ -9,7 +9,7 @@ import { lineStyle, lineTitle } from "./theme.js";
 const MOST_ENTRIES = 120;
 const DASH_ARRAYS = { solid: "", dot: "2 2.5", dashdot: "7 2.5 2 2.5", longdash: "9 3", longdashdot: "9 2.5 2 2.5" };
 
-/** Fill the legend. Where models have panels of their own, an entry stands for all models' curves of its name. */
+/** Fill the legend. With separate panels for each model, an entry switches the curves of all models. */
 export function drawLegend() {
   const lines = filteredLines();
   const entries = new Map();
@@ -45,7 +45,7 @@ function allAndNone(lines) {
   return [button("legend-all", "", "all"), button("legend-none", joinList(lines.map(({ key }) => key)), "none")];
 }
 
-/** Make a stretch of a line as the figure draws it. */
+/** Make a short line with a marker, drawn as in the figure. */
 function lineSample({ color, dash, symbol }, marked) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const line = document.createElementNS(svg.namespaceURI, "line");

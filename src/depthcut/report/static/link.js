@@ -1,4 +1,4 @@
-// The state of the page and its form in the link, after the "#". Links are kept by users: keys never change.
+// The state of the page and its form in the link, after the "#". Users keep links, so keys never change.
 
 export const FACETS = {
   model: "Model",

@@ -1,4 +1,4 @@
-// The entry: fills the page, and draws it anew after each change of the state.
+// Entry point: fills the page, and redraws it after each change of the state.
 import { agreementFigure } from "./agreement.js";
 import { drawControls, setUpControls } from "./controls.js";
 import { curvesFigure } from "./curves.js";
@@ -42,7 +42,7 @@ function refresh() {
   redrawFigures();
 }
 
-/** Draw the page, and where it is another one than before, go to its top or back to where the overview was left. */
+/** Draw the page. Scroll to the top of a run that was opened, and back to the old position in the overview. */
 function showState(runBefore) {
   if (!runBefore && state.run) overviewScroll = scrollY;
   refresh();
@@ -57,7 +57,7 @@ function followLink() {
   showState(runBefore);
 }
 
-/** Go to a section without its link: the part after the "#" keeps the state. */
+/** Go to a section without following its link, because the part after the "#" holds the state. */
 function goToSection(event) {
   event.preventDefault();
   const section = byId(event.currentTarget.hash.slice(1));

@@ -1,5 +1,6 @@
 // Plotly: its start, its options, and what all plots have in common.
 import { byId } from "./dom.js";
+import { clipText } from "./text.js";
 import { figureColors } from "./theme.js";
 
 const OPTIONS = {
@@ -26,6 +27,9 @@ export const figureWidth = () => byId("main").clientWidth;
 
 export const isNarrow = () => figureWidth() < NARROW;
 
+/** Shorten a name to fit next to a figure. */
+export const clipToFigure = (text) => clipText(text, isNarrow() ? 26 : 58);
+
 function baseLayout(more) {
   const { paper, text } = figureColors();
   const family = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif";
@@ -42,7 +46,7 @@ function baseLayout(more) {
   };
 }
 
-/** Return an axis. `automargin` only where labels are names: plotly draws all again after it measures them. */
+/** Return an axis. Pass `automargin` only where labels are names: plotly measures them and draws everything twice. */
 export const plotAxis = ({ title, ...more }) => ({
   gridcolor: figureColors().grid,
   linecolor: figureColors().quiet,
@@ -54,7 +58,7 @@ export const plotAxis = ({ title, ...more }) => ({
   ...more,
 });
 
-/** Draw a plot. It is hidden from screen readers, which get the table; so the Tab key passes its buttons over. */
+/** Draw a plot. Screen readers get the table instead, so its buttons are not tab stops. */
 export function drawPlot(node, traces, layout) {
   for (const event of node.on ? ["plotly_click", "plotly_afterplot"] : []) node.removeAllListeners(event);
   const width = document.documentElement.classList.contains("printing") ? { width: node.clientWidth } : {};

@@ -1,4 +1,4 @@
-// Prints: light, as wide as a sheet, and with every figure.
+// Printing: light colours, the width of a sheet, every figure.
 import { drawAllFigures } from "./figures.js";
 import { startPlotly } from "./plots.js";
 import { state } from "./state.js";

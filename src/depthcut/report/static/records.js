@@ -1,4 +1,4 @@
-// Runs as they are stored: `parts` holds the values that several runs share, a run their indices.
+// Runs as they are stored: `parts` holds values that runs share, and a run refers to them by index.
 import { unique } from "./text.js";
 
 const STAGE_NUMBER = /^(dense|pruned|healed)\//;

@@ -62,7 +62,7 @@ export function needsLogScale(lines, measures) {
   return Math.max(...losses) > 6 * Math.min(...losses);
 }
 
-/** Return the points of a curve that can be drawn, with the dense model first where `start` says where it lies. */
+/** Return the points of a curve that can be drawn, with the dense model first if its position `start` is known. */
 export function curvePoints(line, score, positions, start) {
   const points = positions.map((x, i) => ({
     x,
@@ -78,7 +78,7 @@ export function curvePoints(line, score, positions, start) {
   return [{ x: start, y: score.top, error: score.topError, seeds: 1, runs: [], dropped: 0 }, ...known];
 }
 
-/** Return the outline of the 95 % band: forth along its upper edge, back along its lower. Null without two errors. */
+/** Return the outline of the 95 % band: the upper edge forwards, the lower backwards. Null with fewer than two errors. */
 export function bandOutline(points) {
   const forth = points.filter(({ error }) => error != null);
   const back = forth.slice().reverse();

@@ -21,7 +21,7 @@ export function shownLines() {
 /** Return whether the filters let through the run at index i. */
 export const runPassesFilters = (i) => passesFilters(runLabels[i], hidden);
 
-/** Return whether each model has panels of its own; by default where one panel would hold too many curves. */
+/** Return whether each model has separate panels; by default if one panel would hold too many curves. */
 export const panelsPerModel = () =>
   state.panels === "auto" ? models.length > 1 && data.lines.length > MANY_LINES : state.panels === "model";
 

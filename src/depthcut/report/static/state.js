@@ -1,4 +1,4 @@
-// The state of the page, which the link keeps. Changed by setState alone, but for the theme of a print.
+// The state of the page, which the link keeps. Only this module changes it, except for the theme while printing.
 import { data } from "./data.js";
 import { decodeLink, defaultState, encodeLink } from "./link.js";
 import { needsLogScale } from "./scores.js";

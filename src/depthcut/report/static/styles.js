@@ -45,7 +45,7 @@ export const symbolGlyph = (symbol) => GLYPHS[symbol.replace("-open", "")];
 export const methodName = ({ metric, prune, replace }) =>
   [metric, prune, replace === "none" ? "" : replace].filter(Boolean).join(" ");
 
-/** Name a method, and what it removes where that is not layers. */
+/** Name a method, and what it removes unless that is layers. */
 export const methodAndUnit = (values) =>
   [methodName(values), values.unit === "layer" ? "" : values.unit].filter(Boolean).join(" ");
 

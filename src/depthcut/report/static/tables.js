@@ -1,4 +1,4 @@
-// Tables: one that scrolls, one of names and values, and one that its heads sort.
+// Tables: scrolling, of names and values, and sortable by their column heads.
 import { csvDocument } from "./csv.js";
 import { byId, element, saveFile } from "./dom.js";
 import { formatNumber } from "./numbers.js";
@@ -27,7 +27,7 @@ export function pairTable(caption, pairs) {
 }
 
 /**
- * Fill the element `id` with a table that its heads sort.
+ * Fill the element `id` with a table that is sorted by clicks on its column heads.
  *
  * Rows are arrays of values; the first names the row. A column is {head, number, wide, show}. The state keeps the order
  * under `sortKey`.

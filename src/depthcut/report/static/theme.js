@@ -1,4 +1,4 @@
-// Light and dark, and the styles of curves in them.
+// The colours of the light and the dark theme, and the styles of curves.
 import { data } from "./data.js";
 import { state } from "./state.js";
 import { LineStyles } from "./styles.js";
