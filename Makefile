@@ -56,7 +56,7 @@ format-page: node_modules/.ready
 	@npm run --silent format
 
 node_modules/.ready: package.json
-	@npm install --silent --no-package-lock --no-audit --no-fund
+	@npm install --silent --fetch-retries=1 --no-package-lock --no-audit --no-fund
 	@touch $@
 
 chaos: .venv/.ready
