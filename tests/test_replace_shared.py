@@ -28,7 +28,7 @@ from test_replace import close
 from test_training import RECIPE, batch
 
 PLAN = Plan(DEPTH, (1, 2, 4))
-FAMILIES = ("llama", "qwen2", "qwen3", "phi", "opt", "gpt_neox")
+FAMILIES = ("llama", "qwen2", "qwen3", "phi", "opt", "gpt_neox", "gpt2")
 
 
 def filled(folder, model, *knobs: str, plan: Plan = PLAN):
@@ -127,7 +127,7 @@ def test_adapters_begin_as_the_svd_of_the_difference(llama, rank):
     _, whole = filled(folder, model, f"replace.rank={rank}")
     fill = shared.extract_shared_layers(whole)
     for number, base in fill.options["bases"].items():
-        for name in weight_distance.shareable_linear_names(layers.layer_list(model)[0]):
+        for name in weight_distance.shareable_linears(layers.layer_list(model)[0]):
             mine, theirs = (layers.layer_list(model)[i].get_parameter(f"{name}.weight") for i in (int(number), base))
             left, right = (fill.tensors[f"{number}.{name}.own_delta.{side}"] for side in ("left", "right"))
             difference = (mine - theirs).detach().numpy()
@@ -274,5 +274,5 @@ def test_a_gain_that_the_models_own_norms_undo_is_refused(family, tmp_path):
 
 
 def test_layers_that_hold_more_than_linear_ones_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"GPT2Block has attn.c_attn.weight; take another replace"):
-        filled(tmp_path, model_of("gpt2"), "replace.gain=null")
+    with pytest.raises(ValueError, match=r"Qwen3MoeDecoderLayer has mlp\.\S+; take another replace"):
+        filled(tmp_path, model_of("qwen3_moe"), "replace.gain=null")

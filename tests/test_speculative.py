@@ -18,7 +18,7 @@ from depthcut.cut.plan import Plan
 from depthcut.eval.speculative import Speculative
 from depthcut.model.checkpoint import exported as checkpoint_exported
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.model.decoder.unwrapped import merged_model
+from depthcut.model.decoder.merging import merged_model
 from depthcut.runtime.errors import UserError
 from depthcut.study.run import open_run
 from gaps import DEPTH, model_of, opened

@@ -21,7 +21,7 @@ from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
 from depthcut.eval.speed import Speed, machine_name
 from depthcut.eval.timing import clock
-from depthcut.model.decoder.unwrapped import unwrapped_model
+from depthcut.model.decoder.merging import unwrapped_model
 from depthcut.model.pico import byte_tokenizer
 from depthcut.model.surgery import gaps
 from depthcut.runtime import provenance

@@ -13,11 +13,10 @@ from depthcut.heal.training import adapters, full_finetune, lean_lora
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.lightning_module import Healing
 from depthcut.heal.training.objective import next_token_loss
-from depthcut.model.checkpoint import exported_sharded
 from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.model.decoder import unwrapped
+from depthcut.model.decoder import merging
 from depthcut.model.pico import Pico
 from depthcut.runtime.errors import UserError
 from depthcut.study import export
@@ -152,7 +151,7 @@ def test_a_merged_export_is_what_was_trained(checkpoint, tmp_path):
         base = nf4(checkpoint, plan)(IDS).logits
     adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
     with torch.no_grad():
-        merged = export.merge_adapters(nf4(checkpoint, plan), tmp_path / "adapter")(IDS).logits
+        merged = export.merge_saved_adapters(nf4(checkpoint, plan), tmp_path / "adapter")(IDS).logits
         with pytest.warns(UserWarning, match="rounding errors"):
             into_4bit = copy.deepcopy(adapted).merge_and_unload()(IDS).logits
 
@@ -231,9 +230,9 @@ def test_adapters_on_gpt_2_are_merged_as_they_compute():
             assert (adapted(IDS % 128).logits - wanted).abs().max() > 0.1
         with lean_lora.lean_layers(adapted):
             torch.testing.assert_close(adapted(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
-        with unwrapped.merged_model(adapted) as merged:
+        with merging.merged_model(adapted) as merged:
             torch.testing.assert_close(merged(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
-        layer = exported_sharded.merged_weights(decoder_layers.layer_list(adapted)[0])
+        layer = merging.merged_weights(decoder_layers.layer_list(adapted)[0])
         plain = adapted.merge_and_unload()
         for name, each in decoder_layers.layer_list(plain)[0].named_parameters():
             torch.testing.assert_close(layer[name], each, rtol=1e-4, atol=1e-5)
@@ -253,7 +252,7 @@ def test_gpt_2_healed_on_a_quantised_base_is_exported_as_transformers_keeps_it(q
     torch.manual_seed(0)
     adapted = awake(adapters.add_adapters(load(plan), RECIPE, plan).eval())
     adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
-    export.merge_adapters(load(plan), tmp_path / "adapter").save_pretrained(tmp_path / "model")
+    export.merge_saved_adapters(load(plan), tmp_path / "adapter").save_pretrained(tmp_path / "model")
     with torch.no_grad():
         wanted = adapted(IDS % 128).logits
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(IDS % 128).logits
