@@ -49,6 +49,11 @@ class Boundary(CheckedAdapters, LowRankRecipe, Heal):
     incidental: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     @property
+    def keeps_dense(self) -> bool:
+        """Whether the teacher stays in memory."""
+        return self.teacher == "live"
+
+    @property
     def logits(self) -> int:
         """0, because the head is not run."""
         return 0

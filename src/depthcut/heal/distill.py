@@ -48,6 +48,11 @@ class Distill(CheckedAdapters, AdapterRecipe, Heal):
     incidental: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     @property
+    def keeps_dense(self) -> bool:
+        """Whether the teacher stays in memory."""
+        return self.teacher == "live"
+
+    @property
     def logits(self) -> int:
         """Logits held at once: 5, plus one for the NLL term."""
         return 6 if self.mix < 1 else 5

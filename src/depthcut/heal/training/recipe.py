@@ -124,9 +124,42 @@ class TrainingRecipe:
         return {"packing": self.packing}
 
     @property
+    def shards(self) -> bool:
+        """Whether several processes would each hold a shard of the model."""
+        return self.strategy == "fsdp"
+
+    @property
     def sharded(self) -> bool:
-        """True if each process holds a shard of the model."""
-        return self.strategy == "fsdp" and ranks.world_size() > 1
+        """Whether each process holds a shard of the model."""
+        return self.shards and ranks.world_size() > 1
+
+    @property
+    def text_length(self) -> int:
+        """Tokens per sequence of ``data.train``."""
+        return self.length
+
+    @property
+    def heals_control(self) -> bool:
+        """Whether to heal the dense model in the same way, as a control."""
+        return self.control
+
+    @property
+    def adapter_dropout(self) -> float:
+        """Dropout on the input of adapters; 0 without adapters."""
+        return 0.0
+
+    def check_shards(self) -> None:
+        """Check that the optimiser can train shards.
+
+        Raises:
+            UserError: if it cannot.
+        """
+        if self.optimiser != "adamw":
+            raise UserError(f"heal.strategy=fsdp needs heal.optimiser=adamw, got {self.optimiser}: it knows no shards")
+
+    def cut_options(self) -> dict[str, Any]:
+        """Return the options whose values presuppose a cut, by name."""
+        return {}
 
     def __post_init__(self) -> None:
         if self.control:
@@ -139,10 +172,8 @@ class TrainingRecipe:
 
     def _check_control(self) -> None:
         """Refuse a control if the recipe needs a cut, narrows the model, or starts from another cut."""
-        needs = {"layers": "all", "init_from": None, "ratio": None}
-        for key, wanted in needs.items():
-            if (got := getattr(self, key, wanted)) != wanted:
-                raise UserError(f"heal.control=true heals a model without a cut, which heal.{key}={got} does not fit")
+        for key, got in self.cut_options().items():
+            raise UserError(f"heal.control=true heals a model without a cut, which heal.{key}={got} does not fit")
         if ranks.world_size() > 1:
             raise UserError("heal.control=true runs in one process; heal prune=plan prune.drop=[] as a point instead")
 
@@ -166,6 +197,15 @@ class LowRankRecipe(TrainingRecipe):
     modules: Literal["ffn", "attention", "all"]
     layers: Literal["all", "after_cut"]
     leaves: ClassVar[str] = "adapter"
+
+    @property
+    def adapter_dropout(self) -> float:
+        """Dropout on the input of adapters."""
+        return self.dropout
+
+    @override
+    def cut_options(self) -> dict[str, Any]:
+        return {} if self.layers == "all" else {"layers": self.layers}
 
     def reached(self, plan: Plan, left: int) -> Sequence[int]:
         """Return which of the ``left`` layers of the pruned model get adapters; without a gap, none is after it."""
@@ -192,6 +232,10 @@ class AdapterRecipe(LowRankRecipe):
     reach: Positive
     init_from: PathText | None
     incidental: ClassVar[frozenset[str]] = frozenset({"reach", "init_from"})
+
+    @override
+    def cut_options(self) -> dict[str, Any]:
+        return super().cut_options() | ({} if self.init_from is None else {"init_from": self.init_from})
 
     @override
     def reached(self, plan: Plan, left: int) -> Sequence[int]:
