@@ -8,7 +8,8 @@ from typing_extensions import override
 from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
 from depthcut.heal.training.adapter_check import CheckedAdapters
-from depthcut.heal.training.recipe import AdapterRecipe, Positive
+from depthcut.heal.training.low_rank_recipe import AdapterRecipe
+from depthcut.heal.training.recipe import Positive
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
