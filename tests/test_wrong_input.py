@@ -155,7 +155,10 @@ def test_user_errors_exit_2_before_heavy_imports(words, tmp_path):
             ("metric=taylor", "model.quantise=nf4", "heal=none"),
             "metric=taylor needs gradients, which model.quantise=nf4",
         ),
-        (("metric=magnitude", "prune=greedy"), "prune=greedy scores again what is left, which metric=magnitude cannot"),
+        (
+            ("metric=taylor", "prune=greedy"),
+            "prune=greedy scores the remaining layers again, which metric=taylor cannot; choose another metric, such",
+        ),
         (("prune=plan", "prune.path=no/plan.json"), "no plan at no/plan.json"),
         (
             ("prune=evolution",),

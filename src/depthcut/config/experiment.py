@@ -86,7 +86,10 @@ class Experiment:
             self._check_base()
         if self.prune.rescores and not self.metric.rescores:
             prune, metric = self.prune.word, self.metric.word
-            raise UserError(f"prune={prune} scores again what is left, which metric={metric} cannot: it runs no model")
+            raise UserError(
+                f"prune={prune} scores the remaining layers again, which metric={metric} cannot; "
+                "choose another metric, such as kl"
+            )
         self._check_scores()
         self._check_length()
         self._check_replacement()
