@@ -57,7 +57,8 @@ def method_class(path: str, target: Any) -> type[Any]:
     Only that module is imported; anything else would let a config run code.
 
     Raises:
-        UserError: for any other name.
+        UserError: for any other name, with the reason.
+        ModuleNotFoundError: if the module itself imports a missing one.
     """
     group = path.partition(".")[0]
     found = (
@@ -69,13 +70,29 @@ def method_class(path: str, target: Any) -> type[Any]:
         raise UserError(f"{path}._target_ must name a class of depthcut.{group}, got {validation.format_value(target)}")
     module, name = found.groups()
     try:
-        cls = vars(import_module(module)).get(name)
-    except ModuleNotFoundError:
-        cls = None
-    method = isinstance(cls, type) and issubclass(cls, GROUPS[group]) and not isabstract(cls)
-    if cls is None or not method or cls.__module__ != module:
-        raise UserError(f"{path}._target_: {target} is no method of depthcut.{group}")
-    return cls
+        members = vars(import_module(module))
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise UserError(f"{path}._target_: {module} does not exist") from error
+    if name not in members:
+        raise UserError(f"{path}._target_: {module} has no class {name}")
+    if fault := method_fault(members[name], module, GROUPS[group]):
+        raise UserError(f"{path}._target_: {target} {fault}")
+    return members[name]
+
+
+def method_fault(cls: Any, module: str, base: type[Any]) -> str | None:
+    """Return why ``cls`` is not a method that ``module`` defines, or None."""
+    if not isinstance(cls, type):
+        return "is not a class"
+    if cls.__module__ != module:
+        return f"is defined in {cls.__module__}"
+    if not issubclass(cls, base):
+        return f"does not subclass {base.__name__}"
+    if isabstract(cls):
+        return f"is abstract: it does not define {', '.join(sorted(cls.__abstractmethods__))}"
+    return None if "__dataclass_fields__" in vars(cls) else "is not decorated with @strict"
 
 
 def construct_validated(path: str, cls: type[Any], values: dict[str, Any]) -> Any:
