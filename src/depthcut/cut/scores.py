@@ -115,7 +115,7 @@ class Scores:
         numbers = [*(self.layers or []), *(value for row in self.between or [] for value in row)]
         sides = {len(self.between), *map(len, self.between)} if self.between is not None else {self.depth + 1}
         assert sides == {self.depth + 1} and len(self.layers or range(self.depth)) == self.depth
-        assert numbers and all(math.isfinite(value) for value in numbers)
+        assert numbers and all(math.isfinite(value) for value in numbers), "scores must be finite"
 
 
 def bootstrap_weights(samples: int, seed: int = 0) -> Array:

@@ -29,7 +29,10 @@ class Scoring:
 
         def make(folder: Path) -> None:
             with run.numbers.timed("scores"):
-                run.experiment.metric(run, removed, unit).write(folder)
+                scores = run.experiment.metric(run, removed, unit)
+            left = run.dense.depth - len(removed)
+            assert scores.depth == left, f"{scores.depth} layers scored, expected {left}"
+            scores.write(folder)
 
         key = digests.scores_digest(run)
         name = store.content_digest([key, removed]) if removed else key
