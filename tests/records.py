@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from running import run, text_files
+from running import ROOT, run, text_files
 
 BASE = ("model=pico", "data=files", "device=cpu", "eval=[loss]", "data.validation.sequences=8", "prune.layers=3")
 HEALED = ("heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2")
@@ -24,21 +24,9 @@ UNHEALED = ("heal=none",)
 VOLATILE = ("seconds/", "bytes/")
 LEFT_OUT = {"versions", "commit", "finished", "device", "config"}
 
-METRICS = {
-    "angular": (),
+METRICS = {path.stem: () for path in (ROOT / "conf/metric").glob("*.yaml")} | {
     "angular_all_tokens": ("metric=angular", "metric.token=all"),
-    "block_influence": (),
-    "kl": (),
-    "linearity": (),
-    "lora_gradient": (),
-    "magnitude": (),
-    "perplexity": (),
-    "random": (),
-    "shapley": (),
-    "spectral": (),
     "task": ("metric=task", "metric.items=8"),
-    "taylor": (),
-    "update": (),
 }
 PRUNERS = {
     "block": (),

@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from builders import subject, tokens
+from builders import make_identity, subject, tokens
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric.angular import Angular
 from depthcut.metric.block_influence import BlockInfluence
 from depthcut.metric.passes.hidden_states import HiddenStates, pairwise_cosines, score_blocks, usable_tokens
 from depthcut.metric.update import Update
-from depthcut.model.decoder import layers
 from depthcut.study.standalone import Standalone
 from pico import pico
 
@@ -28,14 +27,6 @@ METRICS = {
 
 def score(metric, model, text: Tokens, batch: int = 2):
     return dataclasses.replace(metric, batch=batch)(subject(model, text))
-
-
-def make_identity(model, layer: int) -> None:
-    """Make a layer that adds nothing to the residual stream."""
-    block = layers.layer_list(model)[layer]
-    with torch.no_grad():
-        block.self_attn.o_proj.weight.zero_()
-        block.mlp.down_proj.weight.zero_()
 
 
 def pair(name: str, x: np.ndarray, y: np.ndarray) -> float:
