@@ -66,10 +66,10 @@ class Metric(Method, ABC):
     Attributes:
         reads_text: whether it reads the calibration text.
         bases: the values of ``model.quantise`` that it supports.
-        units: the values of ``prune.unit`` that it supports.
+        units: the values of ``prune.unit`` that it supports; ``("layer",)`` if it ignores ``unit``.
         rescores: whether it runs the model and can therefore score the remaining units after a removal.
         searches: whether it gives the value of any sub-network, as a search needs: :class:`RemovalMetric`.
-        streams: whether it can score a model that is not in memory, layer by layer.
+        streams: whether it reads a model that does not fit, from ``dense.stream()``, while ``dense.streaming``.
     """
 
     reads_text: ClassVar[bool] = True
@@ -94,7 +94,7 @@ class Metric(Method, ABC):
 
     @abstractmethod
     def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
-        """Score the layers of ``subject.dense.whole()`` on ``subject.texts.calibration()``; leave the model unchanged.
+        """Score the layers of ``subject.dense`` on ``subject.texts.calibration()``; leave the model unchanged.
 
         Args:
             subject: the model and the text.

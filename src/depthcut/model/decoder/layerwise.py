@@ -54,7 +54,7 @@ class LayerwiseForward:
         return output[0] if isinstance(output, tuple) else output
 
     def logits(self, h_BTD: Tensor) -> Tensor:
-        """Return the logits (B x T x V) for a hidden state after the last layer."""
+        """Return the logits (B x T x V) for a hidden state after the last layer, or after any other (logit lens)."""
         output = (h_BTD, None) if self.returns_tuple else h_BTD
         with stub_layers(self.stack, lambda _: lambda *_, **__: output):
             return self.model(**self.inputs).logits
