@@ -43,7 +43,7 @@ def test_weights_stay_as_they_are_where_the_gpu_has_room(tmp_path: Path) -> None
     here = opened(tmp_path)
     assert [chosen(here, gib) for gib in (None, 1.01, 1.5, 80)] == ["none", "nf4", "nf4", "none"]
     said = choose(here, 80 * GIB)["why"]
-    assert said.startswith("bfloat16 fits, with about ") and said.endswith(" of 80.0, and is quicker than 4 bits")
+    assert said.startswith("bfloat16 fits, with about ") and said.endswith(" of 80.0 GiB, and is faster than 4 bits")
 
 
 def test_the_edge_is_where_the_planner_has_it(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_what_is_settled_is_what_would_have_been_asked_for(tmp_path: Path, heal:
 
 def test_a_run_without_a_gpu_is_on_plain_weights_and_says_so(tmp_path: Path) -> None:
     here = open_run(experiment.build_experiment(composed(*MODEL, *AUTO, f"outputs={tmp_path}")))
-    assert here.settled == "model.quantise=auto: none here; it runs on no GPU"
+    assert here.settled == "model.quantise=auto: none; no GPU is used"
     assert here.experiment.model.quantise == "none"
     assert isinstance(here.experiment.heal, Lora)
     given = open_run(experiment.build_experiment(composed(*MODEL, *AUTO, f"outputs={tmp_path}", "model.quantise=nf4")))

@@ -118,7 +118,7 @@ KINDS = ("t5", "vit", "clip", "nobody", "", None, 3, ["llama"])
 BROKEN: dict[str, tuple[Do, str | None]] = {
     **{f"layers {value!r}": (config(num_hidden_layers=value), "num_hidden_layers") for value in (*COUNTS, None, 9)},
     **{f"{key} {value!r}": (config(**{key: value}), key) for key in SIZES for value in (0, -4, "8", 8.5, True, 10**12)},
-    **{f"{key} of another size": (config(**{key: 300}), "its config wants") for key in SIZES[2:5]},
+    **{f"{key} of another size": (config(**{key: 300}), "its config requires") for key in SIZES[2:5]},
     **{f"kind {kind!r}": (config(model_type=kind), str(kind)) for kind in KINDS[:4]},
     **{f"kind {kind!r}": (config(model_type=kind), "model_type") for kind in KINDS[4:]},
     "no kind": (config(model_type=...), "model_type"),
@@ -157,7 +157,7 @@ BROKEN: dict[str, tuple[Do, str | None]] = {
     "kernel of the hub, internal": (config(_attn_implementation_internal="owner/repo"), None),
     "experts of the hub": (config(_experts_implementation="owner/repo"), None),
     "code beside": (config(auto_map={"AutoConfig": "own.Own"}), None),
-    "code alone": (config(auto_map={"AutoConfig": "own.Own"}, model_type="own"), "code of its own"),
+    "code alone": (config(auto_map={"AutoConfig": "own.Own"}, model_type="own"), "remote code"),
     "several prediction layers": (config(num_nextn_predict_layers=1), None),
     "architectures a number": (config(architectures=3), "architectures"),
     "dtype unknown": (config(dtype="float3"), "dtype"),

@@ -301,7 +301,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "index cut": (change(INDEX, lambda old: old[:200]), INDEX),
     "index empty": (change(INDEX, lambda _: b"{}"), INDEX),
     "index without a tensor": (edit_json(INDEX, weight_map={"model.norm.weight": SHARD}), "of two versions"),
-    "index out of the folder": (rehome("../other/model.safetensors"), "no plain name"),
+    "index out of the folder": (rehome("../other/model.safetensors"), "not a plain safetensors file name"),
     "index to the wrong shard": (rehome(SHARD), "model.norm.weight"),
     "config missing": (lambda folder: (folder / "config.json").unlink(), "config.json"),
     "config cut": (change("config.json", lambda old: old[:50]), "config.json"),
@@ -311,7 +311,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "config of an unknown model": (edit_json("config.json", model_type="nobody"), "nobody"),
     "config with code": (
         edit_json("config.json", model_type="own", auto_map={"AutoConfig": "own.Own"}),
-        "code of its own, which is never run",
+        "it requires remote code, which is never run",
     ),
     "config of two stacks": (edit_json("config.json", model_type="t5"), "an encoder-decoder"),
     "quantised already": (edit_json("config.json", quantization_config={"quant_method": "gptq"}), "gptq"),
@@ -345,7 +345,7 @@ def test_a_damaged_folder_is_refused_in_one_line_and_left_alone(fault: str, copy
 
 def test_damage_is_seen_on_opening_even_where_the_plan_would_not_read(copy: Path) -> None:
     change(SHARD, lambda old: old[:-10])(copy)
-    with pytest.raises(ValueError, match=f"{SHARD} is cut short or damaged .*; delete .*{SHARD} and fetch it again"):
+    with pytest.raises(ValueError, match=f"{SHARD} is truncated or damaged .*; delete .*{SHARD} and download it again"):
         opened(copy)
 
 
@@ -353,7 +353,7 @@ def test_a_flipped_bit_is_seen_where_a_manifest_vouches(copy: Path) -> None:
     store.write_manifest(copy, copy.name)
     opened(copy).load(None, **PLAIN)
     flip(copy / SHARD)
-    with pytest.raises(ValueError, match=f"{SHARD} is cut short or damaged .its bytes are not those"):
+    with pytest.raises(ValueError, match=f"{SHARD} is truncated or damaged .its checksum differs"):
         opened(copy).load(None, **PLAIN)
 
 
@@ -361,7 +361,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_said(copy: Path) -> None:
     tensors = opened(copy).tensors(None)
     for file in copy.glob("*.safetensors"):
         change(file.name, lambda old: old[: len(old) // 2])(copy)
-    with pytest.raises(ValueError, match="cut short while it was read"):
+    with pytest.raises(ValueError, match="was truncated while it was read"):
         [tensor[...] for tensor in tensors.values()]
 
 

@@ -152,7 +152,9 @@ def test_the_training_text_is_as_wide_as_healing_reads(overrides, length):
 
 
 def test_a_training_text_of_another_width_is_refused():
-    said = r"data.train.length must be heal.length \(64\), got 512; set heal.length alone, which the text follows"
+    said = (
+        r"data.train.length must be heal.length \(64\), got 512; set only heal.length, which data.train.length follows"
+    )
     with pytest.raises(UserError, match=said):
         experiment.build_experiment(composed("model=pico", "data.train.length=512"))
 

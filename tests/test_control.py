@@ -28,9 +28,9 @@ def test_the_control_is_a_point_of_its_own_that_points_share(tmp_path: Path) -> 
         assert record[f"control/{name}"] == control[f"healed/{name}"]
     assert "the dense model with the same healing: " in done.stdout and "control" in done.stdout
     alone = run(*words, "prune=plan", "prune.drop=[]", "stages=[healed]")
-    assert "done already" in alone.stderr
+    assert "already done" in alone.stderr
     again = run(*words, "stages=[pruned,healed]", "heal.control=true")
-    assert "done already" in again.stderr
+    assert "already done" in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_the_control_is_a_point_of_its_own_that_points_share(tmp_path: Path) -> 
     [("heal.layers=after_cut",), ("heal.init_from=x",), ("heal=boundary",), ("heal=loraprune",)],
 )
 def test_a_control_without_a_cut_must_make_sense(words: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match=r"^heal\.control=true heals a model without a cut, which heal"):
+    with pytest.raises(UserError, match=r"^heal\.control=true heals the uncut model, which is incompatible with heal"):
         experiment.build_experiment(composed("model=pico", *words, "heal.control=true"))
 
 
@@ -51,9 +51,9 @@ DEMO = {"_target_": "depthcut.data.demo.Demo"}
         (
             (3.0, 6.0, 3.75),
             DEMO,
-            "of the loss that the cut had opened: 6.000 to 3.750 (in-domain text)",
+            "of the loss gap: 6.000 to 3.750 (in-domain text)",
         ),
-        ((3.0, 6.0, 3.75), {"_target_": "x"}, "healing closed 75% of the loss that the cut had opened: 6.000 to 3.750"),
+        ((3.0, 6.0, 3.75), {"_target_": "x"}, "healing closed 75% of the loss gap: 6.000 to 3.750"),
         ((3.0, 6.0, 2.5), DEMO, "6.000 to 2.500, below the dense model's 3.000 (in-domain text)"),
         ((3.0, 6.0, 6.5), DEMO, "healing raised the loss: 6.000 to 6.500 (in-domain text)"),
     ],

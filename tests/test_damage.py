@@ -292,7 +292,7 @@ def test_one_point_that_cannot_be_had_stops_no_other(whole, tmp_path):
     done = run(*words, *texts, *spans, paths, "prune.layers=1")
     assert done.returncode == 1
     assert "pan/tokenizer.json: the library that reads it failed (" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: 1 of 2 points are done, 1 failed, 0 are left"), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: 1 of 2 points done, 1 failed, 0 remaining"), done.stderr
     (good,) = (path.parent for path in tmp_path.glob("out/main/*/record.json"))
     (pan,) = (path.parent for path in tmp_path.glob("out/main/*/failure.json"))
     (good / "record.json").unlink()
@@ -300,8 +300,8 @@ def test_one_point_that_cannot_be_had_stops_no_other(whole, tmp_path):
     (pan.with_name(f".{pan.name}.lock")).unlink(missing_ok=True)
     (pan.with_name(f".{pan.name}.lock")).mkdir()
     studies = run(*words, *texts, *spans, paths, "prune.layers=1,2")
-    assert f".{pan.name}.lock must be a lock file, and is a folder: delete it" in studies.stderr
-    assert studies.stderr.splitlines()[-1].startswith("error: 1 of 4 points are done, 3 failed"), studies.stderr
+    assert f".{pan.name}.lock must be a lock file, but it is a folder: delete it" in studies.stderr
+    assert studies.stderr.splitlines()[-1].startswith("error: 1 of 4 points done, 3 failed"), studies.stderr
     assert f"{good}/record.json is damaged (a folder)" in studies.stderr
     assert "Traceback" not in studies.stderr and pan.exists()
 

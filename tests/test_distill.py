@@ -282,7 +282,7 @@ def test_a_disk_without_room_is_refused_before_the_teacher_is_loaded(tmp_path, c
     def ready() -> Any:
         raise AssertionError
 
-    with pytest.raises(ValueError, match=r"heal\.teacher=cached needs \d+\.\d GiB .* free: take heal\.teacher=live"):
+    with pytest.raises(ValueError, match=r"heal\.teacher=cached needs \d+\.\d GiB .* free: use heal\.teacher=live"):
         teacher.cache_teacher_outputs(here, {"asked": "x"}, 2**60, "crossed", ready)
 
 
@@ -290,7 +290,7 @@ def test_the_teacher_is_loaded_as_far_as_it_is_asked_and_where_it_fits(tmp_path,
     here = opened(*corpus, f"outputs={tmp_path}", "heal=distill")
     assert len(teacher.load_teacher(here, 3).model.layers) == 3  # pyright: ignore
     with pytest.raises(
-        ValueError, match=r"the teacher takes \d+\.\d GiB beside the pruned model, .* free on cpu: take"
+        ValueError, match=r"the teacher needs \d+\.\d GiB in addition to the pruned model, .* free on cpu: use"
     ):
         teacher.check_teacher_memory(2**60, "cpu")
 

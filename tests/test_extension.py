@@ -199,9 +199,9 @@ def test_only_adapters_and_norms_are_trained_and_all_of_them(llama, gain):
 @pytest.mark.parametrize(
     ("knobs", "words"),
     [
-        (["prune.layers=2"], "replace=extend adds layers to a whole model, and 2 are cut; take prune.layers=0"),
-        (["prune.layers=0", "replace.start=4"], "replace.start=4 replace.stop=-3 is no span of layers 0-5"),
-        (["prune.layers=0", "replace.stop=7"], "replace.start=3 replace.stop=7 is no span of layers 0-5"),
+        (["prune.layers=2"], "replace=extend adds layers to the whole model, but 2 are cut; use prune.layers=0"),
+        (["prune.layers=0", "replace.start=4"], "replace.start=4 replace.stop=-3 is not a span of layers 0-5"),
+        (["prune.layers=0", "replace.stop=7"], "replace.start=3 replace.stop=7 is not a span of layers 0-5"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_weight_is_read(knobs, words, llama):
@@ -212,8 +212,8 @@ def test_what_cannot_be_is_refused_before_a_weight_is_read(knobs, words, llama):
 @pytest.mark.parametrize(
     ("family", "knobs", "words"),
     [
-        ("gemma2", {}, "norms what its halves give before it adds it; take replace.gain=null"),
-        ("gpt2", {"gain": "null"}, "GPT2Block has attn.c_attn.weight; take another replace"),
+        ("gemma2", {}, "normalises its sublayers' outputs before adding them; use replace.gain=null"),
+        ("gpt2", {"gain": "null"}, "GPT2Block has attn.c_attn.weight; use another replacement"),
     ],
 )
 def test_models_that_cannot_share_are_refused(family, knobs, words, tmp_path):

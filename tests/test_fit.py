@@ -202,7 +202,7 @@ def test_where_memory_runs_out_less_goes_on_with_the_same_batches(save_every, tm
         less = healed(tmp_path / "less", recipe, Sparse(1, 6))  # in the first step, and later on
     assert max(tensor_gap(whole, less).values()) < 1e-3  # 6e-5; what goes on where it was, at step 1 again: 3e-2
     told = [record.message for record in caplog.records if " a pass, " in record.message]
-    assert len(set(told)) == 3 and told[0].startswith("healing: 4 x 8 tokens a pass, 1 pass a step")
+    assert len(set(told)) == 3 and told[0].startswith("healing: 4 x 8 tokens per pass, 1 pass per step")
     assert [record.levelname for record in caplog.records].count("WARNING") == 2
 
 
@@ -212,7 +212,9 @@ def test_the_curve_counts_the_tokens_that_are_read(tmp_path):
     rows = list(csv.DictReader((folder / "heal.csv").open()))
     assert [int(row["tokens"]) for row in rows] == [4 * 32, 8 * 32]
     said = (folder / "run.log").read_text()
-    assert "data.train: 8 sequences of 32 tokens" in said and "healing: 2 x 32 tokens a pass, 2 passes a step" in said
+    assert (
+        "data.train: 8 sequences of 32 tokens" in said and "healing: 2 x 32 tokens per pass, 2 passes per step" in said
+    )
 
 
 def tensor_gap(one, other) -> dict[str, float]:
@@ -221,7 +223,7 @@ def tensor_gap(one, other) -> dict[str, float]:
 
 
 def test_a_layout_that_was_asked_for_is_not_changed(tmp_path):
-    with pytest.raises(ValueError, match=r"ran out of memory on cpu: take a heal\.micro_batch below 4"):
+    with pytest.raises(ValueError, match=r"ran out of memory on cpu: use a heal\.micro_batch below 4"):
         healed(tmp_path, dataclasses.replace(AUTO, micro_batch=4, recompute="none"), Sparse(2))
 
 
@@ -232,7 +234,7 @@ def test_a_loss_that_is_no_number_ends_the_healing_and_keeps_the_last_sound_chec
         return next_token_loss(model, given) * (math.nan if next(calls) >= 3 else 1.0)
 
     recipe = dataclasses.replace(AUTO, steps=20, micro_batch=4, save_every=1)
-    with pytest.raises(ValueError, match=r"diverged: the loss is not finite from step 4 on; take a lower heal\.lr"):
+    with pytest.raises(ValueError, match=r"diverged: the loss is not finite since step 4; use a lower heal\.lr"):
         healed(tmp_path, recipe, falls)
     kept = torch.load(tmp_path / "heal" / "last.ckpt", weights_only=False)
     assert kept["global_step"] == 3

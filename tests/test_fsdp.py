@@ -195,17 +195,17 @@ def test_a_model_is_in_shares_where_no_card_has_room_or_as_it_is_asked_for(monke
     with pytest.raises(ValueError, match="the metric needs the whole dense model on one GPU"):
         here.dense.whole()
     if card == 10**5:
-        with pytest.raises(ValueError, match="2 processes have 0\\.0 GiB each: take more"):
+        with pytest.raises(ValueError, match="2 processes have 0\\.0 GiB each: use more"):
             here.dense.load(Plan(8, (5,)))
 
 
 @pytest.mark.parametrize(
     ("knobs", "told"),
     [
-        (("heal=qlora", "model.quantise=nf4"), "fsdp corrupts quantised weights; take heal.strategy=ddp, got model"),
-        (("heal=distill", "model.quantise=int8"), "fsdp corrupts quantised weights; take heal.strategy=ddp, got model"),
+        (("heal=qlora", "model.quantise=nf4"), "fsdp corrupts quantised weights: use heal.strategy=ddp, got model"),
+        (("heal=distill", "model.quantise=int8"), "fsdp corrupts quantised weights: use heal.strategy=ddp, got model"),
         (("heal=lora", "heal.optimiser=paged_adamw_8bit"), "heal.strategy=fsdp needs heal.optimiser=adamw, got paged"),
-        (("heal=lora", "replace=shared"), "shares out plain layers; take replace=none, got replace=shared"),
+        (("heal=lora", "replace=shared"), "shards plain layers: it needs replace=none, got replace=shared"),
         (("heal=loraprune",), "heal.strategy must be one of ddp, got 'fsdp'"),
     ],
 )
@@ -218,10 +218,10 @@ def test_layers_that_train_the_same_weights_are_refused():
     layers = decoder_layers.layer_list(pico("llama", layers=3))
     fsdp.check_shardable(layers)
     layers[2].mlp = layers[0].mlp
-    with pytest.raises(ValueError, match="layer 2 trains weights of another layer too; take ddp"):
+    with pytest.raises(ValueError, match=r"layer 2 shares trained weights with another layer; use heal.strategy=ddp"):
         fsdp.check_shardable(layers)
     layers[1].mlp.bfloat16()
-    with pytest.raises(ValueError, match="layer 1 trains bfloat16 and float32 weights; take ddp"):
+    with pytest.raises(ValueError, match=r"layer 1 trains bfloat16 and float32 weights; use heal.strategy=ddp"):
         fsdp.check_shardable(layers)
 
 

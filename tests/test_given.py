@@ -73,7 +73,7 @@ def test_mistakes_by_hand_are_found_in_the_config(words: tuple[str, ...], says: 
 
 
 def test_a_layer_beyond_the_model(home: Path) -> None:
-    with pytest.raises(UserError, match=r"^prune\.drop: span 6-8 leaves the model, which has layers 0-7$"):
+    with pytest.raises(UserError, match=r"^prune\.drop: span 6-8 is out of range: the model has layers 0-7$"):
         entered(home, "prune.drop=[6-8]")
 
 

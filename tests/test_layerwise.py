@@ -112,5 +112,5 @@ def test_the_model_is_left_as_it_was_even_after_an_error():
 
 
 def test_what_is_no_model_is_called_so():
-    with pytest.raises(UserError, match="Linear is no model of transformers"):
+    with pytest.raises(UserError, match="Linear is not a transformers model"):
         layerwise.start_forward(nn.Linear(2, 2), {})

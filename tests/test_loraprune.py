@@ -219,13 +219,17 @@ def test_gradients_that_are_no_numbers_are_told(folder, caplog):
 
 def test_nothing_to_narrow_and_nothing_plain_are_refused(folder):
     here = narrowing_run(folder, "heal.keep_last=6")
-    with pytest.raises(ValueError, match=r"of 6 layers none is left to narrow; lower heal.keep_first"):
+    with pytest.raises(ValueError, match=r"none of 6 layers may be narrowed; lower heal.keep_first"):
         preflight.prepare_run(here)
     narrow = narrowing_run(folder, "heal.frac=0.9")
-    with pytest.raises(ValueError, match=r"heal.frac=0.9: 5 of 6 layers less are \d+ parameters, and \d+ are left"):
+    with pytest.raises(
+        ValueError, match=r"heal.frac=0.9: without 5 of 6 layers \d+ parameters remain, but at least \d+ remain"
+    ):
         preflight.prepare_run(narrow)
     filled = ("replace=mean", "prune.frac=0.34", "data.calibration.sequences=8")
-    with pytest.raises(ValueError, match="heal=loraprune narrows plain layers; take replace=none, got replace=mean"):
+    with pytest.raises(
+        ValueError, match="heal=loraprune narrows plain layers: it needs replace=none, got replace=mean"
+    ):
         _ = opened(folder, model_of("llama"), *KNOBS, *filled).digest
     only = narrowing_run(folder, "heal.modules=ffn")
     recipe: Any = only.experiment.heal
@@ -267,7 +271,9 @@ def test_width_by_the_share_of_the_layers_leaves_as_many_parameters(folder, fami
 
 def test_more_than_the_width_holds_is_refused_and_the_share_names_the_point(folder):
     here = narrowing_run(folder, "heal.frac=0.9")
-    with pytest.raises(ValueError, match=r"^heal.frac=0.9: 5 of 6 layers less are \d+ parameters, and \d+ are left at"):
+    with pytest.raises(
+        ValueError, match=r"^heal.frac=0.9: without 5 of 6 layers \d+ parameters remain, but at least \d+ remain at"
+    ):
         here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
     digests = [
         narrowing_run(folder, *knobs).digest

@@ -23,7 +23,7 @@ def test_a_smaller_sample_stands_beside_a_larger_one_whichever_comes_first():
         assert (numbers["capitals[limit=20]/acc"], numbers["capitals[limit=20]/items"]) == (0.4, 20)
     assert measured.named_numbers({"a": large, "b": capitals(None, 0.6)})["capitals/acc"] == 0.6
     assert measured.describe_kept({"a": large, "b": small}, ["b"]) == [
-        "capitals was measured on 100 items before; kept. capitals[limit=20], on 20 items, stands beside it"
+        "capitals keeps its value on 100 items. capitals[limit=20], on 20 items, is shown too"
     ]
     assert measured.describe_kept({"a": large, "b": small}, ["a"]) == []
 
@@ -118,7 +118,7 @@ def test_a_quick_look_changes_no_number_of_a_finished_point(tmp_path):
     assert record["pruned/capitals[limit=4]/items"] == 4
     card = (whole["folder"] / "model/README.md").read_text()
     assert "capitals/acc (8 items)" in card and "topics/acc (8 items)" in card
-    assert "done already" in run(*base, "eval.tasks=[capitals,topics]", "eval.limit=8").stderr
+    assert "already done" in run(*base, "eval.tasks=[capitals,topics]", "eval.limit=8").stderr
     assert labels.samples(record) == {"harness.limit": "8"}
     rows = tidy.tidy_table([record])
     assert set(rows.loc[rows["name"] == "topics/acc", "items"]) == {8}
@@ -136,7 +136,7 @@ def test_a_study_over_an_option_of_an_evaluation_ends_with_all_numbers(tmp_path)
     )
     done = run(*study)
     assert done.returncode == 0, done.stderr
-    assert "4 of 4 points are done" in done.stderr + done.stdout
+    assert "4 of 4 points done" in done.stderr + done.stdout
     (path,) = Path(tmp_path).glob("outputs/main/*/record.json")
     record = json.loads(path.read_text())
     losses = {name for name in record if name.startswith("pruned/") and name.endswith("/loss")}
@@ -147,7 +147,7 @@ def test_a_study_over_an_option_of_an_evaluation_ends_with_all_numbers(tmp_path)
     assert record["config"]["eval"]["perplexity"]["bos"] == "first"  # the plain names are those of the config
     assert record["config"]["data"]["validation"]["length"] == 64
     again = run(*study)
-    assert again.returncode == 0 and "4 of 4 points are done already" in again.stderr, again.stderr
+    assert again.returncode == 0 and "4 of 4 points already done" in again.stderr, again.stderr
     assert json.loads(path.read_text()) == record
 
 

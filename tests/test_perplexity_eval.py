@@ -127,7 +127,7 @@ def test_fewer_windows_are_the_first_and_read_no_more_text_than_it_takes(file: P
 
 def test_a_text_that_gives_fewer_windows_says_so(file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = evaluation(file, windows=1000).windowed("a", bare(tmp_path))
-    assert f"a: the text gives {len(found)} windows, 1000 were asked for" in caplog.text
+    assert f"a: the text has only {len(found)} windows, 1000 were requested" in caplog.text
 
 
 def test_a_tokenizer_without_a_bos_has_none_before_the_first_window(file: Path, tmp_path: Path) -> None:
@@ -213,12 +213,15 @@ def test_more_text_than_can_be_tokenised_as_one_is_refused(
 
 
 WRONG = {
-    "no text": ({}, r"eval\.perplexity\.texts names no text; give one"),
-    "no source": ({"a": {}}, r"texts\.a: name its paths, its dataset, or a span of the demo corpus"),
+    "no text": ({}, r"eval\.perplexity\.texts is empty; add a text"),
+    "no source": ({"a": {}}, r"texts\.a: set its paths, its dataset, or a span of the demo corpus"),
     "unknown key": ({"a": {"path": ["x"]}}, r"eval\.perplexity\.texts\.a\.path: no such key\. Did you mean paths"),
     "wrong kind": ({"a": {"paths": "x"}}, r"eval\.perplexity\.texts\.a\.paths must be a list, got 'x'"),
     "wrong span": ({"a": {"paths": ["x"], "span": [1, 0]}}, r"texts\.a\.span must be two numbers with 0 <= start"),
-    "a name that is taken": ({"validation": {"paths": ["x"]}}, r"texts\.validation: other numbers are called so"),
+    "a name that is taken": (
+        {"validation": {"paths": ["x"]}},
+        r"texts\.validation: this name is used for other numbers",
+    ),
 }
 
 
@@ -234,9 +237,11 @@ def test_what_cannot_be_read_names_its_text(file: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^eval\.perplexity\.texts\.a: no file at no/such\.txt"):
         evaluation(Path("no/such.txt")).reads(bare(tmp_path))
     hub = Perplexity(texts={"a": {"dataset": str(tmp_path / "none"), "revision": "0" * 40}}, **KNOBS)
-    with pytest.raises(ValueError, match=r"texts\.a: could not read .*; connect, or give its files: eval\.perplexity"):
+    with pytest.raises(ValueError, match=r"texts\.a: could not read .*; connect, or set its files: eval\.perplexity"):
         hub.prepare(bare(tmp_path))
-    with pytest.raises(ValueError, match=r"^eval\.perplexity\.texts\.a: the text gives \d+ tokens; a window has 9999"):
+    with pytest.raises(
+        ValueError, match=r"^eval\.perplexity\.texts\.a: the text has \d+ tokens, fewer than one window of 9999"
+    ):
         evaluation(file, window=9999).prepare(bare(tmp_path))
 
 

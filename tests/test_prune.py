@@ -217,9 +217,9 @@ def test_a_budget_that_is_met_already_drops_nothing():
 def test_a_budget_that_cannot_be_met_says_what_can_be():
     shape = weighing(10, 20, 10, 30, outside=5)
     says = (
-        r"^prune.parameters=12 cannot be met: 75 in all, and 45 still without 2 of 4 layers; "
+        r"^prune.parameters=12 cannot be met: 75 in total, 45 without 2 of 4 layers; "
         r"the first and the last layer must stay. "
-        r"Set at least 45, or let more layers go \(prune.keep_first, prune.keep_last\)$"
+        r"Set at least 45, or lower prune.keep_first or prune.keep_last$"
     )
     with pytest.raises(ValueError, match=says):
         sized(Lowest, parameters=12.0, keep_first=1).count(shape)
@@ -228,7 +228,7 @@ def test_a_budget_that_cannot_be_met_says_what_can_be():
     ):
         sized(Lowest, parameters=12.0, keep_last=0).count(shape)
     assert sized(Lowest, parameters=45.0, keep_first=1).count(shape) == 2
-    with pytest.raises(ValueError, match="8 in all, and 8 still without 3 of 4 MLPs"):
+    with pytest.raises(ValueError, match="8 in total, 8 without 3 of 4 MLPs"):
         mlps = ModelSize(4, cache_bytes=(0, 0, 0, 0), total={"cache_bytes": 8})
         sized(Lowest, cache_bytes=7.0, unit="mlp").count(mlps)
 
@@ -251,7 +251,7 @@ def test_weights_are_needed_for_a_budget_only(tmp_path):
 @pytest.mark.parametrize(
     ("knobs", "says"),
     [
-        ({"layers": 3, "parameters": 1e9}, "prune.layers and prune.parameters are both set; give one size of the cut"),
+        ({"layers": 3, "parameters": 1e9}, "prune.layers and prune.parameters are both set; set only one"),
         ({"cache_bytes": 9, "weight_bytes": 1e9}, "prune.weight_bytes and prune.cache_bytes are both set"),
         ({"layers": -1}, "prune.layers must be at least 0, got -1"),
         ({"layers": 2.5}, "prune.layers must be a whole number at least 0, got 2.5"),

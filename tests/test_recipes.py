@@ -220,7 +220,7 @@ def test_full_heals_and_exports_what_it_keeps(full):
 
 
 def test_done_again_nothing_is_loaded(full, corpus):
-    assert "done already" in light(f"outputs={full['folder'].parents[1]}", *PICO, *corpus, "heal=full", *SOON).stderr
+    assert "already done" in light(f"outputs={full['folder'].parents[1]}", *PICO, *corpus, "heal=full", *SOON).stderr
 
 
 @pytest.mark.slow
@@ -273,7 +273,7 @@ def test_two_processes_heal_the_weights_as_one_does(tmp_path, corpus):
 @pytest.mark.parametrize("heal", WAY)
 def test_there_is_no_adapter_to_export_and_no_quantised_base(heal):
     with pytest.raises(
-        ValueError, match=f"^export=adapter needs a heal that trains adapters; heal={heal} leaves none$"
+        ValueError, match=f"^export=adapter needs a recipe that trains adapters; heal={heal} trains none$"
     ):
         experiment.build_experiment(composed("model=pico", f"heal={heal}", "export=adapter"))
     with pytest.raises(ValueError, match=f"^heal={heal} needs model.quantise=none, got nf4$"):
@@ -436,20 +436,20 @@ def test_what_it_starts_from_is_in_the_points_name_by_content(smaller, corpus, t
     store.write_manifest(other / "adapter", folder.name)
     assert entered(*chained(smaller, corpus, f"heal.init_from={other}")).digest not in (by_digest, fresh)
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(ValueError, match=f"^heal.init_from={other}: there are no whole adapters in {other}/adapter"):
+    with pytest.raises(ValueError, match=f"^heal.init_from={other}: no complete adapters in {other}/adapter"):
         assert entered(*chained(smaller, corpus, f"heal.init_from={other}")).digest
 
 
 MISTAKES = [
     (
         ("heal.init_from=nowhere",),
-        r"no such point; give the folder of one, or at least 4 digits of the digest of one in ",
+        r"no such point; give a point's folder, or at least 4 digits of its digest in ",
     ),
-    (("model.heal.rank=8",), r"its adapters have heal.rank=4, these heal.rank=8; they must agree$"),
-    (("heal.alpha=8",), r"its adapters have heal.alpha=4, these heal.alpha=8; they must agree$"),
-    (("heal.modules=ffn",), r"its adapters have heal.modules=all, these heal.modules=ffn; they must agree$"),
+    (("model.heal.rank=8",), r"its adapters have heal.rank=4, this point has heal.rank=8; they must agree$"),
+    (("heal.alpha=8",), r"its adapters have heal.alpha=4, this point has heal.alpha=8; they must agree$"),
+    (("heal.modules=ffn",), r"its adapters have heal.modules=all, this point has heal.modules=ffn; they must agree$"),
     (("model.seed=1",), r"its adapters are for model [0-9a-f]{8}, this is [0-9a-f]{8}$"),
-    (("replace=mean",), r"that goes with replace=none in both points, got replace=mean$"),
+    (("replace=mean",), r"both points must have replace=none, got replace=mean$"),
 ]
 
 
@@ -463,5 +463,5 @@ def test_a_point_that_does_not_fit_is_told_in_a_line(smaller, corpus, words, say
 def test_it_is_told_before_anything_heavy_is_loaded(smaller, corpus, full):
     done = light(*chained(smaller, corpus, "heal.init_from=nowhere"))
     assert done.returncode and done.stderr.strip().splitlines()[-1].startswith("error: heal.init_from=nowhere: no such")
-    with pytest.raises(ValueError, match=r"there are no whole adapters in .*/adapter; heal that point with adapters"):
+    with pytest.raises(ValueError, match=r"no complete adapters in .*/adapter; first heal that point with adapters"):
         assert entered(*chained(smaller, corpus, f"heal.init_from={full['folder']}")).digest

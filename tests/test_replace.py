@@ -267,7 +267,7 @@ def test_training_lowers_the_error(llama, caplog):
 
 def test_a_training_that_comes_to_no_numbers_leaves_none(llama):
     words = "layer replace.steps=20 replace.batch=2 replace.lr=1e15 replace.save_every=1"
-    with pytest.raises(ValueError, match=r"^diverged: replace=layer is no number at step \d+; take a lower"):
+    with pytest.raises(ValueError, match=r"^diverged: replace=layer has a non-finite loss at step \d+; use a lower"):
         replaced(*llama, words)
     here = opened(*llama, *f"replace={words}".split())
     assert not (here.cache / "replacements" / digests.pruned_digest(here, PLAN)).exists()
@@ -293,7 +293,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path, caplog):
         here = open_run(experiment.build_experiment(composed(f"outputs={tmp_path}/{name}", *words)))
         algorithm.run_experiment(here.experiment, here)
         made.append((here.cache / "replacements" / found[0].stem / "replacement.safetensors").read_bytes())
-    (line,) = [line for line in caplog.messages if "goes on from step" in line]
+    (line,) = [line for line in caplog.messages if "resumes at step" in line]
     assert 0 < int(line.partition("step ")[2].partition(":")[0]) < 60
     assert made[0] == made[1] and not found[0].exists()
     known = [line for line in caplog.messages if line.startswith("the layers in the gaps")]
@@ -399,10 +399,10 @@ def test_on_a_four_bit_base(words, llama):
 
 def test_cuts_with_no_place_for_it_are_refused_before_anything_is_loaded(llama):
     for words, knobs, message in (
-        ("linear", ["prune.unit=attention"], r"replace=linear stands in for whole layers, got prune.unit=attention"),
+        ("linear", ["prune.unit=attention"], r"replace=linear replaces whole layers, got prune.unit=attention"),
         ("merge", ["prune.frac=0"], r"replace=merge has no gap to fill: nothing is cut"),
-        ("layer", ["prune.layers=1"], r"replace=layer puts one layer in place of several, and one is cut"),
-        ("linear", ["replace.rank=3"], r"replace.map=full has no rank: take replace.rank=null"),
+        ("layer", ["prune.layers=1"], r"replace=layer replaces several layers by one, but one is cut"),
+        ("linear", ["replace.rank=3"], r"replace.map=full has no rank: use replace.rank=null"),
         ("linear", ["replace.map=low_rank"], r"replace.map=low_rank needs replace.rank"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -412,8 +412,8 @@ def test_cuts_with_no_place_for_it_are_refused_before_anything_is_loaded(llama):
 @pytest.mark.parametrize(
     ("words", "drop", "message"),
     [
-        ("merge", (0, 1), "none before layer 0: take prune.keep_first=1"),
-        ("linear replace.fuse=true", (0,), "none before layer 0: take prune.keep_first=1 or replace.fuse=false"),
+        ("merge", (0, 1), "layer 0 has none: use prune.keep_first=1"),
+        ("linear replace.fuse=true", (0,), "layer 0 has none: use prune.keep_first=1 or replace.fuse=false"),
         ("layer", (1, 3, 4), "layer 1 is cut alone"),
         ("linear replace.map=low_rank replace.rank=65", (1,), "replace.rank must be at most 64"),
         ("linear data.calibration.sequences=1", (1,), "needs 64 tokens or more"),
@@ -428,13 +428,13 @@ def test_gaps_that_cannot_be_filled_are_refused(words, drop, message, llama):
 def test_states_that_are_not_finite_give_no_map(words, tmp_path):
     model = model_of("llama")
     layers.layer_list(model)[2].mlp.down_proj.weight.data.fill_(float("inf"))
-    with pytest.raises(ValueError, match="none of the calibration tokens gave finite hidden states"):
+    with pytest.raises(ValueError, match="none of the calibration tokens produced finite hidden states"):
         replaced(tmp_path, model, words)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 def test_no_map_goes_into_weights_whose_output_is_normed(family, tmp_path):
-    with pytest.raises(ValueError, match=r"norms what its MLP gives before it adds it; take fuse=false"):
+    with pytest.raises(ValueError, match=r"normalises its MLP's output before adding it; use replace.fuse=false"):
         replaced(tmp_path, model_of(family), "linear replace.fuse=true")
 
 

@@ -267,12 +267,14 @@ def test_on_a_four_bit_base_the_base_is_the_quantised_one(llama):
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 def test_a_gain_that_the_models_own_norms_undo_is_refused(family, tmp_path):
     model = model_of(family)
-    with pytest.raises(ValueError, match=r"norms what its halves give before it adds it; take replace.gain=null"):
+    with pytest.raises(
+        ValueError, match=r"normalises its sublayers' outputs before adding them; use replace.gain=null"
+    ):
         filled(tmp_path, model)
     _, whole = filled(tmp_path, model, "replace.gain=null", "replace.rank=128")
     close(logits(whole), logits(model))
 
 
 def test_layers_that_hold_more_than_linear_ones_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"GPT2Block has attn.c_attn.weight; take another replace"):
+    with pytest.raises(ValueError, match=r"GPT2Block has attn.c_attn.weight; use another replacement"):
         filled(tmp_path, model_of("gpt2"), "replace.gain=null")

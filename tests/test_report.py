@@ -233,7 +233,7 @@ def test_a_missing_or_empty_study_is_told_in_one_line(tmp_path):
     missing = report(tmp_path / "none")
     assert missing.returncode == 2 and missing.stderr.startswith("error: no study at ")
     empty = report(tmp_path)
-    assert empty.returncode == 2 and "no points in there" in empty.stderr and empty.stderr.count("\n") == 1
+    assert empty.returncode == 2 and "no points found" in empty.stderr and empty.stderr.count("\n") == 1
 
 
 def test_the_table_as_csv_holds_all_numbers_and_no_formula(made):

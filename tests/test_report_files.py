@@ -158,7 +158,7 @@ def test_files_go_into_the_study_unless_a_name_says_otherwise(outputs, tmp_path)
         (("-o", "x.xlsx"), "-o x.xlsx: the name must end in .html, .csv or .md"),
         (("-o", "figs"), "-o figs: the name must end in .html, .csv or .md"),
         (("-o", "x.png"), "-o x.png: the name must end in .html, .csv or .md; for figures: --format png -o FOLDER"),
-        (("-o", "x.md", "--format", "csv"), "-o x.md --format csv: the name says another format"),
+        (("-o", "x.md", "--format", "csv"), "-o x.md --format csv: the extension and --format differ"),
     ],
 )
 def test_a_name_that_is_no_format_is_refused(words, says):
@@ -203,7 +203,7 @@ def test_a_forest_marks_no_curve_without_a_transition(points):
     both, only = forest.forest_figure([one, none]), forest.forest_figure([one])
     assert both is not None and only is not None
     assert len(both.axes[0].lines) == len(only.axes[0].lines)
-    assert [text.get_text() for text in both.axes[0].texts] == ["no transition seen: no fall beyond what noise makes"]
+    assert [text.get_text() for text in both.axes[0].texts] == ["no transition seen: no fall beyond noise"]
     assert forest.forest_figure([none]) is None
 
 

@@ -360,7 +360,7 @@ def test_the_config_that_a_page_gives_is_the_run(opened, outputs, tmp_path):
         opened.click("#config")
     download.value.save_as(tmp_path / "config.yaml")
     again = run("--config", str(tmp_path / "config.yaml"))
-    assert again.returncode == 0 and "done already" in again.stderr, again.stderr
+    assert again.returncode == 0 and "already done" in again.stderr, again.stderr
 
 
 def test_a_link_to_a_run_that_is_not_there_says_so(watched, report):

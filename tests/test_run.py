@@ -68,7 +68,7 @@ def test_the_curve_has_one_row_a_step(finished):
 def test_a_second_run_says_that_it_is_done(finished, corpus):
     outputs = finished["folder"].parents[1]
     again = light(f"outputs={outputs}", *PICO, *corpus)
-    assert again.returncode == 0 and "done already" in again.stderr
+    assert again.returncode == 0 and "already done" in again.stderr
     assert "validation/loss" in again.stdout
 
 
@@ -276,7 +276,7 @@ def test_stopped_by_hand_it_keeps_its_checkpoint_and_takes_nothing_for_finished(
     if signalled == signal.SIGINT:
         assert process.returncode == 130 and "Traceback" not in err, err
     if signalled == signal.SIGINT and times == 1:
-        assert err.splitlines()[-1] == "stopped: give the same command again to resume"
+        assert err.splitlines()[-1] == "stopped: run the same command again to resume"
     assert list(tmp_path.glob("main/*/heal/last.ckpt"))
     assert not list(tmp_path.glob("main/*/adapter")) and not list(tmp_path.glob("main/*/record.json"))
 
@@ -322,6 +322,6 @@ def test_of_sixteen_processes_on_one_point_one_computes(tmp_path):
     for process in processes:
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
-        said.append("done already" in err)
+        said.append("already done" in err)
     assert sorted(said) == [False] + [True] * 15
     assert len(list(tmp_path.glob("outputs/main/*/record.json"))) == 1

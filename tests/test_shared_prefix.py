@@ -240,9 +240,9 @@ def test_a_point_that_cannot_be_healed_fails_once_and_the_others_go_on(tmp_path)
     sweep = ("-m", f"outputs={tmp_path}/outputs", *sweep, "prune.layers=2,4", "heal.modules=attention,ffn")
     done = run(*sweep, "hydra/launcher=curve")
     assert done.returncode == 1
-    assert "2 of 4 points are done, 2 failed, 0 are left" in done.stderr.splitlines()[-1], done.stderr
+    assert "2 of 4 points done, 2 failed, 0 remaining" in done.stderr.splitlines()[-1], done.stderr
     logs = [path.read_text() for path in tmp_path.glob("outputs/main/*/run.log")]
-    assert sorted(text.count("stopped here") for text in logs) == [0, 0, 1, 1]
+    assert sorted(text.count("stopped by an error") for text in logs) == [0, 0, 1, 1]
     assert len(records(tmp_path / "outputs")) == 2
 
 

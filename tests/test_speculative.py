@@ -115,7 +115,7 @@ def test_quantised_weights_are_shared_as_they_are(quantise, tmp_path):
 
 
 def test_a_model_without_shared_layers_has_none():
-    with pytest.raises(ValueError, match="no layer of this model is shared"):
+    with pytest.raises(ValueError, match="this model has no shared layers"):
         depthcut.draft(model_of("llama"))
 
 
@@ -214,13 +214,15 @@ def test_a_healed_model_is_measured_as_it_is_exported_and_left_as_it_was(tmp_pat
 @pytest.mark.parametrize("replace", ["none", "mean"])
 def test_a_model_that_will_have_no_shared_layers_is_refused_before_it_is_read(replace, tmp_path):
     words = ("model=pico", "eval=[speculative]", f"replace={replace}", *text_files(tmp_path))
-    said = f"eval=speculative drafts with .*: take replace=shared or replace=extend, got replace={replace}"
+    said = f"eval=speculative drafts with .*: it needs replace=shared or replace=extend, got replace={replace}"
     with pytest.raises(UserError, match=said):
         experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", "data=files", *words))
 
 
 def test_too_little_text_is_told(llama):
-    with pytest.raises(ValueError, match=r"continues 2 prompts of 4000 tokens; data.validation gives 0. Ask for fewer"):
+    with pytest.raises(
+        ValueError, match=r"needs 2 prompts of 4000 tokens; data.validation has 0. Lower eval.speculative.prompts"
+    ):
         Speculative(**KNOBS | {"length": 4000}).prepare(llama[0])
 
 

@@ -129,7 +129,7 @@ def test_what_does_not_fit_has_no_key_and_is_said(caplog: pytest.LogCaptureFixtu
     shapes = seen(model)
     (got,) = speed(batches=[10**10, 1], prefill_batch=None)(model, bare())
     assert set(got) == {f"speed/{name}@1{end}" for name in ("latency_s", "throughput") for end in ("", "_stderr")}
-    assert "speed of writing at batch 10000000000: it does not fit in memory, and is not measured" in caplog.text
+    assert "speed of generation at batch 10000000000: not measured, because it does not fit in memory" in caplog.text
     assert {shape[0] for shape in shapes} == {1}
 
 
@@ -156,7 +156,7 @@ def test_each_size_is_a_part_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        ({"batches": [1, 0]}, r"eval\.speed\.batches must be numbers of sequences from 1, each once, got \[1, 0\]"),
+        ({"batches": [1, 0]}, r"eval\.speed\.batches must be distinct batch sizes of at least 1, got \[1, 0\]"),
         ({"batches": [2, 2]}, "each once"),
         ({"batches": [], "prefill_batch": None}, "measures nothing"),
         ({"runs": 1}, "greater than 1"),

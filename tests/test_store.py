@@ -110,7 +110,7 @@ def test_an_entry_says_whose_it_is(tmp_path, caplog):
     other.rename(tmp_path / "one")
     assert store.entry_fault(tmp_path / "one") == store.size_fault(tmp_path / "one") == "belongs to other"
     assert (entry(tmp_path / "one", "1") / "x").read_text() == "1"
-    assert f"{tmp_path / 'one'} belongs to other: it is made again" in caplog.messages
+    assert f"{tmp_path / 'one'} belongs to other: rebuilding it" in caplog.messages
     assert store.is_verified(tmp_path / "aside", "one") and not store.is_verified(tmp_path / "aside", "two")
 
 
@@ -161,5 +161,5 @@ def test_what_stands_in_the_place_of_an_entry_gives_way(tmp_path):
         assert (entry(tmp_path / name) / "x").read_text() == "whole"
     assert store.is_verified(there) and not (tmp_path / "link").is_symlink()
     (tmp_path / ".locked.lock").mkdir()
-    with pytest.raises(UserError, match=r"locked.lock must be a lock file, and is a folder: delete it"):
+    with pytest.raises(UserError, match=r"locked.lock must be a lock file, but it is a folder: delete it"):
         entry(tmp_path / "locked")

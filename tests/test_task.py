@@ -103,7 +103,7 @@ def test_no_question_both_chooses_and_measures(here):
 
 
 def test_bad_questions(here):
-    with pytest.raises(ValueError, match=r"metric\.tasks: no local set 'mmlu'; there are: capitals, topics"):
+    with pytest.raises(ValueError, match=r"metric\.tasks: no local set 'mmlu'; available: capitals, topics"):
         Task(tasks=["mmlu"], items=4, by="accuracy", batch=5)
     with pytest.raises(ValueError, match=r"metric\.items: wanted 999 of capitals, which has 197"):
         Task(tasks=["capitals"], items=999, by="accuracy", batch=5).prepare(here, "layer")

@@ -133,18 +133,18 @@ def test_how_many(tmp_path, tokenizer, caplog):
         short = text_tokens.tokenize_source(
             files([path], sequences=10**6), tokenizer, None, tmp_path, part="validation"
         )
-    assert caplog.messages == [f"data.validation: the text gives {len(whole)} sequences, 1000000 were asked for"]
+    assert caplog.messages == [f"data.validation: the text has only {len(whole)} sequences, 1000000 were requested"]
     assert short.ids.tolist() == whole.ids.tolist()
     assert len(text_tokens.tokenize_source(files([path], sequences=9), tokenizer, None, tmp_path, sequences=4)) == 4
     assert len(text_tokens.tokenize_source(files([path], sequences=4), tokenizer, None, tmp_path, sequences=9)) == 4
-    with pytest.raises(ValueError, match=r"data\.calibration\.sequences: a number is needed here"):
+    with pytest.raises(ValueError, match=r"data\.calibration\.sequences must be a number here"):
         text_tokens.tokenize_source(files([path]), tokenizer, None, tmp_path, part="calibration")
 
 
 def test_too_little_text_is_one_line(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "a.jsonl", ["Very short."])
     with pytest.raises(
-        ValueError, match=r"^data\.calibration: text too short: .* gives \d+ tokens, at least 512 are needed$"
+        ValueError, match=r"^data\.calibration: text too short: .* has \d+ tokens, at least 512 are needed$"
     ):
         text_tokens.tokenize_source(files([path], length=512), tokenizer, None, tmp_path, 1, part="calibration")
     assert [entry.name for entry in (tmp_path / "tokens").iterdir() if not entry.name.startswith(".")] == []
@@ -156,7 +156,7 @@ def test_documents_of_one_token_have_no_loss(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "a.jsonl", ["a", "b"])
     plain = tokenizer.__class__(tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>")
     plain.backend_tokenizer.post_processor = None
-    with pytest.raises(UserError, match=r"^data\.validation: no document has two tokens, of which a loss"):
+    with pytest.raises(UserError, match=r"^data\.validation: every document has fewer than two tokens"):
         text_tokens.tokenize_source(files([path], pack=False), plain, None, tmp_path, 2, part="validation")
 
 
@@ -174,7 +174,7 @@ def test_a_fault_of_the_tokenizer_is_no_mistake_of_the_user(tmp_path, tokenizer,
 
 
 def test_separator_must_be_a_token(tmp_path, tokenizer):
-    with pytest.raises(ValueError, match=r"model\.separator: '<eot>' is no token of this tokenizer"):
+    with pytest.raises(ValueError, match=r"model\.separator: '<eot>' is not a token of this tokenizer"):
         text_tokens.tokenize_source(files(["x.txt"]), tokenizer, "<eot>", tmp_path, 1)
 
 
@@ -219,9 +219,7 @@ class Rewritten(Files):
 def test_a_text_that_changes_while_it_is_read_is_an_error_that_names_it(tmp_path, tokenizer):
     knobs = {"span": [0.0, 1.0], "sequences": None, "length": 16, "pack": True, "field": "text", "divider": None}
     source = Rewritten(paths=[str(write_jsonl(tmp_path / "a.jsonl"))], **knobs)
-    with pytest.raises(
-        UserError, match=r"^data\.train: .*a\.jsonl changed during the run; give the same command again"
-    ):
+    with pytest.raises(UserError, match=r"^data\.train: .*a\.jsonl changed during the run; run the same command again"):
         text_tokens.tokenize_source(source, tokenizer, None, tmp_path, 10**6, part="train")
     assert not [entry for entry in (tmp_path / "tokens").iterdir() if not entry.name.startswith(".")]
 

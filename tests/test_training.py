@@ -181,7 +181,7 @@ EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_head
 def test_weights_that_adapters_do_not_reach_are_reported_before_anything_is_loaded(caplog):
     mixture = workspace(pico("mixtral", layers=2, **EXPERTS).config)
     adapters.check_adapters(mixture, RECIPE)
-    expected = "heal.modules=all: adapters reach 11% of the layers' weights; none sit on mlp.experts.gate_up_proj, "
+    expected = "heal.modules=all: adapters cover 11% of the layers' weights; not covered: mlp.experts.gate_up_proj, "
     assert [record.getMessage() for record in caplog.records] == [expected + "mlp.experts.down_proj"]
     caplog.clear()
     adapters.check_adapters(mixture, dataclasses.replace(RECIPE, modules="attention"))
@@ -193,8 +193,8 @@ def test_weights_that_adapters_do_not_reach_are_reported_before_anything_is_load
 @pytest.mark.parametrize(
     ("family", "changes", "said"),
     [
-        ("mixtral", {"modules": "ffn"}, "heal.modules=ffn: no such linear layer in this model; there are: self_attn"),
-        ("mamba", {}, "heal.modules=all does not go with this model .*out_proj.*; take other heal.modules, heal=par"),
+        ("mixtral", {"modules": "ffn"}, "heal.modules=ffn: no such linear layer in this model; available: self_attn"),
+        ("mamba", {}, "heal.modules=all does not work with this model .*out_proj.*; use other heal.modules, heal=par"),
         ("llama", {"rank": 65}, "heal.rank must be at most 64, the width of the layers it adapts, got 65"),
     ],
 )

@@ -135,7 +135,7 @@ def test_where_wandb_cannot_be_had_the_point_goes_on_offline(name, key, status, 
     server.status = 200
     assert done.returncode == 0, done.stderr
     (said,) = (line for line in done.stderr.splitlines() if line.startswith("W&B: "))
-    assert said.endswith(f"this run stays offline, wandb sync {point.folder}/wandb sends it")
+    assert said.endswith(f"this run stays offline, upload it with wandb sync {point.folder}/wandb")
     assert name not in server.runs
     tool(server.url, point.home, "sync", f"{point.folder}/wandb")
     assert server.runs[name].summary["healed/validation/loss"] == point.record["healed/validation/loss"]
@@ -176,7 +176,7 @@ def test_figures_that_cannot_be_drawn_stop_no_finished_point(point, server):
     environment = drawn("bare", point, server.url, MPLBACKEND="none of any")
     _, err = begun(point.folder, "0.25", *point.command, **environment).communicate("end\n", timeout=60)
     (said,) = (line for line in err.splitlines() if line.startswith("W&B: "))
-    assert said.startswith("W&B: the report's figures are not sent: ") and "none of any" in said
+    assert said.startswith("W&B: the report's figures were not uploaded: ") and "none of any" in said
     assert server.runs["bare"].exit_code == 0 and pictures(server.runs["bare"]) == {}
     assert server.runs["bare"].summary["healed/validation/loss"] == point.record["healed/validation/loss"]
 

@@ -51,17 +51,17 @@ def line_of(done) -> str:
 
 
 CONFIG = [
-    ("model=lama2_7b", "model=lama2_7b: no such model. Did you mean llama2_7b? There are: gemma3_270m, "),
-    ("metric=angle", "metric=angle: no such metric. Did you mean angular? There are: angular"),
-    ("eval=[loss,los]", "eval=los: no such eval. Did you mean loss? There are: documentation, harness, loss"),
+    ("model=lama2_7b", "model=lama2_7b: no such model. Did you mean llama2_7b? Available: gemma3_270m, "),
+    ("metric=angle", "metric=angle: no such metric. Did you mean angular? Available: angular"),
+    ("eval=[loss,los]", "eval=los: no such eval. Did you mean loss? Available: documentation, harness, loss"),
     (
         "prune.fraq=0.3",
-        "prune.fraq: no such key. Did you mean frac? There are: "
+        "prune.fraq: no such key. Did you mean frac? Available: "
         "cache_bytes, frac, keep_first, keep_last, layers, parameters, unit, weight_bytes",
     ),
     (
         "+prune.extra=1",
-        "prune.extra: no such key. There are: "
+        "prune.extra: no such key. Available: "
         "cache_bytes, frac, keep_first, keep_last, layers, parameters, unit, weight_bytes",
     ),
     ("prune.frac=1.5", "prune.frac must be in [0, 1), got 1.5"),
@@ -73,7 +73,7 @@ CONFIG = [
     ("prune.frac=[1", "prune.frac=[1: no viable alternative"),
     ("seed=-1", "seed must be at least 0, got -1"),
     ("name=../../etc", "name must be letters, digits, '.', '_' and '-', at most 80, got '../../etc'"),
-    ("name=cache", "name must not be cache: OUTPUTS/cache holds what all studies share"),
+    ("name=cache", "name must not be cache: OUTPUTS/cache is the cache of all studies"),
     ("metric._target_=os.system", "metric._target_ must name a class of depthcut.metric, got 'os.system'"),
     ("heal=qlora", "heal=qlora needs model.quantise=nf4 or int8, got none"),
     ("prune.layers=2.5", "prune.layers must be a whole number at least 0, got 2.5"),
@@ -85,12 +85,12 @@ CONFIG = [
     ("heal.micro_batch=some", "heal.micro_batch must be a whole number or auto, got 'some'"),
     ("heal.recompute=-1", "heal.recompute must be at least 0 or auto, none or all, got -1"),
     ("heal.compile=later", "heal.compile must be true or false or auto, got 'later'"),
-    ("data=files", "data.calibration.paths must be given: data.calibration.paths=..."),
-    ("model=local", "model.path must be given: model.path=..."),
-    ("hydra/launcher=basic", "hydra/launcher=basic has an effect with -m only"),
+    ("data=files", "data.calibration.paths is required: data.calibration.paths=..."),
+    ("model=local", "model.path is required: model.path=..."),
+    ("hydra/launcher=basic", "hydra/launcher=basic only has an effect with -m"),
     ("data.validation.length=1", "data.validation.length must be in [2, 1048576], got 1"),
-    ("eval.tasks=[]", "eval.tasks names no task; name one, or leave harness out of eval"),
-    ("eval.tasks=[capitals@5]", "eval.tasks: capitals has no examples to show as shots; write capitals"),
+    ("eval.tasks=[]", "eval.tasks is empty; name a task, or remove harness from eval"),
+    ("eval.tasks=[capitals@5]", "eval.tasks: capitals has no examples for few-shot prompts; write capitals"),
 ]
 
 
@@ -122,9 +122,7 @@ def test_what_is_wanted_is_never_empty(override, says, tmp_path):
 @pytest.mark.parametrize("words", [("~eval.loss",), ("eval=[]",), ("stages=[]",), ("stages=[healed]",)])
 def test_a_run_that_would_leave_nothing(words, tmp_path):
     read = (f"outputs={tmp_path}", "model=pico", *words, "prune=deepest", "heal=none", "export=none")
-    with pytest.raises(
-        UserError, match=r"^nothing would be left of the run: set export, or have eval measure a stage$"
-    ):
+    with pytest.raises(UserError, match=r"^the run would produce no result: set export, or have eval measure a stage$"):
         experiment.build_experiment(main.compose_config(LOADER, read))
     for more in ("export=merged", "prune=block"):  # block: the scores are left
         experiment.build_experiment(main.compose_config(LOADER, [*read, more]))
@@ -133,7 +131,7 @@ def test_a_run_that_would_leave_nothing(words, tmp_path):
 @pytest.mark.parametrize("word", ["eval=[]", "stages=[]", "stages=[dense,pruned]"])
 def test_healing_of_which_nothing_would_be_left(word, tmp_path):
     with pytest.raises(
-        UserError, match=r"^nothing would be left of the healing: set export, or have eval measure stages="
+        UserError, match=r"^the healing would produce no result: set export, or have eval measure stages="
     ):
         experiment.build_experiment(
             main.compose_config(LOADER, [f"outputs={tmp_path}", "heal=lora", word, "export=none"])
@@ -153,33 +151,36 @@ def test_a_mistake_is_one_line_with_status_2_before_anything_heavy_is_loaded(wor
     [
         (
             ("metric=taylor", "model.quantise=nf4", "heal=none"),
-            "metric=taylor needs gradients, which model.quantise=nf4",
+            "metric=taylor needs model.quantise=none, got nf4",
         ),
-        (("metric=magnitude", "prune=greedy"), "prune=greedy scores again what is left, which metric=magnitude cannot"),
+        (
+            ("metric=magnitude", "prune=greedy"),
+            "prune=greedy rescores the remaining layers; metric=magnitude runs no model",
+        ),
         (("prune=plan", "prune.path=no/plan.json"), "no plan at no/plan.json"),
         (
             ("prune=evolution",),
-            "prune=evolution needs a metric that values any cut, such as kl; metric=angular",
+            "prune=evolution needs a metric that can score any cut, such as kl; metric=angular",
         ),
         (("heal=loraprune", "heal.frac=2"), "heal.frac must be in [0, 1), got 2"),
         (
             ("heal.steps=3", "heal.warmup=3"),
-            "heal.warmup must be below heal.steps (3), or a share of them such as 0.05, got 3",
+            "heal.warmup must be below heal.steps (3), or a fraction of them such as 0.05, got 3",
         ),
-        (("metric=linearity", "prune.unit=mlp"), "metric=linearity scores no prune.unit=mlp; it scores: layer"),
+        (("metric=linearity", "prune.unit=mlp"), "metric=linearity cannot score prune.unit=mlp; it can score: layer"),
         (("metric=taylor", "stream=always"), "stream=always: metric=taylor needs the whole model in memory"),
         (
             ("metric.until=0.9", "prune=lowest"),
-            "metric.until stops when one block is sure; that needs prune=block",
+            "metric.until stops once one block is certain: it needs prune=block",
         ),
-        (("prune.layers=2", "prune.parameters=1e6"), "prune.layers and prune.parameters are both set; give one size"),
+        (("prune.layers=2", "prune.parameters=1e6"), "prune.layers and prune.parameters are both set; set only one"),
         (
             ("prune.layers=8",),
             "plan keeps 0 of 8 layers; the last layer must stay. Lower prune.layers (now 8; at",
         ),
         (("prune.parameters=10",), "prune.parameters=10 cannot be met: "),
         (("prune.cache_bytes=1",), "prune.cache_bytes=1 cannot be met: "),
-        (("metric=task", "metric.tasks=[mmlu]"), "metric.tasks: no local set 'mmlu'; there are: capitals, topics"),
+        (("metric=task", "metric.tasks=[mmlu]"), "metric.tasks: no local set 'mmlu'; available: capitals, topics"),
     ],
 )
 def test_choices_that_do_not_go_together(overrides, says, tmp_path):
@@ -204,7 +205,7 @@ def test_spans_that_make_no_cut(drop, says, tmp_path):
 def test_a_current_folder_that_was_deleted():
     script = f'cd "$(mktemp -d)" && rmdir "$PWD" && exec {sys.executable} {ROOT}/run.py model=pico'
     done = subprocess.run(["bash", "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    assert line_of(done) == "the current folder was deleted; change to one that exists"
+    assert line_of(done) == "the current folder was deleted; change to an existing one"
 
 
 def test_version_and_help_on_a_choice():
@@ -276,7 +277,7 @@ def test_a_shard_that_is_cut_short(study, tmp_path):
 def test_a_gpu_where_there_is_none(study):
     folder, corpus, _ = study
     line = complain(f"outputs={folder}/outputs", *PICO, *corpus, "device=cuda", "prune.frac=0.5")
-    assert line.startswith("device=cuda: torch sees no GPU here")
+    assert line.startswith("device=cuda: torch finds no GPU.")
 
 
 def test_no_network(tmp_path):
@@ -381,7 +382,7 @@ def test_every_finished_file_is_intact(study):
     (point / "failure.json").unlink(missing_ok=True)
     before = snapshot(point)
     again = run(f"outputs={folder}/outputs", *PICO, *corpus)
-    assert again.returncode == 0 and "done already" in again.stderr
+    assert again.returncode == 0 and "already done" in again.stderr
     assert snapshot(point) == before
 
 
@@ -398,13 +399,13 @@ def test_halves_that_the_layers_do_not_have_are_refused_before_a_weight_is_read(
     ("content", "more", "says"),
     [
         (None, [], "--config: no file at "),
-        ("[1]", [], "point.yaml holds no config (expected an object, got list); correct the file"),
-        ("a: [", [], "point.yaml holds no config (while parsing a flow"),
+        ("[1]", [], "point.yaml is not a config (expected an object, got list); correct the file"),
+        ("a: [", [], "point.yaml is not a config (while parsing a flow"),
         ("hydra: {x: 1}", [], "hydra: no such key"),
         ("hydra: 3", [], "hydra: no such key"),
         ("hydra: {launcher: {x: 1}}", [], "hydra: no such key"),
         ("hydra: {x: '${oc.env:HOME}'}", [], "hydra.x must not call a resolver"),
-        ("{name: main}", ["seed=1"], "--config FILE takes no overrides"),
+        ("{name: main}", ["seed=1"], "--config FILE accepts no overrides"),
         ("{nme: main}", [], "nme"),
     ],
 )

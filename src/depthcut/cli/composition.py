@@ -151,7 +151,7 @@ class Loader(ConfigLoaderImpl):
         ours = OURS.fullmatch(default.config_path) and loaded.provider != "command-line"
         if "hydra" in loaded.config and not ours:
             raise UserError(
-                f"{default.config_path}.yaml must not set hydra.*: give the launcher's options on the command line, "
+                f"{default.config_path}.yaml must not set hydra.*: set the launcher's options on the command line "
                 "or in conf/hydra/launcher"
             )
         return replace(loaded, config=copy.deepcopy(loaded.config))  # which overrides change; the file is read once
@@ -175,7 +175,7 @@ def refuse_hydra_setting(override: Override) -> None:
         return
     launcher = key == "hydra/launcher" or re.fullmatch(r"hydra\.launcher\.[A-Za-z][\w.-]*", key)
     if not launcher or "_target_" in key or override.package or override.is_delete():
-        raise UserError(f"{key}: of Hydra's settings only hydra/launcher and hydra.launcher.* may be set")
+        raise UserError(f"{key} cannot be set: of Hydra's settings only hydra/launcher and hydra.launcher.* can")
 
 
 def refuse_foreign_launcher(launcher: DictConfig) -> None:
@@ -216,6 +216,6 @@ def refuse_idle(overrides: Iterable[Override], cfg: DictConfig) -> None:
             choice = ",".join([*chosen, word])
             raise UnknownKeyError(
                 each.key_or_group,
-                f"{each.key_or_group} has no effect: no chosen evaluation reads eval.{word}. Choose what is "
-                f"measured with eval=[{choice}]",
+                f"{each.key_or_group} has no effect: no chosen evaluation reads eval.{word}. Choose the evaluations "
+                f"with eval=[{choice}]",
             )

@@ -27,7 +27,7 @@ def _run_point(cfg: Mapping[Any, Any]) -> None:
             kept = compute(run)
         else:
             state.forget_failure(run.folder)
-            progress.print_line("done already: this config's record is on file, nothing was computed")
+            progress.print_line("already done: this config has a record on disk, nothing was computed")
             x.log.again(run, kept)
         links.link_point(run.folder, x)
     return runlog.print_record(kept, run.folder, run.remarks)

@@ -81,12 +81,12 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.name == "cache":
-            raise UserError("name must not be cache: OUTPUTS/cache holds what all studies share")
+            raise UserError("name must not be cache: OUTPUTS/cache is the cache of all studies")
         if not self.model.quantise_is_auto:
             self._check_base()
         if self.prune.rescores and not self.metric.rescores:
             prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
-            raise UserError(f"prune={prune} scores again what is left, which metric={metric} cannot: it runs no model")
+            raise UserError(f"prune={prune} rescores the remaining layers; metric={metric} runs no model, so it cannot")
         self._check_scores()
         self._check_length()
         self._check_replacement()
@@ -95,7 +95,7 @@ class Experiment:
         self._check_results()
         if self.export == "adapter" and self.heal.leaves != "adapter":
             word = type(self.heal).__module__.rsplit(".", 1)[-1]
-            raise UserError(f"export=adapter needs a heal that trains adapters; heal={word} leaves none")
+            raise UserError(f"export=adapter needs a recipe that trains adapters; heal={word} trains none")
 
     def _check_results(self) -> None:
         """Refuse a run that would leave no number, no scores and no model."""
@@ -103,36 +103,36 @@ class Experiment:
         left = "healed" in stages if trains else stages - {"healed"} or self.prune.reads_scores
         if not left and self.export == "none":
             what, stage = ("healing", "stages=[healed]") if trains else ("run", "a stage")
-            raise UserError(f"nothing would be left of the {what}: set export, or have eval measure {stage}")
+            raise UserError(f"the {what} would produce no result: set export, or have eval measure {stage}")
 
     def _check_replacement(self) -> None:
         """Refuse a replacement that a recipe or an evaluation cannot work with."""
         word = type(self.replace).__module__.rpartition(".")[2]
         if self.heal.needs_plain_layers and word != "none":
-            raise UserError(f"heal=loraprune narrows plain layers; take replace=none, got replace={word}")
+            raise UserError(f"heal=loraprune narrows plain layers: it needs replace=none, got replace={word}")
         for name, evaluation in self.eval.items():
             if evaluation.needs_shared_layers and not self.replace.shares_layers:
                 raise UserError(
-                    f"eval={name} drafts with the model less its shared layers: "
-                    f"take replace=shared or replace=extend, got replace={word}"
+                    f"eval={name} drafts with the model without its shared layers: "
+                    f"it needs replace=shared or replace=extend, got replace={word}"
                 )
 
     def _check_length(self) -> None:
         """Refuse rows of text of another length than healing counts with."""
         length = getattr(self.heal, "length", self.data.train.length)
         if length != self.data.train.length:
-            mend = "set heal.length alone, which the text follows"
+            mend = "set only heal.length, which data.train.length follows"
             raise UserError(f"data.train.length must be heal.length ({length}), got {self.data.train.length}; {mend}")
 
     def _check_shares(self) -> None:
         """Refuse what goes wrong, without a word, with weights of which each process holds a share."""
         if self.model.quantise != "none":
             got = f"got model.quantise={self.model.quantise}"
-            raise UserError(f"heal.strategy=fsdp corrupts quantised weights; take heal.strategy=ddp, {got}")
+            raise UserError(f"heal.strategy=fsdp corrupts quantised weights: use heal.strategy=ddp, {got}")
         if (optimiser := getattr(self.heal, "optimiser", "adamw")) != "adamw":
-            raise UserError(f"heal.strategy=fsdp needs heal.optimiser=adamw, got {optimiser}: it knows no shares")
+            raise UserError(f"heal.strategy=fsdp needs heal.optimiser=adamw, got {optimiser}, which cannot be sharded")
         if (word := type(self.replace).__module__.rpartition(".")[2]) != "none":
-            raise UserError(f"heal.strategy=fsdp shares out plain layers; take replace=none, got replace={word}")
+            raise UserError(f"heal.strategy=fsdp shards plain layers: it needs replace=none, got replace={word}")
 
     def _check_base(self) -> None:
         """Refuse a base that the recipe cannot train on, or the metric cannot score."""
@@ -141,10 +141,8 @@ class Experiment:
             wanted = " or ".join(self.heal.bases)
             raise UserError(f"heal={word} needs model.quantise={wanted}, got {self.model.quantise}")
         if self.prune.reads_scores and self.model.quantise not in self.metric.bases:
-            word = type(self.metric).__module__.rsplit(".", 1)[-1]
-            raise UserError(
-                f"metric={word} needs gradients, which model.quantise={self.model.quantise} cannot give; none can"
-            )
+            word, wanted = type(self.metric).__module__.rsplit(".", 1)[-1], " or ".join(self.metric.bases)
+            raise UserError(f"metric={word} needs model.quantise={wanted}, got {self.model.quantise}")
 
     def _check_scores(self) -> None:
         """Refuse what the metric and the pruner cannot do together."""
@@ -152,14 +150,14 @@ class Experiment:
             return
         prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
         if self.prune.searches and not self.metric.searches:
-            raise UserError(f"prune={prune} needs a metric that values any cut, such as kl; metric={metric} does not")
+            raise UserError(f"prune={prune} needs a metric that can score any cut, such as kl; metric={metric} cannot")
         if self.prune.unit not in self.metric.units:
             there = ", ".join(self.metric.units)
-            raise UserError(f"metric={metric} scores no prune.unit={self.prune.unit}; it scores: {there}")
+            raise UserError(f"metric={metric} cannot score prune.unit={self.prune.unit}; it can score: {there}")
         if self.stream == "always" and not self.metric.streams:
-            raise UserError(f"stream=always: metric={metric} needs the whole model in memory; take stream=never")
+            raise UserError(f"stream=always: metric={metric} needs the whole model in memory; use stream=never")
         if getattr(self.metric, "until", None) is not None and prune != "block":
-            raise UserError(f"metric.until stops when one block is sure; that needs prune=block, got {prune}")
+            raise UserError(f"metric.until stops once one block is certain: it needs prune=block, got {prune}")
 
 
 def build_experiment(cfg: Mapping[Any, Any]) -> Experiment:
@@ -204,7 +202,7 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(errors.describe_omegaconf_error(error)) from error
     except RecursionError as error:
-        raise UserError("config: a value refers to itself through ${...}; give it a plain value") from error
+        raise UserError("config: a value refers to itself through ${...}; set a plain value") from error
     return composed
 
 

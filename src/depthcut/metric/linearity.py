@@ -80,8 +80,8 @@ class Linearity(Metric):
         needed = width + 2 if self.map == "least_squares" else 3
         if tokens < needed:
             raise UserError(
-                f"metric=linearity: metric.map={self.map} needs {needed} usable tokens or more, got {tokens}: raise "
-                f"data.calibration.sequences (they hold {there} tokens) or metric.tokens (now {self.tokens})"
+                f"metric=linearity: metric.map={self.map} needs at least {needed} usable tokens, got {tokens}: raise "
+                f"data.calibration.sequences (they have {there} tokens) or metric.tokens (now {self.tokens})"
             )
 
 

@@ -39,7 +39,7 @@ class Task(RemovalMetric):
 
     def __post_init__(self) -> None:
         if strangers := [task for task in self.tasks if task not in questions.SET_NAMES]:
-            raise UserError(f"metric.tasks: no local set {strangers[0]!r}; there are: {', '.join(questions.SET_NAMES)}")
+            raise UserError(f"metric.tasks: no local set {strangers[0]!r}; available: {', '.join(questions.SET_NAMES)}")
 
     def reads(self, subject: "Subject") -> Any:
         """Return the digests of the question sets."""
@@ -56,7 +56,7 @@ class Task(RemovalMetric):
         for task in self.tasks:
             there = len(questions.load_questions(task, subject.cache))
             if there < self.items:
-                raise UserError(f"metric.items: wanted {self.items} of {task}, which has {there}")
+                raise UserError(f"metric.items must be at most {there} for {task}, got {self.items}")
 
     def reading(self, subject: "Subject", samples: int | None) -> "Measurement":
         """Return the measurement with one sequence per choice of a question; targets are the tokens of the choice."""

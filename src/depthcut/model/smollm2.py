@@ -47,7 +47,7 @@ class SmolLM2(Model):
             try:
                 return HubRepository(REPO, None, cache, hashes)
             except UserError as also:
-                raise UserError(f"{missing}. The hub does not serve in its place: {also}") from None
+                raise UserError(f"{missing}. The hub does not have it either: {also}") from None
 
 
 def unpack_demo_model(cache: Path, folder: Path) -> None:

@@ -85,9 +85,9 @@ class GapFilling(Replace):
         """Refuse sublayers and an empty cut."""
         word = type(self).__module__.rpartition(".")[2]
         if unit != "layer":
-            raise UserError(f"replace={word} stands in for whole layers, got prune.unit={unit}; take replace=none")
+            raise UserError(f"replace={word} replaces whole layers, got prune.unit={unit}; use replace=none")
         if count == 0:
-            raise UserError(f"replace={word} has no gap to fill: nothing is cut. Cut a layer, or take replace=none")
+            raise UserError(f"replace={word} has no gap to fill: nothing is cut. Cut a layer, or use replace=none")
 
     @abstractmethod
     def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":

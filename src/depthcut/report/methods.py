@@ -41,6 +41,7 @@ if __name__ == "__main__":
     text = path.read_text(encoding="utf-8")
     if "--check" in sys.argv:
         sys.exit(
-            update_readme(text) != text and "README.md: the table of methods is old: python -m depthcut.report.methods"
+            update_readme(text) != text
+            and "README.md: the table of methods is out of date: run python -m depthcut.report.methods"
         )
     path.write_text(update_readme(text), encoding="utf-8")

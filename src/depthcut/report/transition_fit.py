@@ -26,11 +26,11 @@ Reason = Literal["", "few", "unknown", "dense", "flat", "unfinished"]
 
 REASONS: dict[Reason, str] = {
     "": "",
-    "few": "fewer than 4 sizes of cut are measured",
-    "unknown": "what chance gives is not known for this task",
-    "dense": "the dense model is no better than a guess",
-    "flat": "no transition seen: no fall beyond what noise makes",
-    "unfinished": "no transition seen: not for sure below half by the largest cut",
+    "few": "fewer than 4 cut sizes were measured",
+    "unknown": "the chance level of this task is unknown",
+    "dense": "the dense model is no better than chance",
+    "flat": "no transition seen: no fall beyond noise",
+    "unfinished": "no transition seen: not significantly below half at the largest cut",
 }
 MIN_CUTS = 4  # cuts
 COARSE_GRID = (slice(None, None, 2), slice(None, None, 5))  # this part of the grid is enough for the draws

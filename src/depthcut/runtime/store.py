@@ -74,7 +74,9 @@ def lock(path: Path) -> FileLock:
         UserError: if ``path`` is a folder or a link.
     """
     if path.is_symlink() or path.is_dir():
-        raise UserError(f"{path} must be a lock file, and is a {'link' if path.is_symlink() else 'folder'}: delete it")
+        raise UserError(
+            f"{path} must be a lock file, but it is a {'link' if path.is_symlink() else 'folder'}: delete it"
+        )
     return FileLock(path)
 
 
@@ -105,7 +107,7 @@ def cached_folder(folder: Path, make: Callable[[Path], None], key: str = "") -> 
         if why is None:
             return folder
         if os.path.lexists(folder):
-            log.warning("%s %s: it is made again", folder, why)
+            log.warning("%s %s: rebuilding it", folder, why)
         building = folder.with_name(f".{folder.name}.tmp")
         remove(building)
         building.mkdir()
@@ -208,7 +210,7 @@ def _first_fault(folder: Path, key: str, same: Callable[[str, Manifest], bool]) 
     except documents.DamagedError as error:
         return f"has a damaged {error.path.name} ({error.why})"
     except OSError as error:
-        return f"is not whole ({error.strerror or 'no ' + MANIFEST})"
+        return f"is incomplete ({error.strerror or 'no ' + MANIFEST})"
     return f"is damaged ({wrong})" if wrong is not None else None
 
 
@@ -228,7 +230,7 @@ def file_sha256(path: Path) -> str:
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
-        raise OSError(errno.EINVAL, "no regular file", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     key = (str(path.resolve()), *stat_mark(about))
     if key not in _hash_cache:
         with path.open("rb") as file:

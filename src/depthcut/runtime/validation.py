@@ -62,7 +62,7 @@ def describe_field_error(path: str, cls: type[Any], first: ErrorDetails) -> str:
     if kind == "unexpected_keyword_argument":
         return describe_missing_key(key, fields, f"{cls.__module__}.{cls.__name__}")
     if kind == "missing":
-        return f"{key} must be given"
+        return f"{key} is required"
     if kind in NUMBER_TYPES:
         wanted = f"{NUMBER_TYPES[kind]}{describe_interval(fields[name].metadata)}".strip() or expected_form(first)
         return f"{key} must be {wanted}, got {format_value(first['input'])}"
@@ -120,7 +120,7 @@ def suggest_choices(wrong: str, right: Iterable[str]) -> str:
     """Return ``Did you mean x? There are: x, y, z``."""
     names = sorted(str(name) for name in right if name != "_target_")
     close = get_close_matches(wrong, names, n=1)
-    return (f"Did you mean {close[0]}? " if close else "") + f"There are: {', '.join(names) or 'none'}"
+    return (f"Did you mean {close[0]}? " if close else "") + f"Available: {', '.join(names) or 'none'}"
 
 
 def describe_missing_key(path: str, keys: Iterable[Any], target: Any = None) -> str:

@@ -36,7 +36,7 @@ def resolve_quantise(x: "Experiment", checkpoint: "Checkpoint", cache: Path) -> 
         return x, ""
     found = choose_base(x, checkpoint, cache, gpu_memory(x.device))
     base: Any = found["quantise"]
-    return with_quantise(x, base), f"model.quantise=auto: {base} here; {found['why']}"
+    return with_quantise(x, base), f"model.quantise=auto: {base}; {found['why']}"
 
 
 def with_quantise(x: "Experiment", base: "Quantise") -> "Experiment":
@@ -68,9 +68,9 @@ def choose_base(x: "Experiment", checkpoint: "Checkpoint", cache: Path, memory: 
     """Return the base and the reason, for a GPU with so many bytes of memory; None: no GPU."""
     bases = possible_bases(x)
     if len(bases) == 1:
-        return {"quantise": bases[0], "why": "the recipe or the metric takes no other"}
+        return {"quantise": bases[0], "why": "the recipe or the metric supports no other"}
     if memory is None:
-        return {"quantise": "none", "why": "it runs on no GPU"}
+        return {"quantise": "none", "why": "no GPU is used"}
     choices: dict[Quantise, Experiment] = {base: with_quantise(x, base) for base in bases}
     asked = {
         "format": FORMAT,
@@ -103,12 +103,12 @@ def compare_bases(choices: "dict[Quantise, Experiment]", checkpoint: "Checkpoint
     need, there = f"{(plain.need + CUDA_CONTEXT_BYTES) / GIB:.1f} GiB", f"{memory / GIB:.1f}"
     dtype = choices["none"].model.dtype
     if not plain.fits:
-        why = f"in {dtype} it needs about {need}, and the GPU has {there}"
+        why = f"in {dtype} the run needs about {need}, the GPU has {there} GiB"
         return {"quantise": "nf4", "why": why}
     if packed.fits and packed.cost < plain.cost:
         why = f"{dtype} leaves less room for activations: about {plain.cost / packed.cost - 1:.0%} slower"
         return {"quantise": "nf4", "why": why}
-    return {"quantise": "none", "why": f"{dtype} fits, with about {need} of {there}, and is quicker than 4 bits"}
+    return {"quantise": "none", "why": f"{dtype} fits, with about {need} of {there} GiB, and is faster than 4 bits"}
 
 
 @dataclass(frozen=True)

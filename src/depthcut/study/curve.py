@@ -45,7 +45,7 @@ def share_passes(configs: Iterable[Mapping[Any, Any]]) -> set[Path]:
         except failures.STOPS:
             raise
         except BaseException as error:
-            progress.print_line(f"no shared pass, each point goes by itself: {failures.error_line(error)}")
+            progress.print_line(f"no shared pass, running each point separately: {failures.error_line(error)}")
     return failed
 
 

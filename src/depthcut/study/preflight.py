@@ -80,8 +80,8 @@ def check_quantised(run: "Run", model: "PreTrainedModel") -> None:
         return
     stays = f"{share:.0%} of the layers' weights in {described.dtype} ({', '.join(names)})"
     if share > MOST_UNQUANTISED:
-        why = "bitsandbytes quantises linear layers, and fused experts are none"
-        raise UserError(f"model.quantise={described.quantise} would leave {stays}: {why}; take model.quantise=none")
+        why = "bitsandbytes only quantises linear layers, not fused experts"
+        raise UserError(f"model.quantise={described.quantise} would leave {stays}: {why}; use model.quantise=none")
     log.warning("model.quantise=%s leaves %s", described.quantise, stays)
 
 
@@ -98,8 +98,8 @@ def check_lengths(run: "Run", model: "PreTrainedModel") -> None:
         return
     for key, length, more in requested_lengths(run):
         if length + more > most:
-            beside = f", {more} of which are taken" if more else ""
-            raise UserError(f"{key}={length}, but the model has {most} positions{beside}; take at most {most - more}")
+            beside = f", {more} of which are reserved" if more else ""
+            raise UserError(f"{key}={length}, but the model has {most} positions{beside}; use at most {most - more}")
 
 
 def requested_lengths(run: "Run") -> Iterator[tuple[str, int, int]]:
@@ -137,7 +137,7 @@ def check_questions(metric: "Metric", evaluations: "Iterable[Eval]", cache: Path
                 and task in each.tasks
                 and min(each.limit or there, there) > there - metric.items
             ):
-                both = f"eval would measure questions of {task} that metric=task chooses the layers by"
+                both = f"eval would measure questions of {task} that metric=task uses to choose the layers"
                 raise UserError(f"{both}: set eval.harness.limit to {there - metric.items} or less, or metric.tasks")
 
 

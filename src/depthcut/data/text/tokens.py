@@ -94,7 +94,7 @@ def tokenize_source(
     """
     asked = [n for n in (source.sequences, sequences) if n is not None]
     if not asked:
-        raise UserError(f"data.{part}.sequences: a number is needed here, got null")
+        raise UserError(f"data.{part}.sequences must be a number here, got null")
     end = separator_id(tokenizer, separator)
 
     def make(into: Path) -> None:
@@ -110,7 +110,7 @@ def tokenize_source(
     except UserError as error:
         raise UserError(f"data.{part}: {error}") from error
     if source.sequences is not None and len(found) < min(asked):
-        logger.warning("data.%s: the text gives %d sequences, %d were asked for", part, len(found), min(asked))
+        logger.warning("data.%s: the text has only %d sequences, %d were requested", part, len(found), min(asked))
     return replace(found, end=end)
 
 
@@ -144,10 +144,12 @@ def write_tokens(
         file.truncate(whole * length * 4)
     if not whole:
         raise UserError(
-            f"text too short: its span {list(source.span)} gives {written} tokens, at least {length} are needed"
+            f"text too short: its span {list(source.span)} has {written} tokens, at least {length} are needed"
         )
     if not source.pack and max(lengths) < 2:
-        raise UserError("no document has two tokens, of which a loss predicts the second; join them with pack=true")
+        raise UserError(
+            "every document has fewer than two tokens, so there is nothing to predict; join them with pack=true"
+        )
     used = [print_ for print_, start in zip(prints, starts, strict=True) if start < whole * length]
     np.save(into / "documents.npy", np.asarray(used, dtype=np.uint64))
     np.save(into / "lengths.npy", np.asarray([length] * whole if source.pack else lengths, dtype=np.int32))
@@ -192,10 +194,10 @@ def separator_id(tokenizer: Any, separator: str | None) -> int:
     """
     token = tokenizer.eos_token if separator is None else separator
     if token is None:
-        raise UserError("model.separator: the tokenizer names no end-of-text token, so name one of its tokens")
+        raise UserError("model.separator: the tokenizer has no end-of-text token; set one of its tokens")
     number = tokenizer.get_vocab().get(token)
     if number is None:
-        raise UserError(f"model.separator: {token!r} is no token of this tokenizer")
+        raise UserError(f"model.separator: {token!r} is not a token of this tokenizer")
     return number
 
 
@@ -225,6 +227,6 @@ def check_disjoint(parts: dict[str, Tokens]) -> None:
         if shared:
             noun = "document" if shared == 1 else "documents"
             raise UserError(
-                f"data.{one} and data.{other} share {shared} {noun}; give them other files, "
-                "or spans that do not meet, e.g. data.train.span=[0,0.9] data.validation.span=[0.9,1]"
+                f"data.{one} and data.{other} share {shared} {noun}; use other files, "
+                "or spans that do not overlap, e.g. data.train.span=[0,0.9] data.validation.span=[0.9,1]"
             )

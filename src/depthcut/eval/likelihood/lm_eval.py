@@ -222,7 +222,7 @@ def load_builtin_task(name: str, include_path: str | None) -> Any:
     except Exception as error:  # the error of a dead network depends on the versions of three libraries
         raise UserError(
             f"eval.tasks: could not get the data of {name!r} from the hub ({type(error).__name__}). "
-            f"Connect once, or take a local set: {', '.join(questions.SET_NAMES)}"
+            f"Connect once, or use a local set: {', '.join(questions.SET_NAMES)}"
         ) from error
 
 

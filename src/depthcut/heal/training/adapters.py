@@ -43,7 +43,7 @@ def train_adapters(
     adapter, ``model`` is returned unchanged.
     """
     if not recipe.reached(plan, len(decoder_layers.layer_list(model))):
-        log.info("heal.layers=%s: the cut leaves no such layer, so there is nothing to heal", recipe.layers)
+        log.info("heal.layers=%s: the pruned model has no such layer, so nothing is healed", recipe.layers)
         return model
     L.seed_everything(workspace.seed, verbose=False)
     adapted = add_adapters(model, recipe, plan)
@@ -90,8 +90,8 @@ def check_adapters(workspace: "Workspace", recipe: LowRankRecipe) -> None:
     share, names = linear.uncovered_share(parts, covered)
     if names:
         of = "the layers'" if recipe.modules == "all" else f"their {recipe.modules}"
-        reach = f"adapters reach {1 - share:.0%} of {of} weights"
-        log.warning("heal.modules=%s: %s; none sit on %s", recipe.modules, reach, ", ".join(names))
+        reach = f"adapters cover {1 - share:.0%} of {of} weights"
+        log.warning("heal.modules=%s: %s; not covered: %s", recipe.modules, reach, ", ".join(names))
 
 
 def add_adapters(model: nn.Module, recipe: LowRankRecipe, plan: Plan) -> PeftModel:
@@ -127,8 +127,8 @@ def put_adapters(model: nn.Module, recipe: LowRankRecipe, places: Sequence[int])
         adapted = get_peft_model(model, config)
     except ValueError as error:  # peft refuses architectures where an adapter would have no effect
         why = " ".join(str(error).split()).split(". ")[0]
-        mend = "take other heal.modules, heal=partial or heal=full"
-        raise UserError(f"heal.modules={recipe.modules} does not go with this model ({why}); {mend}") from None
+        mend = "use other heal.modules, heal=partial or heal=full"
+        raise UserError(f"heal.modules={recipe.modules} does not work with this model ({why}); {mend}") from None
     assert isinstance(adapted, PeftModel)
     return adapted
 
@@ -151,10 +151,10 @@ def copy_adapters(adapted: PeftModel, origin: WarmStart, plan: Plan) -> None:
         raise UserError(f"heal.init_from: no layer has adapters both in {origin.folder} and in this cut")
     for name, tensor in copied.items():
         if tensor.shape != own[name].shape:
-            raise UserError(f"heal.init_from: {name} is {list(own[name].shape)} here, {list(tensor.shape)} there")
+            raise UserError(f"heal.init_from: {name} is {list(own[name].shape)} here but {list(tensor.shape)} there")
     assert not set_peft_model_state_dict(adapted, copied).unexpected_keys
     layers = len({(decoder_layers.split_tensor_name(name, stem) or (0,))[0] for name in copied})
-    log.info("healing starts from %s: %d layers of it, the others fresh", origin.folder, layers)
+    log.info("healing starts from %s: adapters of %d layers copied, the others new", origin.folder, layers)
 
 
 def load_adapters(adapted: PeftModel, folder: Path) -> None:
@@ -179,7 +179,7 @@ def adapted_linears(layers: Sequence[nn.Module], modules: linear.Modules) -> dic
     names = linear.select_linear_names(sorted(found), modules)
     if not names:
         there = ", ".join(sorted(found)) or "none"
-        raise UserError(f"heal.modules={modules}: no such linear layer in this model; there are: {there}")
+        raise UserError(f"heal.modules={modules}: no such linear layer in this model; available: {there}")
     return {name: found[name] for name in names}
 
 

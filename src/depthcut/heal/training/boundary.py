@@ -43,7 +43,7 @@ def train_boundary(
     """
     below = recipe.reached(plan, len(layers.layer_list(model)))
     if not below:
-        log.info("heal=boundary: no layer is left below the cut, so there is nothing to heal")
+        log.info("heal=boundary: the pruned model has no layer below the cut, so nothing is healed")
         return model
     if store.is_verified(workspace.folder / "adapter", workspace.digest):
         return adapters.train_adapters(model, plan, workspace, recipe, next_token_loss)  # attaches them

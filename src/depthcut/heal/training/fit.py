@@ -78,7 +78,7 @@ def fit_with_retries(
                 raise UserError(
                     f"healing ran out of memory on {workspace.device}: {oom_advice(layout, recipe)}"
                 ) from None
-            log.warning("healing ran out of memory; it goes on with less at a time")
+            log.warning("healing ran out of memory; retrying with a smaller layout")
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         if begin_again and not last.exists():
@@ -104,10 +104,10 @@ def make_rollback(model: nn.Module) -> Callable[[], None]:
 def oom_advice(layout: Layout, recipe: TrainingRecipe) -> str:
     """Return further advice against running out of memory."""
     if layout.micro_batch > 1:
-        return f"take a heal.micro_batch below {layout.micro_batch}"
+        return f"use a heal.micro_batch below {layout.micro_batch}"
     if recipe.recompute not in ("auto", "all"):
-        return "take heal.recompute=all"
-    return "take model.quantise=nf4, a shorter heal.length, a larger cut or more memory"
+        return "use heal.recompute=all"
+    return "use model.quantise=nf4, a shorter heal.length, a larger cut or more memory"
 
 
 def run_trainer(

@@ -138,9 +138,13 @@ def check_shardable(layers: Sequence[nn.Module]) -> None:
         trained = [each for each in layer.parameters() if each.requires_grad]
         types = sorted({str(each.dtype).removeprefix("torch.") for each in trained})
         if len(types) > 1:
-            raise UserError(f"heal.strategy=fsdp: layer {index} trains {' and '.join(types)} weights; take ddp")
+            raise UserError(
+                f"heal.strategy=fsdp: layer {index} trains {' and '.join(types)} weights; use heal.strategy=ddp"
+            )
         if not seen.isdisjoint(map(id, trained)):
-            raise UserError(f"heal.strategy=fsdp: layer {index} trains weights of another layer too; take ddp")
+            raise UserError(
+                f"heal.strategy=fsdp: layer {index} shares trained weights with another layer; use heal.strategy=ddp"
+            )
         seen.update(map(id, trained))
 
 

@@ -149,7 +149,7 @@ def describe_layout(layout: Layout, room: MemoryPlan, recipe: TrainingRecipe) ->
     steps = recipe.batch // (layout.micro_batch * ranks.world_size())
     again = {0: "no layer", room.layers: f"all {room.layers} layers"}
     parts = [
-        f"{layout.micro_batch} x {room.length} tokens a pass, {steps} {'passes' if steps > 1 else 'pass'} a step",
+        f"{layout.micro_batch} x {room.length} tokens per pass, {steps} {'passes' if steps > 1 else 'pass'} per step",
         f"gradient checkpointing: {again.get(layout.recompute, f'{layout.recompute} of {room.layers} layers')}",
     ]
     if layout.compiled:

@@ -134,7 +134,7 @@ def score_blocks(over: HiddenStates, compare: EdgeComparison) -> Scores:
         ):
             break
     if not means:
-        raise UserError(f"metric={over.name}: none of the {left_out} calibration samples gave finite hidden states")
+        raise UserError(f"metric={over.name}: none of the {left_out} calibration samples produced finite hidden states")
     return bootstrap_scores(torch.stack(means), left_out)
 
 

@@ -42,7 +42,7 @@ class Checkpoint:
         quantised.check_config(files.title, self._config_dict)
         if self._config_dict.get("model_type") == exported.MODEL_TYPE:
             mend = "cut the model that it was made from"
-            raise UserError(f"{files.title} is no plain model any more: depthcut cut it; {mend}")
+            raise UserError(f"{files.title} was already cut by depthcut; {mend}")
         model_config.check_values(files.title, self._config_dict)
         if "auto_map" in self._config_dict:
             _ = self._read_config  # raises if transformers lacks the model and only the shipped code has it
@@ -142,9 +142,9 @@ class Checkpoint:
         fits = [prefix for prefix, length in lists.items() if length >= self.depth]
         if not fits:
             key = self._depth_entry[0] if self._depth_entry else "num_hidden_layers"
-            wanted = f"all of the {self.depth} layers that its config has ({model_config.FILE}: {key})"
-            there = f"the longest list of layers in them has {max(lists.values(), default=0)}"
-            raise UserError(f"{self.files.title}: its files do not hold {wanted}; {there}")
+            wanted = f"all {self.depth} layers of its config ({model_config.FILE}: {key})"
+            there = f"the longest list of layers has {max(lists.values(), default=0)}"
+            raise UserError(f"{self.files.title}: its files do not contain {wanted}; {there}")
         if len(fits) > 1:  # for example an image encoder of the same depth
             from depthcut.model.decoder import layers
 

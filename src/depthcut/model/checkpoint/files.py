@@ -149,7 +149,7 @@ class ModelFiles(ABC):
                     continue
             except OSError:
                 pass
-            mend = "put the old file back, or start again with the new one"
+            mend = "restore the old file, or run again with the new one"
             raise UserError(f"{path or name} has changed since this run first read it; {mend}")
 
     @cached_property
@@ -166,10 +166,10 @@ class ModelFiles(ABC):
         if name in self.names:
             return
         if name == "config.json" and ADAPTER in self.names:
-            base = self.read_json(ADAPTER).get("base_model_name_or_path") or "a model that it does not name"
-            mend = "give the base, or merge the adapter into it first"
-            raise UserError(f"{self.title} holds no model, only an adapter ({ADAPTER}) of {base}; {mend}")
-        raise UserError(f"{self.title} has no {name}: it is no whole model that transformers saved; fetch it again")
+            base = self.read_json(ADAPTER).get("base_model_name_or_path") or "an unnamed base model"
+            mend = "use the base model, or merge the adapter into it first"
+            raise UserError(f"{self.title} is only an adapter ({ADAPTER}) of {base}, not a model; {mend}")
+        raise UserError(f"{self.title} has no {name}: it is not a complete transformers model; download it again")
 
     def verified_path(self, name: str) -> Path:
         """Return the local path of a file, checked against the hash that its source states.
@@ -179,7 +179,7 @@ class ModelFiles(ABC):
         """
         path, vouched = self.path(name), self.expected_sha256(name)
         if vouched and self.hashes(path) != vouched:
-            raise self.damaged_error(name, "its bytes are not those that its source vouches for")
+            raise self.damaged_error(name, "its checksum differs from its source's")
         return path
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -196,13 +196,13 @@ class ModelFiles(ABC):
         except ValueError as error:  # not JSON, not UTF-8, or a number with thousands of digits
             raise self.damaged_error(name, str(error).partition(";")[0][:200]) from None
         if not isinstance(content, dict):
-            raise self.damaged_error(name, "no JSON object")
+            raise self.damaged_error(name, "not a JSON object")
         return content
 
     def damaged_error(self, name: str, why: str) -> UserError:
         """Return the error for a damaged file, with the remedy."""
         place = self.local_path(name) or name
-        return UserError(f"{self.title}: {name} is cut short or damaged ({why}); delete {place} and fetch it again")
+        return UserError(f"{self.title}: {name} is truncated or damaged ({why}); delete {place} and download it again")
 
 
 class ModelFolder(ModelFiles):

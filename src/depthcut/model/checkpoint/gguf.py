@@ -46,7 +46,7 @@ def unpack_gguf(path: Path, folder: Path) -> None:
             )
     except Exception as error:  # the reader raises errors of many types
         why = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is damaged or holds no model that transformers can unpack ({why})") from None
+        raise UserError(f"{path} is damaged, or transformers cannot unpack its model ({why})") from None
     for role in ("bos", "eos", "pad"):  # some versions of transformers mix them up; the file's IDs are right
         if isinstance(number := getattr(model.config, f"{role}_token_id", None), int):
             setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(number))

@@ -139,11 +139,11 @@ def read_model_config(title: str, folder: Path, described: dict[str, Any]) -> "P
 
     kind = described["model_type"]
     if kind not in CONFIG_MAPPING:
-        own = " (it comes as code of its own, which is never run)" if "auto_map" in described else ""
+        own = " (it requires remote code, which is never run)" if "auto_map" in described else ""
         raise UserError(f"{title}: {FILE}: transformers has no model_type={shorten_text(repr(kind))}{own}")
     used = without_code_choices(described)
     if layers := used.get("num_nextn_predict_layers"):
-        log.info("%s: its %s layers that predict later tokens (num_nextn_predict_layers) are left out", title, layers)
+        log.info("%s: its %s layers that predict later tokens (num_nextn_predict_layers) are skipped", title, layers)
         used["num_nextn_predict_layers"] = 0
     with explain_config_errors(title, described), quiet_transformers(), tempfile.TemporaryDirectory() as clean:
         (Path(clean) / FILE).write_text(json.dumps(used), encoding="utf-8")
@@ -171,7 +171,7 @@ def build_meta_model(title: str, config: "PreTrainedConfig", described: dict[str
 
     def stop(*_: Any) -> None:
         if next(count, None) is None:
-            raise UserError(f"{title}: {FILE} describes more than {most} tensors, far more than its files hold")
+            raise UserError(f"{title}: {FILE} describes more than {most} tensors, far more than its files contain")
 
     hook = register_module_parameter_registration_hook(stop)
     try:

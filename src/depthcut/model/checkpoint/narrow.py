@@ -54,6 +54,6 @@ def build_narrow_model(
             output_loading_info=True,
         )
     if wrong := sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]):
-        raise UserError(f"{title}: its files hold no {wrong[0]} of the width that {WIDTHS_FILE} says; {REFETCH_HINT}")
+        raise UserError(f"{title}: its files do not contain {wrong[0]} of the width in {WIDTHS_FILE}; {REFETCH_HINT}")
     model.__class__ = kind
     return cast("PreTrainedModel", model).eval()

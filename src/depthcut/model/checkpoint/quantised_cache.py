@@ -83,7 +83,7 @@ def load_quantised(
     except OSError as error:
         if not built:
             raise
-        log.warning("the quantised weights are not kept: %s", error)
+        log.warning("the quantised weights are not cached: %s", error)
         return built[0]
     if not built:
         shards = TensorFiles(ModelFolder(folder, hashes))
@@ -111,7 +111,7 @@ def write_quantised(model: "PreTrainedModel", folder: Path) -> None:
     state = unique_tensors(model.state_dict())
     size, free = sum(tensor.nbytes for tensor in state.values()), shutil.disk_usage(folder).free
     if size + SPARE_BYTES > free:
-        raise OSError(f"they take {size / 1e9:.1f} GB, and {folder.parent} has {free / 1e9:.1f} GB left")
+        raise OSError(f"they need {size / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} GB free")
     weight_map: dict[str, str] = {}
     with ThreadPoolExecutor() as hashing:
         for number, names in enumerate(split_shards(state)):

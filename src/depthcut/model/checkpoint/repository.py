@@ -56,7 +56,7 @@ class HubRepository(ModelFiles):
             with translate_hub_errors(self.repo, name):
                 return Path(hf_hub_download(self.repo, name, revision=self.listing.commit))
         except HubUnreachableError as why:
-            mend = f"connect and run again, or `hf download {self.repo}` where there is a network"
+            mend = f"connect and run again, or run `hf download {self.repo}` where a network is available"
             raise UserError(f"{name} of {self.repo} is not on this machine and {why}; {mend}") from None
 
     @override
@@ -172,7 +172,7 @@ def translate_hub_errors(repo: str, wanted: str) -> Generator[None]:
         cause = error.__cause__ or error
         offline = isinstance(cause, errors.OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else " ".join(str(cause).split())[:200]
-        raise HubUnreachableError(f"{constants.ENDPOINT} did not deliver ({why})") from None
+        raise HubUnreachableError(f"{constants.ENDPOINT} did not respond ({why})") from None
 
 
 def describe_hub_error(error: Exception, repo: str, wanted: str) -> str | None:
@@ -183,10 +183,10 @@ def describe_hub_error(error: Exception, repo: str, wanted: str) -> str | None:
     login = "log in with `hf auth login` (or set HF_TOKEN)"
     answers: dict[type[Exception], str] = {
         errors.GatedRepoError: f"{repo} is gated: accept its licence at {hub}/{repo} and {login}",
-        errors.RepositoryNotFoundError: f"no model {repo} at {hub}: check the name; if it is private, {login}",
+        errors.RepositoryNotFoundError: f"no model {repo} at {hub}: check the name, or, if it is private, {login}",
         errors.RevisionNotFoundError: f"{repo} has no revision {wanted!r}; see {hub}/{repo}/tree/main",
-        errors.RemoteEntryNotFoundError: f"{repo} has no {wanted}: it is no whole model that transformers saved",
-        errors.HFValidationError: f"{repo!r} is no repository of the hub; one is called OWNER/NAME",
+        errors.RemoteEntryNotFoundError: f"{repo} has no {wanted}: it is not a complete transformers model",
+        errors.HFValidationError: f"{repo!r} is not a repository on the hub; write OWNER/NAME",
     }
     for kind, answer in answers.items():
         if isinstance(error, kind):
@@ -194,5 +194,5 @@ def describe_hub_error(error: Exception, repo: str, wanted: str) -> str | None:
     if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
         return f"{hub} refused {repo} ({error.response.status_code}): {login}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-        return f"could not keep {wanted} of {repo} ({error}); HF_HOME names another place"
+        return f"could not store {wanted} of {repo} ({error}); set HF_HOME to another folder"
     return None

@@ -81,7 +81,9 @@ class Scaffold:
         wanted = dict(self.meta_layers[number].named_parameters()).keys()
         if missing := sorted(wanted - available.keys()):
             title = self.checkpoint.files.title
-            raise UserError(f"{title} cannot be streamed: its files do not hold layer {old}'s {missing[0]} as such")
+            raise UserError(
+                f"{title} cannot be streamed: its files do not contain layer {old}'s {missing[0]} under that name"
+            )
         return {name: available[name] for name in sorted(wanted)}
 
     def materialise_layer(self, number: int, put: Callable[[str, nn.Parameter], nn.Parameter]) -> nn.Module:
@@ -102,7 +104,7 @@ class Scaffold:
         """Return the first layer's buffer ``name``, which is in no file and is the same in all layers."""
         shared: Any = dict(self.first.named_buffers()).get(name)
         if shared is None or shared.shape != like.shape or shared.device == META_DEVICE:
-            raise UserError(f"{self.checkpoint.files.title} cannot be streamed: no file holds its layers' {name}")
+            raise UserError(f"{self.checkpoint.files.title} cannot be streamed: no file contains its layers' {name}")
         return shared
 
 

@@ -92,7 +92,7 @@ class LazyTensor:
             while rest:
                 count = file.readinto(rest)
                 if not count:
-                    raise UserError(f"{self._path} has been cut short while it was read")
+                    raise UserError(f"{self._path} was truncated while it was read")
                 rest = rest[count:]
         self._check()
 
@@ -180,7 +180,7 @@ class TensorFiles:
             raise UserError(absent(self.files, name, file))
         if entries[name].dtype not in TORCH_DTYPES:
             raise UserError(
-                f"{self.files.title}: {name} is of type {entries[name].dtype}; read are {', '.join(TORCH_DTYPES)}"
+                f"{self.files.title}: {name} has type {entries[name].dtype}; supported: {', '.join(TORCH_DTYPES)}"
             )
         check = partial(self.files.check_unchanged, file)
         return LazyTensor(self._verified[file], entries[name], self._count, check)
@@ -201,7 +201,7 @@ def indexed(files: ModelFiles) -> dict[str, str]:
         raise files.damaged_error(INDEX_FILE, "no weight_map")
     for name in sorted(set(map(str, places.values()))):
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise files.damaged_error(INDEX_FILE, f"{name!r} is no plain name of a safetensors file")
+            raise files.damaged_error(INDEX_FILE, f"{name!r} is not a plain safetensors file name")
         files.require(name)
     return places
 
@@ -217,8 +217,8 @@ def layer_lists(names: Iterable[str]) -> dict[str, int]:
 
 def absent(files: ModelFiles, name: str, file: str) -> str:
     """Return the message for a tensor that the index names and its file lacks."""
-    mend = "the index and its files are of two versions: fetch them together, or take the line out of the index"
-    return f"{files.title}: {INDEX_FILE} names {name} in {file}, which does not hold it; {mend}"
+    mend = "the index and its files are of two versions: download both again, or remove the line from the index"
+    return f"{files.title}: {INDEX_FILE} maps {name} to {file}, which does not contain it; {mend}"
 
 
 def missing_weights_message(files: ModelFiles) -> str:
@@ -226,8 +226,8 @@ def missing_weights_message(files: ModelFiles) -> str:
     pickles = sorted(name for name in files.names if name.endswith((".bin", ".pt", ".pth")))
     packed = sorted(name for name in files.names if name.endswith(".gguf"))
     if packed:
-        return f"{files.title} has no {SINGLE_FILE}, but {packed[0]}: give that file itself as the model's path"
+        return f"{files.title} has no {SINGLE_FILE}, but {packed[0]}: set that file itself as the model's path"
     if pickles:
-        mend = "take a copy in safetensors; on the hub many have one at model.revision=refs/pr/N"
+        mend = "use a copy in safetensors; many models on the hub have one at model.revision=refs/pr/N"
         return f"{files.title} has only pickled weights ({pickles[0]}), which can run code and are never opened; {mend}"
-    return f"{files.title} has no weights: wanted {SINGLE_FILE}, or {INDEX_FILE} and its shards"
+    return f"{files.title} has no weights: expected {SINGLE_FILE}, or {INDEX_FILE} and its shards"

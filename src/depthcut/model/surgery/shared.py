@@ -167,4 +167,6 @@ def check_norms(model: nn.Module) -> None:
     forward = layerwise.start_forward(model, inputs.model_inputs(model, ids_BT, ids_BT))
     if not all(writers.adds_to_stream(forward, 0, name) for name in writers.writer_names(forward.stack[0])):
         kind = type(forward.stack[0]).__name__
-        raise UserError(f"replace.gain: {kind} norms what its halves give before it adds it; take replace.gain=null")
+        raise UserError(
+            f"replace.gain: {kind} normalises its sublayers' outputs before adding them; use replace.gain=null"
+        )

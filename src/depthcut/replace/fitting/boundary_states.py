@@ -80,7 +80,9 @@ def gap_samples(model: nn.Module, plan: Plan, site: "Site", batch: int, fused: b
             seen += int(good_N.sum())
             yield start, z_ND[good_N], (y_ND - x_ND)[good_N]
     if not seen:
-        raise UserError("replace: none of the calibration tokens gave finite hidden states, so nothing can be fitted")
+        raise UserError(
+            "replace: none of the calibration tokens produced finite hidden states, so nothing can be fitted"
+        )
 
 
 def needs_streaming(plan: Plan, site: "Site") -> bool:

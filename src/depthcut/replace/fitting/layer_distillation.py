@@ -85,7 +85,9 @@ class LayerTraining:
         self.first = error if self.step == 1 else self.first
         weights = [weight for each in self.students.values() for weight in each.parameters()]
         if not math.isfinite(error) or not all(torch.stack([weight.isfinite().all() for weight in weights])):
-            raise UserError(f"diverged: replace=layer is no number at step {self.step}; take a lower replace.lr")
+            raise UserError(
+                f"diverged: replace=layer has a non-finite loss at step {self.step}; use a lower replace.lr"
+            )
 
     def write(self, path: Path) -> None:
         """Write a checkpoint with the full state for an exact resume."""
@@ -105,7 +107,7 @@ class LayerTraining:
         self.step, self.first, self.last = found["step"], found["first"], found["last"]
         for name, part in self.parts().items():
             part.load_state_dict(found["states"][name])
-        log.info("replace=layer goes on from step %d: %s", self.step, path)
+        log.info("replace=layer resumes at step %d: %s", self.step, path)
 
     def parts(self) -> dict[str, Any]:
         """Return the objects with a state, by name."""
@@ -129,7 +131,7 @@ def train_layers(model: nn.Module, plan: Plan, site: "Site", recipe: LayerFit) -
     """
     if boundary_states.needs_streaming(plan, site):
         raise UserError(
-            "replace=layer trains against the dense model, which must be in memory: take model.quantise=nf4 and "
+            "replace=layer trains against the dense model, which must be in memory: use model.quantise=nf4 and "
             "stream=never, a larger device, or another replace"
         )
     students = {start: student_layer(site, start, model) for start, _ in inserted.gap_spans(plan)}
@@ -145,9 +147,7 @@ def train_layers(model: nn.Module, plan: Plan, site: "Site", recipe: LayerFit) -
             meter.step(f"error {course.last:.4f}")
             if course.step % recipe.save_every == 0:
                 course.write(path)
-    log.info(
-        "the layers in the gaps: squared error %.4g in the first batch, %.4g in the last", course.first, course.last
-    )
+    log.info("replacement layers: squared error %.4g in the first batch, %.4g in the last", course.first, course.last)
     return {start: {n: p.detach() for n, p in each.named_parameters()} for start, each in students.items()}
 
 

@@ -27,7 +27,7 @@ def shareable_linear_names(empty: nn.Module) -> list[str]:
     others = [n for n, p in empty.named_parameters() if p.ndim > 1 and n.removesuffix(".weight") not in names]
     if others:
         kind = type(empty).__name__
-        raise UserError(f"only linear layers can be shared, and {kind} has {others[0]}; take another replace")
+        raise UserError(f"only linear layers can be shared, and {kind} has {others[0]}; use another replacement")
     return names
 
 
@@ -77,6 +77,6 @@ def squared_distances(matrices: Iterator[Tensor], rank: int) -> Iterator[tuple[t
         pairs.append(low_rank.truncated_svd(matrix_mn, rank))
         shapes = [tuple(part.shape) for part in (*pairs[0], *pairs[-1])]
         if shapes[:2] != shapes[2:]:
-            raise UserError("replace=shared needs layers of one shape, got several; take another replace")
+            raise UserError("replace=shared needs layers of one shape, got several; use another replacement")
         for j in range(len(pairs) - 1):
             yield (j, len(pairs) - 1), low_rank.truncation_error(pairs[j], pairs[-1], rank)

@@ -39,6 +39,6 @@ def forest_figure(falls: Sequence[CurveTransition]) -> "Figure | None":
         axis.set_ylim(-0.7, len(group) - 0.3)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes[-1].set_xlabel(
-        "share of layers cut\nhalf (dot) and a tenth (triangle) of the lead over chance is lost", fontsize=8
+        "share of layers cut\nwhere half (dot) and a tenth (triangle) of the lead over chance is lost", fontsize=8
     )
     return drawn

@@ -90,11 +90,9 @@ def read_queue() -> Queue:
     try:
         done = subprocess.run(call, check=True, capture_output=True, text=True, timeout=120, env=plain)
     except subprocess.CalledProcessError as error:
-        raise QueueUnavailableError(
-            f"squeue does not answer, which says nothing about the jobs: {error.stderr}"
-        ) from error
+        raise QueueUnavailableError(f"squeue failed, so the state of the jobs is unknown: {error.stderr}") from error
     except subprocess.TimeoutExpired as error:
-        raise QueueUnavailableError("squeue does not answer within 2 minutes") from error
+        raise QueueUnavailableError("squeue did not respond within 2 minutes") from error
     return parse_queue(done.stdout.splitlines())
 
 
@@ -194,9 +192,9 @@ def job_settled(each: WatchedJob, queue: Queue, sweep: "Sweep", again: "list[Swe
         if each.adopted and state.read_record(each.folder):
             again += left
             return True
-        record_lost_job(each, f"ended as {entry.state}" if entry else "is gone from the queue")
+        record_lost_job(each, f"ended with state {entry.state}" if entry else "disappeared from the queue")
     if any(sweep.failed(point) for point in left) and failed:
-        print_slurm_line(f"that was job {each.ticket.job}, which logs to {each.log}")
+        print_slurm_line(f"that was job {each.ticket.job}; its log: {each.log}")
     return True
 
 
@@ -204,7 +202,7 @@ def record_lost_job(each: WatchedJob, how: str) -> None:
     """Record that a job ended without a result, unless the point has another job by now."""
     with submit_lock(each.folder.parent):
         if JobRecord.read(each.folder) == each.ticket:
-            reason = f"SLURM job {each.ticket.job} {how} and left no record; its log is {each.log}"
+            reason = f"SLURM job {each.ticket.job} {how} without a record; its log: {each.log}"
             state.write_failure(each.folder, reason)
 
 
