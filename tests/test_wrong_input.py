@@ -391,7 +391,7 @@ def test_halves_that_the_layers_do_not_have_are_refused_before_a_weight_is_read(
 
     pico("opt").save_pretrained(tmp_path / "opt")
     line = complain(f"outputs={tmp_path}/outputs", "model=local", f"model.path={tmp_path}/opt", "prune.unit=mlp")
-    assert line.startswith("OPTDecoderLayer keeps no mlp of its own (self_attn, ")
+    assert line.startswith("OPTDecoderLayer has no separate mlp (self_attn, ")
     assert not (tmp_path / "outputs/main").exists()
 
 

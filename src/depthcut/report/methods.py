@@ -13,7 +13,7 @@ START, END = "<!-- methods: made by `python -m depthcut.report.methods` -->\n", 
 
 def methods_table() -> str:
     """Return one row per method: its name on the command line, and the first line of its module docstring."""
-    rows = ["| choice | what it is |", "|---|---|"]
+    rows = ["| choice | description |", "|---|---|"]
     for group in GROUPS:
         for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
             rows.append(f"| `{group}={path.stem}` | {module_summary(group, path)} |")
