@@ -129,7 +129,7 @@ def arguments() -> argparse.Namespace:
     asked, there = parser.parse_args(), sorted({metric_of(words) for words in ROWS} - {""})
     asked.metrics = asked.metrics.split(",") if asked.metrics else there
     if strangers := [name for name in asked.metrics if name not in there]:
-        parser.error(f"--metrics: no metric {strangers[0]!r}; there are: {', '.join(there)}")
+        parser.error(f"--metrics: no metric {strangers[0]!r}; available: {', '.join(there)}")
     return asked
 
 

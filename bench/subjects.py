@@ -77,7 +77,7 @@ def metrics(names: str | None) -> list[tuple[str, dict[str, Any]]]:
     there = sorted(path.stem for path in (ROOT / "conf" / "metric").glob("*.yaml"))
     wanted = names.split(",") if names else there
     if strangers := [name for name in wanted if name not in there]:
-        raise ValueError(f"--metrics: no metric {strangers[0]!r}; there are: {', '.join(there)}")
+        raise ValueError(f"--metrics: no metric {strangers[0]!r}; available: {', '.join(there)}")
     return [(name, knobs) for name in there if name in wanted for knobs in VARIANTS.get(name, [{}])]
 
 

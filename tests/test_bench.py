@@ -45,7 +45,7 @@ def test_scores_measures_a_metric_its_naive_way_and_the_rounds_of_greedy(tmp_pat
 def test_a_metric_that_is_not_there():
     done = bench("choosing.py", "--metrics", "beauty")
     assert done.returncode == 2
-    assert "no metric 'beauty'; there are: angular," in done.stderr.splitlines()[-1]
+    assert "no metric 'beauty'; available: angular," in done.stderr.splitlines()[-1]
 
 
 def test_choosing_writes_its_tables_and_leaves_the_words_above_them(tmp_path):

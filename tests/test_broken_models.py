@@ -129,9 +129,9 @@ BROKEN: dict[str, tuple[Do, str | None]] = {
     "rope scaling text": (config(rope_scaling="yarn"), "rope_scaling"),
     "text part a list": (config(text_config=[1]), "text_config"),
     "text part text": (config(text_config="x"), "text_config"),
-    "quantisation text": (config(quantization_config="fp8"), "quantised already"),
+    "quantisation text": (config(quantization_config="fp8"), "already quantised"),
     "quantised": (config(quantization_config={"quant_method": "gptq"}), "gptq"),
-    "compressed": (config(compression_config={"format": "pack"}), "quantised already"),
+    "compressed": (config(compression_config={"format": "pack"}), "already quantised"),
     "pad outside": (config(pad_token_id=999), "pad_token_id"),
     "pad text": (config(pad_token_id="x"), "pad_token_id"),
     "norm text": (config(rms_norm_eps="x"), "rms_norm_eps"),
@@ -144,7 +144,7 @@ BROKEN: dict[str, tuple[Do, str | None]] = {
     "config nested": (text(CONFIG, NESTED), "nested too deeply"),
     "config nested less": (config(deep=DEEP), "nested more than 50"),
     "config empty": (text(CONFIG, ""), CONFIG),
-    "config a list": (text(CONFIG, "[]"), "no JSON object"),
+    "config a list": (text(CONFIG, "[]"), "not a JSON object"),
     "config no UTF-8": (text(CONFIG, b'{"a": "\xff"}'), CONFIG),
     "config missing": (gone(CONFIG), CONFIG),
     "config a folder": (both(gone(CONFIG), lambda folder: (folder / CONFIG).mkdir()), CONFIG),
@@ -188,7 +188,7 @@ BROKEN: dict[str, tuple[Do, str | None]] = {
     "stranger": (adding("model.stranger.weight", 3), None),
     "stranger without end": (adding("model.layers.99999999999999999999.weight", 3), None),
     **{
-        f"{kind} stored": (stored(kind), "quantised already")
+        f"{kind} stored": (stored(kind), "already quantised")
         for kind in (torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2, torch.bool)
     },
     "half precision stored": (stored(torch.float16), None),

@@ -307,14 +307,14 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "config cut": (change("config.json", lambda old: old[:50]), "config.json"),
     "config a list": (change("config.json", lambda _: b"[]"), "config.json"),
     "config of another shape": (edit_json("config.json", intermediate_size=112), "wants model.layers.0.mlp"),
-    "config of another depth": (edit_json("config.json", num_hidden_layers=9), "all of the 9 layers"),
+    "config of another depth": (edit_json("config.json", num_hidden_layers=9), "all 9 layers"),
     "config of an unknown model": (edit_json("config.json", model_type="nobody"), "nobody"),
     "config with code": (
         edit_json("config.json", model_type="own", auto_map={"AutoConfig": "own.Own"}),
         "it requires remote code, which is never run",
     ),
     "config of two stacks": (edit_json("config.json", model_type="t5"), "an encoder-decoder"),
-    "quantised already": (edit_json("config.json", quantization_config={"quant_method": "gptq"}), "gptq"),
+    "already quantised": (edit_json("config.json", quantization_config={"quant_method": "gptq"}), "gptq"),
     "head missing": (
         change(INDEX, lambda old: json.dumps({"weight_map": without(old, "lm_head.weight")}).encode()),
         "lm_head.weight",

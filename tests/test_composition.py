@@ -114,7 +114,7 @@ def test_an_experiment_must_not_set_what_hydra_runs(tmp_path):
         (["prune.frac=" + "9" * 5000], "prune.frac=9"),
         (["name=" + "x" * 5000], "name must be letters, digits"),
         (["name=cache"], "name must not be cache"),
-        (["heal.steps=3", "heal.warmup=1.5"], "heal.warmup must be a whole number at least 0, got 1.5"),
+        (["heal.steps=3", "heal.warmup=1.5"], "heal.warmup must be a whole number of at least 0, got 1.5"),
         (["heal=none", "heal.steps=3"], "heal.steps: no such key. heal=none has no options"),
     ],
 )

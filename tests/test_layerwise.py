@@ -97,7 +97,7 @@ def test_layers_whose_tuple_the_model_unpacks():
 
 def test_layers_that_pass_on_a_state_of_their_own_are_refused_in_one_line():
     model = pico("rwkv", attention_hidden_size=64, context_length=64)
-    with pytest.raises(UserError, match=r"RwkvForCausalLM: its layers pass on more .* take prune=deepest"):
+    with pytest.raises(UserError, match=r"RwkvForCausalLM: its layers pass on more .* use prune=deepest"):
         layerwise.start_forward(model, {"input_ids": texts(4), "use_cache": False})
 
 

@@ -212,7 +212,7 @@ def test_gradients_that_are_no_numbers_are_told(folder, caplog):
             half.grad = torch.full_like(half, value) if half.requires_grad else None
         pruning.step(step)
     pruning.step(18)
-    assert "the gradients of 3 steps are no numbers" in caplog.text and pruning.widths().narrowed_groups()
+    assert "the gradients of 3 steps are not finite" in caplog.text and pruning.widths().narrowed_groups()
     with pytest.raises(ValueError, match="no step had finite gradients"):
         Pruning(model, recipe).step(18)
 

@@ -111,7 +111,7 @@ def test_a_quick_look_changes_no_number_of_a_finished_point(tmp_path):
     assert whole["pruned/capitals/items"] == whole["pruned/topics/items"] == 8 and whole["status"] == "done"
     done = run(*base, "eval.tasks=[capitals]", "eval.limit=4")
     assert done.returncode == 0, done.stderr
-    assert "capitals was measured on 8 items before; kept. capitals[limit=4], on 4 items" in done.stdout
+    assert "capitals keeps its value on 8 items. capitals[limit=4], on 4 items" in done.stdout
     assert "capitals/acc (8 items)" in done.stdout
     record = json.loads((whole["folder"] / "record.json").read_text())
     assert acc(record) == {**acc(whole), "pruned/capitals[limit=4]/acc": record["pruned/capitals[limit=4]/acc"]}

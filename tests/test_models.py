@@ -108,7 +108,7 @@ def test_a_local_folder_opens(tmp_path: Path) -> None:
 def test_a_path_to_nothing_names_the_three_kinds(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no model")
     kinds = "expected a model folder, a .gguf file or OWNER/NAME on the hub"
-    for path, fault in (("absent", "is not there"), ("notes.txt", "is another kind of file")):
+    for path, fault in (("absent", "does not exist"), ("notes.txt", "is another kind of file")):
         with pytest.raises(ValueError, match=f"model.path={tmp_path / path} {fault}; {kinds}"):
             local(tmp_path / path).open(tmp_path / "cache")
     with pytest.raises(ValueError, match=r"^\S+empty has no config\.json: it is not a complete transformers model"):

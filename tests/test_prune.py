@@ -224,7 +224,7 @@ def test_a_budget_that_cannot_be_met_says_what_can_be():
     with pytest.raises(ValueError, match=says):
         sized(Lowest, parameters=12.0, keep_first=1).count(shape)
     with pytest.raises(
-        ValueError, match=r"=12 .* 35 still without 3 of 4 layers; at least one must stay. Set at least 35$"
+        ValueError, match=r"=12 .* 35 without 3 of 4 layers; at least one must stay. Set at least 35$"
     ):
         sized(Lowest, parameters=12.0, keep_last=0).count(shape)
     assert sized(Lowest, parameters=45.0, keep_first=1).count(shape) == 2
@@ -254,7 +254,7 @@ def test_weights_are_needed_for_a_budget_only(tmp_path):
         ({"layers": 3, "parameters": 1e9}, "prune.layers and prune.parameters are both set; set only one"),
         ({"cache_bytes": 9, "weight_bytes": 1e9}, "prune.weight_bytes and prune.cache_bytes are both set"),
         ({"layers": -1}, "prune.layers must be at least 0, got -1"),
-        ({"layers": 2.5}, "prune.layers must be a whole number at least 0, got 2.5"),
+        ({"layers": 2.5}, "prune.layers must be a whole number of at least 0, got 2.5"),
         ({"parameters": 0}, "prune.parameters must be above 0, got 0"),
         ({"parameters": "1B"}, "prune.parameters must be a number above 0, got '1B'"),
         ({"unit": "head"}, "prune.unit must be one of layer, attention or mlp, got 'head'"),

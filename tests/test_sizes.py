@@ -127,7 +127,7 @@ def test_a_layer_without_an_attention_caches_nothing() -> None:
 
 
 def test_a_model_without_such_halves_is_refused_in_one_line() -> None:
-    with pytest.raises(ValueError, match="OPTDecoderLayer keeps no mlp of its own"):
+    with pytest.raises(ValueError, match="OPTDecoderLayer has no separate mlp"):
         ModelSize.from_config(pico("opt").config, "mlp", "none", "float32")
 
 

@@ -259,7 +259,7 @@ def test_launchers_may_be_several_and_may_die_and_slurm_may_be_silent(tmp_path, 
         again = launch(tmp_path, *sweep)
         assert again.stderr.readline() == f"slurm: 3 already in the queue, as job {array}\n"
         more = launch(tmp_path, *sweep[:-1], "prune.layers=1", "stages=[dense,pruned]")
-        assert "1 in the queue already" in more.stderr.readline()
+        assert "1 already in the queue" in more.stderr.readline()
         os.kill(int(Path(CONF).with_name("slurmctld.pid").read_text()), signal.SIGTERM)
         said = iter(again.stderr.readline, "")
         assert any("squeue failed, " in line for line in said)

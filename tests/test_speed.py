@@ -157,7 +157,7 @@ def test_each_size_is_a_part_of_its_own() -> None:
     ("knobs", "said"),
     [
         ({"batches": [1, 0]}, r"eval\.speed\.batches must be distinct batch sizes of at least 1, got \[1, 0\]"),
-        ({"batches": [2, 2]}, "each once"),
+        ({"batches": [2, 2]}, "distinct batch sizes"),
         ({"batches": [], "prefill_batch": None}, "measures nothing"),
         ({"runs": 1}, "greater than 1"),
     ],

@@ -151,7 +151,7 @@ def test_where_wandb_goes_down_later_the_point_ends_and_nothing_is_lost(point, s
     assert "healed/validation/loss" not in server.runs["later"].summary
     (online,) = point.folder.glob("wandb/run-*-later")
     (said,) = (line for line in err.splitlines() if line.startswith("W&B: "))
-    assert said.endswith(f"wandb sync --include-online {online} sends it")
+    assert said.endswith(f"wandb sync --include-online {online}")
     tool(server.url, point.home, "sync", "--include-online", str(online))
     assert server.runs["later"].summary["healed/validation/loss"] == point.record["healed/validation/loss"]
 

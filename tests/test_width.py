@@ -442,7 +442,7 @@ def test_files_that_do_not_fit_the_widths_are_refused(tmp_path):
     slicing.narrow_model(model, widths)
     exported.write_exported(model, Plan(6, ()), tmp_path, widths)
     cut(pico("llama"), 1, 51, range(1, 5)).write(tmp_path / WIDTHS_FILE)
-    with pytest.raises(ValueError, match=r"hold no model.layers.1.mlp.down_proj.weight of the width"):
+    with pytest.raises(ValueError, match=r"contain model.layers.1.mlp.down_proj.weight of the width"):
         depthcut.load(tmp_path)
     for text in ('{"format": 2}', "half a fi", '{"format": 1, "layers": [{"heads": {"of": 2, "keep": [2]}}]}'):
         (tmp_path / WIDTHS_FILE).write_text(text)

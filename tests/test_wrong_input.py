@@ -76,7 +76,7 @@ CONFIG = [
     ("name=cache", "name must not be cache: OUTPUTS/cache is the cache of all studies"),
     ("metric._target_=os.system", "metric._target_ must name a class of depthcut.metric, got 'os.system'"),
     ("heal=qlora", "heal=qlora needs model.quantise=nf4 or int8, got none"),
-    ("prune.layers=2.5", "prune.layers must be a whole number at least 0, got 2.5"),
+    ("prune.layers=2.5", "prune.layers must be a whole number of at least 0, got 2.5"),
     ("prune.unit=half", "prune.unit must be one of layer, attention or mlp, got 'half'"),
     ("stream=often", "stream must be one of auto, always or never, got 'often'"),
     ("eval.limit=0", "eval.harness.limit must be above 0, got 0"),

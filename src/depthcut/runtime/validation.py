@@ -109,7 +109,7 @@ def describe_interval(metadata: Iterable[Any]) -> str:
         case 0, _:
             return ""
         case 1, True:
-            return f" at least {bounds['ge']}"
+            return f" of at least {bounds['ge']}"
         case 1, _:
             return f" above {bounds['gt']}"
         case _:
