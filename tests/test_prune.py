@@ -223,9 +223,7 @@ def test_a_budget_that_cannot_be_met_says_what_can_be():
     )
     with pytest.raises(ValueError, match=says):
         sized(Lowest, parameters=12.0, keep_first=1).count(shape)
-    with pytest.raises(
-        ValueError, match=r"=12 .* 35 without 3 of 4 layers; at least one must stay. Set at least 35$"
-    ):
+    with pytest.raises(ValueError, match=r"=12 .* 35 without 3 of 4 layers; at least one must stay. Set at least 35$"):
         sized(Lowest, parameters=12.0, keep_last=0).count(shape)
     assert sized(Lowest, parameters=45.0, keep_first=1).count(shape) == 2
     with pytest.raises(ValueError, match="8 in total, 8 without 3 of 4 MLPs"):

@@ -64,7 +64,8 @@ def describe_field_error(path: str, cls: type[Any], first: ErrorDetails) -> str:
     if kind == "missing":
         return f"{key} is required"
     if kind in NUMBER_TYPES:
-        wanted = f"{NUMBER_TYPES[kind]}{describe_interval(fields[name].metadata)}".strip() or expected_form(first)
+        wanted = f"{NUMBER_TYPES[kind]}{describe_interval(fields[name].metadata)}".strip().removeprefix("of ")
+        wanted = wanted or expected_form(first)
         return f"{key} must be {wanted}, got {format_value(first['input'])}"
     if kind == "string_pattern_mismatch":
         shown = clip_text(key).removesuffix(".[key]")
