@@ -306,7 +306,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "config missing": (lambda folder: (folder / "config.json").unlink(), "config.json"),
     "config cut": (change("config.json", lambda old: old[:50]), "config.json"),
     "config a list": (change("config.json", lambda _: b"[]"), "config.json"),
-    "config of another shape": (edit_json("config.json", intermediate_size=112), "wants model.layers.0.mlp"),
+    "config of another shape": (edit_json("config.json", intermediate_size=112), "requires model.layers.0.mlp"),
     "config of another depth": (edit_json("config.json", num_hidden_layers=9), "all 9 layers"),
     "config of an unknown model": (edit_json("config.json", model_type="nobody"), "nobody"),
     "config with code": (
