@@ -82,7 +82,7 @@ def metrics(names: str | None) -> list[tuple[str, dict[str, Any]]]:
 
 
 def built(name: str, knobs: dict[str, Any], here: Any) -> Metric:
-    """Return the metric with its defaults and ``knobs``; least squares in a wide model gets the tokens that it needs."""
+    """Return the metric with its defaults and ``knobs``; least squares gets the tokens that its width needs."""
     node = yaml.safe_load((ROOT / "conf" / "metric" / f"{name}.yaml").read_text(encoding="utf-8"))
     if name == "linearity":
         width = decoder_layers.text_config(here.dense.config).hidden_size

@@ -268,12 +268,12 @@ def test_identity_is_by_content(tmp_path):
     [
         ("a.txt", b"caf\xc3\xa9 caf\xe9", r"a\.txt is not UTF-8: byte 9 is 0xe9"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', r"a\.jsonl is not UTF-8: byte 24 is 0xff"),
-        ("a.txt", b"\n\n", r"a\.txt holds no text"),
-        ("a.jsonl", b"", r"a\.jsonl holds no text"),
+        ("a.txt", b"\n\n", r"a\.txt contains no text"),
+        ("a.jsonl", b"", r"a\.jsonl contains no text"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', r"a\.jsonl, line 3 is not JSON: Expecting value"),
         ("a.jsonl", b'["x"]\n', r"a\.jsonl, line 1 is a list, not a JSON object"),
         ("a.jsonl", b'{"body": "x", "id": 1}\n', r"line 1 has no field `text`; its fields: body, id"),
-        ("a.jsonl", b'{"text": null}\n', r"a\.jsonl holds no text"),
+        ("a.jsonl", b'{"text": null}\n', r"a\.jsonl contains no text"),
         ("a.jsonl", b'{"text": 7}\n', r"a\.jsonl, line 1: field `text` is int, not text"),
         (
             "a.jsonl",

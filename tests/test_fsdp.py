@@ -160,7 +160,7 @@ def test_a_model_that_is_read_in_shares_is_healed_and_measured_as_one_that_is_wh
 
 
 def test_a_model_in_shares_runs_where_all_processes_help_and_nowhere_else():
-    with pytest.raises(ValueError, match="the model is in shares, which the processes put together"):
+    with pytest.raises(ValueError, match="the model is sharded across processes"):
         checkpoint_sharded.ShardedLayers([nn.Linear(2, 2)]).run_layer(0, torch.ones(1, 2))
 
 

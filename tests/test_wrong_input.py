@@ -235,7 +235,7 @@ def test_a_plan_that_keeps_no_layer(study):
 
 TEXTS = {
     "missing.txt": (None, "no file at "),
-    "empty.txt": (b"", "holds no text"),
+    "empty.txt": (b"", "contains no text"),
     "latin.txt": ("caf\xe9".encode("latin-1"), "is not UTF-8: byte 3 is 0xe9"),
     "short.txt": (b"Hello.", "too short"),
 }

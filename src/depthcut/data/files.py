@@ -43,7 +43,7 @@ class Files(Source):
                     inside += 1
                     yield text
             if seen == before:
-                raise UserError(f"{file} holds no text")
+                raise UserError(f"{file} contains no text")
         if not inside:
             raise UserError(self.outside(seen))
 

@@ -70,7 +70,7 @@ def check_finite(name: "Stage", key: str, values: dict[str, float], run: "Run") 
     if broken and name == "dense":
         dtype = run.experiment.model.dtype
         raise UserError(
-            f"eval.{key}: the dense model's {broken[0]} is not finite. Its weights hold NaN or infinity, or overflow "
+            f"eval.{key}: the dense model's {broken[0]} is not finite. Its weights have NaN or infinity, or overflow "
             f"in model.dtype={dtype}: use another dtype, or correct the weights"
         )
     run.remarks += [f"warning: the {name} model's {number} is not finite" for number in broken]

@@ -59,8 +59,8 @@ class ShardedLayers(nn.ModuleList):
         """
         if not self.is_leader:
             raise UserError(
-                "the model is in shares, which the processes put together to heal it and to evaluate it, and for "
-                "nothing else; take heal.strategy=ddp with GPUs that have room for it, or stream=never"
+                "the model is sharded across processes, which only healing and evaluation support: "
+                "use heal.strategy=ddp with GPUs on which it fits, or stream=never"
             )
         process_group.broadcast_request(number)
         layer = self[number]
