@@ -95,9 +95,7 @@ def test_a_point_with_a_mistake_tells_of_it_and_the_others_are_shared(tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[0].startswith("error: prune.frac=0.99: plan keeps 0 of 8 layers")
-    assert done.stderr.splitlines()[-1].startswith(
-        "error: 2 of 3 points done, 1 failed, 0 remaining. Run the same command again to continue. Correct"
-    )
+    assert done.stderr.splitlines()[-1] == "error: 2 of 3 points done, 1 failed, 0 remaining. Correct the errors above"
     assert len(records(tmp_path / "outputs")) == 2
 
 

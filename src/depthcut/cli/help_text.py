@@ -46,7 +46,7 @@ def render_overview() -> str:
         lines += textwrap.wrap(f"{group}: {', '.join(marked)}", 120, subsequent_indent="    ")
     text = (CONF / "config.yaml").read_text(encoding="utf-8")
     options = text[text.index("\nname:") + 1 : text.index("\nhydra:")]
-    return "\n".join([USAGE, *lines, "", "== Options of no group ==", options])
+    return "\n".join([USAGE, *lines, "", "== Top-level options ==", options])
 
 
 def render_topic(word: str) -> str:
