@@ -201,7 +201,7 @@ def test_where_memory_runs_out_less_goes_on_with_the_same_batches(save_every, tm
     with caplog.at_level("INFO", "depthcut"):
         less = healed(tmp_path / "less", recipe, Sparse(1, 6))  # in the first step, and later on
     assert max(tensor_gap(whole, less).values()) < 1e-3  # 6e-5; what goes on where it was, at step 1 again: 3e-2
-    told = [record.message for record in caplog.records if " a pass, " in record.message]
+    told = [record.message for record in caplog.records if " per pass, " in record.message]
     assert len(set(told)) == 3 and told[0].startswith("healing: 4 x 8 tokens per pass, 1 pass per step")
     assert [record.levelname for record in caplog.records].count("WARNING") == 2
 

@@ -139,8 +139,8 @@ def twofold() -> nn.Module:
     [
         (lambda: layers.layer_list(T5ForConditionalGeneration(T5Config(**T5))), "t5 is an encoder-decoder"),
         (lambda: layers.meta_model(T5Config(**T5)), "t5 is an encoder-decoder"),
-        (lambda: layers.meta_model(PreTrainedConfig.from_dict(QWEN1)), "qwen is no .*Qwen-1"),
-        (lambda: layers.layer_list(Qwen1(PreTrainedConfig.from_dict(QWEN1))), "qwen is no .*Qwen-1"),
+        (lambda: layers.meta_model(PreTrainedConfig.from_dict(QWEN1)), "qwen is not a .*Qwen-1"),
+        (lambda: layers.layer_list(Qwen1(PreTrainedConfig.from_dict(QWEN1))), "qwen is not a .*Qwen-1"),
         (lambda: layers.trimmed_config(ViTConfig(), (1,)), "vit is not a language model"),
         (
             lambda: layers.trimmed_config(config_of("gemma4_text", **SHARED), (1,)),

@@ -105,5 +105,5 @@ def test_no_question_both_chooses_and_measures(here):
 def test_bad_questions(here):
     with pytest.raises(ValueError, match=r"metric\.tasks: no local set 'mmlu'; available: capitals, topics"):
         Task(tasks=["mmlu"], items=4, by="accuracy", batch=5)
-    with pytest.raises(ValueError, match=r"metric\.items: wanted 999 of capitals, which has 197"):
+    with pytest.raises(ValueError, match=r"metric\.items must be at most 197 for capitals, got 999"):
         Task(tasks=["capitals"], items=999, by="accuracy", batch=5).prepare(here, "layer")

@@ -78,7 +78,7 @@ def fit_with_retries(
                 raise UserError(
                     f"healing ran out of memory on {workspace.device}: {oom_advice(layout, recipe)}"
                 ) from None
-            log.warning("healing ran out of memory; retrying with a smaller layout")
+            log.warning("healing ran out of memory; retrying with a smaller micro-batch or more checkpointing")
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         if begin_again and not last.exists():
