@@ -6,7 +6,7 @@ ifeq ($(OMP_NUM_THREADS),)
 unexport OMP_NUM_THREADS
 endif
 
-.PHONY: demo test test-fast test-newest test-oldest nightly records lock lint chaos bench bench-gpu clean
+.PHONY: demo test test-fast test-newest test-oldest nightly records lock lint lint-page format-page chaos bench bench-gpu clean
 
 demo: .venv/.ready
 	@$(BIN)/python run.py
@@ -43,6 +43,21 @@ lint: .venv/.ready
 	@$(BIN)/ruff format --check .
 	@$(BIN)/basedpyright
 	@$(BIN)/lint-imports
+	@if { command -v node && command -v npm; } >/dev/null; then $(MAKE) --no-print-directory lint-page; \
+	else echo "The report's page is not checked: node and npm are not installed."; fi
+
+# Unit tests and format of the report's page.
+lint-page:
+	@npm run --silent test
+	@if $(MAKE) --no-print-directory node_modules/.ready; then npm run --silent lint; \
+	else echo "The format of the report's page is not checked: npm cannot install prettier."; fi
+
+format-page: node_modules/.ready
+	@npm run --silent format
+
+node_modules/.ready: package.json
+	@npm install --silent --fetch-retries=1 --no-package-lock --no-audit --no-fund
+	@touch $@
 
 chaos: .venv/.ready
 	@DEPTHCUT_KILLS=200 $(BIN)/python -m pytest -x tests/test_chaos.py
@@ -59,4 +74,4 @@ bench-gpu: .venv/.ready
 	@touch $@
 
 clean:
-	@rm -rf .venv .venv-newest .venv-oldest outputs
+	@rm -rf .venv .venv-newest .venv-oldest node_modules outputs

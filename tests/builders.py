@@ -1,4 +1,4 @@
-"""What the tests build: texts, subjects of metrics, pruners."""
+"""Build texts, subjects of metrics and pruners for the tests."""
 
 from typing import Any
 
@@ -52,5 +52,5 @@ KNOBS: dict[str, Any] = {
 
 
 def sized(prune: Any, **knobs: Any) -> Any:
-    """A pruner that keeps the last layer, save for what ``knobs`` say."""
+    """Build a pruner that keeps the last layer, unless ``knobs`` differ."""
     return prune(**KNOBS | knobs)

@@ -1,4 +1,4 @@
-"""The tests' processes import as much as a run does, and leave as little garbage."""
+"""Set the tests' processes up like those of a run: the same imports, the same clean-up."""
 
 import gc
 import signal

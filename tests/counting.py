@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Bytes(TorchDispatchMode):
-    """Inside the ``with``: how many bytes of new tensors are alive, and how many at the most were."""
+    """Count the bytes of new tensors inside the ``with``: those alive, and the peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ class Bytes(TorchDispatchMode):
 
 
 def tensors(tree: Any) -> list[torch.Tensor]:
-    """All tensors that are in there."""
+    """Return all tensors in a nested structure."""
     return [each for each in tree_leaves(tree) if isinstance(each, torch.Tensor)]
 
 
 def peak(work: Callable[[], Any]) -> int:
-    """The most bytes that ``work`` took."""
+    """Return the peak bytes of ``work``."""
     with Bytes() as count:
         work()
     return count.peak

@@ -1,4 +1,4 @@
-"""A run around a tiny model on the disk, with a text of short documents of many lengths: for tests of replacements."""
+"""Runs for tests of replacements: a tiny model on disk, and a text of short documents of many lengths."""
 
 import json
 import random
@@ -21,12 +21,12 @@ DEPTH = 6
 
 
 def model_of(family: str, **changes: Any) -> PreTrainedModel:
-    """A pico model that reads bytes."""
+    """Return a pico model with a byte vocabulary."""
     return pico(family, DEPTH, vocab_size=258, **changes)
 
 
 def opened(folder: Path, model: PreTrainedModel, *knobs: str) -> Run:
-    """A run for ``model``; its calibration text has rows of 4 to 32 tokens."""
+    """Open a run for ``model``; its calibration text has rows of 4 to 32 tokens."""
     if not (folder / "model").exists():
         model.save_pretrained(folder / "model")
         byte_tokenizer().save_pretrained(folder / "model")
@@ -43,7 +43,7 @@ def opened(folder: Path, model: PreTrainedModel, *knobs: str) -> Run:
 
 @torch.no_grad()
 def edges(model: PreTrainedModel, here: Run) -> list[np.ndarray]:
-    """The residual stream at all edges, seen by hooks, one document at a time: no padding. Each N x D."""
+    """Return the hidden states (N x D) at all layer boundaries, from hooks, one document at a time, without padding."""
     stack, seen = list(layers.layer_list(model)), [[] for _ in range(DEPTH + 1)]
     handles = [
         layer.register_forward_pre_hook(

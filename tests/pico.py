@@ -1,4 +1,4 @@
-"""Real models, tiny: every family that the package promises, with random weights that matter."""
+"""Tiny real models of every supported family, with random weights large enough to change the output."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ SIZES: dict[str, Any] = {
 }
 GROUPED = {"num_key_value_heads": 2, "head_dim": 16}
 
-# A family's own knobs; windows are shorter than the tests' texts, so that what a layer attends to matters.
+# A family's own knobs; windows are shorter than the tests' texts, otherwise attention types would not matter.
 KNOBS: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "qwen2": {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 3},
@@ -41,7 +41,7 @@ FAMILIES = tuple(KNOBS)
 
 
 def pico(family: str, layers: int = 6, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A float32 model in eval mode, the same for the same arguments; no layer equals another.
+    """Return a float32 model in eval mode, the same for the same arguments; no layer equals another.
 
     Args:
         family: one of FAMILIES, which come with their own knobs set, or any ``model_type`` of transformers.
@@ -58,7 +58,7 @@ def pico(family: str, layers: int = 6, seed: int = 0, **changes: Any) -> PreTrai
 
 
 def picture_model(layers: int = 6, **changes: Any) -> PreTrainedModel:
-    """A Gemma 3 that sees: its picture encoder has as many layers, with linear layers of the same names."""
+    """Return a multimodal Gemma 3: its vision encoder has as many layers, with linear layers of the same names."""
     tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
     text = pico("gemma3", layers, **changes).config.to_dict()
     config = AutoConfig.for_model(
@@ -70,13 +70,13 @@ def picture_model(layers: int = 6, **changes: Any) -> PreTrainedModel:
 
 
 def texts(batch: int = 2, length: int = 20) -> torch.Tensor:
-    """Token numbers, longer than any window of a pico model, with no special one."""
+    """Return token ids without special tokens, longer than any window of a pico model."""
     return torch.randint(3, 128, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
-def awake(adapted: Any, std: float = 0.05) -> Any:
-    """The same model, with adapters that do something: they begin as nothing."""
+def randomise_lora_b(adapted: Any, std: float = 0.05) -> Any:
+    """Give the adapters a random B, which is zero at first, and return the model."""
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             parameter.normal_(std=std)
@@ -85,7 +85,7 @@ def awake(adapted: Any, std: float = 0.05) -> Any:
 
 @torch.no_grad()
 def slope(loss: Callable[[], torch.Tensor], model: nn.Module, towards: torch.Tensor, step: float = 1e-2) -> float:
-    """How fast ``loss`` grows as what is trained of ``model`` moves ``towards`` there, by finite differences."""
+    """Return the directional derivative of ``loss`` along ``towards`` in the trained weights, by finite differences."""
     trained = [each for each in model.parameters() if each.requires_grad]
     before = torch.nn.utils.parameters_to_vector(trained).clone()
     values: list[float] = []
@@ -102,7 +102,7 @@ def logits(model: nn.Module, **more: Any) -> torch.Tensor:
 
 
 def written(model: nn.Module, use_cache: bool) -> torch.Tensor:
-    """What the model writes, greedily, after two texts of which the second is padded on the left."""
+    """Generate greedily after two texts, of which the second is padded on the left."""
     ids, mask = texts(), torch.ones(2, 20, dtype=torch.long)
     ids[1, :7], mask[1, :7] = 0, 0
     return model.generate(  # pyright: ignore

@@ -1,4 +1,4 @@
-"""Run every method of every group on a tiny model, and keep what a refactoring must not change.
+"""Run every method of every group on a tiny model, and record what a refactoring must not change.
 
     python tests/records.py before.json                          about four minutes on two cores
     python tests/records.py after.json --against before.json     and compare: status 1 where something differs
@@ -88,7 +88,7 @@ OTHERS = {
 
 
 def cases() -> dict[str, tuple[str, ...]]:
-    """What each run is given, by its name."""
+    """Return each run's arguments by its name."""
     found: dict[str, tuple[str, ...]] = {}
     for group, choices, more in (
         ("metric", METRICS, UNHEALED),
@@ -125,7 +125,7 @@ def main() -> int:
 
 
 def left_by(outputs: Path, *words: str) -> dict[str, Any]:
-    """Run a point by itself; what it left."""
+    """Run one point and return its record and files."""
     done = run(*BASE, f"outputs={outputs}", *deduplicated(words), WANDB_MODE="offline")
     if done.returncode:
         return {"status": done.returncode, "error": done.stderr.splitlines()[-1:]}
@@ -145,17 +145,17 @@ def is_timing(key: str) -> bool:
 
 
 def deduplicated(words: tuple[str, ...]) -> list[str]:
-    """Of several values of one key the last."""
+    """Keep the last of several values of one key."""
     return list({word.partition("=")[0]: word for word in words}.values())
 
 
 def names(cache: Path) -> list[str]:
-    """The cache's entries, as KIND/KEY; fetched models and question sets do not depend on the run."""
+    """Return the cache's entries as KIND/KEY, without fetched models and question sets, which no run changes."""
     return [str(path.relative_to(cache)) for path in cache.glob("*/*") if not path.name.startswith(".")]
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """What of ``before`` is not so in ``after``."""
+    """Return the differences between ``before`` and ``after``."""
     if isinstance(before, dict) and isinstance(after, dict):
         return [
             line

@@ -1,4 +1,4 @@
-"""Run depthcut's commands in the tests as a user does: a process of its own, its output and its exit status."""
+"""Run depthcut's commands as a user does: in a process, with its output and exit status."""
 
 import json
 import os
@@ -22,15 +22,15 @@ ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
 }
 
-# A whole run in seconds: a random model of 8 layers, text of the test's own.
+# A whole run in seconds: a random model of 8 layers, on a test's own text.
 UNHEALED = ("model=pico", "eval=[loss]", "data=files")
 PICO = (*UNHEALED, "heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2")
 
 
-# What is read only after the imports; any other change of the environment needs a process that starts anew.
+# Variables that are read only after the imports; any other change of the environment needs a fresh process.
 LATE = re.compile("HOME|PATH|WANDB_.*|TORCHELASTIC_.*|MASTER_.*|(GROUP_|LOCAL_)?(RANK|WORLD_SIZE)")
 
-# Such a change that changes nothing: for what is to be seen in a process that starts anew, with other hashes.
+# Pass one of these for a fresh process; they change only the hash seed.
 ANEW = {"PYTHONHASHSEED": "1"}
 AGAIN = {"PYTHONHASHSEED": "2"}
 
@@ -46,14 +46,14 @@ def start(*arguments: str, **environment: str) -> "subprocess.Popen[str] | Forke
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
+    """Run ``python run.py arguments`` and wait for it."""
     process = start(*arguments, **environment)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def run_two(*arguments: str) -> str:
-    """Run the two processes that torchrun would start, to their end; what the first of them said."""
+    """Run the two processes that torchrun would start, and return the output of the first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -63,6 +63,23 @@ def run_two(*arguments: str) -> str:
     said = [process.communicate(timeout=200) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     return "".join(said[0])
+
+
+def start_torchrun(*arguments: str) -> subprocess.Popen[str]:
+    """Start two processes with torchrun, as one process group."""
+    words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "run.py"))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(
+        [sys.executable, *words, *arguments], cwd=ROOT, env=ENVIRONMENT, start_new_session=True, **pipes
+    )
+
+
+def run_torchrun(*arguments: str) -> str:
+    """Run two processes with torchrun and return their output."""
+    process = start_torchrun(*arguments)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    return said
 
 
 def kill_in_healing(outputs: Path, *arguments: str, **environment: str) -> None:
@@ -75,8 +92,14 @@ def kill_in_healing(outputs: Path, *arguments: str, **environment: str) -> None:
     process.communicate()
 
 
+def run_bench(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark script."""
+    call = [sys.executable, str(ROOT / "bench" / script), *map(str, arguments)]
+    return subprocess.run(call, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+
+
 def light(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it, and see that it took a second of work at most: what takes longer is the import of these packages."""
+    """Run it and assert that it imports no heavy package."""
     words = [sys.executable, "-c", LIGHT, *arguments]
     done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     heavy = done.stdout.rpartition("heavy:")[2].split()
@@ -94,7 +117,7 @@ runpy.run_path("run.py", run_name="__main__")
 
 
 def succeed(*arguments: str, **environment: str) -> dict[str, Any]:
-    """Run it, see it end well, and return the one record of its study."""
+    """Run it, assert that it succeeds, and return the newest record of its study."""
     done = run(*arguments, **environment)
     assert done.returncode == 0, done.stderr
     outputs = next(each.partition("=")[2] for each in arguments if each.startswith("outputs="))
@@ -103,7 +126,7 @@ def succeed(*arguments: str, **environment: str) -> dict[str, Any]:
 
 
 def text_files(folder: Path) -> tuple[str, ...]:
-    """A corpus for the three parts of the data: sentences of a small grammar, so that there is something to learn."""
+    """Write a corpus of sentences from a small grammar, and return overrides that use it for all parts of the data."""
     import random
 
     chance = random.Random(0)

@@ -1,4 +1,4 @@
-"""Studies for the tests of the report: real ones of a pico model, and made-up ones out of the benchmark."""
+"""Studies for the tests of the report: real ones of a pico model, and synthetic ones from the benchmark."""
 
 import importlib.util
 import json
@@ -9,7 +9,7 @@ from running import PICO, ROOT, run, text_files
 
 
 def bench(name: str):
-    """A benchmark as a module."""
+    """Import a benchmark as a module."""
     spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "bench" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -19,7 +19,7 @@ def bench(name: str):
 
 
 def real(folder: Path) -> Path:
-    """A study that was really run: two cuts of a pico model, unhealed and healed."""
+    """Run a study of a pico model: two cuts, unhealed and healed."""
     words = ("name=real", "prune=block,deepest", "prune.frac=0.25", "export=none")
     done = run("-m", f"outputs={folder}/outputs", *PICO, *text_files(folder), *words)
     assert done.returncode == 0, done.stderr

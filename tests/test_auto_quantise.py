@@ -1,4 +1,4 @@
-"""``model.quantise=auto``: settled by the model, the cut, the recipe and the GPU's size, before anything is named."""
+"""``model.quantise=auto`` depends on the model, the cut, the recipe and the GPU's size, and precedes the digest."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ AUTO = ("model.quantise=auto", "heal=qlora", "heal.length=512", "heal.batch=8")
 
 
 def opened(folder: Path, *words: str, recipe: tuple[str, ...] = AUTO) -> Run:
-    """A run whose base is open still."""
+    """Open a run without choosing its base."""
     x = experiment.build_experiment(composed(*MODEL, *recipe, f"outputs={folder}", *words))
     cache = folder / "cache"
     return Run(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=folder / x.name)
@@ -39,15 +39,15 @@ def chosen(here: Run, gib: float | None) -> str:
     return choose(here, None if gib is None else int(gib * GIB))["quantise"]
 
 
-def test_weights_stay_as_they_are_where_the_gpu_has_room(tmp_path: Path) -> None:
+def test_16_bit_weights_stay_when_they_fit(tmp_path: Path) -> None:
     here = opened(tmp_path)
     assert [chosen(here, gib) for gib in (None, 1.01, 1.5, 80)] == ["none", "nf4", "nf4", "none"]
     said = choose(here, 80 * GIB)["why"]
     assert said.startswith("bfloat16 fits, with about ") and said.endswith(" of 80.0 GiB, and is faster than 4 bits")
 
 
-def test_the_edge_is_where_the_planner_has_it(tmp_path: Path) -> None:
-    """Found by halving, and worked out by hand: the least that a layout needs, with what is spared."""
+def test_quantisation_starts_at_the_planners_memory_limit(tmp_path: Path) -> None:
+    """Find the limit by bisection and compare it with the smallest layout's memory, worked out by hand."""
     here = opened(tmp_path, "heal.recompute=all", "heal.micro_batch=1", "heal.compile=false", "heal.dropout=0")
     low, high = 1.0, 16.0
     while high - low > 1e-3:
@@ -57,18 +57,18 @@ def test_the_edge_is_where_the_planner_has_it(tmp_path: Path) -> None:
     attention, ffn, head = 4 * width * width, 3 * width * wide, 258 * width
     weights = 2 * (left * (attention + ffn + 2 * width) + 2 * head + width)
     adapters = 4 * left * (4 * 2 * width + 3 * (width + wide))  # rank 4
-    kept = int(1.2 * 2 * (5 * width + 2 * wide + wide + 4 * width))  # as room.widths counts a layer
+    kept = int(1.2 * 2 * (5 * width + 2 * wide + wide + 4 * width))  # as memory_plan.activation_width counts a layer
     activations = length * (kept + (left + 4) * 2 * width)
     fixed = (2 + 4 + 2) * adapters + 3 * (1 << 28)
     assert low == pytest.approx(1 + (weights + (fixed + activations) / 0.94) / GIB, rel=0.02)
 
 
-def test_a_recipe_or_a_metric_that_takes_one_base_gets_it(tmp_path: Path) -> None:
+def test_recipes_and_metrics_restrict_the_base(tmp_path: Path) -> None:
     for words in (("heal=full",), ("metric=taylor",)):
         assert chosen(opened(tmp_path, *words), 1.01) == "none"
 
 
-def test_without_healing_the_weights_count(tmp_path: Path) -> None:
+def test_unhealed_run_counts_weights_only(tmp_path: Path) -> None:
     unhealed = ("model.quantise=auto", "heal=none")
     here = opened(tmp_path, "stages=[pruned]", recipe=unhealed)
     x = here.experiment
@@ -80,7 +80,7 @@ def test_without_healing_the_weights_count(tmp_path: Path) -> None:
     assert chosen(dense, edge + 1e-6) == "nf4"
 
 
-def test_a_live_teacher_needs_room_too(tmp_path: Path) -> None:
+def test_live_teacher_counts_towards_memory(tmp_path: Path) -> None:
     words = ("heal=distill", "heal.length=512", "model.hidden=512", "heal.batch=1")
     live, cached = (opened(tmp_path, *words, f"heal.teacher={how}") for how in ("live", "cached"))
     needs = [
@@ -95,7 +95,7 @@ def test_a_live_teacher_needs_room_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("base", "kind"), [("none", Lora), ("nf4", QLora)])
 @pytest.mark.parametrize("heal", ["lora", "qlora"])
-def test_what_is_settled_is_what_would_have_been_asked_for(tmp_path: Path, heal: str, base: Any, kind: type) -> None:
+def test_auto_choice_equals_explicit_setting(tmp_path: Path, heal: str, base: Any, kind: type) -> None:
     here = opened(tmp_path, f"heal={heal}", "heal.optimiser=adamw")
     x = auto_quantise.with_quantise(here.experiment, base)
     assert (x.model.quantise, type(x.heal), x.composed["model"]["quantise"]) == (base, kind, base)
@@ -108,7 +108,7 @@ def test_what_is_settled_is_what_would_have_been_asked_for(tmp_path: Path, heal:
     assert asked.digest == again.digest == Run(x, here.checkpoint, here.cache, here.study).digest
 
 
-def test_a_run_without_a_gpu_is_on_plain_weights_and_says_so(tmp_path: Path) -> None:
+def test_cpu_run_uses_unquantised_weights_and_reports_it(tmp_path: Path) -> None:
     here = open_run(experiment.build_experiment(composed(*MODEL, *AUTO, f"outputs={tmp_path}")))
     assert here.settled == "model.quantise=auto: none; no GPU is used"
     assert here.experiment.model.quantise == "none"
@@ -117,7 +117,7 @@ def test_a_run_without_a_gpu_is_on_plain_weights_and_says_so(tmp_path: Path) -> 
     assert (given.settled, given.experiment.model.quantise) == ("", "nf4")
 
 
-def test_the_second_time_it_needs_no_torch(tmp_path: Path) -> None:
+def test_cached_choice_needs_no_torch(tmp_path: Path) -> None:
     here = opened(tmp_path)
     wanted = choose(here, 8 * GIB)
     words = [*MODEL, *AUTO, f"outputs={tmp_path}"]
@@ -138,12 +138,12 @@ print(auto_quantise.choose_base(x, x.model.open(cache), cache, {8 * GIB}), "torc
 
 
 @pytest.mark.parametrize(("device", "seen"), [("cpu", "0"), ("auto", ""), ("auto", "-1")])
-def test_a_hidden_gpu_is_none(device: str, seen: str, monkeypatch) -> None:
+def test_hidden_gpu_counts_as_none(device: str, seen: str, monkeypatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
     assert auto_quantise.gpu_memory.__wrapped__(device) is None
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_gpu_is_as_large_as_torch_says() -> None:
+def test_gpu_size_is_what_torch_reports() -> None:
     assert auto_quantise.gpu_memory("auto") == pytest.approx(torch.cuda.get_device_properties(0).total_memory, rel=0.03)

@@ -14,24 +14,24 @@ def rows(batches: MicroBatchLoader) -> list[int]:
     return [int(row[0]) // 4 for batch in batches for row in batch.ids_BT]
 
 
-def test_the_micro_batch_does_not_change_the_order():
+def test_micro_batch_does_not_change_the_order():
     whole = rows(MicroBatchLoader(tokens(), micro_batch=4, total=6, seed=1))
     assert whole == rows(MicroBatchLoader(tokens(), micro_batch=1, total=24, seed=1))
     assert whole == rows(MicroBatchLoader(tokens(), micro_batch=2, total=12, seed=1))
 
 
-def test_each_epoch_has_every_row_once_in_an_order_of_its_own():
+def test_each_epoch_shuffles_every_row_once():
     given = rows(MicroBatchLoader(tokens(), micro_batch=5, total=4, seed=0))
     assert sorted(given[:10]) == sorted(given[10:]) == list(range(10))
     assert given[:10] != given[10:]
 
 
-def test_the_seed_decides_the_order():
+def test_seed_decides_the_order():
     assert rows(MicroBatchLoader(tokens(), 2, 5, seed=0)) == rows(MicroBatchLoader(tokens(), 2, 5, seed=0))
     assert rows(MicroBatchLoader(tokens(), 2, 5, seed=0)) != rows(MicroBatchLoader(tokens(), 2, 5, seed=1))
 
 
-def test_a_resumed_stream_goes_on_in_the_middle_of_an_epoch():
+def test_stream_resumes_mid_epoch():
     undisturbed = rows(MicroBatchLoader(tokens(), 2, 12, seed=3))
     first = MicroBatchLoader(tokens(), 2, 12, seed=3)
     stream = iter(first)

@@ -1,13 +1,12 @@
-"""The benchmarks run and say what they should, on a model of no consequence; their timings are nobody's here."""
+"""The benchmarks run on a tiny model and print what they should; their timings are not checked."""
 
 import importlib.util
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from running import ENVIRONMENT, ROOT, text_files
+from running import ROOT, run_bench, text_files
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +20,9 @@ def choosing():
     del sys.modules["choosing"]
 
 
-def bench(script, *arguments):
-    call = [sys.executable, str(ROOT / "bench" / script), *map(str, arguments)]
-    return subprocess.run(call, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
-
-
-def test_scores_measures_a_metric_its_naive_way_and_the_rounds_of_greedy(tmp_path):
+def test_scores_times_naive_metric_and_greedy_rounds(tmp_path):
     pico = ("--model", "pico", "--sequences", "8", f"outputs={tmp_path}/outputs", "data=files", *text_files(tmp_path))
-    done = bench("scores.py", "--metrics", "angular,perplexity", "--markdown", "--full", *pico)
+    done = run_bench("scores.py", "--metrics", "angular,perplexity", "--markdown", "--full", *pico)
     assert done.returncode in (0, 1), done.stderr  # 1: over the target, which is for larger models
     lines = done.stdout.splitlines()
     assert lines[0].startswith("pico: 8 layers, 8 sequences")
@@ -42,20 +36,20 @@ def test_scores_measures_a_metric_its_naive_way_and_the_rounds_of_greedy(tmp_pat
     assert int(rounds[1][1]) < int(rounds[1][2])
 
 
-def test_a_metric_that_is_not_there():
-    done = bench("choosing.py", "--metrics", "beauty")
+def test_unknown_metric_lists_the_choices():
+    done = run_bench("choosing.py", "--metrics", "beauty")
     assert done.returncode == 2
     assert "no metric 'beauty'; available: angular," in done.stderr.splitlines()[-1]
 
 
-def test_choosing_writes_its_tables_and_leaves_the_words_above_them(tmp_path):
+def test_choosing_updates_tables_and_keeps_the_prose(tmp_path):
     page = tmp_path / "page.md"
     above = "# Title\n\nFound by hand.\n\n"
     page.write_text(f"{above}<!-- made by `python bench/choosing.py` -->\nold\n<!-- /choosing -->\n")
     few = ("data.calibration.sequences=8", "data.validation.sequences=8")
     pico = ("model=pico", "data=files", *few, f"outputs={tmp_path}/outputs", *text_files(tmp_path))
     asked = ("--metrics", "angular", "--fractions", "0.25,0.5", "--to", page, *pico)
-    done = bench("choosing.py", *asked)
+    done = run_bench("choosing.py", *asked)
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert text.startswith(f"{above}<!-- made")
@@ -71,12 +65,12 @@ def test_choosing_writes_its_tables_and_leaves_the_words_above_them(tmp_path):
         assert {float(each.strip("*")) for each in bold} == {min(float(line[column].strip("*")) for line in cuts)}
     assert "| 2 angular token=all |" in text
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "outputs").rglob("record.json")}
-    assert bench("choosing.py", *asked).returncode == 0
+    assert run_bench("choosing.py", *asked).returncode == 0
     assert page.read_text() == text
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "outputs").rglob("record.json")}
 
 
-def test_choosing_has_a_row_for_every_metric_and_pruner(choosing):
+def test_choosing_has_a_row_per_metric_and_pruner(choosing):
     words = {word for row in choosing.ROWS for word in row.split()}
     for group in ("metric", "prune"):
         there = {f"{group}={path.stem}" for path in (ROOT / "conf" / group).glob("*.yaml")} - {"prune=plan"}

@@ -31,7 +31,7 @@ def score(metric, model, text: Tokens, batch: int = 2):
 
 
 def make_identity(model, layer: int) -> None:
-    """A layer that adds nothing to the residual stream."""
+    """Make a layer that adds nothing to the residual stream."""
     block = layers.layer_list(model)[layer]
     with torch.no_grad():
         block.self_attn.o_proj.weight.zero_()
@@ -39,7 +39,7 @@ def make_identity(model, layer: int) -> None:
 
 
 def pair(name: str, x: np.ndarray, y: np.ndarray) -> float:
-    """The formulas, once more, for two vectors."""
+    """Compute the formulas for two vectors."""
     cosine = min(1.0, max(-1.0, x @ y / math.sqrt((x @ x) * (y @ y))))
     match name:
         case "angular_last" | "angular_all":
@@ -55,12 +55,12 @@ def pair(name: str, x: np.ndarray, y: np.ndarray) -> float:
 
 
 def by_hand(name: str, model, text: Tokens) -> np.ndarray:
-    """One sequence and one token at a time, without padding, hooks or batches, in numpy."""
+    """Score in numpy, one sequence and one token at a time, without padding, hooks or batches."""
     rows = []
     for ids, length in zip(text.ids, text.lengths, strict=True):
         with torch.no_grad():
             out = model(torch.from_numpy(ids[None, :length].astype(np.int64)), output_hidden_states=True)
-        x = [state[0].double().numpy() for state in out.hidden_states[:-1]]  # the last one is behind the final norm
+        x = [state[0].double().numpy() for state in out.hidden_states[:-1]]  # the last one is after the final norm
         tokens = [length - 1] if name == "angular_last" else range(length)
         row = np.zeros((len(x), len(x)))
         for i in range(len(x)):
@@ -85,7 +85,7 @@ def test_equals_the_formula_computed_by_hand(name, batch):
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_an_identity_layer_scores_zero_and_goes_first(name):
+def test_identity_layer_scores_zero_and_is_dropped_first(name):
     model = pico("llama")
     make_identity(model, 3)
     scores = score(METRICS[name], model, tokens())
@@ -94,8 +94,8 @@ def test_an_identity_layer_scores_zero_and_goes_first(name):
     assert min(range(5), key=lambda start: scores.block(start, 1)) == 3
 
 
-def test_a_layer_that_doubles_its_input_is_known_to_each_metric():
-    """It turns nothing, so the angle is 0; its update is as large as its input."""
+def test_doubling_layer_has_its_known_score():
+    """The direction does not change, so the angle is 0; the update is as large as the input."""
     x = torch.randn(7, 1, 16, dtype=torch.float64)
     states_NED = torch.cat([x, 2 * x], dim=1)
     assert pairwise_cosines(states_NED)[:, 0, 1].allclose(torch.ones(7, dtype=torch.float64))
@@ -108,8 +108,8 @@ def test_a_layer_that_doubles_its_input_is_known_to_each_metric():
     assert Update(norm=1, relative=False, batch=1, until=None).size(states_NED)[:, 0, 1].allclose(wanted)
 
 
-def test_the_last_edge_is_before_the_final_norm():
-    """An identity last layer scores 0; behind the final norm (weights that are not all equal) it would not."""
+def test_last_boundary_precedes_the_final_norm():
+    """An identity last layer scores 0; after the final norm (weights that are not all equal) it would not."""
     model = pico("llama")
     make_identity(model, 5)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_the_last_edge_is_before_the_final_norm():
     assert score(LAST, model, tokens()).block(5, 1) < 1e-6
 
 
-def test_padding_on_either_side_gives_the_same():
+def test_padding_side_does_not_change_scores():
     model, text = pico("llama"), tokens((7, 12, 4))
     ids, mask = next(text.batches(3))
     left_ids, left_mask = ids.clone(), mask.clone()
@@ -147,7 +147,7 @@ def test_small_angles_survive_bfloat16_states():
     assert (pairwise_cosines(states_NED).arccos() / math.pi)[0, 0, 1].item() == pytest.approx(true, abs=5e-4)
 
 
-def test_samples_that_are_not_finite_or_zero_are_left_out_and_counted():
+def test_unusable_samples_are_skipped_and_counted():
     states_NED = torch.randn(4, 3, 8)
     states_NED[0, 1, 3] = float("nan")
     states_NED[1, 2, 0] = float("inf")
@@ -166,7 +166,7 @@ def test_samples_that_are_not_finite_or_zero_are_left_out_and_counted():
         score(LAST, model, text)
 
 
-def test_the_model_is_left_as_it_was():
+def test_metric_leaves_the_model_unchanged():
     model = pico("llama")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     score(LAST, model, tokens())
@@ -174,7 +174,7 @@ def test_the_model_is_left_as_it_was():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_reading_stops_when_one_start_is_sure():
+def test_sequential_reading_stops_when_one_start_is_sure():
     """Of 128 samples 16 or 32 settle which single layer is an identity; the scores are those of the samples read."""
     model, text = pico("llama"), tokens((12,) * 128)
     make_identity(model, 3)
@@ -188,13 +188,13 @@ def test_reading_stops_when_one_start_is_sure():
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alike(HiddenStates):
-    """Edges that are all drawn from one distribution: no block is better than another."""
+    """Hidden states from one distribution at every boundary, so no block is better than another."""
 
     def samples(self):
         yield from torch.randn(40, 1, 5, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def test_reading_goes_on_while_no_start_is_sure():
+def test_sequential_reading_continues_while_unsure():
     here = Standalone(block=(range(4), 1))
     scores = score_blocks(
         Alike(subject=here, name="x", batch=1, token="last", until=0.99), lambda states: pairwise_cosines(states)
@@ -203,7 +203,7 @@ def test_reading_goes_on_while_no_start_is_sure():
     assert 0.25 < max(scores.wins(range(4), 1).values()) < 0.99
 
 
-def test_the_bootstrap_of_blocks_agrees_with_the_standard_error():
+def test_block_bootstrap_agrees_with_the_standard_error():
     scores = score(LAST, pico("llama"), tokens((12,) * 60))
     spread = scores.draws.std(0)[0, 1:]
     assert spread == pytest.approx(scores.between_stderr[0][1:], rel=0.25)

@@ -1,4 +1,4 @@
-"""heal=boundary: the loss computed another way, what is run and trained, the teacher's stream, whole runs."""
+"""heal=boundary: its loss, which layers run and train, the teacher's hidden states, whole runs."""
 
 import copy
 import dataclasses
@@ -22,7 +22,7 @@ from depthcut.runtime import store
 from depthcut.runtime.strict import method_fields
 from depthcut.study import curve, runlog
 from depthcut.study.run import Run, open_run
-from pico import FAMILIES, awake, pico, slope, texts
+from pico import FAMILIES, pico, randomise_lora_b, slope, texts
 from running import PICO, UNHEALED, succeed, text_files
 
 SHORT = ("heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "export=none")
@@ -43,10 +43,10 @@ def pruned(model: Any, plan: Plan) -> Any:
 
 
 def student(family: str = "llama", plan: Plan = CUT) -> Any:
-    """A pruned model with adapters that matter."""
+    """Return a pruned model with random adapters."""
     torch.manual_seed(0)
     adapted = adapters.add_adapters(pruned(pico(family), plan), recipe(), plan).eval()
-    return awake(adapted)
+    return randomise_lora_b(adapted)
 
 
 def batch() -> MicroBatch:
@@ -68,12 +68,12 @@ def gradient(loss: torch.Tensor, model: Any) -> torch.Tensor:
     ("plan", "left", "below"),
     [
         (Plan(8, (2, 3)), 6, 2),
-        (Plan(8, (6, 7)), 6, 6),  # the teacher's stream is that behind its last layer
+        (Plan(8, (6, 7)), 6, 6),  # the teacher's hidden states after its last layer
         (Plan(8, (1, 5)), 6, 4),  # of two gaps the last one
         (Plan(8, (0,)), 7, 0),
         (Plan(8, ()), 8, 0),
         (Plan(8, (3, 6), "attention"), 8, 7),
-        (Plan(8, (2, 3)), 7, 3),  # something stands in the gap
+        (Plan(8, (2, 3)), 7, 3),  # the gap has a replacement
         (Plan(8, (0, 1)), 8, 2),
     ],
 )
@@ -82,7 +82,7 @@ def test_adapters_sit_below_the_last_gap(plan, left, below):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_stream_is_what_comes_to_that_layer_step_by_step(family):
+def test_states_match_layer_by_layer_forward(family):
     model, ids = pico(family), texts()
     with torch.no_grad():
         way = layerwise.start_forward(model, inputs.model_inputs(model, ids, torch.ones_like(ids)))
@@ -93,7 +93,7 @@ def test_the_stream_is_what_comes_to_that_layer_step_by_step(family):
 
 
 @pytest.mark.parametrize("error", ["relative", "squared"])
-def test_the_error_is_the_formula_written_out(error):
+def test_error_equals_the_formula(error):
     chance = torch.Generator().manual_seed(0)
     h, wanted = (torch.randn(2, 5, 7, generator=chance, dtype=torch.float64) for _ in range(2))
     total = 0.0
@@ -104,7 +104,7 @@ def test_the_error_is_the_formula_written_out(error):
 
 
 @pytest.mark.parametrize("error", ["relative", "squared"])
-def test_a_model_that_lacks_nothing_is_not_drawn(error):
+def test_uncut_model_has_zero_boundary_loss(error):
     model, some = pico("llama"), batch()
     for edge in range(1, 7):
         assert (
@@ -114,7 +114,7 @@ def test_a_model_that_lacks_nothing_is_not_drawn(error):
 
 
 @pytest.mark.parametrize("error", ["relative", "squared"])
-def test_the_gradient_is_that_of_finite_differences(error):
+def test_gradient_equals_finite_differences(error):
     model, some = student(), batch()
     loss = loss_of(pico("llama"), CUT, error)
     towards = gradient(loss(model, some), model)
@@ -127,7 +127,7 @@ def test_the_gradient_is_that_of_finite_differences(error):
     ids=lambda value: value.words if isinstance(value, Plan) else "",
 )
 @pytest.mark.parametrize("recompute", [0, 3])
-def test_only_what_is_below_the_cut_is_run_and_trained(plan, below, above, recompute):
+def test_only_layers_below_the_cut_run_and_train(plan, below, above, recompute):
     dense, model, some = pico("llama"), student(plan=plan), batch()
     wanted = gradient(loss_of(dense, plan)(model, some), model)
     assert (wanted != 0).float().mean() > 0.9
@@ -155,7 +155,7 @@ def opened(*overrides: str) -> Run:
 
 
 def healed(here: Run, plan: Plan) -> dict[str, torch.Tensor]:
-    """The adapters that a point trains."""
+    """Heal and return the trained adapters."""
     plan = here.decide(plan)
     with runlog.quiet_libraries():
         here.experiment.heal(here.experiment.replace(here.dense.load(plan), plan, here), plan, here)
@@ -172,7 +172,7 @@ def losses(here: Run) -> list[float]:
     [(Plan(8, (4, 5)), ()), (Plan(8, (2, 6)), ("model.dtype=bfloat16", "heal.error=squared"))],
     ids=["one gap", "two gaps, bfloat16"],
 )
-def test_a_teacher_on_the_disk_and_one_in_memory_train_the_same(tmp_path, corpus, plan, more):
+def test_cached_and_live_teachers_train_the_same_weights(tmp_path, corpus, plan, more):
     ways = ("cached", "live")
     points = [opened(*corpus, f"outputs={tmp_path}/{way}", f"heal.teacher={way}", *more) for way in ways]
     one, other = (healed(here, plan) for here in points)
@@ -196,14 +196,14 @@ def test_a_teacher_on_the_disk_and_one_in_memory_train_the_same(tmp_path, corpus
     ],
     ids=lambda more: more[0],
 )
-def test_the_stream_comes_nearer(tmp_path, corpus, more):
+def test_training_lowers_the_boundary_loss(tmp_path, corpus, more):
     here = opened(*corpus, f"outputs={tmp_path}", "heal.steps=8", *more)
     trained = healed(here, Plan(8, (4, 5)))
     assert {name.split(".layers.")[1].split(".")[0] for name in trained} == {"0", "1", "2", "3"}
     assert losses(here)[-1] < 0.9 * losses(here)[0]
 
 
-def test_with_nothing_below_the_cut_the_model_is_left_as_it_is(tmp_path, corpus):
+def test_no_layers_below_the_cut_leaves_model_unchanged(tmp_path, corpus):
     here = opened(*corpus, f"outputs={tmp_path}")
     for plan in (Plan(8, (0, 1)), Plan(8, ())):
         model = here.dense.load(plan)
@@ -211,7 +211,7 @@ def test_with_nothing_below_the_cut_the_model_is_left_as_it_is(tmp_path, corpus)
     assert not (here.folder / "adapter").exists() and not (tmp_path / "cache/teacher").exists()
 
 
-def test_what_the_teacher_said_serves_all_cuts_that_end_there(tmp_path, corpus):
+def test_cached_states_serve_all_cuts_with_that_boundary(tmp_path, corpus):
     def blocks(above: int, *more: str) -> set[str]:
         boundary.cached_state_teacher(opened(*corpus, f"outputs={tmp_path}", *more), above, "crossed")
         return {path.parent.name for path in tmp_path.glob("cache/teacher/*/*.safetensors")}
@@ -222,16 +222,19 @@ def test_what_the_teacher_said_serves_all_cuts_that_end_there(tmp_path, corpus):
     assert len(blocks(5)) == 2
 
 
-def test_a_point_healed_below_its_cut_shares_no_pass_above_it(corpus, tmp_path):
+def test_healing_below_the_cut_excludes_shared_healed_passes(corpus, tmp_path):
     """The curve launcher's shared healed pass is for adapters above the cut."""
     assert not curve.heals_above_cut(opened(*corpus, f"outputs={tmp_path}"))
     lora = composed(*UNHEALED, *corpus, f"outputs={tmp_path}", "heal=lora", "heal.layers=after_cut")
     assert curve.heals_above_cut(open_run(experiment.build_experiment(lora)))
+
+
+def test_layers_above_the_cut_are_refused(corpus):
     with pytest.raises(ValueError, match=r"heal\.layers.*before_cut"):
         opened(*corpus, "heal.layers=after_cut")
 
 
-def test_the_digest_has_the_knobs_that_change_numbers():
+def test_digest_covers_only_settings_that_change_numbers():
     def name(*more: str) -> str:
         x: Any = experiment.build_experiment(composed("model=pico", "heal=boundary", *more))
         return store.content_digest(method_fields(x.heal))
@@ -241,7 +244,7 @@ def test_the_digest_has_the_knobs_that_change_numbers():
 
 
 @pytest.mark.slow
-def test_a_run_ends_in_a_model_that_is_exported(tmp_path, corpus):
+def test_run_ends_with_an_exported_model(tmp_path, corpus):
     more = (
         "heal=boundary",
         "heal.steps=6",

@@ -1,4 +1,4 @@
-"""150 broken model folders: each works, or is refused in one line that names the file or the key, soon."""
+"""150 broken model folders: each works, or is refused quickly in one line that names the file or the key."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(**changes: Any) -> Do:
-    """Change values of config.json; those that are ... go."""
+    """Change values of config.json; delete those given as ``...``."""
     return changed(CONFIG, lambda old: {key: value for key, value in (old | changes).items() if value is not ...})
 
 
@@ -69,7 +69,7 @@ def stored(dtype: torch.dtype, name: str = f"{Q}.weight") -> Do:
 
 
 def header(edit: Callable[[dict[str, Any]], Any]) -> Do:
-    """Change the header of the weights, and leave the rest."""
+    """Change only the header of the weights."""
 
     def do(folder: Path) -> None:
         content = (folder / WEIGHTS).read_bytes()
@@ -90,7 +90,7 @@ def raw(edit: Callable[[bytes], bytes]) -> Do:
 
 
 def index(edit: Callable[[dict[str, Any]], Any]) -> Do:
-    """Give the folder an index, and change it."""
+    """Write a changed index into the folder."""
 
     def do(folder: Path) -> None:
         homes: dict[str, Any] = dict.fromkeys(load_file(folder / WEIGHTS), WEIGHTS)
@@ -114,7 +114,7 @@ for _ in range(60):
 COUNTS = (0, -1, "8", 8.0, [8], True, math.nan, 10**9, 10**18)
 SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "head_dim", "num_key_value_heads")
 KINDS = ("t5", "vit", "clip", "nobody", "", None, 3, ["llama"])
-# Each folder's name, what is done to it, and what the line must hold; None: it works as if nothing had been done.
+# Each case: its name, the damage, and what the error line must contain; None: the folder still works.
 BROKEN: dict[str, tuple[Do, str | None]] = {
     **{f"layers {value!r}": (config(num_hidden_layers=value), "num_hidden_layers") for value in (*COUNTS, None, 9)},
     **{f"{key} {value!r}": (config(**{key: value}), key) for key in SIZES for value in (0, -4, "8", 8.5, True, 10**12)},
@@ -248,7 +248,7 @@ def loaded(folder: Path) -> torch.Tensor:
         return model(ids).logits
 
 
-def test_there_are_150() -> None:
+def test_at_least_150_broken_models() -> None:
     assert len(BROKEN) >= 150
 
 
@@ -261,7 +261,7 @@ ACCEPTED_BY_SOME = {"architectures a number"}  # versions of transformers
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_folder_works_or_is_refused_in_one_line(
+def test_broken_folder_works_or_fails_in_one_line(
     case: str, whole: Path, expected: torch.Tensor, tmp_path: Path
 ) -> None:
     do, named = BROKEN[case]

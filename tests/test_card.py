@@ -60,7 +60,7 @@ LICENCES = [
 
 
 @pytest.mark.parametrize(("files", "base", "wanted"), LICENCES)
-def test_the_licence_is_that_of_the_base(
+def test_card_has_the_base_models_licence(
     pico: Path, tmp_path: Path, files: dict[str, str], base: str, wanted: dict[str, str]
 ) -> None:
     front, made = carded(pico, tmp_path, files, base)
@@ -69,7 +69,7 @@ def test_the_licence_is_that_of_the_base(
     assert front.get("base_model") == (base or None)
 
 
-def test_a_card_says_what_a_reader_needs(pico: Path, tmp_path: Path) -> None:
+def test_card_lists_results_plan_usage_and_citation(pico: Path, tmp_path: Path) -> None:
     front, made = carded(pico, tmp_path, {})
     assert front["pipeline_tag"] == "text-generation" and front["datasets"] == ["owner/texts"]
     assert "pruned" in front["tags"]
@@ -84,7 +84,7 @@ def test_a_card_says_what_a_reader_needs(pico: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after"), [({"eos_token_id": 2}, [2, 7]), ({"eos_token_id": [2, 7]}, [2, 7]), ({}, [1, 7])]
 )
-def test_the_separator_is_added_to_the_ends_of_text(tmp_path: Path, before: dict, after: list[int]) -> None:
+def test_separator_is_added_to_eos_tokens(tmp_path: Path, before: dict, after: list[int]) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(before))
     (tmp_path / "config.json").write_text('{"eos_token_id": 1}')
     export.stop_at_separator(tmp_path, 7)

@@ -1,4 +1,4 @@
-"""Killed again and again, and damaged in between, a sweep ends with the records of one left in peace.
+"""A sweep that is killed repeatedly, with files damaged in between, ends with the records of an undisturbed one.
 
 DEPTHCUT_KILLS says how often; after every third kill one file of the cache or of a point is cut, garbled, emptied,
 removed, or changes places with another of its name.
@@ -18,7 +18,7 @@ from running import PICO, run, start, text_files
 
 KILLS = int(os.environ.get("DEPTHCUT_KILLS", "20"))
 SWEEP = (*PICO, "prune.layers=1,2,3,4,5,6", "seed=0,1", "heal.save_every=2", "export=adapter")
-STAGES = {  # what is seen in the outputs while a stage is at work
+STAGES = {  # files that exist while a stage runs
     "scores": "cache/scores/.*.tmp",
     "healing": "main/*/heal.csv",
     "checkpoint": "main/*/**/*.ckpt*",
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 
 def records(outputs: Path) -> dict[str, dict]:
-    """By digest, without what depends on the moment."""
+    """Read the records by digest, without the keys that differ from run to run."""
     found = {path.parent.name: json.loads(path.read_text()) for path in outputs.glob("main/*/record.json")}
     return {
         digest: {key: value for key, value in record.items() if not key.startswith(ASIDE)}
@@ -40,9 +40,9 @@ def records(outputs: Path) -> dict[str, dict]:
 
 
 def killed_at(stage: str, outputs: Path, arguments: tuple[str, ...], chance: random.Random) -> bool:
-    """Start the sweep and kill it at a stage, or, where that does not come, some seconds after its start.
+    """Start the sweep and kill it at a stage, or some seconds after its start if the stage does not come.
 
-    False if it ended before that.
+    Return False if it ended first.
     """
     before = {path: path.stat().st_mtime_ns for path in outputs.glob(STAGES[stage])}
     process = start("-m", f"outputs={outputs}", *arguments)
@@ -50,7 +50,7 @@ def killed_at(stage: str, outputs: Path, arguments: tuple[str, ...], chance: ran
     while process.poll() is None:
         try:
             now = {path: path.stat().st_mtime_ns for path in outputs.glob(STAGES[stage])}
-        except FileNotFoundError:  # gone while it was looked at
+        except FileNotFoundError:  # deleted meanwhile
             continue
         if now.items() - before.items() or time.monotonic() > latest:
             time.sleep(chance.random() * 0.05)
@@ -63,7 +63,7 @@ def killed_at(stage: str, outputs: Path, arguments: tuple[str, ...], chance: ran
 
 
 def damage(outputs: Path, chance: random.Random) -> Path | None:
-    """Damage one file of those that a run reads again."""
+    """Damage one of the files that a run reads again."""
     files = [
         path for path in outputs.rglob("*") if path.is_file() and "/." not in str(path.relative_to(outputs.parent))
     ]
@@ -96,29 +96,29 @@ def swap(one: Path, other: Path) -> None:
 
 
 def sound(path: Path) -> bool:
-    """Whether the point of a record is still done after something was damaged."""
+    """Tell whether the point of a record is still done after the damage."""
     return (
         state.read_record(path.parent) is not None
         and store.size_fault(path.parent / "adapter", path.parent.name) is None
     )
 
 
-def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):
+def test_repeatedly_killed_sweep_equals_uninterrupted_sweep(tmp_path):
     arguments = (*SWEEP, *text_files(tmp_path))
     outputs, chance, kills, done, damaged = tmp_path / "outputs", random.Random(0), 0, {}, []
     for number in range(KILLS):
         kills += killed_at(list(STAGES)[number % len(STAGES)], outputs, arguments, chance)
         if number % 3 == 2 and (hit := damage(outputs, chance)):
             damaged.append(hit)
-            done = {path: time for path, time in done.items() if sound(path)}  # the others are made again
+            done = {path: time for path, time in done.items() if sound(path)}  # the others are recomputed
         for path in filter(sound, outputs.glob("main/*/record.json")):
             assert done.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, "a point ran twice"
     last = run("-m", f"outputs={outputs}", *arguments)
     assert last.returncode == 0, (last.stderr, damaged)
     assert kills >= KILLS // 2 and damaged
-    peace = run("-m", f"outputs={tmp_path}/peace", *arguments)
-    assert peace.returncode == 0, peace.stderr
-    found, wanted = records(outputs), records(tmp_path / "peace")
+    undisturbed = run("-m", f"outputs={tmp_path}/undisturbed", *arguments)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    found, wanted = records(outputs), records(tmp_path / "undisturbed")
     assert len(wanted) == 12
     assert found == wanted, damaged
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())

@@ -1,4 +1,4 @@
-"""A checkpoint reads what a plan keeps, layer for layer and byte for byte, and refuses what is damaged."""
+"""A checkpoint reads exactly the layers that a plan keeps, and refuses damaged files."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def opened(folder: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six layers in 20 shards, with a tokenizer."""
+    """Save six layers in 20 shards, with a tokenizer."""
     folder = saved(pico("llama"), tmp_path_factory.mktemp("checkpoint") / "llama")
     byte_tokenizer().save_pretrained(folder)
     return folder
@@ -70,7 +70,7 @@ def whole_then_cut(folder: Path, drop: tuple[int, ...], **how: Any) -> nn.Module
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_plan_loads_what_loading_all_and_cutting_would(family: str, tied: bool, tmp_path: Path) -> None:
+def test_loading_a_plan_equals_cutting_the_loaded_model(family: str, tied: bool, tmp_path: Path) -> None:
     folder = saved(pico(family, tie_word_embeddings=tied), tmp_path / family)
     checkpoint = opened(folder)
     for drop in ((2, 3), (0, 5), ()):
@@ -99,12 +99,12 @@ ODD: dict[str, Callable[[], tuple[PreTrainedModel, PreTrainedModel, str]]] = {
     "bare gpt2": lambda: with_part(pico("gpt2"), "transformer", "h"),
     "bare llama": lambda: with_part(pico("llama", tie_word_embeddings=True), "model", "layers"),
     "experts": lambda: with_part(pico("mixtral", **MIXTURE), "", "model.layers"),
-    "pictures": lambda: with_part(seeing(), "", "language_model.model.layers"),
+    "pictures": lambda: with_part(vision_model(), "", "language_model.model.layers"),
 }
 
 
-def seeing() -> PreTrainedModel:
-    """A model with a picture encoder, as deep as its decoder."""
+def vision_model() -> PreTrainedModel:
+    """Return a model with a vision encoder as deep as its decoder."""
     return AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma3", **PICTURES)).eval()
 
 
@@ -115,7 +115,7 @@ def with_part(model: PreTrainedModel, part: str, prefix: str) -> tuple[PreTraine
 
 
 @pytest.mark.parametrize("case", ODD)
-def test_names_in_the_files_may_differ_from_the_models(case: str, tmp_path: Path) -> None:
+def test_tensor_names_may_differ_from_the_models(case: str, tmp_path: Path) -> None:
     model, saves, prefix = ODD[case]()
     checkpoint = opened(saved(saves, tmp_path / "model"))
     assert checkpoint.layer_prefix == prefix
@@ -123,7 +123,7 @@ def test_names_in_the_files_may_differ_from_the_models(case: str, tmp_path: Path
     assert_equal(checkpoint.load(Plan(6, (1, 2)), **PLAIN), layers.cut_layers(model, (1, 2)))
 
 
-def test_new_layer_i_is_old_layer_keep_i_and_nothing_else_is_read(tmp_path: Path) -> None:
+def test_kept_layers_are_renumbered_and_dropped_unread(tmp_path: Path) -> None:
     model = pico("llama", layers=8)
     for number, layer in enumerate(layers.layer_list(model)):
         for parameter in layer.parameters():
@@ -155,7 +155,7 @@ def test_layers_are_read_one_at_a_time(llama: Path) -> None:
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.uint8, torch.bool]
 )
-def test_every_type_and_shape_is_read_as_safetensors_reads_it(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_dtypes_and_shapes_match_safetensors(dtype: torch.dtype, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     from depthcut.model.checkpoint.tensors import TensorFiles
@@ -172,7 +172,7 @@ def test_every_type_and_shape_is_read_as_safetensors_reads_it(dtype: torch.dtype
 
 
 @pytest.mark.parametrize("quantise", ["nf4", "int8"])
-def test_layers_are_quantised_as_loading_all_would(quantise: Any, llama: Path) -> None:
+def test_layers_are_quantised_like_the_whole_model(quantise: Any, llama: Path) -> None:
     checkpoint = opened(llama)
     model = checkpoint.load(Plan(6, (2, 3)), quantise=quantise, dtype="bfloat16", device="cpu")
     config = quantisation.bitsandbytes_config(quantise, torch.bfloat16)
@@ -184,13 +184,13 @@ def test_layers_are_quantised_as_loading_all_would(quantise: Any, llama: Path) -
     assert model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=4, min_new_tokens=4).shape == (1, 7)
 
 
-def test_generation_settings_come_along(copy: Path) -> None:
+def test_generation_config_is_loaded(copy: Path) -> None:
     (copy / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.5, "eos_token_id": 7}))
     settings = opened(copy).load(Plan(6, (2,)), **PLAIN).generation_config
     assert (settings.repetition_penalty, settings.eos_token_id) == (1.5, 7)
 
 
-def test_the_digest_is_of_the_content(llama: Path, copy: Path, tmp_path: Path) -> None:
+def test_digest_is_by_content(llama: Path, copy: Path, tmp_path: Path) -> None:
     digest = opened(llama).digest
     assert opened(copy).digest == digest
     config = json.loads((copy / "config.json").read_text())
@@ -220,7 +220,7 @@ def test_digest_and_depth_need_no_torch(llama: Path) -> None:
     assert done.stdout.split() == [opened(llama).digest, "6", "set()"]
 
 
-def test_hashes_are_remembered_by_size_times_and_inode(tmp_path: Path) -> None:
+def test_file_hashes_are_cached_by_size_times_inode(tmp_path: Path) -> None:
     file, memory = tmp_path / "file", tmp_path / "hashes.json"
     file.write_bytes(b"one")
     first = HashCache(memory)(file)
@@ -231,13 +231,17 @@ def test_hashes_are_remembered_by_size_times_and_inode(tmp_path: Path) -> None:
     assert HashCache(memory)(file) == "remembered"
     file.write_bytes(b"three")
     assert HashCache(memory)(file) not in (first, "remembered")
+
+
+def test_damaged_hash_cache_is_ignored(tmp_path: Path) -> None:
+    file, memory = tmp_path / "file", tmp_path / "hashes.json"
     file.write_bytes(b"one")
     for damaged in ("{", "[1]", json.dumps({str(file.resolve()): 5}), json.dumps({str(file.resolve()): [[], {}]})):
         memory.write_text(damaged)
-        assert HashCache(memory)(file) == first
+        assert HashCache(memory)(file) == store.file_sha256(file)
 
 
-def test_other_bytes_of_the_same_size_and_time_are_seen(tmp_path: Path) -> None:
+def test_same_size_and_mtime_change_is_detected(tmp_path: Path) -> None:
     file, memory = tmp_path / "file", tmp_path / "hashes.json"
     file.write_bytes(b"one")
     first, times = HashCache(memory)(file), file.stat()
@@ -247,7 +251,7 @@ def test_other_bytes_of_the_same_size_and_time_are_seen(tmp_path: Path) -> None:
     assert HashCache(memory)(file) != first
 
 
-# What can be wrong with a folder: the fault, and what its line must name.
+# Damaged folders: the damage, and what the error line must name.
 
 
 def change(name: str, edit: Callable[[bytes], bytes]) -> Callable[[Path], None]:
@@ -330,7 +334,7 @@ def without(index: bytes, name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_damaged_folder_is_refused_in_one_line_and_left_alone(fault: str, copy: Path) -> None:
+def test_damaged_folder_fails_in_one_line_unmodified(fault: str, copy: Path) -> None:
     do, named = FAULTS[fault]
     do(copy)
     before = {file.name: file.read_bytes() for file in copy.iterdir()}
@@ -343,13 +347,13 @@ def test_a_damaged_folder_is_refused_in_one_line_and_left_alone(fault: str, copy
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
 
 
-def test_damage_is_seen_on_opening_even_where_the_plan_would_not_read(copy: Path) -> None:
+def test_opening_detects_damage_in_shards_not_read(copy: Path) -> None:
     change(SHARD, lambda old: old[:-10])(copy)
     with pytest.raises(ValueError, match=f"{SHARD} is truncated or damaged .*; delete .*{SHARD} and download it again"):
         opened(copy)
 
 
-def test_a_flipped_bit_is_seen_where_a_manifest_vouches(copy: Path) -> None:
+def test_flipped_bit_is_detected_with_a_manifest(copy: Path) -> None:
     store.write_manifest(copy, copy.name)
     opened(copy).load(None, **PLAIN)
     flip(copy / SHARD)
@@ -357,7 +361,7 @@ def test_a_flipped_bit_is_seen_where_a_manifest_vouches(copy: Path) -> None:
         opened(copy).load(None, **PLAIN)
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_said(copy: Path) -> None:
+def test_file_truncated_during_reading_is_reported(copy: Path) -> None:
     tensors = opened(copy).tensors(None)
     for file in copy.glob("*.safetensors"):
         change(file.name, lambda old: old[: len(old) // 2])(copy)
@@ -366,7 +370,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_said(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [SHARD, "config.json", "tokenizer.json"])
-def test_a_file_that_changes_during_a_run_is_refused_by_name(name: str, copy: Path) -> None:
+def test_file_changed_during_a_run_is_named(name: str, copy: Path) -> None:
     checkpoint = opened(copy)
     checkpoint.load(Plan(6, (2,), model=checkpoint.digest), **PLAIN)
     (copy / name).touch()
@@ -378,7 +382,7 @@ def test_a_file_that_changes_during_a_run_is_refused_by_name(name: str, copy: Pa
         checkpoint.load(Plan(6, (0,)), **PLAIN) if name != "tokenizer.json" else checkpoint.tokenizer
 
 
-def test_a_file_that_changes_while_its_tensors_are_read_is_refused(copy: Path) -> None:
+def test_file_changed_during_tensor_reads_is_refused(copy: Path) -> None:
     (name, tensor), *_ = opened(copy).tensors(4).items()
     assert tensor[...].isfinite().all(), name
     for file in copy.glob("*.safetensors"):
@@ -387,7 +391,7 @@ def test_a_file_that_changes_while_its_tensors_are_read_is_refused(copy: Path) -
         tensor[...]
 
 
-def test_a_plan_for_another_model_is_refused(llama: Path) -> None:
+def test_plan_for_another_model_is_refused(llama: Path) -> None:
     checkpoint = opened(llama)
     with pytest.raises(ValueError, match=r"the plan is for a model of 7 layers; .*llama has 6"):
         checkpoint.load(Plan(7, (3,)), **PLAIN)
@@ -396,7 +400,7 @@ def test_a_plan_for_another_model_is_refused(llama: Path) -> None:
     checkpoint.load(Plan(6, (3,), model=checkpoint.digest), **PLAIN)
 
 
-def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+def test_missing_tokenizer_is_reported(tmp_path: Path) -> None:
     checkpoint = opened(saved(pico("llama"), tmp_path / "model"))
     with pytest.raises(ValueError, match="no tokenizer that transformers can read") as refused:
         _ = checkpoint.tokenizer
@@ -428,7 +432,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - baseline, chec
 
 
 @pytest.mark.slow
-def test_half_of_a_large_model_costs_half_the_memory_and_half_the_bytes(tmp_path: Path) -> None:
+def test_half_the_layers_cost_half_the_memory(tmp_path: Path) -> None:
+    """The bytes read are exactly those of the kept layers."""
     folder = tmp_path / "llama"
     write_llama_1b(folder)
 
@@ -449,7 +454,7 @@ def test_half_of_a_large_model_costs_half_the_memory_and_half_the_bytes(tmp_path
 
 
 def write_llama_1b(folder: Path) -> None:
-    """A Llama shape of 1.1 B parameters with random bits for weights, in bfloat16, a layer at a time."""
+    """Write a Llama of 1.1 B random bfloat16 parameters, a layer at a time."""
     from safetensors.torch import save_file
     from transformers import LlamaConfig
 
@@ -476,7 +481,7 @@ def write_llama_1b(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": homes}))
 
 
-def test_a_file_is_looked_up_once_whatever_it_holds(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_is_resolved_once(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the hub each look-up searches the cache on the disk."""
     checkpoint, own, asked = opened(llama), ModelFolder.path, list[str]()
     monkeypatch.setattr(ModelFolder, "path", lambda self, name: asked.append(name) or own(self, name))

@@ -1,4 +1,4 @@
-"""What a config may say: refused in one line before Hydra, or anything else, acts on it."""
+"""Invalid configs are refused in one line before Hydra, or anything else, acts on them."""
 
 import pytest
 import yaml
@@ -25,7 +25,7 @@ def refused(*words: str, loader: Loader = LOADER) -> str:
     return str(error.value)
 
 
-FOREIGN = [  # of these the first two made a folder and a file, the third was built, only Hydra stopped the fourth
+FOREIGN = [  # once, two created a folder and a file, the third was instantiated, only Hydra refused the fourth
     ("model", "depthcut.model.smollm2.TemporaryDirectory", {"dir": "made"}),
     ("model", "depthcut.model.smollm2.zipfile.ZipFile", {"file": "made", "mode": "w"}),
     ("log", "depthcut.log.wandb.Path", {}),
@@ -41,14 +41,14 @@ FOREIGN = [  # of these the first two made a folder and a file, the third was bu
 
 
 @pytest.mark.parametrize(("path", "target", "options"), FOREIGN, ids=[target for _, target, _ in FOREIGN])
-def test_a_target_names_only_a_method_of_its_group(path, target, options, tmp_path, monkeypatch):
+def test_target_outside_its_group_is_refused(path, target, options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"^{path}\._target_"):
         methods.build_method(path, {"_target_": target, **options})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_target_below_an_option_is_refused():
+def test_target_inside_an_option_is_refused():
     assert refused("+heal.rank._target_=os.getcwd").startswith("heal.rank")
     line = refused("eval=[perplexity]", "+eval.perplexity.texts.x={a: {_target_: os.getcwd}}")
     assert line == "eval.perplexity.texts.x.a._target_ is not allowed: an option is a plain value"
@@ -67,11 +67,11 @@ def test_a_target_below_an_option_is_refused():
         "+experiment@hydra.callbacks=gromov",
     ],
 )
-def test_of_hydras_settings_only_the_launchers_can_be_set(word):
+def test_only_launcher_settings_of_hydra_are_accepted(word):
     assert "only hydra/launcher and hydra.launcher.* can" in refused(word)
 
 
-def test_an_experiment_must_not_set_what_hydra_runs(tmp_path):
+def test_experiment_must_not_set_hydra_targets(tmp_path):
     (tmp_path / "experiment").mkdir()
     for name, text in {
         "callback": "hydra: {callbacks: {x: {_target_: os.system}}}",
@@ -118,22 +118,22 @@ def test_an_experiment_must_not_set_what_hydra_runs(tmp_path):
         (["heal=none", "heal.steps=3"], "heal.steps: no such key. heal=none has no options"),
     ],
 )
-def test_a_config_that_cannot_mean_anything_is_one_short_line(words, says):
+def test_invalid_config_fails_in_one_short_line(words, says):
     line = refused(*words)
     assert line.startswith(says) and len(line) < 600, line
 
 
-def test_a_secret_is_not_repeated():
+def test_secrets_are_not_repeated():
     assert "abc" not in refused("+eval.wandb_api_key=abc")
 
 
-def test_files_may_leave_options_of_evaluations_that_are_not_chosen():
+def test_config_files_may_set_options_of_unselected_evaluations():
     assert read("experiment=shortened_llama", "eval=[loss]").eval.keys() == {"loss"}
     assert read("eval=[loss]", "model=llama2_7b").eval.keys() == {"loss"}
 
 
 @pytest.mark.parametrize(("steps", "warmup", "found"), [(64, 0.0625, 4), (4, 0.0625, 0), (20, 0.1, 2), (4, 3, 3)])
-def test_warm_up_is_a_number_of_steps_or_a_share_of_them(steps, warmup, found):
+def test_warmup_is_steps_or_a_fraction(steps, warmup, found):
     assert read(f"heal.steps={steps}", f"heal.warmup={warmup}").heal.warmup == found  # type: ignore[attr-defined]
     assert read(f"heal.steps={steps}").heal.warmup == round(steps / 16)  # type: ignore[attr-defined]
 
@@ -148,7 +148,7 @@ def expanded(*words: str) -> tuple[list[str], list[str]]:
     return [" ".join(point) for point in points], notes
 
 
-def test_an_option_applies_to_the_swept_choices_that_have_it():
+def test_swept_option_applies_where_the_choice_has_it():
     assert expanded("model=pico", "heal=none,lora", "heal.steps=10") == (
         ["model=pico heal=none", "model=pico heal=lora heal.steps=10"],
         ["heal.steps is not an option of heal=none and is ignored there"],
@@ -175,7 +175,7 @@ def test_an_option_applies_to_the_swept_choices_that_have_it():
         (["model=pico,nosuch"], "model=nosuch: no such model"),
     ],
 )
-def test_a_sweep_that_cannot_be_is_told_before_it_is_expanded(words, says):
+def test_invalid_sweep_is_refused_before_expansion(words, says):
     with pytest.raises(UserError) as error:
         expanded("model=pico", *words)
     assert str(error.value).startswith(says)
@@ -195,7 +195,7 @@ SLURM = yaml.safe_load((ROOT / "conf/hydra/launcher/slurm.yaml").read_text())
         ("timeout_min", 10**30, "timeout_min must be in [1, 1000000], got 1"),
     ],
 )
-def test_what_sbatch_reads_is_one_line_and_bounded(option, value, says):
+def test_slurm_options_are_single_line_and_bounded(option, value, says):
     options = {key: given for key, given in SLURM.items() if not key.startswith("_")}
     with pytest.raises(UserError) as error:
         methods.construct_validated("hydra.launcher", JobRequest, {**options, option: value})

@@ -1,4 +1,4 @@
-"""Every stored config composes to the values that it promises, and to an Experiment."""
+"""Every stored config composes to its documented values, and to an Experiment."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def test_every_model_file_is_in_this_test():
 
 
 @pytest.mark.parametrize("model", HUB)
-def test_a_model_alone_means_the_papers_run(model):
+def test_model_alone_means_the_papers_setup(model):
     repo, rank, lr, length = HUB[model]
     x = composed(f"model={model}", "prune.frac=0.5")
     assert (x.model.repo, x.model.quantise, x.model.dtype) == (repo, "nf4", "bfloat16")
@@ -60,24 +60,24 @@ def test_a_model_alone_means_the_papers_run(model):
 
 
 @pytest.mark.parametrize("model", ["llama2_7b", "llama2_70b"])
-def test_healing_tokens_are_the_papers(model):
+def test_healing_tokens_match_the_paper(model):
     heal = composed(f"model={model}").heal
     assert heal.steps * heal.batch * heal.length / 1e6 == pytest.approx({2048: 164, 4096: 328}[heal.length], rel=0.01)
 
 
-def test_the_default_is_the_demo():
+def test_default_config_is_the_demo():
     x = experiment.build_experiment(composed())
     assert type(x.model).__name__ == "SmolLM2" and x.model.separator == "<|endoftext|>"
     assert x.prune.count(ModelSize(30)) == 8
     assert (x.stages, x.export) == (["dense", "pruned", "healed"], "merged")
 
 
-def test_local_takes_a_path_and_the_default_recipe():
+def test_local_model_uses_the_default_recipe():
     x = composed("model=local", "model.path=some/folder")
     assert (x.model.path, x.heal.rank, x.heal.lr) == ("some/folder", 8, 1e-4)
 
 
-def test_the_command_line_wins_over_the_models_file():
+def test_command_line_overrides_the_model_file():
     x = composed(
         "model=llama2_70b", "heal=lora", "data=demo", "eval=[loss]", "model.quantise=none", "model.heal.rank=3"
     )
@@ -88,7 +88,7 @@ def test_the_command_line_wins_over_the_models_file():
     assert x.data.train._target_.endswith("files.Files") and x.data.validation._target_.endswith("demo.Demo")
 
 
-def test_the_readmes_table_of_methods_is_that_of_the_files():
+def test_readme_method_table_is_up_to_date():
     readme = (ROOT / "README.md").read_text()
     assert methods.update_readme(readme) == readme, "python -m depthcut.report.methods"
 
@@ -101,7 +101,7 @@ def options() -> list[str]:
 
 
 @pytest.mark.parametrize("choice", options())
-def test_every_stored_choice_makes_an_experiment(choice):
+def test_every_config_choice_builds_an_experiment(choice):
     extra = {
         "heal=qlora": ["model.quantise=nf4"],
         "prune=plan": ["prune.drop=[1-2]"],
@@ -117,7 +117,7 @@ def test_code_and_yaml_have_the_same_names(group):
     assert code == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
 
 
-EXPERIMENTS = {  # metric, pruner, replacement, layers that go of 30 and of 32
+EXPERIMENTS = {  # metric, pruner, replacement, layers dropped of 30 and of 32
     "gromov": ("Angular", "Block", "NoReplacement", 8, 9),
     "shortened_llama": ("Taylor", "Lowest", "NoReplacement", 6, 6),
     "shortened_llama_cpt": ("Taylor", "Lowest", "NoReplacement", 6, 6),
@@ -127,7 +127,7 @@ EXPERIMENTS = {  # metric, pruner, replacement, layers that go of 30 and of 32
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("model", ["smollm2_135m", "llama2_7b"])
-def test_an_experiment_is_the_papers_on_any_model(name, model):
+def test_experiment_preset_matches_its_paper(name, model):
     x = experiment.build_experiment(composed(f"experiment={name}", f"model={model}"))
     found = tuple(type(each).__name__ for each in (x.metric, x.prune, x.replace))
     metric, prune, replace, of_30, of_32 = EXPERIMENTS[name]
@@ -146,12 +146,12 @@ def test_an_experiment_is_the_papers_on_any_model(name, model):
         (("data=c4", "heal=distill", "heal.length=33"), 33),
     ],
 )
-def test_the_training_text_is_as_wide_as_healing_reads(overrides, length):
+def test_training_text_length_equals_healing_length(overrides, length):
     x = experiment.build_experiment(composed("model=pico", *overrides))
     assert x.data.train.length == length == getattr(x.heal, "length", length)
 
 
-def test_a_training_text_of_another_width_is_refused():
+def test_mismatched_training_text_length_is_refused():
     said = (
         r"data.train.length must be heal.length \(64\), got 512; set only heal.length, which data.train.length follows"
     )
@@ -159,7 +159,7 @@ def test_a_training_text_of_another_width_is_refused():
         experiment.build_experiment(composed("model=pico", "data.train.length=512"))
 
 
-def test_shortened_llama_has_its_calibration_recipe_and_measures():
+def test_shortened_llama_preset_matches_the_paper():
     for model in ("smollm2_135m", "llama2_7b"):
         x = experiment.build_experiment(composed("experiment=shortened_llama", f"model={model}"))
         assert (x.data.calibration.sequences, x.data.calibration.length) == (10, 128)
@@ -180,11 +180,14 @@ def test_shortened_llama_has_its_calibration_recipe_and_measures():
             x.data.calibration,
             x.eval,
         )
+
+
+def test_shortened_llama_preset_accepts_overrides():
     other = experiment.build_experiment(composed("experiment=shortened_llama", "metric=perplexity", "prune.frac=0.35"))
     assert type(other.metric).__name__ == "Perplexity" and other.prune.count(ModelSize(32)) == 11
 
 
-def test_the_papers_evaluations_are_the_files_own():
+def test_evaluation_defaults_match_the_paper():
     x = experiment.build_experiment(composed("eval=[loss,harness,perplexity,speed]"))
     texts = x.eval["perplexity"].named
     assert (x.eval["perplexity"].window, x.eval["perplexity"].bos, x.eval["perplexity"].batch) == (128, "first", 4)
@@ -196,7 +199,7 @@ def test_the_papers_evaluations_are_the_files_own():
     assert (speed.batches, speed.tokens, speed.warm_up, speed.runs) == ([1, 8, 16, 32, 64, 128, 256], 128, 10, 20)
 
 
-def test_flexigpts_ablation_drops_the_layers():
+def test_flexigpt_ablation_drops_the_layers():
     x = experiment.build_experiment(composed("experiment=flexigpt", "replace=none"))
     assert type(x.replace).__name__ == "NoReplacement" and x.prune.count(ModelSize(30)) == 8
     assert (
@@ -234,7 +237,7 @@ LITTLE = {
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of workers, of its own dependencies
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_runs_from_score_to_export(name, tmp_path):
+def test_experiment_runs_from_scoring_to_export(name, tmp_path):
     words = (f"outputs={tmp_path}/outputs", f"experiment={name}", *SMALL, *text_files(tmp_path), *LITTLE[name])
     if name == "shortened_llama":  # a text of the test's own, which is part of neither other
         words += (f"+eval.perplexity.texts.demo.paths=[{tmp_path}/corpus.jsonl]",)

@@ -1,4 +1,4 @@
-"""``heal.control``: the dense model with the same healing; the words about it; text of another kind."""
+"""``heal.control``: the dense model with the same healing, and the text of its findings."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,8 @@ from depthcut.runtime.errors import UserError
 from running import PICO, run, text_files
 
 
-def test_the_control_is_a_point_of_its_own_that_points_share(tmp_path: Path) -> None:
+def test_control_is_a_shared_point(tmp_path: Path) -> None:
+    """The control has a record of its own, and every point with the same recipe reuses it."""
     corpus = text_files(tmp_path)
     words = (f"outputs={tmp_path}/o", *PICO, *corpus, "eval=[loss,documentation]", "prune=deepest", "export=none")
     first = run(*words, "stages=[pruned,healed]")
@@ -37,7 +38,7 @@ def test_the_control_is_a_point_of_its_own_that_points_share(tmp_path: Path) -> 
     "words",
     [("heal.layers=after_cut",), ("heal.init_from=x",), ("heal=boundary",), ("heal=loraprune",)],
 )
-def test_a_control_without_a_cut_must_make_sense(words: tuple[str, ...]) -> None:
+def test_control_needs_a_cut_and_a_healing_recipe(words: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=r"^heal\.control=true heals the uncut model, which is incompatible with heal"):
         experiment.build_experiment(composed("model=pico", *words, "heal.control=true"))
 
@@ -58,7 +59,7 @@ DEMO = {"_target_": "depthcut.data.demo.Demo"}
         ((3.0, 6.0, 6.5), DEMO, "healing raised the loss: 6.000 to 6.500 (in-domain text)"),
     ],
 )
-def test_no_share_above_the_whole_is_claimed(losses: tuple[float, ...], validation: dict, says: str) -> None:
+def test_control_text_claims_no_share_above_100_percent(losses: tuple[float, ...], validation: dict, says: str) -> None:
     record = {f"{stage}/validation/loss": loss for stage, loss in zip(table.CUT_STAGES, losses, strict=True)}
     (said,) = table.healing_findings({**record, "config": {"data": {"train": DEMO, "validation": validation}}})
     assert said.endswith(says)

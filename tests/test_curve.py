@@ -1,13 +1,13 @@
-"""The shared pass leaves the records that each point alone leaves, and works less for them."""
+"""The curve launcher writes the records of separate runs with fewer layer passes."""
 
 import importlib
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from builders import subject, tokens
+from comparing import assert_same_records, stable_records
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
 from pico import pico
@@ -16,41 +16,23 @@ from running import ROOT, UNHEALED, run, text_files
 SWEEP = ("heal=none", "export=none", "prune=block,deepest", "prune.frac=0,0.2,0.4,0.6")
 
 
-def records(outputs: Path) -> dict[str, dict]:
-    """By digest, without what depends on the moment."""
-    found = {path.parent.name: json.loads(path.read_text()) for path in outputs.glob("main/*/record.json")}
-    aside = ("seconds/", "bytes/", "finished", "config")
-    return {
-        digest: {key: value for key, value in record.items() if not key.startswith(aside)}
-        for digest, record in found.items()
-    }
-
-
-def equal(one: dict[str, dict], other: dict[str, dict]) -> None:
-    assert one.keys() == other.keys()
-    for digest, record in one.items():
-        assert record.keys() == other[digest].keys()
-        for key, value in record.items():
-            assert other[digest][key] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), key
-
-
 @pytest.mark.parametrize("base", [(), ("model.quantise=nf4", "model.hidden=64")], ids=["float32", "nf4"])
-def test_the_records_are_those_of_each_point_alone(tmp_path, base):
+def test_curve_records_equal_separate_runs(tmp_path, base):
     corpus, tasks = text_files(tmp_path), ("eval=[loss,harness]", "eval.tasks=[capitals]", "eval.limit=8")
     common = ("model=pico", "data=files", *corpus, *tasks, *base)
     alone = run("-m", f"outputs={tmp_path}/alone", *common, *SWEEP)
     shared = run("-m", f"outputs={tmp_path}/shared", *common, *SWEEP, "hydra/launcher=curve")
     assert (alone.returncode, shared.returncode) == (0, 0), shared.stderr
-    one, other = records(tmp_path / "alone"), records(tmp_path / "shared")
+    one, other = stable_records(tmp_path / "alone"), stable_records(tmp_path / "shared")
     assert len(one) == 8
-    equal(one, other)
+    assert_same_records(one, other)
 
 
-def test_a_second_time_nothing_is_computed_and_a_wider_sweep_computes_the_rest(tmp_path):
+def test_wider_sweep_computes_only_new_points(tmp_path):
     corpus = text_files(tmp_path)
     common = ("-m", f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "hydra/launcher=curve")
     first = run(*common, *SWEEP)
-    plans = {str(record["plan"]["drop"]) for record in records(tmp_path / "outputs").values()}
+    plans = {str(record["plan"]["drop"]) for record in stable_records(tmp_path / "outputs").values()}
     assert f"loss: dense and pruned, {len(plans)} in one pass" in first.stderr, first.stderr
     evaluations = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/cache/evaluations/*/value.json")}
     again = run(*common, *SWEEP)
@@ -60,7 +42,7 @@ def test_a_second_time_nothing_is_computed_and_a_wider_sweep_computes_the_rest(t
     assert all(path.stat().st_mtime_ns == time for path, time in evaluations.items())
 
 
-def test_healed_points_share_what_comes_before_the_healing(tmp_path):
+def test_healed_points_share_unhealed_measurements(tmp_path):
     corpus = text_files(tmp_path)
     heal = ("heal=lora,none", "heal.steps=4", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2")
     done = run(
@@ -74,14 +56,14 @@ def test_healed_points_share_what_comes_before_the_healing(tmp_path):
         "hydra/launcher=curve",
     )
     assert done.returncode == 0, done.stderr
-    found = records(tmp_path / "outputs")
+    found = stable_records(tmp_path / "outputs")
     assert len(found) == 2
     assert all("healed/validation/loss" in record and "pruned/validation/loss" in record for record in found.values())
     whole = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/main/*/record.json")]
     assert all(record["seconds/heal"] > 0 for record in whole)
 
 
-def test_a_point_with_a_mistake_tells_of_it_and_the_others_are_shared(tmp_path):
+def test_invalid_point_fails_while_others_are_shared(tmp_path):
     corpus = text_files(tmp_path)
     done = run(
         "-m",
@@ -96,10 +78,10 @@ def test_a_point_with_a_mistake_tells_of_it_and_the_others_are_shared(tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[0].startswith("error: prune.frac=0.99: plan keeps 0 of 8 layers")
     assert done.stderr.splitlines()[-1] == "error: 2 of 3 points done, 1 failed, 0 remaining. Correct the errors above"
-    assert len(records(tmp_path / "outputs")) == 2
+    assert len(stable_records(tmp_path / "outputs")) == 2
 
 
-def test_the_launcher_needs_a_multirun(tmp_path):
+def test_curve_launcher_needs_multirun(tmp_path):
     line = run("model=pico", "-m", "prune.frac=0.2,0.99", f"outputs={tmp_path}", "metric=none").stderr.splitlines()[-1]
     assert line.startswith("error: metric=none: no such metric")  # and not that -m stands in the wrong place
     done = run(f"outputs={tmp_path}", "model=pico", "hydra/launcher=curve")
@@ -121,7 +103,7 @@ def blocks(*spans: tuple[int, int]) -> list[Plan]:
     ],
     ids=["deepest", "without-dense", "blocks", "one", "ends"],
 )
-def test_the_passes_made_for_the_loss_are_those_of_the_formula(plans, layers, monkeypatch):
+def test_layer_passes_match_the_formula(plans, layers, monkeypatch):
     """Counted on the modules; the head is passed once a cut."""
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     curve_cost = importlib.import_module("curve_cost")

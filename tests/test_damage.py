@@ -1,4 +1,4 @@
-"""Any file of a study may be damaged: the numbers are right all the same, or one line names the file."""
+"""Any file of a study may be damaged: the numbers are still right, or one line names the file."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from composing import composed
-from depthcut.cli.point import _run_point
+from depthcut.cli.point import run_point
 from depthcut.config import experiment
 from depthcut.record import document, state
 from depthcut.report import study
@@ -21,13 +21,13 @@ from depthcut.study import recording
 from depthcut.study.run import open_run
 from running import PICO, run, text_files
 
-POINT = _run_point
+POINT = run_point
 COMMAND = (*PICO, "model.layers=4", "heal.steps=2", "eval=[loss]", "export=merged")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Two finished points, of two seeds, and what they share."""
+    """Run two points that differ in the seed."""
     folder = tmp_path_factory.mktemp("whole")
     corpus = text_files(folder)
     for seed in (0, 1):
@@ -36,7 +36,7 @@ def whole(tmp_path_factory):
 
 
 class Study:
-    """A copy of the two points, to be damaged, and the command that makes the first."""
+    """A copy of the two points to damage, and the command of the first."""
 
     def __init__(self, whole, folder: Path) -> None:
         self.outputs = folder / "outputs"
@@ -56,7 +56,7 @@ class Study:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def holds(self, path: Path) -> None:
-        """Run the point again: right numbers, or one line that names the file."""
+        """Run the point again and assert the right numbers, or one line that names the file."""
         try:
             POINT(self.config)
         except UserError as error:
@@ -104,7 +104,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "loop": replaced(lambda path: path.symlink_to(path)),
     "device": replaced(lambda path: path.symlink_to("/dev/zero")),
 }
-NAMES = {  # file: what is lost besides, so that the file matters
+NAMES = {  # file: what else is deleted, because otherwise the file is not read
     "record.json": (),
     "config.yaml": ("record.json",),
     "plan.json": ("record.json",),
@@ -116,7 +116,7 @@ NAMES = {  # file: what is lost besides, so that the file matters
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_damaged_file_gives_right_numbers_or_a_line_that_names_it(damaged, name, damage):
+def test_damaged_file_is_named_or_has_no_effect(damaged, name, damage):
     damaged.lose(*NAMES[name])
     path = damaged.find(name)
     DAMAGE[damage](path)
@@ -137,7 +137,7 @@ def test_a_damaged_file_gives_right_numbers_or_a_line_that_names_it(damaged, nam
         ("cache/models/*/config.json", "list"),
     ],
 )
-def test_damaged_weights_and_tokens_are_made_again(damaged, name, damage):
+def test_damaged_weights_and_tokens_are_recomputed(damaged, name, damage):
     damaged.lose("record.json", "cache/evaluations")
     path = damaged.find(name)
     before = path.read_bytes()
@@ -148,7 +148,7 @@ def test_damaged_weights_and_tokens_are_made_again(damaged, name, damage):
 
 
 def put(kind: str, path: Path) -> None:
-    """Put something odd in a path's place."""
+    """Replace a path by an entry of another kind."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
@@ -171,7 +171,7 @@ def put(kind: str, path: Path) -> None:
         ("heal.csv", "full"),
     ],
 )
-def test_an_odd_entry_in_the_place_of_a_folder_or_log_is_told_or_repaired(damaged, name, kind):
+def test_file_instead_of_folder_is_reported_or_repaired(damaged, name, kind):
     damaged.lose("record.json")
     path = damaged.point / name
     put(kind, path)
@@ -179,7 +179,7 @@ def test_an_odd_entry_in_the_place_of_a_folder_or_log_is_told_or_repaired(damage
     study.read_studies([damaged.outputs / "main"])
 
 
-def test_a_curve_that_is_damaged_costs_its_seconds_alone(damaged):
+def test_damaged_healing_curve_loses_only_its_seconds(damaged):
     damaged.lose("record.json")
     for content in (b"", b"step,tokens\n1,2\n", b"\xff", b"step,seconds\n1,nan\n", b"step,seconds\n1,x\n"):
         (damaged.point / "heal.csv").write_bytes(content)
@@ -216,7 +216,7 @@ RECORDS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("change", RECORDS)
-def test_a_record_of_a_wrong_form_is_named_and_made_again(damaged, change, caplog):
+def test_malformed_record_is_named_and_recomputed(damaged, change, caplog):
     path = damaged.point / "record.json"
     content = json.loads(path.read_text())
     RECORDS[change](content)
@@ -227,7 +227,7 @@ def test_a_record_of_a_wrong_form_is_named_and_made_again(damaged, change, caplo
     assert numbers(damaged.point) == damaged.wanted
 
 
-def test_a_number_beyond_the_range_is_no_number(damaged):
+def test_out_of_range_number_is_rejected(damaged):
     path = damaged.point / "record.json"
     path.write_text(path.read_text().replace('"status": "done"', '"status": 1e999'))
     with pytest.raises(UserError, match=r"1e999 is beyond the range of numbers"):
@@ -236,14 +236,14 @@ def test_a_number_beyond_the_range_is_no_number(damaged):
     assert json.loads(path.read_text())["status"] == "done"
 
 
-def test_a_record_of_wrong_evaluations_is_named_where_another_export_is_asked_for(damaged):
+def test_malformed_evaluations_are_named_on_another_export(damaged):
     path = damaged.point / "record.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "measured": [1]}))
     POINT(OmegaConf.merge(damaged.config, {"export": "none"}))
     assert numbers(damaged.point) == damaged.wanted
 
 
-def test_files_of_another_point_are_not_taken(damaged):
+def test_files_of_another_point_are_ignored(damaged):
     """The whole adapter, record, model and evaluations of the other seed, each with its own manifest."""
     damaged.lose("record.json", "adapter", "model")
     for name in ("record.json", "adapter", "model"):
@@ -262,7 +262,7 @@ def test_files_of_another_point_are_not_taken(damaged):
 
 
 @pytest.mark.parametrize("loss", ["model", "model/model.safetensors", "model/manifest.json"])
-def test_an_export_that_is_gone_is_made_again(damaged, loss):
+def test_deleted_export_is_written_again(damaged, loss):
     before = (damaged.point / "model/model.safetensors").read_bytes()
     damaged.lose(loss)
     POINT(damaged.config)
@@ -271,8 +271,8 @@ def test_an_export_that_is_gone_is_made_again(damaged, loss):
     assert recording.finished_record(open_run(experiment.build_experiment(damaged.config))) is None
 
 
-def test_one_point_that_cannot_be_had_stops_no_other(whole, tmp_path):
-    """A tokenizer that panics, a record that is a folder and one without a key: the rest is done, and counted."""
+def test_one_failing_point_does_not_stop_others(whole, tmp_path):
+    """A tokenizer that panics, a record that is a folder and one without a key: the other points finish."""
     from depthcut.model.pico import byte_tokenizer
     from pico import pico
 
@@ -311,7 +311,7 @@ def whole_text(whole) -> str:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes")
-def test_a_study_is_private_where_a_token_is_at_hand(tmp_path, monkeypatch):
+def test_study_is_private_if_environment_holds_a_token(tmp_path, monkeypatch):
     from depthcut.runtime import private_folders
 
     for name in [name for name in os.environ if private_folders.SECRET.search(name)]:

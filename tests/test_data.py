@@ -1,4 +1,4 @@
-"""Data: the demo corpus, files, hub sets; what they give, always the same; and their errors."""
+"""Data: the demo corpus, files and hub data sets; determinism and errors."""
 
 import gzip
 import importlib
@@ -49,7 +49,7 @@ def write_jsonl(path, texts=TEXTS):
     return path
 
 
-def test_the_parts_of_the_demo_make_up_the_whole():
+def test_demo_parts_add_up_to_the_whole():
     whole = list(demo("train", span=[0.0, 1.0]).documents(CACHE))
     parts = {part: list(demo(part).documents(CACHE)) for part in PARTS}
     assert sorted(whole) == sorted(itertools.chain(*parts.values()))
@@ -59,14 +59,14 @@ def test_the_parts_of_the_demo_make_up_the_whole():
         assert not {*map(text_fingerprint, parts[one])} & {*map(text_fingerprint, parts[other])}
 
 
-def test_a_speech_is_in_one_part():
+def test_each_speech_is_in_one_part():
     validation = set(demo("validation").documents(CACHE))
     inside = [[section in validation for section in split_sections(speech)] for speech in read_speeches(CACHE)]
     assert all(all(flags) or not any(flags) for flags in inside)
     assert 5 < sum(all(flags) for flags in inside) < 25
 
 
-def test_a_few_documents_mix_both_corpora():
+def test_first_documents_mix_both_corpora():
     summaries = {article["extract"] for article in read_articles(CACHE)}
     for part in PARTS:
         documents = list(demo(part).documents(CACHE))[:60]
@@ -74,19 +74,19 @@ def test_a_few_documents_mix_both_corpora():
         assert documents == list(demo(part).documents(CACHE))[:60]
 
 
-def test_stage_directions_and_stubs_are_gone():
+def test_stage_directions_and_stubs_are_removed():
     assert not any("[laughter]" in text.lower() or "[applause]" in text.lower() for text in read_speeches(CACHE))
     assert all(len(article["extract"]) >= 100 for article in read_articles(CACHE))
     assert "".join("\n\n".join(split_sections("a\n\nb " + "x" * 1600 + "\n\nc")).split()) == "ab" + "x" * 1600 + "c"
 
 
-def test_span_is_checked():
+def test_span_bounds_are_checked():
     for span in ([0.5, 0.5], [-0.1, 1.0], [0.0, 1.1], [0.0], [False, 1.0], ["0", 1.0]):
         with pytest.raises(ValidationError):
             demo("train", span=span)
 
 
-def test_white_space_makes_no_other_document():
+def test_fingerprint_ignores_white_space():
     assert text_fingerprint("One  text.\n") == text_fingerprint("One text.") != text_fingerprint("Another text.")
 
 
@@ -133,7 +133,7 @@ BOM = "\ufeff".encode()
     ],
 )
 @pytest.mark.parametrize("chunk", [7, 1 << 20])
-def test_texts_as_they_come_give_the_same_documents(tmp_path, name, content, chunk, monkeypatch, caplog):
+def test_text_encodings_give_the_same_documents(tmp_path, name, content, chunk, monkeypatch, caplog):
     monkeypatch.setattr(documents, "CHUNK", chunk)
     (tmp_path / name).write_bytes(content)
     with caplog.at_level("INFO"):
@@ -146,7 +146,7 @@ def test_lone_surrogates_are_replaced(tmp_path):
     assert list(files([tmp_path / "a.jsonl"]).documents(tmp_path)) == ["cut \ufffd off, \U0001f600 whole"]
 
 
-def test_every_text_column_of_arrow_is_read(tmp_path):
+def test_every_arrow_text_column_is_read(tmp_path):
     import pyarrow
     from pyarrow import parquet
 
@@ -156,7 +156,7 @@ def test_every_text_column_of_arrow_is_read(tmp_path):
         assert list(files([tmp_path / f"{place}.parquet"]).documents(tmp_path)) == TEXTS
 
 
-def test_parquet_that_is_no_utf_8_names_its_row(tmp_path):
+def test_invalid_utf_8_in_parquet_names_its_row(tmp_path):
     import pyarrow
     from pyarrow import parquet
 
@@ -166,7 +166,7 @@ def test_parquet_that_is_no_utf_8_names_its_row(tmp_path):
         list(files([tmp_path / "a.parquet"]).documents(tmp_path))
 
 
-def test_what_is_no_regular_file_is_refused(tmp_path):
+def test_non_regular_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     for name in ("pipe.jsonl", "zero.txt"):
@@ -179,7 +179,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
         (tmp_path / "set" / name).unlink()
 
 
-def test_a_document_without_an_end_is_refused(tmp_path, monkeypatch):
+def test_endless_document_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "LONGEST", 1 << 20)
     (tmp_path / "a.txt").write_text("word " * 300_000)
     (tmp_path / "a.jsonl").write_text('{"text": "short"}\n{"text": "' + "x" * 1_100_000 + '"}')
@@ -209,13 +209,13 @@ print((peak() - before) >> 10)
 """
 
 
-def test_files_larger_than_memory_allows_are_streamed(tmp_path):
+def test_large_files_are_streamed(tmp_path):
     call = [sys.executable, "-c", EXPANDS, str(tmp_path / "a.parquet")]
     done = subprocess.run(call, capture_output=True, text=True, check=True, env={**os.environ, **PATHS})
     assert int(done.stdout) < 200, "MiB"
 
 
-def test_a_corpus_that_is_one_document_says_so(tmp_path):
+def test_single_document_corpus_is_reported(tmp_path):
     (tmp_path / "book.txt").write_text("\n".join(TEXTS))
     book = [files([tmp_path / "book.txt"], divider="\n====\n", span=span) for span in ([0, 0.5], [0.5, 1])]
     told = []
@@ -226,16 +226,20 @@ def test_a_corpus_that_is_one_document_says_so(tmp_path):
             told.append(str(error))
     assert len(told) == 1
     assert "is one document" in told[0] and "set divider to the text between its documents" in told[0]
+
+
+def test_span_without_documents_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"none of the 40 documents of .*a\.jsonl is in the span \[0\.9999, 1\.0\]"):
         list(files([write_jsonl(tmp_path / "a.jsonl")], span=[0.9999, 1.0]).documents(tmp_path))
 
 
-def test_a_sequence_is_no_longer_than_any_model(tmp_path):
+def test_sequence_length_has_an_upper_bound(tmp_path):
     with pytest.raises(ValidationError, match="less than or equal to 1048576"):
         files([tmp_path / "a.txt"], length=10**8)
 
 
-def test_names_of_plain_files_are_those_of_earlier_versions(tmp_path):
+def test_plain_file_identities_are_unchanged(tmp_path):
+    """They equal those that earlier versions computed, so their caches and records stay valid."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(JSONL)
     assert files([path]).identity(tmp_path) == "ba9fce2509623190"
@@ -291,7 +295,7 @@ def test_identity_is_by_content(tmp_path):
         ("a", b"x", r"cannot read a file without suffix"),
     ],
 )
-def test_a_bad_file_is_one_line(tmp_path, name, content, message):
+def test_bad_file_fails_in_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
         list(files([tmp_path / name]).documents(tmp_path))
@@ -323,11 +327,22 @@ def test_hub_reads_a_data_set_in_a_folder(tmp_path):
     assert list(source.documents(tmp_path)) == TEXTS[:30]
     assert list(hub(folder, split="validation").documents(tmp_path)) == TEXTS[30:]
     assert 0 < len(list(hub(folder, span=[0, 0.5]).documents(tmp_path))) < 30
+
+
+def test_data_set_folder_identity_is_by_content(tmp_path):
+    folder = tmp_path / "set"
+    write_jsonl(folder / "train.jsonl", TEXTS[:30])
+    source = hub(folder)
     before = source.identity(tmp_path)
     shutil.copytree(folder, tmp_path / "copy")
     assert hub(tmp_path / "copy").identity(tmp_path) == before
     write_jsonl(folder / "train.jsonl", TEXTS[:29])
     assert source.identity(tmp_path) != before
+
+
+def test_missing_data_set_split_or_field_is_reported(tmp_path):
+    folder = tmp_path / "set"
+    write_jsonl(folder / "train.jsonl", TEXTS[:30])
     with pytest.raises(ValueError, match=r"could not read .*set tset \(.*tset.*\)"):
         list(hub(folder, split="tset").documents(tmp_path))
     with pytest.raises(ValueError, match=r"train has no field `words`; its fields: id, text"):
@@ -337,7 +352,7 @@ def test_hub_reads_a_data_set_in_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("method", "variable"), [("documents", "HF_HUB_OFFLINE=1"), ("identity", "HF_ENDPOINT=http://127.0.0.1:9")]
 )
-def test_no_hub_is_one_line(tmp_path, variable, method):
+def test_unreachable_hub_fails_in_one_line(tmp_path, variable, method):
     script = f"""
 from pathlib import Path
 from depthcut.data.hub import Hub
@@ -355,7 +370,7 @@ except ValueError as error:
     assert "data=demo" in done.stdout
 
 
-def test_a_pinned_hub_set_is_named_without_the_hub(tmp_path):
+def test_pinned_hub_data_set_has_an_offline_identity(tmp_path):
     pinned = hub("nobody/nothing", revision="0" * 40)
     assert pinned.identity(tmp_path) == hub("nobody/nothing", revision="0" * 40).identity(tmp_path)
     assert pinned.identity(tmp_path) != hub("nobody/nothing", revision="1" * 40).identity(tmp_path)
@@ -364,7 +379,7 @@ def test_a_pinned_hub_set_is_named_without_the_hub(tmp_path):
 @pytest.mark.parametrize(
     "file", sorted((ROOT / "conf/data").glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}-{file.stem}"
 )
-def test_every_knob_stands_in_its_yaml(file):
+def test_every_source_option_is_in_its_yaml(file):
     keys = yaml.safe_load(file.read_text())
     module, _, name = keys.pop("_target_").rpartition(".")
     source = getattr(importlib.import_module(module), name)
@@ -376,7 +391,7 @@ def test_every_knob_stands_in_its_yaml(file):
 
 
 @pytest.mark.parametrize("choice", ["demo", "files", "c4", "hub"])
-def test_the_spans_of_a_choice_do_not_meet(choice):
+def test_spans_of_a_choice_do_not_overlap(choice):
     spans = [yaml.safe_load((ROOT / f"conf/data/{part}/{choice}.yaml").read_text())["span"] for part in PARTS]
     spans.sort()
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))

@@ -1,4 +1,4 @@
-"""What a disk refuses is one line, whichever library met it: which file, reading or writing, and what to do."""
+"""A disk error is one line from any library: the file, reading or writing, and what to do."""
 
 import errno
 import os
@@ -25,14 +25,14 @@ SAYS = {
 
 
 @pytest.mark.parametrize("number", SAYS, ids=errno.errorcode.get)
-def test_an_error_of_the_system_and_the_same_one_through_rust_and_arrow(number):
+def test_system_errors_are_recognised_through_rust_and_arrow(number):
     assert failures.error_line(OSError(number, os.strerror(number), "F")).startswith(SAYS[number])
     words = f"{os.strerror(number)} (os error {number})"
     for text in (f"Error while serializing: I/O error: {words}", f"Opening F failed. Detail: [errno {number}] x"):
         assert failures.error_line(RuntimeError(text)).startswith(SAYS[number].replace(" (F)", ""))
 
 
-def test_what_an_error_was_raised_from_counts():
+def test_cause_of_an_error_counts():
     try:
         try:
             raise OSError(errno.EDQUOT, "Disk quota exceeded", "x.arrow")
@@ -42,7 +42,7 @@ def test_what_an_error_was_raised_from_counts():
         assert failures.error_line(error).startswith("the disk quota is used up (x.arrow)")
 
 
-def test_a_file_that_may_not_be_read_is_told_as_such(tmp_path):
+def test_unreadable_file_is_reported_as_such(tmp_path):
     (tmp_path / "corpus.txt").write_text("text")
     refused = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "corpus.txt"))
     assert failures.error_line(refused).startswith(
@@ -50,7 +50,7 @@ def test_a_file_that_may_not_be_read_is_told_as_such(tmp_path):
     )
 
 
-def test_a_real_one_through_safetensors(tmp_path):
+def test_disk_error_through_safetensors(tmp_path):
     """A file that grows beyond RLIMIT_FSIZE, written by Rust."""
     import resource
     import signal
@@ -70,7 +70,7 @@ def test_a_real_one_through_safetensors(tmp_path):
     assert failures.error_line(caught.value).startswith("a file is too large")
 
 
-def test_any_other_error_keeps_its_traceback():
+def test_other_errors_keep_their_traceback():
     for error in (
         FileNotFoundError(errno.ENOENT, "x", "F"),
         RuntimeError("shape mismatch"),

@@ -1,6 +1,5 @@
-"""heal=distill: the loss against other ways to compute it, the teacher on the disk and in memory, whole runs."""
+"""heal=distill: its loss against other computations, cached and live teachers, whole runs."""
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from torch.distributions import Categorical, kl_divergence
 from composing import composed
 from depthcut.config import experiment
 from depthcut.cut.plan import Plan
-from depthcut.heal.distill import Distill
 from depthcut.heal.training import adapters, distill, objective, teacher
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.fit import applied_layout
@@ -23,23 +21,21 @@ from depthcut.runtime import store
 from depthcut.runtime.strict import method_fields
 from depthcut.study import preflight, runlog
 from depthcut.study.run import Run, open_run
-from pico import FAMILIES, awake, pico, slope, texts
+from pico import FAMILIES, pico, randomise_lora_b, slope, texts
+from recipes import distill_recipe
 from running import PICO, UNHEALED, kill_in_healing, run, succeed, text_files
 
 SHORT = ("heal.steps=6", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "export=none")
 CUT = Plan(8, (4, 5))
 
 
-def recipe(**changes: Any) -> Distill:
-    heal = experiment.build_experiment(composed("model=pico", "heal=distill")).heal
-    return dataclasses.replace(heal, top_k=16, **changes)
-
-
 def student(family: str = "llama", seed: int = 0) -> Any:
-    """A pruned model with adapters that matter."""
+    """Return a pruned model with random adapters."""
     torch.manual_seed(seed)
-    adapted = adapters.add_adapters(pico(family, layers=3, seed=7), recipe(rank=4, alpha=4.0), Plan(4, (2,))).eval()
-    return awake(adapted)
+    adapted = adapters.add_adapters(
+        pico(family, layers=3, seed=7), distill_recipe(rank=4, alpha=4.0), Plan(4, (2,))
+    ).eval()
+    return randomise_lora_b(adapted)
 
 
 def batch() -> MicroBatch:
@@ -58,7 +54,7 @@ def softmax(z: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("k", [1, 5, 39, 40])
-def test_the_divergence_is_that_of_the_classes_written_out(k):
+def test_divergence_equals_kl_over_explicit_classes(k):
     chance = np.random.default_rng(0)
     z, t = 3 * chance.normal(size=(2, 7, 40))
     p, q = softmax(t), softmax(z)
@@ -85,7 +81,7 @@ def test_the_divergence_is_that_of_the_classes_written_out(k):
         assert (got < whole + 1e-6).all()
 
 
-def test_a_rest_that_has_next_to_nothing_still_counts():
+def test_tiny_remaining_probability_is_not_ignored():
     """1 - q(S) is 0 in float32 here."""
     z_NV = torch.full((1, 8), -25.0)
     z_NV[0, 0] = 0.0
@@ -98,7 +94,7 @@ def test_a_rest_that_has_next_to_nothing_still_counts():
     torch.testing.assert_close(z_NV.grad, torch.tensor([[0.5] + [-0.5 / 7] * 7]))
 
 
-def test_a_teacher_that_is_the_student_draws_nowhere():
+def test_identical_teacher_gives_zero_loss_and_gradient():
     z_NV = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)).requires_grad_()
     log_p_NV = z_NV.detach().log_softmax(-1)
     log_p_NK, ids_NK = log_p_NV.topk(9)
@@ -107,19 +103,19 @@ def test_a_teacher_that_is_the_student_draws_nowhere():
     assert abs(loss.item()) < 1e-5
     assert torch.autograd.grad(loss, z_NV)[0].abs().max() < 1e-6
     model = student()
-    whole = distill.distill_objective(distill.live_topk_teacher(model, recipe(mix=1.0)), recipe(mix=1.0))(
-        model, batch()
-    )
+    whole = distill.distill_objective(
+        distill.live_topk_teacher(model, distill_recipe(mix=1.0)), distill_recipe(mix=1.0)
+    )(model, batch())
     text = objective.next_token_loss(model, batch())
     assert abs(whole.item()) < 1e-5
-    assert gradient(whole, model).norm() < 1e-3 * gradient(text, model).norm()  # the teacher speaks in half precision
+    assert gradient(whole, model).norm() < 1e-3 * gradient(text, model).norm()  # the teacher is in half precision
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
 @pytest.mark.parametrize(("mix", "temperature"), [(1.0, 1.0), (0.3, 2.5)])
-def test_the_loss_is_the_formula_on_all_logits(family, mix, temperature):
+def test_loss_equals_the_formula_on_all_logits(family, mix, temperature):
     heal, dense, model, some = (
-        recipe(mix=mix, temperature=temperature),
+        distill_recipe(mix=mix, temperature=temperature),
         pico(family, layers=4),
         student(family),
         batch(),
@@ -136,15 +132,15 @@ def test_the_loss_is_the_formula_on_all_logits(family, mix, temperature):
     assert got == pytest.approx(total / 33, rel=1e-3)
 
 
-def test_the_gradient_is_that_of_finite_differences():
-    heal, model, some = recipe(mix=0.5, temperature=2.0), student(), batch()
+def test_gradient_equals_finite_differences():
+    heal, model, some = distill_recipe(mix=0.5, temperature=2.0), student(), batch()
     loss = distill.distill_objective(distill.live_topk_teacher(pico("llama", layers=4), heal), heal)
     towards = gradient(loss(model, some), model)
     assert slope(lambda: loss(model, some), model, towards) == pytest.approx(towards.norm().item(), rel=1e-2)
 
 
-def test_no_pass_of_a_head_makes_all_logits_and_it_does_not_matter(monkeypatch):
-    heal, dense, model, some = recipe(mix=0.5), pico("llama", layers=4), student(), batch()
+def test_chunked_logits_give_the_same_gradient(monkeypatch):
+    heal, dense, model, some = distill_recipe(mix=0.5), pico("llama", layers=4), student(), batch()
     wanted = gradient(distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)(model, some), model)
     made: list[int] = []
     for each in (dense, objective.base_model(model)):
@@ -157,7 +153,7 @@ def test_no_pass_of_a_head_makes_all_logits_and_it_does_not_matter(monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recomputed_layers_give_the_same_gradient(family):
-    heal, dense, some = recipe(), pico(family, layers=4), batch()
+    heal, dense, some = distill_recipe(), pico(family, layers=4), batch()
     loss = distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)
     model = student(family)
     wanted = gradient(loss(model, some), model)
@@ -175,7 +171,7 @@ def opened(*overrides: str) -> Run:
 
 
 def healed(here: Run, plan: Plan = CUT) -> dict[str, torch.Tensor]:
-    """The adapters that a point trains."""
+    """Heal and return the trained adapters."""
     plan = here.decide(plan)
     with runlog.quiet_libraries():
         here.experiment.heal(here.dense.load(plan), plan, here)
@@ -188,7 +184,7 @@ def losses(here: Run) -> list[float]:
 
 
 @pytest.mark.parametrize("more", [(), ("heal.temperature=2.0", "heal.mix=1.0", "heal.top_k=256")])
-def test_a_teacher_on_the_disk_and_one_in_memory_train_the_same(tmp_path, corpus, more):
+def test_cached_and_live_teachers_train_the_same_weights(tmp_path, corpus, more):
     points = [
         opened(*corpus, "heal=distill", f"outputs={tmp_path}/{way}", f"heal.teacher={way}", *more)
         for way in ("cached", "live")
@@ -202,7 +198,7 @@ def test_a_teacher_on_the_disk_and_one_in_memory_train_the_same(tmp_path, corpus
 
 
 @pytest.mark.parametrize("quantise", ["none", "nf4", "int8"])
-def test_on_every_base_the_student_comes_nearer(tmp_path, corpus, quantise):
+def test_training_lowers_the_loss_on_every_base(tmp_path, corpus, quantise):
     here = opened(
         *corpus,
         "heal=distill",
@@ -216,8 +212,8 @@ def test_on_every_base_the_student_comes_nearer(tmp_path, corpus, quantise):
     assert losses(here)[-1] < 0.9 * losses(here)[0]
 
 
-def test_what_the_teacher_said_is_kept_by_content(tmp_path, corpus):
-    """Of a longer run only the rows that are new are read; another cut reads none, another question all."""
+def test_teacher_cache_is_by_content(tmp_path, corpus):
+    """Of a longer run only the rows that are new are read; another cut reads none, another temperature or top_k all."""
 
     def blocks(*more: str) -> set[str]:
         here = opened(*corpus, "heal=distill", f"outputs={tmp_path}", "heal.batch=16", *more)
@@ -231,7 +227,7 @@ def test_what_the_teacher_said_is_kept_by_content(tmp_path, corpus):
     assert len(blocks("heal.steps=4", "heal.temperature=2.0")) == len(blocks("heal.steps=4", "heal.top_k=8")) - 2 == 5
 
 
-def test_a_row_is_found_again_and_takes_what_was_promised(tmp_path, corpus):
+def test_cached_rows_match_the_teacher_and_predicted_size(tmp_path, corpus):
     here = opened(*corpus, "heal=distill", f"outputs={tmp_path}", "heal.steps=10", "heal.top_k=9")
     heal: Any = here.experiment.heal
     teach, dense = distill.cached_topk_teacher(here, heal), here.dense.whole()
@@ -250,7 +246,7 @@ def test_a_row_is_found_again_and_takes_what_was_promised(tmp_path, corpus):
     assert len(sizes) == 2 and promised <= sum(sizes) < promised + 1000
 
 
-def test_a_teacher_that_was_stopped_goes_on(tmp_path, corpus):
+def test_interrupted_teacher_cache_resumes(tmp_path, corpus):
     here = opened(*corpus, f"outputs={tmp_path}", "heal=distill", "heal.steps=24")  # three blocks of rows
     read: list[int] = []
 
@@ -276,7 +272,7 @@ def test_a_teacher_that_was_stopped_goes_on(tmp_path, corpus):
     ).blocks == said.blocks and read == [32]
 
 
-def test_a_disk_without_room_is_refused_before_the_teacher_is_loaded(tmp_path, corpus):
+def test_full_disk_is_refused_before_loading_the_teacher(tmp_path, corpus):
     here = opened(*corpus, f"outputs={tmp_path}", "heal=distill")
 
     def ready() -> Any:
@@ -286,9 +282,12 @@ def test_a_disk_without_room_is_refused_before_the_teacher_is_loaded(tmp_path, c
         teacher.cache_teacher_outputs(here, {"asked": "x"}, 2**60, "crossed", ready)
 
 
-def test_the_teacher_is_loaded_as_far_as_it_is_asked_and_where_it_fits(tmp_path, corpus):
+def test_teacher_loads_only_the_needed_layers(tmp_path, corpus):
     here = opened(*corpus, f"outputs={tmp_path}", "heal=distill")
     assert len(teacher.load_teacher(here, 3).model.layers) == 3  # pyright: ignore
+
+
+def test_teacher_that_does_not_fit_is_refused():
     with pytest.raises(
         ValueError, match=r"the teacher needs \d+\.\d GiB in addition to the pruned model, .* free on cpu: use"
     ):
@@ -304,19 +303,19 @@ def test_the_teacher_is_loaded_as_far_as_it_is_asked_and_where_it_fits(tmp_path,
         ("heal.teacher=none", "heal.teacher"),
     ],
 )
-def test_a_mistake_is_told_in_a_line(more, line):
+def test_invalid_option_is_one_line(more, line):
     with pytest.raises(ValueError, match=line) as told:
         experiment.build_experiment(composed("model=pico", "heal=distill", more))
     assert "\n" not in str(told.value)
 
 
-def test_more_tokens_than_there_are_cannot_be_asked_for(tmp_path, corpus):
+def test_top_k_above_the_vocabulary_is_refused(tmp_path, corpus):
     here = opened(*corpus, f"outputs={tmp_path}", "heal=distill", "heal.top_k=100000")
     with pytest.raises(ValueError, match=r"heal\.top_k must be at most \d+, the model's vocabulary, got 100000"):
         preflight.prepare_run(here)
 
 
-def test_the_digest_has_the_knobs_that_change_numbers():
+def test_digest_covers_only_settings_that_change_numbers():
     def name(*more: str) -> str:
         x: Any = experiment.build_experiment(composed("model=pico", "heal=distill", *more))
         return store.content_digest(method_fields(x.heal))
@@ -325,7 +324,7 @@ def test_the_digest_has_the_knobs_that_change_numbers():
     assert len({name(), name("heal.mix=0.4"), name("heal.top_k=65"), name("heal.temperature=1.5")}) == 4
 
 
-def test_killed_in_the_middle_it_ends_with_the_same_weights_and_a_better_model(tmp_path, corpus):
+def test_killed_run_ends_with_the_same_better_model(tmp_path, corpus):
     more = (
         "heal=distill",
         "heal.steps=12",

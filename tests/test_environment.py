@@ -1,4 +1,4 @@
-"""The set-up: constraints.txt fits pyproject.toml, and whatever stops the set-up is said in one line."""
+"""The set-up: constraints.txt fits pyproject.toml, and each failure is one line."""
 
 import importlib.util
 import os
@@ -29,20 +29,20 @@ def requirements():
     return [Requirement(each) for each in [*project["dependencies"], *project["optional-dependencies"]["dev"]]]
 
 
-def test_constraints_are_names_and_versions_alone():
+def test_constraints_are_names_and_versions_only():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = [line for line in lines if not line.startswith("#")]
     assert len(pinned) > 100
     assert [line for line in pinned if not re.fullmatch(r"[a-z0-9.-]+==[0-9][0-9a-z.]*", line)] == []
 
 
-def test_constraints_are_within_the_bounds_of_pyproject(environment):
+def test_constraints_satisfy_the_bounds_of_pyproject(environment):
     pinned = environment.versions(environment.CONSTRAINTS)
     outside = [str(each) for each in requirements() if not each.specifier.contains(pinned[each.name.lower()])]
     assert outside == []
 
 
-def test_the_oldest_versions_are_the_lower_bounds(environment, tmp_path):
+def test_oldest_versions_are_the_lower_bounds(environment, tmp_path):
     oldest = environment.versions(environment.oldest(tmp_path))
     bounds = [(each.name, re.findall(r">=([0-9.]+)", str(each.specifier))) for each in requirements()]
     assert oldest == {name: found[0] for name, found in bounds if found}
@@ -55,7 +55,8 @@ def set_up(folder, **variables):
     return subprocess.run(call, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_without_an_index_the_set_up_ends_in_one_line_and_says_how_to_go_on(tmp_path):
+def test_setup_without_an_index_fails_in_one_line(tmp_path):
+    """The line says how to continue."""
     done = set_up(tmp_path / "venv", PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_RETRIES="1")
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
@@ -63,7 +64,7 @@ def test_without_an_index_the_set_up_ends_in_one_line_and_says_how_to_go_on(tmp_
     assert "packages, 2 to 10 minutes" in done.stdout
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_downloaded(tmp_path):
+def test_setup_refuses_a_full_disk_before_downloading(tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "small", str(folder)], capture_output=True)
@@ -78,7 +79,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_downloaded(tmp_path):
     assert done.stdout == ""
 
 
-def test_a_disk_that_fills_while_pip_works(environment, tmp_path):
+def test_disk_that_fills_during_pip_is_reported(environment, tmp_path):
     log = tmp_path / "setup.log"
     log.write_text(
         "Collecting torch\nERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
@@ -86,7 +87,7 @@ def test_a_disk_that_fills_while_pip_works(environment, tmp_path):
     assert environment.reason(log).startswith("the disk is full: free about 4 GB")
 
 
-def test_versions_that_exclude_one_another_are_named(environment, tmp_path):
+def test_conflicting_versions_are_named(environment, tmp_path):
     log = tmp_path / "setup.log"
     conflict = "    The user requested peft==0.1\n    depthcut 0.1.0 depends on peft>=0.21\n"
     log.write_text(f"ERROR: Cannot install\n\nThe conflict is caused by:\n{conflict}\nTo fix this\n")

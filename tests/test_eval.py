@@ -22,7 +22,7 @@ def text(lengths: tuple[int, ...]) -> Any:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_loss_is_the_mean_over_all_tokens_without_padding(batch):
+def test_loss_is_the_mean_over_unpadded_tokens(batch):
     model = pico("llama")
     bench, tokens = text((12, 7, 12, 4))
     (got,) = Loss(batch=batch)(model, bench)
@@ -42,20 +42,20 @@ def test_the_loss_is_the_mean_over_all_tokens_without_padding(batch):
     assert got["validation/loss_stderr"] == pytest.approx(means.std(ddof=1) / 2, abs=1e-5)
 
 
-def test_a_sequence_that_predicts_nothing_has_no_part_in_the_error():
+def test_sequence_without_predictions_is_excluded_from_stderr():
     model = pico("llama")
     (got,) = Loss(batch=2)(model, text((12, 7, 1))[0])
     assert got["validation/loss_stderr"] > 0 and got["validation/tokens"] == 17
 
 
-def test_a_model_that_knows_nothing_is_at_log_v():
+def test_uninformed_model_has_loss_log_v():
     model = pico("llama")
     with torch.no_grad():
         model.lm_head.weight.zero_()
     assert Loss(batch=2)(model, text((9, 9))[0])[0]["validation/loss_over_log_v"] == pytest.approx(1, abs=1e-6)
 
 
-def test_a_loss_that_is_not_finite_has_no_key():
+def test_non_finite_loss_has_no_key():
     model = pico("llama")
     with torch.no_grad():
         model.lm_head.weight[7] = float("nan")
@@ -63,7 +63,7 @@ def test_a_loss_that_is_not_finite_has_no_key():
     assert Loss(batch=2)(model, text((9, 9))[0]) == [{"validation/loss_finite": 0, **counts}]
 
 
-def test_lm_evals_results_as_flat_names():
+def test_lm_eval_results_become_flat_names():
     results = {
         "arc": {"alias": "arc", "acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 4, "f1,strict": float("nan")},
         "gsm": {"exact_match,flexible": 0.25, "exact_match_stderr,flexible": "N/A"},
@@ -71,14 +71,14 @@ def test_lm_evals_results_as_flat_names():
     assert flat_results(results) == {"arc/acc": 0.5, "arc/acc_stderr": 0.1, "gsm/exact_match@flexible": 0.25}
 
 
-def test_each_task_is_a_part_of_its_own():
+def test_each_task_is_a_separate_part():
     harness = Harness(tasks=["capitals", "mmlu@5"], limit=3, include_path=None, batch=4)
     assert [part.tasks for part in harness.parts()] == [["capitals"], ["mmlu@5"]]
     assert all(part.limit == 3 for part in harness.parts())
 
 
 @pytest.mark.parametrize("task", ["", "@5", "mmlu@five", "capitals@1"])
-def test_a_task_that_is_none_is_refused(task):
+def test_invalid_task_is_refused(task):
     with pytest.raises(ValueError, match=r"eval\.tasks"):
         Harness(tasks=[task], limit=None, include_path=None, batch=1)
 
@@ -86,7 +86,7 @@ def test_a_task_that_is_none_is_refused(task):
 CACHE = Path(__file__).parents[1] / "outputs" / "cache"
 
 
-def test_the_harness_agrees_with_log_likelihoods_computed_by_hand():
+def test_harness_agrees_with_hand_computed_log_likelihoods():
     """Through lm-eval's own evaluator, on real questions, against sums over the model's own log-softmax."""
     from depthcut.data import questions
     from depthcut.model.pico import byte_tokenizer
@@ -108,7 +108,7 @@ def test_the_harness_agrees_with_log_likelihoods_computed_by_hand():
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_neox"])
-def test_answers_are_those_of_lm_evals_own_model(family):
+def test_answers_match_lm_evals_own_model(family):
     """Also where a text is longer than the model: it is cropped from the left."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM

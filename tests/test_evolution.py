@@ -1,4 +1,4 @@
-"""On tables of prices where every cut can be measured."""
+"""Evolutionary search on tables small enough to measure every cut."""
 
 from itertools import combinations, pairwise
 from typing import Any
@@ -34,9 +34,9 @@ DEPTH = 13
 
 
 class Table:
-    """A model's price without some layers: the sum of theirs, and a surcharge for each pair that goes together.
+    """The loss without some layers: the sum of their losses, and a term for each pair that is dropped together.
 
-    On fewer than 16 sequences each cut's price is off by its own noise, the same at every reading.
+    On fewer than 16 sequences each cut has noise, the same at every reading.
     """
 
     def __init__(self, seed: int) -> None:
@@ -52,7 +52,7 @@ class Table:
         raise AssertionError(f"all calibration text is read, without {removed}")
 
     def start(self, free: range, samples: int, n: int = 5) -> tuple[int, ...]:
-        """The units that cost least alone."""
+        """Return the units with the lowest loss of their own."""
         values = dict(zip(free, self.without([(layer,) for layer in free], samples), strict=True))
         return tuple(sorted(sorted(free, key=lambda layer: values[layer])[:n]))
 
@@ -70,7 +70,7 @@ def evolved(table: Any, **knobs: Any) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_it_finds_the_best_of_all_cuts(seed: int) -> None:
+def test_finds_the_best_of_all_cuts(seed: int) -> None:
     """Out of 462, where one shot and the sum of the layers' own prices mislead."""
     table = Table(seed)
     best = table.best(range(1, DEPTH - 1), 5)
@@ -82,21 +82,21 @@ def test_it_finds_the_best_of_all_cuts(seed: int) -> None:
     assert len({cut for cut, samples in table.asked if samples == 16}) < 100
 
 
-def test_other_steps_find_it_too() -> None:
+def test_other_selection_steps_find_the_best_too() -> None:
     table = Table(0)
     best = table.best(range(1, DEPTH - 1), 5)
     assert evolved(table, survivors=[1], samples=[16]).drop == best
     assert evolved(table, survivors=[6, 2, 1], samples=[1, 4, 16]).drop == best
 
 
-def test_it_is_the_seed_that_decides() -> None:
+def test_result_depends_on_the_seed() -> None:
     plans = [evolved(Table(3), seed=seed, generations=3) for seed in (0, 0, 1, 2)]
     assert plans[0] == plans[1]
     assert len({tuple(plan.notes["history"]) for plan in plans}) > 1
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_no_generation_is_worse_than_the_one_before_nor_any_than_the_start(seed: int) -> None:
+def test_value_never_worsens_over_generations(seed: int) -> None:
     table = Table(seed)
     plan = evolved(table, generations=4, offspring=3, survivors=[1, 1])
     history = plan.notes["history"]
@@ -108,7 +108,7 @@ def test_no_generation_is_worse_than_the_one_before_nor_any_than_the_start(seed:
 
 
 @pytest.mark.parametrize("knobs", [{}, {"survivors": [1], "samples": [16]}, {"offspring": 40, "survivors": [8, 1]}])
-def test_no_cut_is_measured_twice_on_as_much_text(knobs: dict[str, Any]) -> None:
+def test_no_cut_is_measured_twice_at_one_size(knobs: dict[str, Any]) -> None:
     table = Table(1)
     plan = evolved(table, **knobs)
     samples = (KNOBS | knobs)["samples"]
@@ -118,7 +118,7 @@ def test_no_cut_is_measured_twice_on_as_much_text(knobs: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 0), (3, 1), (0, 6), (4, 4)])
-def test_the_first_and_last_layers_stay(first: int, last: int) -> None:
+def test_first_and_last_layers_stay(first: int, last: int) -> None:
     table = Table(2)
     plan = evolved(table, keep_first=first, keep_last=last)
     free = range(first, DEPTH - last)
@@ -127,7 +127,7 @@ def test_the_first_and_last_layers_stay(first: int, last: int) -> None:
     assert plan.drop == table.best(free, 5)
 
 
-def test_it_stops_where_nothing_is_left_to_try() -> None:
+def test_stops_when_no_cut_is_left() -> None:
     """Six layers that may go, five that must: six cuts. Where all must, one."""
     table = Table(4)
     plan = evolved(table, keep_first=4, keep_last=3, generations=500)
@@ -138,12 +138,12 @@ def test_it_stops_where_nothing_is_left_to_try() -> None:
     assert only.notes["history"] == [only.notes["value"]]
 
 
-def test_a_cut_of_nothing_asks_nothing() -> None:
+def test_dropping_nothing_measures_nothing() -> None:
     table = Table(0)
     assert evolved(table, layers=0).drop == () and table.asked == []
 
 
-def test_a_child_swaps_one_to_three_and_one_most_often() -> None:
+def test_child_swaps_one_to_three_layers() -> None:
     """The lower of two draws of 1, 2, 3: 5, 3 and 1 times in 9; and every dropped and kept layer is as likely."""
     from random import Random
 
@@ -157,7 +157,7 @@ def test_a_child_swaps_one_to_three_and_one_most_often() -> None:
     assert returned.sum() == gone.sum()
 
 
-def test_children_are_all_those_within_reach_where_there_are_few() -> None:
+def test_children_are_exhaustive_in_small_neighbourhoods() -> None:
     """Of 4 of 7 layers: 12 + 18 + 4 cuts are one, two and three swaps away."""
     from random import Random
 
@@ -186,13 +186,13 @@ def test_children_are_all_those_within_reach_where_there_are_few() -> None:
         ({"parameters": 1e6}, r"prune.layers and prune.parameters are both set"),
     ],
 )
-def test_steps_that_select_nothing_are_refused_in_one_line(knobs: dict[str, Any], says: str) -> None:
+def test_invalid_selection_steps_fail_in_one_line(knobs: dict[str, Any], says: str) -> None:
     target = {"_target_": "depthcut.prune.evolution.Evolution"}
     with pytest.raises(ValueError, match=says) as caught:
         methods.build_method("prune", target | KNOBS | {"survivors": [2, 1]} | knobs)
     assert "\n" not in str(caught.value)
 
 
-def test_it_needs_a_metric_that_searches() -> None:
+def test_needs_a_metric_that_searches() -> None:
     assert Evolution.searches and Evolution.rescores and Evolution.reads_scores
     assert not Lowest.searches

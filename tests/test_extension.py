@@ -1,4 +1,4 @@
-"""FlexiGPT's extension: repeats of layers on the same weights, with adapters and norms of their own."""
+"""FlexiGPT's extension: repeated layers share weights and have separate adapters and norms."""
 
 from typing import Any
 
@@ -9,6 +9,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import depthcut
+from adapting import train_briefly
+from comparing import assert_near
 from composing import composed
 from depthcut import algorithm
 from depthcut.config import experiment
@@ -22,10 +24,8 @@ from depthcut.study import digests, recording
 from depthcut.study.run import open_run
 from gaps import DEPTH, model_of, opened
 from pico import CACHE, logits, texts, written
+from recipes import RECIPE
 from running import PICO, kill_in_healing, succeed, text_files
-from test_replace import close
-from test_replace_shared import stepped
-from test_training import RECIPE
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "phi", "opt", "gpt_neox")
 ORDERS = ("block", "sequence", "block", "sequence", "block", "sequence", "sequence")
@@ -40,14 +40,14 @@ def extend(**knobs: Any) -> Extend:
 
 
 def extended(folder, model, *knobs: str, **more: Any):
-    """A run, and the model made longer: layers 1 to 3 of 6 twice."""
+    """Return a run and its extended model: layers 1 to 3 of 6 twice."""
     words = [f"replace.{key}={value}" for key, value in ({"start": 1, "stop": 4, "rank": 4} | more).items()]
     here = opened(folder, model, "replace=extend", "heal=none", *UNCUT, *words, *knobs)
     return here, here.experiment.replace(here.dense.load(WHOLE), WHOLE, here)
 
 
 def repeated(model, stack: list[int]):
-    """A plain model whose layers are copies of these, made by hand."""
+    """Build a plain model whose layers are copies of these."""
     fields = model.config.to_dict() | {"num_hidden_layers": len(stack)}
     if fields.get("layer_types"):
         fields["layer_types"] = [fields["layer_types"][number] for number in stack]
@@ -76,17 +76,17 @@ def llama(tmp_path_factory):
         ({"start": 0, "stop": 6, "order": "sequence"}, [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]),
     ],
 )
-def test_blocks_repeat_in_place_and_sequences_as_a_whole(knobs, stack):
+def test_blocks_repeat_in_place_and_sequences_whole(knobs, stack):
     assert extend(**knobs).stack(6) == stack
 
 
-def test_tinyllama_is_made_as_deep_as_in_the_paper():
+def test_tinyllama_gets_the_papers_depth():
     assert len(extend(start=4, stop=-4).stack(22)) == 36
     assert extend(start=3, stop=-3).stack(22)[3:35] == [number for number in range(3, 19) for _ in range(2)]
 
 
 @pytest.mark.parametrize(("family", "order"), [*zip(FAMILIES, ORDERS, strict=True)])
-def test_with_no_gain_it_is_the_base_to_the_bit_and_writes_the_same(family, order, tmp_path):
+def test_zero_gain_equals_the_base_bit_for_bit(family, order, tmp_path):
     model = model_of(family)
     _, long = extended(tmp_path, model, gain=0, order=order)
     assert long.config.num_hidden_layers == len(decoder_layers.layer_list(long)) == 9
@@ -95,25 +95,25 @@ def test_with_no_gain_it_is_the_base_to_the_bit_and_writes_the_same(family, orde
 
 
 @pytest.mark.parametrize(("family", "order"), [*zip(FAMILIES, ORDERS[::-1], strict=True)])
-def test_without_norms_it_is_a_plain_model_of_copies(family, order, tmp_path):
-    """Adapters begin as nothing; layer types, windows and biases go with the layers."""
+def test_without_gain_it_equals_copied_layers(family, order, tmp_path):
+    """Adapters begin at zero; layer types, windows and biases are copied with the layers."""
     model = model_of(family)
     here, long = extended(tmp_path, model, gain="null", order=order)
     plain = repeated(model, here.experiment.replace.stack(DEPTH))
-    close(logits(long), logits(plain))
+    assert_near(logits(long), logits(plain))
     assert (logits(long) - logits(model)).abs().max() > 0.1
     assert torch.equal(written(long, use_cache=True), written(plain, use_cache=False))
 
 
-def test_a_small_gain_begins_near_the_base(llama):
+def test_small_gain_starts_near_the_base(llama):
     _, long = extended(*llama, gain=1e-6)
-    close(logits(long), logits(llama[1]))
+    assert_near(logits(long), logits(llama[1]))
     norms = [part for part in long.modules() if isinstance(part, shared.OutputNorm)]
     assert len(norms) == 2 * 3 and all((part.gain == 1e-6).all() for part in norms)
 
 
-def stirred(long: nn.Module) -> nn.Module:
-    """With adapters and gains that matter, as after training."""
+def randomised(long: nn.Module) -> nn.Module:
+    """Randomise adapters and gains, as training would."""
     chance = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, each in long.named_parameters():
@@ -123,10 +123,10 @@ def stirred(long: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(("order", "family"), [("block", "llama"), ("sequence", "qwen2"), ("sequence", "gpt_neox")])
-def test_cached_token_by_token_saved_and_loaded(order, family, tmp_path):
+def test_cached_generation_and_reloading_agree(order, family, tmp_path):
     model = model_of(family)
     here, long = extended(tmp_path, model, gain=0.5, order=order)
-    wanted = logits(stirred(long))
+    wanted = logits(randomised(long))
     assert (wanted - logits(model)).abs().max() > 0.1
     assert torch.equal(written(long, use_cache=True), written(long, use_cache=False))
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_cached_token_by_token_saved_and_loaded(order, family, tmp_path):
         for token in texts().T:
             out = long(token[:, None], **{CACHE: cache}, use_cache=True)
             cache, steps = out[CACHE], [*steps, out.logits]
-    close(torch.cat(steps, 1), wanted)
+    assert_near(torch.cat(steps, 1), wanted)
     assert len(cache.layers) == 9
     exported.write_exported(long, WHOLE, tmp_path / "out")
     assert torch.equal(logits(long), wanted), "it is left as it was"
@@ -149,7 +149,7 @@ def test_cached_token_by_token_saved_and_loaded(order, family, tmp_path):
     }
 
 
-def test_a_repeat_holds_nothing_but_adapters_and_gains(llama):
+def test_repeated_layer_adds_only_adapters_and_gains(llama):
     """7 linear layers of 64 -> 64, 64 -> 32 twice, 64 -> 64, 64 -> 128 twice, 128 -> 64 at rank 4; two gains of 64."""
     _, long = extended(*llama, gain=0.01)
     pairs = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128)
@@ -180,7 +180,7 @@ def test_adapters_begin_as_an_svd_of_zero(llama):
 
 
 @pytest.mark.parametrize("gain", [0, 0.01])
-def test_only_adapters_and_norms_are_trained_and_all_of_them(llama, gain):
+def test_all_adapters_and_norms_train_nothing_else(llama, gain):
     _, long = extended(*llama, gain=gain)
     torch.manual_seed(0)
     healed = adapters.add_adapters(long, RECIPE, WHOLE)
@@ -191,7 +191,7 @@ def test_only_adapters_and_norms_are_trained_and_all_of_them(llama, gain):
     assert len(trained) - len(own) == 6 * 7 * 2, "the layers that were there have LoRA, repeats have not"
     assert all("lora_" in name for name in trained.keys() - own)
     before = {name: p.detach().clone() for name, p in healed.named_parameters()}
-    stepped(healed)
+    train_briefly(healed)
     moved = {name for name, p in healed.named_parameters() if not torch.equal(p, before[name])}
     assert moved == trained.keys()
 
@@ -204,7 +204,7 @@ def test_only_adapters_and_norms_are_trained_and_all_of_them(llama, gain):
         (["prune.layers=0", "replace.stop=7"], "replace.start=3 replace.stop=7 is not a span of layers 0-5"),
     ],
 )
-def test_what_cannot_be_is_refused_before_a_weight_is_read(knobs, words, llama):
+def test_invalid_extension_is_refused_before_reading_weights(knobs, words, llama):
     with pytest.raises(ValueError, match=words):
         assert opened(*llama, "replace=extend", "prune=deepest", *knobs).digest
 
@@ -213,15 +213,15 @@ def test_what_cannot_be_is_refused_before_a_weight_is_read(knobs, words, llama):
     ("family", "knobs", "words"),
     [
         ("gemma2", {}, "normalises its sublayers' outputs before adding them; use replace.gain=null"),
-        ("gpt2", {"gain": "null"}, "GPT2Block has attn.c_attn.weight; use another replacement"),
+        ("qwen3_moe", {"gain": "null"}, r"Qwen3MoeDecoderLayer has mlp\.\S+; use another replacement"),
     ],
 )
-def test_models_that_cannot_share_are_refused(family, knobs, words, tmp_path):
+def test_models_that_cannot_share_layers_are_refused(family, knobs, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         extended(tmp_path, model_of(family), **knobs)
 
 
-def test_the_digest_has_the_order_of_the_layers_and_not_how_it_was_said(llama):
+def test_digest_covers_layer_order_not_its_spelling(llama):
     def digest(*knobs: str) -> str:
         return digests.pruned_digest(opened(*llama, *UNCUT, *knobs), WHOLE)
 
@@ -234,7 +234,7 @@ SMALL = (*PICO, *EXPERIMENT, "data=files", "replace.order=sequence", "data.valid
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of workers, of its own dependencies
-def test_the_experiment_runs_from_start_to_export_and_its_record_counts_all_layers(tmp_path):
+def test_experiment_exports_and_counts_repeated_layers(tmp_path):
     x = experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path)))
     run = open_run(x)
     algorithm.run_experiment(x, run)
@@ -250,11 +250,11 @@ def test_the_experiment_runs_from_start_to_export_and_its_record_counts_all_laye
         assert kept[f"{stage}/size/weight_bytes"] == sum(p.nbytes for p in model.parameters())
     plan = Plan(8, ())
     healed = x.heal(x.replace(run.dense.load(plan), plan, run), plan, run)
-    close(logits(model), logits(healed))
+    assert_near(logits(model), logits(healed))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_nothing_is_below_or_behind_a_cut_of_nothing(tmp_path):
+def test_uncut_model_has_nothing_around_the_cut(tmp_path):
     for words in (("heal=boundary",), ("heal.layers=after_cut",), ("heal.layers=around_cut",)):
         x = experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path), *words))
         run = open_run(x)
@@ -264,7 +264,7 @@ def test_nothing_is_below_or_behind_a_cut_of_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_in_healing_it_ends_with_the_same_weights(tmp_path):
+def test_killed_healing_ends_with_the_same_weights(tmp_path):
     words = (*SMALL, *text_files(tmp_path), "heal.steps=24", "heal.save_every=2")
     kill_in_healing(tmp_path / "killed", *words)
     killed = succeed(f"outputs={tmp_path}/killed", *words)

@@ -1,4 +1,4 @@
-"""A healing run: how it fits the memory, what it does when that runs out, or when the loss is no number."""
+"""A healing run: fitting into memory, running out of memory, non-finite losses."""
 
 import csv
 import dataclasses
@@ -6,38 +6,26 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from adapting import adapted, adapted_nf4, gradient_of, workspace
+from comparing import relative_error
 from depthcut.cut.plan import Plan
-from depthcut.data.text.parts import GivenText
-from depthcut.data.text.tokens import Tokens
 from depthcut.heal.training import adapters, fit, lean_lora, memory_plan, objective
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.memory_plan import Layout, MemoryPlan
 from depthcut.heal.training.objective import next_token_loss
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.model.decoder.quantisation import Dtype
-from depthcut.model.pico import Pico
-from depthcut.study.standalone import Standalone
-from pico import FAMILIES, awake, pico, picture_model
+from pico import FAMILIES, pico, picture_model
+from recipes import AUTO, RECIPE, batch
 from running import PICO, succeed, text_files
-from test_training import RECIPE, batch
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning has some for every run
 GIB = 2**30
-AUTO = dataclasses.replace(RECIPE, steps=6, batch=4, micro_batch="auto", recompute="auto", dropout=0.2)
-
-
-def workspace(folder, device="cpu"):
-    ids = np.random.default_rng(0).integers(3, 128, (12, 8)).astype(np.int32)
-    text = Tokens(ids, np.full(12, 8, np.int32), np.array([], np.uint64), "x")
-    return Standalone(texts=GivenText(text), folder=folder, device=device)
 
 
 def healed(folder, recipe=AUTO, asked=next_token_loss) -> dict[str, torch.Tensor]:
@@ -59,7 +47,7 @@ ROUTED = GROUPS | {
 LATENT = ROUTED | {"num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 16}
 LATENT |= {"qk_rope_head_dim": 8, "v_head_dim": 16}
 LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
-# Heads that read more of their decoder's output than states: mixtures of experts, decoders that can cross-attend.
+# Heads that read more than hidden states: mixtures of experts, decoders with optional cross-attention.
 HEADS: dict[str, dict[str, Any]] = {
     "mixtral": LOCAL | {"output_router_logits": True},
     "qwen2_moe": GROUPS | {"num_experts": 4, "shared_expert_intermediate_size": 16},
@@ -84,13 +72,13 @@ HEADS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_loss_in_chunks_is_that_of_all_logits(family, monkeypatch):
+def test_chunked_loss_equals_loss_of_all_logits(family, monkeypatch):
     monkeypatch.setattr(objective, "CHUNK_BYTES", 4 * 128 * 5)  # 5 positions of 38
     check_loss(pico(family, layers=2))
 
 
 @pytest.mark.parametrize("family", HEADS)
-def test_every_head_reads_the_output_of_its_own_decoder(family):
+def test_every_head_reads_its_own_decoders_output(family):
     model = pico(family, layers=4, **HEADS[family])
     try:
         model(torch.randint(3, 128, (2, 20)))
@@ -99,14 +87,14 @@ def test_every_head_reads_the_output_of_its_own_decoder(family):
     check_loss(model, atol=1e-4)
 
 
-def test_a_multimodal_models_head_is_not_what_sees():
+def test_multimodal_head_is_the_language_models():
     model = picture_model()
     assert {id(each) for each in objective.head_parameters(model)} == {id(model.lm_head.weight)}
     check_loss(model)
 
 
 def check_loss(model, atol: float = 1e-6) -> None:
-    """The loss in chunks and its gradients are those of all logits."""
+    """Assert that the chunked loss and its gradients equal those of all logits."""
     ids = torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(0))
     grads = []
     for loss in (next_token_loss(model, batch(ids)), plain_loss(model, ids)):
@@ -125,63 +113,38 @@ def plain_loss(model, ids) -> torch.Tensor:
     return F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
-def adapted(dtype: torch.dtype) -> torch.nn.Module:
-    """A model with adapters that do something."""
-    torch.manual_seed(0)
-    model = adapters.add_adapters(pico("llama", layers=4).to(dtype), RECIPE, Plan(4, ()))
-    return awake(model, std=0.1)
-
-
-def test_the_gradients_are_those_of_plain_peft():
+def test_gradients_equal_plain_peft():
     model, ids = adapted(torch.float32), torch.randint(3, 128, (4, 20))
     wanted = gradient_of(model, ids)
     with lean_lora.lean_layers(model):
         kinds = {type(module).__name__ for module in model.modules()}
         got = gradient_of(model, ids)
     assert "LeanAdapted" in kinds and wanted.norm() > 0
-    assert gap(got, wanted) < 1e-6
+    assert relative_error(got, wanted) < 1e-6
     assert "LeanAdapted" not in {type(module).__name__ for module in model.modules()}
 
 
-def quantised(device: str, dtype: Dtype) -> torch.nn.Module:
-    heal: Any = {"rank": 4, "lr": 1e-2, "length": 8}
-    files = Pico(layers=4, hidden=64, heads=2, seed=0, quantise="nf4", dtype=dtype, separator=None, heal=heal)
-    with TemporaryDirectory() as cache:
-        base = files.open(Path(cache)).load(None, quantise="nf4", dtype=dtype, device=device)
-    return adapters.add_adapters(base, RECIPE, Plan(4, ()))
-
-
-def test_the_gradients_on_a_4_bit_base_are_those_of_plain_peft():
-    model, ids = quantised("cpu", "float32"), torch.randint(3, 128, (4, 20))
+def test_gradients_on_4_bit_base_equal_plain_peft():
+    model, ids = adapted_nf4("cpu", "float32"), torch.randint(3, 128, (4, 20))
     wanted = gradient_of(model, ids)
     with lean_lora.lean_layers(model):
         kinds = {type(module).__name__ for module in model.modules()}
         got = gradient_of(model, ids)
     assert {"Lean4bit", "LeanAdapted4bit"} <= kinds
-    assert gap(got, wanted) < 1e-6
+    assert relative_error(got, wanted) < 1e-6
 
 
-def test_in_bfloat16_the_gradients_are_those_of_peft_under_autocast():
+def test_bfloat16_gradients_equal_peft_under_autocast():
     model, ids = adapted(torch.bfloat16), torch.randint(3, 128, (4, 20))
     with torch.autocast("cpu", torch.bfloat16):
         wanted = gradient_of(model, ids)
     with lean_lora.lean_layers(model):
         got = gradient_of(model, ids)
-    assert gap(got, wanted) < 1e-3
-
-
-def gap(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    return ((got - wanted).norm() / wanted.norm()).item()
-
-
-def gradient_of(model, ids) -> torch.Tensor:
-    model.zero_grad()
-    next_token_loss(model, batch(ids)).backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert relative_error(got, wanted) < 1e-3
 
 
 class Sparse:
-    """An objective for which memory runs out at some of its calls."""
+    """An objective that runs out of memory at some of its calls."""
 
     def __init__(self, *fails: int) -> None:
         self.fails, self.calls = fails, 0
@@ -189,24 +152,24 @@ class Sparse:
     def __call__(self, model, given: MicroBatch) -> torch.Tensor:
         self.calls += 1
         if self.calls in self.fails:
-            raise torch.OutOfMemoryError("no room")
+            raise torch.OutOfMemoryError("out of memory")
         return next_token_loss(model, given)
 
 
 @pytest.mark.parametrize("save_every", [2, 50], ids=["from a checkpoint", "from the beginning"])
-def test_where_memory_runs_out_less_goes_on_with_the_same_batches(save_every, tmp_path, caplog):
+def test_out_of_memory_retries_with_the_same_batches(save_every, tmp_path, caplog):
     recipe = dataclasses.replace(AUTO, dropout=0.0, save_every=save_every)
     whole = healed(tmp_path / "whole", recipe)
     caplog.clear()
     with caplog.at_level("INFO", "depthcut"):
         less = healed(tmp_path / "less", recipe, Sparse(1, 6))  # in the first step, and later on
-    assert max(tensor_gap(whole, less).values()) < 1e-3  # 6e-5; what goes on where it was, at step 1 again: 3e-2
+    assert max(tensor_gap(whole, less).values()) < 1e-3  # 6e-5; without restarting step 1: 3e-2
     told = [record.message for record in caplog.records if " per pass, " in record.message]
     assert len(set(told)) == 3 and told[0].startswith("healing: 4 x 8 tokens per pass, 1 pass per step")
     assert [record.levelname for record in caplog.records].count("WARNING") == 2
 
 
-def test_the_curve_counts_the_tokens_that_are_read(tmp_path):
+def test_curve_counts_the_tokens_read(tmp_path):
     words = (*PICO, *text_files(tmp_path), "heal.length=32", "heal.steps=2", "stages=[healed]")
     folder = succeed(f"outputs={tmp_path}/outputs", *words)["folder"]
     rows = list(csv.DictReader((folder / "heal.csv").open()))
@@ -222,12 +185,12 @@ def tensor_gap(one, other) -> dict[str, float]:
     return {name: (one[name] - other[name]).abs().max().item() for name in one}
 
 
-def test_a_layout_that_was_asked_for_is_not_changed(tmp_path):
+def test_explicit_layout_is_not_changed(tmp_path):
     with pytest.raises(ValueError, match=r"ran out of memory on cpu: use a heal\.micro_batch below 4"):
         healed(tmp_path, dataclasses.replace(AUTO, micro_batch=4, recompute="none"), Sparse(2))
 
 
-def test_a_loss_that_is_no_number_ends_the_healing_and_keeps_the_last_sound_checkpoint(tmp_path):
+def test_non_finite_loss_keeps_last_finite_checkpoint(tmp_path):
     calls = iter(range(1000))
 
     def falls(model, given):
@@ -267,7 +230,7 @@ QLORA = dataclasses.replace(
         (HALF_70B, 40, 17.5, 23.5, Layout(2, 40, True)),  # a card of 24 GB
     ],
 )
-def test_the_layout_spends_the_memory_that_there_is(sizes, layers, weights, card, wanted):
+def test_layout_uses_the_available_memory(sizes, layers, weights, card, wanted):
     space = dataclasses.replace(MemoryPlan.of(shape(layers, **sizes), QLORA, "cpu"), free=int((card - weights) * GIB))
     (first, *rest) = memory_plan.choose_layouts(space, QLORA, True)
     assert first == wanted and all(space.fits(each) for each in (first, *rest))
@@ -276,7 +239,7 @@ def test_the_layout_spends_the_memory_that_there_is(sizes, layers, weights, card
         assert weights + space.needs(Layout(1, 40, True)) / GIB < 22
 
 
-def test_only_layers_that_a_gradient_reaches_take_room():
+def test_layers_without_a_gradient_take_no_memory():
     model = adapters.add_adapters(
         pico("llama", layers=6), dataclasses.replace(RECIPE, layers="after_cut"), Plan(8, (3, 4))
     )
@@ -284,7 +247,7 @@ def test_only_layers_that_a_gradient_reaches_take_room():
 
 
 @pytest.mark.slow
-def test_a_compiled_layer_computes_the_same():
+def test_compiled_layer_computes_the_same():
     """In a process of its own: the compiler imports distutils, after which setuptools warns at each search for pip."""
     call = [sys.executable, "-c", "import test_fit; test_fit.compile_a_layer()"]
     done = subprocess.run(call, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
@@ -296,4 +259,4 @@ def compile_a_layer() -> None:
     wanted = gradient_of(model, ids)
     with fit.applied_layout(model, Layout(2, 1, True)):
         got = gradient_of(model, ids)
-    assert gap(got, wanted) < 1e-5
+    assert relative_error(got, wanted) < 1e-5

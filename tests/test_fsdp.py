@@ -1,4 +1,4 @@
-"""A model whose layers are shared out among processes heals as a whole one does. As a script: one of the processes."""
+"""A model sharded among processes heals like a whole one. As a script: one of the processes."""
 
 import csv
 import dataclasses
@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
+from adapting import workspace
 from composing import composed
 from depthcut.config import experiment
 from depthcut.cut.plan import Plan
@@ -32,20 +33,19 @@ from depthcut.runtime import devices, ranks
 from depthcut.study import measuring
 from depthcut.study.run import open_run
 from pico import pico
+from recipes import RECIPE
 from running import ENVIRONMENT
-from test_fit import workspace
-from test_training import RECIPE
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning has some for every run
 LORA = dataclasses.replace(RECIPE, steps=5, batch=4, clip=0.3, recompute=1, weight_decay=0.1, strategy="fsdp")
 FULL = Full(**{field.name: getattr(LORA, field.name) for field in dataclasses.fields(Full)})
 STOP = 3
-DEEP, WIDE = Plan(18, (4, 9)), {"hidden_size": 256, "intermediate_size": 512}  # the model that is read in shares
+DEEP, WIDE = Plan(18, (4, 9)), {"hidden_size": 256, "intermediate_size": 512}  # the model that is read in shards
 HELD: list[int] = []  # the most bytes of parameters at a time
 
 
 class Watch(L.Callback):
-    """Sees to it that weights are shares while they train; may end the run."""
+    """Assert that weights are sharded during training; optionally stop the run."""
 
     def __init__(self, stop: int | None) -> None:
         self.stop = stop
@@ -60,7 +60,7 @@ class Watch(L.Callback):
 
 
 def healed(folder: Path, what: str, stop: int | None = None) -> dict[str, torch.Tensor]:
-    """What is trained of a model, all of it or adapters on a base in 16 bits; and the logits, by this process alone."""
+    """Train all weights, or adapters on a 16-bit base, in this process; return them and the logits."""
     torch.manual_seed(0)
     base = pico("llama", layers=3)
     recipe = LORA if what == "lora" else FULL
@@ -76,7 +76,7 @@ def healed(folder: Path, what: str, stop: int | None = None) -> dict[str, torch.
 
 
 def read_and_healed(folder: Path) -> dict[str, torch.Tensor]:
-    """The same of a model that is on the disk, which several processes read in shares; and the most that one held."""
+    """The same for a model on disk that several processes read in shards; also return the peak bytes of one."""
     checkpoint = Checkpoint(
         ModelFolder(folder.parent / "model", HashCache(folder.parent / "hashes.json")), separator=None
     )
@@ -105,14 +105,14 @@ def read_and_healed(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def look(model: nn.Module) -> None:
-    """Note the bytes of all parameters that are in this process now."""
+    """Record the bytes of all parameters in this process."""
     parts = [each.to_local() if isinstance(each, DTensor) else each for each in model.parameters()]
     there = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in parts if not each.is_meta}
     HELD[:] = [max(*HELD, sum(there.values()), 0)]
 
 
 def work(folder: Path) -> None:
-    """Heal as one of several processes, stopped in the middle; the first one keeps what came of it."""
+    """Heal as one of several processes, interrupted once; rank 0 saves the result."""
     for what in ("lora", "full"):
         with suppress(InterruptedError):
             healed(folder / what, what, STOP)
@@ -141,7 +141,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["lora", "full"])
-def test_shares_are_trained_to_what_one_process_trains(tmp_path, spread_out, what):
+def test_sharded_training_equals_one_process(tmp_path, spread_out, what):
     wanted = healed(tmp_path, what)
     assert losses(spread_out / what) == pytest.approx(losses(tmp_path), abs=2e-4)
     found = load_file(spread_out / what / "values.safetensors")
@@ -150,22 +150,23 @@ def test_shares_are_trained_to_what_one_process_trains(tmp_path, spread_out, wha
 
 
 @pytest.mark.slow
-def test_a_model_that_is_read_in_shares_is_healed_and_measured_as_one_that_is_whole(spread_out):
+def test_model_read_in_shards_equals_whole_model(spread_out):
+    """It is healed and measured to the same numbers, and each process holds about half of it."""
     wanted = read_and_healed(spread_out / "one")
     first, second = (load_file(spread_out / f"read/values{rank}.safetensors") for rank in (0, 1))
     whole, led, helped = (each.pop("held").item() for each in (wanted, first, second))
     assert losses(spread_out / "read") == pytest.approx(losses(spread_out / "one"), abs=2e-4)
     assert_close(first, wanted, atol=1e-3, rtol=1e-3)  # a step of AdamW moves a weight by 1e-2
-    assert 0.5 * whole < helped <= led < 0.6 * whole  # its half, what is beside the layers, and one layer
+    assert 0.5 * whole < helped <= led < 0.6 * whole  # half of the layers, the weights outside them, and one layer
 
 
-def test_a_model_in_shares_runs_where_all_processes_help_and_nowhere_else():
+def test_sharded_layer_needs_all_processes():
     with pytest.raises(ValueError, match="the model is sharded across processes"):
         checkpoint_sharded.ShardedLayers([nn.Linear(2, 2)]).run_layer(0, torch.ones(1, 2))
 
 
 @pytest.mark.parametrize(("rows", "processes"), [(7, 2), (8, 2), (3, 4), (5, 4), (0, 2)])
-def test_rows_are_shared_out_as_torch_does(monkeypatch, tmp_path, rows, processes):
+def test_rows_are_sharded_as_in_torch(monkeypatch, tmp_path, rows, processes):
     whole = torch.arange(3.0 * rows).reshape(rows, 3).bfloat16()
     save_file({"x": whole}, tmp_path / "model.safetensors")
     shards = TensorFiles(ModelFolder(tmp_path, HashCache(tmp_path / "hashes.json")))
@@ -181,7 +182,7 @@ def test_rows_are_shared_out_as_torch_does(monkeypatch, tmp_path, rows, processe
     ("card", "knobs", "shared"),
     [(10**5, (), True), (10**9, (), False), (10**9, ("stream=always",), True), (10**5, ("stream=never",), False)],
 )
-def test_a_model_is_in_shares_where_no_card_has_room_or_as_it_is_asked_for(monkeypatch, tmp_path, card, knobs, shared):
+def test_sharding_follows_gpu_memory_and_settings(monkeypatch, tmp_path, card, knobs, shared):
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     monkeypatch.setattr(devices, "total_memory", lambda _: card)
     given = ("model=pico", "prune=deepest", "heal=lora", "heal.batch=2", "heal.micro_batch=1", f"outputs={tmp_path}")
@@ -209,12 +210,12 @@ def test_a_model_is_in_shares_where_no_card_has_room_or_as_it_is_asked_for(monke
         (("heal=loraprune",), "heal.strategy must be one of ddp, got 'fsdp'"),
     ],
 )
-def test_what_goes_wrong_with_shares_is_refused_before_anything_is_loaded(knobs, told):
+def test_invalid_sharding_is_refused_before_loading(knobs, told):
     with pytest.raises(ValueError, match=re.escape(told)):
         experiment.build_experiment(composed("model=pico", *knobs, "heal.strategy=fsdp"))
 
 
-def test_layers_that_train_the_same_weights_are_refused():
+def test_layers_with_shared_weights_are_refused():
     layers = decoder_layers.layer_list(pico("llama", layers=3))
     fsdp.check_shardable(layers)
     layers[2].mlp = layers[0].mlp

@@ -1,4 +1,4 @@
-"""``prune=plan``: layers by hand on the command line, plans out of files, and plans that fit another model."""
+"""``prune=plan``: layers given on the command line, plan files, and plans of other models."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def named(here: Run) -> tuple[str, str]:
     return here.digest, digests.pruned_digest(here, here.experiment.prune(None, here.sizes))
 
 
-def test_layers_by_hand_and_by_file_are_one_pruned_model(home: Path) -> None:
+def test_drop_list_and_plan_file_share_a_digest(home: Path) -> None:
     path = home / "plan.json"
     here = entered(home, "prune.drop=[5,2-3]")
     found = {named(here)}
@@ -45,7 +45,7 @@ def test_layers_by_hand_and_by_file_are_one_pruned_model(home: Path) -> None:
     assert entered(home, "prune.drop=2-3").experiment.prune.count(here.sizes) == 2
 
 
-def test_a_plan_for_another_model_is_refused(home: Path) -> None:
+def test_plan_for_another_model_is_refused(home: Path) -> None:
     path = home / "other.json"
     Plan(8, (2, 3), model="0123456789abcdef").write(path)
     with pytest.raises(UserError, match=r"other\.json was made for model 01234567, this is [0-9a-f]{8}\. Choose"):
@@ -67,16 +67,16 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("words", "says"), MISTAKES)
-def test_mistakes_by_hand_are_found_in_the_config(words: tuple[str, ...], says: str) -> None:
+def test_invalid_drop_list_is_a_config_error(words: tuple[str, ...], says: str) -> None:
     with pytest.raises(UserError, match=f"^{says}"):
         experiment.build_experiment(composed("model=pico", "prune=plan", *words))
 
 
-def test_a_layer_beyond_the_model(home: Path) -> None:
+def test_layer_beyond_the_model_is_refused(home: Path) -> None:
     with pytest.raises(UserError, match=r"^prune\.drop: span 6-8 is out of range: the model has layers 0-7$"):
         entered(home, "prune.drop=[6-8]")
 
 
-def test_a_mistake_by_hand_loads_nothing_heavy() -> None:
+def test_invalid_drop_list_loads_nothing_heavy() -> None:
     done = light("prune=plan", "prune.drop=[4-2]")
     assert done.returncode == 2 and done.stderr.startswith("error: prune.drop: span 4-2 is reversed")

@@ -1,4 +1,4 @@
-"""The same job on a GPU. Skipped where there is none."""
+"""The main job on a GPU; skipped without one."""
 
 import dataclasses
 
@@ -6,12 +6,14 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
+from adapting import adapted, adapted_nf4, gradient_of, workspace
+from comparing import relative_error
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import adapters, fit
 from depthcut.heal.training.memory_plan import Layout
 from pico import pico
+from recipes import AUTO
 from running import PICO, UNHEALED, succeed, text_files
-from test_fit import AUTO, adapted, gap, gradient_of, quantised, workspace
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,7 +30,7 @@ def see_the_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("base", [(), NF4], ids=["lora", "qlora"])
-def test_the_main_job_heals_and_exports(tmp_path, base):
+def test_main_job_heals_and_exports(tmp_path, base):
     record = succeed(f"outputs={tmp_path}/outputs", *PICO, *text_files(tmp_path), *base, "device=cuda")
     assert record["healed/validation/loss"] < record["pruned/validation/loss"]
     assert record["bytes/peak_device"] > 0
@@ -36,7 +38,7 @@ def test_the_main_job_heals_and_exports(tmp_path, base):
     assert (record["folder"] / "model" / "model.safetensors").exists()
 
 
-def test_the_numbers_are_those_of_the_cpu(tmp_path):
+def test_gpu_numbers_match_the_cpu(tmp_path):
     corpus = text_files(tmp_path)
     records = [
         succeed(f"outputs={tmp_path}/{device}", *UNHEALED, *corpus, "heal=none", "export=none", f"device={device}")
@@ -51,8 +53,8 @@ def test_the_numbers_are_those_of_the_cpu(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_healed_model_stays_on_the_gpu(tmp_path, compiled):
-    """Lightning would carry it to the host, and it would be measured there, thirty times as slowly."""
+def test_healed_model_stays_on_the_gpu(tmp_path, compiled):
+    """Lightning would move it to the host, and evaluation there would be thirty times as slow."""
     recipe = dataclasses.replace(AUTO, compile=compiled)
     model = adapters.add_adapters(pico("llama", layers=2).to("cuda"), recipe, Plan(2, ()))
     fit.fit_model(model, recipe, workspace(tmp_path, "cuda:0"))
@@ -61,9 +63,9 @@ def test_a_healed_model_stays_on_the_gpu(tmp_path, compiled):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("quantise", ["none", "nf4"])
-def test_the_gradients_are_those_of_plain_peft_and_compiled_no_further_from_the_truth(quantise):
+def test_gradients_match_peft_compiled_and_plain(quantise):
     """The compiler keeps in float32 what single operators round to bfloat16 one by one."""
-    model = quantised("cuda", "bfloat16") if quantise == "nf4" else adapted(torch.bfloat16).to("cuda")
+    model = adapted_nf4("cuda", "bfloat16") if quantise == "nf4" else adapted(torch.bfloat16).to("cuda")
     ids = torch.randint(3, 128, (8, 256), generator=torch.Generator().manual_seed(0)).cuda()
     with torch.autocast("cuda", torch.bfloat16):
         peft = gradient_of(model, ids)
@@ -71,13 +73,13 @@ def test_the_gradients_are_those_of_plain_peft_and_compiled_no_further_from_the_
     for compiled in (False, True):
         with fit.applied_layout(model, Layout(4, 0, compiled)):
             ours.append(gradient_of(model, ids))
-    assert gap(ours[0], peft) < 1e-3
+    assert relative_error(ours[0], peft) < 1e-3
     exact = gradient_of(in_float32(model), ids)
-    assert gap(ours[1], exact) < 1.1 * gap(peft, exact)
+    assert relative_error(ours[1], exact) < 1.1 * relative_error(peft, exact)
 
 
 def in_float32(model: torch.nn.Module) -> torch.nn.Module:
-    """The same weights, and products in float32."""
+    """Return the same weights, with matrix products in float32."""
     for part in model.modules():
         if isinstance(part, Linear4bit):
             part.compute_dtype = part.weight.quant_state.dtype = torch.float32

@@ -1,4 +1,4 @@
-"""Opening models of the hub, with the hub's own client against a stand-in on the loopback."""
+"""Open hub models with the real client against a stand-in on localhost."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def read():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six layers, each in shards of its own."""
+    """Save six layers, each in separate shards."""
     folder = tmp_path_factory.mktemp("hub") / "pico"
     pico("llama").save_pretrained(folder, max_shard_size="60KB")
     byte_tokenizer().save_pretrained(folder)
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Machine:
-    """A computer with a hub's cache and ours, both empty at first."""
+    """A machine whose hub cache and depthcut cache are empty at first."""
 
     def __init__(self, place: Path, url: str) -> None:
         self.place = place
@@ -55,7 +55,8 @@ def local_digest(folder: Path, tmp_path: Path) -> str:
     return Checkpoint(ModelFolder(folder, HashCache(tmp_path / "hashes.json")), separator=None).digest
 
 
-def test_the_digest_needs_no_weights_and_no_torch_and_equals_a_local_copys(folder: Path, tmp_path: Path) -> None:
+def test_hub_digest_equals_local_copy_without_weights(folder: Path, tmp_path: Path) -> None:
+    """It needs no torch either."""
     with hub_standin.serve(Hub({REPO: folder})) as hub:
         machine = Machine(tmp_path, hub.url)
         said = machine.run("c = open()\nprint(c.digest, c.depth, 'torch' in sys.modules)")
@@ -63,7 +64,7 @@ def test_the_digest_needs_no_weights_and_no_torch_and_equals_a_local_copys(folde
     assert not any(name.endswith(".safetensors") for name in hub.fetched())
 
 
-def test_a_plan_fetches_only_the_shards_that_it_keeps(folder: Path, tmp_path: Path) -> None:
+def test_plan_fetches_only_the_shards_it_keeps(folder: Path, tmp_path: Path) -> None:
     homes = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     dropped = tuple(f"model.layers.{layer}." for layer in (2, 3, 4))
     kept = {home for name, home in homes.items() if not name.startswith(dropped)}
@@ -81,7 +82,7 @@ def test_a_plan_fetches_only_the_shards_that_it_keeps(folder: Path, tmp_path: Pa
     assert said == [str(float(last.double().sum())), "False"]
 
 
-def test_what_was_opened_once_opens_without_a_network(folder: Path, tmp_path: Path) -> None:
+def test_cached_repository_opens_without_a_network(folder: Path, tmp_path: Path) -> None:
     script = "print(open().digest, read())"
     with hub_standin.serve(Hub({REPO: folder})) as hub:
         machine = Machine(tmp_path, hub.url)
@@ -93,7 +94,7 @@ def test_what_was_opened_once_opens_without_a_network(folder: Path, tmp_path: Pa
     assert machine.run(script, HF_HUB_OFFLINE="1") == said
 
 
-def test_a_commit_is_asked_for_once(folder: Path, tmp_path: Path) -> None:
+def test_commit_is_resolved_once(folder: Path, tmp_path: Path) -> None:
     with hub_standin.serve(Hub({REPO: folder})) as hub:
         machine = Machine(tmp_path, hub.url)
         first = machine.run(f"print(open(revision='{COMMIT}').digest)")
@@ -102,7 +103,7 @@ def test_a_commit_is_asked_for_once(folder: Path, tmp_path: Path) -> None:
         assert len(hub.asked) == asked
 
 
-def test_complaints_are_one_line_with_the_mend(folder: Path, tmp_path: Path) -> None:
+def test_hub_errors_are_one_line_with_the_fix(folder: Path, tmp_path: Path) -> None:
     hub = Hub({REPO: folder, "someone/gated": folder, "someone/text": tmp_path}, gated=frozenset({"someone/gated"}))
     with hub_standin.serve(hub):
         machine = Machine(tmp_path, hub.url)
@@ -123,7 +124,7 @@ def test_complaints_are_one_line_with_the_mend(folder: Path, tmp_path: Path) -> 
     ]
 
 
-def test_no_network_is_said_in_one_line(folder: Path, tmp_path: Path) -> None:
+def test_no_network_fails_in_one_line(folder: Path, tmp_path: Path) -> None:
     machine = Machine(tmp_path, UNREACHABLE)
     (refused,) = machine.run("open()")
     (offline,) = machine.run("open()", HF_HUB_OFFLINE="1")
@@ -136,7 +137,7 @@ def test_no_network_is_said_in_one_line(folder: Path, tmp_path: Path) -> None:
     assert "hf download someone/pico" in shard
 
 
-def test_a_download_cut_short_is_said_and_can_be_repeated(folder: Path, tmp_path: Path) -> None:
+def test_interrupted_download_is_reported_and_repeatable(folder: Path, tmp_path: Path) -> None:
     script = "print(read())"
     with hub_standin.serve(Hub({REPO: folder})) as hub:
         machine = Machine(tmp_path, hub.url)
@@ -148,7 +149,7 @@ def test_a_download_cut_short_is_said_and_can_be_repeated(folder: Path, tmp_path
     assert re.match(r"error: model-.*received 4000 bytes.*run again", cut)
 
 
-def test_a_flipped_bit_in_the_hubs_cache_is_seen(folder: Path, tmp_path: Path) -> None:
+def test_flipped_bit_in_the_hub_cache_is_detected(folder: Path, tmp_path: Path) -> None:
     script = "print(read())"
     with hub_standin.serve(Hub({REPO: folder})) as hub:
         machine = Machine(tmp_path, hub.url)

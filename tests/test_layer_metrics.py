@@ -26,7 +26,7 @@ def here(tmp_path_factory) -> Any:
 
 
 @pytest.mark.parametrize("power", [1, 2])
-def test_the_magnitude_is_the_sum_over_a_layers_weights(here, power):
+def test_magnitude_is_the_sum_over_layer_weights(here, power):
     scores = Magnitude(power=power)(here)
     model = here.dense.load()
     wanted = [sum(p.double().abs().pow(power).sum().item() for p in layer.parameters()) for layer in model.model.layers]
@@ -35,21 +35,21 @@ def test_the_magnitude_is_the_sum_over_a_layers_weights(here, power):
     assert scores.summed
 
 
-def test_the_magnitude_reads_each_layer_once_and_nothing_else(here):
+def test_magnitude_reads_only_the_layers_once(here):
     before = here.dense.checkpoint.bytes_read
     Magnitude(power=1)(here)
     layers = [tensor.nbytes for index in range(4) for tensor in here.dense.tensors(index).values()]
     assert here.dense.checkpoint.bytes_read - before == sum(layers)
 
 
-def test_random_scores_depend_on_the_seed_alone(here):
+def test_random_scores_depend_only_on_the_seed(here):
     assert Random(seed=1)(here).layers == Random(seed=1)(here).layers != Random(seed=2)(here).layers
     assert torch.tensor(Random(seed=1)(here).layers).unique().numel() == 4
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("family", ["llama", "opt", "gemma2"])
-def test_taylor_is_the_formula_with_plain_autograd(family, batch):
+def test_taylor_equals_the_formula_with_plain_autograd(family, batch):
     model, text = pico(family), tokens()
     model.lm_head.weight.requires_grad_(False)
     before = [parameter.requires_grad for parameter in model.parameters()]
@@ -77,7 +77,7 @@ def test_taylor_of_an_identity_layer_is_zero():
     assert scores[2] == 0 and min(score for i, score in enumerate(scores) if i != 2) > 0
 
 
-def test_two_equal_layers_score_the_same_by_their_weights(tmp_path):
+def test_equal_layers_have_equal_weight_scores(tmp_path):
     model = pico("llama", layers=4)
     decoder_layers.layer_list(model)[2].load_state_dict(decoder_layers.layer_list(model)[1].state_dict())
     model.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Cut = bypassed = built separately, for every family."""
+"""A cut model equals a bypassed one and one built separately, for every family."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def kept(drop: tuple[int, ...]) -> list[int]:
 
 
 def built(dense: nn.Module, drop: tuple[int, ...]) -> nn.Module:
-    """A new model of the trimmed config, with the kept layers' tensors copied in by their names."""
+    """Build a model of the trimmed config, with the kept layers' tensors copied by name."""
     fresh = AutoModelForCausalLM.from_config(layers.trimmed_config(dense.config, drop)).eval()
     stem, tensors = layers.layer_prefix(dense), {}
     for name, tensor in dense.state_dict().items():
@@ -50,7 +50,7 @@ def built(dense: nn.Module, drop: tuple[int, ...]) -> nn.Module:
 
 
 @pytest.mark.parametrize("drop", DROPS)
-def test_cut_is_bypassed_is_built_separately(model: PreTrainedModel, drop: tuple[int, ...]) -> None:
+def test_cut_equals_bypass_equals_separate_model(model: PreTrainedModel, drop: tuple[int, ...]) -> None:
     dense = logits(model)
     with layers.bypass_layers(model, drop):
         bypassed = logits(model)
@@ -74,7 +74,7 @@ def test_dropping_nothing_changes_nothing(model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("drop", [(), (0, 3), (1, 2, 5)])
-def test_generate_with_a_cache_is_without(model: PreTrainedModel, drop: tuple[int, ...]) -> None:
+def test_generation_is_the_same_with_and_without_cache(model: PreTrainedModel, drop: tuple[int, ...]) -> None:
     with layers.bypass_layers(model, drop):
         bypassed = written(model, use_cache=True)
     layers.cut_layers(model, drop)
@@ -82,7 +82,7 @@ def test_generate_with_a_cache_is_without(model: PreTrainedModel, drop: tuple[in
     assert torch.equal(written(model, use_cache=True), bypassed)
 
 
-def test_saved_and_reloaded_has_the_same_logits(model: PreTrainedModel, tmp_path: Path) -> None:
+def test_saved_and_reloaded_model_has_the_same_logits(model: PreTrainedModel, tmp_path: Path) -> None:
     before, drop = model.config.to_dict(), (0, 4)
     expected = logits(layers.cut_layers(model, drop))
     model.save_pretrained(tmp_path)
@@ -94,7 +94,7 @@ def test_saved_and_reloaded_has_the_same_logits(model: PreTrainedModel, tmp_path
         assert saved == [before["layer_types"][i] for i in kept(drop)]
 
 
-def test_bypass_leaves_the_model_as_it_was_even_after_an_error(model: PreTrainedModel) -> None:
+def test_bypass_restores_the_model_after_an_error(model: PreTrainedModel) -> None:
     dense, config, stack, names = (
         logits(model),
         model.config.to_dict(),
@@ -111,14 +111,15 @@ def test_bypass_leaves_the_model_as_it_was_even_after_an_error(model: PreTrained
     assert torch.equal(written(model, use_cache=True), written(model, use_cache=False))
 
 
-def test_a_bypass_in_a_bypass_counts_what_is_left(model: PreTrainedModel) -> None:
+def test_nested_bypass_counts_remaining_layers(model: PreTrainedModel) -> None:
     with layers.bypass_layers(model, (0, 3)), layers.bypass_layers(model, (1,)):
         both = logits(model)
     with layers.bypass_layers(model, (0, 2, 3)):
         assert torch.equal(logits(model), both)
 
 
-def test_hidden_states_first_asked_for_in_a_bypass_are_whole_after_it(model: PreTrainedModel) -> None:
+def test_hidden_states_after_a_bypass_are_complete(model: PreTrainedModel) -> None:
+    """Also if they are asked for the first time inside it."""
     with layers.bypass_layers(model, (2,)):
         assert len(model(texts(), output_hidden_states=True).hidden_states) == DEPTH
     assert len(model(texts(), output_hidden_states=True).hidden_states) == DEPTH + 1
@@ -126,7 +127,8 @@ def test_hidden_states_first_asked_for_in_a_bypass_are_whole_after_it(model: Pre
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "qwen2"])
 @pytest.mark.parametrize("kind", ["sliding_attention", "full_attention"])
-def test_a_kept_layer_attends_as_before_also_when_all_others_of_a_kind_go(family: str, kind: str) -> None:
+def test_cut_keeps_attention_types_of_kept_layers(family: str, kind: str) -> None:
+    """Also if every layer of the other type is dropped."""
     model = pico(family)
     types = model.config.layer_types
     drop = tuple(i for i, each in enumerate(types) if each != kind)

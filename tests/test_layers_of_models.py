@@ -1,4 +1,4 @@
-"""Models that are more than a family's plain one: multimodal, wrapped, in 4 bits, without memory, or out of reach."""
+"""Models beyond the plain families: multimodal, wrapped by peft, in 4 bits, on the meta device, unsupported."""
 
 import time
 from pathlib import Path
@@ -29,7 +29,7 @@ from pico import SIZES, logits, pico, picture_model, written
 DEPTH = 6
 
 
-def test_a_config_loses_what_its_layers_took_with_them_and_nothing_else(tmp_path: Path) -> None:
+def test_cut_trims_per_layer_config_fields_only(tmp_path: Path) -> None:
     qwen2 = layers.trimmed_config(pico("qwen2").config, (0, 1, 5))
     assert (qwen2.max_window_layers, qwen2.layer_types) == (1, ["full_attention"] + ["sliding_attention"] * 2)
     smol = layers.trimmed_config(pico("smollm3", no_rope_layers=[1, 1, 0, 1, 0, 1]).config, (0, 4))
@@ -41,7 +41,7 @@ def test_a_config_loses_what_its_layers_took_with_them_and_nothing_else(tmp_path
     assert llama.num_hidden_layers == 3
 
 
-def test_the_text_part_of_a_multimodal_model_is_cut_and_its_eyes_are_not(tmp_path: Path) -> None:
+def test_multimodal_cut_spares_the_vision_encoder(tmp_path: Path) -> None:
     model = picture_model(DEPTH)
     assert layers.layer_prefix(model) == "model.language_model.layers"
     with layers.bypass_layers(model, (0, 2)):
@@ -52,7 +52,7 @@ def test_the_text_part_of_a_multimodal_model_is_cut_and_its_eyes_are_not(tmp_pat
     assert (model.config.text_config.num_hidden_layers, model.config.vision_config.num_hidden_layers) == (4, DEPTH)
 
 
-def test_a_model_that_adapters_wrap_is_bypassed_and_cut_as_well() -> None:
+def test_peft_model_can_be_bypassed_and_cut() -> None:
     model = pico("llama")
     with layers.bypass_layers(model, (1, 3)):
         expected = logits(model)
@@ -64,14 +64,14 @@ def test_a_model_that_adapters_wrap_is_bypassed_and_cut_as_well() -> None:
     assert torch.equal(logits(layers.cut_layers(wrapped, (1, 3))), expected)
 
 
-def test_a_4_bit_model_is_cut_as_well(tmp_path: Path) -> None:
+def test_4_bit_model_can_be_cut(tmp_path: Path) -> None:
     pico("llama").save_pretrained(tmp_path / "dense")
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
 
     def load(name: str, **more: Any) -> nn.Module:
         return AutoModelForCausalLM.from_pretrained(tmp_path / name, device_map={"": "cpu"}, **more)
 
-    # Saved before it is run: bitsandbytes 0.50 packs its weights anew in a CPU forward, and saving spoils them then.
+    # Saved before it runs: bitsandbytes 0.50 repacks its weights in a CPU forward, and saving corrupts them afterwards.
     layers.cut_layers(load("dense", quantization_config=nf4), (0, 4)).save_pretrained(tmp_path / "cut")  # pyright: ignore
     model = load("dense", quantization_config=nf4)
     with layers.bypass_layers(model, (0, 4)):
@@ -81,7 +81,7 @@ def test_a_4_bit_model_is_cut_as_well(tmp_path: Path) -> None:
     assert torch.equal(written(model, use_cache=True), written(model, use_cache=False))
 
 
-def test_the_skeleton_of_a_7b_model_takes_no_time_and_no_memory() -> None:
+def test_7b_skeleton_takes_no_time_or_memory() -> None:
     before, start = psutil.Process().memory_info().rss, time.process_time()
     model = layers.meta_model(LlamaConfig())
     assert time.process_time() - start < 3
@@ -90,13 +90,13 @@ def test_the_skeleton_of_a_7b_model_takes_no_time_and_no_memory() -> None:
     assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"meta"}
 
 
-def test_a_list_inside_a_layer_is_not_taken_for_the_layers() -> None:
+def test_list_inside_a_layer_is_not_the_stack() -> None:
     model = pico("llama")
     layers.layer_list(model)[2].experts = nn.ModuleList(nn.Identity() for _ in range(DEPTH))
     assert layers.layer_prefix(model) == "model.layers"
 
 
-def test_a_tensor_name_is_split_at_the_layer_list() -> None:
+def test_tensor_name_is_split_at_the_layer_list() -> None:
     assert layers.split_tensor_name("model.layers.17.mlp.up_proj.weight", "model.layers") == (17, "mlp.up_proj.weight")
     assert layers.split_tensor_name("model.norm.weight", "model.layers") is None
     assert layers.split_tensor_name("vision.model.layers.3.bias", "model.layers") is None
@@ -104,7 +104,7 @@ def test_a_tensor_name_is_split_at_the_layer_list() -> None:
 
 
 class Qwen1(PreTrainedModel):
-    """A model that brings its own code, as Qwen-1 does."""
+    """A model with custom code, as Qwen-1."""
 
     config_class = PreTrainedConfig
 
@@ -155,7 +155,7 @@ def twofold() -> nn.Module:
         (lambda: layers.layer_list(twofold()), r"several lists of 3 layers \(model.layers, model.norms\)"),
     ],
 )
-def test_a_model_it_cannot_handle_gets_one_line_that_names_those_it_can(make: Any, words: str) -> None:
+def test_unsupported_model_error_lists_the_supported_ones(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=f"{words}.*; depthcut supports Llama, Mistral") as error:
         make()
     assert "\n" not in str(error.value)
@@ -178,7 +178,7 @@ GEMMA4 = GROUPS | {
     "hidden_size_per_layer_input": 0,
     "vocab_size_per_layer_input": 128,
 }
-# Configs that list layers by number, by pattern, by mapping, or hold an infinity.
+# Configs that list layers by number, by pattern or by mapping, or contain an infinity.
 LISTED: dict[str, tuple[str, dict[str, Any]]] = {
     "numbers": ("qwen3_moe", GROUPS | MOE | {"decoder_sparse_step": 1, "mlp_only_layers": [0, 4]}),
     "all numbers": ("llama4_text", GROUPS | {"num_local_experts": 2, "moe_layers": [*range(6)]}),
@@ -190,7 +190,7 @@ LISTED: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("drop", [(1, 2), (0, 4)])
 @pytest.mark.parametrize("case", LISTED)
-def test_lists_of_layers_follow_a_cut(case: str, drop: tuple[int, ...], tmp_path: Path) -> None:
+def test_per_layer_lists_follow_a_cut(case: str, drop: tuple[int, ...], tmp_path: Path) -> None:
     kind, changes = LISTED[case]
     model = pico(kind, **changes)
     dense = logits(model)
@@ -211,7 +211,8 @@ def test_lists_of_layers_follow_a_cut(case: str, drop: tuple[int, ...], tmp_path
         (lambda: pico("llama", 3), (0, 1, 2), "keeps 0 of 3 layers"),
     ],
 )
-def test_a_cut_that_no_config_describes_is_refused_before_anything_changes(make: Any, drop: Any, words: str) -> None:
+def test_inexpressible_cut_is_refused_before_any_change(make: Any, drop: Any, words: str) -> None:
+    """No field of the config can describe what would be left."""
     model = make()
     stack, config = list(layers.layer_list(model)), model.config.to_dict()
     with pytest.raises(ValueError, match=words) as error:

@@ -1,4 +1,4 @@
-"""A walk is the model: the same residual stream and the same logits, to the bit, for every family."""
+"""A layer-by-layer forward pass equals the model bit for bit, for every family."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ MASK[1, 12:] = 0
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
-def test_every_edge_and_the_logits(family, mask):
+def test_every_boundary_and_the_logits(family, mask):
     model = pico(family)
     inputs = {"input_ids": texts(), "attention_mask": mask, "use_cache": False}
     wanted = model(**inputs, output_hidden_states=True)
@@ -29,7 +29,7 @@ def test_every_edge_and_the_logits(family, mask):
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_past_some_layers_it_is_the_model_without_them(family):
+def test_skipping_layers_equals_the_model_without_them(family):
     model = pico(family)
     way = layerwise.start_forward(model, {"input_ids": texts(), "attention_mask": None, "use_cache": False})
     h = way.h_BTD
@@ -40,7 +40,7 @@ def test_past_some_layers_it_is_the_model_without_them(family):
 
 
 class Tupled(nn.Module):
-    """A layer in the manner of older models: the stream is the first of a tuple."""
+    """A layer that returns a tuple with the hidden states first, as older models do."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Tupled(nn.Module):
 
 
 class Untupled(nn.ModuleList):
-    """Makes the loop of a newer model take the first of each tuple, as older ones do."""
+    """Make the loop of a newer model take the first of each tuple, as older models do."""
 
     def __iter__(self):
         return iter([_First(layer) for layer in super().__iter__()])
@@ -66,7 +66,7 @@ class _First:
 
 
 @torch.no_grad()
-def test_layers_that_give_tuples(monkeypatch):
+def test_layers_that_return_tuples(monkeypatch):
     model = pico("llama")
     wanted = logits(model)
     stack = Untupled(Tupled(layer) for layer in layers.layer_list(model))
@@ -95,13 +95,13 @@ def test_layers_whose_tuple_the_model_unpacks():
     assert torch.equal(way.logits(h), model(texts(4), use_cache=False).logits)
 
 
-def test_layers_that_pass_on_a_state_of_their_own_are_refused_in_one_line():
+def test_layers_that_pass_on_state_are_refused():
     model = pico("rwkv", attention_hidden_size=64, context_length=64)
     with pytest.raises(UserError, match=r"RwkvForCausalLM: its layers pass on more .* use prune=deepest"):
         layerwise.start_forward(model, {"input_ids": texts(4), "use_cache": False})
 
 
-def test_the_model_is_left_as_it_was_even_after_an_error():
+def test_model_is_restored_after_an_error():
     model = pico("llama")
     with (
         pytest.raises(RuntimeError, match="stop"),
@@ -111,6 +111,6 @@ def test_the_model_is_left_as_it_was_even_after_an_error():
     assert not any("forward" in vars(layer) for layer in layers.layer_list(model))
 
 
-def test_what_is_no_model_is_called_so():
+def test_non_model_is_reported_as_such():
     with pytest.raises(UserError, match="Linear is not a transformers model"):
         layerwise.start_forward(nn.Linear(2, 2), {})

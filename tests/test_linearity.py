@@ -25,18 +25,18 @@ def score(model, text: Tokens, kind: Any, most: int = 4096, batch: int = 2, remo
 
 
 def states(model, text: Tokens) -> tuple[np.ndarray, np.ndarray]:
-    """All edges but the last, one sequence at a time, without padding: E x N x D; and the sample of each token."""
+    """Return the states (E x N x D) at all boundaries but the last, without padding, and the sample of each token."""
     rows, samples = [], []
     for sample, (ids, length) in enumerate(zip(text.ids, text.lengths, strict=True)):
         with torch.no_grad():
             out = model(torch.from_numpy(ids[None, :length].astype(np.int64)), output_hidden_states=True)
-        rows.append(torch.cat(out.hidden_states[:-1]).double().numpy())  # the last one is behind the final norm
+        rows.append(torch.cat(out.hidden_states[:-1]).double().numpy())  # the last one is after the final norm
         samples += [sample] * length
     return np.concatenate(rows, axis=1), np.array(samples)
 
 
 def residual(kind: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, int]:
-    """What the map leaves of normalised, centred states, by lstsq, or by the rotation that scipy's manual gives."""
+    """Return the residual of normalised, centred states by lstsq, or by scipy's orthogonal Procrustes."""
     x, y = ((each - each.mean(0)) / np.linalg.norm(each - each.mean(0)) for each in (x, y))
     if kind == "least_squares":
         solution, _, rank, _ = np.linalg.lstsq(x, y, rcond=1e-7)
@@ -48,13 +48,13 @@ def residual(kind: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def by_hand(kind: str, x: np.ndarray, y: np.ndarray, samples: np.ndarray) -> tuple[float, float]:
-    """The share, adjusted for the rank, and its standard error: that of a ratio of sums over the samples."""
+    """Return the rank-adjusted share and its standard error, that of a ratio of sums over the samples."""
     left, rank = residual(kind, x, y)
     share = np.linalg.norm(left) ** 2
     whole = ((y - y.mean(0)) ** 2).sum(1) / ((y - y.mean(0)) ** 2).sum()
     each = [(left[samples == s] ** 2).sum() - share * whole[samples == s].sum() for s in set(samples)]
-    mend = (len(y) - 1) / (len(y) - rank - 1)
-    return share * mend, math.sqrt(len(each) * np.var(each, ddof=1)) * mend
+    correction = (len(y) - 1) / (len(y) - rank - 1)
+    return share * correction, math.sqrt(len(each) * np.var(each, ddof=1)) * correction
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,7 +79,7 @@ def test_equals_the_formula_computed_by_hand(kind, batch, most):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_identity_layer_scores_zero_and_goes_first(kind):
+def test_identity_layer_scores_zero_and_is_dropped_first(kind):
     model = pico("llama")
     with torch.no_grad():
         decoder_layers.layer_list(model)[3].self_attn.o_proj.weight.zero_()
@@ -90,7 +90,7 @@ def test_an_identity_layer_scores_zero_and_goes_first(kind):
 
 
 def chain(*maps, tokens: int = 200, width: int = 12) -> torch.Tensor:
-    """States at all edges, E x N x D: each map is applied to those before it."""
+    """Return states (E x N x D) at all boundaries, each mapped from the ones before."""
     chance = torch.Generator().manual_seed(0)
     x = [torch.randn(tokens, width, generator=chance, dtype=torch.float64) * torch.logspace(-1, 1, width) + 5]
     for apply in maps:
@@ -103,7 +103,7 @@ def shares(states_END: torch.Tensor, kind: Any) -> np.ndarray:
     return np.array(unexplained_shares(states_END, samples_N, kind, "cpu")[0])
 
 
-def test_maps_whose_answer_is_known():
+def test_maps_with_known_scores():
     """Layers that are linear, that turn, that double, that add a linear map, and that are not linear."""
     layers = (
         lambda x, noise: x @ noise + 1,
@@ -122,13 +122,13 @@ def test_maps_whose_answer_is_known():
     assert equal[np.triu_indices(3, 1)].max() < 1e-10
 
 
-def test_what_is_unrelated_is_unexplained_however_few_the_tokens():
-    """Without the mend for the rank, 12 columns would explain 12 of 39 by chance; 200 trials settle it to 1 %."""
+def test_unrelated_states_score_one_on_few_tokens():
+    """Without the correction for the rank, 12 columns would explain 12 of 39 by chance; 200 trials settle it to 1 %."""
     trials = [torch.randn(2, 40, 12, generator=torch.Generator().manual_seed(seed)) for seed in range(200)]
     assert np.mean([shares(x, "least_squares")[0, 1] for x in trials]) == pytest.approx(1, abs=0.01)
 
 
-def test_columns_that_depend_on_others_or_do_not_move_count_for_nothing():
+def test_dependent_and_constant_columns_do_not_count():
     x, y = chain(lambda x, noise: x.abs() @ noise)
     full = shares(torch.stack([x, y]), "least_squares")[0, 1]
     for more in (x[:, :3], x[:, :1] + 2 * x[:, 4:5], torch.full((200, 1), 7.3), torch.zeros(200, 2)):
@@ -137,8 +137,8 @@ def test_columns_that_depend_on_others_or_do_not_move_count_for_nothing():
         assert got[0, 1] == pytest.approx(full, rel=1e-5)
 
 
-def test_tokens_without_a_usable_state_are_left_out():
-    """One of which the state is zero at some edge goes alone; one that is not finite spoils its whole sample."""
+def test_tokens_without_usable_states_are_left_out():
+    """One of which the state is zero at some boundary goes alone; one that is not finite spoils its whole sample."""
     model, text = pico("llama"), tokens()
     text.ids[np.isin(text.ids, (5, 7))] = 6
     text.ids[1, 10], text.ids[1, 31], text.ids[3, 20] = 7, 7, 5
@@ -154,7 +154,7 @@ def test_tokens_without_a_usable_state_are_left_out():
     assert (scores.block(2, 2), scores.block_stderr(2, 2)) == pytest.approx((share, stderr), rel=1e-4)
 
 
-def test_layers_that_are_gone_are_not_there():
+def test_removed_layers_are_absent():
     text = tokens()
     for kind in KINDS:
         got = score(pico("llama"), text, kind, removed=(1, 4))
@@ -163,13 +163,17 @@ def test_layers_that_are_gone_are_not_there():
         assert got.depth == 4
 
 
-def test_too_little_text_is_told_before_and_after_the_pass():
+def test_too_few_tokens_fail_before_and_after_scoring():
     model = pico("llama")
     for text, most, got in ((tokens((30, 35)), 4096, 65), (tokens(), 50, 50)):
         words = rf"least_squares needs at least 66 usable tokens, got {got}: .*data\.calibration.*metric\.tokens"
         with pytest.raises(ValueError, match=words):
             score(model, text, "least_squares", most)
     assert score(model, tokens((30, 35)), "procrustes").block(0, 6) > 0
+
+
+def test_no_usable_token_is_refused():
+    model = pico("llama")
     with torch.no_grad():
         model.get_input_embeddings().weight[:] = float("nan")
     for kind in KINDS:

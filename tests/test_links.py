@@ -1,4 +1,4 @@
-"""Readable names of points: links beside them, and the start of a digest."""
+"""Readable names of points: symbolic links, and digest prefixes."""
 
 from pathlib import Path
 
@@ -27,11 +27,11 @@ def point(study: Path, digest: str) -> Path:
         (("prune=plan", "prune.drop=[3,11-18]"), "plan-drop_3_11-18-lora"),
     ],
 )
-def test_a_link_says_what_a_point_is(words: tuple[str, ...], label: str) -> None:
+def test_link_name_describes_the_point(words: tuple[str, ...], label: str) -> None:
     assert links.point_label(experiment.build_experiment(composed("model=pico", *words))) == label
 
 
-def test_two_points_of_one_name_both_get_a_link(tmp_path: Path) -> None:
+def test_points_with_equal_names_both_get_links(tmp_path: Path) -> None:
     x = experiment.build_experiment(composed("model=pico", "prune=deepest", "prune.frac=0.25"))
     study = tmp_path / "main"
     one, two = point(study, "0123456789abcdef"), point(study, "0123456fedcba987")
@@ -50,7 +50,7 @@ def test_two_points_of_one_name_both_get_a_link(tmp_path: Path) -> None:
     assert (study / links.FOLDER / "deepest-0.25-lora").resolve() == two
 
 
-def test_a_point_is_found_by_the_start_of_its_digest(tmp_path: Path) -> None:
+def test_point_is_found_by_its_digest_prefix(tmp_path: Path) -> None:
     study = tmp_path / "main"
     one, two = point(study, "0123456789abcdef"), point(study, "0123456fedcba987")
     point(tmp_path / "other", "0123456789abcdef")

@@ -1,4 +1,4 @@
-"""Loading reads ahead, in bounds, what transformers will ask for; quantised weights are kept and come back the same."""
+"""Loading prefetches, within a limit, what transformers will request; cached quantised weights come back the same."""
 
 import json
 import logging
@@ -20,8 +20,8 @@ from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import quantisation
 from depthcut.study.run import open_run
 from pico import pico
-from test_bench import bench
-from test_training import RECIPE
+from recipes import RECIPE
+from running import run_bench
 
 CUT, SHORT = Plan(12, (2, 3)), Plan(4, (1,))
 NF4: Any = {"quantise": "nf4", "dtype": "bfloat16", "device": "cpu"}
@@ -58,15 +58,15 @@ def kept_bytes(checkpoint: Checkpoint, plan: Plan = CUT) -> int:
     return sum(each.nbytes for part in parts for each in part.values())
 
 
-class Noted(prefetch.Prefetcher):
-    """Notes which tensors were asked for, and how many bytes were on their way or at work then."""
+class RecordingPrefetcher(prefetch.Prefetcher):
+    """A prefetcher that records the requested tensors, and the bytes in flight at each request."""
 
     def __init__(self, *how: Any) -> None:
         super().__init__(*how)
-        self.order, self.room = list(how[2]), how[3]
+        self.order, self.max_bytes = list(how[2]), how[3]
         self.asked: list[str] = []
         self.under_way: list[int] = []
-        noted.append(self)
+        recorded.append(self)
 
     def get(self, name: str) -> torch.Tensor:
         tensor = super().get(name)
@@ -75,38 +75,38 @@ class Noted(prefetch.Prefetcher):
         return tensor
 
 
-noted: list[Noted] = []
+recorded: list[RecordingPrefetcher] = []
 
 
 @pytest.mark.parametrize(("family", "quantise"), [("llama", "nf4"), ("gpt2", "nf4"), ("gemma3", "int8")])
-def test_transformers_asks_in_the_order_that_is_foreseen(
+def test_transformers_requests_tensors_in_the_predicted_order(
     family: str, quantise: Any, tmp_path: Path, monkeypatch
 ) -> None:
-    """Should transformers change that, loading slows down, and nothing else would tell."""
-    monkeypatch.setattr(prefetch, "Prefetcher", Noted)
+    """If transformers changes its order, loading slows down and nothing else fails."""
+    monkeypatch.setattr(prefetch, "Prefetcher", RecordingPrefetcher)
     checkpoint = opened(saved(tmp_path / family, family))
     checkpoint.load(CUT, **(NF4 | {"quantise": quantise}))
-    (one,) = noted
-    noted.clear()
+    (one,) = recorded
+    recorded.clear()
     assert one.asked == one.order
     assert one.unexpected_requests == 0
     assert set(one.asked) == set(one.tensors)
     assert checkpoint.bytes_read == kept_bytes(checkpoint)
 
 
-def test_a_layer_at_most_is_under_way(llama: Path, monkeypatch) -> None:
-    monkeypatch.setattr(prefetch, "Prefetcher", Noted)
+def test_prefetch_holds_one_layer_at_most(llama: Path, monkeypatch) -> None:
+    monkeypatch.setattr(prefetch, "Prefetcher", RecordingPrefetcher)
     checkpoint = opened(llama)
     checkpoint.load(CUT, **NF4)
-    (one,) = noted
-    noted.clear()
+    (one,) = recorded
+    recorded.clear()
     layer = sum(each.nbytes for each in checkpoint.tensors(0).values())
-    assert one.room == layer
+    assert one.max_bytes == layer
     assert max(one.under_way) <= layer
     assert Counter(n > layer // 2 for n in one.under_way)[True] > 50, "hardly anything was read ahead"
 
 
-def test_what_has_no_place_in_the_model_is_not_read(llama: Path, tmp_path: Path, caplog) -> None:
+def test_tensors_outside_the_model_are_not_read(llama: Path, tmp_path: Path, caplog) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(llama, tmp_path / "odd")
@@ -124,7 +124,7 @@ def test_what_has_no_place_in_the_model_is_not_read(llama: Path, tmp_path: Path,
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_large_tensors_arrive_whole(device: str, llama: Path, monkeypatch) -> None:
-    """In pieces, each of which a thread may bring."""
+    """In pieces, each of which a thread may read."""
     monkeypatch.setattr(prefetch, "READ_BYTES", 1000)
     tensors = opened(llama).tensors(4)
     with prefetch.prefetched_tensors(tensors, tensors, 1 << 14, device) as lazy:
@@ -136,14 +136,14 @@ def test_large_tensors_arrive_whole(device: str, llama: Path, monkeypatch) -> No
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("quantise", ["none", "nf4"])
-def test_what_is_loaded_to_be_measured_can_be_trained(quantise: Any, device: str, small: Path) -> None:
-    """A metric loads the dense model where it measures, and nothing made in inference mode has a backward pass."""
+def test_loaded_dense_model_can_be_trained(quantise: Any, device: str, small: Path) -> None:
+    """A metric loads the dense model inside an evaluation; nothing made in inference mode has a backward pass."""
     with torch.inference_mode():
         model = opened(small).load(None, quantise=quantise, dtype="bfloat16", device=device)
     assert not any(each.is_inference() for each in (*model.parameters(), *model.buffers()))
 
 
-def test_a_file_that_shrinks_while_it_is_read_ahead_is_said(llama: Path, tmp_path: Path) -> None:
+def test_file_truncated_during_prefetch_is_reported(llama: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(llama, tmp_path / "copy")
     tensors = opened(folder).tensors(4)
     for file in folder.glob("*.safetensors"):
@@ -158,7 +158,7 @@ def test_a_file_that_shrinks_while_it_is_read_ahead_is_said(llama: Path, tmp_pat
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("plan", [Plan(4, (1, 2)), Plan(4, (1, 2), unit="mlp")], ids=["layers", "mlps"])
 @pytest.mark.parametrize("quantise", ["nf4", "int8"])
-def test_kept_weights_are_the_same_to_the_bit(quantise: Any, plan: Plan, device: str, tmp_path: Path) -> None:
+def test_cached_weights_are_bit_identical(quantise: Any, plan: Plan, device: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", layers=4, tie_word_embeddings=plan.unit == "layer")
     how = NF4 | {"quantise": quantise, "device": device}
     wanted = opened(folder).load(plan, **how)
@@ -175,7 +175,7 @@ def test_kept_weights_are_the_same_to_the_bit(quantise: Any, plan: Plan, device:
 
 
 def assert_same(got: Any, wanted: Any) -> None:
-    """Parameters, buffers, quantisation states and what comes out of them."""
+    """Assert equal parameters, buffers, quantisation states and outputs."""
     ours, theirs = got.state_dict(), wanted.state_dict()
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
@@ -195,7 +195,7 @@ def assert_same(got: Any, wanted: Any) -> None:
         assert torch.equal(got(ids).logits, wanted(ids).logits)
 
 
-def test_healing_on_kept_weights_has_the_same_gradients(small: Path, tmp_path: Path) -> None:
+def test_healing_on_cached_weights_has_the_same_gradients(small: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     gradients = []
     for load in ({}, {"cache": cache}, {"cache": cache}):
@@ -209,7 +209,7 @@ def test_healing_on_kept_weights_has_the_same_gradients(small: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("fault", ["flipped", "short", "gone"])
-def test_damaged_weights_are_made_again_and_that_is_said(fault: str, small: Path, tmp_path: Path, caplog) -> None:
+def test_damaged_cached_weights_are_recomputed_with_a_warning(fault: str, small: Path, tmp_path: Path, caplog) -> None:
     cache = tmp_path / "cache"
     wanted = opened(small).load(SHORT, **NF4, cache=cache)
     (file,) = cache.glob("*/model-*.safetensors")
@@ -227,7 +227,7 @@ def test_damaged_weights_are_made_again_and_that_is_said(fault: str, small: Path
     assert opened(small).load(SHORT, **NF4, cache=cache) is not None
 
 
-def test_a_full_disk_costs_no_more_than_the_keeping(small: Path, tmp_path: Path, caplog, monkeypatch) -> None:
+def test_full_disk_only_skips_caching(small: Path, tmp_path: Path, caplog, monkeypatch) -> None:
     monkeypatch.setattr(quantised_cache, "SPARE_BYTES", 1 << 60)
     model = opened(small).load(SHORT, **NF4, cache=tmp_path / "cache")
     assert model(IDS).logits.isfinite().all()
@@ -235,7 +235,7 @@ def test_a_full_disk_costs_no_more_than_the_keeping(small: Path, tmp_path: Path,
     assert not list(tmp_path.glob("cache/[!.]*/*"))
 
 
-def test_many_files_hold_what_one_does(small: Path, tmp_path: Path, monkeypatch) -> None:
+def test_sharded_cache_equals_a_single_file(small: Path, tmp_path: Path, monkeypatch) -> None:
     wanted = opened(small).load(SHORT, **NF4)
     monkeypatch.setattr(quantised_cache, "SHARD_BYTES", 30_000)
     for _ in range(2):
@@ -244,7 +244,7 @@ def test_many_files_hold_what_one_does(small: Path, tmp_path: Path, monkeypatch)
     assert len(sizes) > 3 and max(sizes) < 40_000
 
 
-def test_weights_are_named_by_all_that_they_depend_on() -> None:
+def test_cache_key_covers_everything_weights_depend_on() -> None:
     forms = [
         quantisation.LoadConfig(quantise, dtype, device)
         for quantise, dtype in (("nf4", torch.bfloat16), ("int8", torch.bfloat16), ("nf4", torch.float32))
@@ -265,14 +265,14 @@ def test_weights_are_named_by_all_that_they_depend_on() -> None:
     assert one == other
 
 
-def test_a_run_keeps_its_weights_where_it_is_asked_to(tmp_path: Path) -> None:
+def test_run_caches_weights_only_if_asked(tmp_path: Path) -> None:
     words = ("model=pico", "model.quantise=nf4", "model.hidden=64", "heal=none", f"outputs={tmp_path}", "device=cpu")
     plain, keeping = (
         open_run(experiment.build_experiment(composed(*words, f"keep_weights={keep}"))) for keep in ("false", "true")
     )
     assert plain.digest == keeping.digest
     plain.dense.load(Plan(8, (3,)))
-    keeping.dense.load()  # the dense model is not kept
+    keeping.dense.load()  # the dense model is not cached
     assert not (tmp_path / "cache" / "weights").exists()
     keeping.dense.load(Plan(8, (3,)))
     assert keeping.numbers["bytes/read"] > 0
@@ -282,8 +282,10 @@ def test_a_run_keeps_its_weights_where_it_is_asked_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_says_what_a_load_takes(tmp_path: Path) -> None:
-    done = bench("loading.py", "--folder", tmp_path / "made", "--shape", "tiny", "--rows", "first,keeping,kept,prefix")
+def test_benchmark_reports_loading_costs(tmp_path: Path) -> None:
+    done = run_bench(
+        "loading.py", "--folder", tmp_path / "made", "--shape", "tiny", "--rows", "first,keeping,kept,prefix"
+    )
     assert done.returncode == 0, done.stderr
     rows = dict(line.split(" ", 1) for line in done.stdout.splitlines() if "{" in line)
     found = {row: json.loads(values) for row, values in rows.items()}

@@ -1,4 +1,4 @@
-"""W&B's own client, offline: no account, no key, and nothing is told twice."""
+"""The real W&B client, offline: no account, no key, and nothing is logged twice."""
 
 import json
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Logged:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory) -> Logged:
-    """A healed point, logged offline; then its W&B run is taken up again, as when something is added to the record."""
+    """Heal a point and log it offline; then resume its W&B run, as when something is added to the record."""
     home = tmp_path_factory.mktemp("offline")
     command = (f"outputs={home}/outputs", *PICO, *text_files(home), "log=wandb", "export=none")
     done = run(*command, "prune.frac=0.25", **client(home))
@@ -55,12 +55,12 @@ def inspect(folder: Path, *how: str) -> str:
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
-    """The rows that a run directory holds, in their order."""
+    """Return the rows of a run directory in order."""
     rows = [json.loads(line) for line in inspect(folder).splitlines() if line.startswith("{")]
     return [row["history"]["item"] for row in rows if row["type"] == "history"]
 
 
-def test_a_run_holds_its_config_its_curve_and_its_record(kept):
+def test_run_logs_its_config_curve_and_record(kept):
     told = json.loads(inspect(kept.first, "--summary"))
     assert (told["run_id"], told["state"]) == (kept.record["digest"], "finished")
     numbers = {key: value for key, value in kept.record.items() if "/" in key}
@@ -71,7 +71,7 @@ def test_a_run_holds_its_config_its_curve_and_its_record(kept):
     assert {"angular", "block", "lora", "pico"} == set(told["tags"])
 
 
-def test_the_names_of_its_config_are_those_of_overrides(kept):
+def test_logged_config_keys_are_override_names(kept):
     knobs = json.loads(inspect(kept.first, "--summary"))["config"]
     assert (knobs["prune"], knobs["prune.frac"], knobs["prune.keep_last"]) == ("block", 0.25, 1)
     assert (knobs["metric"], knobs["metric.token"], knobs["heal"], knobs["replace"]) == (
@@ -87,13 +87,13 @@ def test_the_names_of_its_config_are_those_of_overrides(kept):
     composed("model=pico", "data=files", "eval=[loss]", "log=wandb", *(f"{key}=null" for key in settable))
 
 
-def test_small_files_of_the_point_stand_in_the_run(kept):
+def test_small_files_of_the_point_are_logged(kept):
     for name in ("plan.json", "heal.csv", "record.json"):
         assert (kept.first / "files" / name).stat().st_size > 0
     assert json.loads((kept.first / "files/plan.json").read_text())["drop"] == [[4, 6]]
 
 
-def test_given_again_it_goes_on_under_the_same_id_and_tells_the_whole_curve(kept):
+def test_repeated_run_resumes_its_id_and_whole_curve(kept):
     second = newest(kept.folder)
     assert second != kept.first and second.name.endswith(kept.record["digest"])
     rows, before = curve(second), curve(kept.first)
@@ -101,7 +101,7 @@ def test_given_again_it_goes_on_under_the_same_id_and_tells_the_whole_curve(kept
     assert [row["heal/loss"] for row in rows] == pytest.approx([row["heal/loss"] for row in before], rel=1e-5)
 
 
-def test_sync_sends_it_once(kept):
+def test_sync_uploads_once(kept):
     with serve() as server:
         tool(server.url, kept.home, "sync", str(kept.folder / "wandb"))
         (name, arrived), *others = server.runs.items()
@@ -114,14 +114,14 @@ def test_sync_sends_it_once(kept):
     assert arrived.exit_code == 0
 
 
-def test_without_an_agent_nothing_is_repeated(kept):
+def test_repeated_run_without_agent_logs_nothing(kept):
     before = sorted(kept.folder.rglob("*"))
     done = run(*kept.command, "prune.frac=0.25", **client(kept.home))
     assert done.returncode == 0 and "already done" in done.stderr
     assert sorted(kept.folder.rglob("*")) == before
 
 
-def test_a_metric_that_nothing_reads_is_none():
+def test_unused_metric_is_logged_as_none():
     def knobs(*overrides: str) -> dict[str, Any]:
         x = experiment.build_experiment(composed("model=pico", *overrides))
         return log.run_config(open_run(x))
@@ -141,7 +141,7 @@ def test_a_metric_that_nothing_reads_is_none():
         ({"NETRC": "missing"}, False),
     ],
 )
-def test_where_a_key_is_looked_for(known, key, tmp_path, monkeypatch):
+def test_api_key_lookup(known, key, tmp_path, monkeypatch):
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {'0' * 40}\n")
     monkeypatch.chdir(tmp_path)
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "NETRC"):

@@ -30,15 +30,15 @@ def scored(model, metric: LoraGradient = METRIC, unit: Any = "layer") -> list[fl
     return layers
 
 
-def first_halves(model, rank: int, seed: int) -> dict[str, torch.Tensor]:
-    """A of each linear layer by the name that its weight has without adapters."""
+def lora_a_factors(model, rank: int, seed: int) -> dict[str, torch.Tensor]:
+    """Return A of each linear layer by the name of its weight without adapters."""
     with temporary_adapters(model, rank, seed):
         pairs = {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
         return {f"{name}.weight": part.lora_A[ADAPTER_NAME].weight.detach().clone() for name, part in pairs.items()}
 
 
 def mean_loss(model, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Over all tokens, one sequence at a time, with some of the weights replaced."""
+    """Return the mean over all tokens, one sequence at a time, with some weights replaced."""
     losses = []
     text = tokens()
     for ids, length in zip(text.ids, text.lengths, strict=True):
@@ -49,8 +49,8 @@ def mean_loss(model, weights: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def by_hand(model, rank: int, seed: int) -> dict[str, float]:
-    """Equation 10 with W + BA written out, B = 0, and plain autograd: by the name of the weight."""
-    a = {name: half.requires_grad_() for name, half in first_halves(model, rank, seed).items()}
+    """Compute equation 10 by weight name, with W + BA written out, B = 0, and plain autograd."""
+    a = {name: half.requires_grad_() for name, half in lora_a_factors(model, rank, seed).items()}
     turn = (
         torch.t if model.config.model_type == "gpt2" else torch.Tensor.clone
     )  # it keeps its weights as inputs x outputs
@@ -89,16 +89,16 @@ def test_equation_10_weight_by_weight():
     assert got == pytest.approx(wanted, rel=1e-5)
 
 
-def test_with_b_zero_the_gradient_is_the_weights_own_seen_through_a():
+def test_zero_b_gives_weight_gradients_projected_by_a():
     model = pico("llama")
-    a = first_halves(model, 4, 3)
+    a = lora_a_factors(model, 4, 3)
     mean_loss(model, {}).backward()
     seen = {name: model.get_parameter(name) for name in a}
     wanted = {name: ((w.grad @ a[name].T @ a[name] * w) ** 2).sum().item() for name, w in seen.items()}
     assert by_hand(model, 4, 3) == pytest.approx(wanted, rel=1e-3)
 
 
-def test_the_higher_the_rank_the_nearer_to_the_weights_own_gradient():
+def test_higher_rank_is_closer_to_the_weight_gradient():
     """A^T A tends to rank / (3 columns) times the identity (64 columns here); a low rank orders the layers alike."""
     model = pico("llama", layers=12)
     mean_loss(model, {}).backward()
@@ -112,8 +112,8 @@ def test_the_higher_the_rank_the_nearer_to_the_weights_own_gradient():
     assert np.corrcoef(ranks)[0, 1] > 0.9  # 0.97; for the other seeds of the model up to 3, at least 0.99
 
 
-def test_an_identity_layer_is_zero_and_the_lowest():
-    """No gradient reaches what stands before a projection of zeros, and zeros are worth nothing themselves."""
+def test_identity_layer_scores_zero_and_lowest():
+    """No gradient passes a projection of zeros, and zeros contribute nothing themselves."""
     model = pico("llama")
     with torch.no_grad():
         decoder_layers.layer_list(model)[2].self_attn.o_proj.weight.zero_()
@@ -122,13 +122,14 @@ def test_an_identity_layer_is_zero_and_the_lowest():
     assert scores[2] == 0 and min(score for index, score in enumerate(scores) if index != 2) > 0
 
 
-def test_a_layers_score_is_that_of_its_halves():
+def test_layer_score_is_the_sum_of_its_sublayers():
     model = pico("llama")
-    halves = zip(scored(model, unit="attention"), scored(model, unit="mlp"), strict=True)
-    assert scored(model) == pytest.approx([a + b for a, b in halves], rel=1e-6)
+    parts = zip(scored(model, unit="attention"), scored(model, unit="mlp"), strict=True)
+    assert scored(model) == pytest.approx([a + b for a, b in parts], rel=1e-6)
 
 
-def test_the_seed_alone_decides_and_the_callers_is_not_touched():
+def test_scores_depend_only_on_the_seed():
+    """The caller's random state is not touched."""
     model = pico("llama")
     torch.manual_seed(7)
     state = torch.get_rng_state()
@@ -140,7 +141,7 @@ def test_the_seed_alone_decides_and_the_callers_is_not_touched():
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
 
 
-def test_weights_that_it_does_not_score_are_reported_before_anything_is_loaded(caplog):
+def test_unscored_weights_are_reported_before_loading(caplog):
     layers = list(decoder_layers.layer_list(pico("mixtral", **EXPERTS)))
     with pytest.raises(UserError, match="metric=lora_gradient needs linear layers; mlp 0 of this model has none"):
         check_rank(layers, "mlp", 4)
@@ -155,14 +156,14 @@ def test_weights_that_it_does_not_score_are_reported_before_anything_is_loaded(c
 
 
 def picture(model) -> tuple[Any, ...]:
-    """What must be as before: modules, modes, flags, gradients, attributes."""
+    """Capture modules, modes, flags, gradients and attributes, which must not change."""
     parts = [(name, id(part), type(part), part.training) for name, part in model.named_modules()]
     flags = [(name, id(weight), weight.requires_grad, weight.grad is None) for name, weight in model.named_parameters()]
     hooks = [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()]
     return parts, flags, hooks, vars(model).keys(), model.config.to_dict()
 
 
-def test_the_model_is_left_as_it_was():
+def test_metric_leaves_the_model_unchanged():
     model = pico("llama")
     model.lm_head.weight.requires_grad_(False)
     before, weights = picture(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -186,8 +187,8 @@ def test_the_model_is_left_as_it_was():
         ("none", "float16", 0.05),
     ],
 )
-def test_a_base_of_fewer_bits_scores_as_its_own_weights_would(quantise, dtype, close, tmp_path):
-    """Those written into a float32 model; 16 bits and int8 also round what goes through, so they only come close."""
+def test_quantised_base_scores_like_its_dequantised_weights(quantise, dtype, close, tmp_path):
+    """Written into a float32 model; 16 bits and int8 also round the activations, so they only come close."""
     heal: Any = {"rank": 4, "lr": 1e-2, "length": 8}
     source = Pico(layers=4, hidden=64, heads=2, seed=0, quantise="none", dtype="float32", separator=None, heal=heal)
     checkpoint = source.open(tmp_path)

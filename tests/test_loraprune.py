@@ -1,4 +1,4 @@
-"""LoRAPrune whole: it prunes while it heals, goes on where it was killed, and leaves a model that is narrower."""
+"""LoRAPrune end to end: it prunes while it heals, resumes after a kill, and exports a narrower model."""
 
 import csv
 import dataclasses
@@ -27,8 +27,7 @@ from depthcut.runtime.errors import UserError
 from depthcut.study import preflight
 from depthcut.study.run import Run
 from gaps import DEPTH, model_of, opened
-from running import ENVIRONMENT, start, succeed, text_files
-from test_ranks import run_two
+from running import ENVIRONMENT, run_torchrun, start, succeed, text_files
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of SLURM, of workers, of its own dependencies
 
@@ -58,7 +57,7 @@ def narrowing_run(folder: Path, *knobs: str) -> Run:
 
 
 class Stop(L.Callback):
-    """Ends the run in the middle of a step's batches."""
+    """Stop the run between the micro-batches of a step."""
 
     def __init__(self, step: int) -> None:
         self.last = step
@@ -69,7 +68,7 @@ class Stop(L.Callback):
 
 
 def trained(here: Run, *callbacks: L.Callback) -> tuple[Any, Pruning]:
-    """Heal and prune; the model as wide as it was, and its masks."""
+    """Heal and prune; return the model at full width, and its masks."""
     recipe: Any = here.experiment.heal
     L.seed_everything(0, verbose=False)
     model = adapters.add_adapters(here.dense.load(), recipe, Plan(DEPTH, ()))
@@ -78,11 +77,11 @@ def trained(here: Run, *callbacks: L.Callback) -> tuple[Any, Pruning]:
     return model, pruning
 
 
-def halves(model) -> dict[str, torch.Tensor]:
+def adapter_factors(model) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
 
 
-def test_a_ratio_of_nothing_heals_as_lora_does(folder):
+def test_zero_ratio_equals_lora(folder):
     narrowing = narrowing_run(folder, "heal.ratio=0")
     model, pruning = trained(narrowing)
     assert not pruning.widths().narrowed_groups()
@@ -91,13 +90,13 @@ def test_a_ratio_of_nothing_heals_as_lora_does(folder):
     recipe: Any = plain.experiment.heal
     healed = adapters.add_adapters(plain.dense.load(), recipe, Plan(DEPTH, ()))
     fit_model(healed, recipe, plain)
-    for name, half in halves(model).items():
-        assert torch.equal(half, halves(healed)[name]), name
+    for name, half in adapter_factors(model).items():
+        assert torch.equal(half, adapter_factors(healed)[name]), name
 
 
 @pytest.mark.parametrize(("ratio", "how"), [(0.5, "uniform"), (0.25, "global")])
-def test_what_goes_follows_from_the_gradients_of_each_step(folder, ratio, how):
-    """A second computation of averages, schedule and choice, of gradients that a callback of the test's own saw."""
+def test_selection_follows_from_gradients_of_each_step(folder, ratio, how):
+    """A second computation of averages, schedule and selection, from gradients that a callback recorded."""
     here = narrowing_run(
         folder, f"heal.ratio={ratio}", f"heal.selection={how}", "heal.keep_first=0.2", "heal.clip=0.01"
     )
@@ -130,28 +129,28 @@ def test_what_goes_follows_from_the_gradients_of_each_step(folder, ratio, how):
 
 
 @pytest.mark.parametrize("stop", [5, 11, 19])
-def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(folder, stop):
-    """Before the masks, amid them, and when they stand; in micro-batches the second time."""
+def test_resumed_run_equals_uninterrupted_run(folder, stop):
+    """Stopped before the masks, while they change, and after; the second run uses micro-batches."""
     whole, pruned = trained(narrowing_run(folder))
     with pytest.raises(RuntimeError, match="stopped"):
         trained(narrowing_run(folder, "name=again"), Stop(stop))
     again, resumed = trained(narrowing_run(folder, "name=again"))
     assert resumed.widths() == pruned.widths() and pruned.widths().narrowed_groups()
-    for name, half in halves(whole).items():
-        assert torch.equal(half, halves(again)[name]), name
+    for name, half in adapter_factors(whole).items():
+        assert torch.equal(half, adapter_factors(again)[name]), name
     for name, worth in pruned.averages.values.items():
         assert torch.equal(worth, resumed.averages.values[name])
 
 
-def test_micro_batches_make_the_same_step(folder):
+def test_micro_batches_give_the_same_step(folder):
     whole, pruned = trained(narrowing_run(folder))
     parts, again = trained(narrowing_run(folder, "name=again", "heal.micro_batch=1", "heal.recompute=all"))
     assert again.widths() == pruned.widths()
-    for name, half in halves(whole).items():
-        torch.testing.assert_close(half, halves(parts)[name], rtol=1e-2, atol=1e-3)
+    for name, half in adapter_factors(whole).items():
+        torch.testing.assert_close(half, adapter_factors(parts)[name], rtol=1e-2, atol=1e-3)
 
 
-def test_the_healed_model_is_what_was_read_back_and_narrower(folder):
+def test_healed_model_equals_its_narrower_reload(folder):
     here = narrowing_run(folder)
     model = here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
     widths = Widths.read(here.folder / "adapter" / WIDTHS_FILE)
@@ -167,7 +166,7 @@ def test_the_healed_model_is_what_was_read_back_and_narrower(folder):
 
 
 @pytest.mark.parametrize("quantise", ["nf4", "int8"])
-def test_a_quantised_base_stays_masked_and_its_export_is_narrower(folder, quantise):
+def test_quantised_base_is_masked_and_exported_narrower(folder, quantise):
     from depthcut.study import export
 
     here = narrowing_run(folder, f"model.quantise={quantise}")
@@ -183,7 +182,7 @@ def test_a_quantised_base_stays_masked_and_its_export_is_narrower(folder, quanti
 
 
 @pytest.mark.parametrize(("drop", "unit"), [((1, 2), "layer"), ((3,), "attention")])
-def test_what_a_plan_left_is_narrowed_too(folder, drop, unit):
+def test_layers_left_by_a_plan_are_narrowed(folder, drop, unit):
     from depthcut.study import export
 
     plan = Plan(DEPTH, drop, unit)
@@ -201,8 +200,8 @@ def test_what_a_plan_left_is_narrowed_too(folder, drop, unit):
     assert len(widths.kept) == len(plan.keep) and ("heads" in widths.kept[3]) == (unit == "layer")
 
 
-def test_gradients_that_are_no_numbers_are_told(folder, caplog):
-    """The loss may be finite all the same. What was learnt before them counts; without any of it there is no choice."""
+def test_non_finite_gradients_are_reported(folder, caplog):
+    """The loss may be finite all the same. Steps before them count; without any there is no selection."""
     here = narrowing_run(folder)
     recipe: Any = here.experiment.heal
     model = adapters.add_adapters(here.dense.load(), recipe, Plan(DEPTH, ()))
@@ -217,20 +216,29 @@ def test_gradients_that_are_no_numbers_are_told(folder, caplog):
         Pruning(model, recipe).step(18)
 
 
-def test_nothing_to_narrow_and_nothing_plain_are_refused(folder):
+def test_no_layer_left_to_narrow_is_refused(folder):
     here = narrowing_run(folder, "heal.keep_last=6")
     with pytest.raises(ValueError, match=r"none of 6 layers may be narrowed; lower heal.keep_first"):
         preflight.prepare_run(here)
+
+
+def test_excessive_frac_is_refused_before_healing(folder):
     narrow = narrowing_run(folder, "heal.frac=0.9")
     with pytest.raises(
         ValueError, match=r"heal.frac=0.9: without 5 of 6 layers \d+ parameters remain, but at least \d+ remain"
     ):
         preflight.prepare_run(narrow)
+
+
+def test_replacements_are_refused(folder):
     filled = ("replace=mean", "prune.frac=0.34", "data.calibration.sequences=8")
     with pytest.raises(
         ValueError, match="heal=loraprune narrows plain layers: it needs replace=none, got replace=mean"
     ):
         _ = opened(folder, model_of("llama"), *KNOBS, *filled).digest
+
+
+def test_only_adapted_modules_of_free_layers_are_narrowed(folder):
     only = narrowing_run(folder, "heal.modules=ffn")
     recipe: Any = only.experiment.heal
     pruning = Pruning(adapters.add_adapters(only.dense.load(), recipe, Plan(DEPTH, ())), recipe)
@@ -248,8 +256,8 @@ def test_nothing_to_narrow_and_nothing_plain_are_refused(folder):
         ("llama", 0.0, Plan(DEPTH, ()), ()),
     ],
 )
-def test_width_by_the_share_of_the_layers_leaves_as_many_parameters(folder, family, frac, plan, knobs, how):
-    """As sliced models say, of which the next one that is wider has more than the model without so many layers."""
+def test_width_by_frac_removes_equivalent_parameters(folder, family, frac, plan, knobs, how):
+    """The next wider sliced model has more parameters than the model without that share of layers."""
     here = opened(folder, model_of(family), *KNOBS, f"heal.frac={frac}", f"heal.selection={how}", *knobs)
     asked: Any = here.experiment.heal
     found = matched.resolve_ratio(asked, plan, here)
@@ -269,12 +277,15 @@ def test_width_by_the_share_of_the_layers_leaves_as_many_parameters(folder, fami
     assert found.ratio == 0 if frac == 0 else sliced(found.ratio - 1e-4) > wanted
 
 
-def test_more_than_the_width_holds_is_refused_and_the_share_names_the_point(folder):
+def test_excessive_frac_is_refused_during_healing(folder):
     here = narrowing_run(folder, "heal.frac=0.9")
     with pytest.raises(
         ValueError, match=r"^heal.frac=0.9: without 5 of 6 layers \d+ parameters remain, but at least \d+ remain at"
     ):
         here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
+
+
+def test_digest_covers_frac(folder):
     digests = [
         narrowing_run(folder, *knobs).digest
         for knobs in (("heal.frac=0.2",), ("heal.frac=0.3",), ("heal.frac=null",), ())
@@ -306,14 +317,14 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, corpus) -> dict[str, Any]:
-    """The record of a run in one process."""
+    """Return the record of a run in one process."""
     return succeed(f"outputs={tmp_path_factory.mktemp('alone')}", *RUN, *corpus)
 
 
 @pytest.mark.slow
-def test_two_processes_come_to_the_widths_and_the_curve_of_one(tmp_path, alone, corpus):
-    """Each reads half of a step's sequences, one at a time; the gradients that are looked at are those of the step."""
-    run_two(f"outputs={tmp_path}", *RUN, *corpus, "heal.micro_batch=1", "stages=[healed]", "export=adapter")
+def test_two_processes_match_one(tmp_path, alone, corpus):
+    """The widths and the curve are the same. Each process reads half of a step's sequences, one at a time."""
+    run_torchrun(f"outputs={tmp_path}", *RUN, *corpus, "heal.micro_batch=1", "stages=[healed]", "export=adapter")
     one, two = alone["folder"], tmp_path / "main" / alone["folder"].name
     assert (two / "adapter" / WIDTHS_FILE).read_bytes() == (one / "adapter" / WIDTHS_FILE).read_bytes()
     curves = [[float(row["loss"]) for row in csv.DictReader((each / "heal.csv").open())] for each in (one, two)]
@@ -322,7 +333,7 @@ def test_two_processes_come_to_the_widths_and_the_curve_of_one(tmp_path, alone, 
     assert record["healed/size/parameters"] == alone["healed/size/parameters"]
 
 
-def test_a_run_ends_in_a_narrower_model(alone):
+def test_run_ends_in_a_narrower_model(alone):
     record = alone
     assert record["fraction"] == 0 and record["pruned/validation/loss"] == record["dense/validation/loss"]
     assert record["healed/validation/loss"] < record["dense/validation/loss"]
@@ -356,8 +367,8 @@ assert greedy[0] == greedy[1]
 
 
 @pytest.mark.slow
-def test_killed_it_goes_on_to_the_same_model_which_plain_transformers_loads(tmp_path, corpus):
-    """With all layers alike."""
+def test_killed_run_exports_same_plain_transformers_model(tmp_path, corpus):
+    """If all layers have the same width."""
     alike = ("heal.keep_first=0", "heal.keep_last=0", "stages=[healed]", "heal.steps=40")
     whole = succeed(f"outputs={tmp_path}/whole", *RUN, *corpus, *alike)
     process = start(f"outputs={tmp_path}/killed", *RUN, *corpus, *alike)
@@ -373,8 +384,8 @@ def test_killed_it_goes_on_to_the_same_model_which_plain_transformers_loads(tmp_
     assert done.returncode == 0, done.stderr
 
 
-def test_adapters_on_nothing_that_can_be_narrowed_are_refused_before_anything_is_loaded(tmp_path):
-    """StarCoder 2 has an FFN whose names are not known."""
+def test_adapters_on_unprunable_modules_are_refused(tmp_path):
+    """StarCoder 2 has an FFN whose names are not known. The refusal comes before anything is loaded."""
     here = opened(tmp_path, model_of("starcoder2", num_key_value_heads=2), "heal=loraprune", "heal.modules=ffn")
     with pytest.raises(UserError, match=r"heal\.modules=ffn adapts nothing that can be narrowed"):
         here.experiment.heal.prepare(here)

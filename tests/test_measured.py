@@ -1,4 +1,4 @@
-"""Numbers of several settings of an evaluation: told apart by name, and none replaced by a smaller sample."""
+"""Results of an evaluation with several settings have different names, and no smaller sample replaces a larger one."""
 
 import json
 import time
@@ -15,7 +15,8 @@ def capitals(limit, acc, shots=None, items=None):
     return Measured("harness", {"shots": shots}, {"limit": limit}, numbers)
 
 
-def test_a_smaller_sample_stands_beside_a_larger_one_whichever_comes_first():
+def test_smaller_sample_is_kept_beside_a_larger_one():
+    """In either order."""
     large, small = capitals(100, 0.5), capitals(20, 0.4)
     for found in ({"a": large, "b": small}, {"b": small, "a": large}):
         numbers = measured.named_numbers(found)
@@ -28,7 +29,7 @@ def test_a_smaller_sample_stands_beside_a_larger_one_whichever_comes_first():
     assert measured.describe_kept({"a": large, "b": small}, ["a"]) == []
 
 
-def test_of_other_settings_the_last_that_was_asked_for_has_the_plain_name():
+def test_last_requested_settings_get_the_plain_name():
     found = {"a": capitals(100, 0.5, "0"), "b": capitals(20, 0.4, "5"), "c": capitals(100, 0.6, "5")}
     numbers = measured.named_numbers(found)
     assert {name: value for name, value in numbers.items() if name.endswith("/acc")} == {
@@ -38,13 +39,13 @@ def test_of_other_settings_the_last_that_was_asked_for_has_the_plain_name():
     }
 
 
-def test_the_same_settings_on_other_content_or_versions_replace_what_was_there():
+def test_same_settings_on_other_content_replace_old_numbers():
     found = {"a": capitals(100, 0.5, items=90), "b": capitals(100, 0.4, items=80)}
     assert list(measured.current_evaluations(found)) == ["b"]
     assert measured.named_numbers(found)["capitals/acc"] == 0.4
 
 
-def test_parts_that_share_a_subject_but_no_name_keep_their_names():
+def test_parts_without_common_names_keep_their_names():
     one = Measured("speed", {"batches": [1]}, {}, {"speed/latency_s@1": 1.0})
     eight = Measured("speed", {"batches": [8]}, {}, {"speed/latency_s@8": 2.0})
     assert measured.named_numbers({"a": one, "b": eight}) == {"speed/latency_s@1": 1.0, "speed/latency_s@8": 2.0}
@@ -55,7 +56,7 @@ def loss(length, **numbers):
     return Measured("loss", {"length": length}, {"sequences": 8}, {**named, "validation/items": 8})
 
 
-def test_a_loss_that_is_not_finite_has_one_owner_with_one_that_is():
+def test_finite_and_non_finite_losses_keep_separate_names():
     broken, sound = loss(1, loss_finite=0), loss(64, loss=5.9, loss_stderr=0.1)
     assert measured.named_numbers({"a": broken, "b": sound}) == {
         "validation[length=1]/loss_finite": 0,
@@ -76,7 +77,7 @@ def test_a_loss_that_is_not_finite_has_one_owner_with_one_that_is():
     assert measured.named_numbers({"a": broken, "b": mended}) == {"validation/loss": 6.0, "validation/items": 8}
 
 
-def test_other_names_of_a_task_that_was_not_finite_go_with_it():
+def test_non_finite_flag_is_dropped_with_its_task():
     broken = Measured("harness", {}, {"limit": 8}, {"capitals/likelihood_finite": 0, "capitals/items": 8})
     numbers = measured.named_numbers({"a": broken, "b": capitals(100, 0.5)})
     assert numbers["capitals/acc"] == 0.5 and "capitals/likelihood_finite" not in numbers
@@ -93,7 +94,7 @@ def test_thousands_of_evaluations_are_named_in_seconds():
     assert time.process_time() - began < 5
 
 
-def test_a_value_that_is_no_word_is_named_by_its_content():
+def test_non_scalar_setting_is_named_by_its_digest():
     texts = [Measured("perplexity", {"paths": [path]}, {}, {"wiki/loss": 1.0}) for path in ("a/b.txt", "c/d.txt")]
     (name,) = [name for name in measured.named_numbers({"a": texts[0], "b": texts[1]}) if "[" in name]
     assert len(name) == len("wiki[paths=12345678]/loss") and name.count("/") == 1
@@ -104,7 +105,7 @@ def acc(record):
     return {name: value for name, value in record.items() if name.startswith("pruned/") and name.endswith("/acc")}
 
 
-def test_a_quick_look_changes_no_number_of_a_finished_point(tmp_path):
+def test_smaller_sample_changes_no_number_of_finished_point(tmp_path):
     corpus = text_files(tmp_path)
     base = (f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "heal=none", "stages=[pruned]", "eval=[harness]")
     whole = succeed(*base, "eval.tasks=[capitals,topics]", "eval.limit=8")
@@ -125,7 +126,7 @@ def test_a_quick_look_changes_no_number_of_a_finished_point(tmp_path):
     assert not any(table.is_note(name) for name in rows["name"])
 
 
-def test_a_study_over_an_option_of_an_evaluation_ends_with_all_numbers(tmp_path):
+def test_sweep_over_evaluation_option_keeps_all_numbers(tmp_path):
     corpus = text_files(tmp_path)
     wiki = f"eval.perplexity.texts.wikitext2={{paths:[{tmp_path}/corpus.jsonl],field:text}}"
     texts = (wiki, "+eval.perplexity.texts.wikitext2.span=[0.95,1.0]", "eval.perplexity.texts.ptb=null")
@@ -151,7 +152,7 @@ def test_a_study_over_an_option_of_an_evaluation_ends_with_all_numbers(tmp_path)
     assert json.loads(path.read_text()) == record
 
 
-def test_a_point_that_is_measured_in_sound_settings_after_broken_ones_is_done(tmp_path):
+def test_finite_remeasurement_of_diverged_point_is_done(tmp_path):
     corpus = text_files(tmp_path)
     base = (f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "heal=none", "export=none", "stages=[pruned]")
     path = succeed(*base, "data.validation.length=32")["folder"] / "record.json"
@@ -169,7 +170,7 @@ def test_a_point_that_is_measured_in_sound_settings_after_broken_ones_is_done(tm
     assert table.format_cell(sound, "pruned/validation/loss").startswith(f"{sound['pruned/validation/loss']:.3f}")
 
 
-def test_records_of_earlier_versions_are_still_read():
+def test_records_of_earlier_versions_are_readable():
     numbers = {"pruned/capitals/acc": 0.5, "pruned/capitals/acc_stderr": 0.1}
     assert measured.measured_from_record(numbers, "pruned") == {}
     assert table.titled(numbers, "capitals/acc") == "capitals/acc"

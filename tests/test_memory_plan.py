@@ -1,4 +1,4 @@
-"""What a step is foreseen to take in memory, beside what its tensors take as they come and go."""
+"""The predicted memory of a step against the bytes that its tensors take."""
 
 from collections.abc import Callable
 from typing import Any
@@ -62,7 +62,7 @@ def distilled(asked: Any) -> Objective:
 
 
 def counted(model: nn.Module, asked: Any, goal: Objective, layout: Layout) -> int:
-    """The most bytes that two steps take; in the second the optimiser's state is there beside the activations."""
+    """Return the peak bytes of two steps; in the second the optimiser's state exists with the activations."""
     batch = MicroBatch(torch.randint(0, VOCABULARY, (ROWS, LENGTH)), torch.arange(ROWS))
     optimiser = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], fused=True)
 
@@ -88,8 +88,8 @@ CASES: dict[str, Callable[[], tuple[tuple[nn.Module, Any], Callable[[Any], Objec
 
 @pytest.mark.parametrize(("again", "most"), [(0, 1.1), (3, 1.45)], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_foreseen_is_what_is_taken(case, again, most, monkeypatch):
-    """With layers that recompute it is on the safe side: activations of one more are there beside all else."""
+def test_predicted_memory_matches_measured_memory(case, again, most, monkeypatch):
+    """With gradient checkpointing the prediction errs on the safe side: it counts one more layer's activations."""
     for module in (objective, memory_plan):
         monkeypatch.setattr(module, "CHUNK_BYTES", CHUNK)
     (model, asked), goal = CASES[case]()
@@ -99,7 +99,7 @@ def test_what_is_foreseen_is_what_is_taken(case, again, most, monkeypatch):
     assert 0.95 * taken < space.needs(layout) < most * taken
 
 
-def test_layers_that_are_not_run_take_no_room():
+def test_skipped_layers_take_no_memory():
     model, asked = lora("boundary", 8, 3)
     assert memory_plan.gradient_layers(model, asked.runs_all) == list(decoder_layers.layer_list(model))[:3]
     assert not memory_plan.frozen_prefix_layers(model) and len(memory_plan.gradient_layers(model)) == 8

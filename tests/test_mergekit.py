@@ -20,7 +20,7 @@ def command(*arguments: Any) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("drop", [(), (0,), (7,), (2, 3, 6), (0, 1, 3, 5, 7), (1, 2, 3, 4, 5, 6, 7)])
-def test_ranges_cover_what_the_plan_keeps_in_order(drop: tuple[int, ...]) -> None:
+def test_slices_cover_kept_layers_in_order(drop: tuple[int, ...]) -> None:
     plan = Plan(8, drop)
     content = yaml.safe_load(mergekit.slice_yaml(plan, "owner/name"))
     assert content == OmegaConf.to_container(OmegaConf.create(mergekit.slice_yaml(plan, "owner/name")))
@@ -35,7 +35,7 @@ def test_ranges_cover_what_the_plan_keeps_in_order(drop: tuple[int, ...]) -> Non
     assert all(stop < start for (_, stop), (start, _) in pairwise(ranges))
 
 
-def test_the_published_form() -> None:
+def test_output_matches_a_published_file() -> None:
     """The slice file of a public model: 0-23 and 30-31 of 32 layers."""
     wanted = """
 slices:
@@ -54,16 +54,16 @@ dtype: float16
 
 
 @pytest.mark.parametrize("model", ["a: b", "- x", "#", "ünï/cödé " + "long" * 60, "yes", "12"])
-def test_any_name_comes_back_as_it_was(model: str) -> None:
+def test_any_model_name_survives_yaml(model: str) -> None:
     assert yaml.safe_load(mergekit.slice_yaml(Plan(3, (1,)), model))["slices"][1]["sources"][0]["model"] == model
 
 
-def test_a_plan_of_halves_is_refused() -> None:
+def test_sublayer_plan_is_refused() -> None:
     with pytest.raises(ValueError, match="this plan drops the mlp of layers; mergekit slices contain whole layers"):
         mergekit.slice_yaml(Plan(4, (1,), "mlp"), "x")
 
 
-def test_the_command_prints_or_writes(tmp_path: Path) -> None:
+def test_command_prints_or_writes(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     Plan(4, (1,)).write(path)
     printed = command(path, "--model", "a/b")
@@ -84,7 +84,7 @@ def test_the_command_prints_or_writes(tmp_path: Path) -> None:
         (["{folder}/halves.json", "--model", "x"], "error: this plan drops the attention of layers"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_error_is_one_line(tmp_path: Path, arguments: list[str], says: str) -> None:
     Plan(4, (1,)).write(tmp_path / "plan.json")
     Plan(4, (1,), "attention").write(tmp_path / "halves.json")
     ended = command(*[each.format(folder=tmp_path) for each in arguments])

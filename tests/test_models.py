@@ -1,4 +1,4 @@
-"""Models open from wherever they are: made on the spot, a folder, a GGUF file, a package, the hub."""
+"""Models open from every source: random weights, a folder, a GGUF file, a package, the hub."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def local(path: Path | str) -> Local:
     return Local(path=str(path), **COMMON)
 
 
-def test_pico_is_the_same_for_the_same_numbers(tmp_path: Path) -> None:
+def test_pico_is_deterministic(tmp_path: Path) -> None:
     torch.manual_seed(1)
     first = Pico(**SMALL).open(tmp_path / "a")
     noise = torch.rand(1)
@@ -74,23 +74,23 @@ def test_pico_runs_on_any_text(tmp_path: Path) -> None:
         ({"heal": {"rank": 2.0, "lr": 1e-3, "length": 8}}, "heal.rank"),
     ],
 )
-def test_a_wrong_knob_dies_at_once(change: dict[str, Any], said: str) -> None:
+def test_invalid_option_is_refused_immediately(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Pico(**(SMALL | change))
 
 
-def test_the_recipe_is_read_from_a_plain_mapping() -> None:
+def test_recipe_can_be_a_plain_mapping() -> None:
     assert Pico(**SMALL).heal == HealDefaults(rank=2, lr=1e-3, length=8)
 
 
-def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
+def test_damaged_cache_is_rebuilt(tmp_path: Path) -> None:
     digest = Pico(**SMALL).open(tmp_path).digest
     weights = next(tmp_path.glob("models/*/model.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert Pico(**SMALL).open(tmp_path).digest == digest
 
 
-def test_two_models_of_the_cache_that_changed_names_are_made_anew(tmp_path: Path) -> None:
+def test_cached_models_with_swapped_names_are_rebuilt(tmp_path: Path) -> None:
     digests = [Pico(**SMALL | {"seed": seed}).open(tmp_path).digest for seed in (0, 7)]
     one, other = sorted(path for path in (tmp_path / "models").iterdir() if path.is_dir())
     for path, name in ((one, "aside"), (other, one.name), (one.with_name("aside"), other.name)):
@@ -98,25 +98,28 @@ def test_two_models_of_the_cache_that_changed_names_are_made_anew(tmp_path: Path
     assert [Pico(**SMALL | {"seed": seed}).open(tmp_path).digest for seed in (0, 7)] == digests
 
 
-def test_a_local_folder_opens(tmp_path: Path) -> None:
+def test_local_folder_opens(tmp_path: Path) -> None:
     with loading.quiet_transformers():
         pico("gemma2").save_pretrained(tmp_path / "model")
     checkpoint = local(tmp_path / "model").open(tmp_path / "cache")
     assert (checkpoint.depth, checkpoint.layer_prefix) == (6, "model.layers")
 
 
-def test_a_path_to_nothing_names_the_three_kinds(tmp_path: Path) -> None:
+def test_invalid_path_names_the_accepted_kinds(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no model")
     kinds = "expected a model folder, a .gguf file or OWNER/NAME on the hub"
     for path, fault in (("absent", "does not exist"), ("notes.txt", "is another kind of file")):
         with pytest.raises(ValueError, match=f"model.path={tmp_path / path} {fault}; {kinds}"):
             local(tmp_path / path).open(tmp_path / "cache")
+
+
+def test_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^\S+empty has no config\.json: it is not a complete transformers model"):
         (tmp_path / "empty").mkdir()
         local(tmp_path / "empty").open(tmp_path / "cache")
 
 
-def test_a_path_that_is_no_folder_is_asked_of_the_hub(tmp_path: Path) -> None:
+def test_path_that_is_no_folder_is_a_repository(tmp_path: Path) -> None:
     Pico(**SMALL).open(tmp_path / "made")
     folder = next((tmp_path / "made" / "models").glob("[!.]*"))
     script = (
@@ -146,7 +149,7 @@ GGUF_NAMES = {
 
 
 def write_gguf(path: Path) -> PreTrainedModel:
-    """A tiny Llama as llama.cpp writes it: its own names, and the two halves of each rotary head interleaved."""
+    """Write a tiny Llama as llama.cpp does: other names, and the two halves of each rotary head interleaved."""
     model = pico("llama", layers=3, vocab_size=260)
     config = model.config
     writer = GGUFWriter(path, "llama")
@@ -176,7 +179,7 @@ def write_gguf(path: Path) -> PreTrainedModel:
 
 
 def write_tokenizer(writer: GGUFWriter) -> None:
-    """The 256 bytes, two specials and two merges."""
+    """Write the 256 bytes, two special tokens and two merges."""
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([*byte_tokenizer().convert_ids_to_tokens(range(258)), "he", "ll"])
     writer.add_token_types([1] * 256 + [3, 3, 1, 1])
@@ -186,7 +189,7 @@ def write_tokenizer(writer: GGUFWriter) -> None:
     writer.add_pad_token_id(257)
 
 
-def test_a_gguf_file_is_unpacked_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_gguf_file_is_unpacked_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = write_gguf(tmp_path / "tiny.gguf")
     checkpoint = local(tmp_path / "tiny.gguf").open(tmp_path / "cache")
     loaded = checkpoint.load(None, **PLAIN).state_dict()
@@ -204,7 +207,7 @@ def test_a_gguf_file_is_unpacked_once(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("size", [0, 100, 6000, -500])
-def test_a_damaged_gguf_file_is_refused_in_one_line(size: int, tmp_path: Path) -> None:
+def test_damaged_gguf_file_fails_in_one_line(size: int, tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf")
     content = (tmp_path / "tiny.gguf").read_bytes()
     (tmp_path / "tiny.gguf").write_bytes(content[:size])
@@ -218,7 +221,7 @@ NO_INDEX = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": "/dev/null"}
 DEMO = f"from pathlib import Path; from depthcut.model.smollm2 import SmolLM2\nopened = SmolLM2(**{COMMON}).open"
 
 
-def test_without_the_package_the_hub_serves_the_demo_model(tmp_path: Path) -> None:
+def test_demo_model_falls_back_to_the_hub(tmp_path: Path) -> None:
     Pico(**SMALL).open(tmp_path / "made")
     folder = next((tmp_path / "made" / "models").glob("[!.]*"))
     script = f"{DEMO}\nprint(opened(Path({str(tmp_path / 'cache')!r})).depth)"
@@ -230,7 +233,7 @@ def test_without_the_package_the_hub_serves_the_demo_model(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_demo_model_is_smollm2_and_its_second_opening_is_fast(tmp_path: Path) -> None:
+def test_demo_model_is_smollm2_and_reopens_fast(tmp_path: Path) -> None:
     model = SmolLM2(**(COMMON | {"separator": "<|endoftext|>"}))
     first = model.open(tmp_path)
     folder = first.files.folder

@@ -1,4 +1,4 @@
-"""Random overrides of any key: each is refused in one line that names it, or it does something."""
+"""Random overrides of any key: each takes effect, or is refused in one line that names it."""
 
 import dataclasses
 
@@ -56,7 +56,8 @@ deletions = keys.map("~{}".format)
 @example("++data.train.span.a=1")
 @example("log=-0.0")
 @example("replace=${nosuch}")
-def test_an_override_does_something_or_is_refused_in_one_line_that_names_it(word):
+def test_override_takes_effect_or_fails_in_one_line(word):
+    """The line names the key."""
     key = word.lstrip("+~").partition("=")[0]
     try:
         x = experiment.build_experiment(main.compose_config(LOADER, [*BASE, word]))
@@ -72,7 +73,7 @@ def test_an_override_does_something_or_is_refused_in_one_line_that_names_it(word
 
 
 def is_read(x, key: str) -> bool:
-    """Whether a key of the config is a field of what was built from it, or a choice."""
+    """Tell whether a config key is a field of the built object, or a choice."""
     if key in GROUPS:
         return True
     first, *rest = key.split(".")
@@ -90,5 +91,5 @@ def is_read(x, key: str) -> bool:
     return True
 
 
-def test_configs_composed_before_leave_no_trace():
+def test_earlier_compositions_leave_no_trace():
     assert experiment.build_experiment(main.compose_config(LOADER, BASE)).composed == START

@@ -1,4 +1,4 @@
-"""Tasks of the user's own: a yaml by its path, or by its name in a folder; named by content, and code."""
+"""User-defined tasks: a yaml by path, or by name in a folder; identified by content, including code."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ HELPERS = "def shorter(rows):\n    return rows.select(range(6))\n"
 
 @pytest.fixture
 def task(tmp_path):
-    """A task of eight questions, of which its own code takes six."""
+    """Write a task of eight questions, of which its code selects six."""
     folder = tmp_path / "tasks"
     folder.mkdir()
     row = {"prompt": "The cat sees the", "choices": ["dog.", "sky."], "answer": 0}
@@ -55,7 +55,7 @@ def digest(*tasks: str, include_path: str | None = None) -> str:
     return digests.evaluation_digest(harness(*tasks, include_path=include_path), here)
 
 
-def test_its_files_are_in_the_digest_by_content(task):
+def test_task_files_are_in_the_digest_by_content(task):
     folder = task.parent
     named = {name.rpartition("/")[2] for name in task_files.task_content(f"{task}@2", None)}
     assert named == {"mine.yaml", "shared.yaml", "helpers.py", "rows.jsonl"}
@@ -84,7 +84,7 @@ def test_other_tasks_keep_their_digest(task, monkeypatch):
         ("a.yaml", "include: none.yaml", r"no file at .*none\.yaml"),
     ],
 )
-def test_what_is_no_task_is_told_in_one_line(tmp_path, file, content, message):
+def test_invalid_task_file_fails_in_one_line(tmp_path, file, content, message):
     if content is not None:
         (tmp_path / file).write_text(content)
     with pytest.raises(UserError, match=message) as error:
@@ -96,7 +96,7 @@ def test_what_is_no_task_is_told_in_one_line(tmp_path, file, content, message):
         harness("capitals", include_path=str(tmp_path / "nowhere")).check()
 
 
-def test_only_the_command_line_names_files_of_tasks():
+def test_task_paths_come_only_from_command_line():
     named = ["eval.tasks=[/x/mine.yaml@5,capitals]", "eval.include_path=/x/tasks"]
     task_files.require_command_line(["/x/mine.yaml@5", "capitals"], "/x/tasks", named)
     for overrides, key in (([], "tasks"), (named[:1], "include_path"), (["experiment=/x/mine.yaml"], "tasks")):
@@ -104,7 +104,7 @@ def test_only_the_command_line_names_files_of_tasks():
             task_files.require_command_line(["/x/mine.yaml@5"], "/x/tasks", overrides)
 
 
-def test_a_run_measures_it_by_path_and_by_name(tmp_path, task):
+def test_run_measures_a_task_by_path_and_name(tmp_path, task):
     corpus = text_files(tmp_path)
     base = (f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "heal=none", "export=none", "stages=[pruned]")
     done = run(*base, "eval=[harness]", f"eval.tasks=[{task}]")

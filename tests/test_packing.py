@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from adapting import adapted
 from composing import composed
 from depthcut.config import experiment as config_experiment
 from depthcut.data.text.parts import GivenText
@@ -24,16 +25,14 @@ from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.study import digests
 from depthcut.study.standalone import Standalone
 from pico import FAMILIES, pico
-from test_distill import recipe as distilled
-from test_fit import adapted
-from test_training import RECIPE
+from recipes import RECIPE, distill_recipe
 
 END, LENGTH = 2, 20
 SEPARATE = dataclasses.replace(RECIPE, packing="separate")
 
 
 def text(*lengths: list[int]) -> Tokens:
-    """One row for each list of the lengths of its documents; of the last document there may be no end."""
+    """Build one row per list of document lengths; the last document may be cut off."""
     chance = np.random.default_rng(0)
     rows = [np.concatenate([[*chance.integers(3, 128, n - 1), END] for n in row])[:LENGTH] for row in lengths]
     return Tokens(np.array(rows, np.int32), np.full(len(rows), LENGTH, np.int32), np.array([], np.uint64), "x", END)
@@ -47,7 +46,7 @@ def packed(micro: int = 4, tokens: Tokens = PACKED) -> list[MicroBatch]:
 
 
 def documents(batch: MicroBatch) -> list[torch.Tensor]:
-    """Each piece of the rows that ends with the separator, found token by token."""
+    """Split the rows after each separator, token by token."""
     found: list[list[int]] = []
     for row in batch.ids_BT.tolist():
         begins = True
@@ -70,7 +69,8 @@ def test_where_documents_begin():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_packed_row_has_the_loss_and_the_gradients_of_its_documents_one_by_one(family):
+def test_packed_row_equals_its_documents_one_by_one(family):
+    """The same loss and the same gradients."""
     model, (batch,) = pico(family, layers=2), packed()
     document_mask.check_document_masking(model)
     parts = [model(ids).logits[0, :-1] for ids in documents(batch)]
@@ -88,7 +88,7 @@ def test_a_packed_row_has_the_loss_and_the_gradients_of_its_documents_one_by_one
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_a_row_of_one_document_is_trained_to_the_bit_as_ever(family):
+def test_single_document_row_trains_bit_identically(family):
     model, (batch,) = pico(family, layers=2), packed(tokens=text([25], [25], [20], [25]))
     losses = next_token_loss(model, batch), next_token_loss(model, MicroBatch(batch.ids_BT, batch.rows_B))
     assert torch.equal(*losses)
@@ -96,14 +96,15 @@ def test_a_row_of_one_document_is_trained_to_the_bit_as_ever(family):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_the_mean_is_over_the_predictions_of_the_step_whatever_the_micro_batch():
+def test_mean_is_over_the_steps_predictions():
+    """For any micro-batch."""
     model = pico("llama", layers=2)
     whole, ones = (torch.stack([next_token_loss(model, each) for each in packed(micro)]) for micro in (4, 1))
     assert len(ones) == 4 and ones.mean().item() == pytest.approx(whole.item(), rel=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning has some for every run
-def test_a_run_keeps_documents_apart(tmp_path):
+def test_run_keeps_documents_apart(tmp_path):
     """The loss of the first step is that of its documents, and the micro-batch does not change the run."""
     whole, ones = (run(tmp_path / str(micro), micro) for micro in (2, 1))
     (first, _) = MicroBatchLoader(PACKED, 2, 2, seed=0, apart=2)
@@ -112,7 +113,7 @@ def test_a_run_keeps_documents_apart(tmp_path):
 
 
 def run(folder: Path, micro: int) -> list[float]:
-    """The losses of two steps."""
+    """Return the losses of two steps."""
     fit.fit_model(
         adapted(torch.float32),
         dataclasses.replace(SEPARATE, batch=2, micro_batch=micro, steps=2, length=LENGTH),
@@ -121,7 +122,7 @@ def run(folder: Path, micro: int) -> list[float]:
     return [float(row.split(",")[3]) for row in (folder / "heal.csv").read_text().splitlines()[1:]]
 
 
-def test_recomputed_layers_and_lean_products_keep_documents_apart():
+def test_recomputed_layers_and_lean_lora_keep_documents_apart():
     model, (batch,) = adapted(torch.float32), packed()
     wanted = gradients(model, next_token_loss(model, batch))
     with fit.applied_layout(model, Layout(4, 2, False)):
@@ -149,7 +150,7 @@ def compile_layers() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("compiled", [False, True])
-def test_on_a_gpu_documents_are_kept_apart(compiled):
+def test_documents_are_kept_apart_on_a_gpu(compiled):
     model, (batch,) = adapted(torch.float32), packed()
     wanted = gradients(model, next_token_loss(model, batch))
     model.cuda()
@@ -158,17 +159,17 @@ def test_on_a_gpu_documents_are_kept_apart(compiled):
     assert wanted and all((found[name].cpu() - wanted[name]).norm() < 1e-3 * wanted[name].norm() for name in wanted)
 
 
-def test_a_teacher_reads_documents_apart_too():
-    """Summed over the documents, each by itself, and divided by what is predicted."""
+def test_teacher_reads_documents_apart():
+    """Summed over the documents, each by itself, and divided by the number of predictions."""
     model, dense, (batch,) = pico("llama", layers=2), pico("llama", layers=3, seed=1), packed()
-    heal = distilled(mix=0.5)
+    heal = distill_recipe(mix=0.5)
     goal = distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)
     alone = [MicroBatch(ids, torch.zeros(1)) for ids in documents(batch) if ids.shape[1] > 1]
     total = sum(goal(model, each).item() * (each.ids_BT.shape[1] - 1) for each in alone)
     assert goal(model, batch).item() == pytest.approx(total / batch.targets, rel=1e-4)
 
 
-def test_the_boundary_is_that_of_documents_one_by_one():
+def test_boundary_loss_equals_documents_one_by_one():
     model, dense, (batch,) = pico("llama", layers=2), pico("llama", layers=3, seed=1), packed()
     goal = boundary.boundary_objective(boundary.live_state_teacher(dense, 2), 1, "relative")
     alone = [MicroBatch(ids, torch.zeros(1)) for ids in documents(batch)]
@@ -178,7 +179,7 @@ def test_the_boundary_is_that_of_documents_one_by_one():
 
 @dataclasses.dataclass
 class OnlyFiles:
-    """A model whose files alone are looked at."""
+    """A model of which only the files are read."""
 
     files: ModelFolder
 
@@ -188,12 +189,12 @@ class OnlyFiles:
 
 
 def workspace_of(described: dict[str, Any], folder: Path) -> Standalone:
-    """One whose model has only a config.json."""
+    """Return a workspace whose model has only a config.json."""
     (folder / "config.json").write_text(json.dumps(described))
     return Standalone(dense=OnlyFiles(ModelFolder(folder, HashCache(folder / "hashes.json"))))
 
 
-def test_it_is_in_the_digest_where_it_is_used(tmp_path):
+def test_packing_is_in_the_digest_where_used(tmp_path):
     def knobs(*more: str) -> Any:
         return config_experiment.build_experiment(composed("model=pico", "heal=full", *more)).heal
 
@@ -211,13 +212,13 @@ def test_it_is_in_the_digest_where_it_is_used(tmp_path):
         {"model_type": "inkling_mm", "text_config": {"layer_types": ["full_attention"], "conv_kernel_size": 4}},
     ],
 )
-def test_layers_with_a_state_are_refused_by_the_config_alone(described, tmp_path):
+def test_recurrent_layers_are_refused_from_the_config(described, tmp_path):
     here = workspace_of(described, tmp_path)
     with pytest.raises(ValueError, match=f"separate: {described['model_type']} has layers that carry state"):
         SEPARATE.content(here)
 
 
-def test_a_model_whose_mask_knows_no_documents_is_refused():
+def test_model_without_document_masks_is_refused():
     bloom = pico("bloom", layers=2, n_head=4)
     with pytest.raises(ValueError, match="layer 0 of bloom cannot separate documents; use heal"):
         document_mask.check_document_masking(bloom)

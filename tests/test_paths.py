@@ -1,4 +1,4 @@
-"""Paths in options: one way to write them everywhere, and what Hydra cannot read gets its quotes."""
+"""Paths in options: the same syntax everywhere, and a hint to quote what Hydra cannot parse."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def test_every_path_option_expands_the_home_folder(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("multirun", [(), ("-m",)])
-def test_a_home_folder_and_odd_names_in_a_run(tmp_path: Path, multirun: tuple[str, ...]) -> None:
+def test_home_folder_and_odd_names_in_a_run(tmp_path: Path, multirun: tuple[str, ...]) -> None:
     text_files(tmp_path)
     odd = (tmp_path / "corpus.jsonl").rename(tmp_path / "my text (v=2).jsonl").name
     words = ("model=pico", "data=files", f"data.train.paths=[~/{odd}]", "eval=[loss]", "heal=none", "prune=deepest")
@@ -55,12 +55,12 @@ def test_a_home_folder_and_odd_names_in_a_run(tmp_path: Path, multirun: tuple[st
     assert not Path("~").exists()
 
 
-def test_an_unreadable_word_says_what_to_type() -> None:
+def test_unparsable_override_suggests_quoting() -> None:
     done = run("name=a=b")
     assert done.returncode == 2
     assert """type the quotes too: 'name="a=b"'""" in done.stderr
 
 
-def test_an_empty_path_is_refused() -> None:
+def test_empty_path_is_refused() -> None:
     with pytest.raises(UserError, match=r"^prune\.path"):
         experiment.build_experiment(composed("prune=plan", "prune.path=''"))

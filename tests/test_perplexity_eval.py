@@ -1,4 +1,4 @@
-"""Perplexity in windows: against transformers' own loss, on texts whose documents are joined in the open."""
+"""Perplexity in windows, against transformers' own loss."""
 
 import json
 import math
@@ -32,7 +32,7 @@ DOCUMENTS = [f"Document {i} says {i * i * 977} {'and more ' * (i % 4)}." for i i
 
 
 def bare(cache: Path, tokenizer: Any = None) -> Any:
-    """A run that reads no other text."""
+    """Open a run that reads no other text."""
     tokenizer = tokenizer or byte_tokenizer()
     return Standalone(texts=Texts({}, Standalone(tokenizer=tokenizer), cache, 0), tokenizer=tokenizer, cache=cache)
 
@@ -56,13 +56,13 @@ def byte_model(**changes: Any) -> Any:
 
 
 def own_losses(model: Any, rows: list[list[int]]) -> list[float]:
-    """transformers' loss of each window."""
+    """Return transformers' loss of each window."""
     with torch.no_grad():
         return [model(torch.tensor([row]), labels=torch.tensor([row])).loss.item() for row in rows]
 
 
 @pytest.mark.parametrize("bos", ["first", "all"])
-def test_it_is_transformers_own_loss_over_the_windows(bos: str, file: Path, tmp_path: Path) -> None:
+def test_perplexity_equals_transformers_loss_over_windows(bos: str, file: Path, tmp_path: Path) -> None:
     tokenizer, model = byte_tokenizer(), byte_model()
     ids = [tokenizer.convert_tokens_to_ids(each) for each in tokenizer.tokenize("\n\n".join(DOCUMENTS))]
     end = tokenizer.bos_token_id
@@ -80,8 +80,8 @@ def test_it_is_transformers_own_loss_over_the_windows(bos: str, file: Path, tmp_
 
 
 @pytest.mark.parametrize(("bos", "stride"), [("first", 5), ("first", 16), ("all", 4)])
-def test_a_stride_is_the_loop_of_transformers_documentation(bos: str, stride: int, file: Path, tmp_path: Path) -> None:
-    """Its code, save that a window's loss counts for the tokens that it predicts, and for the BOS before each."""
+def test_stride_equals_the_loop_in_transformers_docs(bos: str, stride: int, file: Path, tmp_path: Path) -> None:
+    """Its code, except that a window's loss counts for the tokens that it predicts, and for the BOS before each."""
     tokenizer, model = byte_tokenizer(), byte_model()
     ids = tokenizer("\n\n".join(DOCUMENTS), add_special_tokens=False)["input_ids"]
     ids, before = ([tokenizer.bos_token_id, *ids], []) if bos == "first" else (ids, [tokenizer.bos_token_id])
@@ -105,7 +105,7 @@ def test_a_stride_is_the_loop_of_transformers_documentation(bos: str, stride: in
     assert got["a/loss"] == pytest.approx(nll_sum / n_tokens, rel=1e-5)
 
 
-def test_a_stride_has_a_digest_of_its_own_and_null_has_that_of_earlier_versions(file: Path, tmp_path: Path) -> None:
+def test_stride_changes_digest_but_null_keeps_old_one(file: Path, tmp_path: Path) -> None:
     here: Any = bare(tmp_path)
     assert "stride" not in digests.method_fields(evaluation(file))
     assert digests.evaluation_digest(evaluation(file), here) == "ce5358ed189ad188"
@@ -117,7 +117,7 @@ def test_a_stride_has_a_digest_of_its_own_and_null_has_that_of_earlier_versions(
         evaluation(file, stride=17)
 
 
-def test_fewer_windows_are_the_first_and_read_no_more_text_than_it_takes(file: Path, tmp_path: Path) -> None:
+def test_fewer_windows_are_a_prefix_read_lazily(file: Path, tmp_path: Path) -> None:
     whole = evaluation(file).windowed("a", bare(tmp_path))
     few = evaluation(file, windows=2).windowed("a", bare(tmp_path))
     assert len(few) == 2 and np.array_equal(few.ids, whole.ids[:2])
@@ -125,12 +125,12 @@ def test_fewer_windows_are_the_first_and_read_no_more_text_than_it_takes(file: P
     assert np.array_equal(few.documents, whole.documents[: len(few.documents)])
 
 
-def test_a_text_that_gives_fewer_windows_says_so(file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_text_with_fewer_windows_is_reported(file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = evaluation(file, windows=1000).windowed("a", bare(tmp_path))
     assert f"a: the text has only {len(found)} windows, 1000 were requested" in caplog.text
 
 
-def test_a_tokenizer_without_a_bos_has_none_before_the_first_window(file: Path, tmp_path: Path) -> None:
+def test_tokenizer_without_bos_adds_none(file: Path, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     with_bos = evaluation(file).windowed("a", bare(tmp_path / "one"))
     tokenizer.bos_token = None
@@ -140,7 +140,7 @@ def test_a_tokenizer_without_a_bos_has_none_before_the_first_window(file: Path, 
         evaluation(file, bos="all").prepare(bare(tmp_path, tokenizer))
 
 
-def test_cuts_of_a_model_are_measured_in_one_pass_as_each_alone(file: Path, tmp_path: Path) -> None:
+def test_cuts_in_one_pass_equal_each_alone(file: Path, tmp_path: Path) -> None:
     model, asked = byte_model(), [subnetworks.FULL, subnetworks.Subnetwork((1, 2)), subnetworks.Subnetwork((3,))]
     shared = evaluation(file)(model, bare(tmp_path), asked)
     for cut, numbers in zip(asked, shared, strict=True):
@@ -150,7 +150,7 @@ def test_cuts_of_a_model_are_measured_in_one_pass_as_each_alone(file: Path, tmp_
     assert len({numbers["a/loss"] for numbers in shared}) == 3
 
 
-def test_texts_stand_side_by_side_and_are_kept_one_by_one(file: Path, tmp_path: Path) -> None:
+def test_several_texts_are_measured_and_cached_separately(file: Path, tmp_path: Path) -> None:
     given = {"a": {"paths": [str(file)]}, "b": {"paths": [str(jsonl(tmp_path / "b.jsonl", DOCUMENTS[::-1]))]}}
     both = Perplexity(texts=given | {"gone": None}, **KNOBS)
     here: Any = bare(tmp_path)
@@ -163,7 +163,7 @@ def test_texts_stand_side_by_side_and_are_kept_one_by_one(file: Path, tmp_path: 
     assert len({digests.evaluation_digest(part, here) for part in parts}) == 2
 
 
-def test_a_text_is_named_by_its_content_not_by_its_place(file: Path, tmp_path: Path) -> None:
+def test_text_is_identified_by_content(file: Path, tmp_path: Path) -> None:
     here: Any = bare(tmp_path)
     same, other = jsonl(tmp_path / "moved.jsonl", DOCUMENTS), jsonl(tmp_path / "other.jsonl", DOCUMENTS[1:])
     name = digests.evaluation_digest(evaluation(file), here)
@@ -173,7 +173,7 @@ def test_a_text_is_named_by_its_content_not_by_its_place(file: Path, tmp_path: P
         assert digests.evaluation_digest(changed, here) != name
 
 
-def test_lines_of_a_text_file_are_joined_by_blank_lines(tmp_path: Path) -> None:
+def test_text_file_lines_are_joined_by_blank_lines(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n".join(DOCUMENTS))
     given = {"a": {"paths": [str(tmp_path / "a.txt")], "divider": "\n"}}
     lines = Perplexity(texts=given, **KNOBS).windowed("a", bare(tmp_path))
@@ -181,7 +181,7 @@ def test_lines_of_a_text_file_are_joined_by_blank_lines(tmp_path: Path) -> None:
     assert np.array_equal(lines.ids, rows.ids)
 
 
-def test_a_folder_laid_out_like_the_hub_s_penn_treebank(tmp_path: Path) -> None:
+def test_penn_treebank_folder_layout_is_read(tmp_path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -195,7 +195,7 @@ def test_a_folder_laid_out_like_the_hub_s_penn_treebank(tmp_path: Path) -> None:
     assert np.array_equal(ptb.windowed("ptb", bare(tmp_path)).ids, rows.ids)
 
 
-def test_a_text_that_changes_after_the_run_was_named_is_an_error(file: Path, tmp_path: Path) -> None:
+def test_text_changed_after_opening_is_an_error(file: Path, tmp_path: Path) -> None:
     here: Any = bare(tmp_path)
     digests.evaluation_digest(evaluation(file), here)
     jsonl(file, DOCUMENTS[::-1])  # of the same length
@@ -203,9 +203,7 @@ def test_a_text_that_changes_after_the_run_was_named_is_an_error(file: Path, tmp
         evaluation(file).prepare(here)
 
 
-def test_more_text_than_can_be_tokenised_as_one_is_refused(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_oversized_text_is_refused(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(named, "LONGEST", 500)
     with pytest.raises(UserError, match=r"texts\.a: the text has more than .* set eval\.perplexity\.windows"):
         evaluation(file).prepare(bare(tmp_path))
@@ -226,14 +224,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_told_in_one_line(case: str) -> None:
+def test_invalid_option_fails_in_one_line(case: str) -> None:
     given, said = WRONG[case]
     with pytest.raises(ValueError, match=said) as error:
         Perplexity(texts=given, **KNOBS)
     assert str(error.value).startswith("1 validation error") or "\n" not in str(error.value)
 
 
-def test_what_cannot_be_read_names_its_text(file: Path, tmp_path: Path) -> None:
+def test_unreadable_text_is_named(file: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^eval\.perplexity\.texts\.a: no file at no/such\.txt"):
         evaluation(Path("no/such.txt")).reads(bare(tmp_path))
     hub = Perplexity(texts={"a": {"dataset": str(tmp_path / "none"), "revision": "0" * 40}}, **KNOBS)
@@ -254,7 +252,7 @@ def opened(folder: Path, corpus: tuple[str, ...], *knobs: str) -> Run:
     )
 
 
-def test_a_document_that_is_healed_on_is_no_test(tmp_path: Path) -> None:
+def test_training_document_in_the_text_is_refused(tmp_path: Path) -> None:
     corpus = text_files(tmp_path)
     mine = f"eval.perplexity.texts.wikitext2={{paths:[{tmp_path}/corpus.jsonl],field:text}}"
 
@@ -271,9 +269,7 @@ def test_a_document_that_is_healed_on_is_no_test(tmp_path: Path) -> None:
     prepare("[0.0,0.9]", "heal=none", "prune=deepest")  # nothing else reads it
 
 
-def test_a_run_measures_several_texts_and_repeats_none_of_them(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_run_measures_several_texts_without_repeating_any(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     corpus = text_files(tmp_path)
     wiki, c4 = jsonl(tmp_path / "wiki.jsonl", DOCUMENTS), jsonl(tmp_path / "c4.jsonl", DOCUMENTS[3:])
     texts = ("eval=[loss,perplexity]", f"eval.perplexity.texts.wikitext2={{paths:[{wiki}],field:text}}")
@@ -305,5 +301,5 @@ assert not {"torch", "transformers", "datasets"} & set(sys.modules)
 """
 
 
-def test_what_it_reads_is_told_without_torch(file: Path, tmp_path: Path) -> None:
+def test_text_sources_are_described_without_torch(file: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", LIGHT, str(file), str(tmp_path)], env=ENVIRONMENT, check=True)

@@ -7,7 +7,7 @@ from depthcut.cut.plan import Plan, layer_spans
 from depthcut.runtime.errors import UserError
 
 
-def test_words_name_what_goes_and_what_stays():
+def test_words_name_dropped_and_kept_layers():
     assert Plan(32, tuple(range(21, 29))).words == "drops layers 21-28 of 0-31, keeps 24"
     assert Plan(4, (2,)).words == "drops layer 2 of 0-3, keeps 3"
     assert Plan(6, (5, 0, 1)).words == "drops layers 0-1, 5 of 0-5, keeps 3"
@@ -25,7 +25,7 @@ def test_spans_are_half_open():
     assert layer_spans([]) == []
 
 
-def test_written_and_read_back(tmp_path):
+def test_written_plan_reads_back(tmp_path):
     plan = Plan(8, (2, 3, 6), model="abc", notes={"score": 0.25})
     plan.write(tmp_path / "plan.json")
     assert json.loads((tmp_path / "plan.json").read_text())["drop"] == [[2, 4], [6, 7]]
@@ -41,13 +41,13 @@ def test_written_and_read_back(tmp_path):
         ((1, 1), "contains a layer twice"),
     ],
 )
-def test_an_impossible_cut_is_refused(drop, says):
+def test_invalid_cut_is_refused(drop, says):
     with pytest.raises(ValueError, match=says):
         Plan(3, drop)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 9, "depth": 3, "drop": []}', "\x00"])
-def test_a_file_that_is_no_plan_is_refused_in_one_line(tmp_path, text):
+def test_invalid_plan_file_fails_in_one_line(tmp_path, text):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(ValueError, match="plan") as caught:
         Plan.read(tmp_path / "plan.json")
@@ -85,7 +85,7 @@ def written(tmp_path, **changes):
         ([[0, 32]], "plan keeps 0 of 32 layers"),
     ],
 )
-def test_spans_written_by_hand_that_are_no_cut_are_refused(tmp_path, drop, says):
+def test_invalid_spans_are_refused(tmp_path, drop, says):
     path = written(tmp_path, drop=drop)
     with pytest.raises(ValueError, match=re.escape(f"{path}: {says}")) as caught:
         Plan.read(path)
@@ -97,7 +97,7 @@ def test_spans_may_touch_and_come_in_any_order(tmp_path):
 
 
 @pytest.mark.parametrize("depth", ["32", 32.0, None, True, 0, -1, [32], 10**10, 10**18])
-def test_a_depth_that_is_no_number_of_layers_is_refused(tmp_path, depth):
+def test_invalid_depth_is_refused(tmp_path, depth):
     says = f"depth must be the model's number of layers, a whole number from 1 to 10000, got {depth!r}"
     with pytest.raises(ValueError, match=re.escape(says)):
         Plan.read(written(tmp_path, depth=depth))
@@ -112,14 +112,14 @@ def test_a_depth_that_is_no_number_of_layers_is_refused(tmp_path, depth):
         ({"format": "2"}, "this plan has format '2'; this version reads format 2"),
     ],
 )
-def test_other_fields_of_another_kind_are_refused(tmp_path, changes, says):
+def test_other_fields_of_wrong_type_are_refused(tmp_path, changes, says):
     path = written(tmp_path, **changes)
     with pytest.raises(ValueError, match=re.escape(says)) as caught:
         Plan.read(path)
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_a_folder_is_no_plan(tmp_path):
+def test_folder_is_no_plan(tmp_path):
     with pytest.raises(ValueError, match=r"is not a JSON plan \(a folder\)"):
         Plan.read(tmp_path)
 
@@ -134,13 +134,13 @@ def test_a_folder_is_no_plan(tmp_path):
         ("[]", "expected an object, got list"),
     ],
 )
-def test_a_file_that_is_no_plan_is_told_in_a_line(tmp_path, text, says):
+def test_non_plan_file_is_named_in_one_line(tmp_path, text, says):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(UserError, match=re.escape(f"plan.json is not a JSON plan ({says})")):
         Plan.read(tmp_path / "plan.json")
 
 
-def test_a_plan_of_halves_keeps_all_layers_and_comes_back(tmp_path):
+def test_sublayer_plan_keeps_all_layers_and_reads_back(tmp_path):
     plan = Plan(8, (2, 3, 6), "attention")
     plan.write(tmp_path / "plan.json")
     assert Plan.read(tmp_path / "plan.json") == plan
@@ -149,12 +149,12 @@ def test_a_plan_of_halves_keeps_all_layers_and_comes_back(tmp_path):
     assert Plan(8, (1,), "mlp").words == "drops the MLP of layer 1 of 0-7, keeps 7"
 
 
-def test_a_plan_of_an_older_version_is_one_of_whole_layers(tmp_path):
+def test_plan_of_an_older_version_drops_whole_layers(tmp_path):
     assert Plan.read(written(tmp_path, format=1)) == Plan(32, (2, 3, 4))
 
 
 @pytest.mark.parametrize("older", [{"format": 1}, {"format": 1, "unit": "layer"}, {}])
-def test_plans_that_this_and_earlier_versions_wrote_are_read(tmp_path, older):
+def test_plans_of_this_and_earlier_versions_are_readable(tmp_path, older):
     words, keys = Plan(32, (2, 3, 4)).to_dict(), ("depth", "drop", "words", "model", "notes")
     (tmp_path / "plan.json").write_text(json.dumps({key: words[key] for key in keys} | older))
     assert Plan.read(tmp_path / "plan.json").drop == (2, 3, 4)
@@ -167,7 +167,7 @@ def test_starts_that_rarely_win_are_not_named():
     assert Plan(32, (11,)).surest == ""
 
 
-HANDMADE = [  # what a file says, and which of 32 layers go
+HANDMADE = [  # file content, and the dropped layers of 32
     ({"drop": [3, 4]}, (3, 4)),
     ({"drop": [[3, 5], 9, "11-13"]}, (3, 4, 9, 11, 12, 13)),
     ({"drop": ["7"], "unit": "mlp"}, (7,)),
@@ -176,7 +176,7 @@ HANDMADE = [  # what a file says, and which of 32 layers go
 
 
 @pytest.mark.parametrize(("content", "drop"), HANDMADE)
-def test_a_plan_by_hand_needs_only_what_goes(tmp_path, content, drop):
+def test_handwritten_plan_needs_only_the_drop_list(tmp_path, content, drop):
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(content))
     assert Plan.read(path, 32) == Plan(32, drop, content.get("unit", "layer"))
@@ -200,7 +200,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("text", "says"), BROKEN, ids=[says for _, says in BROKEN])
-def test_a_broken_plan_is_refused_in_one_line(tmp_path, text, says):
+def test_broken_plan_is_refused_in_one_line(tmp_path, text, says):
     path = tmp_path / "plan.json"
     path.write_text(text)
     with pytest.raises(UserError, match=re.escape(says)) as caught:

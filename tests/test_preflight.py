@@ -1,4 +1,4 @@
-"""What config, headers and tokenizer tell is told before a weight is loaded."""
+"""Problems visible in config, headers or tokenizer are reported before a weight is loaded."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 def saved(folder: Path, family: str, added: str = "", **changes: Any) -> None:
-    """Write a model with a tokenizer of bytes, to which a token is added; its embedding stays as it is."""
+    """Write a model and a byte tokenizer with one token added, without resizing the embedding."""
     with loading.quiet_transformers():
         pico(family, **changes).save_pretrained(folder / "model")
     tokenizer = byte_tokenizer()
@@ -88,7 +88,7 @@ def test_texts_longer_than_the_positions_are_refused(
         (("replace=layer", "prune=deepest", "data.train.length=256"), r"^data\.train\.length=256, but"),
     ],
 )
-def test_other_lengths_beyond_the_positions(
+def test_other_lengths_beyond_the_positions_are_refused(
     words: tuple[str, ...], said: str, corpus: tuple[str, ...], tmp_path: Path
 ) -> None:
     saved(tmp_path, "opt", **OPT)
@@ -96,7 +96,7 @@ def test_other_lengths_beyond_the_positions(
         prepared(tmp_path, corpus, *SHORT[:2], *words)
 
 
-def test_as_many_tokens_as_there_are_positions_can_be_written(corpus: tuple[str, ...], tmp_path: Path) -> None:
+def test_generation_up_to_the_last_position_is_accepted(corpus: tuple[str, ...], tmp_path: Path) -> None:
     saved(tmp_path, "opt", **OPT)
     short = ("eval.speed.prompt=abcdefgh", "eval.speed.prefill_batch=null", "eval.speed.tokens=41")
     prepared(tmp_path, corpus, *SHORT[:2], "eval=[speed]", *short)
@@ -106,19 +106,19 @@ def test_as_many_tokens_as_there_are_positions_can_be_written(corpus: tuple[str,
             model.generate(ids, min_new_tokens=tokens, max_new_tokens=tokens)  # pyright: ignore[reportCallIssue]
 
 
-def test_rotary_models_take_any_length(corpus: tuple[str, ...], tmp_path: Path) -> None:
+def test_rotary_models_accept_any_length(corpus: tuple[str, ...], tmp_path: Path) -> None:
     saved(tmp_path, "llama", **BYTES, max_position_embeddings=48)
     prepared(tmp_path, corpus)
 
 
-def test_a_separator_without_a_row_is_refused(corpus: tuple[str, ...], tmp_path: Path) -> None:
+def test_separator_without_an_embedding_is_refused(corpus: tuple[str, ...], tmp_path: Path) -> None:
     saved(tmp_path, "llama", added="<|im_end|>", **BYTES)
     with pytest.raises(UserError, match=r"token 258 \(<\|im_end\|>\) has no row in an embedding of 258; name another"):
         prepared(tmp_path, corpus)
     prepared(tmp_path, corpus, "model.separator='<|endoftext|>'")
 
 
-def test_a_text_that_holds_a_token_without_a_row_is_refused(tmp_path: Path) -> None:
+def test_text_with_out_of_vocabulary_token_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, "llama", added="<|im_end|>", **BYTES)
     words = text_files(tmp_path)
     lines = [json.dumps({"text": f"{i} is a number.<|im_end|>" * 40}) for i in range(400)]
@@ -127,7 +127,7 @@ def test_a_text_that_holds_a_token_without_a_row_is_refused(tmp_path: Path) -> N
         prepared(tmp_path, words, "model.separator='<|endoftext|>'")
 
 
-def test_what_stays_unquantised_is_reported_or_refused(
+def test_unquantised_remainder_is_reported_or_refused(
     corpus: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     mixture = BYTES | {"num_key_value_heads": 2, "num_local_experts": 4}
@@ -140,14 +140,14 @@ def test_what_stays_unquantised_is_reported_or_refused(
     assert "model.quantise=nf4 leaves 21% of the layers' weights in bfloat16" in caplog.text
 
 
-def test_broken_generation_settings_are_told_at_once(corpus: tuple[str, ...], tmp_path: Path) -> None:
+def test_broken_generation_config_is_reported_early(corpus: tuple[str, ...], tmp_path: Path) -> None:
     saved(tmp_path, "llama", **BYTES)
     (tmp_path / "model" / "generation_config.json").write_text("[]")
     with pytest.raises(UserError, match=r"generation_config\.json is truncated or damaged"):
         prepared(tmp_path, corpus)
 
 
-def test_an_export_takes_the_settings_of_the_processors_along(tmp_path: Path) -> None:
+def test_export_copies_processor_configs(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     target.mkdir()
@@ -165,7 +165,7 @@ def test_an_export_takes_the_settings_of_the_processors_along(tmp_path: Path) ->
     assert (target / "chat_template.json").read_text() == "the tokenizer's own"
 
 
-def test_the_processor_of_an_exported_model_can_be_used(corpus: tuple[str, ...], tmp_path: Path) -> None:
+def test_exported_models_processor_can_be_used(corpus: tuple[str, ...], tmp_path: Path) -> None:
     """Images as PIL reads them: the other kind of image processor needs torchvision."""
     marks = {f"{name}_token": f"<{name}>" for name in ("image", "boi", "eoi")}
     tokenizer = PreTrainedTokenizerFast(
@@ -185,7 +185,7 @@ def test_the_processor_of_an_exported_model_can_be_used(corpus: tuple[str, ...],
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_an_adapter_alone_names_its_base(tmp_path: Path) -> None:
+def test_adapter_folder_error_names_its_base(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "me/base"}))
     with pytest.raises(
@@ -194,7 +194,7 @@ def test_an_adapter_alone_names_its_base(tmp_path: Path) -> None:
         prepared(tmp_path, text_files(tmp_path))
 
 
-def test_a_repository_of_the_hubs_cache_names_its_snapshot(tmp_path: Path) -> None:
+def test_hub_cache_folder_error_names_its_snapshot(tmp_path: Path) -> None:
     snapshot = tmp_path / "model" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")

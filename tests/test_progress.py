@@ -1,4 +1,4 @@
-"""Progress: the time left of slow steps, and a log that is as full in a terminal as without one."""
+"""Progress: the time left for slow steps, and the same log with and without a terminal."""
 
 import io
 import logging
@@ -17,7 +17,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return screen
 
 
-def test_steps_of_a_minute_have_a_time_left(terminal: io.StringIO) -> None:
+def test_long_steps_show_the_time_left(terminal: io.StringIO) -> None:
     del terminal
     meter = progress.Meter("slow", 12)
     now = time.monotonic()
@@ -31,7 +31,7 @@ def test_steps_of_a_minute_have_a_time_left(terminal: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_the_log_has_the_steps_with_a_bar_and_without(
+def test_log_has_the_steps_with_and_without_bar(
     shown: bool, terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     del terminal

@@ -25,7 +25,7 @@ from pico import pico
 
 
 def scores(depth: int, values: dict[tuple[int, int], float]) -> Scores:
-    """All blocks score 1, save those given as (start, stop)."""
+    """Score all blocks 1, except those given as (start, stop)."""
     between = [[1.0 if i < j else 0.0 for j in range(depth + 1)] for i in range(depth + 1)]
     for (start, stop), value in values.items():
         between[start][stop] = value
@@ -36,7 +36,7 @@ def never(*_):
     raise AssertionError("the metric was asked")
 
 
-def test_the_block_with_the_lowest_score_of_that_size_goes():
+def test_block_takes_the_lowest_score_of_its_size():
     """Two public tools answer for n + 1 when they are asked for n: the lowest block of another size must not win."""
     table = scores(8, {(2, 5): 0.1, (4, 6): 0.2, (1, 5): 0.01, (3, 4): 0.001})
     assert sized(Block, frac=3 / 8)(lambda: table, ModelSize(8)).drop == (2, 3, 4)
@@ -44,13 +44,13 @@ def test_the_block_with_the_lowest_score_of_that_size_goes():
     assert sized(Block, frac=4 / 8)(lambda: table, ModelSize(8)).drop == (1, 2, 3, 4)
 
 
-def test_the_first_and_last_layers_stay():
+def test_first_and_last_layers_stay():
     table = scores(6, {(0, 2): 0.1, (4, 6): 0.1, (3, 5): 0.5})
     assert sized(Block, frac=2 / 6, keep_first=1, keep_last=1)(lambda: table, ModelSize(6)).drop == (3, 4)
     assert sized(Block, frac=2 / 6, keep_first=0, keep_last=0)(lambda: table, ModelSize(6)).drop == (0, 1)
 
 
-def test_the_deepest_block_before_the_last_layer():
+def test_deepest_drops_the_block_before_the_last_layer():
     """Gromov et al.: 0-based, drop [L-1-n, L-2], keep L-1."""
     assert sized(Deepest, frac=0.25)(never, ModelSize(32)).drop == tuple(range(23, 31))
     assert sized(Deepest, frac=0.5, keep_first=0, keep_last=4)(never, ModelSize(8)).drop == (0, 1, 2, 3)
@@ -65,12 +65,12 @@ def test_nothing_to_drop_asks_no_metric(prune):
     ("frac", "depth", "layers"),
     [(0.27, 30, 8), (0.2, 32, 6), (0.27, 32, 9), (0.35, 32, 11), (0.5, 80, 40), (0.29, 40, 12)],
 )
-def test_the_fraction_is_rounded_to_the_nearest_layer(frac, depth, layers):
+def test_frac_is_rounded_to_the_nearest_layer(frac, depth, layers):
     """The published pairs of fraction and layers: Gromov et al., Shortened LLaMA."""
     assert sized(Deepest, frac=frac).count(ModelSize(depth)) == layers
 
 
-def test_a_plan_that_keeps_too_little_is_refused():
+def test_plan_that_keeps_too_little_is_refused():
     with pytest.raises(
         ValueError,
         match=r"keeps 0 of 30 layers; the last layer must stay. Lower prune.frac \(now 0.99; at most 0.98 here\)",
@@ -85,13 +85,13 @@ def of_layers(*values: float) -> Scores:
     return Scores.of_layers(list(values), [0.0] * len(values))
 
 
-def test_a_block_out_of_layer_scores_is_their_sum_and_says_so():
+def test_block_from_layer_scores_is_their_sum():
     plan = sized(Block, frac=2 / 5)(lambda: of_layers(3, 1, 2, 5, 0), ModelSize(5))
     assert plan.drop == (1, 2)
     assert plan.notes["score"] == 3 and plan.notes["score_is"] == "sum of the layers' scores"
 
 
-def test_the_lowest_layers_go_wherever_they_are():
+def test_lowest_layers_go_wherever_they_are():
     table = of_layers(0.1, 5, 0.2, 4, 0.3, 0.0)
     assert sized(Lowest, frac=0.5, keep_first=0, keep_last=0)(lambda: table, ModelSize(6)).drop == (0, 2, 5)
     assert sized(Lowest, frac=0.5, keep_first=1, keep_last=1)(lambda: table, ModelSize(6)).drop == (2, 3, 4)
@@ -100,8 +100,8 @@ def test_the_lowest_layers_go_wherever_they_are():
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_blocks_are_the_best_of_all_ways(seed, most):
-    """Against every set of layers there is: its runs are its blocks, and only runs that are scored as blocks count."""
+def test_blocks_equal_exhaustive_search(seed, most):
+    """Against every set of layers: its runs are its blocks, and only runs that are scored as blocks count."""
     depth, n = 9, 4
     values = np.triu(np.random.default_rng(seed).random((depth + 1, depth + 1)), 1)
     table = Scores.of_blocks(values.tolist(), np.zeros_like(values).tolist(), 1, 0)
@@ -116,7 +116,7 @@ def test_blocks_are_the_best_of_all_ways(seed, most):
     assert len(plan.drop) == n
 
 
-def test_one_block_of_blocks_is_block():
+def test_single_block_of_blocks_equals_block():
     values = np.triu(np.random.default_rng(0).random((13, 13)), 1)
     table = Scores.of_blocks(values.tolist(), np.zeros_like(values).tolist(), 1, 0)
     one = sized(Blocks, frac=0.4, blocks=1)(lambda: table, ModelSize(12))
@@ -132,7 +132,7 @@ def test_every_spreads_the_gaps_evenly():
         assert len(plan.drop) == sized(Every, frac=0.4).count(ModelSize(depth))
 
 
-def test_random_layers_depend_on_the_seed_alone_and_are_fair():
+def test_random_layers_are_uniform_and_seeded():
     def draw(seed):
         return sized(Random, frac=0.3, keep_first=1, keep_last=1, seed=seed)(never, ModelSize(10)).drop
 
@@ -142,7 +142,7 @@ def test_random_layers_depend_on_the_seed_alone_and_are_fair():
     assert counts[0] == counts[9] == 0 and all(abs(count - 300) < 70 for count in counts[1:9])
 
 
-def test_a_plan_out_of_a_file(tmp_path):
+def test_plan_from_a_file(tmp_path):
     path = tmp_path / "plan.json"
     Plan(8, (2, 5), model="abc").write(path)
     given = Given(path=str(path), drop=None)
@@ -154,8 +154,8 @@ def test_a_plan_out_of_a_file(tmp_path):
         Given(path=str(tmp_path / "none.json"), drop=None).content()
 
 
-def test_greedy_scores_again_what_is_left():
-    """Two layers that do the same: each is cheap while the other is there, and dear once it is gone."""
+def test_greedy_rescores_the_remaining_layers():
+    """Two layers that do the same: each is cheap while the other is there, and expensive once it is gone."""
     alone = {0: 9.0, 1: 1.0, 2: 1.5, 3: 2.0, 4: 9.0}
 
     def score(removed=()):
@@ -167,7 +167,7 @@ def test_greedy_scores_again_what_is_left():
     assert sized(Lowest, frac=0.4, keep_first=1, keep_last=1)(score, ModelSize(5)).drop == (1, 2)
 
 
-def test_a_greedy_round_costs_no_round_twice():
+def test_greedy_repeats_no_round():
     asked = []
 
     def score(removed=()):
@@ -179,11 +179,11 @@ def test_a_greedy_round_costs_no_round_twice():
 
 
 def weighing(*units: int, outside: int = 0, quantity: Any = "parameters") -> ModelSize:
-    """A model whose units weigh so much, and what is outside of them."""
+    """Return a model size with these weights per unit, and outside the units."""
     return ModelSize(len(units), **{quantity: units}, total={quantity: sum(units) + outside})
 
 
-def test_a_number_of_layers_wins_over_the_fraction():
+def test_layers_override_the_fraction():
     assert sized(Deepest, frac=0.9, layers=2)(never, ModelSize(8)).drop == (5, 6)
     assert sized(Deepest, layers=0)(never, ModelSize(8)).drop == ()
     with pytest.raises(ValueError, match=r"keeps 0 of 8 layers; .* must stay. Lower prune.layers \(now 20; at most 7"):
@@ -192,8 +192,8 @@ def test_a_number_of_layers_wins_over_the_fraction():
 
 @pytest.mark.parametrize("quantity", ["parameters", "weight_bytes", "cache_bytes"])
 @pytest.mark.parametrize("seed", range(8))
-def test_a_budget_is_met_by_any_cut_of_that_size_and_not_by_all_smaller_ones(seed, quantity):
-    """Against every set of layers that may go."""
+def test_budget_is_met_by_any_minimal_cut(seed, quantity):
+    """Against every set of layers that may go: each cut of this size fits, not each cut of a smaller size."""
     random = np.random.default_rng(seed)
     units = random.integers(1, 20, 8).tolist()
     shape = weighing(*units, outside=7, quantity=quantity)
@@ -209,12 +209,12 @@ def test_a_budget_is_met_by_any_cut_of_that_size_and_not_by_all_smaller_ones(see
         assert left(prune(never, shape).drop) <= budget
 
 
-def test_a_budget_that_is_met_already_drops_nothing():
+def test_budget_already_met_drops_nothing():
     assert sized(Deepest, parameters=100.0)(never, weighing(*[10] * 8, outside=20)).drop == ()
     assert sized(Deepest, parameters=99.0)(never, weighing(*[10] * 8, outside=20)).drop == (6,)
 
 
-def test_a_budget_that_cannot_be_met_says_what_can_be():
+def test_unreachable_budget_reports_the_minimum():
     shape = weighing(10, 20, 10, 30, outside=5)
     says = (
         r"^prune.parameters=12 cannot be met: 75 in total, 45 without 2 of 4 layers; "
@@ -231,7 +231,7 @@ def test_a_budget_that_cannot_be_met_says_what_can_be():
         sized(Lowest, cache_bytes=7.0, unit="mlp").count(mlps)
 
 
-def test_a_budget_on_a_real_model_is_that_of_the_model_that_is_left():
+def test_budget_counts_the_real_pruned_model():
     shape = ModelSize.from_config(pico("llama", layers=8).config, "layer", "none", "float32")
     for n in range(8):
         left = pico("llama", layers=8 - n).num_parameters()
@@ -240,7 +240,7 @@ def test_a_budget_on_a_real_model_is_that_of_the_model_that_is_left():
         assert n == 7 or sized(Deepest, parameters=left - 0.5).count(shape) == n + 1
 
 
-def test_weights_are_needed_for_a_budget_only(tmp_path):
+def test_only_budgets_need_weights(tmp_path):
     assert not any(sized(Block, **each).needs_weights for each in ({}, {"layers": 3}))
     assert all(sized(Block, **{each: 1e9}).needs_weights for each in ("parameters", "weight_bytes", "cache_bytes"))
     assert not Given(path=str(tmp_path), drop=None).needs_weights
@@ -258,7 +258,7 @@ def test_weights_are_needed_for_a_budget_only(tmp_path):
         ({"unit": "head"}, "prune.unit must be one of layer, attention or mlp, got 'head'"),
     ],
 )
-def test_a_size_that_is_none_is_refused_in_one_line(knobs, says):
+def test_invalid_size_is_refused_in_one_line(knobs, says):
     with pytest.raises(ValueError, match=f"^{re.escape(says)}"):
         methods.build_method("prune", {"_target_": "depthcut.prune.block.Block", **KNOBS, **knobs})
 
@@ -276,7 +276,7 @@ MORE: dict[Any, dict[str, Any]] = {
 
 
 class Priced:
-    """Units of which each has its price, whatever else is gone."""
+    """Units with fixed scores that do not depend on what is removed."""
 
     def __init__(self, *prices: float) -> None:
         self.prices = prices
@@ -291,7 +291,7 @@ class Priced:
 
 @pytest.mark.parametrize("unit", ["layer", "attention", "mlp"])
 @pytest.mark.parametrize("prune", MORE)
-def test_every_pruner_says_what_goes(prune, unit, tmp_path):
+def test_every_pruner_describes_its_drop(prune, unit, tmp_path):
     chosen = sized(prune, unit=unit, layers=2, **MORE[prune])
     plan = chosen(Priced(5, 1, 4, 2, 3, 6), ModelSize(6))
     assert (chosen.unit, plan.unit, plan.depth, len(plan.drop)) == (unit, unit, 6, 2)
@@ -309,14 +309,14 @@ def test_every_pruner_is_in_these_tests():
     assert files == {prune.__module__.rpartition(".")[2] for prune in MORE}
 
 
-def test_a_block_of_halves_is_one_of_neighbours_and_the_sum_of_their_scores():
+def test_sublayer_block_is_adjacent_with_summed_scores():
     plan = sized(Block, unit="attention", layers=2)(Priced(5, 1, 4, 2, 3, 6), ModelSize(6))
     assert plan.drop == (1, 2) or plan.drop == (3, 4)
     assert plan.notes["score"] == 5 and plan.notes["score_is"] == "sum of the attentions' scores"
     assert plan.words == "drops the attention of layers 1-2 of 0-5, keeps 4"
 
 
-def test_how_the_size_was_given_is_in_no_digest():
+def test_digest_ignores_how_the_size_was_given():
     same = [sized(Block, frac=0.5), sized(Block, layers=3), sized(Block, frac=0.1, parameters=1e9)]
     assert len({str(digests.method_fields(each)) for each in same}) == 1
     assert digests.method_fields(same[0]) != digests.method_fields(sized(Block, frac=0.5, unit="mlp"))

@@ -1,4 +1,4 @@
-"""Question sets: always the same items, fair ones, and what lm-eval makes of them."""
+"""Question sets: deterministic, balanced, and usable by lm-eval."""
 
 import hashlib
 import os
@@ -41,7 +41,7 @@ def test_every_item_is_answerable(name):
         assert item["prompt"].strip() == item["prompt"] != ""
 
 
-def test_each_place_is_right_about_equally_often(name):
+def test_answer_positions_are_balanced(name):
     counts = Counter(item["answer"] for item in questions.load_questions(name, CACHE))
     assert set(counts) == set(range(len(counts)))
     if name in MADE:
@@ -50,7 +50,7 @@ def test_each_place_is_right_about_equally_often(name):
         assert max(counts.values()) < 1.7 * min(counts.values())
 
 
-def test_the_head_of_a_set_is_mixed():
+def test_first_questions_mix_subjects():
     subjects = {item["prompt"].splitlines()[0] for item in questions.load_questions("mmlu_local", CACHE)[:200]}
     assert len(subjects) > 40
 
@@ -70,7 +70,7 @@ def test_known_items():
     assert not any(name in prompt for prompt in prompts for name in ("Tunisia", "Kuwait"))
 
 
-def test_same_bytes_whatever_the_hash_seed(tmp_path):
+def test_questions_do_not_depend_on_hash_seed(tmp_path):
     script = (
         "import sys, shutil; from pathlib import Path; from depthcut.data import questions\n"
         "into = Path(sys.argv[2]); shutil.copytree(Path(sys.argv[1]) / 'wheels', into / 'wheels')\n"
@@ -98,7 +98,7 @@ def test_unknown_set_names_the_choices():
         questions.load_questions("hellaswag", CACHE)
 
 
-def test_lm_eval_takes_the_task():
+def test_lm_eval_accepts_the_task():
     from lm_eval.tasks import TaskManager
 
     loaded = TaskManager(include_defaults=False).load([questions.lm_eval_task("capitals", CACHE)])

@@ -1,10 +1,8 @@
-"""Several processes that share a point heal as one would; they die together and go on together."""
+"""Several processes heal a point as one would; they fail together and resume together."""
 
 import csv
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from depthcut.runtime import ranks
-from running import ENVIRONMENT, ROOT, UNHEALED, run, text_files
+from running import UNHEALED, run, run_torchrun, start_torchrun, text_files
 
 POINT = (
     *UNHEALED,
@@ -28,26 +26,11 @@ POINT = (
     "heal.lr=0.01",
 )
 STEPS, LONG = ("heal.steps=6", "heal.save_every=2"), ("heal.steps=60", "heal.save_every=5", "heal.dropout=0.1")
-TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "run.py"))
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> tuple[str, ...]:
     return text_files(tmp_path_factory.mktemp("text"))
-
-
-def start_two(*arguments: str) -> subprocess.Popen[str]:
-    """Start both, as one group of processes."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([*TWO, *arguments], cwd=ROOT, env=ENVIRONMENT, start_new_session=True, **pipes)
-
-
-def run_two(*arguments: str) -> str:
-    """Run both to their end."""
-    process = start_two(*arguments)
-    said, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, said
-    return said
 
 
 def losses(outputs: Path) -> list[float]:
@@ -61,7 +44,7 @@ def weights(outputs: Path):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, corpus) -> Path:
-    """What one process leaves."""
+    """Return the result of one process."""
     outputs = tmp_path_factory.mktemp("alone")
     one = run(f"outputs={outputs}", *POINT, *STEPS, *corpus, "heal.micro_batch=4", "export=merged")
     assert one.returncode == 0, one.stderr
@@ -69,7 +52,7 @@ def alone(tmp_path_factory, corpus) -> Path:
 
 
 def numbers(outputs: Path) -> dict[str, float]:
-    """Of a record those that are of the model, not of the run."""
+    """Return a record's numbers about the model, without those about the run."""
     record = json.loads(next(outputs.glob("main/*/record.json")).read_text())
     return {key: each for key, each in record.items() if "/" in key and not key.startswith(("seconds/", "bytes/peak"))}
 
@@ -83,8 +66,8 @@ def numbers(outputs: Path) -> dict[str, float]:
     ],
     ids=["copies", "shares", "shares all the time"],
 )
-def test_two_processes_heal_as_one_does_and_leave_one_record(tmp_path, corpus, alone, how):
-    said = run_two(f"outputs={tmp_path}", *POINT, *STEPS, *corpus, "heal.micro_batch=1", *how)
+def test_two_processes_heal_like_one_with_one_record(tmp_path, corpus, alone, how):
+    said = run_torchrun(f"outputs={tmp_path}", *POINT, *STEPS, *corpus, "heal.micro_batch=1", *how)
     assert said.count("record: ") == 1 and said.count(" tokens a pass") == 1 and said.count("healing:") <= 2
     assert said.count("each of 2 processes holds a share") == 2 * ("stream=always" in how)  # dense, pruned
     assert losses(tmp_path) == pytest.approx(losses(alone), abs=2e-4)
@@ -98,15 +81,15 @@ def test_two_processes_heal_as_one_does_and_leave_one_record(tmp_path, corpus, a
 
 
 def exported(outputs: Path) -> dict[str, Any]:
-    """The weights of the model that was left, as transformers reads them."""
+    """Return the exported weights as transformers reads them."""
     folder = next(outputs.glob("main/*/model"))
     return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).state_dict()
 
 
 @pytest.mark.slow
-def test_two_that_were_killed_go_on_to_the_same_weights(tmp_path, corpus):
+def test_two_killed_processes_resume_to_the_same_weights(tmp_path, corpus):
     point = (*POINT, *LONG, *corpus, "heal.micro_batch=2")
-    process = start_two(f"outputs={tmp_path}/killed", *point)
+    process = start_torchrun(f"outputs={tmp_path}/killed", *point)
     latest = time.monotonic() + 120
     while not list(tmp_path.glob("killed/main/*/heal/last.ckpt")):
         assert process.poll() is None and time.monotonic() < latest
@@ -115,14 +98,14 @@ def test_two_that_were_killed_go_on_to_the_same_weights(tmp_path, corpus):
         each.kill()
     process.communicate()
     assert not list(tmp_path.glob("killed/main/*/adapter"))
-    assert "healing resumes at step" in run_two(f"outputs={tmp_path}/killed", *point)
-    run_two(f"outputs={tmp_path}/peace", *point)
-    assert_close(weights(tmp_path / "killed"), weights(tmp_path / "peace"), atol=0, rtol=0)
+    assert "healing resumes at step" in run_torchrun(f"outputs={tmp_path}/killed", *point)
+    run_torchrun(f"outputs={tmp_path}/undisturbed", *point)
+    assert_close(weights(tmp_path / "killed"), weights(tmp_path / "undisturbed"), atol=0, rtol=0)
 
 
 @pytest.mark.slow
-def test_where_one_dies_the_other_ends_too(tmp_path, corpus):
-    process = start_two(f"outputs={tmp_path}", *POINT, *LONG, *corpus, "heal.micro_batch=1")
+def test_one_dying_process_ends_the_other(tmp_path, corpus):
+    process = start_torchrun(f"outputs={tmp_path}", *POINT, *LONG, *corpus, "heal.micro_batch=1")
     latest = time.monotonic() + 120
     while not list(tmp_path.glob("main/*/heal/last.ckpt")):
         assert process.poll() is None and time.monotonic() < latest
@@ -133,18 +116,18 @@ def test_where_one_dies_the_other_ends_too(tmp_path, corpus):
     assert not list(tmp_path.glob("main/*/record.json"))
 
 
-def test_a_micro_batch_that_leaves_a_process_without_work_is_told(tmp_path, corpus):
-    process = start_two(f"outputs={tmp_path}", *POINT, *STEPS, *corpus, "heal.micro_batch=4")
+def test_micro_batch_that_idles_a_process_is_refused(tmp_path, corpus):
+    process = start_torchrun(f"outputs={tmp_path}", *POINT, *STEPS, *corpus, "heal.micro_batch=4")
     said, _ = process.communicate(timeout=100)
     assert "error: heal.micro_batch must divide heal.batch (4) among 2 processes, got 4" in said
 
 
-def test_who_started_the_processes(monkeypatch):
+def test_launcher_is_read_from_the_environment(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_PROCID", "1")
-    assert (ranks.launcher(), ranks.global_rank(), ranks.world_size()) == (None, 0, 1)  # a shell of an allocation
+    assert (ranks.launcher(), ranks.global_rank(), ranks.world_size()) == (None, 0, 1)  # a shell inside an allocation
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert (ranks.launcher(), ranks.global_rank(), ranks.world_size(), ranks.node_count()) == ("slurm", 1, 2, 1)
     monkeypatch.setenv("SLURM_NTASKS", "1")

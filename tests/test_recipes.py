@@ -1,4 +1,4 @@
-"""Healing the weights themselves, adapters around the gaps, and adapters that start from those of a smaller cut."""
+"""Full fine-tuning, adapters around the gaps, and adapters that start from those of a smaller cut."""
 
 import copy
 import dataclasses
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from adapting import adapted_layers, pruned, pruned_and_adapted
 from composing import composed
 from depthcut.config import experiment
 from depthcut.cut.plan import Plan
@@ -29,9 +30,8 @@ from depthcut.runtime import store
 from depthcut.study import curve
 from depthcut.study.run import Run, open_run
 from pico import FAMILIES, pico, texts
+from recipes import RECIPE, batch
 from running import PICO, UNHEALED, kill_in_healing, light, run, run_two, succeed, text_files
-from test_shared_prefix import pruned, sites, trained
-from test_training import RECIPE, batch
 
 SHARED = {field.name: getattr(RECIPE, field.name) for field in dataclasses.fields(Full)}
 FULL = Full(**SHARED | {"betas": (0.9, 0.95), "weight_decay": 0.1})
@@ -52,7 +52,7 @@ def entered(*words: str) -> Run:
 
 
 def changed(model, recipe) -> set[str]:
-    """The parameters that two steps on random gradients move."""
+    """Return the parameters that two steps on random gradients move."""
     module = Healing(model, recipe, next_token_loss)
     before = copy.deepcopy(dict(model.named_parameters()))
     optimiser = module.configure_optimizers()["optimizer"]
@@ -67,7 +67,7 @@ def changed(model, recipe) -> set[str]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [False, True])
-def test_what_each_recipe_trains_and_how_far_down_the_gradient_goes(family, tied):
+def test_recipe_decides_trained_weights_and_gradient_depth(family, tied):
     model = pico(family, layers=5, tie_word_embeddings=tied)
     stem, names = decoder_layers.layer_prefix(model), {name for name, _ in model.named_parameters()}
     with full_finetune.master_weights(model, full_finetune.all_parameters(model)):
@@ -92,7 +92,7 @@ def test_what_each_recipe_trains_and_how_far_down_the_gradient_goes(family, tied
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_gradient_of_all_weights_is_that_of_transformers_own_loss(tied):
+def test_full_gradient_equals_that_of_transformers_loss(tied):
     model, ids = pico("llama", tie_word_embeddings=tied), texts()
     model.requires_grad_(True)
     other = copy.deepcopy(model)
@@ -102,7 +102,7 @@ def test_the_gradient_of_all_weights_is_that_of_transformers_own_loss(tied):
         assert (one.grad - two.grad).norm() < 1e-5 * two.grad.norm(), name
 
 
-def test_the_optimiser_is_adamw_with_the_recipes_moments_and_decay_on_matrices_alone():
+def test_optimiser_is_adamw_with_decay_on_matrices_only():
     model = pico("llama", layers=1).requires_grad_(True)
     optimiser = Healing(model, FULL, next_token_loss).configure_optimizers()["optimizer"]
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -127,7 +127,7 @@ def test_the_optimiser_is_adamw_with_the_recipes_moments_and_decay_on_matrices_a
 # --- precision
 
 
-def test_rounding_gives_the_neighbours_and_on_average_the_number():
+def test_stochastic_rounding_is_unbiased_between_neighbours():
     chance = torch.Generator().manual_seed(0)
     low, high = 1.0, 1.0 + 2**-7  # next to each other in bfloat16
     for share in (0.0, 0.1, 0.5):
@@ -136,17 +136,26 @@ def test_rounding_gives_the_neighbours_and_on_average_the_number():
             got = sign * full_finetune.stochastic_round(sign * many, torch.bfloat16, chance)
             assert got.dtype == torch.bfloat16 and set(got.tolist()) <= {low, high}
             assert (got == high).float().mean().item() == pytest.approx(share, abs=0.02)
+
+
+def test_stochastic_rounding_keeps_exact_values_and_the_precision():
+    chance = torch.Generator().manual_seed(0)
     some = torch.randn(1000, generator=chance) * 10.0 ** torch.randint(-30, 30, (1000,), generator=chance)
     exact = torch.cat([some, 2.0 ** torch.arange(-20, 20), torch.zeros(3)]).to(torch.bfloat16)
     assert torch.equal(full_finetune.stochastic_round(exact.float(), torch.bfloat16, chance), exact)
     gap = (full_finetune.stochastic_round(some, torch.bfloat16, chance).float() - some).abs() / some.abs()
     assert 0 < gap.max() <= 2**-7
+
+
+def test_only_bfloat16_is_rounded_stochastically():
+    chance = torch.Generator().manual_seed(0)
+    many = torch.randn(1000, generator=chance) * 10.0 ** torch.randint(-30, 30, (1000,), generator=chance)
     assert full_finetune.stochastic_round(many, torch.float32, chance) is many
-    assert torch.equal(full_finetune.stochastic_round(some, torch.float16, chance), some.half())
+    assert torch.equal(full_finetune.stochastic_round(many, torch.float16, chance), many.half())
 
 
-def test_small_steps_move_a_bfloat16_model_only_by_way_of_float32():
-    """16 steps of 1e-5 on weights near 0.2: in bfloat16 next to nothing moves, and rounded to the nearest neither."""
+def test_bfloat16_weights_need_float32_for_small_steps():
+    """16 steps of 1e-5 on weights near 0.2: in bfloat16 next to nothing moves, and rounded to nearest nothing does."""
     steps, lr = 16, 1e-5
     start = {name: p.detach().to(torch.bfloat16).float() for name, p in pico("llama", layers=2).named_parameters()}
     ends: dict[str, torch.Tensor] = {}
@@ -188,7 +197,7 @@ def walk(model, objective, steps: int, lr: float) -> None:
 
 
 def flat(model, start) -> torch.Tensor:
-    """How far each weight is from where it was."""
+    """Return how far each weight moved."""
     return torch.cat([(p.detach().float() - start[name]).flatten() for name, p in model.named_parameters()])
 
 
@@ -219,12 +228,12 @@ def test_full_heals_and_exports_what_it_keeps(full):
     assert Plan.read(full["folder"] / "weights/plan.json").drop
 
 
-def test_done_again_nothing_is_loaded(full, corpus):
+def test_finished_point_loads_nothing(full, corpus):
     assert "already done" in light(f"outputs={full['folder'].parents[1]}", *PICO, *corpus, "heal=full", *SOON).stderr
 
 
 @pytest.mark.slow
-def test_one_more_task_reads_the_weights_back(full, corpus):
+def test_added_task_reuses_the_healed_weights(full, corpus):
     outputs = full["folder"].parents[1]
     same = (f"outputs={outputs}", *PICO, *corpus, "heal=full", *SOON)
     before = kept(outputs)
@@ -235,7 +244,7 @@ def test_one_more_task_reads_the_weights_back(full, corpus):
     assert kept(outputs) == before
 
 
-def test_killed_in_the_middle_it_ends_with_the_same_weights(tmp_path, corpus, full):
+def test_killed_run_ends_with_the_same_weights(tmp_path, corpus, full):
     same = (*PICO, *corpus, "heal=full", *SOON)
     kill_in_healing(tmp_path / "killed", *same)
     assert not list(tmp_path.glob("killed/main/*/weights"))
@@ -245,7 +254,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(tmp_path, corpus, fu
     assert resumed["healed/validation/loss"] == full["healed/validation/loss"]
 
 
-def test_partial_leaves_all_else_as_it_was(tmp_path, corpus):
+def test_partial_leaves_other_weights_unchanged(tmp_path, corpus):
     record = succeed(f"outputs={tmp_path}", *PICO, *corpus, "heal=partial", "heal.last=2", "heal.lr=1e-3")
     tensors = load_file(record["folder"] / "weights/model.safetensors")
     assert {name.split(".")[2] for name in tensors if "layers" in name} == {"4", "5"} and "lm_head.weight" in tensors
@@ -260,7 +269,7 @@ def test_partial_leaves_all_else_as_it_was(tmp_path, corpus):
 
 
 @pytest.mark.slow
-def test_two_processes_heal_the_weights_as_one_does(tmp_path, corpus):
+def test_two_processes_full_finetune_like_one(tmp_path, corpus):
     same = (*UNHEALED, *corpus, "heal=full", "prune=deepest", "heal.steps=6", "heal.warmup=1")
     same = (*same, "heal.batch=4", "heal.lr=1e-3", "export=none")
     one = run(f"outputs={tmp_path}/one", *same, "heal.micro_batch=4")
@@ -271,7 +280,7 @@ def test_two_processes_heal_the_weights_as_one_does(tmp_path, corpus):
 
 
 @pytest.mark.parametrize("heal", WAY)
-def test_there_is_no_adapter_to_export_and_no_quantised_base(heal):
+def test_full_finetune_refuses_adapter_export_and_quantised_base(heal):
     with pytest.raises(
         ValueError, match=f"^export=adapter needs a recipe that trains adapters; heal={heal} trains none$"
     ):
@@ -285,11 +294,11 @@ def test_there_is_no_adapter_to_export_and_no_quantised_base(heal):
 # --- around the gaps
 
 
-def beside(plan: Plan, reach: int, filled: int | None = 0) -> set[int]:
-    """By walking: each layer that is left, or stands in a gap, and how far the nearest gap is.
+def layers_near_gaps(plan: Plan, reach: int, filled: int | None = 0) -> set[int]:
+    """Return the layers, kept or in a gap, within ``reach`` of the nearest gap.
 
     Args:
-        filled: how many layers stand in each gap; None: as many as are gone.
+        filled: how many layers fill each gap; None: as many as were dropped.
     """
     row: list[str] = []
     for layer in range(plan.depth):
@@ -316,29 +325,29 @@ PLANS = [Plan(9, (3, 4)), Plan(9, (0,)), Plan(9, (7, 8)), Plan(9, (1, 4, 5)), Pl
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.words)
 @pytest.mark.parametrize("reach", [1, 2, 5])
-def test_around_is_what_is_next_to_a_gap(plan, reach):
+def test_around_cut_is_next_to_a_gap(plan, reach):
     recipe, left = dataclasses.replace(AROUND, reach=reach), len(plan.keep)
-    assert set(recipe.reached(plan, left)) == beside(plan, reach)
+    assert set(recipe.reached(plan, left)) == layers_near_gaps(plan, reach)
     gaps = sum(layer - 1 not in plan.drop for layer in plan.drop)
-    if left + gaps < plan.depth:  # else there is one for each that is gone
-        assert set(recipe.reached(plan, left + gaps)) == beside(plan, reach, 1)
+    if left + gaps < plan.depth:  # otherwise one for each dropped layer
+        assert set(recipe.reached(plan, left + gaps)) == layers_near_gaps(plan, reach, 1)
     assert set(recipe.reached(plan, plan.depth)) == around_all(plan, reach)
 
 
 def around_all(plan: Plan, reach: int) -> set[int]:
-    """Where all layers are there again: those that were dropped, and those near one."""
+    """Return the dropped layers and those near one, where all layers are restored."""
     return {n for n in range(plan.depth) if any(abs(n - gone) <= reach for gone in plan.drop)}
 
 
-def test_around_in_words():
+def test_around_cut_by_example():
     for plan, wanted in ((Plan(8, (3, 4)), [1, 2, 3, 4]), (Plan(8, ()), []), (Plan(8, (7,)), [5, 6])):
         assert AROUND.reached(plan, len(plan.keep)) == wanted
     assert AROUND.reached(Plan(8, (4,), "mlp"), 8) == [2, 3, 4, 5, 6]
     plan = Plan(8, (3, 4))
-    assert sites(trained(pico("llama", layers=8), plan, 0, AROUND)) == {1, 2, 3, 4}
+    assert adapted_layers(pruned_and_adapted(pico("llama", layers=8), plan, 0, AROUND)) == {1, 2, 3, 4}
 
 
-def test_the_shared_pass_takes_no_point_whose_layers_below_the_cut_are_healed(tmp_path):
+def test_points_healed_below_the_cut_are_not_shared(tmp_path):
     for layers, may in (("after_cut", True), ("around_cut", False), ("all", False)):
         here = open_run(
             experiment.build_experiment(composed("model=pico", f"outputs={tmp_path}", f"heal.layers={layers}"))
@@ -350,7 +359,7 @@ def test_the_shared_pass_takes_no_point_whose_layers_below_the_cut_are_healed(tm
         )
 
 
-def test_reach_is_a_knob_of_around_alone(tmp_path):
+def test_reach_matters_only_around_the_cut(tmp_path):
     def digest(*words: str) -> str:
         return entered("model=pico", f"outputs={tmp_path}", *words).digest
 
@@ -361,10 +370,10 @@ def test_reach_is_a_knob_of_around_alone(tmp_path):
 # --- chained
 
 
-def test_layers_that_both_cuts_keep_start_from_the_smaller_ones_adapters(tmp_path):
+def test_shared_layers_start_from_the_smaller_cuts_adapters(tmp_path):
     small, large = Plan(8, (4,)), Plan(8, (3, 4, 5))
     model = pico("llama", layers=8)
-    smaller = trained(model, small, 0)
+    smaller = pruned_and_adapted(model, small, 0)
     smaller.save_pretrained(str(tmp_path), save_embedding_layers=False)
     larger = adapters.add_adapters(pruned(model, large), RECIPE, large)
     fresh = copy.deepcopy(larger.state_dict())
@@ -374,7 +383,7 @@ def test_layers_that_both_cuts_keep_start_from_the_smaller_ones_adapters(tmp_pat
         if "lora_" not in name:
             continue
         number = large.keep[int(re.search(r"layers\.(\d+)", name)[1])]
-        if number in (6, 7):  # kept by both, and behind the smaller one's gap, where it has adapters
+        if number in (6, 7):  # kept by both, and after the smaller cut's gap, where it has adapters
             old = re.sub(r"layers\.\d+", f"layers.{small.keep.index(number)}", name)
             assert torch.equal(tensor, there[old]) and (tensor != 0).any()
             seen.append(number)
@@ -402,8 +411,8 @@ def chained(smaller, corpus, *words: str) -> tuple[str, ...]:
     return (f"outputs={outputs}", *PICO, *corpus, *DEEPEST, "prune.layers=3", *words)
 
 
-def test_a_run_goes_on_from_a_smaller_cut(smaller, corpus):
-    """Steps that are next to nothing leave the adapters where they started: at the other run's."""
+def test_run_starts_from_a_smaller_cut(smaller, corpus):
+    """Tiny steps leave the adapters where they started: at the other run's."""
     digest = smaller["folder"].name
     done = run(*chained(smaller, corpus, f"heal.init_from={digest}", "heal.lr=1e-12"))
     assert done.returncode == 0 and "healing starts from" in done.stderr, done.stderr
@@ -418,7 +427,7 @@ def test_a_run_goes_on_from_a_smaller_cut(smaller, corpus):
         assert tensor.abs().max() > 0
 
 
-def test_what_it_starts_from_is_in_the_points_name_by_content(smaller, corpus, tmp_path):
+def test_digest_covers_init_from_by_content(smaller, corpus, tmp_path):
     folder = smaller["folder"]
     fresh, by_digest, by_folder = (
         entered(*chained(smaller, corpus, *words)).digest
@@ -454,13 +463,13 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("words", "says"), MISTAKES, ids=[words[0] for words, _ in MISTAKES])
-def test_a_point_that_does_not_fit_is_told_in_a_line(smaller, corpus, words, says):
+def test_unsuitable_init_from_fails_in_one_line(smaller, corpus, words, says):
     with pytest.raises(ValueError, match=rf"^heal.init_from=\S+: {says}") as error:
         assert entered(*chained(smaller, corpus, f"heal.init_from={smaller['folder']}", *words)).digest
     assert "\n" not in str(error.value)
 
 
-def test_it_is_told_before_anything_heavy_is_loaded(smaller, corpus, full):
+def test_unsuitable_init_from_fails_before_heavy_imports(smaller, corpus, full):
     done = light(*chained(smaller, corpus, "heal.init_from=nowhere"))
     assert done.returncode and done.stderr.strip().splitlines()[-1].startswith("error: heal.init_from=nowhere: no such")
     with pytest.raises(ValueError, match=r"no complete adapters in .*/adapter; first heal that point with adapters"):

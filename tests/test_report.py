@@ -1,4 +1,4 @@
-"""The report's tables: what lies in a study's folder, the numbers in it, and where its curves fall."""
+"""The report's tables: a study's points, its numbers, and the transitions of its curves."""
 
 import csv
 import json
@@ -50,7 +50,7 @@ def made_once(tmp_path_factory):
 
 @pytest.fixture
 def made(made_once, tmp_path):
-    """Made-up studies of 280 points, to be damaged."""
+    """Write synthetic studies of 280 points, to be damaged."""
     shutil.copytree(made_once, tmp_path / "outputs")
     return tmp_path / "outputs"
 
@@ -67,7 +67,7 @@ def first(outputs, name="made_llama2_7b"):
 # How far a study is.
 
 
-def test_states_are_counted_with_the_reason_of_each_failure_and_the_step_of_each_run(made):
+def test_states_list_failure_reasons_and_running_steps(made):
     done, failed, running, left, *_ = (path.parent for path in first(made))
     for folder in (failed, running, left):
         (folder / "record.json").unlink()
@@ -85,7 +85,7 @@ def test_states_are_counted_with_the_reason_of_each_failure_and_the_step_of_each
     assert done.name not in shown.stdout
 
 
-def test_what_was_unfinished_is_looked_at_again_without_the_records(made):
+def test_refresh_rereads_only_unfinished_points(made):
     done, begun, damaged, later, *_ = (path.parent for path in first(made))
     (begun / "record.json").unlink()
     (damaged / "record.json").write_text("{")
@@ -102,7 +102,7 @@ def test_what_was_unfinished_is_looked_at_again_without_the_records(made):
     assert found.states["left"] == 3 and found.running == []
 
 
-def test_a_running_point_tells_how_far_it_is_and_a_curve_that_is_thinned(made):
+def test_running_point_shows_progress_and_thinned_curve(made):
     folder = next(path.parent for path in first(made) if (path.parent / "heal.csv").exists())
     (told,) = live.running_points([folder])
     assert told["digest"] == folder.name and told["study"] == "made_llama2_7b" and told["steps"] == (120, 5000)
@@ -114,7 +114,7 @@ def test_a_running_point_tells_how_far_it_is_and_a_curve_that_is_thinned(made):
     assert told["steps"] is None and told["loss"] == [] and json.dumps(told)
 
 
-def test_many_healing_curves_are_thinned_more_than_a_few(made):
+def test_many_healing_curves_are_thinned_more(made):
     points = study.read_studies([made]).points
     healed = next(point for point in points if (point.folder / "heal.csv").exists())
     other = next(point for point in points if not (point.folder / "heal.csv").exists())
@@ -124,7 +124,7 @@ def test_many_healing_curves_are_thinned_more_than_a_few(made):
     assert alone.tokens[-1] == among.tokens[-1] == 120 * 32768
 
 
-def test_a_title_names_only_what_is_the_same_for_all(made):
+def test_title_names_only_common_settings(made):
     record = json.loads(first(made)[0].read_text())
     other = json.loads(json.dumps(record))
     other["config"]["prune"]["_target_"] = "depthcut.prune.deepest.Deepest"
@@ -135,7 +135,7 @@ def test_a_title_names_only_what_is_the_same_for_all(made):
     assert "metric" in heads and "prune" in heads and "model" not in heads
 
 
-def test_a_study_without_a_finished_record_is_shown(made):
+def test_study_without_finished_records_is_shown(made):
     points = [path.parent for path in first(made)]
     for folder in points:
         (folder / "record.json").unlink()
@@ -146,7 +146,7 @@ def test_a_study_without_a_finished_record_is_shown(made):
     )
 
 
-def test_what_is_no_point_is_counted_in_words_and_never_an_error(made):
+def test_unusable_entries_are_counted_without_an_error(made):
     a, b, c, d, e, f, *rest = first(made)
     studies.changed(a, format=FORMAT + 1)
     b.write_text(b.read_text()[:500])
@@ -172,7 +172,7 @@ def test_what_is_no_point_is_counted_in_words_and_never_an_error(made):
     assert report(made).returncode == 0
 
 
-def test_records_of_absurd_models_and_half_characters_are_skipped_by_name(made):
+def test_absurd_models_and_lone_surrogates_are_skipped(made):
     a, b, c, d, e, *_ = first(made)
     plan = json.loads(a.read_text())["plan"]
     studies.changed(a, plan={**plan, "depth": 10**9, "drop": [[0, 10**8]]})
@@ -192,7 +192,7 @@ def test_records_of_absurd_models_and_half_characters_are_skipped_by_name(made):
 
 
 @pytest.mark.parametrize("output", ["r.html", "r.csv"])
-def test_a_record_of_wrong_evaluations_spoils_no_report(made, output):
+def test_malformed_evaluations_spoil_no_report(made, output):
     a, b, c, d, *_ = first(made)
     studies.changed(a, measured={"dense": {"x": [1]}})
     studies.changed(b, measured={"dense": {"x": {"part": 1, "settings": {}, "sample": {}, "numbers": {}}}})
@@ -206,12 +206,12 @@ def test_a_record_of_wrong_evaluations_spoils_no_report(made, output):
 
 
 @pytest.mark.parametrize("port", [99999999, 65536, -1])
-def test_a_port_that_is_none_is_told_in_one_line(tmp_path, port):
+def test_invalid_port_is_refused_in_one_line(tmp_path, port):
     with pytest.raises(UserError, match=f"--port must be a whole number from 0 to 65535, got {port}"):
         serve.make_server([tmp_path], port)
 
 
-def test_the_later_of_two_records_of_one_point_counts(made):
+def test_later_record_of_a_point_wins(made):
     path = first(made)[0]
     shutil.copytree(path.parent, made / "made_phi_2" / path.parent.name)
     studies.changed(made / "made_phi_2" / path.parent.name / "record.json", finished="2027-01-01T00:00:00+00:00")
@@ -219,7 +219,7 @@ def test_the_later_of_two_records_of_one_point_counts(made):
     assert found[path.parent.name].folder.parent.name == "made_phi_2"
 
 
-def test_the_terminal_report_imports_nothing_heavy(made):
+def test_terminal_report_imports_nothing_heavy(made):
     code = (
         "import sys; sys.argv = ['report', sys.argv[1]]; from depthcut.report.__main__ import main; main();"
         "print({'torch', 'plotly', 'pandas', 'scipy', 'matplotlib', 'transformers'} & set(sys.modules))"
@@ -229,14 +229,14 @@ def test_the_terminal_report_imports_nothing_heavy(made):
     assert shown.stdout.splitlines()[-1] == "set()"
 
 
-def test_a_missing_or_empty_study_is_told_in_one_line(tmp_path):
+def test_missing_or_empty_study_fails_in_one_line(tmp_path):
     missing = report(tmp_path / "none")
     assert missing.returncode == 2 and missing.stderr.startswith("error: no study at ")
     empty = report(tmp_path)
     assert empty.returncode == 2 and "no points found" in empty.stderr and empty.stderr.count("\n") == 1
 
 
-def test_the_table_as_csv_holds_all_numbers_and_no_formula(made):
+def test_csv_table_has_all_numbers_and_no_formulas(made):
     record = json.loads(first(made)[0].read_text())
     record["config"]["model"]["repo"] = "=HYPERLINK(evil)"
     record |= {"=HYPERLINK(1)/x": 1.0, "@SUM(1)/y": 2.0}
@@ -248,7 +248,7 @@ def test_the_table_as_csv_holds_all_numbers_and_no_formula(made):
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "  =1", "\n=1"])
-def test_formulas_are_disarmed_and_numbers_are_not(text):
+def test_formulas_are_escaped_and_numbers_are_not(text):
     assert cells.escape_formula(text) == f"'{text}"
     assert cells.escape_formula("a=1") == "a=1" and cells.escape_formula(-1.5) == -1.5
 
@@ -261,7 +261,7 @@ def test_markdown_shows_a_hostile_name_as_text():
 # The tidy table, names and curves.
 
 
-def test_every_number_is_a_row_once_and_says_what_it_is_of(made):
+def test_tidy_table_has_each_number_once_with_keys(made):
     records = study.read_studies([made]).records
     rows = tidy.tidy_table(records)
     wanted = sum(
@@ -280,7 +280,7 @@ def test_every_number_is_a_row_once_and_says_what_it_is_of(made):
     assert set(rows[(rows["stage"] == "pruned") & (rows["prune"] == "deepest")]["metric"]) == {""}
 
 
-def test_a_knob_that_differs_is_named_and_one_that_does_not_or_changes_no_number_is_not(made):
+def test_labels_name_only_settings_that_differ_and_matter(made):
     records = [json.loads(path.read_text()) for path in first(made)[:3]]
     for record in records:
         record["config"]["metric"] = {"_target_": "depthcut.metric.angular.Angular", "token": "last", "batch": 8}
@@ -293,7 +293,7 @@ def test_a_knob_that_differs_is_named_and_one_that_does_not_or_changes_no_number
     assert {each["model"] for each in named} == {"llama2_7b"}
 
 
-def test_a_curve_averages_seeds_and_adds_their_spread_to_the_items_errors(made):
+def test_curve_stderr_combines_seed_spread_and_item_errors(made):
     records = study.read_studies([made]).records
     lines = curves.curve_lines(tidy.tidy_table(records))
     line = next(line for line in lines if line.healed and any(count > 1 for count in line.names["boolq/acc"].seeds))
@@ -309,7 +309,7 @@ def test_a_curve_averages_seeds_and_adds_their_spread_to_the_items_errors(made):
     assert line.dropped == sorted(line.dropped)
 
 
-def test_one_cut_is_one_point_however_often_it_was_measured(made):
+def test_repeated_measurement_of_a_cut_is_one_point(made):
     records = study.read_studies([made]).records
     twin = json.loads(json.dumps(records[0]))
     twin["digest"], twin["config"]["seed"] = "0" * 16, 99
@@ -318,7 +318,7 @@ def test_one_cut_is_one_point_however_often_it_was_measured(made):
     assert seeds[0] == seeds[1]
 
 
-def test_a_cut_of_nothing_is_no_point_of_an_unhealed_curve(made):
+def test_empty_cut_is_not_on_an_unhealed_curve(made):
     records = study.read_studies([made]).records
     none = json.loads(json.dumps(records[0]))
     none["plan"]["drop"], none["fraction"], none["digest"] = [], 0.0, "0" * 16
@@ -333,7 +333,7 @@ def test_a_cut_of_nothing_is_no_point_of_an_unhealed_curve(made):
      ("arc_easy/acc_norm", 0.25), ("commonsenseqa_local/acc", 0.2), ("mine/acc", None), ("boolq/f1", None),
      ("validation/loss", None)],
 )  # fmt: skip
-def test_chance(name, wanted):
+def test_chance_levels(name, wanted):
     assert chance.chance_level(name) == wanted
 
 
@@ -348,7 +348,7 @@ def curve(values, fraction, stderr=0.01):
     return CurveData(fraction, np.asarray(values), np.full(len(fraction), stderr), 0.75, stderr, 0.25)
 
 
-def test_a_clean_curve_gives_its_own_midpoint_onset_and_width():
+def test_clean_curve_recovers_midpoint_onset_and_width():
     fraction = np.linspace(0.05, 0.8, 16)
     found = transition_fit.fit_transition(curve(logistic(fraction, 0.4, 0.05), fraction, 0.005))
     assert found.seen and found.midpoint and found.onset and found.width
@@ -368,7 +368,7 @@ def solved(falling, value, low=0.0, high=1.0):
     return low
 
 
-def test_a_cliff_between_two_fractions_may_be_anywhere_between_them():
+def test_cliff_midpoint_interval_spans_the_gap():
     fraction = np.array([0.1, 0.2, 0.3, 0.5, 0.6])
     found = transition_fit.fit_transition(curve([0.75, 0.75, 0.75, 0.25, 0.25], fraction))
     assert found.midpoint
@@ -380,19 +380,19 @@ def test_a_cliff_between_two_fractions_may_be_anywhere_between_them():
     [([0.75] * 6, "flat"), ([0.75, 0.74, 0.76, 0.75, 0.74, 0.75], "flat"), ([0.75, 0.3, 0.7, 0.35, 0.74, 0.5], "flat"),
      ([0.75, 0.75, 0.74, 0.72, 0.67, 0.6], "unfinished"), ([0.75, 0.5, 0.25], "few")],
 )  # fmt: skip
-def test_where_no_transition_is_seen_there_is_no_number(values, why):
+def test_no_transition_gives_no_number(values, why):
     found = transition_fit.fit_transition(curve(values, np.linspace(0.1, 0.6, 6)[: len(values)]))
     assert found == Transition(why, rough=found.rough) and not found.seen
     assert found.midpoint is found.onset is found.width is None
 
 
-def test_a_dense_model_that_guesses_has_no_transition():
+def test_dense_model_at_chance_has_no_transition():
     fraction = np.linspace(0.1, 0.6, 6)
     found = transition_fit.fit_transition(CurveData(fraction, np.full(6, 0.25), np.full(6, 0.02), 0.27, 0.02, 0.25))
     assert found.why == "dense"
 
 
-def test_an_error_of_zero_is_not_believed():
+def test_zero_error_is_replaced_by_a_floor():
     fraction = np.linspace(0.1, 0.8, 8)
     errors = np.full(8, 0.03)
     errors[2] = 0.0
@@ -401,7 +401,7 @@ def test_an_error_of_zero_is_not_believed():
     assert transition_fit.fit_transition(usual).seen
 
 
-def test_the_misfit_is_least_squares_with_the_best_amplitude():
+def test_chi_squared_is_least_squares_over_the_amplitude():
     chance_ = np.random.default_rng(1)
     leads, errors, shares = (
         chance_.normal(0.3, 0.1, (3, 7)),
@@ -416,7 +416,8 @@ def test_the_misfit_is_least_squares_with_the_best_amplitude():
             assert found[b, g] == pytest.approx(wanted)
 
 
-def test_intervals_hold_the_truth_in_a_hundred_draws(bench):
+def test_intervals_cover_the_truth_in_simulations(bench):
+    """In a hundred draws."""
     found = bench.trial("falls", 100)
     assert found["seen"] >= 95
     assert found["midpoint"] >= 0.9 * found["seen"]
@@ -425,16 +426,16 @@ def test_intervals_hold_the_truth_in_a_hundred_draws(bench):
 
 
 @pytest.mark.parametrize("kind", ["flat", "noisy", "at chance", "slopes"])
-def test_hardly_a_curve_without_a_transition_is_said_to_have_one(bench, kind):
+def test_flat_curves_rarely_show_a_transition(bench, kind):
     assert bench.trial(kind, 100)["seen"] <= 5
 
 
-def test_the_same_curve_gives_the_same_answer(bench):
+def test_transition_fit_is_deterministic(bench):
     drawn, *_ = bench.draw("falls", np.random.default_rng(3))
     assert transition_fit.fit_transition(drawn) == transition_fit.fit_transition(drawn)
 
 
-def test_made_up_studies_fall_where_they_were_made_to_and_healing_moves_them_later(made):
+def test_synthetic_studies_show_their_transitions_and_healing_shift(made):
     rows = tidy.tidy_table(study.read_studies([made]).records)
     found = transitions.curve_transitions(curves.curve_lines(rows), curves.dense_numbers(rows))
     seen = [fall for fall in found if fall.found.seen and chance.is_accuracy(fall.name)]
@@ -448,7 +449,7 @@ def test_made_up_studies_fall_where_they_were_made_to_and_healing_moves_them_lat
     assert {fall.name for fall in found} >= {"boolq/acc", "validation/loss"}
 
 
-def test_a_loss_is_counted_from_a_uniform_guess_and_stays_there_beyond_it():
+def test_loss_is_scaled_and_clipped_at_uniform_guess():
     names = {
         "validation/loss": curves.CurveValues([2.0, 30.0], [0.1, 0.1], [1, 1]),
         "validation/loss_over_log_v": curves.CurveValues([0.2, 3.0], [math.nan] * 2, [1, 1]),
@@ -461,7 +462,7 @@ def test_a_loss_is_counted_from_a_uniform_guess_and_stays_there_beyond_it():
     assert fitted.stderr.tolist() == pytest.approx([0.01, 0.01]) and fitted.dense_stderr == pytest.approx(0.005)
 
 
-def test_a_difference_of_midpoints_has_the_interval_of_a_difference():
+def test_midpoint_difference_has_its_own_interval():
     one, two = (Transition("", midpoint=Interval(*each)) for each in ((0.3, 0.25, 0.31), (0.5, 0.48, 0.6)))
     moved = transitions.transition_shift(one, two)
     assert moved is not None and moved.at == pytest.approx(0.2)
@@ -478,7 +479,7 @@ def strip(chooser, rows, depth=4):
     return layers.LayerStrip("m", chooser, "layer", depth, rows)
 
 
-def test_agreement_is_the_share_of_dropped_layers_in_common():
+def test_agreement_is_the_shared_fraction_of_dropped_layers():
     same, other = {1: [0.0, 1, 0, 0], 2: [0.0, 1, 1, 0]}, {2: [1.0, 1, 0, 0], 3: [1.0, 1, 1, 0]}
     (found,) = layers.chooser_agreements([strip("a", same), strip("b", other), strip("c", {4: [1.0] * 4})])
     assert found.overlap[0, 1] == found.overlap[1, 0] == 0.5 and found.luck[0, 1] == 0.5 and found.sizes[0, 1] == 1
@@ -486,7 +487,7 @@ def test_agreement_is_the_share_of_dropped_layers_in_common():
     assert layers.chooser_agreements([strip("a", same)]) == []
 
 
-def test_strips_average_the_cuts_of_several_seeds(made):
+def test_layer_strips_average_over_seeds(made):
     record = json.loads(first(made)[0].read_text())
     record["plan"] |= {"depth": 4, "drop": [[1, 2]]}
     other = json.loads(json.dumps(record))
@@ -495,7 +496,7 @@ def test_strips_average_the_cuts_of_several_seeds(made):
     assert found.rows == {1: [0, 0.5, 0.5, 0]}
 
 
-def test_the_map_is_the_scores_by_start_and_size_with_the_chosen_starts(made):
+def test_score_map_has_starts_sizes_and_chosen_starts(made):
     found = score_maps.load_score_maps(study.read_studies([made]).points)
     one = next(each for each in found if each.model == "llama2_7b" and each.metric == "angular")
     scores = score_maps.read_cached_scores(made / "cache" / "scores" / one.digest)
@@ -506,7 +507,7 @@ def test_the_map_is_the_scores_by_start_and_size_with_the_chosen_starts(made):
     assert one.chosen and all(0 <= start <= 32 - n for n, start in one.chosen.items())
 
 
-def test_scores_that_are_gone_or_broken_are_no_error(made):
+def test_missing_or_broken_scores_are_no_error(made):
     for path in (made / "cache" / "scores").iterdir():
         (path / "scores.json").write_text('{"format": 0}')
     record = json.loads(first(made)[0].read_text())
@@ -514,7 +515,7 @@ def test_scores_that_are_gone_or_broken_are_no_error(made):
     assert score_maps.load_score_maps(study.read_studies([made]).points) == []
 
 
-def test_ranks_agree_where_scores_do():
+def test_scorer_rank_correlations_follow_the_scores():
     def scored(metric, values):
         return score_maps.ScoreMap(metric, "m", metric, "layer", 4, np.zeros((4, 4)), values)
 
@@ -524,7 +525,7 @@ def test_ranks_agree_where_scores_do():
     assert found.correlation[0, :3].tolist() == pytest.approx([1, 1, -1]) and math.isnan(found.correlation[0, 3])
 
 
-def test_a_healing_curve_is_thinned_to_means_of_as_many_steps(tmp_path):
+def test_healing_curve_is_thinned_to_interval_means(tmp_path):
     rows = [f"{step},{10 * step},{step / 2},{step % 7}" for step in range(1, 104)]
     (tmp_path / "heal.csv").write_text(
         "\n".join(["step,tokens,seconds,loss", *rows, "104,broken", "105,1,2,nan", "106,10"])
@@ -539,7 +540,7 @@ def test_a_healing_curve_is_thinned_to_means_of_as_many_steps(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "tokens,seconds,loss\n", "\x00\x01"])
-def test_a_broken_healing_curve_is_none(tmp_path, text):
+def test_broken_healing_curve_is_skipped(tmp_path, text):
     (tmp_path / "heal.csv").write_text(text)
     assert len(healing.read_loss_curve(tmp_path / "heal.csv")) == 0
     assert healing.thin_curve(0, healing.read_loss_curve(tmp_path / "none.csv"), 10) is None

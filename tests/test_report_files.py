@@ -1,4 +1,4 @@
-"""What a report leaves: the page as a file, figures for a paper, tables; and the server."""
+"""The files of a report: the page, figures for a paper, tables; and the server."""
 
 import csv
 import http.client
@@ -43,7 +43,7 @@ def report(*arguments, **more) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_page_is_one_file_that_names_no_other_and_runs_its_own_scripts_only(outputs, tmp_path):
+def test_page_is_self_contained(outputs, tmp_path):
     done = report(outputs, outputs / "made_llama2_7b", "-o", tmp_path / "r.html", "--title", "mine & yours")
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "r.html"), done.stderr
     text = (tmp_path / "r.html").read_text()
@@ -58,7 +58,7 @@ def test_the_page_is_one_file_that_names_no_other_and_runs_its_own_scripts_only(
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
-def test_plotly_is_found_as_it_was_when_its_start_was_cut_short():
+def test_plotly_registers_traces_lazily_and_stays_complete():
     from plotly.offline import get_plotlyjs
 
     script = get_plotlyjs()
@@ -69,13 +69,13 @@ def test_plotly_is_found_as_it_was_when_its_start_was_cut_short():
     assert f"{parts[0]}()" not in short and parts[0].replace("()", "") in short
 
 
-def test_a_script_of_another_make_stays_as_it_is():
+def test_unknown_script_is_left_unchanged():
     script = "other(() => { a.register([one(), two()]) });"
     assert plotlyjs.escape_non_ascii(plotlyjs.parse_once(plotlyjs.register_lazily(script))) == script
     assert json.loads(f'"{plotlyjs.escape_non_ascii("x–😀")}"') == "x–😀"
 
 
-def test_the_page_holds_every_run_and_no_studies_twice(outputs, points):
+def test_page_has_every_run_and_no_duplicate_lines(outputs, points):
     found = json.loads(json.dumps(data.page_data(study.read_studies([outputs]), "x")))
     assert len(found["runs"]) == len(points) == 140
     assert len({line["key"] for line in found["lines"]}) == len(found["lines"]) == 10
@@ -87,7 +87,7 @@ def test_the_page_holds_every_run_and_no_studies_twice(outputs, points):
     assert max(len(curve["loss"]) for curve in found["healing"]) <= 50
 
 
-def test_what_is_missing_is_null_and_never_zero(outputs, tmp_path):
+def test_missing_number_is_null_and_never_zero(outputs, tmp_path):
     shutil.copytree(outputs, tmp_path / "o")
     for path in sorted((tmp_path / "o").glob("*/*/record.json"))[::2]:
         record = json.loads(path.read_text())
@@ -111,7 +111,7 @@ def test_figures_for_a_paper(outputs, tmp_path, kind):
             assert ET.fromstring(content).tag.endswith("svg")
 
 
-def test_the_same_records_give_the_same_svg(outputs, tmp_path):
+def test_same_records_give_the_same_svg(outputs, tmp_path):
     for folder in ("a", "b"):
         made = files.write_output(study.read_studies([outputs]), "svg", tmp_path / folder, "", tmp_path)
         assert len(made) == 7
@@ -119,7 +119,7 @@ def test_the_same_records_give_the_same_svg(outputs, tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
-def test_every_legend_is_whole_however_narrow_the_figure(points):
+def test_legends_fit_inside_narrow_figures(points):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     def one_task(record):
@@ -137,7 +137,7 @@ def test_every_legend_is_whole_however_narrow_the_figure(points):
         assert min(axis.get_window_extent().height for axis in made[name].axes) > 1.2 * made[name].dpi
 
 
-def test_files_go_into_the_study_unless_a_name_says_otherwise(outputs, tmp_path):
+def test_files_go_to_the_study_by_default(outputs, tmp_path):
     made = tmp_path / "o" / "made_llama2_7b"
     made.mkdir(parents=True)
     for point in list((outputs / made.name).iterdir())[:3]:
@@ -161,18 +161,18 @@ def test_files_go_into_the_study_unless_a_name_says_otherwise(outputs, tmp_path)
         (("-o", "x.md", "--format", "csv"), "-o x.md --format csv: the extension and --format differ"),
     ],
 )
-def test_a_name_that_is_no_format_is_refused(words, says):
+def test_unknown_format_is_refused(words, says):
     with pytest.raises(UserError, match=re.escape(says)):
         command.check_output(command.build_parser().parse_args(["outputs/main", *words]))
 
 
-def test_figures_are_values_that_a_logger_can_send(points):
+def test_figures_are_matplotlib_figures(points):
     made = figures.draw_figures(points)
     assert len(made) == 7 and all(isinstance(figure, Figure) for figure in made.values())
     assert figures.draw_figures([]) == {}
 
 
-def test_a_figures_lines_are_the_curves_and_begin_at_the_dense_model(points):
+def test_figure_lines_start_at_the_dense_model(points):
     from depthcut.report.figures import lines
 
     rows = tidy.tidy_table([point.record for point in points])
@@ -190,7 +190,7 @@ def test_a_figures_lines_are_the_curves_and_begin_at_the_dense_model(points):
         assert x.tolist() == [*([0.0] * len(start)), *line.fraction]
 
 
-def test_a_forest_marks_no_curve_without_a_transition(points):
+def test_forest_omits_curves_without_a_transition(points):
     from depthcut.report.figures import forest
     from depthcut.report.transition_fit import Transition
 
@@ -207,7 +207,7 @@ def test_a_forest_marks_no_curve_without_a_transition(points):
     assert forest.forest_figure([none]) is None
 
 
-def test_tables_for_scripts(outputs, points, tmp_path):
+def test_csv_and_markdown_tables(outputs, points, tmp_path):
     assert report(outputs, "--format", "csv", "-o", tmp_path / "t.csv").returncode == 0
     rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
     assert len(rows) == len(tidy.tidy_table([point.record for point in points]))
@@ -223,7 +223,7 @@ def test_tables_for_scripts(outputs, points, tmp_path):
     assert "| llama2\\_7b | angular | block | none | qlora | boolq/acc |" in text and "140 points: 140 done" in text
 
 
-def test_nothing_to_show_is_told_in_one_line(tmp_path):
+def test_nothing_to_show_fails_in_one_line(tmp_path):
     (tmp_path / "s" / "p").mkdir(parents=True)
     (tmp_path / "s" / "p" / "config.yaml").write_text("{}")
     for arguments in (("-o", tmp_path / "r.html"), ("--format", "png")):
@@ -233,7 +233,7 @@ def test_nothing_to_show_is_told_in_one_line(tmp_path):
     assert not (tmp_path / "r.html").exists()
 
 
-def test_help_reads_as_a_page():
+def test_help_names_the_page():
     shown = report("--help").stdout
     assert "python -m depthcut.report serve outputs" in shown and "figures/*.pdf for a paper" in shown
     assert "127.0.0.1" in report("serve", "--help").stdout or "localhost" in report("serve", "--help").stdout
@@ -248,7 +248,7 @@ def get(port, path, host=None):
     return answer.status, body
 
 
-def test_the_server_answers_this_machine_alone_and_builds_what_changed(outputs, tmp_path):
+def test_server_is_local_and_rebuilds_on_change(outputs, tmp_path):
     source, later, *_ = sorted(outputs.glob("made_llama2_7b/*/record.json"))
     shutil.copytree(source.parent, tmp_path / "s" / source.parent.name)
     with serve.make_server([tmp_path / "s"], 0) as serving:
@@ -278,7 +278,7 @@ def sent(port: int, request: bytes) -> bytes:
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def test_a_client_that_says_nothing_is_left(outputs, monkeypatch):
+def test_silent_client_is_disconnected(outputs, monkeypatch):
     monkeypatch.setattr(serve.PageHandler, "timeout", 0.2)
     with serve.make_server([outputs], 0) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
@@ -286,14 +286,14 @@ def test_a_client_that_says_nothing_is_left(outputs, monkeypatch):
         serving.shutdown()
 
 
-def test_a_port_that_is_taken_and_a_study_that_is_not_there_are_told(outputs, tmp_path):
+def test_taken_port_and_missing_study_are_reported(outputs, tmp_path):
     with serve.make_server([outputs], 0) as serving, pytest.raises(ValueError, match="choose another with --port"):
         serve.make_server([outputs], serving.server_port)
     with pytest.raises(ValueError, match="no study at"):
         serve.make_server([tmp_path / "none"], 0)
 
 
-def test_the_server_is_a_command_that_ends_with_ctrl_c(outputs):
+def test_server_command_ends_with_ctrl_c(outputs):
     call = [sys.executable, "-m", "depthcut.report", "serve", str(outputs), "--port", "0"]
     started = subprocess.Popen(call, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert started.stdout is not None

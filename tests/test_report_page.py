@@ -1,4 +1,4 @@
-"""The page in a real headless Chromium: every control, the link that keeps the state, what is saved, and no request."""
+"""The page in headless Chromium: every control, the state in the link, downloads, and no network request."""
 
 import csv
 import io
@@ -39,7 +39,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """A real study, two made-up ones, one with a hostile name, and a point that failed."""
+    """Write a real study, two synthetic ones, one with a hostile name, and a point that failed."""
     folder = tmp_path_factory.mktemp("studies")
     outputs = studies.real(folder).parent
     studies.bench("report").make(outputs, 160, steps=120, models=("phi_2", "qwen3_8b"))
@@ -61,7 +61,7 @@ def report(outputs):
 
 
 class Watched:
-    """A page, what it asked for, and what it complained of."""
+    """A page, its network requests and its console errors."""
 
     def __init__(self, browser, **context):
         self.context = browser.new_context(viewport={"width": 1300, "height": 900}, accept_downloads=True, **context)
@@ -99,7 +99,7 @@ def shared(browser, report):
 
 @pytest.fixture
 def opened(shared):
-    """The report as it is first seen; plotly starts once for all tests."""
+    """Return the report in its initial state; plotly starts once for all tests."""
     shared.page.evaluate("document.activeElement.blur(); location.hash = '#'; scrollTo(0, 0)")
     shared.page.wait_for_selector("#overview:not([hidden])")
     yield shared.page
@@ -107,7 +107,7 @@ def opened(shared):
 
 
 def drawn(opened, name):
-    """Bring a figure into view and wait until it is drawn."""
+    """Scroll to a figure and wait until it is drawn."""
     figure = opened.locator(f"figure[data-figure={name}]")
     figure.scroll_into_view_if_needed()
     opened.locator(f"figure[data-figure={name}][data-drawn]").wait_for()
@@ -124,7 +124,7 @@ def test_every_figure_is_drawn(opened):
     assert "failed" in opened.inner_text("#words")
 
 
-def test_plotly_has_started_the_parts_that_the_figures_need_and_few_others(opened):
+def test_plotly_registers_only_the_traces_in_use(opened):
     parts = opened.evaluate("Object.keys(Plotly.PlotSchema.get().traces)")
     assert {"scatter", *plotlyjs.TRACE_KINDS} <= set(parts) and len(parts) < 10
     for name in FIGURES:
@@ -134,7 +134,7 @@ def test_plotly_has_started_the_parts_that_the_figures_need_and_few_others(opene
         assert asked == opened.evaluate(kinds % (name, "_fullData")) and set(asked) <= set(parts)
 
 
-def test_the_legend_tells_recipes_apart_by_their_dashes(opened):
+def test_legend_distinguishes_recipes_by_dashes(opened):
     opened.select_option("#panels", "model")
     entries = opened.locator("#legend button[data-key]", has_text="angular block,").all()
     dashes = {each.locator("line").get_attribute("stroke-dasharray") for each in entries}
@@ -156,7 +156,7 @@ SELECTS = {
 BOXES = ("bands", "marks", "log", "logx")
 
 
-def test_every_control_changes_the_page_and_the_link_brings_it_back(watched, opened, report):
+def test_controls_change_the_page_and_its_link(watched, opened, report):
     before = {control: opened.input_value(f"#{control}") for control in SELECTS}
     for control, value in SELECTS.items():
         opened.select_option(f"#{control}", value)
@@ -176,7 +176,7 @@ def test_every_control_changes_the_page_and_the_link_brings_it_back(watched, ope
     assert again.input_value("#find-falls") == again.input_value("#find-runs") == "block"
 
 
-def test_the_axes_and_the_scores_are_drawn_as_they_are_chosen(opened):
+def test_axes_and_scores_follow_their_controls(opened):
     opened.select_option("#x", "size/weight_bytes")
     opened.select_option("#y", "share")
     text = drawn(opened, "curves").locator(".plot").inner_text()
@@ -196,7 +196,7 @@ def test_all_panels_are_drawn_after_the_first(opened):
     assert titles.count() == len(MODELS)
 
 
-def test_filters_and_the_legend_take_curves_away_and_the_link_keeps_them_away(watched, opened, report):
+def test_filters_and_legend_hide_curves_across_reload(watched, opened, report):
     opened.select_option("#panels", "measure")
     total = shown_curves(opened)
     opened.uncheck("#facets input[data-facet=model][value=phi_2]")
@@ -212,7 +212,7 @@ def test_filters_and_the_legend_take_curves_away_and_the_link_keeps_them_away(wa
     assert shown_curves(again) == total and again.evaluate("location.hash") == ""
 
 
-def test_where_models_have_panels_of_their_own_a_legend_entry_is_of_all_of_them(opened):
+def test_legend_entry_toggles_all_model_panels(opened):
     opened.select_option("#panels", "model")
     total = shown_curves(opened)
     entry = opened.locator("#legend button[data-key]", has_text="angular block, qlora")
@@ -223,7 +223,7 @@ def test_where_models_have_panels_of_their_own_a_legend_entry_is_of_all_of_them(
     assert shown_curves(opened) == total and "off=" not in opened.evaluate("location.hash")
 
 
-def test_all_and_none_of_a_filter_and_of_the_legend(opened):
+def test_all_and_none_buttons_of_filters_and_legend(opened):
     total = shown_curves(opened)
     opened.click("#facets button[data-facet=recipe][value=none]")
     assert shown_curves(opened) == 0 and "No curve passes" in opened.inner_text("figure[data-figure=curves]")
@@ -234,7 +234,7 @@ def test_all_and_none_of_a_filter_and_of_the_legend(opened):
     assert shown_curves(opened) == total
 
 
-def test_tasks_are_switched_by_their_boxes(opened):
+def test_checkboxes_switch_tasks(opened):
     names = [each.get_attribute("value") for each in opened.locator("#measures input:checked").all()]
     opened.uncheck(f"#measures input[value='{names[0]}']")
     drawn(opened, "curves")
@@ -242,7 +242,7 @@ def test_tasks_are_switched_by_their_boxes(opened):
     assert names[0] not in opened.evaluate("location.hash")
 
 
-def test_what_most_runs_have_is_drawn_first(opened):
+def test_commonest_loss_is_drawn_first(opened):
     measures = json.loads(opened.locator("script#data").text_content())["measures"]
     times = {each["name"]: each["times"] for each in measures}
     boxes = opened.locator("#measures input:checked").all()
@@ -251,7 +251,7 @@ def test_what_most_runs_have_is_drawn_first(opened):
     assert [losses[name] for name in first] == [max(losses.values())] and len(set(times.values())) > 1
 
 
-def test_the_transition_table_sorts_and_finds(opened):
+def test_transition_table_sorts_and_searches(opened):
     head = opened.locator("#falls-table thead th", has_text="Midpoint")
     head.locator("button").click()
     assert opened.locator("#falls-table th[aria-sort=ascending]").count() == 1
@@ -268,7 +268,7 @@ def test_the_transition_table_sorts_and_finds(opened):
     assert opened.evaluate("document.activeElement.id") == "find-falls"
 
 
-def test_a_curve_without_a_transition_has_no_mark_and_no_number(opened):
+def test_curve_without_transition_has_no_mark_or_number(opened):
     opened.fill("#find-falls", "pico")
     rows = opened.locator("#falls-table tbody tr")
     assert rows.count() > 0
@@ -277,7 +277,7 @@ def test_a_curve_without_a_transition_has_no_mark_and_no_number(opened):
         assert cells[4:8] == [""] * 4 and cells[8]
 
 
-def test_a_point_tells_what_it_is_when_the_mouse_is_over_it(opened):
+def test_hovering_a_point_describes_it(opened):
     drawn(opened, "curves").locator(".scatterlayer .points path").nth(3).hover(force=True)
     text = opened.locator(".hoverlayer").first.text_content()
     assert "layers cut" in text and "±" in text
@@ -303,7 +303,7 @@ def test_figures_are_saved_as_svg_png_and_csv(opened, name):
             assert not any(cell.startswith(("=", "+", "@")) for row in rows for cell in row)
 
 
-def test_all_numbers_are_saved_as_csv_with_formulas_disarmed(opened, outputs):
+def test_csv_download_escapes_formulas(opened, outputs):
     with opened.expect_download() as download:
         opened.click("#runs-csv")
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8-sig"))))
@@ -316,13 +316,13 @@ def test_all_numbers_are_saved_as_csv_with_formulas_disarmed(opened, outputs):
         )
 
 
-def test_the_numbers_of_a_figure_can_be_read_as_a_table(opened):
+def test_figure_numbers_are_available_as_a_table(opened):
     figure = drawn(opened, "curves")
     figure.locator("summary").click()
     figure.locator("details tbody tr").nth(20).wait_for(state="attached")
 
 
-def test_a_hostile_name_is_text(opened):
+def test_hostile_name_is_text(opened):
     for name in FIGURES:
         drawn(opened, name)
     assert opened.evaluate("window.hacked") is None
@@ -333,7 +333,7 @@ def test_a_hostile_name_is_text(opened):
     assert HOSTILE in opened.inner_text("#failed li")
 
 
-def test_a_runs_page_has_its_plan_numbers_config_and_the_way_back(opened, outputs):
+def test_run_page_has_plan_numbers_config_and_back(opened, outputs):
     opened.fill("#find-runs", "real lora deepest")
     opened.locator("#runs-table tbody a").first.click()
     digest = re.search(r"run=(\w+)", opened.evaluate("location.hash"))[1]
@@ -351,7 +351,7 @@ def test_a_runs_page_has_its_plan_numbers_config_and_the_way_back(opened, output
     assert opened.is_visible("#overview")
 
 
-def test_the_config_that_a_page_gives_is_the_run(opened, outputs, tmp_path):
+def test_config_on_a_run_page_reproduces_it(opened, outputs, tmp_path):
     opened.fill("#find-runs", "real lora block")
     opened.locator("#runs-table tbody a").first.click()
     command = opened.inner_text("#command")
@@ -363,27 +363,27 @@ def test_the_config_that_a_page_gives_is_the_run(opened, outputs, tmp_path):
     assert again.returncode == 0 and "already done" in again.stderr, again.stderr
 
 
-def test_a_link_to_a_run_that_is_not_there_says_so(watched, report):
+def test_link_to_a_missing_run_says_so(watched, report):
     opened = watched.open(report, "#run=0000")
     assert "no run 0000" in opened.inner_text("#run")
     opened.click("#back")
     assert opened.is_visible("#curves")
 
 
-def test_the_runs_table_sorts_and_shows_more(opened):
+def test_runs_table_sorts_and_shows_more(opened):
     opened.locator("#runs-table thead button", has_text="Cut").click()
     cuts = [float(text.split()[0]) for text in opened.locator("#runs-table tbody tr td:nth-child(6)").all_inner_texts()]
     assert cuts == sorted(cuts) and len(cuts) > 100
 
 
-def test_sections_are_reached_from_the_navigation_and_the_state_stays(opened):
+def test_navigation_to_sections_keeps_the_state(opened):
     opened.select_option("#x", "dropped")
     opened.click("nav a[href='#healing']")
     assert "x=dropped" in opened.evaluate("location.hash")
     assert opened.evaluate("document.getElementById('healing').getBoundingClientRect().top < innerHeight")
 
 
-def test_the_keyboard_is_enough(watched, report):
+def test_page_works_with_the_keyboard_alone(watched, report):
     opened = watched.open(report)
     opened.keyboard.press("Tab")
     assert opened.evaluate("document.activeElement.id") == "skip"
@@ -401,7 +401,7 @@ def test_the_keyboard_is_enough(watched, report):
     assert opened.evaluate("document.activeElement.dataset.facet") == "prune" and shown_curves(opened) < total - 1
 
 
-def test_all_that_can_be_used_has_a_name(opened):
+def test_every_control_has_an_accessible_name(opened):
     unnamed = opened.evaluate(
         """[...document.querySelectorAll("button, select, input, a, figure, section")].filter((each) => {
           const label = each.closest("label");
@@ -417,7 +417,7 @@ TABBED = """[...document.querySelectorAll("a, button, input, select, summary, [t
   .filter((each) => !each.closest("details:not([open]) > :not(summary)"))"""
 
 
-def test_a_screen_reader_finds_all_by_role_and_name_and_no_picture(opened):
+def test_accessibility_tree_has_names_and_no_pictures(opened):
     for name in FIGURES:
         drawn(opened, name)
     opened.locator("figure[data-figure=forest] summary").click()
@@ -436,7 +436,7 @@ def test_a_screen_reader_finds_all_by_role_and_name_and_no_picture(opened):
     assert opened.get_by_role("status").count() == 4
 
 
-def test_the_tab_key_goes_through_the_page_in_its_order_and_past_the_pictures(opened):
+def test_tab_order_follows_the_page_past_plots(opened):
     for name in FIGURES:
         drawn(opened, name)
     stops = opened.evaluate(f"{TABBED}.map((each) => [each.tabIndex, Boolean(each.closest('.plot'))])")
@@ -448,7 +448,7 @@ def test_the_tab_key_goes_through_the_page_in_its_order_and_past_the_pictures(op
         assert opened.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
-def test_a_runs_page_is_named_by_its_heading_and_takes_the_focus(opened):
+def test_run_page_is_named_and_focused_by_heading(opened):
     opened.fill("#find-runs", "real lora block")
     opened.locator("#runs-table tbody a").first.click()
     heading = opened.get_by_role("heading", level=2).inner_text()
@@ -466,7 +466,7 @@ def test_light_and_dark(browser, report):
         watched.close()
 
 
-def test_the_print_is_light_and_has_every_figure_and_no_control(browser, report):
+def test_print_is_light_with_figures_without_controls(browser, report):
     watched = Watched(browser, color_scheme="dark")
     opened = watched.open(report)
     opened.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -493,7 +493,7 @@ def test_no_width_makes_the_page_scroll_sideways(watched, report, width):
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_one_record_and_none_that_was_cut_are_pages_too(watched, outputs, tmp_path):
+def test_single_and_uncut_records_make_a_page(watched, outputs, tmp_path):
     source = sorted(outputs.glob("real/*/record.json"))[0].parent
     shutil.copytree(source, tmp_path / "one" / source.name)
     record = json.loads((tmp_path / "one" / source.name / "record.json").read_text())
@@ -508,7 +508,7 @@ def test_one_record_and_none_that_was_cut_are_pages_too(watched, outputs, tmp_pa
 
 @dataclass(frozen=True)
 class Sweep:
-    """A study that is served, and points to put into it."""
+    """A served study, and points to add to it."""
 
     folder: Path
     others: list[Path]
@@ -518,7 +518,7 @@ class Sweep:
 
 @pytest.fixture
 def sweep(outputs, tmp_path, monkeypatch):
-    """A study of one finished point, its server, and points to put into it: two that healed."""
+    """Serve a study of one finished point, with two healed points to add."""
     monkeypatch.setattr(serve, "POLL_MILLISECONDS", 200)
     healed = (path.parent for path in sorted(outputs.glob("made_phi_2/*/heal.csv")))
     source, *others = (folder for folder in healed if (folder / "record.json").exists())
@@ -531,20 +531,20 @@ def sweep(outputs, tmp_path, monkeypatch):
         serving.shutdown()
 
 
-def test_served_pages_follow_a_sweep_and_keep_their_view(watched, sweep):
+def test_served_page_follows_a_sweep_and_keeps_view(watched, sweep):
     opened = watched.open(sweep.url, "#x=dropped")
     assert "1 done" in opened.inner_text("#words")
     opened.focus("#find-runs")
     shutil.copytree(sweep.others[0], sweep.folder / sweep.others[0].name)
     opened.locator("#words", has_text="2 done").wait_for()
-    assert opened.locator("#runs-table tbody tr").count() == 1  # nobody is interrupted
+    assert opened.locator("#runs-table tbody tr").count() == 1  # no reader is interrupted
     opened.focus("#print")
     opened.locator("#runs-table", has_text=sweep.others[0].name[:8]).wait_for()
     assert opened.input_value("#x") == "dropped" and opened.evaluate("document.activeElement.id") == "print"
     opened.goto("about:blank")
 
 
-def test_the_healing_of_a_running_point_is_followed_in_place(watched, sweep):
+def test_running_points_healing_curve_updates_in_place(watched, sweep):
     folder = sweep.folder / sweep.others[0].name
     shutil.copytree(sweep.others[0], folder)
     (folder / "record.json").unlink()
@@ -562,7 +562,7 @@ def test_the_healing_of_a_running_point_is_followed_in_place(watched, sweep):
         (folder / "heal.csv").write_text("".join(rows[:81]))
         opened.locator("#running", has_text="step 80 of 5000").wait_for()
         drawn(opened, "healing")
-        for _ in range(200):  # the figure is drawn anew behind the words
+        for _ in range(200):  # the figure is redrawn after the text
             if opened.evaluate(last) == 80 * 32768:
                 break
             opened.wait_for_timeout(50)
@@ -572,7 +572,7 @@ def test_the_healing_of_a_running_point_is_followed_in_place(watched, sweep):
     opened.goto("about:blank")
 
 
-def test_a_server_that_went_away_is_told(watched, sweep):
+def test_lost_server_is_reported(watched, sweep):
     opened = watched.open(sweep.url)
     sweep.server.shutdown()
     sweep.server.server_close()

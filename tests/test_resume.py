@@ -12,7 +12,7 @@ def saved(path, **changes):
     return path
 
 
-def test_the_same_training_is_resumed(tmp_path):
+def test_same_training_is_resumed(tmp_path):
     path = tmp_path / "last.ckpt"
     assert not resume.is_resumable(path, "mine")
     assert resume.is_resumable(saved(path), "mine") and path.exists()
@@ -33,7 +33,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_named_and_begun_anew(tmp_path, damage, caplog):
+def test_damaged_checkpoint_is_named_and_restarted(tmp_path, damage, caplog):
     path = saved(tmp_path / "last.ckpt")
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     assert not resume.is_resumable(path, "mine") and not path.exists()
@@ -49,7 +49,7 @@ def test_another_points_checkpoint_is_not_resumed(tmp_path, caplog):
     assert "it does not name its point" in caplog.text
 
 
-def test_a_checkpoint_of_other_code_is_refused_and_kept(tmp_path):
+def test_checkpoint_of_other_code_is_refused_and_kept(tmp_path):
     path = saved(tmp_path / "last.ckpt", code="0" * 16)
     with pytest.raises(
         UserError, match=r"last.ckpt was written with another version of depthcut's code\. Restore that to resume"

@@ -1,4 +1,4 @@
-"""The main job as a user gives it: ends, is not repeated, survives a kill, leaves a model that loads anywhere."""
+"""The main job from the command line: it finishes, is not repeated, survives a kill, exports a loadable model."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def finished(tmp_path_factory, corpus):
     return succeed(f"outputs={outputs}", *PICO, *corpus, **ANEW)
 
 
-def test_the_record_holds_what_was_done(finished):
+def test_record_describes_the_run(finished):
     assert finished["plan"]["depth"] == 8 and finished["fraction"] == 0.25
     assert finished["healed/validation/loss"] < finished["pruned/validation/loss"]
     for stage in ("dense", "pruned", "healed"):
@@ -51,13 +51,13 @@ def test_the_record_holds_what_was_done(finished):
     assert names == {"config.yaml", "run.log", "plan.json", "heal.csv", "record.json", "model", "adapter"}
 
 
-def test_the_log_says_how_healing_went(finished):
+def test_log_reports_the_healing(finished):
     log = (finished["folder"] / "run.log").read_text()
     assert re.search(r"healing: .* gradient checkpointing: no layer;", log)
     assert re.search(r"healed: 6 steps, 1,536 tokens, \d+ s, loss \d\.\d{3}, [\d,]+ tokens/s", log)
 
 
-def test_the_curve_has_one_row_a_step(finished):
+def test_curve_has_one_row_per_step(finished):
     rows = (finished["folder"] / "heal.csv").read_text().splitlines()
     assert rows[0].startswith("step,tokens,seconds,loss,lr")
     assert [int(row.split(",")[0]) for row in rows[1:]] == [1, 2, 3, 4, 5, 6]
@@ -65,14 +65,15 @@ def test_the_curve_has_one_row_a_step(finished):
     assert all(0 < float(row.split(",")[5]) < 100 for row in rows[1:])
 
 
-def test_a_second_run_says_that_it_is_done(finished, corpus):
+def test_second_run_is_done_already(finished, corpus):
     outputs = finished["folder"].parents[1]
     again = light(f"outputs={outputs}", *PICO, *corpus)
     assert again.returncode == 0 and "already done" in again.stderr
     assert "validation/loss" in again.stdout
 
 
-def test_one_more_task_or_export_keeps_the_adapter_and_another_study_finds_what_is_shared(finished, corpus):
+def test_added_task_or_export_reuses_the_adapter(finished, corpus):
+    """Another study finds the shared parts too."""
     outputs = finished["folder"].parents[1]
     adapter = finished["folder"] / "adapter" / "adapter_model.safetensors"
     stamp = adapter.stat().st_mtime_ns
@@ -110,7 +111,7 @@ assert greedy[0] == greedy[1]
 """
 
 
-def test_the_exported_model_loads_where_depthcut_is_not(finished):
+def test_exported_model_loads_without_depthcut(finished):
     folder = finished["folder"] / "model"
     call = [sys.executable, "-W", "ignore", "-c", LOADS, str(folder)]
     done = subprocess.run(call, capture_output=True, text=True, env=ENVIRONMENT, check=False)
@@ -121,7 +122,7 @@ def test_the_exported_model_loads_where_depthcut_is_not(finished):
     assert f"{finished['healed/validation/loss']:.3f}" in card
 
 
-def test_generation_stops_at_the_token_that_ended_the_training_documents(tmp_path, corpus):
+def test_generation_stops_at_the_training_separator(tmp_path, corpus):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     words = (*UNHEALED, *corpus, "prune=deepest", "stages=[]", "model.separator=A", "heal.steps=1", "heal.warmup=0")
@@ -133,7 +134,7 @@ def test_generation_stops_at_the_token_that_ended_the_training_documents(tmp_pat
     assert written[0, ids.shape[1] :].tolist() == [separator]
 
 
-def test_the_adapters_card_and_config_name_the_base_and_its_cut(finished):
+def test_adapter_card_and_config_name_base_and_cut(finished):
     adapter = finished["folder"] / "adapter"
     base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == f"pico, {finished['plan']['words']}"
@@ -141,7 +142,7 @@ def test_the_adapters_card_and_config_name_the_base_and_its_cut(finished):
     assert card.startswith("---\nlibrary_name: peft\n") and f"# {base}" in card and "More Information" not in card
 
 
-def test_the_report_prints_the_study_and_writes_its_csv(finished):
+def test_report_prints_the_study_and_writes_csv(finished):
     study = finished["folder"].parent
     call = [sys.executable, "-m", "depthcut.report", str(study)]
     done = subprocess.run(call, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, check=False)
@@ -155,7 +156,7 @@ def test_the_report_prints_the_study_and_writes_its_csv(finished):
     assert missing.returncode == 2 and missing.stderr.startswith("error: no study at outputs/no-such")
 
 
-def test_a_sweep_is_one_study(tmp_path, corpus):
+def test_sweep_is_one_study(tmp_path, corpus):
     done = run(
         "-m",
         f"outputs={tmp_path}",
@@ -174,8 +175,8 @@ def test_a_sweep_is_one_study(tmp_path, corpus):
     assert len(whole) == 2 and all(each["pruned/validation/loss"] == each["dense/validation/loss"] for each in whole)
 
 
-def test_deepest_never_opens_the_layers_that_it_drops(tmp_path, finished, corpus):
-    """They are poisoned in the file: whoever reads one of them ends at a loss that is no number."""
+def test_deepest_never_reads_the_dropped_layers(tmp_path, finished, corpus):
+    """They are NaN in the file, so reading one of them gives a loss of NaN."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(finished["folder"] / "model", tmp_path / "model")
@@ -203,7 +204,7 @@ def test_deepest_never_opens_the_layers_that_it_drops(tmp_path, finished, corpus
     assert record["bytes/read"] == kept
 
 
-def test_a_model_whose_loss_is_not_finite_has_diverged(tmp_path, finished, corpus):
+def test_non_finite_loss_is_recorded_as_diverged(tmp_path, finished, corpus):
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(finished["folder"] / "model", tmp_path / "model")
@@ -242,7 +243,7 @@ def adapter_of(outputs: Path) -> bytes:
     ],
     ids=["lora", "qlora"],
 )
-def test_killed_in_the_middle_of_healing_it_ends_with_the_same_weights(tmp_path, corpus, base, before, after):
+def test_run_killed_in_healing_ends_with_same_weights(tmp_path, corpus, base, before, after):
     arguments = (*PICO, *corpus, *base, *HEAL)
     undisturbed = succeed(f"outputs={tmp_path / 'a'}", *arguments)
     kill_in_healing(tmp_path / "b", *arguments, **before)
@@ -263,7 +264,7 @@ def test_killed_in_the_middle_of_healing_it_ends_with_the_same_weights(tmp_path,
 
 
 @pytest.mark.parametrize(("signalled", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)])
-def test_stopped_by_hand_it_keeps_its_checkpoint_and_takes_nothing_for_finished(tmp_path, corpus, signalled, times):
+def test_interrupt_keeps_checkpoint_and_finishes_nothing(tmp_path, corpus, signalled, times):
     process = start(f"outputs={tmp_path}", *PICO, *corpus, *HEAL[1:], "heal.steps=2000")
     while not list(tmp_path.glob("main/*/heal/last.ckpt")):
         assert process.poll() is None, process.communicate()
@@ -281,8 +282,8 @@ def test_stopped_by_hand_it_keeps_its_checkpoint_and_takes_nothing_for_finished(
     assert not list(tmp_path.glob("main/*/adapter")) and not list(tmp_path.glob("main/*/record.json"))
 
 
-def test_what_a_pass_read_until_it_was_sure_is_kept_for_that_block_alone(tmp_path):
-    """Another size of block is another question; another export is not."""
+def test_partial_scores_are_cached_per_block_size(tmp_path):
+    """Another size of block is scored again; another export is not."""
     corpus = text_files(tmp_path)
     base = (f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "heal=none", "metric.until=0.6")
     one = succeed(*base, "prune.layers=2")
@@ -293,7 +294,7 @@ def test_what_a_pass_read_until_it_was_sure_is_kept_for_that_block_alone(tmp_pat
     assert len(list(scores.glob("*/scores.json"))) == 2
 
 
-def test_a_streamed_run_is_the_same_point_with_the_same_plan(tmp_path):
+def test_streamed_run_has_the_same_digest_and_plan(tmp_path):
     corpus = text_files(tmp_path)
     base = (*UNHEALED, *corpus, "heal=none", "metric=kl", "prune=greedy", "export=none")
     whole, streamed = (succeed(f"outputs={tmp_path}/{way}", *base, f"stream={way}") for way in ("never", "always"))
@@ -301,7 +302,7 @@ def test_a_streamed_run_is_the_same_point_with_the_same_plan(tmp_path):
     assert whole["plan"] == streamed["plan"]
 
 
-def test_a_run_without_some_mlps_is_healed_exported_and_loaded(tmp_path):
+def test_run_without_some_mlps_heals_exports_and_loads(tmp_path):
     import depthcut
 
     corpus = text_files(tmp_path)
@@ -314,7 +315,7 @@ def test_a_run_without_some_mlps_is_healed_exported_and_loaded(tmp_path):
     assert sorted({*there, *dropped}) == list(range(8)) and not {*there} & {*dropped}
 
 
-def test_of_sixteen_processes_on_one_point_one_computes(tmp_path):
+def test_one_of_sixteen_processes_computes_the_point(tmp_path):
     """The others wait, and find it done."""
     corpus = text_files(tmp_path)
     processes = [start(f"outputs={tmp_path}/outputs", *UNHEALED, *corpus, "heal=none") for _ in range(16)]

@@ -17,7 +17,7 @@ WHOLE = Shapley(orders=4, reach=1.0, seed=0, batch=3)
 
 
 def loss(model, text, gone) -> float:
-    """Of the model without the layers ``gone``, which may be all of them, one sequence at a time."""
+    """Return the loss without the layers ``gone``, which may be all of them, one sequence at a time."""
     found = []
     for row, length in zip(text.ids, text.lengths, strict=True):
         ids = torch.from_numpy(row[None, :length].astype(np.int64))
@@ -32,7 +32,7 @@ def loss(model, text, gone) -> float:
 
 
 def by_definition(model, text, layers: int) -> list[float]:
-    """The weighted sum over all sets of other layers that may be gone."""
+    """Return the weighted sum over all sets of other removed layers."""
     values = {}
     for size in range(layers + 1):
         for gone in combinations(range(layers), size):
@@ -56,13 +56,13 @@ def test_over_all_orders_it_is_the_shapley_value():
     assert got.layers == pytest.approx(by_definition(model, text, 4), rel=1e-4)
 
 
-def test_the_values_add_up_to_what_all_layers_are_worth():
+def test_values_sum_to_the_worth_of_all_layers():
     model, text = pico("gemma2"), tokens()
     got = WHOLE(subject(model, text))
     assert sum(got.layers) == pytest.approx(loss(model, text, range(6)) - loss(model, text, ()), rel=1e-4)
 
 
-def test_an_identity_layer_is_worth_nothing_and_twins_the_same():
+def test_identity_scores_zero_and_equal_layers_alike():
     model, text = pico("llama", layers=4), tokens()
     stack = decoder_layers.layer_list(model)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_an_identity_layer_is_worth_nothing_and_twins_the_same():
     assert abs(got[2]) < 1e-6 < 1e-3 < min(abs(score) for layer, score in enumerate(got) if layer != 2)
 
 
-def test_a_shorter_reach_draws_every_layer_and_what_is_gone_stays_gone():
+def test_limited_reach_samples_layers_and_respects_removals():
     model, text = pico("llama"), tokens()
     got = Shapley(orders=2, reach=0.5, seed=1, batch=5)(subject(model, text), removed=(1,))
     assert got.depth == 5 and all(np.isfinite(got.layers))
@@ -82,13 +82,13 @@ def test_a_shorter_reach_draws_every_layer_and_what_is_gone_stays_gone():
     assert first == pytest.approx(loss(model, text, (1, layer)) - loss(model, text, (1,)), rel=1e-4)
 
 
-def test_halves_of_layers():
+def test_sublayers():
     model, text = pico("llama", layers=4), tokens()
     got = WHOLE(subject(model, text), unit="mlp")
     assert got.depth == 4 and all(np.isfinite(got.layers)) and len(set(got.layers)) == 4
 
 
-def test_the_same_seed_draws_the_same_orders():
+def test_seed_decides_the_sampled_orders():
     model, text = pico("llama", layers=4), tokens((12, 12))
     one, same, other = (
         Shapley(orders=2, reach=0.5, seed=seed, batch=2)(subject(model, text)).layers for seed in (0, 0, 1)

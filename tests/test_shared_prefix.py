@@ -1,7 +1,6 @@
-"""Adapters above the cut: where they sit, how far the backward pass goes, the evaluation that shares what is below."""
+"""Adapters above the cut: their layers, the depth of the backward pass, evaluation with a shared prefix."""
 
 import copy
-import dataclasses
 import json
 import os
 import signal
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from adapting import adapted_layers, pruned, pruned_and_adapted
+from comparing import assert_same_records, stable_records
 from composing import composed
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
@@ -19,36 +20,12 @@ from depthcut.heal.training import adapters, fit
 from depthcut.heal.training.memory_plan import Layout
 from depthcut.heal.training.objective import next_token_loss
 from depthcut.model.decoder import adapters as decoder_adapters
-from depthcut.model.decoder import layers, shared_prefix, sublayers
+from depthcut.model.decoder import layers, shared_prefix
 from depthcut.study import curve
-from pico import FAMILIES, awake, pico, texts
+from likelihoods import REQUESTS, alone
+from pico import FAMILIES, pico, texts
+from recipes import ABOVE, RECIPE, batch
 from running import UNHEALED, run, start, text_files
-from test_curve import equal, records
-from test_training import RECIPE, batch
-from test_tree_attention import REQUESTS, alone
-
-ABOVE = dataclasses.replace(RECIPE, layers="after_cut")
-
-
-def pruned(model, plan: Plan):
-    model = copy.deepcopy(model)
-    if plan.unit == "layer":
-        return layers.cut_layers(model, plan.drop)
-    sublayers.remove_sublayers(model, plan)
-    return model
-
-
-def trained(model, plan: Plan, seed: int, recipe=ABOVE):
-    """What is left of ``model``, with adapters that matter."""
-    torch.manual_seed(seed)
-    adapted = adapters.add_adapters(pruned(model, plan), recipe, plan).eval()
-    return awake(adapted, std=0.1)
-
-
-def sites(adapted) -> set[int]:
-    """The layers that hold adapters."""
-    stack = layers.layer_list(adapted)
-    return {n for n, layer in enumerate(stack) if any("lora_" in name for name, _ in layer.named_parameters())}
 
 
 @contextmanager
@@ -79,19 +56,19 @@ def passes(kind: str, training: bool = False):
     ],
     ids=lambda value: value.words if isinstance(value, Plan) else "",
 )
-def test_above_is_from_the_first_missing_unit_on(plan, above):
+def test_above_starts_at_the_first_missing_unit(plan, above):
     left = len(plan.keep)
     assert set(ABOVE.reached(plan, left)) == above
     assert set(RECIPE.reached(plan, left)) == set(range(left))
     if above:
-        assert sites(trained(pico("llama", layers=8), plan, 0)) == above
+        assert adapted_layers(pruned_and_adapted(pico("llama", layers=8), plan, 0)) == above
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_cuts_that_are_healed_above_come_out_of_one_pass_as_each_alone(family, tmp_path):
+def test_shared_healed_pass_equals_each_cut_alone(family, tmp_path):
     model = pico(family)
     plans = {"a": Plan(6, (1, 2)), "b": Plan(6, (3,)), "c": Plan(6, (3,)), "d": Plan(6, (4,))}
-    apart = {name: trained(model, plan, seed) for seed, (name, plan) in enumerate(plans.items())}
+    apart = {name: pruned_and_adapted(model, plan, seed) for seed, (name, plan) in enumerate(plans.items())}
     for name, adapted in apart.items():
         adapted.save_pretrained(str(tmp_path / name), save_embedding_layers=False)
     before = {parameter.data_ptr() for parameter in model.parameters()}
@@ -118,10 +95,10 @@ def test_cuts_that_are_healed_above_come_out_of_one_pass_as_each_alone(family, t
 
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
-def test_healed_halves_out_of_one_pass(unit, tmp_path):
+def test_shared_healed_pass_of_sublayer_cuts(unit, tmp_path):
     model, ids = pico("llama"), texts()
     plans = {"a": Plan(6, (1, 4), unit), "b": Plan(6, (3,), unit)}
-    apart = {name: trained(model, plan, seed) for seed, (name, plan) in enumerate(plans.items())}
+    apart = {name: pruned_and_adapted(model, plan, seed) for seed, (name, plan) in enumerate(plans.items())}
     for name, adapted in apart.items():
         adapted.save_pretrained(str(tmp_path / name), save_embedding_layers=False)
     shared = decoder_adapters.attach_adapters(model, {name: (tmp_path / name, plan) for name, plan in plans.items()})
@@ -134,7 +111,7 @@ def test_healed_halves_out_of_one_pass(unit, tmp_path):
             torch.testing.assert_close(way.logits(ends[cut]), apart[name](ids).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_the_adapters_of_cuts_fit_quantised_layers_too(tmp_path):
+def test_adapters_of_cuts_fit_quantised_layers(tmp_path):
     from depthcut.model.pico import Pico
 
     heal = {"rank": 4, "lr": 1e-2, "length": 8}
@@ -161,9 +138,9 @@ def test_the_adapters_of_cuts_fit_quantised_layers_too(tmp_path):
 
 
 @pytest.mark.parametrize("recompute", [0, 2, 3])
-def test_the_backward_pass_stops_at_the_cut(recompute):
+def test_backward_pass_stops_at_the_cut(recompute):
     plan, ids = Plan(8, (3, 4)), texts()
-    adapted = trained(pico("llama", layers=8), plan, 0)
+    adapted = pruned_and_adapted(pico("llama", layers=8), plan, 0)
     wanted = gradients(adapted, ids)
     adapted.train()
     streams: list[tuple[int, bool]] = []
@@ -189,7 +166,7 @@ def gradients(adapted, ids) -> dict[str, torch.Tensor]:
 HEAL = ("heal.steps=4", "heal.warmup=1", "heal.batch=4", "heal.micro_batch=2", "heal.layers=after_cut", "export=none")
 
 
-def test_a_healed_sweep_leaves_the_records_of_each_point_alone(tmp_path):
+def test_healed_sweep_records_equal_separate_runs(tmp_path):
     tasks = ("eval=[loss,harness]", "eval.tasks=[capitals]", "eval.limit=8")
     sweep = ("-m", "model=pico", "data=files", *text_files(tmp_path), *tasks, *HEAL)
     sweep = (*sweep, "prune.frac=0,0.25,0.5", "heal.rank=4,8")
@@ -197,8 +174,8 @@ def test_a_healed_sweep_leaves_the_records_of_each_point_alone(tmp_path):
     shared = run(f"outputs={tmp_path}/shared", *sweep, "hydra/launcher=curve")
     assert (by_itself.returncode, shared.returncode) == (0, 0), shared.stderr
     assert "loss: healed, 6 in one pass" in shared.stderr
-    one, other = records(tmp_path / "alone"), records(tmp_path / "shared")
-    equal(one, other)
+    one, other = stable_records(tmp_path / "alone"), stable_records(tmp_path / "shared")
+    assert_same_records(one, other)
     assert len(one) == 6
     for record in one.values():
         nothing = record["fraction"] == 0
@@ -206,7 +183,7 @@ def test_a_healed_sweep_leaves_the_records_of_each_point_alone(tmp_path):
     assert by_itself.stderr.count("nothing to heal") == 2
 
 
-def test_the_layer_passes_are_the_shared_ones(tmp_path):
+def test_layer_passes_are_shared(tmp_path):
     """Four batches of text; of 8 layers the cuts 5-6, 3-6 and 1-6 go."""
     corpus = (*UNHEALED, *text_files(tmp_path), "data.validation.sequences=16", "eval.loss.batch=4", *HEAL)
     points = [composed(*corpus, f"outputs={tmp_path}/outputs", "prune=deepest", f"prune.layers={n}") for n in (2, 4, 6)]
@@ -219,7 +196,7 @@ def test_the_layer_passes_are_the_shared_ones(tmp_path):
     assert calls == []
 
 
-def test_each_point_is_measured_on_its_own_text(tmp_path):
+def test_points_are_measured_on_their_own_texts(tmp_path):
     """Points that have their base in common, and several validation texts."""
     corpus = (*UNHEALED, *text_files(tmp_path), "heal=none", "export=none", "prune=deepest", "prune.layers=2")
 
@@ -234,7 +211,7 @@ def test_each_point_is_measured_on_its_own_text(tmp_path):
     assert together == apart and len(apart) == 4
 
 
-def test_a_point_that_cannot_be_healed_fails_once_and_the_others_go_on(tmp_path):
+def test_unhealable_point_fails_once_others_continue(tmp_path):
     """No attention is left above the cut for the adapters to sit on."""
     sweep = (*UNHEALED, *text_files(tmp_path), *HEAL, "prune=deepest", "prune.unit=attention", "prune.keep_last=0")
     sweep = ("-m", f"outputs={tmp_path}/outputs", *sweep, "prune.layers=2,4", "heal.modules=attention,ffn")
@@ -243,11 +220,11 @@ def test_a_point_that_cannot_be_healed_fails_once_and_the_others_go_on(tmp_path)
     assert "2 of 4 points done, 2 failed, 0 remaining" in done.stderr.splitlines()[-1], done.stderr
     logs = [path.read_text() for path in tmp_path.glob("outputs/main/*/run.log")]
     assert sorted(text.count("stopped by an error") for text in logs) == [0, 0, 1, 1]
-    assert len(records(tmp_path / "outputs")) == 2
+    assert len(stable_records(tmp_path / "outputs")) == 2
 
 
 @pytest.mark.slow
-def test_a_kill_in_the_middle_of_healing_loses_nothing(tmp_path):
+def test_kill_during_healing_loses_nothing(tmp_path):
     corpus, settings = text_files(tmp_path), ("prune=deepest", "prune.layers=2,4", "heal.steps=12", "heal.save_every=1")
     sweep = ("-m", *UNHEALED, *corpus, *HEAL, *settings, "hydra/launcher=curve")
     assert run(*sweep, f"outputs={tmp_path}/whole").returncode == 0
@@ -262,4 +239,4 @@ def test_a_kill_in_the_middle_of_healing_loses_nothing(tmp_path):
     done = run(*sweep, f"outputs={tmp_path}/killed")
     assert done.returncode == 0 and "healing resumes at step" in done.stderr
     assert first.stat().st_mtime_ns == stamp
-    equal(records(tmp_path / "whole"), records(tmp_path / "killed"))
+    assert_same_records(stable_records(tmp_path / "whole"), stable_records(tmp_path / "killed"))

@@ -1,4 +1,4 @@
-"""Against models that are really loaded, with every tensor that they hold, and a KV cache that is really filled."""
+"""Predicted sizes against loaded models with all their tensors, and against a filled KV cache."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def saved(model: nn.Module, folder: Path) -> Checkpoint:
 
 
 def held(part: nn.Module) -> int:
-    """Bytes of the parameters of ``part`` and of every tensor beside them: scales, scales of scales, tables."""
+    """Return the bytes of the parameters of ``part`` and of their quantisation state: scales, nested scales, tables."""
     states: list[Any] = [getattr(parameter, "quant_state", None) for parameter in part.parameters()]
     states += [getattr(state, "state2", None) for state in states]
     states += [getattr(module, "state", None) for module in part.modules()]
@@ -53,7 +53,7 @@ def parts(model: nn.Module, unit: Any) -> list[nn.Module]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quantise", ["none", "nf4", "int8"])
-def test_bytes_are_those_of_the_loaded_model(checkpoint: Checkpoint, quantise: Any, dtype: Any) -> None:
+def test_weight_bytes_match_the_loaded_model(checkpoint: Checkpoint, quantise: Any, dtype: Any) -> None:
     loaded = checkpoint.load(None, quantise=quantise, dtype=dtype, device="cpu")
     for unit in ("layer", "attention", "mlp"):
         shape = ModelSize.from_config(checkpoint.config, unit, quantise, dtype)
@@ -62,22 +62,22 @@ def test_bytes_are_those_of_the_loaded_model(checkpoint: Checkpoint, quantise: A
         assert shape.total["weight_bytes"] == held(loaded)
 
 
-def test_parameters_are_those_of_the_loaded_model(checkpoint: Checkpoint) -> None:
+def test_parameters_match_the_loaded_model(checkpoint: Checkpoint) -> None:
     loaded = checkpoint.load(None, quantise="none", dtype="float32", device="cpu")
     for unit in ("layer", "attention", "mlp"):
         shape = ModelSize.from_config(checkpoint.config, unit, "nf4", "bfloat16")
         assert shape.parameters == tuple(sum(p.numel() for p in part.parameters()) for part in parts(loaded, unit))
         assert shape.total["parameters"] == loaded.num_parameters()
-    whole, halves = (
+    whole, attention = (
         ModelSize.from_config(checkpoint.config, unit, "none", "float32") for unit in ("layer", "attention")
     )
-    assert halves.parameters[0] == 4 * 64 * 64  # four square matrices
+    assert attention.parameters[0] == 4 * 64 * 64  # four square matrices
     assert whole.parameters[0] == 4 * 64 * 64 + 3 * 64 * 256 + 2 * 64
 
 
 @pytest.mark.parametrize("quantise", ["nf4", "int8"])
 @pytest.mark.parametrize("family", ["phi", "gemma3", "opt", "gpt_neox", "gpt2"])
-def test_only_what_transformers_quantises_is_weighed_so(family: str, quantise: Any, tmp_path: Path) -> None:
+def test_quantised_sizes_follow_transformers(family: str, quantise: Any, tmp_path: Path) -> None:
     """Tied embeddings, biases, fused and transposed matrices, and linear ones outside the layers (OPT)."""
     changes = {"word_embed_proj_dim": 32} if family == "opt" else {}
     checkpoint = saved(pico(family, layers=2, **changes), tmp_path)
@@ -95,7 +95,7 @@ def test_nf4_scales_are_counted_in_whole_blocks() -> None:
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "falcon"])
-def test_the_cache_is_what_a_real_one_holds(family: str) -> None:
+def test_cache_size_matches_a_real_cache(family: str) -> None:
     model = pico(family)
     cache = DynamicCache(config=model.config)
     ids = texts(batch=1, length=3)  # shorter than every window
@@ -110,7 +110,7 @@ def test_the_cache_is_what_a_real_one_holds(family: str) -> None:
     )
 
 
-def test_an_mlp_holds_no_cache_and_an_attention_all_of_it(checkpoint: Checkpoint) -> None:
+def test_attention_holds_the_whole_cache(checkpoint: Checkpoint) -> None:
     mlp, attention = (
         ModelSize.from_config(checkpoint.config, unit, "none", "float32") for unit in ("mlp", "attention")
     )
@@ -119,19 +119,19 @@ def test_an_mlp_holds_no_cache_and_an_attention_all_of_it(checkpoint: Checkpoint
     assert mlp.total["cache_bytes"] == attention.total["cache_bytes"] == 3 * 2 * 64 * 4
 
 
-def test_a_layer_without_an_attention_caches_nothing() -> None:
+def test_layer_without_attention_caches_nothing() -> None:
     shape = ModelSize.from_config(
         pico("lfm2", layers=3, layer_types=["conv", "full_attention", "conv"]).config, "layer", "none", "float32"
     )
     assert [each > 0 for each in shape.cache_bytes] == [False, True, False]
 
 
-def test_a_model_without_such_halves_is_refused_in_one_line() -> None:
+def test_model_without_separate_sublayers_is_refused() -> None:
     with pytest.raises(ValueError, match="OPTDecoderLayer has no separate mlp"):
         ModelSize.from_config(pico("opt").config, "mlp", "none", "float32")
 
 
-def test_a_large_model_takes_no_memory() -> None:
+def test_sizing_a_large_model_takes_no_memory() -> None:
     """Llama-2-70B: 855,654,400 parameters a layer, and 4096 bytes of keys and values a token in 16 bits."""
     config = LlamaConfig(
         hidden_size=8192,
@@ -147,7 +147,7 @@ def test_a_large_model_takes_no_memory() -> None:
     assert 35.5e9 < shape.total["weight_bytes"] < 37e9
 
 
-def test_a_shape_can_be_a_depth_alone() -> None:
+def test_model_size_can_be_a_depth_only() -> None:
     assert ModelSize(30).depth == 30 and ModelSize(30).per_unit("parameters") == ()
 
 
@@ -161,7 +161,7 @@ LLAMA_7B: dict[str, Any] = {
 
 
 def counted(model: nn.Module, batch: int, length: int) -> dict[str, int]:
-    """What torch counts in a forward pass, by module; rotary embeddings, which are products only in name, left out."""
+    """Return torch's FLOP count of a forward pass by module, without rotary embeddings."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(texts(batch, length), use_cache=False)
     counts = {home: sum(each.values()) for home, each in counter.get_flop_counts().items()}
@@ -169,7 +169,10 @@ def counted(model: nn.Module, batch: int, length: int) -> dict[str, int]:
     return counts | {"Global": counts["Global"] - rotary}
 
 
-WIDE: dict[str, Any] = {"attn_implementation": "eager", "tie_word_embeddings": True}  # the matrices are in the open
+WIDE: dict[str, Any] = {
+    "attn_implementation": "eager",
+    "tie_word_embeddings": True,
+}  # the matrices are visible to the counter
 OWN: dict[str, dict[str, Any]] = {
     "phi3": {"sliding_window": None},
     "gemma3": {"sliding_window": 64},
@@ -178,7 +181,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi", "phi3", "opt", "gpt_neox", "gpt2", "gemma3", "mixtral"])
-def test_flops_are_those_that_torch_counts(family: str) -> None:
+def test_flops_match_torchs_counter(family: str) -> None:
     """Also of tied heads, fused and transposed matrices, and experts; no window is shorter than the text."""
     model = pico(family, layers=3, **WIDE, **OWN.get(family, {}))
     found = ModelSize.from_config(model.config, "layer", "nf4", "bfloat16", context=20)
@@ -190,7 +193,7 @@ def test_flops_are_those_that_torch_counts(family: str) -> None:
     assert (found.total["flops_per_token"] - half) * 40 == 3 * 4 * 64 * 10 * 40  # linear in the context: 4 heads of 16
 
 
-def test_halves_share_a_layers_flops(checkpoint: Checkpoint) -> None:
+def test_sublayer_flops_sum_to_the_layer(checkpoint: Checkpoint) -> None:
     layer, attention, mlp = (
         ModelSize.from_config(checkpoint.config, unit, "none", "float32", context=100)
         for unit in ("layer", "attention", "mlp")
@@ -209,7 +212,7 @@ def test_halves_share_a_layers_flops(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize(("family", "windows"), [("mistral", [6] * 6), ("gemma3", [4, 4, 100, 4, 4, 100])])
-def test_an_attention_looks_no_further_than_its_window(family: str, windows: list[int]) -> None:
+def test_attention_flops_stop_at_the_window(family: str, windows: list[int]) -> None:
     shapes = [
         ModelSize.from_config(pico(family).config, "attention", "none", "float32", context=context)
         for context in (100, 1)
@@ -218,7 +221,7 @@ def test_an_attention_looks_no_further_than_its_window(family: str, windows: lis
     assert longer == [4 * 64 * (window - 1) for window in windows]
 
 
-def test_a_layer_without_an_attention_costs_its_matrices_alone() -> None:
+def test_layer_without_attention_costs_only_its_matrices() -> None:
     model = pico("lfm2", layers=3, layer_types=["conv", "full_attention", "conv"])
     short, long = (
         ModelSize.from_config(model.config, "layer", "none", "float32", context=context).flops_per_token
@@ -227,7 +230,7 @@ def test_a_layer_without_an_attention_costs_its_matrices_alone() -> None:
     assert [b - a for a, b in zip(short, long, strict=True)] == [0, 4 * 64, 0]
 
 
-def test_flops_are_the_published_ones() -> None:
+def test_flops_match_published_ones() -> None:
     """LLM-Pruner (arXiv:2305.11627), table 3: LLaMA-7B takes 424.02 G multiply-adds for 64 tokens; two FLOPs each."""
     whole = ModelSize.from_config(LlamaConfig(**LLAMA_7B), "layer", "none", "float16", context=64).total
     assert whole["parameters"] == 6_738_415_616
@@ -250,7 +253,7 @@ STANDING = (
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("words", STANDING)
-def test_what_stands_in_the_gap_is_counted_as_it_is_loaded(words: str, tmp_path: Path) -> None:
+def test_replacement_is_counted_as_loaded(words: str, tmp_path: Path) -> None:
     """Parameters, bytes and cache of the very model that was measured, and the FLOPs that torch counts in it."""
     torch.manual_seed(0)
     here = opened(
@@ -267,14 +270,14 @@ def test_what_stands_in_the_gap_is_counted_as_it_is_loaded(words: str, tmp_path:
     assert {key: n for key, n in here.numbers.items() if key.startswith("healed/size/")} == {
         f"healed/size/{key}": n for key, n in sizes.items()
     }
-    for layer in layers.layer_list(model):  # those of a gap have a config of their own
+    for layer in layers.layer_list(model):  # replacements have a separate config
         layer.self_attn.config._attn_implementation = "eager"
     attention = 4 * 64 * len(layers.layer_list(model))
     matrices = sizes["flops_per_token"] - attention * surgery_sizes.CONTEXT_TOKENS
     assert (matrices + attention * 20) * 40 == counted(model, batch=2, length=20)["Global"]
 
 
-def test_quantised_halves_of_a_gap_are_weighed_as_they_are_held(tmp_path: Path) -> None:
+def test_quantised_replacement_is_weighed_as_stored(tmp_path: Path) -> None:
     """The base in 4 bits; what is trained on it in 32."""
     knobs = (
         "replace=shared",

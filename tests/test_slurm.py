@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM of one node (tests/slurm_up.sh): nothing that happens to a job or a launcher loses a point."""
+"""Sweeps on a real single-node SLURM (tests/slurm_up.sh): no failure of a job or a launcher loses a point."""
 
 import json
 import os
@@ -21,7 +21,6 @@ from depthcut.cli.point import run_point
 from depthcut.config import experiment
 from depthcut.config.methods import construct_validated
 from depthcut.record import state
-from depthcut.runtime import failures
 from depthcut.study.run import open_run
 from depthcut.study.slurm import queue
 from depthcut.study.slurm.job import JobRequest, PointTask
@@ -41,14 +40,14 @@ HEALED = (*PICO, *SHORT, "stages=[healed]", "heal.steps=40", "heal.save_every=2"
 
 
 def asked(*call: str) -> str:
-    """What one of SLURM's commands answers."""
+    """Return the output of a SLURM command."""
     plain = {**os.environ, "SLURM_CONF": CONF}
     return subprocess.run(call, check=True, capture_output=True, text=True, timeout=60, env=plain).stdout
 
 
 @pytest.fixture
 def launch() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a sweep on the tests' own cluster, and on no other: a real one would be sent these jobs."""
+    """Return a function that starts a sweep on the tests' own cluster, and never on a real one."""
     if not Path(CONF).exists() or not shutil.which("sinfo"):
         pytest.skip("no SLURM of the tests' own: as root, tests/slurm_up.sh starts one")
     try:
@@ -74,7 +73,7 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Its status and what it said."""
+    """Wait for the end; return the exit status and the output."""
     _, err = process.communicate(timeout=600)
     return process.returncode, err
 
@@ -90,34 +89,34 @@ def until(what: Callable[[], object], *processes: subprocess.Popen[str]) -> None
 
 
 def folder(outputs: Path, *arguments: str) -> Path:
-    """The folder that a point will have."""
+    """Return the future folder of a point."""
     return open_run(experiment.build_experiment(composed(f"outputs={outputs}", *arguments))).folder
 
 
 def job(folder: Path) -> str:
-    """The number of a point's job, once it is noted."""
+    """Return the id of a point's job, once it is recorded."""
     until(lambda: (ticket := queue.JobRecord.read(folder)) and ticket.job)
     return str(json.loads((folder / "job.json").read_text())["job"])
 
 
 def reason(folder: Path) -> str:
-    """Why a point failed."""
+    """Return why a point failed."""
     failure = state.read_failure(folder)
     assert failure is not None
     return failure["reason"]
 
 
 def arrays(outputs: Path) -> list[Path]:
-    """What was submitted."""
+    """Return the submitted job arrays."""
     return [path for path in outputs.glob("*/.slurm/*") if path.is_dir()]
 
 
 def log(outputs: Path, number: str, task: int = 0) -> str:
-    """What a task of a job wrote."""
+    """Return the log of a task."""
     return "".join(path.read_text() for path in outputs.glob(f"*/.slurm/*/{number}_{task}_log.out"))
 
 
-def test_the_yaml_holds_every_field_of_the_request():
+def test_yaml_has_every_field_of_the_request():
     stored = yaml.safe_load((ROOT / "conf/hydra/launcher/slurm.yaml").read_text())
     knobs = {key: value for key, value in stored.items() if not key.startswith("_")}
     assert isinstance(construct_validated("hydra.launcher", JobRequest, knobs), JobRequest)
@@ -134,30 +133,29 @@ def test_the_yaml_holds_every_field_of_the_request():
         ("+hydra.launcher.additional_parameters.job_name=x", "hydra.launcher.additional_parameters.job-name: the laun"),
     ],
 )
-def test_a_wrong_request_is_one_line_before_anything_is_loaded(tmp_path, said, line):
+def test_invalid_request_fails_in_one_line_before_loading(tmp_path, said, line):
     done = light("-m", f"outputs={tmp_path}", *LAUNCHER, "prune.layers=1,2", said)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"error: {line}") and len(done.stderr.splitlines()) == 1, done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_where_there_is_no_sbatch_it_is_said_in_one_line(tmp_path):
+def test_missing_sbatch_is_reported_in_one_line(tmp_path):
     done = run("-m", f"outputs={tmp_path}", *LAUNCHER, "prune.layers=1,2", PATH=str(tmp_path))
     assert done.returncode == 2
     assert done.stderr.startswith("error: hydra/launcher=slurm: there is no sbatch on the PATH")
     assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
-def test_a_job_whose_point_cannot_begin_leaves_why(tmp_path):
+def test_job_that_cannot_start_records_the_reason(tmp_path):
     config = OmegaConf.to_container(composed(f"outputs={tmp_path}", "model=pico"), resolve=True)
     work = PointTask(run_point, tmp_path / "point", [{**config, "name": "no/name"}])
     with pytest.raises(ValueError, match="name must be letters"):
         work()
-    failures.collected_errors.clear()
     assert reason(tmp_path / "point").startswith("name must be letters")
 
 
-def test_the_queue_is_read_as_squeue_writes_it():
+def test_queue_is_parsed_from_squeue():
     lines = ["26_3|RUNNING|main-1f|None", "27|PENDING|other-2a|Nodes required | are DOWN", "28_[5-7%2]|PENDING|x-1|a"]
     found = queue.parse_queue(lines)
     assert found == {
@@ -185,8 +183,8 @@ def test_six_points_end_with_six_records(tmp_path, corpus, launch):
 
 
 @pytest.mark.slow
-def test_a_point_that_fails_is_killed_preempted_or_requeued_disturbs_no_other(tmp_path, corpus, launch):
-    """Those that were put back in the queue end with the weights of a run that was left in peace."""
+def test_failed_killed_preempted_or_requeued_point_is_isolated(tmp_path, corpus, launch):
+    """Points that were requeued end with the weights of an undisturbed run."""
     sweep, outputs = (*HEALED, *corpus), tmp_path / "outputs"
     preempted, requeued, killed, wrong = (folder(outputs, *sweep, f"seed={seed}") for seed in range(4))
     in_the_way = wrong / "plan.json"
@@ -200,7 +198,7 @@ def test_a_point_that_fails_is_killed_preempted_or_requeued_disturbs_no_other(tm
         return not left
 
     until(disturbed, launcher)
-    undisturbed = run("-m", f"outputs={tmp_path}/peace", *sweep, "seed=0,1")
+    undisturbed = run("-m", f"outputs={tmp_path}/undisturbed", *sweep, "seed=0,1")
     assert undisturbed.returncode == 0, undisturbed.stderr
     status, said = end(launcher)
     assert status == 1 and "Traceback" not in said
@@ -214,7 +212,7 @@ def test_a_point_that_fails_is_killed_preempted_or_requeued_disturbs_no_other(tm
     for point in (preempted, requeued):
         assert "healing resumes at step" in log(outputs, job(point))
         adapters = [
-            each / "adapter/adapter_model.safetensors" for each in (point, tmp_path / "peace/main" / point.name)
+            each / "adapter/adapter_model.safetensors" for each in (point, tmp_path / "undisturbed/main" / point.name)
         ]
         assert adapters[0].read_bytes() == adapters[1].read_bytes()
     in_the_way.rmdir()
@@ -224,8 +222,8 @@ def test_a_point_that_fails_is_killed_preempted_or_requeued_disturbs_no_other(tm
 
 
 @pytest.mark.slow
-def test_a_point_that_runs_out_of_time_is_requeued_or_failed(tmp_path, corpus, launch):
-    """The limit is real. One point waits for a lock until it was requeued; the other is endless, and may not be."""
+def test_timed_out_point_is_requeued_or_failed(tmp_path, corpus, launch):
+    """The limit is real. One point waits for a lock until it is requeued; the other never ends and may not be."""
     limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10", *HEALED, *corpus)
     endless = (*limit, "heal.steps=100000", "name=endless", "hydra.launcher.max_timeouts=0")
     failing = launch(tmp_path, *endless)
@@ -244,8 +242,8 @@ def test_a_point_that_runs_out_of_time_is_requeued_or_failed(tmp_path, corpus, l
 
 
 @pytest.mark.slow
-def test_launchers_may_be_several_and_may_die_and_slurm_may_be_silent(tmp_path, corpus, launch):
-    """The points' locks are held by the test, so that no job ends before all that was seen."""
+def test_several_dying_launchers_and_silent_slurm(tmp_path, corpus, launch):
+    """The points' locks are held by the test, so no job ends before everything was seen."""
     sweep = (*POINTS, *corpus, "prune.layers=1,2,3")
     folders = [folder(tmp_path, *POINTS, *corpus, f"prune.layers={layers}") for layers in (1, 2, 3)]
     with ExitStack() as held:
@@ -275,7 +273,8 @@ def test_launchers_may_be_several_and_may_die_and_slurm_may_be_silent(tmp_path, 
 
 
 @pytest.mark.slow
-def test_the_tasks_of_a_job_share_one_point_and_nobody_needs_to_wait(tmp_path, corpus, launch):
+def test_tasks_of_a_job_share_one_point(tmp_path, corpus, launch):
+    """The launcher need not wait for it."""
     sweep = (*POINTS, *corpus, "prune.layers=2", "hydra.launcher.tasks_per_node=2", "hydra.launcher.gpus_per_node=2")
     status, said = end(launch(tmp_path, *sweep, "hydra.launcher.wait=false"))
     assert status == 0 and "the jobs continue; run the same command again to follow them" in said

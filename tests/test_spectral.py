@@ -24,7 +24,7 @@ def here(tmp_path_factory) -> Any:
 
 
 def saved(model, folder) -> Any:
-    """A run whose checkpoint holds ``model``."""
+    """Open a run whose checkpoint holds ``model``."""
     with loading.quiet_transformers():
         model.save_pretrained(folder)
     files = ModelFolder(folder, HashCache(folder.parent / "hashes.json"))
@@ -32,7 +32,7 @@ def saved(model, folder) -> Any:
 
 
 def by_hand(weight: torch.Tensor) -> float:
-    """The definition with 1-based numbers, out of numpy's singular values."""
+    """Compute the definition, with 1-based indices, from numpy's singular values."""
     matrix = weight.detach().double().numpy()
     lambdas = sorted(np.linalg.svd(matrix, compute_uv=False) ** 2)
     n = np.linalg.matrix_rank(matrix)
@@ -42,7 +42,7 @@ def by_hand(weight: torch.Tensor) -> float:
 
 
 def power_law(alpha: float, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
-    """A matrix whose eigenvalues are the quantiles of a density that falls as ``lambda ** -alpha``."""
+    """Return a matrix whose eigenvalues are the quantiles of a density proportional to ``lambda ** -alpha``."""
     chance = np.random.default_rng(seed)
     n = min(rows, columns)
     lambdas = ((np.arange(n) + 0.5) / n) ** (-1 / (alpha - 1))
@@ -51,7 +51,7 @@ def power_law(alpha: float, rows: int, columns: int, seed: int = 0) -> torch.Ten
 
 
 @pytest.mark.parametrize("unit", ["layer", "attention", "mlp"])
-def test_the_score_is_minus_the_mean_exponent_of_a_units_matrices(here, unit):
+def test_score_is_minus_the_mean_exponent(here, unit):
     model = here.dense.load()
     parts = [layer.get_submodule(layers.unit_name(layer, unit)) for layer in model.model.layers]
     wanted = [-np.mean([by_hand(p) for p in part.parameters() if p.ndim == 2]) for part in parts]
@@ -60,7 +60,7 @@ def test_the_score_is_minus_the_mean_exponent_of_a_units_matrices(here, unit):
     assert (scores.depth, scores.samples, scores.summed) == (4, 0, True)
 
 
-def test_each_expert_of_a_fused_stack_is_a_matrix(tmp_path):
+def test_fused_experts_are_scored_as_separate_matrices(tmp_path):
     sizes = {"num_local_experts": 3, "num_experts_per_tok": 2, "num_key_value_heads": 2, "head_dim": 16}
     model = pico("gpt_oss", layers=2, **sizes)
     wanted: list[float] = []
@@ -70,7 +70,7 @@ def test_each_expert_of_a_fused_stack_is_a_matrix(tmp_path):
     assert Spectral()(saved(model, tmp_path / "model")).layers == pytest.approx(wanted, rel=1e-5)
 
 
-def test_each_matrix_is_read_once_and_nothing_else(here):
+def test_matrices_are_read_once_and_nothing_else(here):
     before = here.dense.checkpoint.bytes_read
     Spectral()(here)
     tensors = [tensor for index in range(4) for tensor in here.dense.tensors(index).values()]
@@ -79,7 +79,7 @@ def test_each_matrix_is_read_once_and_nothing_else(here):
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 3.5, 6.0])
 @pytest.mark.parametrize("shape", [(400, 400), (400, 900), (900, 400)])
-def test_a_matrix_with_a_power_law_spectrum_has_the_exponent_it_was_built_with(alpha, shape):
+def test_power_law_matrix_recovers_its_exponent(alpha, shape):
     """To 1 % of alpha - 1: the quantiles of n eigenvalues stand for the density, off by about 1 / n."""
     weight = power_law(alpha, *shape)
     assert hill_exponent(gram_eigenvalues(weight)) == pytest.approx(alpha, abs=0.01 * (alpha - 1))
@@ -88,7 +88,7 @@ def test_a_matrix_with_a_power_law_spectrum_has_the_exponent_it_was_built_with(a
     )
 
 
-def test_the_least_trained_layer_goes_first(tmp_path):
+def test_least_trained_layer_goes_first(tmp_path):
     """All of its matrices fall off more steeply, so its score is the lowest; and it is minus the exponent."""
     alphas = [2.0, 4.0, 2.5, 3.0]
     model = pico("llama", layers=4)
@@ -123,7 +123,7 @@ def test_spectra_without_a_tail_stay_finite():
     assert hill_exponent(gram_eigenvalues(torch.zeros(8, 5))) is None
 
 
-def test_an_identity_layer_is_scored_by_the_matrices_that_are_left(tmp_path):
+def test_identity_layer_is_scored_by_remaining_matrices(tmp_path):
     model = pico("llama", layers=3)
     layer = layers.layer_list(model)[1]
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_an_identity_layer_is_scored_by_the_matrices_that_are_left(tmp_path):
     assert scores[1] == pytest.approx(-np.mean([by_hand(p) for p in left]), rel=1e-6)
 
 
-def test_a_unit_without_a_matrix_is_told(tmp_path):
+def test_unit_without_a_matrix_is_refused(tmp_path):
     model = pico("llama", layers=3)
     with torch.no_grad():
         for weight in layers.layer_list(model)[1].mlp.parameters():

@@ -1,4 +1,4 @@
-"""Self-speculative decoding: the draft is the model itself without its shared layers; what it brings is counted."""
+"""Self-speculative decoding: the draft is the model without its shared layers; acceptance and speed-up."""
 
 import copy
 from typing import Any
@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 
 import depthcut
+from adapting import adapted_everywhere
 from composing import composed
 from depthcut import algorithm
 from depthcut.config import experiment
@@ -18,13 +19,12 @@ from depthcut.cut.plan import Plan
 from depthcut.eval.speculative import Speculative
 from depthcut.model.checkpoint import exported as checkpoint_exported
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.model.decoder.unwrapped import merged_model
+from depthcut.model.decoder.merging import merged_model
 from depthcut.runtime.errors import UserError
 from depthcut.study.run import open_run
 from gaps import DEPTH, model_of, opened
 from pico import logits, texts
 from running import text_files
-from test_speed import healed
 
 PLAN = Plan(DEPTH, (1, 4))
 FAMILIES = ("llama", "qwen2", "qwen3", "phi", "opt", "gpt_neox")
@@ -32,7 +32,7 @@ KNOBS: dict[str, Any] = {"prompts": 2, "length": 8, "tokens": 12, "draft": 3, "r
 
 
 def shared(folder, model, *knobs: str, gain: float = 0.4):
-    """A run, and a model of which two layers are on others' weights, and say enough to be missed."""
+    """Return a run, and a model with two shared layers that change its output."""
     more = ("heal=none", "replace.rank=4", f"replace.gain={gain}", "prune.keep_last=0", "device=cpu")
     here = opened(folder, model, "replace=shared", *more, *knobs)
     return here, here.experiment.replace(here.dense.load(PLAN), PLAN, here)
@@ -48,7 +48,7 @@ def tensors(model: nn.Module) -> set[int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_draft_is_the_cut_model_on_the_same_weights(family, tmp_path):
+def test_draft_is_the_cut_model_on_shared_weights(family, tmp_path):
     here, whole = shared(tmp_path, model_of(family))
     before, layers = logits(whole), list(decoder_layers.layer_list(whole))
     drafts = depthcut.draft(whole)
@@ -60,7 +60,7 @@ def test_the_draft_is_the_cut_model_on_the_same_weights(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "opt"])
-def test_what_is_written_with_drafts_is_what_the_model_writes_by_itself(family, tmp_path):
+def test_speculative_output_equals_plain_generation(family, tmp_path):
     require_assistants(family)
     whole = shared(tmp_path, model_of(family))[1]
     given: dict[str, Any] = {"do_sample": False, "max_new_tokens": 20}
@@ -77,7 +77,7 @@ def require_assistants(family):
     """Skip where transformers has no assistants for this family, as with the sliding windows of 5.17."""
     model, ids = model_of(family), texts(1, 12)
     assistant = copy.deepcopy(model)
-    nn.init.normal_(assistant.get_input_embeddings().weight, std=0.5)  # its tokens are refused, and taken back
+    nn.init.normal_(assistant.get_input_embeddings().weight, std=0.5)  # its tokens are rejected and removed
     assistant.generation_config.update(num_assistant_tokens=4, assistant_confidence_threshold=0.0)
     try:
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, assistant_model=assistant)
@@ -85,7 +85,7 @@ def require_assistants(family):
         pytest.skip(f"transformers {transformers.__version__}: {error}")
 
 
-def test_an_extended_and_a_loaded_model_have_drafts_too(tmp_path):
+def test_extended_and_loaded_models_have_drafts(tmp_path):
     model = model_of("llama")
     knobs = ("replace=extend", "replace.start=1", "replace.stop=4", "replace.rank=4", "prune=deepest", "prune.layers=0")
     here = opened(tmp_path, model, *knobs, "replace.gain=0.4", "heal=none")
@@ -101,7 +101,7 @@ def test_an_extended_and_a_loaded_model_have_drafts_too(tmp_path):
 def test_quantised_weights_are_shared_as_they_are(quantise, tmp_path):
     knobs = (f"model.quantise={quantise}", "model.dtype=bfloat16")
     here, whole = shared(tmp_path, model_of("llama"), *knobs)
-    logits(whole)  # int8 lays its weights out at the first pass
+    logits(whole)  # int8 reorders its weights in the first pass
     drafts = depthcut.draft(whole)
     assert tensors(drafts) < tensors(whole)
     names = [
@@ -114,14 +114,14 @@ def test_quantised_weights_are_shared_as_they_are(quantise, tmp_path):
     assert torch.equal(logits(drafts), logits(here.dense.load(PLAN)))
 
 
-def test_a_model_without_shared_layers_has_none():
+def test_model_without_shared_layers_has_no_draft():
     with pytest.raises(ValueError, match="this model has no shared layers"):
         depthcut.draft(model_of("llama"))
 
 
 @torch.no_grad()
 def by_hand(whole: Any, drafts: Any, ids: torch.Tensor, tokens: int, draft: int, end: int) -> tuple[int, int, int]:
-    """Speculative decoding without a cache, and without the token ``end``: tokens accepted, tokens drafted, drafts."""
+    """Decode speculatively without a cache or the token ``end``; return tokens accepted, tokens drafted, drafts."""
 
     def likeliest(model: Any, given: torch.Tensor, first: int) -> torch.Tensor:
         logits_TV = model(given).logits[0, first:]
@@ -144,7 +144,7 @@ def by_hand(whole: Any, drafts: Any, ids: torch.Tensor, tokens: int, draft: int,
     return accepted, drafted, times
 
 
-def test_acceptance_is_that_of_a_loop_by_hand(llama):
+def test_acceptance_equals_a_loop_by_hand(llama):
     here, whole = llama
     method = Speculative(**KNOBS)
     drafts, end = depthcut.draft(whole, 3), here.tokenizer.eos_token_id
@@ -159,14 +159,14 @@ def test_acceptance_is_that_of_a_loop_by_hand(llama):
     assert got["speculative/same"] == 1 and got["speculative/same_stderr"] == 0
 
 
-def test_a_draft_that_is_the_model_is_accepted_whole(tmp_path):
+def test_identical_draft_is_fully_accepted(tmp_path):
     """14 tokens are three drafts of three and one more token each, then a draft of one and one more."""
     here, whole = shared(tmp_path, model_of("llama"), gain=1e-9)
     (got,) = Speculative(**KNOBS | {"tokens": 14})(whole, here)
     assert (got["speculative/acceptance"], got["speculative/accepted_per_draft"]) == (1, 10 / 4)
 
 
-def test_both_ways_are_timed_in_turn_over_all_prompts(llama):
+def test_both_modes_alternate_over_all_prompts(llama):
     here, whole = llama
     lengths: list[int] = []
 
@@ -187,17 +187,17 @@ def test_both_ways_are_timed_in_turn_over_all_prompts(llama):
     assert got["speculative/speedup_stderr"] == pytest.approx(wanted)
 
 
-def test_a_dense_model_gives_no_number_and_cuts_are_not_measured(llama):
+def test_dense_models_and_cuts_give_no_number(llama):
     here, _ = llama
     assert Speculative(**KNOBS)(here.dense.load(), here) == [{}]
     assert Speculative(**KNOBS)(here.dense.load(), here, [subnetworks.FULL]) is None
 
 
 @pytest.mark.filterwarnings("ignore")  # peft looks for a base model's card
-def test_a_healed_model_is_measured_as_it_is_exported_and_left_as_it_was(tmp_path):
+def test_healed_model_is_measured_as_exported_and_unchanged(tmp_path):
     torch.manual_seed(0)
     here, whole = shared(tmp_path, model_of("llama"))
-    model = healed(whole)
+    model = adapted_everywhere(whole)
     exported = copy.deepcopy(model).merge_and_unload()
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     with merged_model(model) as plain:
@@ -212,14 +212,14 @@ def test_a_healed_model_is_measured_as_it_is_exported_and_left_as_it_was(tmp_pat
 
 
 @pytest.mark.parametrize("replace", ["none", "mean"])
-def test_a_model_that_will_have_no_shared_layers_is_refused_before_it_is_read(replace, tmp_path):
+def test_run_without_shared_layers_is_refused_before_loading(replace, tmp_path):
     words = ("model=pico", "eval=[speculative]", f"replace={replace}", *text_files(tmp_path))
     said = f"eval=speculative drafts with .*: it needs replace=shared or replace=extend, got replace={replace}"
     with pytest.raises(UserError, match=said):
         experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", "data=files", *words))
 
 
-def test_too_little_text_is_told(llama):
+def test_too_little_text_is_reported(llama):
     with pytest.raises(
         ValueError, match=r"needs 2 prompts of 4000 tokens; data.validation has 0. Lower eval.speculative.prompts"
     ):
@@ -227,7 +227,7 @@ def test_too_little_text_is_told(llama):
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of workers, of its own dependencies
-def test_a_run_records_it_at_the_stages_that_have_shared_layers(tmp_path):
+def test_run_records_acceptance_where_layers_are_shared(tmp_path):
     small = ("model=pico", "data=files", "heal.steps=2", "heal.warmup=1", "heal.batch=2", "model.heal.length=32")
     knobs = [f"eval.speculative.{key}={value}" for key, value in KNOBS.items()]
     words = ("replace=shared", "prune=deepest", "replace.rank=2", "eval=[speculative]", "export=none", *knobs)

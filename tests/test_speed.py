@@ -1,4 +1,4 @@
-"""What is timed, how often, under which name; that a healed model is timed as if merged, and left as it was."""
+"""Generation speed: what is timed, how often, under which name; healed models are timed as merged."""
 
 import copy
 import math
@@ -12,18 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from adapting import adapted_everywhere
 from composing import composed
 from depthcut.config import experiment
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
 from depthcut.eval.speed import Speed, machine_name
 from depthcut.eval.timing import clock
-from depthcut.model.decoder.unwrapped import unwrapped_model
+from depthcut.model.decoder.merging import unwrapped_model
 from depthcut.model.pico import byte_tokenizer
-from depthcut.model.surgery import gaps
 from depthcut.runtime import provenance
 from depthcut.study import curve, digests, recording
 from depthcut.study.run import open_run
@@ -65,7 +64,7 @@ def byte_model(**changes: Any) -> Any:
 
 
 def seen(model: nn.Module) -> list[tuple[int, ...]]:
-    """The shapes that come to the model, one a forward pass, as they come."""
+    """Record the input shape of each forward pass."""
     shapes: list[tuple[int, ...]] = []
 
     def note(_: Any, __: Any, given: dict[str, Any]) -> None:
@@ -75,7 +74,7 @@ def seen(model: nn.Module) -> list[tuple[int, ...]]:
     return shapes
 
 
-def test_so_many_runs_of_so_many_tokens_at_each_batch_size() -> None:
+def test_runs_and_tokens_at_each_batch_size() -> None:
     model = byte_model()
     shapes = seen(model)
     (got,) = speed()(model, bare())
@@ -93,7 +92,7 @@ def test_so_many_runs_of_so_many_tokens_at_each_batch_size() -> None:
         )
 
 
-def test_a_model_that_wants_to_end_goes_on_all_the_same() -> None:
+def test_generation_ignores_the_end_token() -> None:
     """Its likeliest next token is always the end."""
     model = byte_model(tie_word_embeddings=False)
     with torch.no_grad():
@@ -105,7 +104,7 @@ def test_a_model_that_wants_to_end_goes_on_all_the_same() -> None:
     assert len(shapes) == 3 * 5
 
 
-def test_the_mean_and_the_rate_have_the_standard_errors_of_the_runs() -> None:
+def test_means_have_the_standard_errors_of_runs() -> None:
     assert clock.sample_mean_and_stderr([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt(7 / 3)))
     rate = clock.tokens_per_second("x", 12, [1.0, 2.0, 6.0])
     assert rate == {"x": 4.0, "x_stderr": pytest.approx(4 * math.sqrt(7 / 3) / 3)}
@@ -114,17 +113,17 @@ def test_the_mean_and_the_rate_have_the_standard_errors_of_the_runs() -> None:
     assert clock.tokens_per_second("x", 5, values)["x_stderr"] == pytest.approx(statistics.stdev(rates) / 2, rel=0.1)
 
 
-def test_time_passes() -> None:
+def test_timer_measures_elapsed_time() -> None:
     assert clock.time_run(lambda: time.sleep(0.02), "cpu") >= 0.02
 
 
-def test_chance_is_left_as_it_was() -> None:
+def test_random_state_is_unchanged() -> None:
     before = torch.random.get_rng_state()
     speed(batches=[1])(byte_model(), bare())
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_what_does_not_fit_has_no_key_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_out_of_memory_batch_has_no_key(caplog: pytest.LogCaptureFixture) -> None:
     model = byte_model()
     shapes = seen(model)
     (got,) = speed(batches=[10**10, 1], prefill_batch=None)(model, bare())
@@ -133,7 +132,7 @@ def test_what_does_not_fit_has_no_key_and_is_said(caplog: pytest.LogCaptureFixtu
     assert {shape[0] for shape in shapes} == {1}
 
 
-def test_memory_that_runs_out_is_told_from_what_is_wrong() -> None:
+def test_out_of_memory_differs_from_other_errors() -> None:
     with clock.suppress_out_of_memory():
         torch.empty(2**60)
     with clock.suppress_out_of_memory():
@@ -144,7 +143,7 @@ def test_memory_that_runs_out_is_told_from_what_is_wrong() -> None:
         raise KeyError
 
 
-def test_each_size_is_a_part_of_its_own() -> None:
+def test_each_batch_size_is_a_separate_part() -> None:
     parts: list[Any] = list(speed().parts())
     assert [(part.batches, part.prefill_batch) for part in parts] == [([], 2), ([1], None), ([3], None)]
     assert [(part.batches, part.prefill_batch) for part in speed(prefill_batch=None).parts()] == [  # type: ignore[attr-defined]
@@ -162,7 +161,7 @@ def test_each_size_is_a_part_of_its_own() -> None:
         ({"runs": 1}, "greater than 1"),
     ],
 )
-def test_what_is_wrong_is_told(knobs: dict[str, Any], said: str) -> None:
+def test_invalid_option_is_refused(knobs: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         speed(**knobs)
 
@@ -170,7 +169,7 @@ def test_what_is_wrong_is_told(knobs: dict[str, Any], said: str) -> None:
 # The name under which it is kept.
 
 
-def test_numbers_of_another_machine_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_machines_numbers_are_not_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     name = digests.evaluation_digest(speed(), bare())
@@ -190,12 +189,12 @@ assert not {"torch", "transformers"} & set(sys.modules)
 """
 
 
-def test_the_machine_is_told_without_torch() -> None:
+def test_machine_name_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", LIGHT], env=ENVIRONMENT, check=True, capture_output=True, text=True)
     assert provenance.device_name("cpu") in done.stdout
 
 
-def test_cuts_are_left_to_their_points(tmp_path: Path) -> None:
+def test_cuts_are_timed_by_their_own_points(tmp_path: Path) -> None:
     """Also the dense model, where the curve asks for it: it may hold the adapters of other points."""
     model = byte_model()
     shapes = seen(model)
@@ -226,19 +225,6 @@ def test_cuts_are_left_to_their_points(tmp_path: Path) -> None:
 # Adapters.
 
 
-def healed(model: Any) -> Any:
-    """Adapters that matter, on all linear layers, and what shared layers have of their own."""
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    adapted = get_peft_model(
-        model, LoraConfig(r=4, lora_alpha=8, target_modules=names, **gaps.lora_config_kwargs(model))
-    )
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "lora_B" in name or "modules_to_save" in name:
-                weight.add_(0.02 * torch.randn_like(weight))
-    return adapted.eval()
-
-
 def shared_model(folder: Path) -> Any:
     here = opened(
         folder, model_of("llama"), "replace=shared", "replace.rank=4", "prune=deepest", "prune.layers=2", "device=cpu"
@@ -253,10 +239,10 @@ def shapes(model: nn.Module) -> dict[str, tuple[Any, ...]]:
 
 @pytest.mark.filterwarnings("ignore")  # peft looks for a base model's card
 @pytest.mark.parametrize("kind", ["llama", "shared", "bfloat16"])
-def test_a_healed_model_is_timed_as_if_merged_and_left_as_it_was(kind: str, tmp_path: Path) -> None:
+def test_healed_model_is_timed_merged_and_left_unchanged(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     base = shared_model(tmp_path) if kind == "shared" else byte_model()
-    model = healed(base.to(torch.bfloat16) if kind == "bfloat16" else base)
+    model = adapted_everywhere(base.to(torch.bfloat16) if kind == "bfloat16" else base)
     ids = texts()
     with torch.no_grad():
         before, merged = model(ids).logits, copy.deepcopy(model).merge_and_unload()
@@ -279,9 +265,9 @@ def test_a_healed_model_is_timed_as_if_merged_and_left_as_it_was(kind: str, tmp_
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_quantised_base_keeps_its_adapters_beside_it(tmp_path: Path) -> None:
+def test_quantised_base_keeps_its_adapters_unmerged(tmp_path: Path) -> None:
     here = opened(tmp_path, model_of("llama"), "model.quantise=nf4", "heal=none", "device=cpu")
-    model = healed(here.dense.load(None))
+    model = adapted_everywhere(here.dense.load(None))
     with unwrapped_model(model) as inside:
         assert inside is model
     with unwrapped_model(model.get_base_model()) as inside:
@@ -291,7 +277,7 @@ def test_a_quantised_base_keeps_its_adapters_beside_it(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_memory_is_measured_and_may_run_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_gpu_memory_is_measured_and_may_run_out(caplog: pytest.LogCaptureFixture) -> None:
     model, here = byte_model(max_position_embeddings=4096).to("cuda"), bare("cuda")
     ballast = torch.empty(2**30, device="cuda")  # four GiB, before the peak is counted anew
     del ballast

@@ -15,7 +15,7 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if "tmp" in path.name]
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_failed_write_leaves_only_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     store.write_json(path, {"x": 1})
     with pytest.raises(ValueError, match="JSON compliant"):
@@ -33,7 +33,7 @@ def test_digest_is_by_content():
     assert len(store.content_digest("x")) == 16
 
 
-def test_kept_is_made_once_and_again_if_it_is_damaged(tmp_path):
+def test_cached_entry_is_rebuilt_only_if_damaged(tmp_path):
     calls = []
 
     def make(folder: Path) -> None:
@@ -54,7 +54,7 @@ def test_kept_is_made_once_and_again_if_it_is_damaged(tmp_path):
     assert len(calls) == 3
 
 
-def test_a_maker_that_fails_leaves_nothing(tmp_path):
+def test_failing_builder_leaves_nothing(tmp_path):
     def make(folder: Path) -> None:
         (folder / "x").write_text("half")
         raise OSError("disk on fire")
@@ -77,7 +77,7 @@ def count(folder: Path) -> None:
     (folder / "x").write_text("whole")
 
 
-def test_a_killed_maker_is_replaced(tmp_path):
+def test_killed_builder_is_replaced(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=store.cached_folder, args=(tmp_path / "entry", slow))
     process.start()
     while not list(tmp_path.glob(".entry.tmp/x")):
@@ -89,7 +89,7 @@ def test_a_killed_maker_is_replaced(tmp_path):
     assert leftovers(tmp_path) == []
 
 
-def test_of_many_processes_one_makes_it(tmp_path):
+def test_one_of_many_processes_builds(tmp_path):
     context = multiprocessing.get_context("spawn")
     crowd = [context.Process(target=store.cached_folder, args=(tmp_path / "entry", count)) for _ in range(6)]
     for process in crowd:
@@ -104,7 +104,7 @@ def entry(folder: Path, content: str = "whole") -> Path:
     return store.cached_folder(folder, lambda new: store.write_text(new / "x", content))
 
 
-def test_an_entry_says_whose_it_is(tmp_path, caplog):
+def test_entry_names_its_owner(tmp_path, caplog):
     one, other = entry(tmp_path / "one", "1"), entry(tmp_path / "other", "2")
     one.rename(tmp_path / "aside")
     other.rename(tmp_path / "one")
@@ -114,7 +114,7 @@ def test_an_entry_says_whose_it_is(tmp_path, caplog):
     assert store.is_verified(tmp_path / "aside", "one") and not store.is_verified(tmp_path / "aside", "two")
 
 
-def test_an_entry_of_an_earlier_version_counts_by_its_content(tmp_path):
+def test_older_manifests_count_by_content(tmp_path):
     path = entry(tmp_path / "one") / store.MANIFEST
     store.write_json(path, {name: value for name, value in json.loads(path.read_text()).items() if name})
     assert store.is_verified(path.parent) and store.size_fault(path.parent) is None
@@ -136,7 +136,7 @@ def test_an_entry_of_an_earlier_version_counts_by_its_content(tmp_path):
         "fifo",
     ],
 )
-def test_a_damaged_manifest_is_no_error(tmp_path, damage):
+def test_damaged_manifest_is_no_error(tmp_path, damage):
     path = entry(tmp_path / "one") / store.MANIFEST
     path.unlink()
     match damage:
@@ -152,7 +152,7 @@ def test_a_damaged_manifest_is_no_error(tmp_path, damage):
     assert (entry(tmp_path / "one") / "x").read_text() == "whole"
 
 
-def test_what_stands_in_the_place_of_an_entry_gives_way(tmp_path):
+def test_obstacles_at_an_entrys_path_are_replaced(tmp_path):
     there = entry(tmp_path / "there")
     (tmp_path / "file").write_text("")
     for name in ("link", ".free.tmp"):

@@ -1,4 +1,4 @@
-"""Layer by layer off the disk: the same numbers as whole, to the bit; each tensor read once; two layers at a time."""
+"""Streaming from disk: numbers equal to the bit; each tensor read once; at most two layers in memory."""
 
 import gc
 from typing import Any
@@ -44,13 +44,13 @@ def on_disk(folder, family: str) -> Checkpoint:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_numbers_are_those_of_the_whole_model_to_the_bit(folder, family):
+def test_streamed_numbers_equal_in_memory_bit_for_bit(folder, family):
     checkpoint = on_disk(folder, family)
     whole, streamed = opened(checkpoint, streaming=False), opened(checkpoint, streaming=True)
     for metric in METRICS:
         for removed, unit in (((), "layer"), ((1, 3), "layer"), ((2,), "attention")):
             if (family, unit) == ("opt", "attention"):
-                continue  # nothing can be seen between the halves of its layers
+                continue  # no hook fits between the sublayers of its layers
             assert same(metric(streamed, removed, unit), metric(whole, removed, unit))
 
 
@@ -67,14 +67,14 @@ def quantisable(tmp_path_factory) -> Checkpoint:
 
 @pytest.mark.parametrize("quantise", ["nf4", "int8"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_quantised_base_is_streamed_quantised(quantisable, quantise, dtype):
+def test_quantised_base_is_streamed_quantised(quantisable, quantise, dtype):
     whole = opened(quantisable, False, quantise, dtype)
     streamed = opened(quantisable, True, quantise, dtype)
     for metric in METRICS:
         assert same(metric(streamed), metric(whole))
 
 
-def test_each_tensor_is_read_once_in_a_pass(quantisable):
+def test_tensors_are_read_once_per_pass(quantisable):
     before = quantisable.bytes_read
     here = opened(quantisable, streaming=True)
     METRICS[0](here)
@@ -99,7 +99,7 @@ def test_two_layers_at_most_are_in_memory(quantisable):
     assert all(p.device.type == "meta" for layer in source.stack for p in layer.parameters())
 
 
-def test_a_model_that_computes_between_its_layers_is_refused():
+def test_computation_between_layers_is_refused():
     model = pico("llama")
 
     for layer in layers.layer_list(model):

@@ -1,4 +1,4 @@
-"""Layers without their attention or their MLP: bypassed = walked = loaded = saved and loaded again."""
+"""Layers without attention or MLP: bypassed, run layer by layer, loaded, and saved and reloaded models are equal."""
 
 import json
 
@@ -28,7 +28,7 @@ UNITS = [(family, unit) for family in FAMILIES for unit in ("attention", "mlp") 
 
 
 def zeroed(model, unit: str, index: int) -> None:
-    """The same cut made with weights: what a half writes to the stream is 0."""
+    """Make the same cut with weights: zero the sublayer's output projection."""
     part = layers.layer_list(model)[index].get_submodule(layers.unit_name(layers.layer_list(model)[index], unit))
     last = [module for module in part.modules() if isinstance(module, torch.nn.Linear)][-1]
     with torch.no_grad():
@@ -37,7 +37,7 @@ def zeroed(model, unit: str, index: int) -> None:
 
 
 @pytest.mark.parametrize(("family", "unit"), UNITS)
-def test_bypassed_is_walked_is_zeroed(family, unit):
+def test_bypass_equals_layerwise_skip_equals_zeroed_weights(family, unit):
     model, drop = pico(family), (0, 3)
     with sublayers.bypass_units(model, drop, unit):
         bypassed = logits(model)
@@ -55,13 +55,13 @@ def test_bypassed_is_walked_is_zeroed(family, unit):
 
 
 @pytest.mark.parametrize(("family", "unit"), UNITS)
-def test_it_writes_with_a_kv_cache_what_it_writes_without(family, unit):
+def test_generation_is_the_same_with_and_without_cache(family, unit):
     model = pico(family)
     with sublayers.bypass_units(model, (0, 3), unit):
         assert torch.equal(written(model, use_cache=True), written(model, use_cache=False))
 
 
-def test_the_cache_of_an_attention_that_is_gone_only_counts():
+def test_cache_without_attention_only_counts_positions():
     model = pico("llama")
     with sublayers.bypass_units(model, (0, 3), "attention"), torch.no_grad():
         cache = model(texts(), use_cache=True)[CACHE]
@@ -70,7 +70,7 @@ def test_the_cache_of_an_attention_that_is_gone_only_counts():
     assert cache.get_seq_length() == texts().shape[1]
 
 
-def test_opt_keeps_no_mlp_as_a_module():
+def test_opt_has_no_mlp_module():
     with pytest.raises(ValueError, match=r"OPTDecoderLayer has no separate mlp .*; use prune.unit=layer"):
         sublayers.remove_sublayers(pico("opt"), Plan(6, (1,), "mlp"))
 
@@ -84,7 +84,7 @@ def checkpoint(tmp_path_factory) -> Checkpoint:
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
 @pytest.mark.parametrize("quantise", ["none", "nf4"])
-def test_only_what_stays_is_read_and_it_is_the_bypassed_model(checkpoint, unit, quantise):
+def test_loaded_sublayers_equal_bypass_and_skip_reads(checkpoint, unit, quantise):
     plan = Plan(4, (1, 2), unit)
     whole = checkpoint.load(None, quantise=quantise, dtype="float32", device="cpu")
     before = checkpoint.bytes_read
@@ -113,7 +113,7 @@ def test_saved_and_loaded_again(checkpoint, unit, tmp_path):
         Checkpoint(ModelFolder(tmp_path, HashCache(tmp_path / "h.json")), separator=None)
 
 
-def test_a_plain_model_is_saved_plain_and_loaded_by_both(checkpoint, tmp_path):
+def test_plain_model_loads_with_depthcut_and_transformers(checkpoint, tmp_path):
     plan = Plan(4, (1, 2))
     exported.write_exported(checkpoint.load(plan, quantise="none", dtype="float32", device="cpu"), plan, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["num_hidden_layers"] == 2
@@ -121,23 +121,26 @@ def test_a_plain_model_is_saved_plain_and_loaded_by_both(checkpoint, tmp_path):
     with torch.no_grad():
         ours, plain = depthcut.load(tmp_path, dtype="float32"), AutoModelForCausalLM.from_pretrained(tmp_path)
         assert torch.equal(ours(ids).logits, plain(ids).logits)
+
+
+def test_loading_a_missing_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a model: it has no config"):
         depthcut.load(tmp_path / "none")
 
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
 @pytest.mark.parametrize("removed", [(), (2,)])
-def test_removal_of_each_half_equals_the_naive_way(unit, removed):
+def test_removal_of_sublayers_equals_naive_scores(unit, removed):
     model, text = pico("gemma2"), tokens()
     got = Kl(batch=3)(subject(model, text), removed, unit).layers
     wanted = []
-    for half in (half for half in range(6) if half not in removed):
+    for index in (index for index in range(6) if index not in removed):
         found = []
         for row, length in zip(text.ids, text.lengths, strict=True):
             ids = torch.from_numpy(row[None, :length].astype(np.int64))
             with torch.no_grad():
                 dense = model(ids).logits[0, :-1].double().log_softmax(-1)
-                with sublayers.bypass_units(model, (*removed, half), unit):
+                with sublayers.bypass_units(model, (*removed, index), unit):
                     without = model(ids).logits[0, :-1].double().log_softmax(-1)
             found += (dense.exp() * (dense - without)).sum(-1).tolist()
         wanted.append(np.mean(found))
@@ -146,8 +149,8 @@ def test_removal_of_each_half_equals_the_naive_way(unit, removed):
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
 @pytest.mark.parametrize("removed", [(), (2,)])
-def test_the_states_on_both_sides_of_a_half(unit, removed):
-    """Seen by hooks on the norms of a Llama layer, which stand at the doors of its halves."""
+def test_hidden_states_on_both_sides_of_sublayers(unit, removed):
+    """Seen by hooks on the norms of a Llama layer, which are at the boundaries of its sublayers."""
     model, text = pico("llama"), tokens((12,))
     seen: dict[tuple[int, str], torch.Tensor] = {}
 
@@ -180,16 +183,16 @@ def test_the_states_on_both_sides_of_a_half(unit, removed):
 
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
-def test_a_half_that_adds_nothing_scores_zero_with_every_metric(unit):
+def test_zero_sublayer_scores_zero_with_every_metric(unit):
     model = pico("llama")
     zeroed(model, unit, 2)
     for metric in (BlockInfluence(batch=2, until=None), Kl(batch=2), Taylor(batch=2)):
         scores = metric(subject(model), unit=unit).layers
-        assert abs(scores[2]) < 1e-6 < 1e-4 < min(score for half, score in enumerate(scores) if half != 2), metric
+        assert abs(scores[2]) < 1e-6 < 1e-4 < min(score for index, score in enumerate(scores) if index != 2), metric
 
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
-def test_weights_of_a_half_alone(unit, checkpoint):
+def test_magnitude_of_one_sublayer(unit, checkpoint):
     here = Standalone(dense=builders.on_disk(checkpoint))
     model = checkpoint.load(None, quantise="none", dtype="float32", device="cpu")
     parts = [layer.get_submodule(layers.unit_name(layer, unit)) for layer in layers.layer_list(model)]

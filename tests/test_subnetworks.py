@@ -20,7 +20,7 @@ def log_p(model, ids: np.ndarray) -> torch.Tensor:
 
 
 def naive(model, text: Tokens) -> tuple[list[float], list[float]]:
-    """Each layer bypassed in turn, one sequence at a time: perplexities and divergences."""
+    """Bypass each layer in turn, one sequence at a time; return perplexities and divergences."""
     perplexities, divergences = [], []
     for layer in range(len(layers.layer_list(model))):
         losses, diverged = [], []
@@ -37,7 +37,7 @@ def naive(model, text: Tokens) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_candidates_in_one_pass_equal_each_on_its_own(family):
+def test_one_pass_equals_each_candidate_alone(family):
     model, text = pico(family), tokens()
     perplexities, divergences = naive(model, text)
     for batch in (1, 3):
@@ -46,7 +46,7 @@ def test_all_candidates_in_one_pass_equal_each_on_its_own(family):
 
 
 @pytest.mark.parametrize("metric", [Perplexity(batch=3), Kl(batch=3)])
-def test_what_is_left_is_scored_again(metric):
+def test_remaining_layers_are_rescored(metric):
     model, text = pico("gemma2", layers=5), tokens()
     scores = metric(subject(model, text), (1, 3)).layers
     assert len(scores) == 3
@@ -61,7 +61,7 @@ def test_what_is_left_is_scored_again(metric):
             assert scores[place] == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
 
 
-def test_an_identity_layer_costs_nothing():
+def test_identity_layer_costs_nothing():
     model, text = pico("llama"), tokens()
     with torch.no_grad():
         layers.layer_list(model)[2].self_attn.o_proj.weight.zero_()
@@ -70,7 +70,7 @@ def test_an_identity_layer_costs_nothing():
     assert divergence[2] < 1e-6 and min(d for i, d in enumerate(divergence) if i != 2) > 1e-3
 
 
-def test_half_of_the_naive_layer_passes_are_made_and_the_model_is_left_as_it_was():
+def test_shared_prefixes_halve_the_layer_passes():
     model, text = pico("llama", layers=12), tokens((12, 12))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     stack = list(layers.layer_list(model))
@@ -93,7 +93,7 @@ def test_half_of_the_naive_layer_passes_are_made_and_the_model_is_left_as_it_was
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_the_standard_error_is_that_of_a_ratio_over_the_sequences():
+def test_stderr_is_that_of_a_ratio_estimator():
     """With sequences of equal length it is the plain standard error of their means."""
     model, text = pico("llama"), tokens((12, 12, 12, 12))
     metric = Perplexity(batch=2)
@@ -108,7 +108,7 @@ def test_the_standard_error_is_that_of_a_ratio_over_the_sequences():
     assert stderr[0].item() == pytest.approx(np.std(rows, ddof=1) / 2, rel=1e-4)
 
 
-def test_greedy_on_a_real_model_is_what_bypassing_in_turn_gives():
+def test_greedy_equals_bypassing_layers_in_turn():
     model, text = pico("llama"), tokens()
 
     def score(removed=()):
@@ -123,7 +123,7 @@ def test_greedy_on_a_real_model_is_what_bypassing_in_turn_gives():
 
 
 def divergence_without(model, text: Tokens, removed: list[int], layer: int) -> float:
-    """From the whole model, not from the one that is left."""
+    """Return the divergence from the dense model, not from the remaining one."""
     found = []
     for row, length in zip(text.ids, text.lengths, strict=True):
         ids = row[:length]
@@ -133,8 +133,8 @@ def divergence_without(model, text: Tokens, removed: list[int], layer: int) -> f
     return float(np.mean(found))
 
 
-def test_beginnings_that_are_met_again_are_not_computed_again():
-    """Greedy's second round after layer 8 of 12 went: the candidates before it go on from where they met it."""
+def test_known_prefixes_are_not_recomputed():
+    """Greedy's second round after layer 8 of 12 went: the candidates before it continue from stored hidden states."""
     model, text, fresh = pico("llama", layers=12), tokens((12, 12)), []
     for held in (subject(model, text), subject(model, text)):
         Kl(batch=2)(held)
@@ -146,16 +146,16 @@ def test_beginnings_that_are_met_again_are_not_computed_again():
         fresh.append((held.dense.prefixes.layer_passes - first, scores))
     (kept, scores), (again, wanted) = fresh
     assert scores.layers == wanted.layers
-    # without 8 and i: layers 9-11 for each i < 8, what is behind i for the others; of the dense model the last layer
+    # without 8 and i: layers 9-11 for each i < 8, those after i for the others; the dense model's last layer
     assert kept == 8 * 3 + (2 + 1 + 0) + 1
-    # all of the dense model, layers 9 and 10 without 8, all behind i but layer 8
+    # all of the dense model, layers 9 and 10 without 8, all after i except layer 8
     assert again == 12 + 2 + sum(11 - i - 1 for i in range(8)) + (2 + 1 + 0)
 
 
-def test_streams_are_held_as_far_as_they_fit():
+def test_hidden_states_are_cached_within_the_limit():
     model, text = pico("llama"), tokens((12, 12, 12))
     here = subject(model, text)
-    one = 12 * 64 * 4  # a sequence's stream
+    one = 12 * 64 * 4  # hidden states of one sequence
     here.dense.prefixes.max_bytes = 10 * one + 1
     Kl(batch=1)(here)
     assert here.dense.prefixes.bytes_held == 10 * one == sum(h.nbytes for h in here.dense.prefixes.streams.values())
@@ -163,7 +163,7 @@ def test_streams_are_held_as_far_as_they_fit():
     assert here.dense.prefixes.bytes_held <= here.dense.prefixes.max_bytes
 
 
-def test_any_sub_networks_at_once_equal_each_on_its_own():
+def test_any_subnetworks_together_equal_each_alone():
     model, text = pico("qwen2"), tokens()
     drops = [(0, 4), (1,), (), (0, 1, 2), (0, 4, 5)]
     here, metric = subject(model, text), Perplexity(batch=3)
@@ -179,7 +179,7 @@ def test_any_sub_networks_at_once_equal_each_on_its_own():
                 assert sums[place, row].item() == pytest.approx(loss, rel=1e-5)
 
 
-def test_the_bootstrap_agrees_with_the_standard_error():
+def test_bootstrap_agrees_with_the_standard_error():
     model, text = pico("llama"), tokens((12,) * 40)
     scores = Perplexity(batch=8)(subject(model, text))
     assert scores.draws.std(0) == pytest.approx(scores.layers_stderr, rel=0.3)

@@ -1,4 +1,4 @@
-"""A multirun as a whole: what is told before, of each point and at the end; what a failed point leaves."""
+"""A multirun: messages before, for each point and at the end; the files of a failed point."""
 
 import json
 import signal
@@ -20,15 +20,15 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 
 def states(outputs: Path) -> list[str]:
-    """Of all points, in the order of their layers."""
+    """Return the states of all points, in the order of their layers."""
     folders = [path.parent for path in outputs.glob("main/*/config.yaml")]
     return sorted(state.point_state(folder) for folder in folders)
 
 
-def test_a_failed_point_leaves_why_and_the_same_command_goes_on_with_what_is_left(tmp_path, corpus):
+def test_failed_point_is_explained_and_sweep_resumes(tmp_path, corpus):
     sweep = ("-m", *POINTS, *corpus, "prune.layers=1,2,3")
-    assert run(*sweep, f"outputs={tmp_path}/peace").returncode == 0
-    digest = next(tmp_path.glob("peace/main/*/record.json")).parent.name
+    assert run(*sweep, f"outputs={tmp_path}/undisturbed").returncode == 0
+    digest = next(tmp_path.glob("undisturbed/main/*/record.json")).parent.name
     outputs = tmp_path / "outputs"
     in_the_way = outputs / "main" / digest / "plan.json"
     in_the_way.mkdir(parents=True)
@@ -48,7 +48,7 @@ def test_a_failed_point_leaves_why_and_the_same_command_goes_on_with_what_is_lef
     assert not list(outputs.glob("main/*/failure.json"))
 
 
-def test_a_mistake_in_one_point_is_told_before_the_first_one_runs(tmp_path, corpus):
+def test_invalid_point_stops_the_sweep_before_running(tmp_path, corpus):
     done = run("-m", f"outputs={tmp_path}", *POINTS, *corpus, "prune.layers=1,8,2")
     lines = done.stderr.splitlines()
     assert done.returncode == 1
@@ -57,7 +57,7 @@ def test_a_mistake_in_one_point_is_told_before_the_first_one_runs(tmp_path, corp
     assert states(tmp_path) == ["done", "done"]
 
 
-def test_an_option_of_some_choices_is_left_out_of_the_others(tmp_path, corpus):
+def test_option_of_some_choices_is_ignored_for_others(tmp_path, corpus):
     words = ("model=pico", "eval=[loss]", "data=files", "export=none", "prune=deepest", "prune.layers=2", *corpus)
     done = run("-m", f"outputs={tmp_path}", *words, "heal=none,lora", "heal.steps=2", "heal.batch=2")
     assert done.returncode == 0, done.stderr
@@ -68,7 +68,7 @@ def test_an_option_of_some_choices_is_left_out_of_the_others(tmp_path, corpus):
     assert sorted(found, key=str) == [2, None]
 
 
-def test_a_sweep_that_is_done_loads_nothing(tmp_path, corpus):
+def test_finished_sweep_loads_nothing(tmp_path, corpus):
     sweep = ("-m", f"outputs={tmp_path}", *POINTS, *corpus, "prune.layers=1,2")
     assert run(*sweep).returncode == 0
     done = light(*sweep)
@@ -77,7 +77,7 @@ def test_a_sweep_that_is_done_loads_nothing(tmp_path, corpus):
     assert "1 of 1 points already done" in twice.stderr  # both are two layers of eight
 
 
-def test_points_are_there_to_be_counted_while_the_first_one_runs(tmp_path, corpus):
+def test_all_points_are_listed_during_the_first(tmp_path, corpus):
     process = start("-m", f"outputs={tmp_path}", *POINTS, *corpus, "prune.layers=1,2,3", "eval.loss.batch=1")
     try:
         latest = time.monotonic() + 120

@@ -1,4 +1,4 @@
-"""Every stored sweep is one that W&B takes, composes, and costs what its first lines say; without a network."""
+"""Every stored sweep is accepted by W&B, composes, and costs what its header says; without a network."""
 
 import itertools
 import re
@@ -84,24 +84,24 @@ def grid(sweep: Any) -> list[tuple[str, ...]]:
 
 @cache
 def points(name: str) -> list[Experiment]:
-    """Every point of the grid, as run.py reads it."""
+    """Compose every point of the grid as run.py does."""
     return [experiment.build_experiment(composed(*fixed(sweep(name)), *point)) for point in grid(sweep(name))]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_wandb_takes_it(name):
+def test_wandb_accepts_it(name):
     jsonschema.validate(sweep(name), SCHEMA)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_command_is_run_py_with_what_the_agent_drew(name):
+def test_command_is_run_py_with_agent_arguments(name):
     command = sweep(name)["command"]
     assert command[:3] == ["${env}", "${interpreter}", "${program}"] and command[-1] == "${args_no_hyphens}"
     assert {"log=wandb", f"name={name}"} <= set(command) and sweep(name)["name"] == name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_point_composes_and_no_two_are_the_same(name):
+def test_points_compose_and_are_distinct(name):
     found = [x.composed for x in points(name)]
     assert len(found) == len(grid(sweep(name)))
     assert all(one != other for one, other in itertools.combinations(found, 2))
@@ -109,18 +109,18 @@ def test_every_point_composes_and_no_two_are_the_same(name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "prune.frac" in sweep(name)["parameters"]])
-def test_every_fraction_is_another_number_of_layers(name):
+def test_fractions_give_distinct_layer_counts(name):
     per_method: dict[Any, list[int]] = {}
     for x in points(name):
         rest = {key: value for key, value in x.composed["prune"].items() if key != "frac"}
         key = str((x.composed["model"], x.composed["metric"], x.composed["replace"], type(x.heal), rest))
-        asked: Any = x.heal  # a width has its fraction for itself
+        asked: Any = x.heal  # a width has a separate fraction
         per_method.setdefault(key, []).append(round(asked.frac * shape(x)[0]) if width(x) else count(x))
     assert all(counts == sorted(set(counts)) and counts[0] > 0 for counts in per_method.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_opens_with_its_command_its_cost_and_what_to_expect(name):
+def test_header_has_command_cost_and_expectation(name):
     head = (ROOT / f"sweeps/{name}.yaml").read_text().partition("project:")[0]
     assert all(line.startswith("#") for line in head.splitlines())
     assert f"wandb sweep sweeps/{name}.yaml\n" in head and "wandb agent" in head and "# Expect" in head
@@ -133,7 +133,7 @@ def test_it_opens_with_its_command_its_cost_and_what_to_expect(name):
 
 
 def width(x: Experiment) -> bool:
-    """Whether as many parameters go as a cut of layers would take, but no layer."""
+    """Tell whether the point removes the parameters of a layer cut, but no layer."""
     return getattr(x.heal, "frac", None) is not None
 
 
@@ -146,7 +146,7 @@ def shape(x: Experiment) -> tuple[int, float, float]:
 
 
 def seconds(x: Experiment) -> float:
-    """A run on one H100: healing with recomputation passes all weights three times, an evaluation once."""
+    """Estimate a run on one H100: healing with recomputation passes all weights three times, an evaluation once."""
     layers, of_layer, of_head = shape(x)
     left = layers - count(x)
     passed = layers if type(x.replace).__name__ == "Shared" else left
@@ -158,7 +158,7 @@ def seconds(x: Experiment) -> float:
 
 
 def asked(x: Experiment) -> float:
-    """Tokens that an evaluation of a stage reads."""
+    """Return the tokens that the evaluation of a stage reads."""
     evaluations: Any = x.eval
     tasks = evaluations["harness"].tasks if "harness" in evaluations else []
     named = evaluations["perplexity"].named if "perplexity" in evaluations else []
@@ -167,12 +167,12 @@ def asked(x: Experiment) -> float:
 
 
 def timed(x: Experiment, layers: int) -> float:
-    """Seconds that an evaluation of speed takes a stage."""
+    """Return the seconds of eval=speed per stage."""
     speed: Any = x.eval.get("speed")
     return len(speed.batches) * (speed.warm_up + speed.runs) * speed.tokens * layers * PACE if speed else 0
 
 
-def test_what_is_wrong_would_be_found():
+def test_invalid_sweeps_are_detected():
     good = sweep("smollm2")
     for wrong in (
         good | {"methods": "grid"},
@@ -188,13 +188,13 @@ def test_what_is_wrong_would_be_found():
             experiment.build_experiment(composed(*fixed(good), wrong))
 
 
-def test_the_page_names_every_sweep():
+def test_docs_page_names_every_sweep():
     page = (ROOT / "docs/wandb.md").read_text()
     assert sorted(set(re.findall(r"sweeps/(\w+)\.yaml", page))) == NAMES
     assert f"{RATE:.0e}".replace("+", "") in page
 
 
-def test_continued_pretraining_is_the_papers_and_of_its_sizes():
+def test_continued_pretraining_matches_the_papers_sizes():
     found = points("shortened_llama_cpt")
     sizes = [layers * of_layer + 2 * of_head for layers, of_layer, of_head in map(left, found)]
     assert sizes == pytest.approx([5.5, 3.7, 2.7, 1.5], abs=0.05)
@@ -205,6 +205,6 @@ def test_continued_pretraining_is_the_papers_and_of_its_sizes():
 
 
 def left(x: Experiment) -> tuple[int, float, float]:
-    """The same without the layers that go."""
+    """The same without the dropped layers."""
     layers, of_layer, of_head = shape(x)
     return layers - count(x), of_layer, of_head

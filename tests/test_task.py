@@ -1,4 +1,4 @@
-"""What questions tell of a layer, against lm-eval's own scores of the same questions."""
+"""Task scores of layers, against lm-eval's scores of the same questions."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def here(tmp_path_factory) -> Any:
 
 
 def by_lm_eval(here: Any, items: list[dict[str, Any]]) -> tuple[list[list[float]], list[int]]:
-    """The log-likelihood of every choice, from the evaluator."""
+    """Return the log-likelihood of every choice from lm-eval's evaluator."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
@@ -45,7 +45,7 @@ def by_lm_eval(here: Any, items: list[dict[str, Any]]) -> tuple[list[list[float]
 
 
 @pytest.mark.parametrize("by", ["accuracy", "likelihood"])
-def test_it_is_what_lm_eval_says_of_the_model_without_each_layer(here, by):
+def test_score_equals_lm_eval_without_each_layer(here, by):
     items = questions.load_questions("capitals", here.cache)[-12:]
     got = Task(**SIZE, by=by)(here)
     for layer in range(4):
@@ -59,7 +59,7 @@ def test_it_is_what_lm_eval_says_of_the_model_without_each_layer(here, by):
         assert got.layers_stderr[layer] == pytest.approx(np.std(wanted, ddof=1) / 12**0.5, rel=1e-3)
 
 
-def test_questions_longer_than_the_positions_lose_their_beginning(here):
+def test_too_long_questions_lose_their_beginning(here):
     pairs = [("The capital of France is a city called", " Paris"), ("It is", " Rome")]
     (whole,), (row,) = (list(question_batches(byte_tokenizer(), pairs, 2, longest)) for longest in (None, 16))
     assert row.ids_BT.shape == (2, 16)
@@ -72,7 +72,7 @@ def test_questions_longer_than_the_positions_lose_their_beginning(here):
     assert len(Task(**SIZE, by="accuracy")(short).layers) == 6
 
 
-def test_a_search_reads_the_first_questions(here):
+def test_search_reads_the_first_questions(here):
     metric = Task(**SIZE, by="likelihood")
     few = metric.without(here, [(1,), ()], "layer", samples=3)
     items = questions.load_questions("capitals", here.cache)[-12:-9]
@@ -81,7 +81,7 @@ def test_a_search_reads_the_first_questions(here):
     assert few[0] != few[1]
 
 
-def test_questions_of_several_sizes_are_told_apart():
+def test_questions_of_several_sizes_are_separated():
     """Two questions, of 2 and 3 choices; the second sub-network gets the second one wrong."""
     sums_KN = torch.tensor([[1.0, 2.0, 5.0, 3.0, 4.0], [1.0, 2.0, 2.0, 3.0, 4.0]])
     metric = Task(**SIZE, by="accuracy")
@@ -91,7 +91,7 @@ def test_questions_of_several_sizes_are_told_apart():
     assert value_K.tolist() == [0, 0.75]
 
 
-def test_no_question_both_chooses_and_measures(here):
+def test_choosing_and_measuring_questions_are_disjoint(here):
     there = len(questions.load_questions("capitals", here.cache))
     metric = Task(tasks=["capitals"], items=48, by="accuracy", batch=5)
     apart = Harness(tasks=["topics", "capitals"], limit=there - 48, include_path=None, batch=1)
@@ -102,7 +102,7 @@ def test_no_question_both_chooses_and_measures(here):
             preflight.check_questions(metric, [both], here.cache)
 
 
-def test_bad_questions(here):
+def test_invalid_questions_are_refused(here):
     with pytest.raises(ValueError, match=r"metric\.tasks: no local set 'mmlu'; available: capitals, topics"):
         Task(tasks=["mmlu"], items=4, by="accuracy", batch=5)
     with pytest.raises(ValueError, match=r"metric\.items must be at most 197 for capitals, got 999"):

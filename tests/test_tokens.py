@@ -1,4 +1,4 @@
-"""Tokens: packed or one document a sequence, kept by content; parts that overlap are refused."""
+"""Tokens: packed, or one document per sequence; cached by content; overlapping parts are refused."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ TEXTS = [f"Document number {i} is about the number {i * i}.\n\nIt has two paragr
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """A byte-level tokenizer that adds a BOS by default, as Llama's does."""
+    """Return a byte-level tokenizer that adds a BOS by default, as Llama's does."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -66,7 +66,7 @@ def test_packed_by_hand(tmp_path, tokenizer):
     assert found.documents.tolist() == [text_fingerprint(document) for document in TEXTS[:used]]
 
 
-def test_one_document_a_sequence(tmp_path, tokenizer):
+def test_one_document_per_sequence(tmp_path, tokenizer):
     source = files([write_jsonl(tmp_path / "a.jsonl", ["a", *TEXTS])], length=10, pack=False, sequences=3)
     found = text_tokens.tokenize_source(source, tokenizer, None, tmp_path)
     first, second = tokenizer(["a", TEXTS[0]], verbose=False)["input_ids"]
@@ -85,7 +85,7 @@ def test_batches(tmp_path, tokenizer):
     assert sum(int(mask_BT.sum()) for _, mask_BT in batches) == found.lengths.sum()
 
 
-def test_the_tokenizers_own_end_is_not_doubled(tmp_path, tokenizer):
+def test_tokenizers_own_end_is_not_doubled(tmp_path, tokenizer):
     from tokenizers import Tokenizer, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -100,7 +100,7 @@ def test_the_tokenizers_own_end_is_not_doubled(tmp_path, tokenizer):
     assert one.digest != other.digest
 
 
-def test_kept_once_and_checked(tmp_path, tokenizer):
+def test_cached_once_and_verified(tmp_path, tokenizer):
     source = files([write_jsonl(tmp_path / "a.jsonl")])
     one = text_tokens.tokenize_source(source, tokenizer, None, tmp_path, sequences=5)
     made = tmp_path / "tokens" / one.digest / "ids.bin"
@@ -117,13 +117,13 @@ def test_kept_once_and_checked(tmp_path, tokenizer):
     assert len({one.digest, *(tokens.digest for tokens in other)}) == 3
 
 
-def test_using_a_tokenizer_does_not_change_its_name(tokenizer):
+def test_using_a_tokenizer_does_not_change_its_digest(tokenizer):
     before = text_tokens.tokenizer_digest(tokenizer)
     tokenizer(TEXTS, padding=True, truncation=True, max_length=4)
     assert text_tokens.tokenizer_digest(tokenizer) == before
 
 
-def test_how_many(tmp_path, tokenizer, caplog):
+def test_number_of_sequences(tmp_path, tokenizer, caplog):
     path = write_jsonl(tmp_path / "a.jsonl")
     whole = text_tokens.tokenize_source(files([path]), tokenizer, None, tmp_path, sequences=10**6)
     assert 40 < len(whole) < 10**6
@@ -137,11 +137,15 @@ def test_how_many(tmp_path, tokenizer, caplog):
     assert short.ids.tolist() == whole.ids.tolist()
     assert len(text_tokens.tokenize_source(files([path], sequences=9), tokenizer, None, tmp_path, sequences=4)) == 4
     assert len(text_tokens.tokenize_source(files([path], sequences=4), tokenizer, None, tmp_path, sequences=9)) == 4
+
+
+def test_calibration_needs_a_number_of_sequences(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match=r"data\.calibration\.sequences must be a number here"):
         text_tokens.tokenize_source(files([path]), tokenizer, None, tmp_path, part="calibration")
 
 
-def test_too_little_text_is_one_line(tmp_path, tokenizer):
+def test_too_little_text_fails_in_one_line(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "a.jsonl", ["Very short."])
     with pytest.raises(
         ValueError, match=r"^data\.calibration: text too short: .* has \d+ tokens, at least 512 are needed$"
@@ -152,7 +156,7 @@ def test_too_little_text_is_one_line(tmp_path, tokenizer):
         text_tokens.tokenize_source(files(["gone.txt"]), tokenizer, None, tmp_path, 1, part="train")
 
 
-def test_documents_of_one_token_have_no_loss(tmp_path, tokenizer):
+def test_single_token_documents_have_no_loss(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "a.jsonl", ["a", "b"])
     plain = tokenizer.__class__(tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>")
     plain.backend_tokenizer.post_processor = None
@@ -160,7 +164,7 @@ def test_documents_of_one_token_have_no_loss(tmp_path, tokenizer):
         text_tokens.tokenize_source(files([path], pack=False), plain, None, tmp_path, 2, part="validation")
 
 
-def test_a_fault_of_the_tokenizer_is_no_mistake_of_the_user(tmp_path, tokenizer, monkeypatch):
+def test_tokenizer_fault_is_not_a_user_error(tmp_path, tokenizer, monkeypatch):
     from depthcut.data.named import texts as named
 
     def broken(*_: object) -> list[object]:
@@ -185,7 +189,7 @@ def test_long_documents_raise_no_warning(tmp_path, tokenizer, caplog, capfd):
     assert "longer" not in "".join(capfd.readouterr())
 
 
-def test_parts_that_overlap_are_refused(tmp_path, tokenizer):
+def test_overlapping_parts_are_refused(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "a.jsonl")
     other = write_jsonl(tmp_path / "b.jsonl", [TEXTS[3] + " ", "Something else."])
     train = text_tokens.tokenize_source(files([path]), tokenizer, None, tmp_path, 10**6)
@@ -198,7 +202,7 @@ def test_parts_that_overlap_are_refused(tmp_path, tokenizer):
     )
 
 
-def test_the_demo_parts_never_overlap(tokenizer):
+def test_demo_parts_never_overlap(tokenizer):
     spans = {"calibration": (0.9, 0.95), "train": (0.0, 0.9), "validation": (0.95, 1.0)}
     sources = {part: Demo(span=span, sequences=300, length=64, pack=True) for part, span in spans.items()}
     parts = {
@@ -209,14 +213,14 @@ def test_the_demo_parts_never_overlap(tokenizer):
 
 
 class Rewritten(Files):
-    """Files of which one gets other bytes of the same length while it is read."""
+    """Files of which one changes, at the same length, while it is read."""
 
     def documents(self, cache):
         yield from super().documents(cache)
         write_jsonl(Path(self.paths[0]), [each.upper() for each in TEXTS])
 
 
-def test_a_text_that_changes_while_it_is_read_is_an_error_that_names_it(tmp_path, tokenizer):
+def test_text_changed_while_reading_is_an_error(tmp_path, tokenizer):
     knobs = {"span": [0.0, 1.0], "sequences": None, "length": 16, "pack": True, "field": "text", "divider": None}
     source = Rewritten(paths=[str(write_jsonl(tmp_path / "a.jsonl"))], **knobs)
     with pytest.raises(UserError, match=r"^data\.train: .*a\.jsonl changed during the run; run the same command again"):
@@ -224,7 +228,7 @@ def test_a_text_that_changes_while_it_is_read_is_an_error_that_names_it(tmp_path
     assert not [entry for entry in (tmp_path / "tokens").iterdir() if not entry.name.startswith(".")]
 
 
-def test_a_text_that_changes_after_the_run_was_named_is_an_error(tmp_path):
+def test_text_changed_after_opening_is_an_error(tmp_path):
     corpus = text_files(tmp_path)
     here = open_run(
         experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", "model=pico", "data=files", *corpus))

@@ -8,52 +8,21 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from depthcut.cut.plan import Plan
-from depthcut.heal.lora import Lora
 from depthcut.heal.training import adapters, full_finetune, lean_lora
-from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.lightning_module import Healing
 from depthcut.heal.training.objective import next_token_loss
-from depthcut.model.checkpoint import exported_sharded
 from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import HashCache, ModelFolder
 from depthcut.model.decoder import layers as decoder_layers
-from depthcut.model.decoder import unwrapped
+from depthcut.model.decoder import merging
 from depthcut.model.pico import Pico
 from depthcut.runtime.errors import UserError
 from depthcut.study import export
 from depthcut.study.standalone import Standalone
-from pico import FAMILIES, awake, pico, picture_model
+from pico import FAMILIES, pico, picture_model, randomise_lora_b
+from recipes import RECIPE, batch
 
-RECIPE = Lora(
-    steps=4,
-    batch=2,
-    micro_batch=1,
-    length=8,
-    lr=1e-2,
-    warmup=1,
-    betas=(0.9, 0.999),
-    weight_decay=0.0,
-    clip=1.0,
-    optimiser="adamw",
-    recompute="none",
-    compile=False,
-    save_every=1,
-    packing="crossed",
-    strategy="ddp",
-    control=False,
-    rank=4,
-    alpha=4,
-    dropout=0.0,
-    modules="all",
-    layers="all",
-    reach=2,
-    init_from=None,
-)
 WHOLE = Plan(2, ())
-
-
-def batch(ids: torch.Tensor) -> MicroBatch:
-    return MicroBatch(ids, torch.arange(len(ids)))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +39,7 @@ def nf4(checkpoint, plan: Plan | None = None):
 IDS = torch.arange(40).reshape(4, 10) % 256
 
 
-def test_an_evaluation_does_not_spoil_the_gradients_of_a_quantised_base(checkpoint):
+def test_evaluation_keeps_gradients_of_a_quantised_base(checkpoint):
     """bitsandbytes repacks 4-bit weights for inference on some CPUs, and the packed product has no backward pass."""
     gradients = []
     for evaluated in (False, True):
@@ -89,7 +58,7 @@ def test_an_evaluation_does_not_spoil_the_gradients_of_a_quantised_base(checkpoi
     assert all(g.abs().max() > 0 for g in first_layer)
 
 
-def test_the_gradient_of_the_adapters_is_that_of_finite_differences():
+def test_adapter_gradient_equals_finite_differences():
     torch.manual_seed(0)
     adapted = adapters.add_adapters(pico("llama", layers=2), RECIPE, WHOLE)
     trained = [p for p in adapted.parameters() if p.requires_grad]
@@ -111,7 +80,7 @@ def test_the_gradient_of_the_adapters_is_that_of_finite_differences():
     assert slope == pytest.approx(norm.item(), rel=1e-3)
 
 
-def test_only_the_adapters_are_trained_and_saved():
+def test_only_adapters_are_trained_and_saved():
     adapted = adapters.add_adapters(pico("llama", layers=2), RECIPE, WHOLE)
     module = Healing(adapted, RECIPE, next_token_loss)
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
@@ -119,7 +88,7 @@ def test_only_the_adapters_are_trained_and_saved():
     assert module.state_dict().keys() == trained
 
 
-def test_dropout_is_on_while_it_trains():
+def test_dropout_is_active_during_training():
     adapted = adapters.add_adapters(pico("llama", layers=2), dataclasses.replace(RECIPE, dropout=0.5), WHOLE).eval()
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -133,7 +102,7 @@ def test_dropout_is_on_while_it_trains():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_ffn_and_the_attention_are_told_apart_by_structure(family):
+def test_ffn_and_attention_are_recognised_by_structure(family):
     layers = list(decoder_layers.layer_list(pico(family, layers=2)))
     ffn, attention = adapters.adapted_linears(layers, "ffn"), adapters.adapted_linears(layers, "attention")
     assert ffn and attention and not set(ffn) & set(attention)
@@ -141,18 +110,18 @@ def test_the_ffn_and_the_attention_are_told_apart_by_structure(family):
     assert 2 <= len(ffn) <= 3 and all("attn" not in name for name in ffn)
 
 
-def test_a_merged_export_is_what_was_trained(checkpoint, tmp_path):
+def test_merged_export_equals_the_trained_model(checkpoint, tmp_path):
     """Adapters go into dequantised weights: the logits hardly move; merged into 4-bit weights they would."""
     transformers_logging.disable_progress_bar()
     plan = Plan(4, (1,))
     torch.manual_seed(0)
-    adapted = awake(adapters.add_adapters(nf4(checkpoint, plan), RECIPE, plan).eval())
+    adapted = randomise_lora_b(adapters.add_adapters(nf4(checkpoint, plan), RECIPE, plan).eval())
     with torch.no_grad():
         wanted = adapted(IDS).logits
         base = nf4(checkpoint, plan)(IDS).logits
     adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
     with torch.no_grad():
-        merged = export.merge_adapters(nf4(checkpoint, plan), tmp_path / "adapter")(IDS).logits
+        merged = export.merge_saved_adapters(nf4(checkpoint, plan), tmp_path / "adapter")(IDS).logits
         with pytest.warns(UserWarning, match="rounding errors"):
             into_4bit = copy.deepcopy(adapted).merge_and_unload()(IDS).logits
 
@@ -178,7 +147,7 @@ class Described:
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
 
 
-def test_weights_that_adapters_do_not_reach_are_reported_before_anything_is_loaded(caplog):
+def test_unadapted_weights_are_reported_before_loading(caplog):
     mixture = workspace(pico("mixtral", layers=2, **EXPERTS).config)
     adapters.check_adapters(mixture, RECIPE)
     expected = "heal.modules=all: adapters cover 11% of the layers' weights; not covered: mlp.experts.gate_up_proj, "
@@ -198,14 +167,14 @@ def test_weights_that_adapters_do_not_reach_are_reported_before_anything_is_load
         ("llama", {"rank": 65}, "heal.rank must be at most 64, the width of the layers it adapts, got 65"),
     ],
 )
-def test_adapters_that_a_model_cannot_have_are_refused_before_anything_is_loaded(family, changes, said):
+def test_impossible_adapters_are_refused_before_loading(family, changes, said):
     model = pico(family, layers=2, **(EXPERTS if family == "mixtral" else {}))
     with pytest.raises(UserError, match=said) as error:
         adapters.check_adapters(workspace(model.config), dataclasses.replace(RECIPE, **changes))
     assert "\n" not in str(error.value)
 
 
-def test_adapters_sit_on_the_language_model_of_a_multimodal_one():
+def test_multimodal_adapters_sit_on_the_language_model():
     adapted = adapters.add_adapters(picture_model(2), RECIPE, WHOLE)
     homes = {name.partition(".lora_")[0] for name, each in adapted.named_parameters() if each.requires_grad}
     assert len(homes) == 2 * 7 and all(".language_model.layers." in name for name in homes)
@@ -213,7 +182,7 @@ def test_adapters_sit_on_the_language_model_of_a_multimodal_one():
     assert all(each.grad is not None for each in adapted.parameters() if each.requires_grad)
 
 
-def test_the_weights_of_a_multimodal_model_that_are_trained_are_its_language_models():
+def test_multimodal_training_covers_only_the_language_model():
     model = picture_model(2)
     everything = full_finetune.all_parameters(model).keys()
     assert everything == {name for name, _ in model.named_parameters() if "vision" not in name and "modal" not in name}
@@ -221,19 +190,19 @@ def test_the_weights_of_a_multimodal_model_that_are_trained_are_its_language_mod
     assert last <= {"model.language_model", "lm_head.weight"}
 
 
-def test_adapters_on_gpt_2_are_merged_as_they_compute():
+def test_gpt_2_adapters_merge_exactly():
     """Its linear layers keep their weights transposed."""
     torch.manual_seed(0)
-    adapted = awake(adapters.add_adapters(pico("gpt2", layers=2), RECIPE, WHOLE).eval())
+    adapted = randomise_lora_b(adapters.add_adapters(pico("gpt2", layers=2), RECIPE, WHOLE).eval())
     with torch.no_grad():
         wanted = adapted(IDS % 128).logits
         with adapted.disable_adapter():
             assert (adapted(IDS % 128).logits - wanted).abs().max() > 0.1
         with lean_lora.lean_layers(adapted):
             torch.testing.assert_close(adapted(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
-        with unwrapped.merged_model(adapted) as merged:
+        with merging.merged_model(adapted) as merged:
             torch.testing.assert_close(merged(IDS % 128).logits, wanted, rtol=1e-4, atol=1e-4)
-        layer = exported_sharded.merged_weights(decoder_layers.layer_list(adapted)[0])
+        layer = merging.merged_weights(decoder_layers.layer_list(adapted)[0])
         plain = adapted.merge_and_unload()
         for name, each in decoder_layers.layer_list(plain)[0].named_parameters():
             torch.testing.assert_close(layer[name], each, rtol=1e-4, atol=1e-5)
@@ -241,7 +210,7 @@ def test_adapters_on_gpt_2_are_merged_as_they_compute():
 
 
 @pytest.mark.parametrize("quantise", ["nf4", "int8"])
-def test_gpt_2_healed_on_a_quantised_base_is_exported_as_transformers_keeps_it(quantise, tmp_path):
+def test_quantised_gpt_2_export_keeps_transformers_layout(quantise, tmp_path):
     transformers_logging.disable_progress_bar()
     pico("gpt2", layers=3).save_pretrained(tmp_path / "dense")
     checkpoint = Checkpoint(ModelFolder(tmp_path / "dense", HashCache(tmp_path / "hashes.json")), separator=None)
@@ -251,9 +220,9 @@ def test_gpt_2_healed_on_a_quantised_base_is_exported_as_transformers_keeps_it(q
         return checkpoint.load(plan, quantise=quantise, dtype="float32", device="cpu")
 
     torch.manual_seed(0)
-    adapted = awake(adapters.add_adapters(load(plan), RECIPE, plan).eval())
+    adapted = randomise_lora_b(adapters.add_adapters(load(plan), RECIPE, plan).eval())
     adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
-    export.merge_adapters(load(plan), tmp_path / "adapter").save_pretrained(tmp_path / "model")
+    export.merge_saved_adapters(load(plan), tmp_path / "adapter").save_pretrained(tmp_path / "model")
     with torch.no_grad():
         wanted = adapted(IDS % 128).logits
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(IDS % 128).logits

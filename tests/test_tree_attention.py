@@ -1,30 +1,17 @@
-"""Answers of many cuts, with shared contexts, against each answer of each cut alone."""
+"""Answers of many cuts with shared contexts, against each answer of each cut alone."""
 
 import pytest
-import torch
 
 from depthcut.cut import subnetworks
 from depthcut.eval.likelihood import tree_attention
 from depthcut.model.decoder import layers, sublayers
+from likelihoods import CONTEXTS, FOLLOWS, REQUESTS, alone
 from pico import FAMILIES, pico
-
-CONTEXTS = [(3, 4, 5, 6), (7, 8, 9), (10, 11, 12, 13, 14)]
-FOLLOWS = [[(20, 21), (22, 23, 24), (25,)], [(30,), (31,), (32,)], [(40, 41, 42), (43, 44)]]
-REQUESTS = [(context, follow) for context, many in zip(CONTEXTS, FOLLOWS, strict=True) for follow in many]
-
-
-def alone(model, request) -> tuple[float, bool]:
-    """One request, one pass, nothing shared."""
-    context, follow = request
-    ids = torch.tensor([[*context, *follow]])
-    with torch.no_grad():
-        log_p = model(ids).logits[0, len(context) - 1 : -1].double().log_softmax(-1)
-    return log_p[range(len(follow)), list(follow)].sum().item(), log_p.argmax(-1).tolist() == list(follow)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("batch", [1, 2, 8])
-def test_each_answer_of_each_cut_is_that_of_the_cut_alone(family, batch):
+def test_log_likelihoods_equal_each_cut_alone(family, batch):
     model, drops = pico(family), [(), (1, 2), (4,), (0, 3, 4), (1, 2, 3, 4)]
     got = tree_attention.log_likelihoods(model, REQUESTS, subnetworks.subnetworks_without(drops, "layer"), batch)
     for place, drop in enumerate(drops):
@@ -36,7 +23,7 @@ def test_each_answer_of_each_cut_is_that_of_the_cut_alone(family, batch):
 
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
-def test_cuts_of_halves(unit):
+def test_sublayer_cuts(unit):
     model, drops = pico("llama"), [(0, 2), (5,)]
     got = tree_attention.log_likelihoods(model, REQUESTS, subnetworks.subnetworks_without(drops, unit), 4)
     for place, drop in enumerate(drops):
@@ -46,7 +33,7 @@ def test_cuts_of_halves(unit):
 
 
 @pytest.mark.parametrize(("family", "tree"), [("llama", True), ("gpt_neox", True), ("mistral", False)])
-def test_a_context_is_read_once_where_the_model_can_read_a_tree(family, tree):
+def test_shared_context_is_read_once_if_supported(family, tree):
     """Mistral's window of 6 is shorter than the rows."""
     sheets = list(tree_attention.pack_requests(pico(family), REQUESTS, 8))
     rows = sum(len(sheet.given["input_ids"]) for sheet in sheets)
@@ -77,18 +64,18 @@ def test_rows_longer_than_the_positions(family, changes):
                 assert got[request][place][0] == pytest.approx(alone(model, request)[0], rel=1e-5)
 
 
-def test_one_token_answers_need_no_tree():
+def test_single_token_answers_need_no_tree():
     (sheet,) = tree_attention.pack_requests(pico("mistral"), [(CONTEXTS[1], follow) for follow in FOLLOWS[1]], 8)
     assert sheet.row_BP.shape == (1, 1) and len(sheet.token_S) == 3
     assert sheet.given["attention_mask"] is None and "position_ids" not in sheet.given
 
 
-def test_a_model_that_reads_no_tree_is_found_out():
+def test_models_without_tree_attention_are_detected():
     model = pico("llama")
     assert tree_attention.supports_tree_attention(model, 20)
     own = model.forward
 
-    def deaf(*args, **more):  # numbers the places itself
+    def deaf(*args, **more):  # computes positions itself
         return own(*args, **{key: value for key, value in more.items() if key != "position_ids"})
 
     model.forward = deaf

@@ -1,4 +1,4 @@
-"""W&B's own client, sweep and agent, online against a stand-in on the loopback; no request leaves the machine."""
+"""The real W&B client, sweep and agent, online against a stand-in on localhost."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def point(tmp_path_factory, server) -> Finished:
-    """A point that was killed in the middle of its healing and then finished by the same command, online."""
+    """Kill a point during healing, then finish it with the same command, online."""
     home = tmp_path_factory.mktemp("online")
     command = (f"outputs={home}/outputs", *PICO, *HEAL, *text_files(home), "log=wandb", "export=none")
     online = client(home, server.url)
@@ -59,12 +59,12 @@ def point(tmp_path_factory, server) -> Finished:
 
 
 def steps(told: Run) -> list[int]:
-    """The healing steps that were told, in order."""
+    """Return the logged healing steps in order."""
     return [row["heal/step"] for row in told.rows if "heal/step" in row]
 
 
 def pictures(told: Run) -> dict[str, list[bytes]]:
-    """The figures that were told, by name: for each time the file that the row speaks of."""
+    """Return the logged figures by name: the file of each row."""
     found: dict[str, list[bytes]] = {}
     for row in told.rows:
         for name, media in row.items():
@@ -74,18 +74,18 @@ def pictures(told: Run) -> dict[str, list[bytes]]:
     return found
 
 
-def test_killed_and_given_again_it_is_one_run(point, server):
+def test_killed_and_repeated_run_is_one_run(point, server):
     told = server.runs[point.record["digest"]]
     rows = [(row["heal/step"], row["heal/loss"]) for row in told.rows if "heal/step" in row]
     assert sorted({step for step, _ in rows}) == STEPS
-    losses = dict(rows)  # what was told before the kill and again after it is the same
+    losses = dict(rows)  # rows logged before the kill and again after it are equal
     assert [loss for _, loss in rows] == pytest.approx([losses[step] for step, _ in rows])
     assert told.summary["healed/validation/loss"] == point.record["healed/validation/loss"]
     assert told.exit_code == 0 and told.about["groupName"] == "main"
     assert json.loads(told.files["plan.json"]) == point.record["plan"]
 
 
-def test_an_agent_runs_the_stored_command_and_a_point_that_was_done_reports_at_once(point, server):
+def test_agent_runs_command_and_finished_point_reports_immediately(point, server):
     sweep = yaml.safe_load((ROOT / "sweeps/smollm2.yaml").read_text())
     mine = [each for each in sweep["command"] if not each.startswith(("model=", "name="))]
     mine[-1:-1] = [each for each in point.command if each not in mine]
@@ -110,11 +110,11 @@ def test_an_agent_runs_the_stored_command_and_a_point_that_was_done_reports_at_o
 
 
 def drawn(name: str, point: Finished, url: str, **more: str) -> dict[str, str]:
-    """As an agent starts its runs."""
+    """Return the environment in which an agent starts its runs."""
     return {**client(point.home, url), "WANDB_SWEEP_ID": "sweep", "WANDB_RUN_ID": name, **more}
 
 
-def test_what_was_done_is_reported_without_torch(point, server):
+def test_finished_point_is_reported_without_torch(point, server):
     environment = drawn("light", point, server.url, PYTHONPROFILEIMPORTTIME="1")
     done = run(*point.command, "prune.frac=0.25", **environment)
     assert done.returncode == 0 and server.runs["light"].summary["fraction"] == 0.25
@@ -126,7 +126,7 @@ def test_what_was_done_is_reported_without_torch(point, server):
     ("name", "key", "status"),
     [("short", "0123", 200), ("refused", "", 401), pytest.param("away", "", 0, marks=pytest.mark.slow)],
 )
-def test_where_wandb_cannot_be_had_the_point_goes_on_offline(name, key, status, point, server):
+def test_run_continues_offline_without_a_server(name, key, status, point, server):
     broken = {"WANDB_API_KEY": key} if key else {}
     server.status = status or 200
     url = server.url if status else NOWHERE
@@ -142,7 +142,7 @@ def test_where_wandb_cannot_be_had_the_point_goes_on_offline(name, key, status, 
     assert steps(server.runs[name]) == STEPS
 
 
-def test_where_wandb_goes_down_later_the_point_ends_and_nothing_is_lost(point, server):
+def test_server_lost_during_a_run_loses_nothing(point, server):
     process = begun(point.folder, "0.25", *point.command, "log.wait=1", **drawn("later", point, server.url))
     server.status = 500
     _, err = process.communicate("end\n", timeout=120)
@@ -156,7 +156,7 @@ def test_where_wandb_goes_down_later_the_point_ends_and_nothing_is_lost(point, s
     assert server.runs["later"].summary["healed/validation/loss"] == point.record["healed/validation/loss"]
 
 
-def test_the_reports_figures_go_along_once_and_only_online(point, server):
+def test_report_figures_are_uploaded_once_and_only_online(point, server):
     first = [each for each in study.read_studies([point.folder.parent]).points if each.folder == point.folder]
     made = figures.draw_figures(first)  # of the study as it was then
     sent = pictures(server.runs[point.record["digest"]])
@@ -172,7 +172,7 @@ def pixels(png: bytes) -> np.ndarray:
     return matplotlib.image.imread(io.BytesIO(png), format="png")
 
 
-def test_figures_that_cannot_be_drawn_stop_no_finished_point(point, server):
+def test_undrawable_figures_stop_no_finished_point(point, server):
     environment = drawn("bare", point, server.url, MPLBACKEND="none of any")
     _, err = begun(point.folder, "0.25", *point.command, **environment).communicate("end\n", timeout=60)
     (said,) = (line for line in err.splitlines() if line.startswith("W&B: "))
@@ -181,7 +181,7 @@ def test_figures_that_cannot_be_drawn_stop_no_finished_point(point, server):
     assert server.runs["bare"].summary["healed/validation/loss"] == point.record["healed/validation/loss"]
 
 
-def test_what_was_heard_before_a_kill_is_not_told_again(point, server):
+def test_rows_sent_before_a_kill_are_not_repeated(point, server):
     for line in ("", "end\n"):
         process = begun(point.folder, "0.25", *point.command, **drawn("twice", point, server.url))
         while len(server.runs["twice"].history) < len(STEPS):
@@ -194,7 +194,7 @@ def test_what_was_heard_before_a_kill_is_not_told_again(point, server):
     assert server.runs["twice"].exit_code == 0
 
 
-def test_a_failed_point_keeps_its_run_from_the_next_one_in_the_process(point, server):
+def test_failed_points_run_is_separate_from_the_next(point, server):
     process = begun(point.folder, "0.25,0.75", *point.command, "name=two", **client(point.home, server.url))
     first, second = (name for name, each in server.runs.items() if each.about["groupName"] == "two")
     assert server.runs[first].exit_code == 1

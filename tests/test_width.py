@@ -1,4 +1,4 @@
-"""Width: what goes as one, what it is worth, when and which goes, and that the narrower model is the masked one."""
+"""Width pruning: groups, importance, schedule and selection; the sliced model equals the masked one."""
 
 import copy
 import itertools
@@ -27,7 +27,7 @@ HEADS = [{}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1}]  # grouped,
 
 
 def cut(model, heads: int, channels: int, layers: range | None = None) -> Widths:
-    """Keep so many groups, others in each layer; of layers that are not named all."""
+    """Keep so many groups, different ones in each layer; keep all of layers that are not named."""
     whole = [
         {kind: each.count for kind, each in groups.layer_groups(layer).items()}
         for layer in decoder_layers.layer_list(model)
@@ -41,16 +41,16 @@ def cut(model, heads: int, channels: int, layers: range | None = None) -> Widths
 
 
 def adapted(model, rank: int = 4, alpha: float = 4, seed: int = 0) -> Any:
-    """Adapters on all linear layers, with a B that matters."""
+    """Add adapters to all linear layers, with a random B."""
     torch.manual_seed(seed)
     names = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear) and name != "lm_head"]
     with_adapters = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names))  # pyright: ignore
-    set_halves(with_adapters, b=lambda b: 0.05 * torch.randn_like(b))
+    set_factors(with_adapters, b=lambda b: 0.05 * torch.randn_like(b))
     return with_adapters.eval()
 
 
-def set_halves(model, **to: Any) -> None:
-    """Set all the halves A, or B, of adapters."""
+def set_factors(model, **to: Any) -> None:
+    """Set A or B of all adapters."""
     with torch.no_grad():
         for name, half in model.named_parameters():
             for each, value in to.items():
@@ -58,7 +58,7 @@ def set_halves(model, **to: Any) -> None:
 
 
 def loss(model) -> torch.Tensor:
-    """In the type of the weights; transformers' own is in float32."""
+    """Compute the loss in the dtype of the weights; transformers computes it in float32."""
     log_p = model(texts()).logits[:, :-1].log_softmax(-1)
     return -log_p.gather(-1, texts()[:, 1:, None]).mean()
 
@@ -85,7 +85,7 @@ def test_query_heads_go_with_their_keys_and_values(heads):
         ("olmo2", "Olmo2Attention.q_norm.weight spans its heads"),
     ],
 )
-def test_what_cannot_be_narrowed_is_refused(family, why):
+def test_unprunable_layers_are_refused(family, why):
     with pytest.raises(ValueError, match=why):
         groups.layer_groups(decoder_layers.layer_list(pico(family))[0])
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_narrowed_is_refused(family, why):
 # Masks
 
 
-def test_a_mask_of_nothing_changes_no_bit():
+def test_empty_mask_changes_no_bit():
     model = pico("llama")
     before = logits(model)
     stack = list(decoder_layers.layer_list(model))
@@ -112,7 +112,7 @@ def test_a_mask_of_nothing_changes_no_bit():
 
 
 @pytest.mark.parametrize("heads", HEADS[:2])
-def test_a_mask_on_what_is_dead_changes_no_bit(heads):
+def test_masking_zero_groups_changes_no_bit(heads):
     """A KV group whose values are zeros, a channel whose up-projection is."""
     model = pico("llama", **heads)
     layer: Any = decoder_layers.layer_list(model)[3]
@@ -131,7 +131,7 @@ def test_a_mask_on_what_is_dead_changes_no_bit(heads):
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("kind", ["heads", "channels"])
-def test_the_slope_of_the_loss_in_a_mask_is_that_of_its_weights(kind, heads):
+def test_mask_gradient_equals_that_of_the_weights(kind, heads):
     """d loss / d mask_g = sum over the group's columns of W dL/dW, by finite differences (Phi is all float64)."""
     model = pico("phi", layers=2, **heads).double()
     layer: Any = decoder_layers.layer_list(model)[1]
@@ -165,7 +165,7 @@ def test_no_gradient_reaches_a_masked_group():
         assert grad[gone * size : (gone + 1) * size].abs().max() == 0 < grad.abs().max()
 
 
-def test_a_compiled_layer_sees_a_change_of_its_mask_and_is_not_compiled_again():
+def test_compiled_layer_sees_mask_changes_without_recompiling():
     from torch._dynamo.testing import CompileCounter
 
     model = pico("llama", layers=2)
@@ -194,7 +194,7 @@ def test_equation_10_on_a_matrix_by_hand():
     assert lora_gradients.weight_importance(w, a, b, grad_a, grad_b).tolist() == [[1, 4], [0, 16]]
 
 
-def test_equation_10_is_what_a_step_of_descent_changes():
+def test_equation_10_is_the_change_of_a_step():
     """dB A + B dA - dB dA = BA - (B - dB)(A - dA): the change written out, weight by weight."""
     chance = np.random.default_rng(0)
     w, a, b, da, db = (chance.standard_normal(shape) for shape in ((5, 7), (2, 7), (5, 2), (2, 7), (5, 2)))
@@ -207,7 +207,7 @@ def test_equation_10_is_what_a_step_of_descent_changes():
 
 
 def by_hand(linear: Any, axis: int, count: int) -> np.ndarray:
-    """The sums over groups of equation 10 for one adapted layer, weight by weight, in float64."""
+    """Sum equation 10 over groups for one adapted layer, weight by weight, in float64."""
     scale = linear.scaling["default"]
     a, b = linear.lora_A["default"].weight, linear.lora_B["default"].weight
     w, a_, b_, da, db = (
@@ -220,7 +220,7 @@ def by_hand(linear: Any, axis: int, count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_a_groups_worth_is_the_sum_over_its_matrices(heads, monkeypatch):
+def test_group_importance_sums_over_its_matrices(heads, monkeypatch):
     model = adapted(pico("llama", layers=2, **heads), alpha=12)
     loss(model).backward()
     assert all(parameter.grad is None for name, parameter in model.named_parameters() if "lora" not in name)
@@ -236,7 +236,7 @@ def test_a_groups_worth_is_the_sum_over_its_matrices(heads, monkeypatch):
 
 
 def taylor(layer, known: groups.WidthGroups) -> torch.Tensor:
-    """The exact criterion of plain weights and their own gradients, each matrix brought to length one."""
+    """Compute the exact criterion from plain weights and their gradients, each matrix normalised."""
     total = torch.zeros(known.count, dtype=torch.float64)
     for linear, axis in known.linears(layer):
         each: Any = (linear.weight * linear.weight.grad).square().detach()  # pyright: ignore
@@ -245,8 +245,8 @@ def taylor(layer, known: groups.WidthGroups) -> torch.Tensor:
     return total
 
 
-def test_the_gradients_are_those_of_finite_differences():
-    """Of weights, and of both halves of adapters that are no longer at their beginning."""
+def test_gradients_equal_finite_differences():
+    """Of weights, and of both adapter matrices after some training."""
     for model in (pico("phi", layers=2).double(), adapted(pico("phi", layers=2)).double()):
         loss(model).backward()
         found = {name: p for name, p in model.named_parameters() if p.grad is not None and "layers.1" in name}
@@ -262,11 +262,11 @@ def test_the_gradients_are_those_of_finite_differences():
             assert slope == pytest.approx(weight.grad[at].item(), rel=1e-3, abs=1e-7)
 
 
-def test_where_the_adapters_see_all_it_is_the_exact_taylor_criterion():
+def test_full_view_adapters_give_exact_taylor():
     """With B = 0 and A^T A = 1 the gradient is the weights' own."""
     plain = pico("llama", layers=2).double()
     model = adapted(copy.deepcopy(plain), rank=128, alpha=128).double()
-    set_halves(model, b=torch.zeros_like, a=lambda a: torch.linalg.qr(torch.randn_like(a))[0])
+    set_factors(model, b=torch.zeros_like, a=lambda a: torch.linalg.qr(torch.randn_like(a))[0])
     loss(plain).backward()
     loss(model).backward()
     for own, layer in zip(decoder_layers.layer_list(plain), decoder_layers.layer_list(model), strict=True):
@@ -276,15 +276,15 @@ def test_where_the_adapters_see_all_it_is_the_exact_taylor_criterion():
             )
 
 
-def test_a_dead_head_and_a_dead_channel_are_worth_nothing():
-    """What they give is multiplied by zeros: no gradient reaches them, and the zeros are worth nothing themselves."""
+def test_zero_head_and_channel_have_zero_importance():
+    """Their output is multiplied by zeros: no gradient reaches them, and the zeros contribute nothing themselves."""
     model = pico("llama", layers=2)
     layer: Any = decoder_layers.layer_list(model)[0]
     with torch.no_grad():
         layer.self_attn.o_proj.weight[:, 32:] = 0
         layer.mlp.down_proj.weight[:, 9] = 0
     model = adapted(model)
-    set_halves(model, b=torch.zeros_like)
+    set_factors(model, b=torch.zeros_like)
     loss(model).backward()
     layer = decoder_layers.layer_list(model)[0]
     for kind, dead in (("heads", 1), ("channels", 9)):
@@ -293,7 +293,7 @@ def test_a_dead_head_and_a_dead_channel_are_worth_nothing():
 
 
 @pytest.mark.parametrize("quantise", ["nf4", "int8"])
-def test_a_quantised_base_is_worth_what_its_weights_are(quantise, tmp_path):
+def test_quantised_base_uses_its_dequantised_weights(quantise, tmp_path):
     heal: Any = {"rank": 4, "lr": 1e-2, "length": 8}
     source = Pico(layers=2, hidden=64, heads=2, seed=0, quantise="none", dtype="float32", separator=None, heal=heal)
     model = source.open(tmp_path).load(None, quantise=quantise, dtype="float32", device="cpu")
@@ -306,7 +306,7 @@ def test_a_quantised_base_is_worth_what_its_weights_are(quantise, tmp_path):
         np.testing.assert_allclose(criterion.group_importance(layer, known).numpy(), wanted, rtol=1e-3)
 
 
-def test_the_average_forgets_and_leaves_out_what_is_no_number():
+def test_moving_average_skips_non_finite_values():
     averages = criterion.MovingAverage(0.9)
     averages.update({"x": torch.tensor([1.0, 2], dtype=torch.float64)})
     averages.update({"x": torch.tensor([float("nan"), 5], dtype=torch.float64)})
@@ -318,7 +318,7 @@ def test_the_average_forgets_and_leaves_out_what_is_no_number():
 # When, and which
 
 
-def test_the_schedule_is_flat_cubic_flat():
+def test_schedule_is_flat_cubic_flat():
     shares = [schedule.share_at_step(step, 100, 0.4) for step in range(1, 101)]
     assert shares[:10] == [0] * 10 and shares[89:] == [0.4] * 11
     assert shares[49] == pytest.approx(0.4 * (1 - 0.5**3)) and shares[29] == pytest.approx(0.4 * (1 - 0.75**3))
@@ -342,7 +342,7 @@ def test_uniform_takes_as_many_of_each_layer():
     assert len(selection.select_groups({first: torch.ones(10)}, 0.3, "uniform")[first]) == 7
 
 
-def test_global_takes_the_least_of_all_layers_and_empties_none():
+def test_global_takes_least_important_and_empties_no_layer():
     first, second, heads = (3, "channels"), (5, "channels"), (5, "heads")
     worth: Any = {first: values(1, 2, 3, 4), second: values(5, 6, 7, 0.5), heads: values(0, 9)}
     assert selection.select_groups(worth, 0.5, "global") == {first: (3,), second: (0, 1, 2), heads: (1,)}
@@ -353,7 +353,7 @@ def test_global_takes_the_least_of_all_layers_and_empties_none():
 
 
 @pytest.mark.parametrize("family", ABLE)
-def test_the_sliced_model_is_the_masked_one(family):
+def test_sliced_model_equals_the_masked_one(family):
     model = pico(family)
     whole = logits(model)
     widths = cut(model, 1, 90)
@@ -383,7 +383,7 @@ def test_adapters_are_sliced_with_their_matrices(heads):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi"])
-def test_where_all_layers_are_alike_plain_transformers_loads_it(family, tmp_path):
+def test_uniform_widths_load_in_plain_transformers(family, tmp_path):
     model = pico(family)
     widths = cut(model, 1, 50)
     slicing.narrow_model(model, widths)
@@ -402,11 +402,11 @@ def test_where_all_layers_are_alike_plain_transformers_loads_it(family, tmp_path
         ("llama", range(1, 5), "layer", ()),
         ("qwen2", range(1, 5), "layer", ()),
         ("gemma2", range(1, 5), "layer", ()),
-        ("opt", None, "layer", ()),  # its config knows no width of a head
+        ("opt", None, "layer", ()),  # its config has no head width
         ("llama", range(5), "mlp", (1, 2)),
     ],
 )
-def test_where_layers_differ_depthcut_loads_it(family, layers, unit, drop, tmp_path):
+def test_differing_widths_load_in_depthcut(family, layers, unit, drop, tmp_path):
     from depthcut.model.decoder import sublayers
 
     model, plan = pico(family), Plan(6, drop, unit)
@@ -426,7 +426,7 @@ def test_where_layers_differ_depthcut_loads_it(family, layers, unit, drop, tmp_p
     assert Widths.read(tmp_path / WIDTHS_FILE) == widths
 
 
-def test_heads_that_do_not_divide_the_width_are_left_to_depthcut(tmp_path):
+def test_indivisible_head_count_needs_depthcut(tmp_path):
     """Llama's config refuses three heads of a width of 64."""
     model = pico("llama", num_key_value_heads=4)
     widths = cut(model, 3, 128)
@@ -436,7 +436,7 @@ def test_heads_that_do_not_divide_the_width_are_left_to_depthcut(tmp_path):
     torch.testing.assert_close(logits(depthcut.load(tmp_path, dtype="float32")), logits(model))
 
 
-def test_files_that_do_not_fit_the_widths_are_refused(tmp_path):
+def test_files_that_mismatch_the_widths_are_refused(tmp_path):
     model = pico("llama")
     widths = cut(model, 1, 50, range(1, 5))
     slicing.narrow_model(model, widths)

@@ -1,4 +1,4 @@
-"""A user's mistake is one clear line and exit status 2, soon, with every finished file left as it was."""
+"""A user error is one clear line with exit status 2, fast, and leaves every finished file unchanged."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ LOADER = Loader()
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A finished study whose files must survive every mistake below."""
+    """Run a study whose files must survive every error below."""
     folder = tmp_path_factory.mktemp("study")
     corpus = text_files(folder)
     record = succeed(f"outputs={folder}/outputs", *PICO, *corpus)
@@ -38,7 +38,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def complain(*arguments: str, **environment: str) -> str:
-    """The one line that a command complains with."""
+    """Return the one error line of a command."""
     return line_of(run(*arguments, **environment))
 
 
@@ -95,7 +95,7 @@ CONFIG = [
 
 
 @pytest.mark.parametrize(("override", "says"), CONFIG, ids=[override for override, _ in CONFIG])
-def test_a_mistake_in_the_config_is_told_at_once(override, says, tmp_path):
+def test_invalid_option_is_refused_immediately(override, says, tmp_path):
     with pytest.raises(UserError) as error:
         experiment.build_experiment(main.compose_config(LOADER, [f"outputs={tmp_path}", override]))
     assert str(error.value).startswith(says)
@@ -111,7 +111,7 @@ def test_a_mistake_in_the_config_is_told_at_once(override, says, tmp_path):
         ("data.train.span=0.5", "data.train.span must be a list, got 0.5"),
     ],
 )
-def test_what_is_wanted_is_never_empty(override, says, tmp_path):
+def test_errors_name_the_expected_value(override, says, tmp_path):
     with pytest.raises(UserError) as error:
         experiment.build_experiment(
             main.compose_config(LOADER, [f"outputs={tmp_path}", "model=pico", "eval=[perplexity]", override])
@@ -120,7 +120,7 @@ def test_what_is_wanted_is_never_empty(override, says, tmp_path):
 
 
 @pytest.mark.parametrize("words", [("~eval.loss",), ("eval=[]",), ("stages=[]",), ("stages=[healed]",)])
-def test_a_run_that_would_leave_nothing(words, tmp_path):
+def test_run_that_would_leave_nothing_is_refused(words, tmp_path):
     read = (f"outputs={tmp_path}", "model=pico", *words, "prune=deepest", "heal=none", "export=none")
     with pytest.raises(UserError, match=r"^the run would produce no result: set export, or have eval measure a stage$"):
         experiment.build_experiment(main.compose_config(LOADER, read))
@@ -129,7 +129,7 @@ def test_a_run_that_would_leave_nothing(words, tmp_path):
 
 
 @pytest.mark.parametrize("word", ["eval=[]", "stages=[]", "stages=[dense,pruned]"])
-def test_healing_of_which_nothing_would_be_left(word, tmp_path):
+def test_healing_that_would_leave_nothing_is_refused(word, tmp_path):
     with pytest.raises(
         UserError, match=r"^the healing would produce no result: set export, or have eval measure stages="
     ):
@@ -141,7 +141,7 @@ def test_healing_of_which_nothing_would_be_left(word, tmp_path):
 @pytest.mark.parametrize(
     "words", [("prune.frac=1.5",), ("-m", "heal=lora", "heal.stepz=1,2"), ("+hydra.x=1",), ("--foo",)]
 )
-def test_a_mistake_is_one_line_with_status_2_before_anything_heavy_is_loaded(words, tmp_path):
+def test_user_errors_exit_2_before_heavy_imports(words, tmp_path):
     assert line_of(light(*words, f"outputs={tmp_path}"))
     assert not list(tmp_path.iterdir())
 
@@ -183,7 +183,7 @@ def test_a_mistake_is_one_line_with_status_2_before_anything_heavy_is_loaded(wor
         (("metric=task", "metric.tasks=[mmlu]"), "metric.tasks: no local set 'mmlu'; available: capitals, topics"),
     ],
 )
-def test_choices_that_do_not_go_together(overrides, says, tmp_path):
+def test_incompatible_choices_are_refused(overrides, says, tmp_path):
     assert complain(f"outputs={tmp_path}", "model=pico", *overrides).startswith(says)
 
 
@@ -195,14 +195,14 @@ def test_choices_that_do_not_go_together(overrides, says, tmp_path):
         ([[5, 3]], "span [5, 3)"),
     ],
 )
-def test_spans_that_make_no_cut(drop, says, tmp_path):
+def test_invalid_spans_are_refused(drop, says, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(json.dumps({"format": 2, "depth": 8, "unit": "layer", "drop": drop, "model": "", "notes": {}}))
     line = complain(f"outputs={tmp_path}/outputs", "model=pico", "prune=plan", f"prune.path={path}")
     assert line.startswith(f"{path}: {says}")
 
 
-def test_a_current_folder_that_was_deleted():
+def test_deleted_current_folder_is_reported():
     script = f'cd "$(mktemp -d)" && rmdir "$PWD" && exec {sys.executable} {ROOT}/run.py model=pico'
     done = subprocess.run(["bash", "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert line_of(done) == "the current folder was deleted; change to an existing one"
@@ -218,7 +218,7 @@ def test_version_and_help_on_a_choice():
         help_text.render_help(["heal=lara"])
 
 
-def test_help_answers_at_once():
+def test_help_is_fast():
     done = light("--help")
     assert (
         done.returncode == 0
@@ -227,7 +227,7 @@ def test_help_answers_at_once():
     )
 
 
-def test_a_plan_that_keeps_no_layer(study):
+def test_plan_that_keeps_no_layer_is_refused(study):
     folder, corpus, _ = study
     line = complain(f"outputs={folder}/outputs", *PICO, *corpus, "prune=deepest", "prune.frac=0.99")
     assert line.startswith("plan keeps 0 of 8 layers; the last layer must stay. Lower prune.frac (now 0.99; at most ")
@@ -242,7 +242,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_text_that_cannot_be_used(study, tmp_path, name):
+def test_unusable_text_is_refused(study, tmp_path, name):
     folder, corpus, _ = study
     content, says = TEXTS[name]
     if content is not None:
@@ -257,13 +257,13 @@ def test_text_that_cannot_be_used(study, tmp_path, name):
     assert says in line, line
 
 
-def test_the_same_text_in_two_parts(study):
+def test_same_text_in_two_parts_is_refused(study):
     folder, corpus, _ = study
     line = complain(f"outputs={folder}/outputs", *PICO, *corpus, "data.train.span=[0.0,1.0]", "heal.steps=300")
     assert "train" in line and "share" in line
 
 
-def test_a_shard_that_is_cut_short(study, tmp_path):
+def test_truncated_shard_is_reported(study, tmp_path):
     _, corpus, point = study
     subprocess.run(["cp", "-r", str(point / "model"), str(tmp_path / "model")], check=True)
     shard = tmp_path / "model" / "model.safetensors"
@@ -274,13 +274,13 @@ def test_a_shard_that_is_cut_short(study, tmp_path):
     assert "model.safetensors" in line
 
 
-def test_a_gpu_where_there_is_none(study):
+def test_missing_gpu_is_reported(study):
     folder, corpus, _ = study
     line = complain(f"outputs={folder}/outputs", *PICO, *corpus, "device=cuda", "prune.frac=0.5")
     assert line.startswith("device=cuda: torch finds no GPU.")
 
 
-def test_no_network(tmp_path):
+def test_missing_network_is_reported(tmp_path):
     line = complain(
         f"outputs={tmp_path}",
         "model=llama2_7b",
@@ -291,7 +291,7 @@ def test_no_network(tmp_path):
     assert "meta-llama/Llama-2-7b-hf" in line
 
 
-def test_the_hubs_retries_are_not_told():
+def test_hub_retries_are_silent():
     """They take 23 seconds and 12 lines; the error says the rest."""
     retries = logging.getLogger("huggingface_hub.utils._http")
     assert retries.isEnabledFor(logging.WARNING)
@@ -299,7 +299,7 @@ def test_the_hubs_retries_are_not_told():
         assert not retries.isEnabledFor(logging.WARNING)
 
 
-def test_no_kernels_are_fetched_where_their_package_is_installed(tmp_path):
+def test_installed_kernels_are_not_fetched(tmp_path):
     """bitsandbytes would do so on a CPU with AVX512-BF16, as soon as it is imported."""
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").write_text("raise SystemExit('kernels were asked for')")
@@ -314,7 +314,7 @@ def test_no_kernels_are_fetched_where_their_package_is_installed(tmp_path):
     ("task", "says"),
     [("captials", "no task 'captials'. Did you mean capitals?"), ("arc_easy", "could not get the data of")],
 )
-def test_a_task_that_is_not_to_be_had(study, task, says):
+def test_unobtainable_task_is_reported(study, task, says):
     folder, corpus, point = study
     (point / "failure.json").unlink(missing_ok=True)
     line = complain(f"outputs={folder}/outputs", *PICO, *corpus, "eval=[harness]", f"eval.tasks=[{task}]")
@@ -322,14 +322,14 @@ def test_a_task_that_is_not_to_be_had(study, task, says):
     assert (point / "failure.json").exists() == (task == "arc_easy")
 
 
-def test_outputs_where_nothing_can_be_written(study):
+def test_unwritable_outputs_are_reported(study):
     _, corpus, _ = study
     assert complain("outputs=/dev/null/outputs", *PICO, *corpus).startswith(UNWRITABLE)
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small disk of its own."""
+    """Mount a small disk."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if (
@@ -341,14 +341,14 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_read_only_disk(study, disk):
+def test_read_only_disk_is_reported(study, disk):
     _, corpus, _ = study
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     assert complain(f"outputs={disk}/outputs", *PICO, *corpus).startswith(UNWRITABLE)
 
 
 @pytest.mark.parametrize("kilobytes", [8, 40, 300])
-def test_a_full_disk(study, disk, kilobytes):
+def test_full_disk_is_reported(study, disk, kilobytes):
     """It fills up while a model, an adapter or a record is written; what was finished before is left whole."""
     folder, corpus, point = study
     (disk / "outputs" / "main").mkdir(parents=True)
@@ -362,7 +362,7 @@ def test_a_full_disk(study, disk, kilobytes):
     assert before.items() <= snapshot(disk / "outputs" / "main").items()
 
 
-def test_a_disk_that_fills_up_in_healing_is_told_once(study, disk):
+def test_disk_full_during_healing_is_reported_once(study, disk):
     """The checkpoint, the curve and the log all meet it."""
     _, corpus, _ = study
     words = (*PICO, *corpus, "heal.steps=400", "heal.save_every=1", "stages=[healed]", "prune=deepest")
@@ -376,7 +376,7 @@ def test_a_disk_that_fills_up_in_healing_is_told_once(study, disk):
     assert err.splitlines()[-1].startswith("error: the disk is full")
 
 
-def test_every_finished_file_is_intact(study):
+def test_finished_files_are_intact(study):
     """Runs last in this file: the study above is as it was, and its record is still found."""
     folder, corpus, point = study
     (point / "failure.json").unlink(missing_ok=True)
@@ -386,7 +386,7 @@ def test_every_finished_file_is_intact(study):
     assert snapshot(point) == before
 
 
-def test_halves_that_the_layers_do_not_have_are_refused_before_a_weight_is_read(tmp_path):
+def test_missing_sublayers_are_refused_before_reading_weights(tmp_path):
     from pico import pico
 
     pico("opt").save_pretrained(tmp_path / "opt")
@@ -409,7 +409,7 @@ def test_halves_that_the_layers_do_not_have_are_refused_before_a_weight_is_read(
         ("{nme: main}", [], "nme"),
     ],
 )
-def test_a_stored_config_that_cannot_be_run(tmp_path, content, more, says):
+def test_invalid_stored_config_is_refused(tmp_path, content, more, says):
     if content:
         (tmp_path / "point.yaml").write_text(content)
     with pytest.raises(UserError) as error:

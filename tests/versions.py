@@ -1,4 +1,4 @@
-"""Whether the tests run on the versions of constraints.txt."""
+"""Compare the installed versions with constraints.txt."""
 
 import sys
 from functools import cache

@@ -1,4 +1,4 @@
-"""W&B's real client in the tests: new to the world, with an own home, told of no server but the one that is named."""
+"""W&B's real client in the tests: with an empty home, and no server but the given one."""
 
 import os
 import subprocess
@@ -10,13 +10,13 @@ from running import ENVIRONMENT, ROOT
 KEY = "0123456789" * 4
 NOWHERE = "http://127.0.0.1:9"
 
-# What a person has set for a W&B of their own is not for the tests.
+# The developer's W&B settings must not reach the tests.
 for name in [name for name in ENVIRONMENT if name.startswith("WANDB_") or name == "NETRC"]:
     del ENVIRONMENT[name]
 
 
 def client(home: Path, url: str = "") -> dict[str, str]:
-    """The environment of a client that is new to the world and reports nothing; without ``url`` it has no key."""
+    """Return the environment of a client with an empty home; without ``url`` it has no key."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     known = {"HOME": str(home), "PATH": path, "WANDB_BASE_URL": url or NOWHERE, "WANDB_ERROR_REPORTING": "false"}
     known["WANDB__FILE_STREAM_TRANSMIT_INTERVAL"] = "0.1"  # seconds; else 15
@@ -24,7 +24,7 @@ def client(home: Path, url: str = "") -> dict[str, str]:
 
 
 def tool(url: str, home: Path, *words: str) -> str:
-    """What one of W&B's own commands says; given where run.py is."""
+    """Run a W&B command in the folder of run.py and return its output."""
     call = [sys.executable, "-m", "wandb", *words]
     environment = {**ENVIRONMENT, **client(home, url), "WANDB_DIR": str(home)}
     done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -53,7 +53,7 @@ point.experiment.log.finish(point, state.read_record(Path(sys.argv[1])))
 
 
 def begun(record: Path, fractions: str, *command: str, **environment: str) -> subprocess.Popen[str]:
-    """Start the W&B runs of points in one process; when a line comes in, the last ends with the record of a folder."""
+    """Start the W&B runs of points in one process; a line on stdin ends the last with the record of a folder."""
     call = [sys.executable, "-c", BEGIN, str(record), fractions, *command]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(call, cwd=ROOT, env={**ENVIRONMENT, **environment}, **pipes)

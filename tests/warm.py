@@ -1,4 +1,4 @@
-"""Runs that need not import torch: one process has imported what a run needs, and forks for each of them.
+"""Fast runs: one process has imported what a run needs, and forks for each run.
 
 Each run is a process of its own, with its own files, signals and exit status, that does what ``python run.py`` does; of
 its ten seconds seven are spared. What differs: all runs of one such process go through sets in the same order.
@@ -25,38 +25,38 @@ ROOT = Path(__file__).parents[1]
 
 
 class Forked:
-    """A run at work, with what the tests use of :class:`subprocess.Popen`."""
+    """A running process, with the part of :class:`subprocess.Popen` that the tests use."""
 
     def __init__(self, arguments: tuple[str, ...], environment: dict[str, str], start: dict[str, str]) -> None:
         """Fork for ``run.py arguments``; ``start`` is the environment of the process that does so."""
         self.out, self.err = (TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
-        self.told, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         request = json.dumps([arguments, environment]).encode()
         server = imported(tuple(start.items()))
         socket.send_fds(server, [request], [theirs.fileno(), self.out.fileno(), self.err.fileno()])
         theirs.close()
-        self.pid, self.returncode = int(self.told.recv(99)), None
-        for each in (self.out, self.err, self.told):
-            weakref.finalize(self, each.close)  # a run that was killed is not always heard out
+        self.pid, self.returncode = int(self.status.recv(99)), None
+        for each in (self.out, self.err, self.status):
+            weakref.finalize(self, each.close)  # a killed run is not always waited for
 
     def poll(self) -> int | None:
-        """The exit status, as Popen has it, or None while it runs."""
-        return self.hear(0.0)
+        """Return the exit status as Popen does, or None while it runs."""
+        return self.wait_for(0.0)
 
-    def hear(self, seconds: float | None) -> int | None:
-        """The same, after that long at most; None waits for the end."""
+    def wait_for(self, seconds: float | None) -> int | None:
+        """The same, within ``seconds``; None waits for the end."""
         if self.returncode is None:
-            self.told.settimeout(seconds)
+            self.status.settimeout(seconds)
             try:
-                self.returncode = int(self.told.recv(99))
+                self.returncode = int(self.status.recv(99))
             except (BlockingIOError, TimeoutError):
                 return None
-            self.told.close()
+            self.status.close()
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Wait for the end; all that it said."""
-        if self.hear(timeout) is None:
+        """Wait for the end and return the output."""
+        if self.wait_for(timeout) is None:
             raise subprocess.TimeoutExpired("run.py", timeout or 0.0)
         said = [(each.seek(0), each.read())[1] for each in (self.out, self.err)]
         for each in (self.out, self.err):
@@ -75,7 +75,7 @@ class Forked:
 
 @cache
 def imported(start: tuple[tuple[str, str], ...]) -> socket.socket:
-    """Start the process that imports; it ends with this one, whose end of the socket then closes."""
+    """Start the process that imports; it ends when this process closes its end of the socket."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     call = [sys.executable, __file__, str(theirs.fileno())]
     process = subprocess.Popen(call, cwd=ROOT, env=dict(start), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
@@ -90,9 +90,9 @@ def imported(start: tuple[tuple[str, str], ...]) -> socket.socket:
 
 
 def serve(control: socket.socket) -> Any:
-    """Fork for each request, and tell of each its number and its exit status.
+    """Fork for each request, and send its pid and exit status.
 
-    In a forked process return what it is to run; None at the end.
+    In a forked process return the request; return None at the end.
     """
     at_work: dict[int, tuple[int, int]] = {}
     waiting = select.poll()
@@ -154,7 +154,7 @@ def become(arguments: list[str], environment: dict[str, str]) -> None:
     import numpy as np
 
     os.environ.update(environment)
-    np.random.seed()  # torch has a constant seed, random has its own care
+    np.random.seed()  # torch has a constant seed, random reseeds itself after a fork
     sys.argv = ["run.py", *arguments]
     sys.path[0] = str(ROOT)
     try:
@@ -164,7 +164,7 @@ def become(arguments: list[str], environment: dict[str, str]) -> None:
         atexit._run_exitfuncs()
         for each in (sys.stdout, sys.stderr):
             each.flush()
-        os._exit(int(end.code or 0))  # to take down all that is imported would touch, so copy, all of its memory
+        os._exit(int(end.code or 0))  # tearing down the imports would touch, and therefore copy, all of their memory
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Servers that stand in for the hub and for W&B: they answer as the real ones do."""
+"""Stand-in servers for the Hugging Face hub and W&B."""

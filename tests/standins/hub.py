@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on the loopback: folders served as the hub serves them, every request kept."""
+"""A stand-in for the Hugging Face hub on localhost: it serves folders as the hub does and records every request."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ UNREACHABLE = "http://127.0.0.1:9"
 
 @dataclass
 class Hub:
-    """What is served and what was asked.
+    """The repositories that are served, and the requests so far.
 
     Attributes:
         models: repository to folder.
         gated: repositories whose files need a token.
         asked: ``METHOD path`` of every request.
-        broken: how many bytes of a file are sent before the line drops; None: all.
+        broken: how many bytes of a file are sent before the connection drops; None: all.
     """
 
     models: dict[str, Path]
@@ -36,7 +36,7 @@ class Hub:
     url: str = ""
 
     def fetched(self) -> set[str]:
-        """Names of the files that were sent."""
+        """Return the names of the files that were sent."""
         return {line.rpartition("/")[2] for line in self.asked if line.startswith("GET") and "/resolve/" in line}
 
 
@@ -56,7 +56,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
 
 
 def run(script: str, home: Path, url: str, **environment: str) -> list[str]:
-    """Run a script with the real client, new to the world: its lines, or its one-line complaint as ``error: ...``."""
+    """Run a script with the real client and an empty home; return its lines, or its one-line ``error: ...``."""
     body = "\n".join(f"    {line}" for line in script.strip().splitlines())
     program = f"import sys\ntry:\n{body}\nexcept ValueError as error:\n    print('error:', error)\n"
     known = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
@@ -132,5 +132,5 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def etag(file: Path) -> str:
-    """What the hub names a file by."""
+    """Return the ETag that the hub gives a file."""
     return hashlib.sha256(file.read_bytes()).hexdigest()

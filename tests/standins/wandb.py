@@ -1,4 +1,4 @@
-"""A stand-in for the W&B server on the loopback: what the real client, its agent and its sync ask for, and no more.
+"""A stand-in for the W&B server on localhost: the operations that the real client, agent and sync use.
 
 The protocol is W&B's own and private, so the client is pinned in the tests; what is not known here is kept in
 ``unknown`` and refused.
@@ -60,11 +60,11 @@ class Sweep:
 
 @dataclass
 class Server:
-    """What was told and asked.
+    """The runs and sweeps so far, and the requests.
 
     Attributes:
         asked: the name of every operation, in order.
-        unknown: those that are not known here.
+        unknown: the operations that are not implemented here.
         status: what every request is answered with, if not 200.
     """
 
@@ -77,7 +77,7 @@ class Server:
     url: str = ""
 
     def answer(self, operation: str, v: dict[str, Any]) -> Any:
-        """The data that a GraphQL operation with variables ``v`` gets; None where it is not known."""
+        """Return the data of a GraphQL operation with variables ``v``, or None if it is not implemented."""
         self.asked.append(operation)
         if operation in FIXED:
             return FIXED[operation]
@@ -119,7 +119,7 @@ class Server:
         return {"agentHeartbeat": {"agent": {"id": v["id"]}, "commands": json.dumps(commands)}}
 
     def draw(self, sweep: Sweep) -> dict[str, Any]:
-        """The next point of the grid, as a command to an agent; its run is there before the agent starts it."""
+        """Return the next point of the grid as a command for an agent; its run exists before the agent starts it."""
         if not sweep.left:
             return {"id": "end", "type": "exit"}
         point, name = sweep.left.pop(0), f"drawn{len(sweep.drawn)}"
@@ -149,7 +149,7 @@ class Server:
         return {"createRunFiles": {"runID": v["run"], "uploadHeaders": [], "files": files}}
 
     def stream(self, name: str, told: dict[str, Any]) -> None:
-        """Take a piece of a run's curve and its summary, and its end."""
+        """Receive a chunk of a run's curve, its summary and its exit code."""
         run, files = self.run(name), told.get("files") or {}
         rows = files.get("wandb-history.jsonl") or {"offset": 0, "content": []}
         for line, row in enumerate(rows["content"], start=rows["offset"]):
@@ -161,7 +161,7 @@ class Server:
 
 
 def tail(name: str, run: Run) -> dict[str, Any]:
-    """What a client that goes on with a run must know of it."""
+    """Return what a client needs to resume a run."""
     last = [json.dumps(row) for row in run.rows[-1:]]
     found = {"id": name, "name": name, "displayName": name, "summaryMetrics": json.dumps(run.summary)}
     found |= {"logLineCount": 0, "historyLineCount": len(run.history), "eventsLineCount": 0}
@@ -171,7 +171,7 @@ def tail(name: str, run: Run) -> dict[str, Any]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The transport: GraphQL, the stream of a run's rows, uploads."""
+    """Serve GraphQL, the stream of a run's rows, and uploads."""
 
     protocol_version = "HTTP/1.1"
     server_of: Server
@@ -224,7 +224,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Quiet(ThreadingHTTPServer):
-    """Clients that end drop their lines; that is no news."""
+    """A server that does not log dropped connections."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing."""

@@ -5,18 +5,13 @@ from typing import Any
 
 from depthcut.config import experiment
 from depthcut.record import state
-from depthcut.runtime import failures, progress, ranks
+from depthcut.runtime import progress, ranks
 from depthcut.study import links, recording, runlog
 from depthcut.study.run import Run, open_run
 
 
 def run_point(cfg: Mapping[Any, Any]) -> None:
-    """Run one point of a study; a failure is reported at the end of the command."""
-    with failures.collect_errors():
-        _run_point(cfg)
-
-
-def _run_point(cfg: Mapping[Any, Any]) -> None:
+    """Run one point of a study, given its composed config, and print its record."""
     x = experiment.build_experiment(cfg)
     run = open_run(x)
     if ranks.global_rank():

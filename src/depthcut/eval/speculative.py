@@ -106,7 +106,7 @@ class Speculative(Eval):
         from peft import PeftModel
 
         from depthcut.model.checkpoint import loading
-        from depthcut.model.decoder.unwrapped import merged_model
+        from depthcut.model.decoder.merging import merged_model
         from depthcut.model.surgery import drafting, shared
 
         if cuts is not FULL_ONLY:

@@ -99,7 +99,7 @@ class Speed(Eval):
         """
         import torch
 
-        from depthcut.model.decoder.unwrapped import unwrapped_model
+        from depthcut.model.decoder.merging import unwrapped_model
 
         if cuts is not FULL_ONLY:
             return None

@@ -105,13 +105,14 @@ class Extend(GapFilling):
         """
         import torch
 
+        from depthcut.model.decoder import linear
         from depthcut.model.surgery import writers
         from depthcut.replace.fitting import weight_distance
 
         rng = torch.Generator().manual_seed(seed)
         found: dict[str, Tensor] = {}
-        for name in weight_distance.shareable_linear_names(empty):
-            rows, columns = empty.get_parameter(f"{name}.weight").shape
+        for name, each in weight_distance.shareable_linears(empty).items():
+            columns, rows = linear.linear_features(each)
             rank = min(self.rank, rows, columns)
             right_rn = torch.linalg.qr(torch.randn(columns, rank, generator=rng))[0].T
             found |= {f"{name}.own_delta.left": torch.zeros(rows, rank), f"{name}.own_delta.right": right_rn}

@@ -63,17 +63,18 @@ class Shared(GapFilling):
         """Return the tensors that a shared layer owns: adapters from the SVD (eqs. 7 and 8), norms, biases."""
         import torch
 
+        from depthcut.model.decoder import linear
         from depthcut.model.surgery import writers
         from depthcut.replace.fitting import low_rank, weight_distance
 
         found: dict[str, Tensor] = {}
-        linear = weight_distance.shareable_linear_names(empty)
-        for name in linear:
-            weight = dropped[f"{name}.weight"]
-            pair = low_rank.truncated_svd(weight - base[f"{name}.weight"], self.rank)
+        linears = weight_distance.shareable_linears(empty)
+        for name, each in linears.items():
+            difference_OI = linear.orient_weight(each, dropped[f"{name}.weight"] - base[f"{name}.weight"])
+            pair = low_rank.truncated_svd(difference_OI, self.rank)
             found |= {f"{name}.own_delta.left": pair.left, f"{name}.own_delta.right": pair.right}
             if f"{name}.bias" in dropped:
                 found[f"{name}.own_bias"] = dropped[f"{name}.bias"] - base[f"{name}.bias"]
             if self.gain is not None and name in writers.writer_names(empty):
-                found[f"{name}.own_norm.gain"] = torch.full((len(weight),), self.gain)
-        return found | {name: t for name, t in dropped.items() if name.rpartition(".")[0] not in linear}
+                found[f"{name}.own_norm.gain"] = torch.full((len(difference_OI),), self.gain)
+        return found | {name: t for name, t in dropped.items() if name.rpartition(".")[0] not in linears}

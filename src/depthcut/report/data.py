@@ -50,8 +50,8 @@ def page_data(found: Studies, title: str) -> dict[str, Any]:
             "dense": [{"model": key[0], "evaluation": key[1], "y": numbers} for key, numbers in dense.items()],
             "lines": [line_json(line, levels) for line in lines],
             "reasons": transition_fit.REASONS,
-            "falls": [
-                transition_json(fall, place[id(fall.line)]) for fall in transitions.curve_transitions(lines, dense)
+            "transitions": [
+                transition_json(each, place[id(each.line)]) for each in transitions.curve_transitions(lines, dense)
             ],
             "strips": [vars(strip) for strip in strips],
             "agreements": [vars(each) for each in layers.chooser_agreements(strips)],
@@ -82,11 +82,12 @@ def line_json(line: curves.Line, levels: list[tuple[str, str]]) -> dict[str, Any
     }
 
 
-def transition_json(fall: transitions.CurveTransition, line: int) -> dict[str, Any]:
+def transition_json(transition: transitions.CurveTransition, line: int) -> dict[str, Any]:
     """Return a transition for the page: [estimate, low, high], or null."""
-    parts = {name: getattr(fall.found, name) for name in ("midpoint", "onset", "width")} | {"moved": fall.moved}
+    found = transition.found
+    parts = {name: getattr(found, name) for name in ("midpoint", "onset", "width")} | {"moved": transition.moved}
     intervals = {name: each and [each.at, each.low, each.high] for name, each in parts.items()}
-    return {"line": line, "name": fall.name, "why": fall.found.why, "rough": fall.found.rough, **intervals}
+    return {"line": line, "name": transition.name, "why": found.why, "rough": found.rough, **intervals}
 
 
 class SharedValues:

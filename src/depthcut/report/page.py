@@ -4,15 +4,17 @@ import base64
 import hashlib
 import html
 import json
+import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from depthcut.report import cells, plotlyjs
+from depthcut.report import bundle, cells, plotlyjs
 from depthcut.runtime import store
 
-SCRIPTS = ("core", "lines", "figures", "curves", "falls", "layers", "more", "runs", "main")
+# A name between two "@". The space around it is not part of a script, whose hash the policy holds.
+PLACEHOLDER = re.compile(r"\s*@([A-Z]+)@\s*")
 
 
 def write_page(data: dict[str, Any], path: Path) -> None:
@@ -22,7 +24,7 @@ def write_page(data: dict[str, Any], path: Path) -> None:
 
 def page_html(data: dict[str, Any]) -> str:
     """Return the page as HTML. Its content policy allows its own two scripts only, and no loading."""
-    script = '"use strict";\n{\n' + "".join(static_text(f"{name}.js") for name in SCRIPTS) + "}\n"
+    script = page_script()
     # Only "<" is special in a script element; JSON allows the escaped form.
     blob = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     parts = {
@@ -33,7 +35,7 @@ def page_html(data: dict[str, Any]) -> str:
         "PLOTLY": plotlyjs.plotly_source(),
         "SCRIPT": script,
     }
-    pieces = static_text("page.html").split("@")
+    pieces = PLACEHOLDER.split(static_text("page.html"))
     return "".join(parts[piece] if place % 2 else piece for place, piece in enumerate(pieces))
 
 
@@ -54,6 +56,12 @@ def content_policy(script: str, served: bool) -> str:
 def script_hash(script: str) -> str:
     """Return a script's hash in the form of a content policy."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+@cache
+def page_script() -> str:
+    """Return the page's script, bundled from its modules."""
+    return bundle.bundle_modules("main.js", static_text)
 
 
 @cache

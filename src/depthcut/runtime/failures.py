@@ -17,18 +17,6 @@ STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """Exceptions that end the process. Any other BaseException is an error: Rust's panics are not Exceptions."""
 MAX_LINE = 2000
 """Maximum number of characters of an error message."""
-collected_errors: list[BaseException] = []
-
-
-@contextmanager
-def collect_errors() -> Generator[None]:
-    """Collect an exception for :func:`run_guarded`: other points of a sweep continue, and Hydra prints nothing."""
-    try:
-        yield
-    except STOPS:
-        raise
-    except BaseException as error:
-        collected_errors.append(error)
 
 
 @contextmanager
@@ -45,13 +33,16 @@ def suppress_errors() -> Generator[None]:
 def run_guarded(main: Callable[[], Any]) -> int:
     """Run ``main`` and return its exit status: 2 for a user's mistake, printed in one line; 1 for a traceback."""
     try:
-        with collect_errors():
-            main()
+        main()
     except KeyboardInterrupt as stop:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # a second Ctrl-C: no traceback from the cleanup
         print(f"stopped: {str(stop) or 'run the same command again to resume'}", file=sys.stderr)
         return 130
-    return max((report_error(error) for error in collected_errors), default=0)
+    except STOPS:
+        raise
+    except BaseException as error:
+        return report_error(error)
+    return 0
 
 
 def report_error(error: BaseException) -> int:

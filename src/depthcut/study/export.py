@@ -96,19 +96,20 @@ def merge_for_export(run: "Run", plan: Plan, healed: "Callable[[], nn.Module]") 
     model = healed()
     if isinstance(model, PeftModel):
         base = run.experiment.replace(run.dense.load(plan), plan, run)
-        return merge_adapters(base, run.folder / "adapter", run.device)
+        return merge_saved_adapters(base, run.folder / "adapter", run.device)
     return as_plain(dequantise_model(model))
 
 
-def merge_adapters(base: "nn.Module", folder: Path, device: str = "cpu") -> "PreTrainedModel":
+def merge_saved_adapters(base: "nn.Module", folder: Path, device: str = "cpu") -> "PreTrainedModel":
     """Merge the adapters in ``folder`` into the dequantised ``base``, and narrow it to the widths stored with them."""
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from depthcut.model.decoder import merging
     from depthcut.model.surgery.width import slicing
 
     adapted = PeftModel.from_pretrained(dequantise_model(base), str(folder), torch_device=device)
-    merged = adapted.merge_and_unload()  # pyright: ignore[reportCallIssue]
+    merged = merging.merge_adapters(adapted)
     if (widths := Widths.read_if_present(folder)) is not None:
         slicing.narrow_model(merged, widths)
     assert isinstance(merged, PreTrainedModel)

@@ -100,14 +100,15 @@ class Sweep:
 
     def run(self, point: SweepPoint, task: Callable[[Mapping[Any, Any]], Any]) -> None:
         """Run a point in this process; report a failure at once, without stopping the sweep."""
-        before = len(failures.collected_errors)
         state.forget_failure(point.run.folder)
-        task(point.config)
-        if not self.failed(point):
-            for fault in failures.collected_errors[before:]:
-                failures.print_error(f"{point.words}: {failures.error_line(fault)}")
+        try:
+            task(point.config)
+        except failures.STOPS:
+            raise
+        except BaseException as error:
+            if not self.failed(point):
+                failures.print_error(f"{point.words}: {failures.error_line(error)}")
                 self.unrecorded.add(point.run.folder)
-        del failures.collected_errors[before:]
 
     def failed(self, point: SweepPoint) -> bool:
         """Return whether the last attempt at a point failed; the first call prints the reason."""

@@ -1,5 +1,6 @@
 """``hydra/launcher=curve``: runs the shared parts of a multirun's points first, then each point."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra_plugins.depthcut_launchers.local import LocalLauncher
@@ -16,7 +17,12 @@ class CurveLauncher(LocalLauncher):
         from depthcut.runtime import failures
         from depthcut.study import curve
 
-        with failures.collect_errors():
+        try:
             failed = curve.share_passes([point.config for point in points])
-            points = [point for point in points if point.run.folder not in failed]
+        except failures.STOPS:
+            raise
+        except BaseException as error:  # each point can run without them
+            failures.report_error(error)
+            failed = set[Path]()
+        points = [point for point in points if point.run.folder not in failed]
         super().run(sweep, points)

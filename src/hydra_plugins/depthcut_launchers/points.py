@@ -22,18 +22,16 @@ class SweepLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Register the points of ``job_overrides``, run the unfinished ones, and print the result."""
-        from depthcut.runtime import failures
         from depthcut.study.sweep import Sweep
 
         del initial_job_idx
         sweep = Sweep()
-        with failures.collect_errors():
-            sweep.enrol(job_overrides, self.composed)
-            try:
-                self.run(sweep, sweep.open())
-            except KeyboardInterrupt:
-                raise sweep.stop() from None
-            sweep.close()
+        sweep.enrol(job_overrides, self.composed)
+        try:
+            self.run(sweep, sweep.open())
+        except KeyboardInterrupt:
+            raise sweep.stop() from None
+        sweep.close()
         return [completed_job(overrides) for overrides in job_overrides]
 
     @abstractmethod

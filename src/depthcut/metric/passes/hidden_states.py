@@ -4,8 +4,9 @@ Legend: N tokens of one sample, E edges, D width, B batch, T tokens, S samples.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from depthcut.cut.plan import Unit
 from depthcut.cut.scores import Scores, bootstrap_weights
-from depthcut.model.decoder import inputs, layerwise
+from depthcut.cut.subnetworks import FULL
+from depthcut.model.decoder import layerwise, traversal
 from depthcut.runtime.errors import UserError
-from depthcut.runtime.progress import track
 
 if TYPE_CHECKING:
     from depthcut.metric import Subject
@@ -53,61 +54,73 @@ class HiddenStates:
 
     def samples(self) -> Iterator[Tensor]:
         """Yield the states of each sample, float64 N x E x D."""
+        dense = self.subject.dense
+        batches = list(self.subject.texts.calibration().batches(self.batch))
+        source, place = (dense.stream(), torch.device("cpu")) if dense.streaming else (dense.whole(), None)
+        start = partial(StateRecorder, self, batches, place)
         with torch.inference_mode():
-            yield from self._layer_by_layer() if self.subject.dense.streaming else self._batch_by_batch()
+            for recorder, edge, _, streams in traversal.traverse(source, batches, start, self.name):
+                if edge == recorder.last:
+                    yield from recorder.samples(streams[FULL])
 
-    def _batch_by_batch(self) -> Iterator[Tensor]:
-        model, text = self.subject.dense.whole(), self.subject.texts.calibration()
-        for ids_BT, mask_BT in track(text.batches(self.batch), self.name, math.ceil(len(text) / self.batch)):
-            way = layerwise.start_forward(model, inputs.model_inputs(model, ids_BT, mask_BT))
-            h_BTD, states = way.h_BTD, list[Tensor]()
-            for index in range(len(way.stack)):
-                seen, h_BTD = self.passed(way, index, h_BTD)
-                states += [self.picked(state_BTD, mask_BT) for state_BTD in seen]
-            yield from self.divided(states, h_BTD, mask_BT)
 
-    def _layer_by_layer(self) -> Iterator[Tensor]:
-        """Run all batches through a layer before reading the next one; keep the compared states on the host."""
-        source, batches = self.subject.dense.stream(), list(self.subject.texts.calibration().batches(self.batch))
-        calls = [inputs.model_inputs(source.model, *batch) for batch in batches]
-        tokens = sum(mask_BT.numel() for _, mask_BT in batches)
-        place = source.offload_device(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens)
-        streams = [layerwise.start_forward(source.model, call).h_BTD.to(place) for call in calls]
-        states: list[list[Tensor]] = [[] for _ in batches]
-        for index in source.stream_layers(self.name):
-            for batch, (call, (_, mask_BT)) in enumerate(zip(calls, batches, strict=True)):
-                way = layerwise.start_forward(source.model, call)
-                seen, h_BTD = self.passed(way, index, streams[batch].to(way.h_BTD.device))
-                states[batch] += [self.picked(state_BTD, mask_BT).cpu() for state_BTD in seen]
-                streams[batch] = h_BTD.to(place)
-        for batch, (_, mask_BT) in enumerate(batches):
-            yield from self.divided(states[batch], streams[batch].cpu(), mask_BT)
+class StateRecorder:
+    """Records a batch's states at all edges.
 
-    def passed(self, way: layerwise.LayerwiseForward, index: int, h_BTD: Tensor) -> tuple[list[Tensor], Tensor]:
+    Args:
+        over: names the states to record.
+        batches: all batches.
+        place: the device to keep states on; None: where they are computed.
+        number: the batch's number.
+    """
+
+    def __init__(
+        self,
+        over: HiddenStates,
+        batches: Sequence[traversal.Batch],
+        place: torch.device | None,
+        number: int,
+        _: torch.device,
+    ) -> None:
+        self.over, self.place = over, place
+        self.mask_BT = batches[number][1]
+        self.last = over.subject.dense.depth
+        self.states: list[Tensor] = []
+
+    def step(self, forward: layerwise.LayerwiseForward, index: int, streams: traversal.Streams) -> traversal.Streams:
+        """Record the states at a layer; return the residual stream after it."""
+        seen, h_BTD = self.layer_states(forward, index, streams[FULL])
+        self.states += [self.picked(state_BTD) for state_BTD in seen]
+        return {FULL: h_BTD}
+
+    def layer_states(
+        self, forward: layerwise.LayerwiseForward, index: int, h_BTD: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
         """Return the states to record at a layer, and the residual stream after it."""
-        if index in self.removed:
-            return [], h_BTD if self.unit == "layer" else way.step(index, h_BTD, self.unit)
-        after_BTD = way.step(index, h_BTD)
-        if self.unit == "layer":
+        unit = self.over.unit
+        if index in self.over.removed:
+            return [], h_BTD if unit == "layer" else forward.step(index, h_BTD, unit)
+        after_BTD = forward.step(index, h_BTD)
+        if unit == "layer":
             return [h_BTD], after_BTD
-        between_BTD = way.step(index, h_BTD, without="mlp")
-        return [h_BTD, between_BTD] if self.unit == "attention" else [between_BTD, after_BTD], after_BTD
+        between_BTD = forward.step(index, h_BTD, without="mlp")
+        return [h_BTD, between_BTD] if unit == "attention" else [between_BTD, after_BTD], after_BTD
 
-    def picked(self, h_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    def picked(self, h_BTD: Tensor) -> Tensor:
         """Return the states of the compared tokens: B x 1 x D or B x T x D."""
-        if self.token == "all":
-            return h_BTD
-        last_B = (mask_BT * torch.arange(mask_BT.shape[1])).argmax(1).to(h_BTD.device)
-        return h_BTD[torch.arange(len(last_B), device=h_BTD.device), last_B][:, None]
+        if self.over.token == "last":
+            last_B = (self.mask_BT * torch.arange(self.mask_BT.shape[1])).argmax(1).to(h_BTD.device)
+            h_BTD = h_BTD[torch.arange(len(last_B), device=h_BTD.device), last_B][:, None]
+        return h_BTD if self.place is None else h_BTD.to(self.place)
 
-    def divided(self, states: list[Tensor], h_BTD: Tensor, mask_BT: Tensor) -> Iterator[Tensor]:
-        """Yield the states of a batch by sample, without padding; for whole layers, append the last edge."""
-        if self.unit == "layer":
-            states = [*states, self.picked(h_BTD, mask_BT)]
-        for row in range(len(mask_BT)):
+    def samples(self, h_BTD: Tensor) -> Iterator[Tensor]:
+        """Yield the states of each sample, without padding; for whole layers, append the last edge's ``h_BTD``."""
+        states = [*self.states, self.picked(h_BTD)] if self.over.unit == "layer" else self.states
+        self.states = []
+        for row, mask_T in enumerate(self.mask_BT):
             states_NED = torch.stack([state_BND[row] for state_BND in states], dim=1)
-            real_N = mask_BT[row].bool().to(states_NED.device)
-            yield (states_NED if self.token == "last" else states_NED[real_N]).double()
+            real_N = mask_T.bool().to(states_NED.device)
+            yield (states_NED if self.over.token == "last" else states_NED[real_N]).double()
 
 
 def score_blocks(over: HiddenStates, compare: EdgeComparison) -> Scores:

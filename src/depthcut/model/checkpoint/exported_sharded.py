@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -13,7 +12,7 @@ from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import exported, quantised_cache
 from depthcut.model.checkpoint.sharded import ShardedLayers
 from depthcut.model.checkpoint.tensors import INDEX_FILE
-from depthcut.model.decoder import layers
+from depthcut.model.decoder import layers, merging
 from depthcut.runtime import ranks, store
 
 
@@ -37,7 +36,7 @@ def write_exported_sharded(model: nn.Module, plan: Plan, folder: Path) -> None:
     for number in range(len(stack)):
         with stack.gathered_layer(number) as layer, torch.no_grad():
             size += write_file(
-                number + 2, {f"{stem}.{number}.{name}": each for name, each in merged_weights(layer).items()}
+                number + 2, {f"{stem}.{number}.{name}": each for name, each in merging.merged_weights(layer).items()}
             )
     store.write_json(folder / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": weight_map})
     base.config.architectures = [type(base).__name__]
@@ -47,20 +46,3 @@ def write_exported_sharded(model: nn.Module, plan: Plan, folder: Path) -> None:
     if base.can_generate():
         base.generation_config.save_pretrained(folder)
     exported.write_depthcut_config(folder, plan)
-
-
-def merged_weights(layer: nn.Module) -> dict[str, Tensor]:
-    """Return a layer's weights by their usual names, with its adapters merged."""
-    adapters = {name: part for name, part in layer.named_modules() if isinstance(part, LoraLayer)}
-    merged: dict[str, Tensor] = {}
-    for name, tensor in layer.state_dict().items():
-        owner = next((each for each in adapters if name.startswith(f"{each}.")), None)
-        rest = name.removeprefix(f"{owner}.")
-        if owner is None:
-            merged[name] = tensor
-        elif rest.startswith("base_layer."):
-            merged[f"{owner}.{rest.removeprefix('base_layer.')}"] = tensor
-    for name, part in adapters.items():
-        weight, delta = merged[f"{name}.weight"], part.get_delta_weight(part.active_adapters[0])  # pyright: ignore
-        merged[f"{name}.weight"] = (weight + delta).to(weight.dtype)
-    return merged

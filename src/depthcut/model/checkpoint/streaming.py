@@ -25,8 +25,6 @@ from depthcut.runtime.progress import Meter
 if TYPE_CHECKING:
     from depthcut.model.checkpoint.checkpoint import Checkpoint
 
-META_DEVICE = torch.device("meta")
-
 
 class Scaffold:
     """Embeddings, the first layer of each type, final norm and head, around layers on the meta device.
@@ -91,21 +89,7 @@ class Scaffold:
         layer = copy.deepcopy(self.meta_layers[number])
         if self.load_config.quantise != "none":
             quantisation.insert_quantised_linears(layer, self.load_config.quantise, self.load_config.dtype)
-        for name, bare in list(layer.named_parameters()):
-            owner, _, leaf = name.rpartition(".")
-            layer.get_submodule(owner).register_parameter(leaf, put(name, bare))
-        for name, buffer in list(layer.named_buffers()):
-            if buffer.device == META_DEVICE:
-                owner, _, leaf = name.rpartition(".")
-                layer.get_submodule(owner).register_buffer(leaf, self.first_buffer(name, buffer), persistent=False)
-        return layer.eval()
-
-    def first_buffer(self, name: str, like: Tensor) -> Tensor:
-        """Return the first layer's buffer ``name``, which is in no file and is the same in all layers."""
-        shared: Any = dict(self.first.named_buffers()).get(name)
-        if shared is None or shared.shape != like.shape or shared.device == META_DEVICE:
-            raise UserError(f"{self.checkpoint.files.title} cannot be streamed: no file contains its layers' {name}")
-        return shared
+        return quantisation.fill_layer(layer, put, dict(self.first.named_buffers()))
 
 
 class LayerStream:

@@ -1,7 +1,10 @@
 """Quantisation (bitsandbytes or none), dtype and device of weights in memory."""
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +58,35 @@ def insert_quantised_linears(layer: "nn.Module", quantise: Quantise, dtype: "tor
 
     replace_with_bnb_linear(layer, quantization_config=bitsandbytes_config(quantise, dtype))
     keep_differentiable(layer)
+
+
+def fill_layer(
+    layer: "nn.Module",
+    parameter: "Callable[[str, nn.Parameter], nn.Parameter]",
+    buffers: "Mapping[str, torch.Tensor]",
+) -> "nn.Module":
+    """Fill a layer on the meta device, in place, and return it in eval mode.
+
+    Args:
+        layer: its parameters and buffers on the meta device are replaced, others stay.
+        parameter: returns each parameter, given its name and the one on the meta device.
+        buffers: buffers by name of a layer of the same model, because no file holds them.
+
+    Raises:
+        UserError: if ``buffers`` lacks one, or holds it in another shape.
+    """
+    for name, bare in list(layer.named_parameters()):
+        if bare.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            layer.get_submodule(owner).register_parameter(leaf, parameter(name, bare))
+    for name, bare in list(layer.named_buffers()):
+        if bare.is_meta:
+            found = buffers.get(name)
+            if found is None or found.is_meta or found.shape != bare.shape:
+                raise UserError(f"{type(layer).__name__}: its buffer {name} is in no file and differs between layers")
+            owner, _, leaf = name.rpartition(".")
+            layer.get_submodule(owner).register_buffer(leaf, found, persistent=False)
+    return layer.eval()
 
 
 def materialise_parameter(old: Any, tensor: "torch.Tensor", dtype: "torch.dtype", device: str) -> "nn.Parameter":

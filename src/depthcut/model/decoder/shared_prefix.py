@@ -18,7 +18,8 @@ from depthcut.cut import subnetworks
 from depthcut.cut.plan import Unit
 from depthcut.cut.subnetworks import FULL, Subnetwork
 from depthcut.model.decoder import adapters, inputs, layerwise
-from depthcut.runtime.progress import track
+from depthcut.model.decoder.prefix_cache import PrefixCache
+from depthcut.model.decoder.traversal import Streams, traverse
 
 if TYPE_CHECKING:
     from depthcut.data.text.tokens import Tokens
@@ -92,44 +93,57 @@ def measure_subnetworks(
     """
     requested = subnetworks.subnetworks_without(drops, unit)
     ends = [*requested, FULL] if measurement.needs_dense and FULL not in requested else requested
-    run = _layer_by_layer if dense.streaming else _batch_by_batch
+    cache = PrefixCache(max_bytes=0) if dense.streaming else dense.prefixes
+    cache.retain(ends, dense.depth, measurement.name)
+
+    def start(number: int, device: torch.device) -> PrefixSteps:
+        del device
+        return PrefixSteps(ends, dense.depth, cache, measurement.batches[number])
+
+    source = dense.stream() if dense.streaming else dense.whole()
+    batches = [(batch.ids_BT, batch.mask_BT) for batch in measurement.batches]
+    held = max(map(len, required_prefixes(ends, dense.depth, ())))
     values: list[Tensor] = []
     counts: list[Tensor] = []
     with torch.inference_mode():
-        for forward, streams, batch in run(dense, ends, measurement.name, measurement.batches):
-            values.append(sequence_sums(forward, streams, requested, measurement, batch.targets_BT))
-            counts.append((batch.targets_BT != inputs.NO_TARGET).sum(1))
+        for steps, edge, forward, streams in traverse(source, batches, start, measurement.name, held):
+            if edge == dense.depth:
+                targets_BT = steps.batch.targets_BT
+                values.append(sequence_sums(forward, streams, requested, measurement, targets_BT))
+                counts.append((targets_BT != inputs.NO_TARGET).sum(1))
     return torch.cat(values, dim=1), torch.cat(counts)
 
 
-FinalStreams = Iterator[tuple[layerwise.LayerwiseForward, dict[Subnetwork, Tensor], SequenceBatch]]
-"""A batch's forward pass, the hidden states after the last layer of each sub-network, the batch."""
+class PrefixSteps:
+    """Takes a batch through all sub-networks, each common prefix once.
 
+    Args:
+        ends: the sub-networks.
+        depth_L: L.
+        cache: holds streams of earlier passes, and takes those of this one.
+        batch: the sequences.
+    """
 
-def _batch_by_batch(
-    dense: "Dense", ends: list[Subnetwork], name: str, batches: Sequence[SequenceBatch]
-) -> FinalStreams:
-    """Run each batch through all layers before the next batch."""
-    model, cache = dense.whole(), dense.prefixes
-    cache.retain(ends, dense.depth, name)
-    for batch in track(batches, name, len(batches)):
-        forward = layerwise.start_forward(model, inputs.model_inputs(model, batch.ids_BT, batch.mask_BT))
-        cached = cache.lookup(batch.span)
-        wanted = required_prefixes(ends, len(forward.stack), cached)
-        streams = {FULL: forward.h_BTD}
-        for edge, here in enumerate(wanted[1:], 1):
-            new = [cut for cut in here if (edge, cut) not in cached]
-            before, streams = streams, {cut: cached[edge, cut] for cut in here if (edge, cut) in cached}
-            for cut in new:
-                streams[cut] = step_subnetwork(forward, edge - 1, cut, before)
-                cache.layer_passes += streams[cut] is not before[cut.before(edge - 1)]
-                cache.store(batch.span, edge, cut, streams[cut])
-        yield forward, streams, batch
+    def __init__(self, ends: Sequence[Subnetwork], depth_L: int, cache: PrefixCache, batch: SequenceBatch) -> None:
+        self.batch, self.cache, self.last = batch, cache, depth_L
+        self.cached = cache.lookup(batch.span)
+        self.wanted = required_prefixes(ends, depth_L, self.cached)
+
+    def step(self, forward: layerwise.LayerwiseForward, index: int, before: Streams) -> Streams:
+        """Return the streams after layer ``index``: cached ones, and new ones, which are cached."""
+        edge = index + 1
+        after = {cut: self.cached[edge, cut] for cut in self.wanted[edge] if (edge, cut) in self.cached}
+        for cut in self.wanted[edge]:
+            if cut not in after:
+                after[cut] = step_subnetwork(forward, index, cut, before)
+                self.cache.layer_passes += after[cut] is not before[cut.before(index)]
+                self.cache.store(self.batch.span, edge, cut, after[cut])
+        return after
 
 
 def run_subnetworks(
     model: nn.Module, given: dict[str, Any], ends: Sequence[Subnetwork]
-) -> tuple[layerwise.LayerwiseForward, dict[Subnetwork, Tensor]]:
+) -> tuple[layerwise.LayerwiseForward, Streams]:
     """Run one batch, given as keyword arguments, through ``model`` and all its sub-networks.
 
     Returns:
@@ -140,31 +154,6 @@ def run_subnetworks(
     for index, wanted in enumerate(required_prefixes(ends, len(forward.stack), ())[1:]):
         streams = {cut: step_subnetwork(forward, index, cut, streams) for cut in wanted}
     return forward, streams
-
-
-def _layer_by_layer(
-    dense: "Dense", ends: list[Subnetwork], name: str, batches: Sequence[SequenceBatch]
-) -> FinalStreams:
-    """Run all batches through a layer before the next layer is read."""
-    source = dense.stream()
-    wanted = required_prefixes(ends, len(source.stack), ())
-    calls = [inputs.model_inputs(source.model, batch.ids_BT, batch.mask_BT) for batch in batches]
-    tokens = sum(batch.ids_BT.numel() for batch in batches)
-    device = source.offload_device(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens, max(map(len, wanted)))
-    streams = [{FULL: layerwise.start_forward(source.model, call).h_BTD.to(device)} for call in calls]
-    returns_tuple = False
-    for index in source.stream_layers(name):
-        for number, call in enumerate(calls):
-            forward = layerwise.start_forward(source.model, call)
-            before = {cut: h_BTD.to(forward.h_BTD.device) for cut, h_BTD in streams[number].items()}
-            streams[number] = {
-                cut: step_subnetwork(forward, index, cut, before).to(device) for cut in wanted[index + 1]
-            }
-            returns_tuple = forward.returns_tuple
-    for batch, call, final in zip(batches, calls, streams, strict=True):
-        forward = layerwise.start_forward(source.model, call)
-        forward.returns_tuple = returns_tuple
-        yield forward, {cut: h_BTD.to(forward.h_BTD.device) for cut, h_BTD in final.items()}, batch
 
 
 def required_prefixes(

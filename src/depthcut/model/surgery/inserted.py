@@ -29,23 +29,11 @@ def build_layer(empty: nn.Module, tensors: dict[str, Tensor], load_config: LoadC
     layer = copy.deepcopy(empty)
     if load_config.quantise != "none":
         quantisation.insert_quantised_linears(layer, load_config.quantise, load_config.dtype)
-    assign_parameters(layer, layer, tensors, load_config)
-    buffers = dict(like.named_buffers())
-    for name, buffer in layer.named_buffers():
-        if buffer.is_meta:
-            owner, _, leaf = name.rpartition(".")
-            layer.get_submodule(owner).register_buffer(leaf, buffers[name], persistent=False)
-    return layer.eval()
 
+    def parameter(name: str, bare: nn.Parameter) -> nn.Parameter:
+        return quantisation.materialise_parameter(bare, tensors[name], load_config.dtype, load_config.device)
 
-def assign_parameters(layer: nn.Module, empty: nn.Module, tensors: dict[str, Tensor], load_config: LoadConfig) -> None:
-    """Assign these parameters to ``layer``; ``empty``, on the meta device, shows which of them are quantised."""
-    for name, tensor in tensors.items():
-        owner, _, leaf = name.rpartition(".")
-        fresh = quantisation.materialise_parameter(
-            empty.get_parameter(name), tensor, load_config.dtype, load_config.device
-        )
-        layer.get_submodule(owner).register_parameter(leaf, fresh)
+    return quantisation.fill_layer(layer, parameter, dict(like.named_buffers()))
 
 
 def replace_weights(model: nn.Module, filling: Filling, plan: Plan, load_config: LoadConfig) -> None:
@@ -55,7 +43,12 @@ def replace_weights(model: nn.Module, filling: Filling, plan: Plan, load_config:
     for number, tensors in filling.by_layer().items():
         if load_config.quantise != "none":
             quantisation.insert_quantised_linears(empty[number], load_config.quantise, load_config.dtype)
-        assign_parameters(stack[plan.keep.index(number)], empty[number], tensors, load_config)
+        for name, tensor in tensors.items():
+            owner, _, leaf = name.rpartition(".")
+            fresh = quantisation.materialise_parameter(
+                empty[number].get_parameter(name), tensor, load_config.dtype, load_config.device
+            )
+            stack[plan.keep.index(number)].get_submodule(owner).register_parameter(leaf, fresh)
 
 
 def insert_layers(model: nn.Module, filling: Filling, plan: Plan, load_config: LoadConfig) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 from transformers import PreTrainedModel
 
-from depthcut.model.decoder import inputs, layerwise
+from depthcut.model.decoder import inputs, layerwise, quantisation
 from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder.linear import linear_layers
 from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.model.surgery import writers
 from depthcut.model.surgery.filling import Filling, flatten_tensors
@@ -95,29 +96,19 @@ def build_shared_layer(
 ) -> nn.Module:
     """Build a shared layer from ``empty``, on the meta device: ``tensors`` are its own, the rest is ``base``'s."""
     layer = copy.deepcopy(empty)
-    for name in [name for name, part in layer.named_modules() if isinstance(part, nn.Linear)]:
+    for name in linear_layers(layer):
         own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.own_")}
         types = {key: load_config.dtype if key == "own_bias" else torch.float32 for key in own}
         on_device = {key: tensor.to(load_config.device, types[key]) for key, tensor in own.items()}
         layer.set_submodule(name, BorrowedLinear(base, name, on_device))
-    buffers = dict(base.named_buffers())
-    for name, old in [*layer.named_parameters(), *layer.named_buffers()]:
-        owner, _, leaf = name.rpartition(".")
-        module = layer.get_submodule(owner)
-        if old.is_meta and isinstance(old, nn.Parameter):
-            module.register_parameter(leaf, own_or_shared_parameter(name, base, tensors, load_config))
-        elif old.is_meta:
-            module.register_buffer(leaf, buffers[name], persistent=False)
-    return layer.eval()
 
+    def parameter(name: str, bare: nn.Parameter) -> nn.Parameter:
+        """Return the shared layer's own parameter, or else that of ``base`` itself, not a copy."""
+        if name not in tensors:
+            return base.get_parameter(name)
+        return quantisation.materialise_parameter(bare, tensors[name], load_config.dtype, load_config.device)
 
-def own_or_shared_parameter(
-    name: str, base: nn.Module, tensors: dict[str, Tensor], load_config: LoadConfig
-) -> nn.Parameter:
-    """Return the shared layer's own parameter ``name``, or else that of ``base`` itself, not a copy."""
-    if name not in tensors:
-        return base.get_parameter(name)
-    return nn.Parameter(tensors[name].to(load_config.device, load_config.dtype), requires_grad=False)
+    return quantisation.fill_layer(layer, parameter, dict(base.named_buffers()))
 
 
 def shared_layer_bases(model: nn.Module) -> dict[int, nn.Module]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthcut.model.decoder import layers, layerwise
+from depthcut.model.decoder import layers, layerwise, linear
 from depthcut.runtime.errors import UserError
 
 
@@ -34,9 +34,9 @@ def writer_names(layer: nn.Module) -> tuple[str, str]:
         UserError: if the layer does not have both.
     """
     attention = layers.unit_name(layer, "attention")
-    linear = [name for name, part in layer.named_modules() if isinstance(part, nn.Linear)]
-    inside = [name for name in linear if name.startswith(f"{attention}.")]
-    outside = [name for name in linear if name not in inside]
+    names = list(linear.linear_layers(layer))
+    inside = [name for name in names if name.startswith(f"{attention}.")]
+    outside = [name for name in names if name not in inside]
     if not inside or not outside:
         raise UserError(
             f"{type(layer).__name__} has no linear layers that write to the residual stream; use another replacement"

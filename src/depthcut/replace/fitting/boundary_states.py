@@ -7,9 +7,8 @@ Legend: B batch, T tokens, D width, N tokens that are not padding.
 """
 
 import copy
-import math
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
-from depthcut.model.decoder import inputs, layerwise
+from depthcut.cut.subnetworks import FULL
 from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder import layerwise, traversal
 from depthcut.model.surgery import inserted, writers
 from depthcut.runtime import devices
 from depthcut.runtime.errors import UserError
-from depthcut.runtime.progress import track
 
 if TYPE_CHECKING:
     from depthcut.replace import Site
@@ -31,8 +30,6 @@ GapSamples = tuple[int, Tensor, Tensor]
 """The first layer of a gap; for each token the map's input and the gap's update of the stream: float64 N x D."""
 GapStates = tuple[int, Tensor, Tensor, Tensor]
 """The first layer of a gap; the map's input, and the stream before and after the gap: B x T x D."""
-MaskedGapStates = Iterator[tuple[Tensor, GapStates]]
-"""Gap states with their batch's mask."""
 
 
 @contextmanager
@@ -70,15 +67,23 @@ def gap_samples(model: nn.Module, plan: Plan, site: "Site", batch: int, fused: b
     Raises:
         UserError: if no token gives finite states.
     """
-    ask = partial(_states_by_layer, site) if needs_streaming(plan, site) else partial(_states_by_batch, model, site)
+    batches = list(site.texts.calibration().batches(batch))
+    streaming = needs_streaming(plan, site)
     seen = 0
-    with torch.inference_mode():
-        for mask_BT, (start, z_BTD, x_BTD, y_BTD) in ask(plan, batch, fused):
-            real_BT = mask_BT.bool().to(x_BTD.device)
-            z_ND, x_ND, y_ND = (each[real_BT].double() for each in (z_BTD, x_BTD, y_BTD))
-            good_N = (z_ND + x_ND + y_ND).isfinite().all(1)
-            seen += int(good_N.sum())
-            yield start, z_ND[good_N], (y_ND - x_ND)[good_N]
+    with (
+        torch.inference_mode(),
+        nullcontext(site.dense.stream()) if streaming else restored_dense(model, plan, site) as source,
+    ):
+        start = partial(GapRecorder, plan, fused, batches)
+        for recorder, edge, _, streams in traversal.traverse(source, batches, start, "replacing", held=3):
+            for gap, z_BTD, x_BTD, y_BTD in recorder.reached(edge, streams[FULL]):
+                real_BT = recorder.mask_BT.bool().to(x_BTD.device)
+                z_ND, x_ND, y_ND = (each[real_BT].double() for each in (z_BTD, x_BTD, y_BTD))
+                good_N = (z_ND + x_ND + y_ND).isfinite().all(1)
+                seen += int(good_N.sum())
+                yield gap, z_ND[good_N], (y_ND - x_ND)[good_N]
+    if streaming:
+        site.dense.release()
     if not seen:
         raise UserError(
             "replace: none of the calibration tokens produced finite hidden states, so nothing can be fitted"
@@ -94,44 +99,11 @@ def needs_streaming(plan: Plan, site: "Site") -> bool:
     return not devices.fits_in_free_memory(sum(weights[number] for number in plan.drop), site.dense.device)
 
 
-def _states_by_batch(model: nn.Module, site: "Site", plan: Plan, batch: int, fused: bool) -> MaskedGapStates:
-    """Run each batch up to the last gap before the next batch."""
-    text = site.texts.calibration()
-    with restored_dense(model, plan, site) as dense:
-        for ids_BT, mask_BT in track(text.batches(batch), "replacing", math.ceil(len(text) / batch)):
-            way = layerwise.start_forward(dense, inputs.model_inputs(dense, ids_BT, mask_BT))
-            for side in gap_states(way, plan, fused):
-                yield mask_BT, side
-
-
-def _states_by_layer(site: "Site", plan: Plan, batch: int, fused: bool) -> MaskedGapStates:
-    """Run all batches through a layer before reading the next one; their streams are held."""
-    source, batches = site.dense.stream(), list(site.texts.calibration().batches(batch))
-    calls = [inputs.model_inputs(source.model, *each) for each in batches]
-    tokens = sum(mask_BT.numel() for _, mask_BT in batches)
-    place = source.offload_device(layerwise.start_forward(source.model, calls[0]).h_BTD, tokens, 3)
-    streams = [layerwise.start_forward(source.model, call).h_BTD.to(place) for call in calls]
-    crossings = [GapRecorder(plan, fused, place) for _ in batches]
-    for edge in source.stream_layers("replacing"):
-        for number, (call, (_, mask_BT)) in enumerate(zip(calls, batches, strict=True)):
-            way = layerwise.start_forward(source.model, call)
-            h_BTD = streams[number].to(way.h_BTD.device)
-            yield from ((mask_BT, side) for side in crossings[number].reached(edge, h_BTD))
-            streams[number] = crossings[number].passed(way, edge, h_BTD).to(place)
-        if edge == crossings[0].last:
-            break
-    else:
-        for crossing, h_BTD, (_, mask_BT) in zip(crossings, streams, batches, strict=True):
-            yield from ((mask_BT, side) for side in crossing.reached(plan.depth, h_BTD))
-    site.dense.release()
-
-
-def gap_states(way: layerwise.LayerwiseForward, plan: Plan, fused: bool = False) -> Iterator[GapStates]:
+def gap_states(forward: layerwise.LayerwiseForward, batch: traversal.Batch, plan: Plan) -> Iterator[GapStates]:
     """Run a batch up to the last gap; yield its states."""
-    crossing, h_BTD = GapRecorder(plan, fused, way.h_BTD.device), way.h_BTD
-    for edge in range(crossing.last + 1):
-        yield from crossing.reached(edge, h_BTD)
-        h_BTD = crossing.passed(way, edge, h_BTD)
+    recorder = GapRecorder(plan, False, [batch], 0, forward.h_BTD.device)
+    for edge, streams in traversal.run_layers(forward, recorder):
+        yield from recorder.reached(edge, streams[FULL])
 
 
 class GapRecorder:
@@ -140,12 +112,17 @@ class GapRecorder:
     Args:
         plan: has the gaps.
         fused: whether the map's input is the output of an MLP.
+        batches: all batches.
+        number: the batch's number.
         place: device that holds states until the end of their gap.
     """
 
-    def __init__(self, plan: Plan, fused: bool, place: torch.device) -> None:
+    def __init__(
+        self, plan: Plan, fused: bool, batches: Sequence[traversal.Batch], number: int, place: torch.device
+    ) -> None:
         self.stops = {stop: start for start, stop in inserted.gap_spans(plan)}
         self.last = max(self.stops)
+        self.mask_BT = batches[number][1]
         self.fused = fused
         self.place = place
         self.x: dict[int, Tensor] = {}
@@ -160,12 +137,10 @@ class GapRecorder:
         if edge in self.stops.values():
             self.x[edge] = h_BTD.to(self.place)
 
-    def passed(self, way: layerwise.LayerwiseForward, edge: int, h_BTD: Tensor) -> Tensor:
-        """Return the stream after layer ``edge``; after the last gap nothing is run."""
-        if edge == self.last:
-            return h_BTD
-        if not (self.fused and edge + 1 in self.stops.values()):
-            return way.step(edge, h_BTD)
-        after_BTD, z_BTD = writers.step_with_mlp_output(way, edge, h_BTD)
-        self.z[edge + 1] = z_BTD.to(self.place)
-        return after_BTD
+    def step(self, forward: layerwise.LayerwiseForward, index: int, streams: traversal.Streams) -> traversal.Streams:
+        """Return the stream after layer ``index``; before a gap, record the MLP's output if it is fused."""
+        if not (self.fused and index + 1 in self.stops.values()):
+            return {FULL: forward.step(index, streams[FULL])}
+        after_BTD, z_BTD = writers.step_with_mlp_output(forward, index, streams[FULL])
+        self.z[index + 1] = z_BTD.to(self.place)
+        return {FULL: after_BTD}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
-from depthcut.model.decoder import inputs, layerwise
+from depthcut.model.decoder import inputs, layerwise, linear
 from depthcut.model.surgery import inserted, writers
 from depthcut.model.surgery.filling import Filling
 from depthcut.replace.fitting import layer_weights, least_squares
@@ -41,12 +41,16 @@ def check_fusable(model: nn.Module, plan: Plan, site: "Site") -> None:
 def fuse_maps(fitted: dict[int, dict[str, Tensor]], site: "Site") -> Filling:
     """Return the new weights ``W <- (I + B)^T W`` and biases ``b <- (I + B)^T b``, from unquantised weights."""
     tensors: dict[str, Tensor] = {}
-    name = writers.writer_names(layer_weights.meta_layers(site.dense)[0])[1]
+    empty = layer_weights.meta_layers(site.dense)[0]
+    name = writers.writer_names(empty)[1]
+    writer = empty.get_submodule(name)
     for start, parts in fitted.items():
         old = layer_weights.read_layer_weights(site.dense, start - 1)
         b_DD = least_squares.map_matrix(parts)
         whole_DD = (b_DD + torch.eye(len(b_DD)).to(b_DD)).T
-        for leaf in ("weight", "bias"):
-            if f"{name}.{leaf}" in old:
-                tensors[f"{start - 1}.{name}.{leaf}"] = (whole_DD @ old[f"{name}.{leaf}"].double()).float()
+        weight_OI = linear.orient_weight(writer, old[f"{name}.weight"]).double()
+        fused_OI = (whole_DD @ weight_OI).float()
+        tensors[f"{start - 1}.{name}.weight"] = linear.orient_weight(writer, fused_OI).contiguous()
+        if f"{name}.bias" in old:
+            tensors[f"{start - 1}.{name}.bias"] = (whole_DD @ old[f"{name}.bias"].double()).float()
     return Filling("weights", tensors, inserted.dense_config_entry(site.dense.config))

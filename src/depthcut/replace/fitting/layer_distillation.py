@@ -175,7 +175,9 @@ def accumulate_gradients(
     """Accumulate the gradients of a batch; return the squared error, mean over tokens and width, summed over gaps."""
     with torch.no_grad():
         way = layerwise.start_forward(dense, inputs.model_inputs(dense, ids_BT, mask_BT))
-        sides = [(start, x_BTD, y_BTD) for start, _, x_BTD, y_BTD in boundary_states.gap_states(way, plan)]
+        sides = [
+            (start, x_BTD, y_BTD) for start, _, x_BTD, y_BTD in boundary_states.gap_states(way, (ids_BT, mask_BT), plan)
+        ]
     real_BT, total = mask_BT.bool().to(way.h_BTD.device), 0.0
     for start, x_BTD, y_BTD in sides:
         guess_BTD = student_output(students[start], way.layer_arguments[start], x_BTD)

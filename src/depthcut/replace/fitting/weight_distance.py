@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
+from depthcut.model.decoder import linear
 from depthcut.replace.fitting import layer_weights, low_rank
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
@@ -17,18 +18,18 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
-def shareable_linear_names(empty: nn.Module) -> list[str]:
-    """Return the names of the linear layers within a decoder layer.
+def shareable_linears(empty: nn.Module) -> dict[str, nn.Module]:
+    """Return the linear layers within a decoder layer by name.
 
     Raises:
-        UserError: if it has other matrices too, which cannot be shared (experts, GPT-2's).
+        UserError: if it has other matrices too, which cannot be shared (experts).
     """
-    names = [name for name, part in empty.named_modules() if isinstance(part, nn.Linear)]
-    others = [n for n, p in empty.named_parameters() if p.ndim > 1 and n.removesuffix(".weight") not in names]
+    found = linear.linear_layers(empty)
+    others = [n for n, p in empty.named_parameters() if p.ndim > 1 and n.removesuffix(".weight") not in found]
     if others:
         kind = type(empty).__name__
         raise UserError(f"only linear layers can be shared, and {kind} has {others[0]}; use another replacement")
-    return names
+    return found
 
 
 def nearest_layers(plan: Plan, distances: list[list[float]]) -> dict[int, int]:
@@ -40,7 +41,7 @@ def layer_distances(site: "Site", rank: int) -> list[list[float]]:
     """Return the distances between all layers, from unquantised weights; computed once per model and rank.
 
     Raises:
-        UserError: as :func:`shareable_linear_names`, or if the layers' matrices differ in shape.
+        UserError: as :func:`shareable_linears`, or if the layers' matrices differ in shape.
     """
     key = store.content_digest({"format": FORMAT, "content": site.dense.checkpoint.digest, "rank": rank})
     return store.cached_value(site.cache / "distances" / key, lambda: {"distances": compute_distances(site, rank)})[
@@ -51,7 +52,7 @@ def layer_distances(site: "Site", rank: int) -> list[list[float]]:
 def compute_distances(site: "Site", rank: int) -> list[list[float]]:
     """Compute the distances, one kind of matrix at a time; L pairs of factors are held."""
     depth_L = site.dense.depth
-    names = shareable_linear_names(layer_weights.meta_layers(site.dense)[0])
+    names = shareable_linears(layer_weights.meta_layers(site.dense)[0])
     squares = [[0.0] * depth_L for _ in range(depth_L)]
     for name in track(names, "distances", len(names)):
         for (i, j), square in squared_distances(layer_matrices(site, name), rank):

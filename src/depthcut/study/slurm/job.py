@@ -120,12 +120,18 @@ class PointTask:
 
     def __call__(self) -> None:
         """Run the points; a failure also fails the job, and its reason is in the folder even if no point began."""
+        first: BaseException | None = None
         for config in self.configs:
-            self.task(config)
-        for fault in failures.collected_errors:
+            try:
+                self.task(config)
+            except failures.STOPS:
+                raise
+            except BaseException as error:
+                first = first or error
+        if first is not None:
             if state.read_failure(self.folder) is None:
-                state.write_failure(self.folder, failures.error_line(fault), fault)
-            raise fault
+                state.write_failure(self.folder, failures.error_line(first), first)
+            raise first
 
     def checkpoint(self) -> "DelayedSubmission":
         """Return the work of the requeued job, which is the same: finished parts are on disk."""
