@@ -157,7 +157,8 @@ def test_healed_model_equals_its_narrower_reload(folder):
     assert widths.count("channels") == 5 * 64 + 128 and widths.count("heads") == 5 + 2
     heal: Any = here.experiment.heal
     left = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
-    assert heal.sizes(here, here.plan)["parameters"] == left < 0.7 * here.dense.sizes("layer").total["parameters"]
+    assert heal.healed_sizes(here, here.plan, None)["parameters"] == left
+    assert left < 0.7 * here.dense.sizes("layer").total["parameters"]
     again = here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
     ids = torch.arange(40).reshape(2, 20)
     with torch.no_grad():
@@ -195,7 +196,7 @@ def test_layers_left_by_a_plan_are_narrowed(folder, drop, unit):
     with torch.no_grad():
         torch.testing.assert_close(read(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-3)
     heal: Any = here.experiment.heal
-    assert heal.sizes(here, here.plan)["parameters"] == sum(p.numel() for p in read.parameters())
+    assert heal.healed_sizes(here, here.plan, None)["parameters"] == sum(p.numel() for p in read.parameters())
     widths = Widths.read(here.folder / "model" / WIDTHS_FILE)
     assert len(widths.kept) == len(plan.keep) and ("heads" in widths.kept[3]) == (unit == "layer")
 

@@ -85,17 +85,16 @@ class Experiment:
         if not self.model.quantise_is_auto:
             self._check_base()
         if self.prune.rescores and not self.metric.rescores:
-            prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
+            prune, metric = self.prune.word, self.metric.word
             raise UserError(f"prune={prune} rescores the remaining layers; metric={metric} runs no model, so it cannot")
         self._check_scores()
         self._check_length()
         self._check_replacement()
-        if getattr(self.heal, "strategy", "ddp") == "fsdp" and not self.model.quantise_is_auto:
+        if self.heal.shards and not self.model.quantise_is_auto:
             self._check_shares()
         self._check_results()
         if self.export == "adapter" and self.heal.leaves != "adapter":
-            word = type(self.heal).__module__.rsplit(".", 1)[-1]
-            raise UserError(f"export=adapter needs a recipe that trains adapters; heal={word} trains none")
+            raise UserError(f"export=adapter needs a recipe that trains adapters; heal={self.heal.word} trains none")
 
     def _check_results(self) -> None:
         """Refuse a run that would leave no number, no scores and no model."""
@@ -107,7 +106,7 @@ class Experiment:
 
     def _check_replacement(self) -> None:
         """Refuse a replacement that a recipe or an evaluation cannot work with."""
-        word = type(self.replace).__module__.rpartition(".")[2]
+        word = self.replace.word
         if self.heal.needs_plain_layers and word != "none":
             raise UserError(f"heal=loraprune narrows plain layers: it needs replace=none, got replace={word}")
         for name, evaluation in self.eval.items():
@@ -119,8 +118,8 @@ class Experiment:
 
     def _check_length(self) -> None:
         """Refuse rows of text of another length than healing counts with."""
-        length = getattr(self.heal, "length", self.data.train.length)
-        if length != self.data.train.length:
+        length = self.heal.text_length
+        if length not in (None, self.data.train.length):
             mend = "set only heal.length, which data.train.length follows"
             raise UserError(f"data.train.length must be heal.length ({length}), got {self.data.train.length}; {mend}")
 
@@ -129,26 +128,24 @@ class Experiment:
         if self.model.quantise != "none":
             got = f"got model.quantise={self.model.quantise}"
             raise UserError(f"heal.strategy=fsdp corrupts quantised weights: use heal.strategy=ddp, {got}")
-        if (optimiser := getattr(self.heal, "optimiser", "adamw")) != "adamw":
-            raise UserError(f"heal.strategy=fsdp needs heal.optimiser=adamw, got {optimiser}, which cannot be sharded")
-        if (word := type(self.replace).__module__.rpartition(".")[2]) != "none":
+        self.heal.check_shards()
+        if (word := self.replace.word) != "none":
             raise UserError(f"heal.strategy=fsdp shards plain layers: it needs replace=none, got replace={word}")
 
     def _check_base(self) -> None:
         """Refuse a base that the recipe cannot train on, or the metric cannot score."""
         if self.model.quantise not in self.heal.bases:
-            word = type(self.heal).__module__.rsplit(".", 1)[-1]
             wanted = " or ".join(self.heal.bases)
-            raise UserError(f"heal={word} needs model.quantise={wanted}, got {self.model.quantise}")
+            raise UserError(f"heal={self.heal.word} needs model.quantise={wanted}, got {self.model.quantise}")
         if self.prune.reads_scores and self.model.quantise not in self.metric.bases:
-            word, wanted = type(self.metric).__module__.rsplit(".", 1)[-1], " or ".join(self.metric.bases)
-            raise UserError(f"metric={word} needs model.quantise={wanted}, got {self.model.quantise}")
+            wanted = " or ".join(self.metric.bases)
+            raise UserError(f"metric={self.metric.word} needs model.quantise={wanted}, got {self.model.quantise}")
 
     def _check_scores(self) -> None:
         """Refuse what the metric and the pruner cannot do together."""
         if not self.prune.reads_scores:
             return
-        prune, metric = (type(each).__module__.rsplit(".", 1)[-1] for each in (self.prune, self.metric))
+        prune, metric = self.prune.word, self.metric.word
         if self.prune.searches and not self.metric.searches:
             raise UserError(f"prune={prune} needs a metric that can score any cut, such as kl; metric={metric} cannot")
         if self.prune.unit not in self.metric.units:
@@ -156,7 +153,7 @@ class Experiment:
             raise UserError(f"metric={metric} cannot score prune.unit={self.prune.unit}; it can score: {there}")
         if self.stream == "always" and not self.metric.streams:
             raise UserError(f"stream=always: metric={metric} needs the whole model in memory; use stream=never")
-        if getattr(self.metric, "until", None) is not None and prune != "block":
+        if self.metric.stops_early and prune != "block":
             raise UserError(f"metric.until stops once one block is certain: it needs prune=block, got {prune}")
 
 

@@ -9,14 +9,14 @@ from typing import Annotated
 from pydantic import Field, Strict, field_validator
 
 from depthcut.runtime.errors import UserError
-from depthcut.runtime.strict import strict
+from depthcut.runtime.strict import Method, strict
 
 LONGEST = 1 << 20
 """Maximum number of tokens per sequence; unpacked sequences are padded to their length on disk."""
 
 
 @strict
-class Source(ABC):
+class Source(Method, ABC):
     """The text of one part, and the shape of its sequences.
 
     A document belongs to a part by its content alone: parts with disjoint spans never share one, whatever their files.
@@ -41,6 +41,11 @@ class Source(ABC):
         if not 0 <= span[0] < span[1] <= 1:
             raise UserError(f"must be two numbers with 0 <= start < stop <= 1, got {list(span)}")
         return span
+
+    @property
+    def hub_dataset(self) -> str | None:
+        """Name of the data set on the hub, or None."""
+        return None
 
     @abstractmethod
     def documents(self, cache: Path) -> Iterator[str]:

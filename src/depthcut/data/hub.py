@@ -35,6 +35,11 @@ class Hub(Source):
     field: str
     revision: str | None
 
+    @property
+    def hub_dataset(self) -> str:
+        """Name of the data set on the hub, or a folder."""
+        return self.dataset
+
     @override
     def documents(self, cache: Path) -> Iterator[str]:
         revision = None if Path(self.dataset).is_dir() else next(iter(self.content(cache).values()))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from depthcut.cut.plan import Unit
 from depthcut.cut.subnetworks import FULL, Subnetwork
-from depthcut.runtime.strict import method_fields, strict
+from depthcut.runtime.strict import Method, method_fields, strict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,7 +75,7 @@ class SizedModel(Protocol):
 
 
 @strict
-class Eval(ABC):
+class Eval(Method, ABC):
     """Base class of evaluations. A number that could not be measured has no key.
 
     Attributes:
@@ -109,7 +109,7 @@ class Eval(ABC):
     def reads(self, bench: "Bench") -> Any:
         """Return all inputs except the model, by content, as JSON; they are part of the cache key of the numbers."""
 
-    def check(self) -> None:  # noqa: B027  most evaluations name nothing that could be missing
+    def check(self) -> None:
         """Check options that need no model, before the point begins.
 
         Raises:

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint.on_disk import ModelRun
 from depthcut.record.point import Point
-from depthcut.runtime.strict import strict
+from depthcut.runtime.strict import Method, strict
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from depthcut.model.surgery.sizes import SizeName
+
+    Sizes = dict[SizeName, int] | None
 
 
 class Workspace(ModelRun, Point, Protocol):
@@ -48,7 +52,7 @@ class Workspace(ModelRun, Point, Protocol):
 
 
 @strict
-class Heal(ABC):
+class Heal(Method, ABC):
     """Heals a pruned model.
 
     Attributes:
@@ -69,9 +73,41 @@ class Heal(ABC):
         """Number of sequences of ``data.train`` to read."""
 
     @property
-    def sharded(self) -> bool:
-        """True if the model is sharded across the processes that heal it."""
+    def text_length(self) -> int | None:
+        """Tokens per sequence of ``data.train``; None if the recipe does not say."""
+        return None
+
+    @property
+    def shards(self) -> bool:
+        """Whether several processes would each hold a shard of the model."""
         return False
+
+    def check_shards(self) -> None:
+        """Check the options of a recipe that shards the model.
+
+        Raises:
+            UserError: if one does not work with shards.
+        """
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the model is sharded across the processes that heal it."""
+        return False
+
+    @property
+    def keeps_dense(self) -> bool:
+        """Whether the dense model stays in memory during the training."""
+        return False
+
+    @property
+    def heals_control(self) -> bool:
+        """Whether to heal the dense model in the same way, as a control."""
+        return False
+
+    def healed_sizes(self, workspace: "Workspace", plan: Plan, pruned: "Sizes") -> "Sizes":
+        """Return the sizes of the healed model, given those of the pruned one; None if they are not known yet."""
+        del workspace, plan
+        return pruned
 
     def content(self, workspace: "Workspace") -> Any:
         """Return the inputs other than the options, for the point's digest; None if there are none.

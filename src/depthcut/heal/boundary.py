@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
 from depthcut.heal.training.adapter_check import CheckedAdapters
-from depthcut.heal.training.recipe import LowRankRecipe
+from depthcut.heal.training.low_rank_recipe import LowRankRecipe
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ class Boundary(CheckedAdapters, LowRankRecipe, Heal):
     runs_all: ClassVar[bool] = False
     bases: ClassVar[tuple[str, ...]] = ("none", "nf4", "int8")
     incidental: ClassVar[frozenset[str]] = frozenset({"teacher"})
+
+    @property
+    def keeps_dense(self) -> bool:
+        """Whether the teacher stays in memory."""
+        return self.teacher == "live"
 
     @property
     def logits(self) -> int:

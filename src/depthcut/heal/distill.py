@@ -8,7 +8,8 @@ from typing_extensions import override
 from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
 from depthcut.heal.training.adapter_check import CheckedAdapters
-from depthcut.heal.training.recipe import AdapterRecipe, Positive
+from depthcut.heal.training.low_rank_recipe import AdapterRecipe
+from depthcut.heal.training.recipe import Positive
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
@@ -46,6 +47,11 @@ class Distill(CheckedAdapters, AdapterRecipe, Heal):
     trains: ClassVar[bool] = True
     bases: ClassVar[tuple[str, ...]] = ("none", "nf4", "int8")
     incidental: ClassVar[frozenset[str]] = frozenset({"teacher"})
+
+    @property
+    def keeps_dense(self) -> bool:
+        """Whether the teacher stays in memory."""
+        return self.teacher == "live"
 
     @property
     def logits(self) -> int:

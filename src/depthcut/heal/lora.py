@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 from depthcut.cut.plan import Plan
 from depthcut.heal import Heal
 from depthcut.heal.training.adapter_check import CheckedAdapters
-from depthcut.heal.training.recipe import AdapterRecipe
+from depthcut.heal.training.low_rank_recipe import AdapterRecipe
 from depthcut.runtime.strict import strict
 
 if TYPE_CHECKING:

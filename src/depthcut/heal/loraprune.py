@@ -12,8 +12,7 @@ from depthcut.runtime.strict import strict
 if TYPE_CHECKING:
     from torch import nn
 
-    from depthcut.heal import Workspace
-    from depthcut.model.surgery.sizes import SizeName
+    from depthcut.heal import Sizes, Workspace
 
 
 @strict
@@ -38,10 +37,15 @@ class LoraPrune(WidthRecipe, Heal):
         super().prepare(workspace)
         matched.check_narrowable(self, workspace)
 
-    def sizes(self, workspace: "Workspace", plan: Plan) -> "dict[SizeName, int] | None":
-        """Return the sizes of the healed model once it is sliced, or None if it is not healed yet."""
+    @override
+    def cut_options(self) -> dict[str, Any]:
+        return super().cut_options() | {"ratio": self.ratio}
+
+    @override
+    def healed_sizes(self, workspace: "Workspace", plan: Plan, pruned: "Sizes") -> "Sizes":
         from depthcut.heal.width import healing
 
+        del pruned
         return healing.healed_sizes(workspace, plan)
 
     def __call__(self, model: "nn.Module", plan: Plan, workspace: "Workspace") -> "nn.Module":

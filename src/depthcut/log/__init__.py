@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 from depthcut.record.point import Point
-from depthcut.runtime.strict import strict
+from depthcut.runtime.strict import Method, strict
 
 
 class RunInfo(Point, Protocol):
@@ -19,7 +19,7 @@ class RunInfo(Point, Protocol):
 
 
 @strict
-class Log(ABC):
+class Log(Method, ABC):
     """Base class of loggers, which receive the healing curve and the finished record."""
 
     @abstractmethod

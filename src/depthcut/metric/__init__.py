@@ -9,7 +9,7 @@ from pydantic import Field
 
 from depthcut.cut.plan import Unit
 from depthcut.cut.scores import Scores
-from depthcut.runtime.strict import strict
+from depthcut.runtime.strict import Method, strict
 
 if TYPE_CHECKING:
     from depthcut.data.text.tokens import Tokens
@@ -60,7 +60,7 @@ class CalibrationText(Protocol):
 
 
 @strict
-class Metric(ABC):
+class Metric(Method, ABC):
     """Scores the layers of the dense model.
 
     Attributes:
@@ -78,6 +78,11 @@ class Metric(ABC):
     rescores: ClassVar[bool] = False
     searches: ClassVar[bool] = False
     streams: ClassVar[bool] = True
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether it stops reading once the block to drop is certain."""
+        return False
 
     def reads(self, subject: "Subject") -> Any:
         """Return the inputs other than the model, by content, as JSON."""

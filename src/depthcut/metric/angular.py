@@ -28,6 +28,12 @@ class Angular(Metric):
     token: Literal["last", "all"]
     batch: Annotated[int, Field(gt=0)]
     until: WinShare
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether it stops reading once the block to drop is certain."""
+        return self.until is not None
+
     rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 

@@ -30,6 +30,12 @@ class Update(Metric):
     relative: bool
     batch: Annotated[int, Field(gt=0)]
     until: WinShare
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether it stops reading once the block to drop is certain."""
+        return self.until is not None
+
     rescores: ClassVar[bool] = True
     incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
 

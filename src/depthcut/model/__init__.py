@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from depthcut.runtime.strict import Length, Rank, strict
+from depthcut.runtime.strict import Length, Method, Rank, strict
 
 if TYPE_CHECKING:
     from depthcut.model.checkpoint.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ def _parse_heal_defaults(value: Any) -> Any:
 
 
 @strict
-class Model(ABC):
+class Model(Method, ABC):
     """A model that can be opened.
 
     Attributes:

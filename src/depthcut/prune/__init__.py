@@ -11,7 +11,7 @@ from depthcut.cut.plan import UNIT_NOUNS, Plan, Unit
 from depthcut.cut.scores import Scores
 from depthcut.model.surgery.sizes import ModelSize, Quantity
 from depthcut.runtime.errors import UserError
-from depthcut.runtime.strict import strict
+from depthcut.runtime.strict import Method, strict
 
 if TYPE_CHECKING:
     from depthcut.model.checkpoint.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ class ScoreFunction(Protocol):
 
 
 @strict
-class Prune(ABC):
+class Prune(Method, ABC):
     """Chooses a plan.
 
     Attributes:

@@ -8,7 +8,7 @@ from depthcut.cut.plan import Plan, Unit
 from depthcut.model.checkpoint.on_disk import ModelRun
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
-from depthcut.runtime.strict import strict
+from depthcut.runtime.strict import Method, strict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +26,7 @@ class Site(ModelRun, Protocol):
 
 
 @strict
-class Replace(ABC):
+class Replace(Method, ABC):
     """Fills the gaps of a pruned model.
 
     Attributes:
@@ -83,11 +83,10 @@ class GapFilling(Replace):
 
     def check(self, unit: Unit, count: int) -> None:
         """Refuse sublayers and an empty cut."""
-        word = type(self).__module__.rpartition(".")[2]
         if unit != "layer":
-            raise UserError(f"replace={word} replaces whole layers, got prune.unit={unit}; use replace=none")
+            raise UserError(f"replace={self.word} replaces whole layers, got prune.unit={unit}; use replace=none")
         if count == 0:
-            raise UserError(f"replace={word} has no gap to fill: nothing is cut. Cut a layer, or use replace=none")
+            raise UserError(f"replace={self.word} has no gap to fill: nothing is cut. Cut a layer, or use replace=none")
 
     @abstractmethod
     def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":

@@ -23,6 +23,15 @@ def strict(cls: type[T]) -> type[T]:
     return dataclass(cls, frozen=True, kw_only=True, config=rules)  # pyright: ignore[reportReturnType]
 
 
+class Method:
+    """Base of all methods."""
+
+    @property
+    def word(self) -> str:
+        """The word that selects the method on the command line: the name of its module."""
+        return type(self).__module__.rpartition(".")[2]
+
+
 def method_fields(method: Any) -> dict[str, Any]:
     """Return a method's class and options, except for those that change speed and memory only (``incidental``).
 

@@ -57,7 +57,7 @@ def recipe_knobs(heal: "Heal") -> dict[str, Any]:
 
 def possible_bases(x: "Experiment") -> "list[Quantise]":
     """Return the bases that the recipe can train on and the metric can score; FSDP2 corrupts quantised ones."""
-    if getattr(x.heal, "strategy", "ddp") == "fsdp":
+    if x.heal.shards:
         return ["none"]
     trainable = CHOICES if isinstance(x.heal, Lora | QLora) else x.heal.bases
     scored = x.metric.bases if x.prune.reads_scores else CHOICES
@@ -137,7 +137,7 @@ class MemoryEstimate:
             return cls(whole, False, 0)
         if not x.heal.trains:
             return cls(left, left <= (1 - memory_plan.RESERVED_FRACTION) * memory, 0)
-        held = left + (whole if getattr(x.heal, "teacher", "") == "live" else 0)
+        held = left + (whole if x.heal.keeps_dense else 0)
         space = plan_heal_memory(x, checkpoint, n, memory - held)
         recipe: Any = x.heal
         layout = memory_plan.choose_layouts(space, recipe, compiled=recipe.compile is not False)[0]

@@ -76,7 +76,7 @@ def render_card(run: "RunView", plan: Plan, about: dict[str, Any], usage: list[s
     """Return a card; ``about`` comes first in its front matter."""
     x = run.experiment
     front = about | front_matter(run)
-    replace, heal = (type(each).__module__.rpartition(".")[2] for each in (x.replace, x.heal))
+    replace, heal = x.replace.word, x.heal.word
     versions = ", ".join(f"{name} {version}" for name, version in provenance.package_versions().items())
     config = {key: x.composed[key] for key in ("model", "data", "metric", "prune", "replace", "heal", "seed")}
     unlicensed = UNKNOWN.items() <= front.items()
@@ -134,7 +134,7 @@ def hub_name(run: "RunView") -> str | None:
 
 def front_matter(run: "RunView") -> dict[str, Any]:
     """Return the front matter on the model's origin: base, licence, data sets, tags."""
-    base, dataset = hub_name(run), getattr(run.experiment.data.train, "dataset", None)
+    base, dataset = hub_name(run), run.experiment.data.train.hub_dataset
     found: dict[str, Any] = {"base_model": base} if base else {}
     found |= base_licence(run, base or "")
     if dataset and run.experiment.heal.trains and HUB_NAME.fullmatch(dataset):

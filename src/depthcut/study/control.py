@@ -27,7 +27,7 @@ def measure_control(run: "Run", run_experiment: "Callable[[Experiment, Run], Non
         run: a run whose own model is healed.
         run_experiment: runs the control.
     """
-    if not getattr(run.experiment.heal, "control", False):
+    if not run.experiment.heal.heals_control:
         return
     twin = open_run(control_experiment(run.experiment))
     if twin.digest == run.digest:

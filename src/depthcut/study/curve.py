@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from depthcut.config import experiment
 from depthcut.cut import subnetworks
 from depthcut.eval import Eval
-from depthcut.heal.training.recipe import LowRankRecipe
+from depthcut.heal.training.low_rank_recipe import LowRankRecipe
 from depthcut.replace.none import NoReplacement
 from depthcut.runtime import failures, progress, store
 from depthcut.study import digests, preflight, recording, runlog

@@ -40,7 +40,7 @@ def scores_digest(run: "RunView") -> str:
         "reads": metric.reads(run),
         "unit": run.experiment.prune.unit,
     }
-    if getattr(metric, "until", None) is not None:
+    if metric.stops_early:
         starts, n = run.wanted()
         asked["wanted"] = [starts.start, starts.stop, n]
     return store.content_digest(asked)

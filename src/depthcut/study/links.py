@@ -31,13 +31,10 @@ def link_point(point: Path, x: "Experiment") -> None:
 
 def point_label(x: "Experiment") -> str:
     """Return a label that distinguishes the points of a study: metric, pruner, cut size, replacement, healing."""
-    word = {
-        group: type(getattr(x, group)).__module__.rpartition(".")[2] for group in ("metric", "prune", "replace", "heal")
-    }
     prune: dict[str, Any] = x.composed["prune"]
     size = next((f"{key}{prune[key]}" for key in SIZES if prune.get(key) is not None), str(prune.get("frac", "")))
-    metric = word["metric"] if x.prune.reads_scores else ""
-    replace = "" if word["replace"] == "none" else word["replace"]
-    heal = "unhealed" if word["heal"] == "none" else word["heal"]
-    parts = [re.sub(r"[^\w.+-]+", "_", each).strip("_") for each in (metric, word["prune"], size, replace, heal)]
+    metric = x.metric.word if x.prune.reads_scores else ""
+    replace = "" if x.replace.word == "none" else x.replace.word
+    heal = "unhealed" if x.heal.word == "none" else x.heal.word
+    parts = [re.sub(r"[^\w.+-]+", "_", each).strip("_") for each in (metric, x.prune.word, size, replace, heal)]
     return "-".join(filter(None, parts))[:120]

@@ -95,8 +95,7 @@ def record_sizes(run: "Run") -> None:
     )
     stages = {"dense": dense.total, "pruned": left}
     if x.heal.trains:
-        narrower: Any = getattr(x.heal, "sizes", None)  # of a healing that prunes
-        stages["healed"] = narrower(run, run.plan) if narrower else left
+        stages["healed"] = x.heal.healed_sizes(run, run.plan, left)
     run.numbers |= {f"{stage}/size/{size}": n for stage, sizes in stages.items() for size, n in (sizes or {}).items()}
 
 
@@ -177,7 +176,7 @@ PointRequirements = tuple[Path, str, frozenset[str], frozenset[str]]
 def point_requirements(run: "Run") -> PointRequirements:
     """Return the requests to a point: its folder, the export, the measured stages, the evaluations."""
     x = run.experiment
-    control = ["control"] if getattr(x.heal, "control", False) else []
+    control = ["control"] if x.heal.heals_control else []
     stages = frozenset(stage for stage in [*x.stages, *control] if stage != "healed" or x.heal.trains)
     evaluations = frozenset(digests.evaluation_digest(part, run) for each in x.eval.values() for part in each.parts())
     return run.folder, x.export, stages, evaluations

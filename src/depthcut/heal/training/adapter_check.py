@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from depthcut.heal import Workspace
-    from depthcut.heal.training.recipe import LowRankRecipe
+    from depthcut.heal.training.low_rank_recipe import LowRankRecipe
 
 
 class CheckedAdapters:
-    """Mixin of a :class:`~depthcut.heal.training.recipe.LowRankRecipe`: its adapters are checked against the model.
+    """Mixin of a :class:`LowRankRecipe`: its adapters are checked against the model.
 
     No dataclass: as one it would bring the base's fields before those of the recipe that it is mixed into.
     """

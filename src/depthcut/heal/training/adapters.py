@@ -17,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from depthcut.cut.plan import Plan
 from depthcut.heal.training.fit import fit_model
+from depthcut.heal.training.low_rank_recipe import LowRankRecipe
 from depthcut.heal.training.objective import Objective, next_token_loss
-from depthcut.heal.training.recipe import LowRankRecipe
 from depthcut.heal.training.warm_start import WarmStart
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder import linear

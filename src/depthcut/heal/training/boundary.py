@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import adapters, document_mask, teacher
 from depthcut.heal.training.batches import MicroBatch
+from depthcut.heal.training.low_rank_recipe import LowRankRecipe
 from depthcut.heal.training.objective import Objective, next_token_loss
-from depthcut.heal.training.recipe import LowRankRecipe
 from depthcut.model.decoder import layers
 from depthcut.model.decoder.layerwise import DryRunDone
 from depthcut.runtime import store

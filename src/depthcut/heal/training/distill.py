@@ -14,6 +14,7 @@ from transformers.utils.generic import ModelOutput
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import adapters, document_mask, teacher
 from depthcut.heal.training.batches import MicroBatch
+from depthcut.heal.training.low_rank_recipe import AdapterRecipe
 from depthcut.heal.training.objective import (
     Objective,
     base_model,
@@ -26,7 +27,6 @@ from depthcut.heal.training.objective import (
     project_logits,
     summed_cross_entropy,
 )
-from depthcut.heal.training.recipe import AdapterRecipe
 from depthcut.model.decoder import layers
 from depthcut.model.decoder.inputs import NO_TARGET
 from depthcut.runtime import store

@@ -81,9 +81,7 @@ class MemoryPlan:
         stream = hidden_size(base) * base.dtype.itemsize
         size = 2 if mixed else base.dtype.itemsize
         wide = (
-            max(activation_width(layer) for layer in stack)
-            * size
-            * (DROPOUT_FACTOR if getattr(recipe, "dropout", 0) else 1)
+            max(activation_width(layer) for layer in stack) * size * (DROPOUT_FACTOR if recipe.adapter_dropout else 1)
         )
         more = recipe.length * size if recipe.packing == "separate" else 0  # a row of the mask, which attention keeps
         more += MIXED_PRECISION_BYTES * hidden_size(base) if size < base.dtype.itemsize else 0

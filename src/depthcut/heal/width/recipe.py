@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from depthcut.heal.training.adapter_check import CheckedAdapters
-from depthcut.heal.training.recipe import LowRankRecipe, Positive, Share
+from depthcut.heal.training.low_rank_recipe import LowRankRecipe
+from depthcut.heal.training.recipe import Positive, Share
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict
 
