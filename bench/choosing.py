@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from depthcut.cli.point import run_point
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut.plan import Plan
 from depthcut.record import state
 from depthcut.runtime import progress, store
@@ -142,7 +142,7 @@ def point(words: str, fraction: float, overrides: list[str]) -> Point:
     """Compose and check one point, as run.py does."""
     own = [f"outputs={ROOT / 'outputs'}", *COMMON, *words.split(), f"prune.frac={fraction}"]
     composed = compose("config", overrides=[*own, *overrides])
-    return Point(composed, open_run(experiment.build_experiment(composed)))
+    return Point(composed, open_run(build.build_experiment(composed)))
 
 
 def losses(rows: list[Row]) -> str:

@@ -25,7 +25,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 
 import subjects
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
 from depthcut.data.text.parts import GivenText
@@ -219,7 +219,7 @@ def smollm2(dtype: str) -> tuple[Any, dict[str, list[Plan]]]:
         runs = {
             prune: [
                 open_run(
-                    experiment.build_experiment(
+                    build.build_experiment(
                         compose("config", overrides=[*overrides, f"prune={prune}", f"prune.layers={n}"])
                     )
                 )

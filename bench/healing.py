@@ -323,9 +323,9 @@ def curve(who: str, device: str) -> list[float]:
 
     from depthcut.cut.plan import Plan
     from depthcut.data.demo import Demo
-    from depthcut.data.text.tokens import tokenize_source
+    from depthcut.data.text.tokenize import tokenize_source
     from depthcut.heal.lora import Lora
-    from depthcut.heal.training import adapters, fit
+    from depthcut.heal.training import adapter_modules, fit
     from depthcut.heal.training.batches import MicroBatchLoader
     from depthcut.model.smollm2 import SmolLM2
 
@@ -340,7 +340,7 @@ def curve(who: str, device: str) -> list[float]:
     plan = Plan(30, tuple(range(11, 19)))
     torch.manual_seed(0)
     base = files.load(plan, quantise="none", dtype="bfloat16", device=device)
-    model = adapters.add_adapters(base.float() if who == "hf in float32" else base, recipe, plan)
+    model = adapter_modules.add_adapters(base.float() if who == "hf in float32" else base, recipe, plan)
     if who.startswith("hf"):
         batches = MicroBatchLoader(text, recipe.batch, recipe.steps, 0)
         return plain(model, recipe, batches, device, turned=who == "hf turned round")

@@ -32,7 +32,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.decoder import layers, quantisation
 
 GIB = 2**30

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from depthcut.metric import Metric, RemovalMetric
 from depthcut.metric.shapley import Shapley
-from depthcut.model.decoder import inputs, shared_prefix
+from depthcut.model.decoder import inputs, measurement
 from depthcut.model.decoder import layers as decoder_layers
 
 EDGES = ("angular", "block_influence", "linearity", "update")
@@ -90,14 +90,14 @@ def edges(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
         return Cost(layers * seconds(work), f"all hidden states and logits, one run per block size ({layers}), 1 timed")
 
 
-def removals(here: Any, reading: shared_prefix.Measurement, drops: Drops, full: bool) -> Cost:
+def removals(here: Any, reading: measurement.Measurement, drops: Drops, full: bool) -> Cost:
     """Time each sub-network separately, from the embedding to the logits; removing the layers is not timed."""
     model, layers = here.dense.whole(), here.dense.depth
     places = range(len(drops)) if full else np.linspace(0, len(drops) - 1, min(TIMED, len(drops))).round().astype(int)
     chosen = [drops[place] for place in places]
     kept: list[Tensor] = []
 
-    def logits(rows: shared_prefix.SequenceBatch) -> Tensor:
+    def logits(rows: measurement.SequenceBatch) -> Tensor:
         return model(**inputs.model_inputs(model, rows.ids_BT, rows.mask_BT)).logits[:, :-1]
 
     def through() -> tuple[Tensor, Tensor]:
@@ -130,10 +130,10 @@ def orders(here: Any, metric: Shapley, full: bool) -> Cost:
     layers = here.dense.depth
     order = np.random.default_rng(metric.seed).permutation(layers).tolist()
     drops = [tuple(sorted(order[:step])) for step in range(math.ceil(metric.reach * layers) + 1)]
-    rows = list(shared_prefix.SequenceBatch.from_tokens(here.texts.calibration(), metric.batch))
+    rows = list(measurement.SequenceBatch.from_tokens(here.texts.calibration(), metric.batch))
     one = removals(
         here,
-        shared_prefix.Measurement("shapley", shared_prefix.loss_measure, False, rows, shared_prefix.mean_and_stderr),
+        measurement.Measurement("shapley", measurement.loss_measure, False, rows, measurement.mean_and_stderr),
         drops,
         full,
     )

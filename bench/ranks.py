@@ -129,7 +129,8 @@ def spread(folder: Path, device: str, found: dict[str, Any]) -> Any:
     """Load the model in shards from files; add the measurements to ``found``."""
     from depthcut.model.checkpoint import sharded as shares
     from depthcut.model.checkpoint.checkpoint import Checkpoint
-    from depthcut.model.checkpoint.files import HashCache, ModelFolder
+    from depthcut.model.checkpoint.files import ModelFolder
+    from depthcut.model.checkpoint.hash_cache import HashCache
     from depthcut.model.decoder.quantisation import LoadConfig
 
     checkpoint = Checkpoint(ModelFolder(folder, HashCache(folder / "hashes.json")), separator=None)

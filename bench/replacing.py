@@ -36,7 +36,7 @@ def main() -> None:
     for head in ("matrix", "shape", "approximations, s", "pairs, s"):
         table.add_column(head, justify="right")
     total = 0.0
-    for name in weight_distance.shareable_linear_names(empty):
+    for name in weight_distance.shareable_linears(empty):
         shape = tuple(empty.get_parameter(f"{name}.weight").shape)
         spent, pairs = measured(shape, layers, asked.rank, device, asked.every)
         total += spent + pairs

@@ -28,10 +28,11 @@ from depthcut.cut.scores import Scores
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric.angular import Angular
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
+from depthcut.model.checkpoint.lazy_tensor import LazyTensor
 from depthcut.model.checkpoint.on_disk import OnDisk
 from depthcut.model.checkpoint.prefetch import READ_BYTES, READER_THREADS
-from depthcut.model.checkpoint.tensors import LazyTensor
 from depthcut.model.decoder import inputs, layers, layerwise
 from depthcut.runtime.numbers import Numbers
 from depthcut.study.standalone import Standalone

@@ -9,7 +9,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from depthcut.config import experiment, methods
+from depthcut.config import build, methods
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric import Metric
 from depthcut.model.decoder import layers as decoder_layers
@@ -44,7 +44,7 @@ def of_config(model: str, sequences: int | None, tokens: int | None, overrides: 
     asked += [f"data.calibration.sequences={sequences}"] if sequences else []
     asked += [f"data.calibration.length={tokens}"] if tokens else []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return open_run(experiment.build_experiment(compose("config", overrides=[*asked, *overrides])))
+        return open_run(build.build_experiment(compose("config", overrides=[*asked, *overrides])))
 
 
 def of_shape(name: str, sequences: int | None, tokens: int | None) -> Any:

@@ -13,8 +13,8 @@ from collections import Counter
 
 import numpy as np
 
-from depthcut.report import transition_fit
-from depthcut.report.transition_fit import CurveData
+from depthcut.report import transition_data, transition_fit
+from depthcut.report.transition_data import CurveData
 
 CHANCE, EDGE = 0.25, float(np.log(9))
 FRACTIONS = (np.linspace(0.05, 0.8, 11), np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.7]))
@@ -71,7 +71,7 @@ def main() -> None:
         for name in ("midpoint", "onset", "width") if kind == "falls" else ():
             held, off, long = (found[each] / found["seen"] for each in (name, f"{name} off", f"{name} long"))
             line += f"{name}: covered in {held:.1%}, mean error {off:.3f}, mean length {long:.3f}; "
-        print(line, {why: found[why] for why in transition_fit.REASONS if found[why]})
+        print(line, {why: found[why] for why in transition_data.REASONS if found[why]})
 
 
 if __name__ == "__main__":

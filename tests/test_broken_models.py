@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime.errors import UserError
 from pico import pico

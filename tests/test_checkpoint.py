@@ -20,10 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.decoder import layers, quantisation
 from depthcut.model.pico import byte_tokenizer
-from depthcut.runtime import store
+from depthcut.runtime import store, verified
 from depthcut.runtime.errors import UserError
 from pico import FAMILIES, SIZES, pico
 
@@ -354,7 +355,7 @@ def test_opening_detects_damage_in_shards_not_read(copy: Path) -> None:
 
 
 def test_flipped_bit_is_detected_with_a_manifest(copy: Path) -> None:
-    store.write_manifest(copy, copy.name)
+    verified.write_manifest(copy, copy.name)
     opened(copy).load(None, **PLAIN)
     flip(copy / SHARD)
     with pytest.raises(ValueError, match=f"{SHARD} is truncated or damaged .its checksum differs"):
@@ -414,7 +415,8 @@ import psutil, torch, bitsandbytes
 from transformers import LlamaForCausalLM
 from depthcut.model.decoder import layers
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.cut.plan import Plan
 from depthcut.runtime.errors import UserError
 torch.set_num_threads(1)

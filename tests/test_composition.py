@@ -7,7 +7,7 @@ from composing import ROOT
 from depthcut.cli import main
 from depthcut.cli.composition import Loader, without_hydra
 from depthcut.cli.expansion import expand_sweep
-from depthcut.config import experiment, methods
+from depthcut.config import build, experiment, methods
 from depthcut.runtime.errors import UserError
 from depthcut.study.slurm.job import JobRequest
 
@@ -16,7 +16,7 @@ PICO = ("model=pico", "eval=[loss,harness]")
 
 
 def read(*words: str, loader: Loader = LOADER) -> experiment.Experiment:
-    return experiment.build_experiment(main.compose_config(loader, [*PICO, *words]))
+    return build.build_experiment(main.compose_config(loader, [*PICO, *words]))
 
 
 def refused(*words: str, loader: Loader = LOADER) -> str:
@@ -144,7 +144,7 @@ def expanded(*words: str) -> tuple[list[str], list[str]]:
     master = main.compose_launcher_config(loader, parsed)
     points, notes = expand_sweep(loader, master, parsed)
     for point in points:
-        experiment.build_experiment(without_hydra(loader.load_sweep_config(master, list(point))))
+        build.build_experiment(without_hydra(loader.load_sweep_config(master, list(point))))
     return [" ".join(point) for point in points], notes
 
 

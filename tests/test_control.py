@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.report import table
 from depthcut.runtime.errors import UserError
 from running import PICO, run, text_files
@@ -40,7 +40,7 @@ def test_control_is_a_shared_point(tmp_path: Path) -> None:
 )
 def test_control_needs_a_cut_and_a_healing_recipe(words: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=r"^heal\.control=true heals the uncut model, which is incompatible with heal"):
-        experiment.build_experiment(composed("model=pico", *words, "heal.control=true"))
+        build.build_experiment(composed("model=pico", *words, "heal.control=true"))
 
 
 DEMO = {"_target_": "depthcut.data.demo.Demo"}

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from composing import composed
 from depthcut.cli.point import run_point
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.record import document, state
 from depthcut.report import study
 from depthcut.runtime import failures
@@ -42,7 +42,7 @@ class Study:
         self.outputs = folder / "outputs"
         shutil.copytree(whole[0] / "outputs", self.outputs)
         self.config = composed(f"outputs={self.outputs}", *COMMAND, *whole[1], "seed=0")
-        self.point = open_run(experiment.build_experiment(self.config)).folder
+        self.point = open_run(build.build_experiment(self.config)).folder
         (self.other,) = (path.parent for path in self.outputs.glob("main/*/record.json") if path.parent != self.point)
         self.wanted = numbers(self.point)
 
@@ -268,7 +268,7 @@ def test_deleted_export_is_written_again(damaged, loss):
     POINT(damaged.config)
     assert (damaged.point / "model/model.safetensors").read_bytes() == before
     (damaged.point / "model/model.safetensors").write_bytes(before[:-100])
-    assert recording.finished_record(open_run(experiment.build_experiment(damaged.config))) is None
+    assert recording.finished_record(open_run(build.build_experiment(damaged.config))) is None
 
 
 def test_one_failing_point_does_not_stop_others(whole, tmp_path):

@@ -19,7 +19,7 @@ from depthcut.data import text_fingerprint
 from depthcut.data.demo import Demo, read_articles, read_speeches, split_sections
 from depthcut.data.files import Files
 from depthcut.data.hub import Hub
-from depthcut.data.text import documents, limits
+from depthcut.data.text import characters, limits
 from depthcut.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -134,7 +134,7 @@ BOM = "\ufeff".encode()
 )
 @pytest.mark.parametrize("chunk", [7, 1 << 20])
 def test_text_encodings_give_the_same_documents(tmp_path, name, content, chunk, monkeypatch, caplog):
-    monkeypatch.setattr(documents, "CHUNK", chunk)
+    monkeypatch.setattr(characters, "CHUNK", chunk)
     (tmp_path / name).write_bytes(content)
     with caplog.at_level("INFO"):
         assert list(files([tmp_path / name], divider="\n====\n").documents(tmp_path)) == TEXTS

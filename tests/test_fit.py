@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from adapting import adapted, adapted_nf4, gradient_of, workspace
 from comparing import relative_error
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import adapters, fit, lean_lora, memory_plan, objective
+from depthcut.heal.training import adapter_modules, fit, lean_lora, memory_plan, model_memory, objective
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.memory_plan import Layout, MemoryPlan
 from depthcut.heal.training.objective import next_token_loss
@@ -30,7 +30,7 @@ GIB = 2**30
 
 def healed(folder, recipe=AUTO, asked=next_token_loss) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    model = adapters.add_adapters(pico("llama", layers=2), recipe, Plan(2, ()))
+    model = adapter_modules.add_adapters(pico("llama", layers=2), recipe, Plan(2, ()))
     fit.fit_model(model, recipe, workspace(folder), asked)
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
@@ -240,10 +240,10 @@ def test_layout_uses_the_available_memory(sizes, layers, weights, card, wanted):
 
 
 def test_layers_without_a_gradient_take_no_memory():
-    model = adapters.add_adapters(
+    model = adapter_modules.add_adapters(
         pico("llama", layers=6), dataclasses.replace(RECIPE, layers="after_cut"), Plan(8, (3, 4))
     )
-    assert memory_plan.gradient_layers(model) == list(decoder_layers.layer_list(model))[3:]
+    assert model_memory.gradient_layers(model) == list(decoder_layers.layer_list(model))[3:]
 
 
 @pytest.mark.slow
@@ -255,7 +255,10 @@ def test_compiled_layer_computes_the_same():
 
 
 def compile_a_layer() -> None:
-    model, ids = adapters.add_adapters(pico("llama", layers=3), RECIPE, Plan(3, ())), torch.randint(3, 128, (2, 16))
+    model, ids = (
+        adapter_modules.add_adapters(pico("llama", layers=3), RECIPE, Plan(3, ())),
+        torch.randint(3, 128, (2, 16)),
+    )
     wanted = gradient_of(model, ids)
     with fit.applied_layout(model, Layout(2, 1, True)):
         got = gradient_of(model, ids)

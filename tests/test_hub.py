@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.pico import byte_tokenizer
 from pico import pico
 from standins import hub as hub_standin

@@ -8,7 +8,8 @@ import torch
 from builders import subject
 from depthcut.cut.scores import bootstrap_weights
 from depthcut.data.text.tokens import Tokens
-from depthcut.metric.linearity import Linearity, unexplained_shares
+from depthcut.metric.linearity import Linearity
+from depthcut.metric.passes.linear_fit import unexplained_shares
 from depthcut.model.decoder import layers as decoder_layers
 from pico import pico
 

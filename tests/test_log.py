@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.log import wandb as log
 from depthcut.study.run import open_run
 from running import PICO, run, text_files
@@ -123,7 +123,7 @@ def test_repeated_run_without_agent_logs_nothing(kept):
 
 def test_unused_metric_is_logged_as_none():
     def knobs(*overrides: str) -> dict[str, Any]:
-        x = experiment.build_experiment(composed("model=pico", *overrides))
+        x = build.build_experiment(composed("model=pico", *overrides))
         return log.run_config(open_run(x))
 
     assert knobs("prune=block")["metric"] == "angular" and knobs("prune=block")["metric.token"] == "last"

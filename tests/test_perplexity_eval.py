@@ -13,7 +13,7 @@ import torch
 
 from composing import composed
 from depthcut import algorithm
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut import subnetworks
 from depthcut.data.named import texts as named
 from depthcut.data.text.parts import Texts
@@ -246,7 +246,7 @@ def test_unreadable_text_is_named(file: Path, tmp_path: Path) -> None:
 def opened(folder: Path, corpus: tuple[str, ...], *knobs: str) -> Run:
     shape = ("data.calibration.sequences=8", "data.validation.sequences=8", "eval.perplexity.texts.ptb=null")
     return open_run(
-        experiment.build_experiment(
+        build.build_experiment(
             composed(f"outputs={folder}/outputs", "model=pico", "data=files", *corpus, *shape, *knobs)
         )
     )

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from depthcut.cut.plan import Plan, layer_spans
+from depthcut.cut.plan import Plan
+from depthcut.cut.spans import layer_spans
 from depthcut.runtime.errors import UserError
 
 

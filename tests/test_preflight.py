@@ -12,9 +12,10 @@ from PIL import Image
 from transformers import AutoProcessor, Gemma3ImageProcessorPil, Gemma3Processor, PreTrainedTokenizerFast
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.model.checkpoint import loading
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime.errors import UserError
 from depthcut.study import export, preflight
@@ -45,7 +46,7 @@ def saved(folder: Path, family: str, added: str = "", **changes: Any) -> None:
 def prepared(folder: Path, corpus: tuple[str, ...], *words: str) -> None:
     """Prepare a run of the model in ``folder``; no weight is read."""
     model = ("model=local", f"model.path={folder / 'model'}", "data=files", "eval=[loss]", "device=cpu")
-    entered = open_run(experiment.build_experiment(composed(*model, f"outputs={folder}", *corpus, "heal=none", *words)))
+    entered = open_run(build.build_experiment(composed(*model, f"outputs={folder}", *corpus, "heal=none", *words)))
     preflight.prepare_run(entered)
     assert entered.checkpoint.bytes_read == 0
 

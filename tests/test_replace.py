@@ -15,7 +15,7 @@ import running
 from comparing import assert_near
 from composing import composed
 from depthcut import algorithm
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import exported
 from depthcut.model.decoder import layers, layerwise
@@ -287,7 +287,7 @@ def test_killed_training_resumes_bit_identically(tmp_path, caplog):
     caplog.set_level("INFO", "depthcut")
     made = []
     for name in ("killed", "undisturbed"):
-        here = open_run(experiment.build_experiment(composed(f"outputs={tmp_path}/{name}", *words)))
+        here = open_run(build.build_experiment(composed(f"outputs={tmp_path}/{name}", *words)))
         algorithm.run_experiment(here.experiment, here)
         made.append((here.cache / "replacements" / found[0].stem / "replacement.safetensors").read_bytes())
     (line,) = [line for line in caplog.messages if "resumes at step" in line]

@@ -13,7 +13,7 @@ import depthcut
 from adapting import train_briefly
 from comparing import assert_near
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import adapters
+from depthcut.heal.training import adapter_modules
 from depthcut.model.checkpoint import exported
 from depthcut.model.decoder import layers
 from depthcut.model.decoder.quantisation import LoadConfig
@@ -224,7 +224,7 @@ def test_healing_trains_adapters_and_own_weights_only(llama, quantise, tmp_path)
     after = logits(healed)
     healed.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
     again = adapted(filled(*llama, *knobs)[1])
-    adapters.load_adapters(again, tmp_path / "adapter")
+    adapter_modules.load_adapters(again, tmp_path / "adapter")
     assert torch.equal(logits(again), after)
     merged = PeftModel.from_pretrained(export.dequantise_model(filled(*llama, *knobs)[1]), str(tmp_path / "adapter"))
     merged = merged.merge_and_unload()

@@ -29,7 +29,7 @@ from depthcut.report import (
     transition_fit,
     transitions,
 )
-from depthcut.report.transition_fit import CurveData, Interval, Transition
+from depthcut.report.transition_data import CurveData, Interval, Transition
 from depthcut.runtime.errors import UserError
 from depthcut.study.recording import FORMAT
 from running import ENVIRONMENT, ROOT

@@ -192,7 +192,7 @@ def test_figure_lines_start_at_the_dense_model(points):
 
 def test_forest_omits_curves_without_a_transition(points):
     from depthcut.report.figures import forest
-    from depthcut.report.transition_fit import Transition
+    from depthcut.report.transition_data import Transition
 
     rows = tidy.tidy_table([point.record for point in points])
     found = transitions.curve_transitions(curves.curve_lines(rows), curves.dense_numbers(rows))

@@ -16,7 +16,7 @@ from composing import composed
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
 from depthcut.eval.likelihood import tree_attention
-from depthcut.heal.training import adapters, fit
+from depthcut.heal.training import adapter_modules, fit
 from depthcut.heal.training.memory_plan import Layout
 from depthcut.heal.training.objective import next_token_loss
 from depthcut.model.decoder import adapters as decoder_adapters
@@ -122,7 +122,7 @@ def test_adapters_of_cuts_fit_quantised_layers(tmp_path):
     apart = {}
     for seed, (name, plan) in enumerate(plans.items()):
         torch.manual_seed(seed)
-        apart[name] = adapters.add_adapters(source.load(plan, **settings), ABOVE, plan).eval()
+        apart[name] = adapter_modules.add_adapters(source.load(plan, **settings), ABOVE, plan).eval()
         with torch.no_grad():
             for key, parameter in apart[name].named_parameters():
                 if "lora_B" in key:

@@ -18,11 +18,11 @@ from omegaconf import OmegaConf
 
 from composing import ROOT, composed
 from depthcut.cli.point import run_point
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.config.methods import construct_validated
 from depthcut.record import state
 from depthcut.study.run import open_run
-from depthcut.study.slurm import queue
+from depthcut.study.slurm import queue, squeue
 from depthcut.study.slurm.job import JobRequest, PointTask
 from running import PICO, UNHEALED, light, run, start, text_files
 
@@ -90,7 +90,7 @@ def until(what: Callable[[], object], *processes: subprocess.Popen[str]) -> None
 
 def folder(outputs: Path, *arguments: str) -> Path:
     """Return the future folder of a point."""
-    return open_run(experiment.build_experiment(composed(f"outputs={outputs}", *arguments))).folder
+    return open_run(build.build_experiment(composed(f"outputs={outputs}", *arguments))).folder
 
 
 def job(folder: Path) -> str:
@@ -157,12 +157,12 @@ def test_job_that_cannot_start_records_the_reason(tmp_path):
 
 def test_queue_is_parsed_from_squeue():
     lines = ["26_3|RUNNING|main-1f|None", "27|PENDING|other-2a|Nodes required | are DOWN", "28_[5-7%2]|PENDING|x-1|a"]
-    found = queue.parse_queue(lines)
+    found = squeue.parse_queue(lines)
     assert found == {
-        ("main-1f", 3): queue.QueueEntry("26_3", "RUNNING", "None"),
-        ("other-2a", 0): queue.QueueEntry("27", "PENDING", "Nodes required | are DOWN"),
+        ("main-1f", 3): squeue.QueueEntry("26_3", "RUNNING", "None"),
+        ("other-2a", 0): squeue.QueueEntry("27", "PENDING", "Nodes required | are DOWN"),
     }
-    assert not queue.QueueEntry("1", "OUT_OF_MEMORY", "").alive and queue.QueueEntry("1", "REQUEUE_HOLD", "").alive
+    assert not squeue.QueueEntry("1", "OUT_OF_MEMORY", "").alive and squeue.QueueEntry("1", "REQUEUE_HOLD", "").alive
 
 
 @pytest.mark.slow

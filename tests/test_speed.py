@@ -16,7 +16,7 @@ from torch import nn
 
 from adapting import adapted_everywhere
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
 from depthcut.eval.speed import Speed, machine_name
@@ -214,7 +214,7 @@ def test_cuts_are_timed_by_their_own_points(tmp_path: Path) -> None:
     small = [f"eval.speed.{key}={value}" for key, value in {**KNOBS, "batches": "[1]"}.items() if key != "prompt"]
     sizes = ("data.validation.sequences=4", f"outputs={tmp_path}/outputs")
     points = [composed(*corpus, *knobs, *small, *sizes, f"prune.layers={n}") for n in (1, 2)]
-    labs = [open_run(experiment.build_experiment(each)) for each in points]
+    labs = [open_run(build.build_experiment(each)) for each in points]
     assert curve.share_passes(points) == set()
     kept = [path for path in (tmp_path / "outputs/cache/evaluations").iterdir() if path.is_dir()]
     assert len(kept) == 3  # three losses in a pass: the whole, and two cuts

@@ -18,7 +18,8 @@ from depthcut.metric.passes.hidden_states import HiddenStates
 from depthcut.metric.taylor import Taylor
 from depthcut.model.checkpoint import exported
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.decoder import layers, layerwise, sublayers
 from depthcut.model.pico import Pico
 from depthcut.study.standalone import Standalone

@@ -14,7 +14,7 @@ import pytest
 
 from depthcut.cli import help_text, main
 from depthcut.cli.composition import Loader
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.runtime.errors import UserError
 from depthcut.study import runlog
 from running import ENVIRONMENT, PICO, ROOT, light, run, start, succeed, text_files
@@ -97,7 +97,7 @@ CONFIG = [
 @pytest.mark.parametrize(("override", "says"), CONFIG, ids=[override for override, _ in CONFIG])
 def test_invalid_option_is_refused_immediately(override, says, tmp_path):
     with pytest.raises(UserError) as error:
-        experiment.build_experiment(main.compose_config(LOADER, [f"outputs={tmp_path}", override]))
+        build.build_experiment(main.compose_config(LOADER, [f"outputs={tmp_path}", override]))
     assert str(error.value).startswith(says)
 
 
@@ -113,7 +113,7 @@ def test_invalid_option_is_refused_immediately(override, says, tmp_path):
 )
 def test_errors_name_the_expected_value(override, says, tmp_path):
     with pytest.raises(UserError) as error:
-        experiment.build_experiment(
+        build.build_experiment(
             main.compose_config(LOADER, [f"outputs={tmp_path}", "model=pico", "eval=[perplexity]", override])
         )
     assert str(error.value) == says
@@ -123,9 +123,9 @@ def test_errors_name_the_expected_value(override, says, tmp_path):
 def test_run_that_would_leave_nothing_is_refused(words, tmp_path):
     read = (f"outputs={tmp_path}", "model=pico", *words, "prune=deepest", "heal=none", "export=none")
     with pytest.raises(UserError, match=r"^the run would produce no result: set export, or have eval measure a stage$"):
-        experiment.build_experiment(main.compose_config(LOADER, read))
+        build.build_experiment(main.compose_config(LOADER, read))
     for more in ("export=merged", "prune=block"):  # block: the scores are left
-        experiment.build_experiment(main.compose_config(LOADER, [*read, more]))
+        build.build_experiment(main.compose_config(LOADER, [*read, more]))
 
 
 @pytest.mark.parametrize("word", ["eval=[]", "stages=[]", "stages=[dense,pruned]"])
@@ -133,9 +133,7 @@ def test_healing_that_would_leave_nothing_is_refused(word, tmp_path):
     with pytest.raises(
         UserError, match=r"^the healing would produce no result: set export, or have eval measure stages="
     ):
-        experiment.build_experiment(
-            main.compose_config(LOADER, [f"outputs={tmp_path}", "heal=lora", word, "export=none"])
-        )
+        build.build_experiment(main.compose_config(LOADER, [f"outputs={tmp_path}", "heal=lora", word, "export=none"]))
 
 
 @pytest.mark.parametrize(

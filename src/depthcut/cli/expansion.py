@@ -9,7 +9,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override, RangeSweep
 from omegaconf import DictConfig
 
-from depthcut.cli.composition import Loader, UnknownKeyError
+from depthcut.cli.composition import Loader
+from depthcut.cli.refusals import UnknownKeyError
 from depthcut.runtime.errors import UserError
 
 MOST_POINTS = 100_000

@@ -101,9 +101,9 @@ def read_point_config(path: Path, asked: argparse.Namespace) -> DictConfig:
 
 def require_own_tasks(composed: DictConfig, overrides: Sequence[str]) -> None:
     """Check the whole config, and that only the command line names files of lm-eval tasks."""
-    from depthcut.config import experiment
+    from depthcut.config import build
 
-    experiment.require_tasks_of_command_line(experiment.build_experiment(composed), overrides)
+    build.require_tasks_of_command_line(build.build_experiment(composed), overrides)
 
 
 def refuse_deleted_folder() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.record import state
 from depthcut.runtime import progress, ranks
 from depthcut.study import links, recording, runlog
@@ -12,7 +12,7 @@ from depthcut.study.run import Run, open_run
 
 def run_point(cfg: Mapping[Any, Any]) -> None:
     """Run one point of a study, given its composed config, and print its record."""
-    x = experiment.build_experiment(cfg)
+    x = build.build_experiment(cfg)
     run = open_run(x)
     if ranks.global_rank():
         return assist(run)

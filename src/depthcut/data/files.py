@@ -8,7 +8,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from depthcut.data import Source
-from depthcut.data.text import documents
+from depthcut.data.text import characters, documents
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
@@ -69,7 +69,7 @@ class Files(Source):
 
 def packing(file: Path) -> str:
     """Return the suffixes of a compressed file, because its bytes can be read in several ways."""
-    return "".join(file.suffixes[-2:]) if file.suffix in documents.COMPRESSED else ""
+    return "".join(file.suffixes[-2:]) if file.suffix in characters.COMPRESSED else ""
 
 
 def matching_files(paths: list[str]) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import override
 
 from depthcut.data import Source
-from depthcut.data.text.documents import replace_surrogates
+from depthcut.data.text.characters import replace_surrogates
 from depthcut.data.text.limits import log_skipped_nulls
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError

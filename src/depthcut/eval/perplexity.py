@@ -141,8 +141,9 @@ class Perplexity(Eval):
         Raises:
             UserError: as :meth:`prepare`, and if a BOS is wanted before each window but the tokenizer has none.
         """
+        from depthcut.data.text import tokenize
         from depthcut.data.text import tokens as text_tokens
-        from depthcut.runtime import store
+        from depthcut.runtime import store, verified
 
         tokenizer: Any = bench.tokenizer
         source = self.source(name)
@@ -157,16 +158,16 @@ class Perplexity(Eval):
             source.require(content, bench.cache)
 
         with named_texts.prefix_errors(name):
-            folder = store.cached_folder(
+            folder = verified.cached_folder(
                 bench.cache / "tokens" / store.content_digest(["windows", FORMAT, *asked]), make
             )
-        found = text_tokens.read_tokens(folder, self.window + (self.bos == "all"))
+        found = tokenize.read_tokens(folder, self.window + (self.bos == "all"))
         if self.windows is not None and len(found) < self.windows:
             log.warning("%s: the text has only %d windows, %d were requested", name, len(found), self.windows)
         return found
 
     def fill(self, into: Path, documents: Iterable[str], tokenizer: Any) -> None:
-        """Write the windows in the format of :func:`depthcut.data.text.tokens.read_tokens`.
+        """Write the windows in the format of :func:`depthcut.data.text.tokenize.read_tokens`.
 
         Raises:
             UserError: if the text is shorter than one window.

@@ -14,7 +14,7 @@ from depthcut.runtime.strict import Method, strict
 if TYPE_CHECKING:
     from depthcut.data.text.tokens import Tokens
     from depthcut.model.decoder.dense import Dense
-    from depthcut.model.decoder.shared_prefix import Measurement
+    from depthcut.model.decoder.measurement import Measurement
 
 DropSets = Sequence[tuple[int, ...]]
 WinShare = Annotated[float | None, Field(gt=0.5, lt=1)]

@@ -8,7 +8,8 @@ from typing_extensions import override
 from depthcut.model import Model
 from depthcut.model.checkpoint import gguf
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFiles, ModelFolder
+from depthcut.model.checkpoint.files import ModelFiles, ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.checkpoint.repository import HubRepository
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText

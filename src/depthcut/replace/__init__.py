@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from depthcut.cut.plan import Plan, Unit
 from depthcut.model.checkpoint.on_disk import ModelRun
-from depthcut.runtime import store
+from depthcut.runtime import verified
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import Method, strict
 
@@ -107,7 +107,7 @@ class GapFilling(Replace):
             with site.numbers.timed("replace"):
                 self.made(model, plan, site).write(folder)
 
-        fill = Filling.read(store.cached_folder(site.cache / "replacements" / site.key(plan), make))
+        fill = Filling.read(verified.cached_folder(site.cache / "replacements" / site.key(plan), make))
         filled = gaps.insert_filling(model, fill, plan, site.dense.load_config)
         site.numbers["bytes/weights"] = sum(weight.nbytes for weight in filled.parameters())
         return filled

@@ -83,11 +83,11 @@ class Extend(GapFilling):
                 break.
         """
         from depthcut.model.decoder import layers
-        from depthcut.model.surgery import inserted, shared
+        from depthcut.model.surgery import inserted, output_norms
         from depthcut.model.surgery.filling import Filling, flatten_tensors
 
         if self.gain is not None:
-            shared.check_norms(model)
+            output_norms.check_norms(model)
         stack = self.stack(plan.depth)
         done = f"layers from {self.start} on appear {self.times} times"
         config = layers.rearranged_config(site.dense.config, stack, done, "use another span")

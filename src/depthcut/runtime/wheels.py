@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthcut.runtime import store
+from depthcut.runtime import store, verified
 from depthcut.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def fetch_wheel(requirement: str, cache: Path) -> Path:
     """
     assert requirement in PINNED_WHEELS, f"pin the sha256 of {requirement} in fetch.PINS"
     name = requirement.replace("==", "-")
-    folder = store.cached_folder(cache / "wheels" / name, lambda into: download_wheel(requirement, into))
+    folder = verified.cached_folder(cache / "wheels" / name, lambda into: download_wheel(requirement, into))
     return next(folder.glob("*.whl"))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from depthcut.record import measured, state
 from depthcut.report import table
-from depthcut.runtime import store
+from depthcut.runtime import store, verified
 from depthcut.runtime.errors import UserError
 from depthcut.study import digests
 
@@ -61,7 +61,7 @@ def evaluated(
         assert found is not None, "an uncut model can be measured"
         return found[0]
 
-    return store.cached_value(run.cache / "evaluations" / key, make)
+    return verified.cached_value(run.cache / "evaluations" / key, make)
 
 
 def check_finite(name: "Stage", key: str, values: dict[str, float], run: "Run") -> None:

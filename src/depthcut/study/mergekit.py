@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from typing_extensions import override
 
-from depthcut.cut.plan import Plan, layer_spans
+from depthcut.cut.plan import Plan
+from depthcut.cut.spans import layer_spans
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 

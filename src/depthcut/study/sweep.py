@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.record import state
 from depthcut.runtime import failures, progress
 from depthcut.runtime.errors import UserError
@@ -66,8 +66,8 @@ class Sweep:
         for overrides in override_lists:
             words = " ".join(each for each in overrides if each not in common)
             try:
-                x = experiment.build_experiment(composed := compose(overrides))
-                experiment.require_tasks_of_command_line(x, overrides)
+                x = build.build_experiment(composed := compose(overrides))
+                build.require_tasks_of_command_line(x, overrides)
                 self.add(SweepPoint(tuple(overrides), words, composed, open_run(x)))
             except failures.STOPS:
                 raise

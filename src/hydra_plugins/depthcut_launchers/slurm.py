@@ -60,11 +60,12 @@ class SlurmLauncher(SweepLauncher):
         """
         from depthcut.study import recording
         from depthcut.study.slurm import queue as slurm_queue
+        from depthcut.study.slurm import squeue
         from depthcut.study.slurm.queue import JobRecord, WatchedJob
 
         study = points[0].run.study
         with slurm_queue.submit_lock(study):
-            queue = slurm_queue.read_queue()
+            queue = squeue.read_queue()
             there: list[WatchedJob] = []
             new: dict[Path, list[SweepPoint]] = {}
             for folder, group in group_points(points, "folder").items():

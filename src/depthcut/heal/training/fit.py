@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from depthcut.heal.training import document_mask, fsdp, lean_lora, memory_plan
+from depthcut.heal.training import document_mask, lean_lora, memory_plan, model_memory, shadow_layers
 from depthcut.heal.training.batches import HealingData, MicroBatchLoader
 from depthcut.heal.training.checkpoints import AtomicCheckpointIO, Curve
 from depthcut.heal.training.fsdp import FsdpStrategy
@@ -47,7 +47,7 @@ def fit_model(
     Raises:
         UserError: if even the layout that needs least does not fit.
     """
-    with fsdp.shadowed_layers(model, workspace.device) if recipe.sharded else nullcontext():
+    with shadow_layers.shadowed_layers(model, workspace.device) if recipe.sharded else nullcontext():
         fit_with_retries(model, recipe, workspace, objective, callbacks)
 
 
@@ -170,7 +170,7 @@ def should_compile(recipe: TrainingRecipe, device: str) -> bool:
 def applied_layout(model: nn.Module, layout: Layout, runs_all: bool = True) -> Generator[None]:
     """Compile and checkpoint layers as in ``layout`` inside the ``with``, with lean products of frozen weights."""
     base_model(model).config.use_cache = False
-    stack, below = memory_plan.gradient_layers(model, runs_all), memory_plan.frozen_prefix_layers(model)
+    stack, below = model_memory.gradient_layers(model, runs_all), model_memory.frozen_prefix_layers(model)
     again = {index * len(stack) // layout.recompute for index in range(layout.recompute)} if layout.recompute else set()
     with ExitStack() as changes:
         changes.enter_context(lean_lora.lean_layers(model))

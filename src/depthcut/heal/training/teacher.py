@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import document_mask
-from depthcut.runtime import devices, ranks, store
+from depthcut.runtime import devices, ranks, store, verified
 from depthcut.runtime.devices import GIB
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import track
@@ -119,7 +119,7 @@ def cache_teacher_outputs(
     folders = [
         workspace.cache / "teacher" / store.content_digest({**about, "ids": token_fingerprint(part)}) for part in parts
     ]
-    missing = [number for number, folder in enumerate(folders) if not store.is_verified(folder)]
+    missing = [number for number, folder in enumerate(folders) if not verified.is_verified(folder)]
     if missing:
         rows = sum(len(parts[number]) for number in missing)
         check_disk_space(workspace.cache, row_bytes * rows)
@@ -127,7 +127,7 @@ def cache_teacher_outputs(
         with workspace.numbers.timed("teacher"):
             teach = ready()
             for number in track(own_blocks_first(missing), "teacher: blocks of rows", len(missing)):
-                store.cached_folder(folders[number], partial(write_block_outputs, teach, parts[number]))
+                verified.cached_folder(folders[number], partial(write_block_outputs, teach, parts[number]))
     return CachedOutputs(folders)
 
 

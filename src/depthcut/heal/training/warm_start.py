@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from depthcut.cut.plan import Plan
 from depthcut.record import links
-from depthcut.runtime import documents, store
+from depthcut.runtime import documents, store, verified
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ class WarmStart:
         point = points[0]
         folder = point / "adapter"
         named = point.resolve().name
-        if (key := store.entry_key(folder)) and DIGEST.fullmatch(named) and key != named:
+        if (key := verified.entry_key(folder)) and DIGEST.fullmatch(named) and key != named:
             raise UserError(f"{prefix}: the adapters in {folder} belong to point {key}; name that one")
-        if not store.is_verified(folder, key or ""):
+        if not verified.is_verified(folder, key or ""):
             raise UserError(f"{prefix}: no complete adapters in {folder}; first heal that point with adapters")
         check_warm_start(prefix, documents.read_yaml(point / "config.yaml"), workspace)
         plan = Plan.read(folder / "plan.json")

@@ -63,7 +63,8 @@ def load_exported(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str 
     import torch
 
     from depthcut.model.checkpoint import loading, narrow
-    from depthcut.model.checkpoint.files import HashCache, ModelFolder
+    from depthcut.model.checkpoint.files import ModelFolder
+    from depthcut.model.checkpoint.hash_cache import HashCache
     from depthcut.model.checkpoint.tensors import TensorFiles
     from depthcut.model.decoder import quantisation
     from depthcut.model.surgery import gaps

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from depthcut.cut.plan import Plan
-from depthcut.model.checkpoint import prefetch, quantised
+from depthcut.model.checkpoint import prefetch, prefetched_tensors, quantised
 from depthcut.model.checkpoint.files import ModelFiles
-from depthcut.model.checkpoint.tensors import LazyTensor
+from depthcut.model.checkpoint.lazy_tensor import LazyTensor
 from depthcut.model.decoder import layers
 from depthcut.model.decoder.quantisation import LoadConfig, bitsandbytes_config, keep_differentiable
 from depthcut.runtime.errors import UserError
@@ -62,7 +62,9 @@ def build_model(
     with (
         quiet_transformers(),
         counted(tensors) as claimed,
-        prefetch.prefetched_tensors(tensors, order, largest_layer_bytes(tensors), load_config.device, claimed) as lazy,
+        prefetched_tensors.prefetched_tensors(
+            tensors, order, largest_layer_bytes(tensors), load_config.device, claimed
+        ) as lazy,
     ):
         try:
             model, report = (without_sublayers(kind, plan) if drops_sublayers else kind).from_pretrained(

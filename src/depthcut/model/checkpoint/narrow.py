@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
+from depthcut.model.checkpoint.lazy_tensor import LazyTensor
 from depthcut.model.checkpoint.loading import REFETCH_HINT
-from depthcut.model.checkpoint.tensors import LazyTensor
 from depthcut.model.decoder import layers, sublayers
 from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.model.surgery.width import slicing

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import files
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
-from depthcut.model.checkpoint.tensors import INDEX_FILE, LazyTensor, TensorFiles
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
+from depthcut.model.checkpoint.lazy_tensor import LazyTensor
+from depthcut.model.checkpoint.tensors import INDEX_FILE, TensorFiles
 from depthcut.model.decoder import quantisation
 from depthcut.model.decoder.quantisation import LoadConfig
-from depthcut.runtime import store
+from depthcut.runtime import store, verified
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +90,7 @@ def load_quantised(
     if not built:
         shards = TensorFiles(ModelFolder(folder, hashes))
         return build(quantised_config(config, load_config), shards.lazy_tensors(shards.weight_map))
-    hashes.remember({folder / name: content for name, content in store.Manifest.read(folder).hashes.items()})
+    hashes.remember({folder / name: content for name, content in verified.Manifest.read(folder).hashes.items()})
     return built[0]
 
 

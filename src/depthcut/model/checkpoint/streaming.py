@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint.lazy_tensor import LazyTensor
 from depthcut.model.checkpoint.prefetch import PendingTensor, ReaderPool
-from depthcut.model.checkpoint.tensors import LazyTensor
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder import quantisation, sublayers
 from depthcut.runtime import devices

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from depthcut.cut.plan import Plan
 from depthcut.model.decoder import linear
 from depthcut.replace.fitting import layer_weights, low_rank
-from depthcut.runtime import store
+from depthcut.runtime import store, verified
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import track
 
@@ -44,7 +44,7 @@ def layer_distances(site: "Site", rank: int) -> list[list[float]]:
         UserError: as :func:`shareable_linears`, or if the layers' matrices differ in shape.
     """
     key = store.content_digest({"format": FORMAT, "content": site.dense.checkpoint.digest, "rank": rank})
-    return store.cached_value(site.cache / "distances" / key, lambda: {"distances": compute_distances(site, rank)})[
+    return verified.cached_value(site.cache / "distances" / key, lambda: {"distances": compute_distances(site, rank)})[
         "distances"
     ]
 

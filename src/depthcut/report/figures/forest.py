@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from depthcut.report import transition_fit
+from depthcut.report import transition_data
 from depthcut.report.figures import lines, style
 from depthcut.report.transitions import CurveTransition
 
@@ -27,7 +27,7 @@ def forest_figure(falls: Sequence[CurveTransition]) -> "Figure | None":
             middle, onset, colour = fall.found.midpoint, fall.found.onset, look.of(fall.line)["color"]
             if middle is None or onset is None:
                 axis.annotate(
-                    transition_fit.REASONS[fall.found.why], (0.005, row), fontsize=6.5, va="center", color=style.MUTED
+                    transition_data.REASONS[fall.found.why], (0.005, row), fontsize=6.5, va="center", color=style.MUTED
                 )
                 continue
             axis.plot([onset.low, onset.high], [row - 0.22] * 2, color=colour, linewidth=0.7)
