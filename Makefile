@@ -1,4 +1,4 @@
-# make demo: the main job on a real small model.   make test: the whole suite.   Both set up .venv first.
+# make demo: the main experiment on a small real model.   make test: the whole suite.   Both set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(if $(filter test%,$(MAKECMDGOALS)),1,)
@@ -17,7 +17,7 @@ test: .venv/.ready
 test-fast: .venv/.ready
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-# What the newest and the oldest releases that pyproject.toml admits break, without the slow tests.
+# Test the newest and the oldest releases that pyproject.toml allows, without the slow tests.
 test-newest:
 	@$(PYTHON) tools/environment.py .venv-newest --newest
 	@[ ! -x .venv-newest/bin/pytest ] || .venv-newest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
@@ -26,15 +26,15 @@ test-oldest:
 	@$(PYTHON) tools/environment.py .venv-oldest --oldest
 	@.venv-oldest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-# Everything that takes longer than CI may: 200 kills with damaged files in between, then the whole suite.
+# Tests that take too long for CI: 200 kills and damaged files, then the whole suite.
 nightly: chaos test
 
-# Run every method on a tiny model and write what must not change: make records AGAINST=before.json compares.
+# Run every method on a tiny model and write the results that must not change; make records AGAINST=before.json compares.
 records: .venv/.ready
 	@mkdir -p outputs
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/records.py outputs/records.json $(if $(AGAINST),--against $(AGAINST))
 
-# Resolve every dependency anew and write constraints.txt.
+# Resolve every dependency again and write constraints.txt.
 lock:
 	@$(PYTHON) tools/environment.py .venv --lock
 
@@ -68,7 +68,7 @@ bench: .venv/.ready
 bench-gpu: .venv/.ready
 	@$(BIN)/python bench/healing.py
 
-# The same versions everywhere; interrupted, the set-up resumes where it stopped.
+# The same versions everywhere. An interrupted set-up resumes where it stopped.
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) tools/environment.py .venv
 	@touch $@

@@ -1,4 +1,4 @@
-"""One experiment: compose the config, skip it if it is done, run the algorithm, keep the record.
+"""Run one experiment: compose the config, skip it if it is done, run the algorithm, write the record.
 
 python run.py                                    a small real model, on a CPU, in minutes
 python run.py model=llama2_70b prune.frac=0.5    the paper's run

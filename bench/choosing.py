@@ -1,9 +1,9 @@
-"""Which layers each method picks on a small model with real text, and what each cut costs: docs/choosing.md.
+"""Compares the layers that each method drops from a small model, and the loss of each cut: docs/choosing.md.
 
-python bench/choosing.py                     under an hour on two cores from nothing, half a minute once all is on file
+python bench/choosing.py                     under an hour on two cores, half a minute if all is cached
 python bench/choosing.py --metrics kl --fractions 0.25 --to kl.md model=gemma3_270m
 
-Every point is one of run.py's, kept by content: a killed command goes on. What stands above the tables is left alone.
+Every point is one of run.py's, cached by content, so a killed command resumes. Text above the tables is kept.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from depthcut.cli.point import run_point
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut.plan import Plan
 from depthcut.record import state
 from depthcut.runtime import progress, store
@@ -29,7 +29,7 @@ START, END = "<!-- made by `python bench/choosing.py` -->\n", "<!-- /choosing --
 FRACTIONS = "0.1,0.2,0.3,0.4,0.5"
 COMMON = ("name=choosing", "heal=none", "eval=[loss]", "stages=[dense,pruned]", "export=none")
 PLUS = "prune.keep_first=4 prune.keep_last=2"  # Shortened LLaMA's own
-# A method that runs a model without layers again and again reads less.
+# Methods that run many sub-networks read less text.
 LESS, LEAST = "data.calibration.sequences=32", "data.calibration.sequences=4"
 ROWS = (
     "prune=deepest",
@@ -65,13 +65,13 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Point:
-    """One cut: its config, checked."""
+    """One cut, with its checked config."""
 
     composed: DictConfig
     here: Run
 
     def record(self) -> dict[str, Any]:
-        """What run.py left of it; it is run if that is missing."""
+        """Return the point's record; run the point if it is missing."""
         kept = recording.finished_record(self.here)
         if kept is None:
             run_point(self.composed)
@@ -82,26 +82,26 @@ class Point:
 
 @dataclass(frozen=True)
 class Row:
-    """One method: its words on the command line, a point and a record for each fraction."""
+    """One method: its overrides, and a point and a record for each fraction."""
 
     words: str
     points: list[Point]
     records: list[dict[str, Any]]
 
     def cell(self, group: str) -> str:
-        """What the words say of a group, e.g. ``lowest keep_first=4``."""
+        """Return the overrides of a group, e.g. ``lowest keep_first=4``."""
         mine = (word for word in self.words.split() if word.startswith(group))
         return " ".join(word.removeprefix(f"{group}=").removeprefix(f"{group}.") for word in mine)
 
     @property
     def text(self) -> str:
-        """How many sequences the metric reads; empty where it reads none of the calibration text."""
+        """Return the number of calibration sequences of the metric; empty if it reads none."""
         x = self.points[0].here.experiment
         return str(x.data.calibration.sequences) if x.prune.reads_scores and x.metric.reads_text else ""
 
 
 def main() -> None:
-    """Check all points, run those that are missing, write the tables."""
+    """Check all points, run the missing ones, write the tables."""
     asked = arguments()
     fractions = [float(word) for word in asked.fractions.split(",")]
     rows = [words for words in ROWS if metric_of(words) in ("", *asked.metrics)]
@@ -120,21 +120,21 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--metrics", help="only these, a,b,c, and the pruners that need none")
-    parser.add_argument("--fractions", default=FRACTIONS, help="shares of the layers that go")
+    parser.add_argument("--metrics", help="only these, as a,b,c, and the pruners without a metric")
+    parser.add_argument("--fractions", default=FRACTIONS, help="fractions of layers to drop")
     parser.add_argument("--to", type=Path, default=ROOT / "docs" / "choosing.md")
-    parser.add_argument("overrides", nargs="*", help="of the config, for all points")
+    parser.add_argument("overrides", nargs="*", help="overrides for all points")
     asked, there = parser.parse_args(), sorted({metric_of(words) for words in ROWS} - {""})
     asked.metrics = asked.metrics.split(",") if asked.metrics else there
     if strangers := [name for name in asked.metrics if name not in there]:
-        parser.error(f"--metrics: no metric {strangers[0]!r}; there are: {', '.join(there)}")
+        parser.error(f"--metrics: no metric {strangers[0]!r}; available: {', '.join(there)}")
     return asked
 
 
 def metric_of(words: str) -> str:
-    """The metric's name, or nothing."""
+    """Return the metric's name, or an empty string."""
     return next((word.removeprefix("metric=") for word in words.split() if word.startswith("metric=")), "")
 
 
@@ -142,11 +142,11 @@ def point(words: str, fraction: float, overrides: list[str]) -> Point:
     """Compose and check one point, as run.py does."""
     own = [f"outputs={ROOT / 'outputs'}", *COMMON, *words.split(), f"prune.frac={fraction}"]
     composed = compose("config", overrides=[*own, *overrides])
-    return Point(composed, open_run(experiment.build_experiment(composed)))
+    return Point(composed, open_run(build.build_experiment(composed)))
 
 
 def losses(rows: list[Row]) -> str:
-    """Each method's loss after each cut, the best of a column in bold, the dense model's above."""
+    """Return the table of losses after each cut; the first row is the dense model, the best of a column is bold."""
     first = rows[0].records
     found = [[each.get("pruned/validation/loss", np.inf) for each in row.records] for row in rows]
     best = np.min(found, axis=0)
@@ -159,38 +159,38 @@ def losses(rows: list[Row]) -> str:
         ]
         lines.append([row.cell("metric"), row.cell("prune"), row.text, *cells])
     said = (
-        "Held-out loss without any healing, in nats a token; the best of each column is bold. Standard errors over the "
-        f"{len_of_validation(rows)} sequences are {min(errors):.3f} to {max(errors):.3f}; all rows are measured on the "
-        "same ones, so that differences are surer than that. *text*: calibration sequences that the metric reads."
+        "Held-out loss without healing, in nats per token; the best of each column is bold. Standard errors over the "
+        f"{len_of_validation(rows)} sequences are {min(errors):.3f} to {max(errors):.3f}; all rows use the "
+        "same sequences, so differences are more certain. *text*: calibration sequences of the metric."
     )
     return f"## Loss\n\n{said}\n\n" + table(["metric", "prune", "text", *sizes(first)], lines)
 
 
 def len_of_validation(rows: list[Row]) -> Any:
-    """The number of validation sequences."""
+    """Return the number of validation sequences."""
     return rows[0].records[0]["config"]["data"]["validation"]["sequences"]
 
 
 def layers(rows: list[Row]) -> str:
-    """The layers that each method picks."""
+    """Return the table of the layers that each method drops."""
     lines = [[row.cell("metric"), row.cell("prune"), *[spelt(each) for each in row.records]] for row in rows]
     heads = ["metric", "prune", *sizes(rows[0].records)]
     last = rows[0].records[0]["plan"]["depth"] - 1
-    return f"## Layers that go\n\nOf layers 0 to {last}.\n\n" + table(heads, lines)
+    return f"## Dropped layers\n\nOf layers 0 to {last}.\n\n" + table(heads, lines)
 
 
 def spelt(of: dict[str, Any]) -> str:
-    """A record's cut in words."""
+    """Return a record's cut in words."""
     return Plan.from_dict(of["plan"]).words.removeprefix("drops layers ").removeprefix("drops layer ").split(" of ")[0]
 
 
 def sizes(records: list[dict[str, Any]]) -> list[str]:
-    """The heads of the fractions' columns."""
+    """Return the headings of the fractions' columns."""
     return [f"{each['fraction']:.0%}" for each in records]
 
 
 def correlations(rows: list[Row]) -> str:
-    """Spearman's rank correlations between the metrics' scores of single layers, each metric as it first comes."""
+    """Return Spearman's rank correlations between the scores of single layers, from the first row of each metric."""
     scored: dict[str, list[float]] = {}
     for row in rows:
         here = row.points[0].here
@@ -203,33 +203,33 @@ def correlations(rows: list[Row]) -> str:
         [f"{place} {name}", *(f"{value:.2f}" for value in line[:place])]
         for place, (name, line) in enumerate(zip(scored, values, strict=True), start=1)
     ]
-    said = "Spearman's, between the scores of the single layers, all of them, each metric on its own text as above."
+    said = "Spearman's, between the scores of all single layers, each metric on its text as above."
     return f"## Rank correlations\n\n{said}\n\n" + table(["", *map(str, range(1, len(lines) + 1))], lines)
 
 
 def ranks(values: list[float]) -> np.ndarray:
-    """The place of each value among all; equal ones share the mean of theirs."""
+    """Return the rank of each value; ties get their mean rank."""
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count - 1) / 2)[place]
 
 
 def command(rows: list[Row], fractions: list[float]) -> str:
-    """How it was made: each row is a command, too."""
+    """Return the section on reproduction, with the command of a row."""
     newest = max((each for row in rows for each in row.records), key=lambda each: each["finished"])
     versions = ", ".join(f"{name} {version}" for name, version in newest["versions"].items())
     shared = " ".join(COMMON)
     example = f"python run.py -m {shared} {rows[-1].words} prune.frac={','.join(map(str, fractions))}"
     said = (
-        "`python bench/choosing.py` makes this page and keeps what it computes; a row by itself, the last one:\n\n"
+        "`python bench/choosing.py` generates this page and caches its results. The last row alone:\n\n"
         f"    {example}\n\n"
-        f"The newest number is of {newest['finished'][:10]}, on {newest['device']}. {versions}; "
+        f"The newest number is from {newest['finished'][:10]}, on {newest['device']}. {versions}; "
         f"base model {digests.base_digest(rows[0].points[0].here)}, commit {newest['commit']}.\n"
     )
     return f"## How it was made\n\n{said}"
 
 
 def table(heads: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table; short lines are filled up."""
+    """Return a Markdown table; short rows are padded."""
     full = [heads, ["---"] * len(heads), *[[*line, *[""] * (len(heads) - len(line))] for line in lines]]
     return "".join(f"| {' | '.join(line)} |\n" for line in full)
 

@@ -1,13 +1,13 @@
-"""What the curve costs: all cuts in one shared pass, over each by itself with the model loaded once.
+"""Cost of the curve: all cuts in one shared pass, compared with separate runs on a model that is loaded once.
 
 python bench/curve_cost.py                     SmolLM2, two tasks, 100 questions each: ten minutes on two cores
-python bench/curve_cost.py --every 5           a fifth of the cuts by themselves, scaled: three minutes
+python bench/curve_cost.py --every 5           a fifth of the separate runs, scaled: three minutes
 python bench/curve_cost.py --loss --limit 4    held-out loss, which projects every position, on 4 sequences
 python bench/curve_cost.py --shape llama2_7b   random weights of that shape on a GPU, 17 points: a minute
 
-By itself, questions go through lm-eval's own HFLM, text through eval=loss. Passes are counted on the modules: 1 is
-all tokens that are read, through one layer or through the head. Targets, for questions: `deepest` at most 3 times one
-dense HFLM evaluation; `block` and `deepest` together at least 4 times faster than by themselves; the 7B shape 6 times.
+Separate runs use lm-eval's own HFLM for questions and eval=loss for text. Passes are counted on the modules: 1 is
+all input tokens through one layer or through the head. Targets, for questions: `deepest` at most 3 times one
+dense HFLM evaluation; `block` and `deepest` together at least 4 times faster than separately; the 7B shape 6 times.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 
 import subjects
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
 from depthcut.data.text.parts import GivenText
@@ -76,13 +76,13 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loss", action="store_true", help="held-out loss instead of questions")
-    parser.add_argument("--limit", type=int, default=100, help="questions a task, or sequences")
+    parser.add_argument("--limit", type=int, default=100, help="questions per task, or sequences")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--every", type=int, default=1, help="measure each n-th cut by itself, and scale")
+    parser.add_argument("--every", type=int, default=1, help="measure every n-th cut separately, and scale")
     parser.add_argument("--shape", choices=subjects.SHAPES, help="random weights instead of SmolLM2")
     parser.add_argument("--markdown", action="store_true", help="a table for a README")
     return parser.parse_args()
@@ -91,7 +91,7 @@ def arguments() -> argparse.Namespace:
 def line(
     name: str, way: "Way", plans: list[Plan], every: int, alone: dict[Any, tuple[float, Numbers]], once: Passes
 ) -> list[str]:
-    """One set of cuts, measured both ways."""
+    """Measure one set of cuts both ways."""
     some = plans[::every]
     for plan in some:
         if plan.drop not in alone:
@@ -120,14 +120,14 @@ def line(
 
 
 def formula(plans: Sequence[Plan]) -> int:
-    """Layer passes of blocks that share their dense beginnings: to the deepest start, and each tail."""
+    """Return the layer passes of blocks with a shared dense prefix: up to the deepest start, and each tail."""
     starts = [min(plan.drop, default=plan.depth) for plan in plans]
     return max(starts) + sum(plan.depth - max(plan.drop) - 1 for plan in plans if plan.drop)
 
 
 @contextmanager
 def counted(model: nn.Module) -> Generator[Passes]:
-    """Count tokens on the modules: at each layer's attention, for a layer itself may be passed by, and at the head."""
+    """Count tokens at each layer's attention, because a layer itself may be bypassed, and at the head."""
     stack = decoder_layers.layer_list(model)
     passes = Passes([0] * len(stack))
 
@@ -168,7 +168,7 @@ class Text:
         return Loss(batch=self.batch)(self.here.dense.whole(), Standalone(texts=GivenText(self.text)), asked)
 
     def alone(self, plan: Plan) -> tuple[float, Numbers]:
-        """One cut: seconds, numbers."""
+        """Measure one cut; return seconds and numbers."""
         with decoder_layers.bypass_layers(self.here.dense.whole(), plan.drop):
             start = now()
             (numbers,) = self.shared([subnetworks.FULL])
@@ -189,7 +189,7 @@ class Questions:
         return lm_eval.evaluate_tasks(self.here.dense.whole(), self.here, part, asked)
 
     def alone(self, plan: Plan) -> tuple[float, Numbers]:
-        """One cut through lm-eval's own HFLM: seconds, numbers."""
+        """Measure one cut through lm-eval's own HFLM; return seconds and numbers."""
         here, start = self.here, now()
         flat: Numbers = {}
         with decoder_layers.bypass_layers(here.dense.whole(), plan.drop), lm_eval.quiet_lm_eval():
@@ -206,20 +206,20 @@ Way = Text | Questions
 
 
 def now() -> float:
-    """The clock, once the device is done."""
+    """Return the time after synchronising the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def smollm2(dtype: str) -> tuple[Any, dict[str, list[Plan]]]:
-    """The demo's model; its angular blocks and deepest cuts of every size that keeps the last layer."""
+    """Return the demo's model, and its angular blocks and deepest cuts of every size that keeps the last layer."""
     overrides = [f"outputs={ROOT / 'outputs'}", f"model.dtype={dtype}", "heal=none"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         runs = {
             prune: [
                 open_run(
-                    experiment.build_experiment(
+                    build.build_experiment(
                         compose("config", overrides=[*overrides, f"prune={prune}", f"prune.layers={n}"])
                     )
                 )
@@ -235,7 +235,7 @@ def smollm2(dtype: str) -> tuple[Any, dict[str, list[Plan]]]:
 
 
 def of_shape(name: str) -> tuple[Any, dict[str, list[Plan]]]:
-    """A random model with a tokenizer of bytes; half of its layers may go, and the last one stays."""
+    """Return a random model with a byte tokenizer, and cuts of up to half of its layers that keep the last one."""
     from depthcut.model.pico import byte_tokenizer
 
     here = subjects.of_shape(name, None, None)

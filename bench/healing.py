@@ -1,12 +1,12 @@
-"""Healing on one GPU: tokens a second and peak memory, ours beside what users would take, on the same shapes.
+"""Healing on one GPU: tokens per second and peak memory of depthcut and of alternatives, on the same shapes.
 
     python bench/healing.py                         # all cases that can run here, one process each
     python bench/healing.py --markdown docs/benchmarks.md
     python bench/healing.py --cases 7b16_depthcut,7b16_hf
-    python bench/healing.py --parity                # the first 50 losses on SmolLM2 beside those of plain HF and peft
+    python bench/healing.py --parity                # the first 50 losses on SmolLM2, compared with plain HF and peft
 
-Random weights of the true shapes: speed and memory do not depend on the values. 2,048 tokens a sequence, 8 sequences a
-step, LoRA of rank 64 on the FFN, AdamW. Ours is the real healing run, planner and trainer included.
+Random weights of the true shapes: speed and memory do not depend on the values. 2,048 tokens per sequence, 8 sequences
+per step, LoRA of rank 64 on the FFN, AdamW. depthcut runs its real healing code, planner and trainer included.
 """
 
 import argparse
@@ -45,14 +45,14 @@ class Case:
 
     Attributes:
         shape: of one layer.
-        layers: that are left.
+        layers: number of kept layers.
         who: depthcut, hf, liger or unsloth.
         nf4: whether the base has 4-bit weights.
-        micro: sequences a pass; None: the planner's choice.
-        recompute: layers that recompute, as the recipe says it.
-        packing: as the recipe says it; documents have 512 tokens.
+        micro: sequences per pass; None: the planner's choice.
+        recompute: layers with gradient checkpointing, as in the recipe.
+        packing: as in the recipe; documents have 512 tokens.
         rank: of the adapters.
-        optimiser: as the recipe says it.
+        optimiser: as in the recipe.
     """
 
     shape: str
@@ -86,7 +86,7 @@ CASES = {
 
 
 def llama(case: Case) -> Any:
-    """A Llama of the case's shape, layer by layer on the GPU; linear layers in NF4, double quantised, or bfloat16."""
+    """Return a Llama of the case's shape, built layer by layer on the GPU, in NF4 (double quantised) or bfloat16."""
     import bitsandbytes as bnb
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -123,7 +123,7 @@ def llama(case: Case) -> Any:
 
 
 def with_adapters(model: Any, rank: int = RANK) -> Any:
-    """The same with adapters on its FFN."""
+    """Return the model with adapters on its FFN."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=FFN, task_type="CAUSAL_LM")
@@ -131,7 +131,7 @@ def with_adapters(model: Any, rank: int = RANK) -> Any:
 
 
 def ours(case: Case) -> dict[str, Any]:
-    """A healing run of depthcut."""
+    """Measure a healing run of depthcut."""
     import lightning as L
 
     from depthcut.data.text.tokens import Tokens
@@ -139,7 +139,7 @@ def ours(case: Case) -> dict[str, Any]:
     from depthcut.heal.training import fit, memory_plan
 
     class Clock(L.Callback):
-        """Looks at the clock behind the warm-up and at the end."""
+        """Records the time after the warm-up and at the end."""
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             if trainer.global_step in (WARM, WARM + STEPS) and trainer.global_step not in seen:
@@ -174,7 +174,7 @@ def ours(case: Case) -> dict[str, Any]:
 
 
 def recipe_of(kind: Any, **knobs: Any) -> Any:
-    """The recipe that all cases share."""
+    """Return the recipe of all cases."""
     from dataclasses import fields
 
     usual: dict[str, Any] = {
@@ -207,7 +207,7 @@ def recipe_of(kind: Any, **knobs: Any) -> Any:
 
 
 def theirs(case: Case) -> dict[str, Any]:
-    """A training loop around what others offer, all layers recomputed as they advise."""
+    """Measure a training loop with another library, with gradient checkpointing in all layers as recommended."""
     model = unsloth(case) if case.who == "unsloth" else usual(case)
     model.train()
     trained = [each for each in model.parameters() if each.requires_grad]
@@ -235,7 +235,7 @@ def theirs(case: Case) -> dict[str, Any]:
 
 
 def usual(case: Case) -> Any:
-    """HF, peft and bitsandbytes; with Liger's kernels where the case asks for them."""
+    """Return a model of HF, peft and bitsandbytes, with Liger's kernels if the case says so."""
     model = llama(case)
     if case.who == "liger":
         from liger_kernel.transformers import monkey_patch
@@ -248,7 +248,7 @@ def usual(case: Case) -> Any:
 
 
 def unsloth(case: Case) -> Any:
-    """The same model as Unsloth loads and adapts it."""
+    """Return the same model, loaded and adapted by Unsloth."""
     os.environ |= {"UNSLOTH_DISABLE_STATISTICS": "1", "HF_HUB_OFFLINE": "1"}
     from unsloth import FastLanguageModel  # pyright: ignore  # isort: skip
     from tokenizers import Tokenizer, models
@@ -278,7 +278,7 @@ def unsloth(case: Case) -> Any:
 
 
 def numbers(case: Case, model: Any, seconds: float, base: int) -> dict[str, Any]:
-    """Speed and memory; shares of what the arithmetic alone takes, nothing of it done twice."""
+    """Return speed and memory, and utilisation, for the arithmetic without recomputation."""
     rate = BATCH * LENGTH / seconds
     sizes = SHAPES[case.shape]
     wide, key = (
@@ -301,10 +301,10 @@ def numbers(case: Case, model: Any, seconds: float, base: int) -> dict[str, Any]
 
 
 def parity() -> dict[str, Any]:
-    """The losses of the first 50 steps on SmolLM2, ours and those of plain HF and peft on the same batches.
+    """Compare the losses of the first 50 steps on SmolLM2 with those of plain HF and peft on the same batches.
 
-    And theirs beside themselves, with the sequences of each batch in another order, and in float32: what rounding alone
-    comes to.
+    Also compare HF with itself, with the sequences of each batch in another order, and in float32, to show the effect
+    of rounding.
     """
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     compiled = ("depthcut", "depthcut uncompiled") if device != "cpu" else ("depthcut uncompiled",)
@@ -318,14 +318,14 @@ def parity() -> dict[str, Any]:
 
 
 def curve(who: str, device: str) -> list[float]:
-    """The losses of 50 steps of adapters on SmolLM2 without layers 11 to 18, trained as ``who`` does it."""
+    """Return the losses of 50 steps of adapters on SmolLM2 without layers 11 to 18, trained by ``who``."""
     import csv
 
     from depthcut.cut.plan import Plan
     from depthcut.data.demo import Demo
-    from depthcut.data.text.tokens import tokenize_source
+    from depthcut.data.text.tokenize import tokenize_source
     from depthcut.heal.lora import Lora
-    from depthcut.heal.training import adapters, fit
+    from depthcut.heal.training import adapter_modules, fit
     from depthcut.heal.training.batches import MicroBatchLoader
     from depthcut.model.smollm2 import SmolLM2
 
@@ -340,7 +340,7 @@ def curve(who: str, device: str) -> list[float]:
     plan = Plan(30, tuple(range(11, 19)))
     torch.manual_seed(0)
     base = files.load(plan, quantise="none", dtype="bfloat16", device=device)
-    model = adapters.add_adapters(base.float() if who == "hf in float32" else base, recipe, plan)
+    model = adapter_modules.add_adapters(base.float() if who == "hf in float32" else base, recipe, plan)
     if who.startswith("hf"):
         batches = MicroBatchLoader(text, recipe.batch, recipe.steps, 0)
         return plain(model, recipe, batches, device, turned=who == "hf turned round")
@@ -351,13 +351,13 @@ def curve(who: str, device: str) -> list[float]:
 
 
 def apart(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """How far two curves are from each other, and where most."""
+    """Return the differences between two curves, and the step of the largest."""
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     return {"steps": len(gaps), "mean": sum(gaps) / len(gaps), "largest": max(gaps), "at_step": gaps.index(max(gaps))}
 
 
 def plain(model: Any, recipe: Any, batches: Any, device: str, turned: bool) -> list[float]:
-    """Plain HF and peft: the model's own loss, AdamW, cosine."""
+    """Train with plain HF and peft: the model's own loss, AdamW, cosine."""
     from transformers import get_cosine_schedule_with_warmup
 
     model.train()
@@ -380,7 +380,7 @@ def plain(model: Any, recipe: Any, batches: Any, device: str, turned: bool) -> l
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| shape | layers | who | base | a pass | tokens/s | peak GiB | MFU | of the floor |",
+        "| shape | layers | who | base | per pass | tokens/s | peak GiB | MFU | of practical peak |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
@@ -397,7 +397,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def versions() -> str:
-    """What was measured with."""
+    """Return the versions of the packages."""
     found: list[str] = []
     for package in ("torch", "transformers", "peft", "bitsandbytes", "lightning", "liger_kernel", "unsloth"):
         try:
@@ -408,9 +408,9 @@ def versions() -> str:
 
 
 def main() -> None:
-    """Run the cases, each in a process of its own."""
+    """Run each case in a separate process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default=",".join(CASES), help=f"some of: {', '.join(CASES)}")
+    parser.add_argument("--cases", default=",".join(CASES), help=f"any of: {', '.join(CASES)}")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--parity", action="store_true")
     parser.add_argument("--markdown", type=Path)
@@ -419,20 +419,20 @@ def main() -> None:
         print(json.dumps(parity()))
         return
     if not torch.cuda.is_available():
-        sys.exit("error: this needs a GPU; torch sees none here")
+        sys.exit("error: no GPU found; this benchmark needs one")
     if asked.one:
         case = CASES[asked.one]
         print(json.dumps((ours if case.who == "depthcut" else theirs)(case)))
         return
     unknown = set(asked.cases.split(",")) - set(CASES)
     if unknown:
-        sys.exit(f"error: --cases: {', '.join(sorted(unknown))} is none of: {', '.join(CASES)}")
+        sys.exit(f"error: --cases: {', '.join(sorted(unknown))} must be among: {', '.join(CASES)}")
     rows: dict[str, dict[str, Any]] = {}
     for name in asked.cases.split(","):
         call = [sys.executable, __file__, "--one", name]
         done = subprocess.run(call, capture_output=True, text=True, check=False)
         line = done.stdout.strip().rpartition("\n")[2]
-        reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         rows[name] = json.loads(line) if not done.returncode and line.startswith("{") else {"error": reason[:200]}
         print(name, json.dumps(rows[name]), flush=True)
     text = f"{torch.cuda.get_device_name()}; {versions()}\n\n{table(rows)}\n"

@@ -1,13 +1,13 @@
-"""Loading what a cut leaves: seconds, memory and bytes read, the project's way beside transformers' own.
+"""Loading a pruned model: seconds, memory and bytes read, compared with transformers.
 
-    python bench/loading.py --folder /dev/shm/loading              Llama-2-70B at 50 %, in files that are memory
+    python bench/loading.py --folder /dev/shm/loading              Llama-2-70B at 50 %, with files in memory
     python bench/loading.py --folder /data/loading --shape 7b      on a disk; the page cache is dropped before each load
-    python bench/loading.py --folder /tmp/loading --shape tiny     to see it work anywhere
+    python bench/loading.py --folder /tmp/loading --shape tiny     a smoke test for any machine
 
-A checkpoint of the true shape is written, in bfloat16: the layers that stay hold random numbers, those that go are
-holes in their files. The deepest layers go, because a prefix is all that transformers can load by itself of a larger
-model. Each load is a process of its own. Memory on the host is what is neither page cache nor shared, pinned memory
-included, beyond what was there before the load.
+Writes a checkpoint of the true shape in bfloat16: kept layers contain random numbers, dropped ones are
+holes in their files. The deepest layers are dropped, because transformers itself can only load a prefix of a larger
+model. Each load runs in a separate process. Host memory excludes page cache and shared memory, includes pinned memory,
+and is relative to the memory before the load.
 """
 
 import argparse
@@ -32,7 +32,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.decoder import layers, quantisation
 
 GIB = 2**30
@@ -48,10 +49,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 ROWS = {
-    "first": "depthcut, quantised as it arrives",
+    "first": "depthcut, quantised on arrival",
     "again": "depthcut, the same again",
-    "keeping": "depthcut, and keeps the weights",
-    "kept": "depthcut, the kept weights",
+    "keeping": "depthcut, caching the weights",
+    "kept": "depthcut, from cached weights",
     "bf16": "depthcut, bfloat16",
     "prefix": "transformers, the same layers",
     "all": "transformers, all layers",
@@ -59,7 +60,7 @@ ROWS = {
 
 
 def main() -> None:
-    """Write the checkpoint if it is not there, load it in every way, print a table."""
+    """Write the checkpoint if it does not exist, load it by every method, print a table."""
     asked = arguments()
     if asked.row:
         print(json.dumps(measured(asked)))
@@ -86,20 +87,22 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint is, or will be written")
-    parser.add_argument("--cache", type=Path, help="where the quantised weights are kept; FOLDER/cache")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="folder of the checkpoint, written if it does not exist"
+    )
+    parser.add_argument("--cache", type=Path, help="cache of the quantised weights; FOLDER/cache")
     parser.add_argument("--shape", choices=SHAPES, default="70b")
-    parser.add_argument("--spill", type=Path, help="where a third of the files goes, if FOLDER has no room for all")
-    parser.add_argument("--layers", type=int, help="of the whole model; as the shape has it")
-    parser.add_argument("--rows", default="first,keeping,kept,prefix", help=f"some of: {', '.join(ROWS)}")
+    parser.add_argument("--spill", type=Path, help="second folder, for a third of the files, if not all fit in FOLDER")
+    parser.add_argument("--layers", type=int, help="of the whole model (default: that of the shape)")
+    parser.add_argument("--rows", default="first,keeping,kept,prefix", help=f"any of: {', '.join(ROWS)}")
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def write(config: LlamaConfig, folder: Path, whole: bool, spill: Path | None) -> None:
-    """The checkpoint, one file a layer; the same numbers in each, which is all the same to whoever loads them."""
+    """Write the checkpoint, one file per layer; all have the same numbers, which do not affect loading."""
     folder.mkdir(parents=True, exist_ok=True)
     groups: dict[int, dict[str, torch.Size]] = {}
     for name, parameter in layers.meta_model(config).named_parameters():
@@ -121,12 +124,12 @@ def write(config: LlamaConfig, folder: Path, whole: bool, spill: Path | None) ->
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": homes}))
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
-    # Nobody hashes 138 GB here: a real model's files have been hashed when its first point was named.
+    # Not hashed (138 GB): a real model's files are hashed when its first point is named.
     HashCache(folder / "hashes.json").remember({path: path.name for path in folder.glob("*.safetensors")})
 
 
 def fill(path: Path, shapes: dict[str, torch.Size], bits: Any) -> None:
-    """A safetensors file of bfloat16; without ``bits`` a hole with a header."""
+    """Write a safetensors file of bfloat16; without ``bits``, a hole with a header."""
     described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -142,19 +145,19 @@ def fill(path: Path, shapes: dict[str, torch.Size], bits: Any) -> None:
 
 
 def in_a_process(row: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """One load; what it took, or why it failed."""
+    """Run one load; return its measurements, or the reason of its failure."""
     chill(asked.folder)
     call = [sys.executable, __file__, "--folder", str(asked.folder), "--shape", asked.shape, "--row", row]
     cache = ["--cache", str(asked.cache)] if asked.cache else []
     done = subprocess.run([*call, *cache], capture_output=True, text=True, check=False)
     line = done.stdout.strip().rpartition("\n")[2]
     if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["no word"])[-1][:200]}
+        return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
     return json.loads(line)
 
 
 def chill(folder: Path) -> None:
-    """Have the files leave the page cache; those that are memory stay."""
+    """Drop the files from the page cache; files in memory stay."""
     for path in folder.rglob("*.safetensors"):
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -162,8 +165,8 @@ def chill(folder: Path) -> None:
 
 
 def measured(asked: argparse.Namespace) -> dict[str, float]:
-    """One load in this process."""
-    import_module("bitsandbytes")  # its import is no part of a load
+    """Measure one load in this process."""
+    import_module("bitsandbytes")  # exclude its import from the load
 
     config = LlamaConfig.from_pretrained(asked.folder)
     n, on_gpu = config.num_hidden_layers, device() == "cuda"
@@ -194,7 +197,7 @@ def measured(asked: argparse.Namespace) -> dict[str, float]:
 
 
 def theirs(folder: Path, config: LlamaConfig) -> LlamaForCausalLM:
-    """What transformers' users do."""
+    """Load with transformers."""
     quantised = quantisation.bitsandbytes_config("nf4", torch.bfloat16)
     with loading.quiet_transformers():
         return LlamaForCausalLM.from_pretrained(
@@ -203,24 +206,24 @@ def theirs(folder: Path, config: LlamaConfig) -> LlamaForCausalLM:
 
 
 def weights(model: torch.nn.Module) -> int:
-    """Bytes of the parameters."""
+    """Return the bytes of the parameters."""
     return sum(parameter.nbytes for parameter in model.parameters())
 
 
 def device() -> str:
-    """The GPU where there is one."""
+    """Return the GPU if available, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def pinned() -> int:
-    """Bytes of pinned memory at the peak, where torch counts them."""
+    """Return the peak bytes of pinned memory, if torch counts them."""
     count: Any = getattr(torch.cuda, "host_memory_stats", None)
     stats = count() if count and torch.cuda.is_available() else {}
     return max((n for key, n in stats.items() if key.endswith("bytes.peak")), default=0)
 
 
 class Watch:
-    """Inside the ``with``, the peak of the process's own memory on the host, over what it was, in bytes."""
+    """Measures the peak of the process's own host memory inside the ``with``, relative to the start, in bytes."""
 
     def __enter__(self) -> "Watch":
         self.before, self.peak, self.over = own(), 0, threading.Event()
@@ -238,7 +241,7 @@ class Watch:
 
 
 def own() -> int:
-    """Bytes of this process that are no files' pages."""
+    """Return the bytes of this process that are not pages of files."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 

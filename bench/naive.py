@@ -1,4 +1,4 @@
-"""What the metrics' naive ways cost: what public tools do, and plain autograd. Measured in part where told so."""
+"""Cost of naive implementations of the metrics, as in public tools, and of plain autograd; partly extrapolated."""
 
 import ctypes
 import gc
@@ -16,28 +16,28 @@ from torch import Tensor
 
 from depthcut.metric import Metric, RemovalMetric
 from depthcut.metric.shapley import Shapley
-from depthcut.model.decoder import inputs, shared_prefix
+from depthcut.model.decoder import inputs, measurement
 from depthcut.model.decoder import layers as decoder_layers
 
 EDGES = ("angular", "block_influence", "linearity", "update")
 GRADIENTS = ("lora_gradient", "taylor")
-TIMED = 4  # sub-networks, where not all are
-BATCH = 8  # of what reads no text
+TIMED = 4  # sub-networks, if not all are timed
+BATCH = 8  # batch of metrics that read no text
 
 Drops = Sequence[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the naive way costs.
+    """Cost of the naive implementation.
 
     Attributes:
-        seconds: of all of it.
-        words: what it is, and how much of it was timed.
-        passes: layer passes a batch; 0 where they are not what it is about.
-        heads: passes of the head a batch.
-        exact: whether all of it was timed.
-        values: of the sub-networks that were timed: the metric's own value, by what is gone.
+        seconds: in total.
+        words: description, and the part that was timed.
+        passes: layer passes per batch; 0 if they are not compared.
+        heads: passes of the head per batch.
+        exact: True if all of it was timed.
+        values: the metric's values of the timed sub-networks, by dropped layers.
     """
 
     seconds: float
@@ -49,14 +49,14 @@ class Cost:
 
 
 def batches(metric: Metric, here: Any) -> list[tuple[Tensor, Tensor]]:
-    """What the metric reads, as it reads it: ids and masks."""
+    """Return the metric's input batches: ids and masks."""
     if isinstance(metric, RemovalMetric):
         return [(rows.ids_BT, rows.mask_BT) for rows in metric.reading(here, None).batches]
     return list(here.texts.calibration().batches(getattr(metric, "batch", BATCH)))
 
 
 def bare(model: Any, text: list[tuple[Tensor, Tensor]]) -> float:
-    """Seconds of one forward pass of the decoder stack: no head, no cache."""
+    """Return the seconds of one forward pass of the decoder stack, without head or cache."""
 
     def work() -> None:
         for ids_BT, mask_BT in text:
@@ -67,7 +67,7 @@ def bare(model: Any, text: list[tuple[Tensor, Tensor]]) -> float:
 
 
 def way(name: str, metric: Metric, here: Any, full: bool) -> Cost | None:
-    """Measure the naive way of a metric; None where there is none."""
+    """Measure the naive implementation of a metric; None if it has none."""
     if name in EDGES:
         return edges(here, batches(metric, here))
     if name in GRADIENTS:
@@ -79,7 +79,7 @@ def way(name: str, metric: Metric, here: Any, full: bool) -> Cost | None:
 
 
 def edges(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
-    """All hidden states and full logits, once for each block size; nothing is computed on them."""
+    """Time all hidden states and full logits, once per block size, without scoring them."""
     model, layers = here.dense.whole(), here.dense.depth
 
     def work() -> None:
@@ -87,19 +87,17 @@ def edges(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
             model(**inputs.model_inputs(model, ids_BT, mask_BT), output_hidden_states=True)
 
     with torch.inference_mode():
-        return Cost(
-            layers * seconds(work), f"all hidden states and logits, a run for each of {layers} block sizes, 1 timed"
-        )
+        return Cost(layers * seconds(work), f"all hidden states and logits, one run per block size ({layers}), 1 timed")
 
 
-def removals(here: Any, reading: shared_prefix.Measurement, drops: Drops, full: bool) -> Cost:
-    """Each sub-network by itself, from the embedding to the logits; the layers are taken out off the clock."""
+def removals(here: Any, reading: measurement.Measurement, drops: Drops, full: bool) -> Cost:
+    """Time each sub-network separately, from the embedding to the logits; removing the layers is not timed."""
     model, layers = here.dense.whole(), here.dense.depth
     places = range(len(drops)) if full else np.linspace(0, len(drops) - 1, min(TIMED, len(drops))).round().astype(int)
     chosen = [drops[place] for place in places]
     kept: list[Tensor] = []
 
-    def logits(rows: shared_prefix.SequenceBatch) -> Tensor:
+    def logits(rows: measurement.SequenceBatch) -> Tensor:
         return model(**inputs.model_inputs(model, rows.ids_BT, rows.mask_BT)).logits[:, :-1]
 
     def through() -> tuple[Tensor, Tensor]:
@@ -121,21 +119,21 @@ def removals(here: Any, reading: shared_prefix.Measurement, drops: Drops, full: 
                 sums_KN, count_N = through()
                 took.append(now() - start)
             values[drop] = reading.aggregate(sums_KN, count_N, torch.ones(len(count_N)))[0].item()
-    words = f"each of {len(drops)} sub-networks by itself" + ("" if full else f", {len(chosen)} timed")
+    words = f"{len(drops)} sub-networks separately" + ("" if full else f", {len(chosen)} timed")
     passes = sum(layers - len(drop) for drop in drops)
     total = once + sum(took) / len(took) * len(drops)
     return Cost(total, words, passes, len(drops) + reading.needs_dense, full, values)
 
 
 def orders(here: Any, metric: Shapley, full: bool) -> Cost:
-    """One order's sub-networks, times the orders."""
+    """Time one order's sub-networks, and multiply by the number of orders."""
     layers = here.dense.depth
     order = np.random.default_rng(metric.seed).permutation(layers).tolist()
     drops = [tuple(sorted(order[:step])) for step in range(math.ceil(metric.reach * layers) + 1)]
-    rows = list(shared_prefix.SequenceBatch.from_tokens(here.texts.calibration(), metric.batch))
+    rows = list(measurement.SequenceBatch.from_tokens(here.texts.calibration(), metric.batch))
     one = removals(
         here,
-        shared_prefix.Measurement("shapley", shared_prefix.loss_measure, False, rows, shared_prefix.mean_and_stderr),
+        measurement.Measurement("shapley", measurement.loss_measure, False, rows, measurement.mean_and_stderr),
         drops,
         full,
     )
@@ -145,7 +143,7 @@ def orders(here: Any, metric: Shapley, full: bool) -> Cost:
 
 
 def gradients(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
-    """The gradient of every weight, kept until all the text is read; then weight times gradient."""
+    """Time the gradients of all weights, accumulated over the text; then weight times gradient."""
     model = here.dense.whole()
     before = {weight: weight.requires_grad for weight in model.parameters()}
 
@@ -168,21 +166,21 @@ def gradients(here: Any, text: list[tuple[Tensor, Tensor]]) -> Cost:
 
 
 def now() -> float:
-    """The clock, once the device is done."""
+    """Return the time after synchronising the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """How long ``work`` takes."""
+    """Return the seconds of ``work``."""
     start = now()
     work()
     return now() - start
 
 
 def peak(work: Callable[[], Any]) -> tuple[Any, int]:
-    """What ``work`` gives, and by how many bytes memory rose meanwhile, at most; 0 where nobody tells."""
+    """Return the result of ``work`` and the peak increase of memory in bytes; 0 if unknown."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -190,14 +188,14 @@ def peak(work: Callable[[], Any]) -> tuple[Any, int]:
         before = torch.cuda.memory_allocated()
         return work(), torch.cuda.max_memory_allocated() - before
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # else what is freed already hides what is needed anew
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark begins anew
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise freed memory hides new allocations
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark
     before = status("VmRSS")
     return work(), status("VmHWM") - before
 
 
 def status(name: str) -> int:
-    """A figure of this process, in bytes."""
+    """Return a memory number of this process, in bytes."""
     path = Path("/proc/self/status")
     lines = path.read_text(encoding="ascii").splitlines() if path.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)

@@ -1,6 +1,6 @@
-"""How long a report's page takes in a headless Chromium until it is loaded, and until its first figure is painted.
+"""Time until a report's page is loaded, and until its first figure is painted, in a headless Chromium.
 
-python bench/opening.py some.html [another.html]        each several times in a browser that was just started
+python bench/opening.py some.html [another.html]        each several times in a fresh browser
 """
 
 import argparse
@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-# A frame with the first figure in it was given to be painted, and the page was loaded.
+# Marks the first frame with a figure, and the end of loading.
 WATCH = """
 const painted = new MessageChannel(), seen = (name) => performance.mark(name);
 painted.port1.onmessage = () => seen("figure");
@@ -23,7 +23,7 @@ EVENTS = ("load", "figure")
 
 
 def opened(page: Path, times: int) -> str:
-    """How long a page takes in a browser that was just started: by the clock, and by its main thread's processor."""
+    """Return the times of a page in a fresh browser: wall time, and CPU time of its main thread."""
     from playwright.sync_api import sync_playwright
 
     where = shutil.which("chromium") or shutil.which("google-chrome")
@@ -43,7 +43,7 @@ def opened(page: Path, times: int) -> str:
 
 
 def traced(tab: Any, page: Path) -> dict[str, tuple[float, float]]:
-    """Open a page and give when each of EVENTS was: by the clock, and by its main thread's processor time."""
+    """Open a page and return the time of each of EVENTS: wall time, and CPU time of its main thread."""
     session, events, ended = tab.context.new_cdp_session(tab), [], []
     tab.add_init_script(WATCH)
     session.on("Tracing.dataCollected", lambda some: events.extend(some["value"]))

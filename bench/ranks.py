@@ -1,17 +1,17 @@
-"""Healing on several GPUs of one machine: tokens a second of one, and of two, by copies (DDP) and by shares (FSDP2).
+"""Healing on several GPUs of one machine: tokens per second of one, and of two with copies (DDP) and shards (FSDP2).
 
-    python bench/ranks.py                           # one GPU, then two in both ways; a torchrun each
+    python bench/ranks.py                           # one GPU, then two with both strategies; one torchrun each
     python bench/ranks.py --cases one,ddp2,ddp2_same,fsdp2
-    python bench/ranks.py --cases fsdp2_70b         # a model that fits no single GPU: needs two of 139 GiB
+    python bench/ranks.py --cases fsdp2_70b         # a model that does not fit on one GPU: needs two of 139 GiB
     python bench/ranks.py --cases fsdp2_tiny        # the same in miniature, on two CPU processes if need be
 
-Llama-2-7B at half its layers, random weights in bfloat16, LoRA of rank 64 on the FFN, 8 x 2,048 tokens a step and GPU
-(``_same``: 8 x 2,048 a step in all). The real healing run, planner and trainer included.
+Llama-2-7B at half its layers, random weights in bfloat16, LoRA of rank 64 on the FFN, 8 x 2,048 tokens per step and GPU
+(``_same``: 8 x 2,048 per step in total). The real healing code, planner and trainer included.
 
-``fsdp2_70b``: all of Llama-2-70B (128 GiB), 8 x 2,048 tokens a step in all, out of files in memory (or, where there is
-no room for all, a third of them in the folder for temporary ones), read by each process in shares; then trained, and
-evaluated on 8 x 2,048 tokens, by the first process with the others' help. Memory on the host is what is neither page
-cache nor shared.
+``fsdp2_70b``: all of Llama-2-70B (128 GiB), 8 x 2,048 tokens per step in total, from files in memory (if not all fit,
+a third of them in the folder for temporary files), read by each process in shards; then trained, and
+evaluated on 8 x 2,048 tokens by the first process with the help of the others. Host memory excludes page cache and
+shared memory.
 """
 
 import argparse
@@ -45,12 +45,12 @@ class Ranks:
     """One row.
 
     Attributes:
-        processes: one a GPU.
-        strategy: as the recipe says it.
-        batch: sequences a step, over all of them.
-        files: the shape of a model that is read from files, in shares; else it is Llama-2-7B, made where it is used.
-        layers: of the model, unless others are asked for.
-        length: tokens a sequence.
+        processes: one per GPU.
+        strategy: as in the recipe.
+        batch: sequences per step, over all processes.
+        files: shape of a model that is read from files, in shards; otherwise Llama-2-7B, created on each GPU.
+        layers: default number of layers.
+        length: tokens per sequence.
     """
 
     processes: int
@@ -72,7 +72,7 @@ CASES = {
 
 
 def measured(case: Ranks, asked: argparse.Namespace) -> dict[str, Any]:
-    """A healing run's tokens a second, as this process sees it, and its peak."""
+    """Return a healing run's tokens per second in this process, and its peak memory."""
     from depthcut.data.text.tokens import Tokens
     from depthcut.heal.lora import Lora
     from depthcut.runtime import ranks
@@ -106,7 +106,7 @@ def trained(model: Any, recipe: Any, text: Any, device: str) -> dict[str, Any]:
     seen: dict[int, float] = {}
 
     class Clock(L.Callback):
-        """Looks at the clock behind the warm-up and at the end."""
+        """Records the time after the warm-up and at the end."""
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:  # pyright: ignore
             step = trainer.global_step
@@ -126,10 +126,11 @@ def trained(model: Any, recipe: Any, text: Any, device: str) -> dict[str, Any]:
 
 
 def spread(folder: Path, device: str, found: dict[str, Any]) -> Any:
-    """The model in shares, off the files; what that took goes into ``found``."""
+    """Load the model in shards from files; add the measurements to ``found``."""
     from depthcut.model.checkpoint import sharded as shares
     from depthcut.model.checkpoint.checkpoint import Checkpoint
-    from depthcut.model.checkpoint.files import HashCache, ModelFolder
+    from depthcut.model.checkpoint.files import ModelFolder
+    from depthcut.model.checkpoint.hash_cache import HashCache
     from depthcut.model.decoder.quantisation import LoadConfig
 
     checkpoint = Checkpoint(ModelFolder(folder, HashCache(folder / "hashes.json")), separator=None)
@@ -145,7 +146,7 @@ def spread(folder: Path, device: str, found: dict[str, Any]) -> Any:
 
 
 def evaluate(model: Any, text: Any, device: str, found: dict[str, Any]) -> None:
-    """The loss on 8 sequences, by the first process."""
+    """Measure the loss on 8 sequences, in the first process."""
     from depthcut.data.text.tokens import Tokens
     from depthcut.eval import FULL_ONLY, loss
     from depthcut.model.checkpoint import sharded
@@ -165,14 +166,14 @@ def evaluate(model: Any, text: Any, device: str, found: dict[str, Any]) -> None:
 
 
 def ranks_here() -> int:
-    """The number of this process."""
+    """Return the rank of this process."""
     from depthcut.runtime import ranks
 
     return ranks.global_rank()
 
 
 def of_all(found: dict[str, Any]) -> dict[str, Any]:
-    """The first process's numbers; of memory the most that any process took."""
+    """Return the first process's numbers, with the largest memory of all processes."""
     import torch.distributed as dist
 
     from depthcut.model.checkpoint import process_group
@@ -184,18 +185,18 @@ def of_all(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def reset() -> None:
-    """Forget the peak."""
+    """Reset the peak of memory."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak() -> float:
-    """GiB of the GPU at the peak."""
+    """Return the peak memory of the GPU in GiB."""
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
 
 
 def write(case: Ranks, asked: argparse.Namespace) -> None:
-    """The files of a model, where they have room."""
+    """Write the files of a model where they fit."""
     assert case.files
     config = LlamaConfig(vocab_size=VOCABULARY, **files.SHAPES[case.files])
     config.num_hidden_layers = asked.layers or case.layers
@@ -206,7 +207,7 @@ def write(case: Ranks, asked: argparse.Namespace) -> None:
 
 
 def run(name: str, asked: argparse.Namespace) -> dict[str, Any] | str:
-    """A case, under a torchrun of its own: its numbers, or why there are none."""
+    """Run a case under torchrun; return its numbers, or the reason of its failure."""
     case, found = CASES[name], {}
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.processes)]
     start = [sys.executable, *(several if case.processes > 1 else [])]
@@ -226,7 +227,7 @@ def run(name: str, asked: argparse.Namespace) -> dict[str, Any] | str:
 
 
 def one(case: Ranks, asked: argparse.Namespace) -> None:
-    """A case, as one of its processes; the first one prints the numbers."""
+    """Run one process of a case; the first one prints the numbers."""
     if not ranks_here():
         logging.basicConfig(format="%(message)s")
         logging.getLogger("depthcut").setLevel(logging.INFO)
@@ -237,12 +238,12 @@ def one(case: Ranks, asked: argparse.Namespace) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default="one,ddp2,fsdp2", help=f"some of: {', '.join(CASES)}")
-    parser.add_argument("--layers", type=int, help="of the model; as the case has it")
+    parser.add_argument("--cases", default="one,ddp2,fsdp2", help=f"any of: {', '.join(CASES)}")
+    parser.add_argument("--layers", type=int, help="of the model (default: that of the case)")
     parser.add_argument("--plain", action="store_true", help="layers are not compiled")
-    parser.add_argument("--micro", type=int, help="sequences a pass; as the planner chooses")
+    parser.add_argument("--micro", type=int, help="sequences per pass (default: the planner's choice)")
     parser.add_argument("--recompute", choices=("auto", "none", "all"), default="auto", help="layers that recompute")
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/depthcut_ranks"), help="of a case's files")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -263,10 +264,10 @@ def main() -> None:
         return
     names = asked.cases.split(",")
     if unknown := set(names) - set(CASES):
-        sys.exit(f"error: --cases: {', '.join(sorted(unknown))} is none of: {', '.join(CASES)}")
+        sys.exit(f"error: --cases: {', '.join(sorted(unknown))} must be among: {', '.join(CASES)}")
     gpus = torch.cuda.device_count()
     if (most := max(CASES[name].processes for name in names)) > gpus and names != ["fsdp2_tiny"]:
-        sys.exit(f"error: this needs {most} GPUs; torch sees {gpus}")
+        sys.exit(f"error: this needs {most} GPUs, torch finds {gpus}")
     rates: dict[str, float] = {}
     for name in names:
         found = run(name, asked)

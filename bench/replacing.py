@@ -1,10 +1,10 @@
-"""What FlexiGPT's choice of bases costs: the distances between all layers of a model, random weights of a true shape.
+"""Cost of FlexiGPT's choice of bases: the distances between all layers of a model with random weights of a true shape.
 
 python bench/replacing.py                        all 32 layers of Llama-2-7B, rank 256: on an H100, minutes
-python bench/replacing.py --shape tiny           to see it work anywhere
+python bench/replacing.py --shape tiny           a smoke test for any machine
 
 The time of a best approximation and of a pair does not depend on the numbers in the matrices. Target: the 7B shape, all
-496 pairs of its layers, under 10 minutes on an H100. Reading the weights is not in it.
+496 pairs of its layers, under 10 minutes on an H100. Reading the weights is not included.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="llama2_7b")
     parser.add_argument("--rank", type=int, default=256)
-    parser.add_argument("--every", type=int, default=1, help="measure each n-th pair, and scale")
+    parser.add_argument("--every", type=int, default=1, help="measure every n-th pair, and scale")
     asked = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = LlamaConfig(**SHAPES[asked.shape])  # pyright: ignore[reportArgumentType]
@@ -36,7 +36,7 @@ def main() -> None:
     for head in ("matrix", "shape", "approximations, s", "pairs, s"):
         table.add_column(head, justify="right")
     total = 0.0
-    for name in weight_distance.shareable_linear_names(empty):
+    for name in weight_distance.shareable_linears(empty):
         shape = tuple(empty.get_parameter(f"{name}.weight").shape)
         spent, pairs = measured(shape, layers, asked.rank, device, asked.every)
         total += spent + pairs
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measured(shape: tuple[int, ...], layers: int, rank: int, device: str, every: int) -> tuple[float, float]:
-    """Seconds for one matrix of all layers: the approximations, the pairs."""
+    """Return the seconds for one matrix of all layers: the approximations, the pairs."""
     start = time.monotonic()
     pairs = [low_rank.truncated_svd(matrix, rank) for matrix in matrices(shape, layers, device)]
     wait(device)
@@ -59,19 +59,19 @@ def measured(shape: tuple[int, ...], layers: int, rank: int, device: str, every:
 
 
 def matrices(shape: tuple[int, ...], layers: int, device: str) -> Iterator[Tensor]:
-    """Random ones."""
+    """Return random matrices."""
     for number in range(layers):
         yield torch.randn(shape, device=device, generator=torch.Generator(device).manual_seed(number))
 
 
 def wait(device: str) -> None:
-    """Until the device has done what it was asked."""
+    """Synchronise the device."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def named(device: str) -> str:
-    """The accelerator, or the CPU."""
+    """Return the name of the GPU, or of the CPU."""
     return torch.cuda.get_device_name() if device == "cuda" else "CPU"
 
 

@@ -1,10 +1,10 @@
-"""How long a report takes and how large it is: made-up studies whose records are complete, as many as are asked for.
+"""Time and size of a report on synthetic studies with complete records.
 
     python bench/report.py                      2,000 records, 100 curves: seconds of the whole command, bytes; then, in
-                                                a headless Chromium, until the page is loaded and has its first figure
-    python bench/report.py --keep made          and leaves the studies and the page there, to look at
+                                                a headless Chromium, until the page is loaded and shows its first figure
+    python bench/report.py --keep made          keep the studies and the page there
 
-Nothing in these records was measured: accuracies and losses fall where a random number says.
+These records are synthetic: random numbers determine where accuracies and losses fall.
 """
 
 import argparse
@@ -44,7 +44,7 @@ CHOICES = (
     ("taylor", "lowest"),
 )
 BLOCKS, SINGLES = CHOICES[0], CHOICES[-1]
-LATER = {"none": 0.0, "qlora": 0.08, "lora": 0.06, "full": 0.1}  # how much later a curve falls, by what heals
+LATER = {"none": 0.0, "qlora": 0.08, "lora": 0.06, "full": 0.1}  # delay of the fall, by recipe
 RECIPES = tuple(LATER)
 TASKS = {"mmlu_local": (0.25, 0.6, 1000), "boolq": (0.5, 0.8, 3000), "piqa": (0.5, 0.79, 1800)}
 LAYER, REST = 202_400_000, 262_000_000  # parameters
@@ -52,7 +52,7 @@ LAYER, REST = 202_400_000, 262_000_000  # parameters
 
 @dataclass(frozen=True)
 class Made:
-    """One point of a made-up study: what it is of, and where its curve falls."""
+    """One point of a synthetic study, and the place where its curve falls."""
 
     model: str
     choice: tuple[str, str]
@@ -81,7 +81,7 @@ def make(
     models: Sequence[str] = tuple(MODELS),
     recipes: Sequence[str] = RECIPES[:2],
 ) -> list[Path]:
-    """Write studies of ``records`` points into ``outputs``, and the scores that they were cut by."""
+    """Write studies of ``records`` points into ``outputs``, and their scores."""
     chance = np.random.default_rng(0)
     curves = list(product(models, CHOICES, recipes, (0, 1)))
     left = records
@@ -95,7 +95,7 @@ def make(
 
 
 def write(outputs: Path, made: Made, steps: int, chance: Any) -> None:
-    """One point: its record, its config, its healing curve."""
+    """Write one point: its record, config and healing curve."""
     config, healed = composed(made), made.recipe != "none"
     numbers = {"seconds/scores": 31.5, "bytes/read": 6.1e9, "bytes/peak_host": 9.3e9, "bytes/peak_device": 7.7e9}
     for stage, fraction in (("dense", 0.0), ("pruned", made.fraction), *((("healed", made.fraction),) * healed)):
@@ -127,7 +127,7 @@ def write(outputs: Path, made: Made, steps: int, chance: Any) -> None:
 
 
 def planned(made: Made, chance: Any) -> Plan:
-    """Which layers go: a block two thirds up, the deepest, or any."""
+    """Return the dropped layers: a block two thirds up, the deepest, or random ones."""
     depth, n = made.depth, made.dropped
     if made.choice[1] == "deepest":
         return Plan(depth, tuple(range(depth - 1 - n, depth - 1)))
@@ -139,7 +139,7 @@ def planned(made: Made, chance: Any) -> Plan:
 
 
 def measured(stage: str, fraction: float, made: Made, chance: Any) -> dict[str, float]:
-    """The numbers of a stage: accuracies fall at the middle, the loss rises there, healed less."""
+    """Return the numbers of a stage: accuracies fall at the middle, the loss rises there, less if healed."""
     late = LATER[made.recipe] if stage == "healed" else 0.0
     left = 1 / (1 + math.exp(min(50, (fraction - made.middle - late) / 0.03))) if fraction else 1.0
     numbers: dict[str, float] = {}
@@ -164,7 +164,7 @@ def measured(stage: str, fraction: float, made: Made, chance: Any) -> dict[str, 
 
 
 def composed(made: Made) -> dict[str, Any]:
-    """A config as long as a real one."""
+    """Return a config as long as a real one."""
     text = {"_target_": "depthcut.data.hub.Hub", "repo": "allenai/c4", "span": [0.0, 0.9], "sequences": 128}
     text |= {"length": 2048, "pack": True}
     heal: dict[str, Any] = {"_target_": "depthcut.heal.none.NoHealing"}
@@ -193,7 +193,7 @@ def composed(made: Made) -> dict[str, Any]:
 
 
 def scored(outputs: Path, made: Made, chance: Any) -> str:
-    """Scores of a model of L layers, of blocks or of single layers, written once."""
+    """Write scores of a model of L layers, of blocks or of single layers, once."""
     metric, edges = made.choice[0], np.arange(made.depth + 1)
     folder = outputs / "cache" / "scores" / f"{metric}{made.model.replace('_', '')}"
     if folder.exists():
@@ -211,7 +211,7 @@ def scored(outputs: Path, made: Made, chance: Any) -> str:
 
 
 def healing(steps: int, fraction: float, chance: Any) -> str:
-    """A ``heal.csv``."""
+    """Write a ``heal.csv``."""
     step = np.arange(1, steps + 1)
     loss = (
         2 + 1.5 * fraction + (3 + 4 * fraction) * np.exp(-step / (0.03 * steps)) + 0.08 * chance.standard_normal(steps)
@@ -221,7 +221,7 @@ def healing(steps: int, fraction: float, chance: Any) -> str:
 
 
 def main() -> None:
-    import opening  # beside this file
+    import opening  # in this folder
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=2000)
@@ -240,8 +240,8 @@ def main() -> None:
         seen = opening.opened(outputs / "report.html", options.times)
     print(
         f"{len(report['runs'])} records, {len(report['lines'])} curves, {len(report['falls'])} fits: {wall:.1f} s, "
-        f"{used.ru_utime + used.ru_stime:.1f} s of processor; {size / 1e6:.2f} MB, "
-        f"{len(plotlyjs.plotly_source()) / 1e6:.2f} of them plotly.js"
+        f"{used.ru_utime + used.ru_stime:.1f} s of CPU time; {size / 1e6:.2f} MB, "
+        f"{len(plotlyjs.plotly_source()) / 1e6:.2f} MB of it plotly.js"
     )
     print(seen)
 

@@ -1,6 +1,6 @@
-"""What each metric costs, over one bare pass of the decoder stack (no head, no cache) on the same tokens, and naively.
+"""Cost of each metric relative to a bare pass of the decoder stack (no head, no cache) on the same tokens.
 
-python bench/scores.py                                         SmolLM2 on two cores: the better part of an hour
+python bench/scores.py                                         SmolLM2 on two cores: almost an hour
 python bench/scores.py --metrics angular,kl --sequences 16     some minutes
 python bench/scores.py --shape llama2_7b --markdown            a random model of the true shape, for a GPU
 
@@ -28,8 +28,8 @@ from depthcut.study import runlog
 from naive import Cost
 
 TARGET, SHARE = 1.1, 0.55
-ROUNDS = 5  # of what takes seconds; the rest is measured once
-GREEDY, SHORT = 4, 3000  # rounds; tokens: all streams must be held
+ROUNDS = 5  # for rows that take seconds; others are measured once
+GREEDY, SHORT = 4, 3000  # rounds; tokens: all streams must fit in memory
 HEADS = ["metric", "bare, s", "metric, s", "in bare passes", "naive", "saved", "layer passes", "head", "GB", ""]
 LEGEND = """In bare passes: seconds over those of one bare pass on the same tokens; naive: likewise, ≈ where scaled up.
 Layer passes: a batch, of the metric / naive; head: passes of the head a batch, the same for both.
@@ -43,16 +43,16 @@ class Row:
     """One metric, measured.
 
     Attributes:
-        name: with the knobs that differ from the defaults.
-        bare: seconds of one bare pass over what the metric reads; the median of the rounds, as the next two.
+        name: with the options that differ from the defaults.
+        bare: seconds of one bare pass over the metric's input; the median of the rounds, like the next two.
         own: seconds of the metric.
         ratio: own over bare.
-        naive: seconds of the naive way over bare.
-        other: the naive way; None where there is none.
-        passes: layer passes a batch that the metric made; 0 where it shares none.
-        memory: how much memory the metric and the naive way took beside the weights, in bytes.
-        apart: how much the naive values of sub-networks differ from the metric's, at most, relatively.
-        note: what to know.
+        naive: seconds of the naive implementation over bare.
+        other: the naive implementation, or None.
+        passes: layer passes per batch of the metric; 0 if it shares none.
+        memory: bytes used by the metric and by the naive implementation, in addition to the weights.
+        apart: largest relative difference between the naive values of sub-networks and the metric's.
+        note: remark on the row.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Row:
 
     @property
     def cells(self) -> list[str]:
-        """The row as text, without its note."""
+        """Return the row as text, without its note."""
         cells = [self.name, *([f"{self.bare:.2f}", f"{self.own:.2f}", f"{self.ratio:.3g}"] if self.bare else [""] * 3)]
         if self.other is None:
             return [*cells, "", "", "", "", ""]
@@ -79,25 +79,25 @@ class Row:
 
     @property
     def share(self) -> float:
-        """The metric's layer passes over the naive ones."""
+        """Return the metric's layer passes over the naive ones."""
         return self.passes / self.other.passes if self.other and self.other.passes else 0.0
 
 
 def main() -> int:
-    """Measure all metrics that are asked for and print the tables; 1 if a target is missed."""
+    """Measure the requested metrics and print the tables; return 1 if a target is missed."""
     asked = arguments()
     if asked.shape:
         here = subjects.of_shape(asked.shape, asked.sequences, asked.tokens)
     else:
         here = subjects.of_config(asked.model, asked.sequences, asked.tokens, asked.overrides)
     if ("lora_gradient", {}) in asked.metrics:
-        importlib.import_module("peft")  # off the clock
+        importlib.import_module("peft")  # not timed
     naive.bare(here.dense.whole(), list(here.texts.calibration().first(8).batches(8)))
     rows: list[Row] = []
     for name, knobs in asked.metrics:
         label = " ".join([name, *(f"{key}={value}" for key, value in knobs.items())])
         rows.append(row(label, name, knobs, here, asked))
-        terminal.print(", ".join([*rows[-1].cells, rows[-1].note]), highlight=False)  # what is known if it is killed
+        terminal.print(", ".join([*rows[-1].cells, rows[-1].note]), highlight=False)  # in case the process is killed
     costs(rows, here, asked)
     if any(each.name == "perplexity" for each in rows):
         greedy(here, asked)
@@ -105,11 +105,11 @@ def main() -> int:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2_135m", help="of conf/model")
-    parser.add_argument("--shape", choices=subjects.SHAPES, help="a random model in its place")
-    parser.add_argument("--metrics", help="only these: a,b,c")
+    parser.add_argument("--shape", choices=subjects.SHAPES, help="a random model instead")
+    parser.add_argument("--metrics", help="only these, as a,b,c")
     parser.add_argument("--sequences", type=int, help="of calibration text")
     parser.add_argument("--tokens", type=int, help="of a sequence, at most")
     parser.add_argument("--full", action="store_true", help="measure every naive sub-network")
@@ -124,9 +124,9 @@ def arguments() -> argparse.Namespace:
 
 
 def row(label: str, name: str, knobs: dict[str, Any], here: Any, asked: argparse.Namespace) -> Row:
-    """Measure one metric, the bare pass and the naive way in turn."""
+    """Measure one metric, the bare pass and the naive implementation, alternately."""
     if asked.shape and name == "task":
-        return Row(label, note="not run: reads questions, for which a random model has no tokenizer")
+        return Row(label, note="not run: a random model has no tokenizer for questions")
     metric = subjects.built(name, knobs, here)
     text = naive.batches(metric, here)
     times: list[tuple[float, float, float]] = []
@@ -158,13 +158,13 @@ def row(label: str, name: str, knobs: dict[str, Any], here: Any, asked: argparse
 
 
 def missed(each: Row) -> bool:
-    """Whether a metric is over its target."""
+    """Return whether a metric misses its target."""
     removal = each.name in ("kl", "perplexity", "task")
     return (each.name == "angular token=last" and each.ratio > TARGET) or (removal and each.share > SHARE)
 
 
 def costs(rows: list[Row], here: Any, asked: argparse.Namespace) -> None:
-    """Print what was measured; notes stand below, by letter."""
+    """Print the table, and the notes below it, by letter."""
     text = here.texts.calibration()
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
     what = f"{asked.shape or asked.model}: {here.dense.depth} layers, {len(text)} sequences of calibration text, "
@@ -179,7 +179,7 @@ def costs(rows: list[Row], here: Any, asked: argparse.Namespace) -> None:
 
 
 def greedy(here: Any, asked: argparse.Namespace) -> None:
-    """Layer passes and seconds of greedy's rounds, with streams kept from the rounds before, and without."""
+    """Measure layer passes and seconds of greedy's rounds, with cached streams of the previous rounds and without."""
     short, layers = subjects.shorter(here, SHORT), here.dense.depth
     metric = subjects.built("perplexity", {}, here)
     text = len(naive.batches(metric, short))
@@ -195,12 +195,12 @@ def greedy(here: Any, asked: argparse.Namespace) -> None:
             passes.append(f"{(streams.layer_passes - before) / text:.0f}")
         lines.append([str(number + 1), *passes, str(len(left) * (len(left) - 1)), *took])
         removed = tuple(sorted((*removed, min(left, key=lambda layer: found[0].layer(left.index(layer))))))
-    heads = ["round", "layer passes, streams kept", "afresh", "naive", "seconds, streams kept", "afresh"]
+    heads = ["round", "layer passes, cached streams", "afresh", "naive", "seconds, cached streams", "afresh"]
     show(f"prune=greedy with perplexity, {len(short.texts.calibration())} sequences", heads, lines, asked)
 
 
 def show(title: str, heads: list[str], lines: list[list[str]], asked: argparse.Namespace) -> None:
-    """Print a table, for people or as Markdown."""
+    """Print a table, as text or as Markdown."""
     if asked.markdown:
         print(f"{title}\n")
         for line in (heads, ["---"] * len(heads), *lines):

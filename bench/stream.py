@@ -1,10 +1,10 @@
-"""Layer by layer off the disk: the angular map of a model of Llama-2-70B's width, on a GPU or a CPU.
+"""Streaming from disk: the angular map of a model of Llama-2-70B's width, on a GPU or a CPU.
 
-python bench/stream.py --folder /data/stream          24 layers, 43 GB on the disk, written once; one H100: some minutes
-python bench/stream.py --folder /tmp/stream --small   a few MB, to see it work anywhere
+python bench/stream.py --folder /data/stream          24 layers, 43 GB on disk, written once;  one H100: some minutes
+python bench/stream.py --folder /tmp/stream --small   a few MB, a smoke test for any machine
 
-The page cache is dropped before anything is timed. Beside the pass stand its two floors, in the same run: reading the
-same files, and the layers' arithmetic on the same tokens with a layer that is in memory already.
+The page cache is dropped before each timing. The same run measures two lower bounds of the pass: reading the
+same files, and the layers' arithmetic on the same tokens with a layer that is already in memory.
 """
 
 import argparse
@@ -28,10 +28,11 @@ from depthcut.cut.scores import Scores
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric.angular import Angular
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
+from depthcut.model.checkpoint.lazy_tensor import LazyTensor
 from depthcut.model.checkpoint.on_disk import OnDisk
 from depthcut.model.checkpoint.prefetch import READ_BYTES, READER_THREADS
-from depthcut.model.checkpoint.tensors import LazyTensor
 from depthcut.model.decoder import inputs, layers, layerwise
 from depthcut.runtime.numbers import Numbers
 from depthcut.study.standalone import Standalone
@@ -42,7 +43,7 @@ WIDE = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 
 
 
 def main() -> None:
-    """Write the checkpoint if it is not there, measure the floors and the pass, print a table."""
+    """Write the checkpoint if it does not exist, measure the bounds and the pass, print a table."""
     asked = arguments()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = LlamaConfig(num_hidden_layers=asked.layers, vocab_size=32000, **(SMALL if asked.small else WIDE))
@@ -68,7 +69,7 @@ def main() -> None:
     table.add_row("matmuls alone", f"{matmuls:.1f}", "the layers on these tokens")
     table.add_row("streamed pass", f"{seconds:.1f}", f"{size / seconds / 1e9:.2f} GB/s, opening included")
     bound = "disk" if disk > matmuls else "matmuls"
-    table.add_row(f"bound by the {bound}", "", f"{max(disk, matmuls) / seconds:.0%} of that floor's speed")
+    table.add_row(f"bound by the {bound}", "", f"{max(disk, matmuls) / seconds:.0%} of that bound's speed")
     if device == "cuda":
         table.add_row("peak GPU memory", "", f"{torch.cuda.max_memory_allocated() / GIB:.2f} GiB")
     Console(width=100).print(table)
@@ -77,20 +78,22 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint is, or will be written")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="folder of the checkpoint, written if it does not exist"
+    )
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--small", action="store_true", help="a tiny width")
-    parser.add_argument("--whole", action="store_true", help="load the whole model too, and compare the numbers")
+    parser.add_argument("--whole", action="store_true", help="also load the whole model, and compare the numbers")
     return parser.parse_args()
 
 
 def write(config: LlamaConfig, folder: Path, device: str) -> None:
-    """A random checkpoint in bfloat16, one file a layer."""
+    """Write a random checkpoint in bfloat16, one file per layer."""
     folder.mkdir(parents=True, exist_ok=True)
     homes: dict[str, str] = {}
     stem = "model.layers"
@@ -110,19 +113,19 @@ def write(config: LlamaConfig, folder: Path, device: str) -> None:
 
 
 def random_text(sequences: int, length: int) -> Tokens:
-    """Random tokens: what they are does not matter to the time."""
+    """Return random tokens, which do not affect the time."""
     ids = np.random.default_rng(0).integers(3, 32000, (sequences, length), dtype=np.int32)
     return Tokens(ids, np.full(sequences, length, dtype=np.int32), np.array([], dtype=np.uint64), "random")
 
 
 def on_disk(checkpoint: Checkpoint) -> OnDisk:
-    """The dense model in bfloat16, always streamed."""
+    """Return the dense model in bfloat16, always streamed."""
     how: Any = {"streamable": True, "shardable": False, "rescored": False, "weights_cache": None, "numbers": Numbers()}
     return OnDisk(checkpoint, "none", "bfloat16", "auto", "always", **how)
 
 
 def timed(work: Callable[[], Any], cold: Path | None = None) -> tuple[Any, float]:
-    """What ``work`` gives and its seconds; with ``cold`` the files of that folder leave the page cache first."""
+    """Return the result and seconds of ``work``; with ``cold``, first drop that folder's files from the page cache."""
     if cold is not None:
         for path in cold.glob("*.safetensors"):
             descriptor = os.open(path, os.O_RDONLY)
@@ -137,7 +140,7 @@ def timed(work: Callable[[], Any], cold: Path | None = None) -> tuple[Any, float
 
 
 def read_all(checkpoint: Checkpoint) -> int:
-    """Every tensor, once, as fast as the disk gives them; the bytes."""
+    """Read every tensor once, at the disk's speed; return the bytes."""
     slices = [one for index in (None, *range(checkpoint.depth)) for one in checkpoint.tensors(index).values()]
 
     def read(one: LazyTensor) -> int:
@@ -151,13 +154,13 @@ def read_all(checkpoint: Checkpoint) -> int:
 
 
 def first_layer(checkpoint: Checkpoint, device: str) -> Any:
-    """A model of the first layer alone."""
+    """Return a model of the first layer alone."""
     plan = Plan(checkpoint.depth, tuple(range(1, checkpoint.depth)))
     return checkpoint.load(plan, quantise="none", dtype="bfloat16", device=device)
 
 
 def arithmetic(here: Any, batch: int) -> float:
-    """Seconds of the layers' work on these tokens."""
+    """Return the seconds of the layers' computation on these tokens."""
     model = first_layer(here.dense.checkpoint, here.device)
     compute(model, here, batch)
     return timed(lambda: compute(model, here, batch))[1]
@@ -165,7 +168,7 @@ def arithmetic(here: Any, batch: int) -> float:
 
 @torch.inference_mode()
 def compute(model: Any, here: Any, batch: int) -> None:
-    """All batches through the one layer, as often as there are layers."""
+    """Run all batches through the one layer, once per layer of the model."""
     for ids_BT, mask_BT in here.texts.calibration().batches(batch):
         way = layerwise.start_forward(model, inputs.model_inputs(model, ids_BT, mask_BT))
         h_BTD = way.h_BTD
@@ -174,7 +177,7 @@ def compute(model: Any, here: Any, batch: int) -> None:
 
 
 def compare(metric: Angular, here: Any, checkpoint: Checkpoint, streamed: Scores) -> None:
-    """Score the whole model in memory and say how far the numbers are apart."""
+    """Score the whole model in memory and print the largest difference."""
     model = checkpoint.load(None, quantise="none", dtype="bfloat16", device=here.device)
     here.dense.streaming, here.dense = False, lambda: model
     whole, seconds = timed(lambda: metric(here))

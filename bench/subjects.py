@@ -1,4 +1,4 @@
-"""What `bench/scores.py` scores: a model of conf/ with its text, or a random one of a true shape, made on the spot."""
+"""Subjects of `bench/scores.py`: a model of conf/ with its text, or a random one of a true shape, created locally."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from depthcut.config import experiment, methods
+from depthcut.config import build, methods
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric import Metric
 from depthcut.model.decoder import layers as decoder_layers
@@ -26,7 +26,7 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_attention_heads": 32,
         "vocab_size": 32000,
     },
-    "tiny": {  # to see it work anywhere
+    "tiny": {  # a smoke test for any machine
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 6,
@@ -34,21 +34,21 @@ SHAPES: dict[str, dict[str, int]] = {
         "vocab_size": 256,
     },
 }
-# What is measured beside, or in place of, a metric's defaults.
+# Variants to measure in addition to, or instead of, a metric's defaults.
 VARIANTS: dict[str, list[dict[str, Any]]] = {"angular": [{"token": "last"}, {"token": "all"}]}
 
 
 def of_config(model: str, sequences: int | None, tokens: int | None, overrides: list[str]) -> Any:
-    """A run as run.py sets it up; ``None`` leaves the calibration text as the config has it."""
+    """Return a run as run.py sets it up; ``None`` keeps the config's calibration text."""
     asked = [f"outputs={ROOT / 'outputs'}", f"model={model}", "eval=[loss]", "stream=never"]
     asked += [f"data.calibration.sequences={sequences}"] if sequences else []
     asked += [f"data.calibration.length={tokens}"] if tokens else []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return open_run(experiment.build_experiment(compose("config", overrides=[*asked, *overrides])))
+        return open_run(build.build_experiment(compose("config", overrides=[*asked, *overrides])))
 
 
 def of_shape(name: str, sequences: int | None, tokens: int | None) -> Any:
-    """A subject around a random bfloat16 model and random tokens (64 x 1024)."""
+    """Return a subject with a random bfloat16 model and random tokens (64 x 1024)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     llama = LlamaConfig(**SHAPES[name])  # pyright: ignore[reportArgumentType]
     torch.manual_seed(0)
@@ -62,14 +62,14 @@ def of_shape(name: str, sequences: int | None, tokens: int | None) -> Any:
 
 
 def shorter(here: Any, tokens: int) -> Any:
-    """The same subject with the first sequences of its text, ``tokens`` tokens or a little less, one at least."""
+    """Return the subject with the first sequences of its text: at most ``tokens`` tokens, at least one row."""
     text = here.texts.calibration()
     few = text.first(max(1, int((text.lengths.cumsum() <= tokens).sum())))
     return Standalone.of(here.dense, few)
 
 
 def metrics(names: str | None) -> list[tuple[str, dict[str, Any]]]:
-    """All metrics of conf/metric, or only the ``names``, each with the knobs in which it differs from its file.
+    """Return all metrics of conf/metric, or only the ``names``, each with the options that differ from its file.
 
     Raises:
         ValueError: if there is no such metric.
@@ -77,12 +77,12 @@ def metrics(names: str | None) -> list[tuple[str, dict[str, Any]]]:
     there = sorted(path.stem for path in (ROOT / "conf" / "metric").glob("*.yaml"))
     wanted = names.split(",") if names else there
     if strangers := [name for name in wanted if name not in there]:
-        raise ValueError(f"--metrics: no metric {strangers[0]!r}; there are: {', '.join(there)}")
+        raise ValueError(f"--metrics: no metric {strangers[0]!r}; available: {', '.join(there)}")
     return [(name, knobs) for name in there if name in wanted for knobs in VARIANTS.get(name, [{}])]
 
 
 def built(name: str, knobs: dict[str, Any], here: Any) -> Metric:
-    """The metric with its defaults and ``knobs``; least squares in a wide model is given the tokens that it needs."""
+    """Return the metric with its defaults and ``knobs``; least squares gets the tokens that its width needs."""
     node = yaml.safe_load((ROOT / "conf" / "metric" / f"{name}.yaml").read_text(encoding="utf-8"))
     if name == "linearity":
         width = decoder_layers.text_config(here.dense.config).hidden_size

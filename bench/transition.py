@@ -1,10 +1,10 @@
-"""The transition estimator on curves whose transition is known: how often its intervals hold it, how often it errs.
+"""The transition estimator on curves with a known transition: coverage of its intervals, and its error rates.
 
     python bench/transition.py              500 draws of each kind, in a minute
 
-Curves are like those of real studies: 11 cuts of 5 to 80 % or 6 of them, tasks of 100 to 2,000 questions, accuracies by
-binomial draws. Falls may be sharper than the fractions are dense. Of the curves without a transition some are flat, and
-some jump about between chance and dense, far beyond the errors of their points.
+The curves resemble real studies: 11 or 6 cuts of 5 to 80 %, tasks of 100 to 2,000 questions, accuracies by
+binomial draws. Falls may be narrower than the spacing of the fractions. Some curves without a transition are flat, and
+some jump between chance and dense, far beyond the errors of their points.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from collections import Counter
 
 import numpy as np
 
-from depthcut.report import transition_fit
-from depthcut.report.transition_fit import CurveData
+from depthcut.report import transition_data, transition_fit
+from depthcut.report.transition_data import CurveData
 
 CHANCE, EDGE = 0.25, float(np.log(9))
 FRACTIONS = (np.linspace(0.05, 0.8, 11), np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.7]))
@@ -23,7 +23,7 @@ KINDS = ("falls", "flat", "noisy", "at chance", "slopes")
 
 
 def draw(kind: str, chance: np.random.Generator) -> tuple[CurveData, float, float]:
-    """A curve as it would be measured; its midpoint and its scale, of which ``falls`` alone has any."""
+    """Draw a measured curve, with its midpoint and scale, which only ``falls`` has."""
     fraction = FRACTIONS[chance.integers(len(FRACTIONS))]
     questions = QUESTIONS[chance.integers(len(QUESTIONS))]
     dense = chance.uniform(0.5, 0.8)
@@ -43,7 +43,7 @@ def draw(kind: str, chance: np.random.Generator) -> tuple[CurveData, float, floa
 
 
 def trial(kind: str, draws: int, seed: int = 0) -> Counter[str]:
-    """How often a transition is seen in ``draws`` curves of a kind, and how often each interval holds the truth."""
+    """Count the transitions seen in ``draws`` curves of a kind, and the intervals that contain the truth."""
     chance, found = np.random.default_rng(seed), Counter[str]()
     for number in range(draws):
         curve, middle, scale = draw(kind, chance)
@@ -67,11 +67,11 @@ def main() -> None:
         start = time.monotonic()
         found = trial(kind, draws)
         took = (time.monotonic() - start) / draws
-        line = f"{kind}: seen in {found['seen']} of {draws}, {1000 * took:.0f} ms a curve; "
+        line = f"{kind}: seen in {found['seen']} of {draws}, {1000 * took:.0f} ms per curve; "
         for name in ("midpoint", "onset", "width") if kind == "falls" else ():
             held, off, long = (found[each] / found["seen"] for each in (name, f"{name} off", f"{name} long"))
-            line += f"{name}: held in {held:.1%}, mean error {off:.3f}, mean length {long:.3f}; "
-        print(line, {why: found[why] for why in transition_fit.REASONS if found[why]})
+            line += f"{name}: covered in {held:.1%}, mean error {off:.3f}, mean length {long:.3f}; "
+        print(line, {why: found[why] for why in transition_data.REASONS if found[why]})
 
 
 if __name__ == "__main__":

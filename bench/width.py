@@ -1,12 +1,12 @@
-"""LoRAPrune's criterion: how far it agrees with the exact one, and what memory and time each takes.
+"""LoRAPrune's criterion: its agreement with the exact one, and the memory and time of each.
 
 python bench/width.py                                   agreement: SmolLM2 on two cores, some minutes
 python bench/width.py --memory                          memory and time, in bf16: a minute
-python bench/width.py --memory heal=none model.quantise=nf4      on a base that has no other gradients
+python bench/width.py --memory heal=none model.quantise=nf4      on a base without other gradients
 
-Agreement: one backward pass gives the gradients of the weights and of the adapters on them; both criteria are made of
-that, group by group, each matrix brought to length one. Spearman's rho of FFN channels is a mean over the layers; that
-of KV groups, of which a layer has few, is over all layers at once. Memory: a process for each way of doing it.
+Agreement: one backward pass computes the gradients of the weights and of their adapters; both criteria use
+them, group by group, each matrix normalised. Spearman's rho of FFN channels is a mean over the layers; that
+of KV groups, of which a layer has few, is over all layers at once. Memory: one process per method.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from depthcut.model.surgery.width.groups import layer_groups
 
 WAYS = {"forward": "forward pass alone", "lora": "adapters' gradients", "full": "gradients of all weights"}
 
-# What is freed goes back to the system at once, so that its count of memory tells what is held.
+# Return freed memory to the system at once, so its count is accurate.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", default="8,32,128")
-    parser.add_argument("--steps", default="0,16", help="of AdamW on the adapters, before it is measured")
+    parser.add_argument("--steps", default="0,16", help="AdamW steps on the adapters before the measurement")
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--model", default="smollm2_135m")
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def agreement(asked: Any) -> Table:
-    """Both criteria on the same gradients, for each rank and number of steps."""
+    """Compare both criteria on the same gradients, for each rank and number of steps."""
     table = Table(title=f"{asked.model}, {asked.sequences} sequences of at most {asked.length} tokens")
     for head in ("rank", "steps", "channels: rho", "lowest", "same half", "KV groups: rho", "same least"):
         table.add_column(head, justify="right")
@@ -85,13 +85,13 @@ def agreement(asked: Any) -> Table:
 
 
 def training(run: Any) -> Iterator[Any]:
-    """Batches of the validation text, which is not what is measured on."""
+    """Return batches of the validation text, which is not used for the comparison."""
     while True:
         yield from run.texts.validation().batches(4)
 
 
 def adapted(model: nn.Module, rank: int) -> Any:
-    """The model with adapters on the linear layers of its decoder layers, as healing puts them."""
+    """Return the model with adapters on the linear layers of its decoder layers, as in healing."""
     stem = layers.layer_prefix(model)
     names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and name.startswith(stem)]
     torch.manual_seed(0)
@@ -99,7 +99,7 @@ def adapted(model: nn.Module, rank: int) -> Any:
 
 
 def grads(model: Any, batches: list[Any], weights: bool = False) -> None:
-    """Gradients of the mean loss over all tokens; of the weights under the adapters too where asked."""
+    """Compute the gradients of the mean loss over all tokens, optionally also of the weights under the adapters."""
     model.zero_grad()
     for name, parameter in model.named_parameters():
         held = parameter.is_floating_point() and ".base_layer.weight" in name
@@ -112,7 +112,7 @@ def grads(model: Any, batches: list[Any], weights: bool = False) -> None:
 
 
 def compared(model: Any) -> list[str]:
-    """How the two criteria agree."""
+    """Return the agreement of the two criteria."""
     ours: dict[str, list[Tensor]] = {"heads": [], "channels": []}
     exact: dict[str, list[Tensor]] = {"heads": [], "channels": []}
     for layer in layers.layer_list(model):
@@ -135,19 +135,19 @@ def compared(model: Any) -> list[str]:
 
 
 def taylor(linear: Any, axis: int, count: int) -> Tensor:
-    """The exact criterion's sums over groups: ``[dL/dW_ij (W + BA)_ij]^2``."""
+    """Return the exact criterion's sums over groups: ``[dL/dW_ij (W + BA)_ij]^2``."""
     whole_OI = linear.base_layer.weight + linear.get_delta_weight("default")
     each_OI = (whole_OI * linear.base_layer.weight.grad).detach().double().square()
     return each_OI.sum(1 - axis).view(count, -1).sum(1)
 
 
 def rho(a: Tensor, b: Tensor) -> float:
-    """Spearman's."""
+    """Return Spearman's rho."""
     return float(spearmanr(a.numpy(), b.numpy()).statistic)  # pyright: ignore
 
 
 def lowest(worth_G: Tensor) -> set[int]:
-    """The half of the groups that is worth least."""
+    """Return the least important half of the groups."""
     return set(worth_G.argsort()[: len(worth_G) // 2].tolist())
 
 
@@ -155,8 +155,8 @@ def lowest(worth_G: Tensor) -> set[int]:
 
 
 def memory() -> Table:
-    """A row for each way, each in a process of its own."""
-    table = Table(title="One sequence, the decoder without its head: memory beside the weights, processor seconds")
+    """Measure each method in a separate process."""
+    table = Table(title="One sequence, the decoder without its head: memory in addition to the weights, CPU seconds")
     for head in ("", "gradients, MB", "peak, MB", "forward and backward, s", "criterion, s"):
         table.add_column(head, justify="right")
     for way, words in WAYS.items():
@@ -173,7 +173,7 @@ def memory() -> Table:
 
 
 def spent(asked: Any) -> dict[str, float]:
-    """What one way takes: bytes of gradients, the peak beside the weights, processor seconds of the second round."""
+    """Return the bytes of gradients, the peak in addition to the weights, and the CPU seconds of the second round."""
     run = subjects.of_config(asked.model, asked.sequences, asked.length, asked.overrides)
     model = run.dense.whole().requires_grad_(False)
     linears = [p for layer in layers.layer_list(model) for p in layer.modules() if isinstance(p, nn.Linear)]
@@ -200,7 +200,7 @@ def spent(asked: Any) -> dict[str, float]:
 
 
 def criteria(way: str, model: nn.Module, linears: list[nn.Linear]) -> None:
-    """What each group is worth, by the adapters or exactly."""
+    """Return the importance of each group, by the adapters or exactly."""
     if way == "lora":
         for layer in layers.layer_list(model):
             _ = [criterion.group_importance(layer, known) for known in layer_groups(layer).values()]
@@ -211,13 +211,13 @@ def criteria(way: str, model: nn.Module, linears: list[nn.Linear]) -> None:
 
 
 def now() -> int:
-    """Bytes of memory that this process holds; its peak counts from here."""
+    """Return the memory of this process in bytes, and reset its peak."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return memory_of("VmRSS")
 
 
 def memory_of(word: str) -> int:
-    """A number of bytes that Linux has of this process: VmRSS, or VmHWM, the most it has held."""
+    """Return a memory number of this process from Linux: VmRSS, or its peak VmHWM."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(word)).split()[1])
 

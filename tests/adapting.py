@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from depthcut.cut.plan import Plan
 from depthcut.data.text.parts import GivenText
 from depthcut.data.text.tokens import Tokens
-from depthcut.heal.training import adapters
+from depthcut.heal.training import adapter_modules
 from depthcut.heal.training.lightning_module import Healing
 from depthcut.heal.training.objective import next_token_loss
 from depthcut.model.decoder import layers, sublayers
@@ -40,7 +40,7 @@ def pruned(model, plan: Plan):
 
 def pruned_and_adapted(model, plan: Plan, seed: int, recipe=ABOVE):
     torch.manual_seed(seed)
-    adapted = adapters.add_adapters(pruned(model, plan), recipe, plan).eval()
+    adapted = adapter_modules.add_adapters(pruned(model, plan), recipe, plan).eval()
     return randomise_lora_b(adapted, std=0.1)
 
 
@@ -52,7 +52,7 @@ def adapted_layers(adapted) -> set[int]:
 
 def adapted(dtype: torch.dtype) -> torch.nn.Module:
     torch.manual_seed(0)
-    model = adapters.add_adapters(pico("llama", layers=4).to(dtype), RECIPE, Plan(4, ()))
+    model = adapter_modules.add_adapters(pico("llama", layers=4).to(dtype), RECIPE, Plan(4, ()))
     return randomise_lora_b(model, std=0.1)
 
 
@@ -61,7 +61,7 @@ def adapted_nf4(device: str, dtype: Dtype) -> torch.nn.Module:
     files = Pico(layers=4, hidden=64, heads=2, seed=0, quantise="nf4", dtype=dtype, separator=None, heal=heal)
     with TemporaryDirectory() as cache:
         base = files.open(Path(cache)).load(None, quantise="nf4", dtype=dtype, device=device)
-    return adapters.add_adapters(base, RECIPE, Plan(4, ()))
+    return adapter_modules.add_adapters(base, RECIPE, Plan(4, ()))
 
 
 def adapted_everywhere(model: Any) -> Any:

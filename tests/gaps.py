@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.model.decoder import layers
 from depthcut.model.pico import byte_tokenizer
 from depthcut.study.run import Run, open_run
@@ -38,7 +38,7 @@ def opened(folder: Path, model: PreTrainedModel, *knobs: str) -> Run:
     sizes = ["data.calibration.sequences=60", "data.validation.sequences=8"]
     sizes += ["data.calibration.length=32", "data.validation.length=32", "model.heal.length=32"]
     base = [f"outputs={folder}/outputs", "model=local", f"model.path={folder}/model", "model.dtype=float32"]
-    return open_run(experiment.build_experiment(composed(*base, "data=files", *paths, *sizes, "eval=[loss]", *knobs)))
+    return open_run(build.build_experiment(composed(*base, "data=files", *paths, *sizes, "eval=[loss]", *knobs)))
 
 
 @torch.no_grad()

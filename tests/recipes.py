@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.heal.distill import Distill
 from depthcut.heal.lora import Lora
 from depthcut.heal.training.batches import MicroBatch
@@ -40,7 +40,7 @@ AUTO = dataclasses.replace(RECIPE, steps=6, batch=4, micro_batch="auto", recompu
 
 
 def distill_recipe(**changes) -> Distill:
-    heal = experiment.build_experiment(composed("model=pico", "heal=distill")).heal
+    heal = build.build_experiment(composed("model=pico", "heal=distill")).heal
     return dataclasses.replace(heal, top_k=16, **changes)
 
 

@@ -11,12 +11,12 @@ import torch
 from omegaconf import OmegaConf
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.heal.lora import Lora
 from depthcut.heal.qlora import QLora
 from depthcut.model.surgery.sizes import ModelSize
 from depthcut.runtime.devices import GIB
-from depthcut.study import auto_quantise
+from depthcut.study import auto_quantise, memory_estimate
 from depthcut.study.run import Run, open_run
 from running import ENVIRONMENT, ROOT
 
@@ -26,7 +26,7 @@ AUTO = ("model.quantise=auto", "heal=qlora", "heal.length=512", "heal.batch=8")
 
 def opened(folder: Path, *words: str, recipe: tuple[str, ...] = AUTO) -> Run:
     """Open a run without choosing its base."""
-    x = experiment.build_experiment(composed(*MODEL, *recipe, f"outputs={folder}", *words))
+    x = build.build_experiment(composed(*MODEL, *recipe, f"outputs={folder}", *words))
     cache = folder / "cache"
     return Run(experiment=x, checkpoint=x.model.open(cache), cache=cache, study=folder / x.name)
 
@@ -43,7 +43,7 @@ def test_16_bit_weights_stay_when_they_fit(tmp_path: Path) -> None:
     here = opened(tmp_path)
     assert [chosen(here, gib) for gib in (None, 1.01, 1.5, 80)] == ["none", "nf4", "nf4", "none"]
     said = choose(here, 80 * GIB)["why"]
-    assert said.startswith("bfloat16 fits, with about ") and said.endswith(" of 80.0, and is quicker than 4 bits")
+    assert said.startswith("bfloat16 fits, with about ") and said.endswith(" of 80.0 GiB, and is faster than 4 bits")
 
 
 def test_quantisation_starts_at_the_planners_memory_limit(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_live_teacher_counts_towards_memory(tmp_path: Path) -> None:
     words = ("heal=distill", "heal.length=512", "model.hidden=512", "heal.batch=1")
     live, cached = (opened(tmp_path, *words, f"heal.teacher={how}") for how in ("live", "cached"))
     needs = [
-        auto_quantise.MemoryEstimate.of(
+        memory_estimate.MemoryEstimate.of(
             auto_quantise.with_quantise(each.experiment, "none"), each.checkpoint, 8 * GIB
         ).need
         for each in (live, cached)
@@ -103,17 +103,17 @@ def test_auto_choice_equals_explicit_setting(tmp_path: Path, heal: str, base: An
     cfg = composed(*MODEL, *AUTO, f"heal={heal}", "heal.optimiser=adamw", f"outputs={tmp_path}")
     OmegaConf.update(cfg, "model.quantise", base)
     OmegaConf.update(cfg, "heal._target_", f"depthcut.heal.{word}.{kind.__name__}")
-    asked = open_run(experiment.build_experiment(cfg))
-    again = open_run(experiment.build_experiment(OmegaConf.create(x.composed)))  # as a job of a cluster reads it
+    asked = open_run(build.build_experiment(cfg))
+    again = open_run(build.build_experiment(OmegaConf.create(x.composed)))  # as a job of a cluster reads it
     assert asked.digest == again.digest == Run(x, here.checkpoint, here.cache, here.study).digest
 
 
 def test_cpu_run_uses_unquantised_weights_and_reports_it(tmp_path: Path) -> None:
-    here = open_run(experiment.build_experiment(composed(*MODEL, *AUTO, f"outputs={tmp_path}")))
-    assert here.settled == "model.quantise=auto: none here; it runs on no GPU"
+    here = open_run(build.build_experiment(composed(*MODEL, *AUTO, f"outputs={tmp_path}")))
+    assert here.settled == "model.quantise=auto: none; no GPU is used"
     assert here.experiment.model.quantise == "none"
     assert isinstance(here.experiment.heal, Lora)
-    given = open_run(experiment.build_experiment(composed(*MODEL, *AUTO, f"outputs={tmp_path}", "model.quantise=nf4")))
+    given = open_run(build.build_experiment(composed(*MODEL, *AUTO, f"outputs={tmp_path}", "model.quantise=nf4")))
     assert (given.settled, given.experiment.model.quantise) == ("", "nf4")
 
 
@@ -125,9 +125,11 @@ def test_cached_choice_needs_no_torch(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from composing import composed
+from depthcut.config import build
 from depthcut.config import experiment
+from depthcut.study import memory_estimate
 from depthcut.study import auto_quantise
-x = experiment.build_experiment(composed(*{words!r}))
+x = build.build_experiment(composed(*{words!r}))
 cache = Path({str(here.cache)!r})
 print(auto_quantise.choose_base(x, x.model.open(cache), cache, {8 * GIB}), "torch" in sys.modules)
 """

@@ -39,7 +39,7 @@ def test_scores_times_naive_metric_and_greedy_rounds(tmp_path):
 def test_unknown_metric_lists_the_choices():
     done = run_bench("choosing.py", "--metrics", "beauty")
     assert done.returncode == 2
-    assert "no metric 'beauty'; there are: angular," in done.stderr.splitlines()[-1]
+    assert "no metric 'beauty'; available: angular," in done.stderr.splitlines()[-1]
 
 
 def test_choosing_updates_tables_and_keeps_the_prose(tmp_path):

@@ -9,7 +9,8 @@ from builders import make_identity, subject, tokens
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric.angular import Angular
 from depthcut.metric.block_influence import BlockInfluence
-from depthcut.metric.passes.hidden_states import HiddenStates, pairwise_cosines, score_blocks, usable_tokens
+from depthcut.metric.passes.block_scores import pairwise_cosines, score_blocks, usable_tokens
+from depthcut.metric.passes.hidden_states import HiddenStates
 from depthcut.metric.update import Update
 from depthcut.study.standalone import Standalone
 from pico import pico

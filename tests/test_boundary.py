@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut.plan import Plan
 from depthcut.heal.boundary import Boundary
-from depthcut.heal.training import adapters, boundary
+from depthcut.heal.training import adapter_modules, boundary
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.fit import applied_layout
 from depthcut.heal.training.memory_plan import Layout
@@ -30,7 +30,7 @@ CUT = Plan(6, (2, 3))
 
 
 def recipe(**changes: Any) -> Boundary:
-    heal: Any = experiment.build_experiment(composed("model=pico", "heal=boundary")).heal
+    heal: Any = build.build_experiment(composed("model=pico", "heal=boundary")).heal
     return dataclasses.replace(heal, **changes)
 
 
@@ -45,7 +45,7 @@ def pruned(model: Any, plan: Plan) -> Any:
 def student(family: str = "llama", plan: Plan = CUT) -> Any:
     """Return a pruned model with random adapters."""
     torch.manual_seed(0)
-    adapted = adapters.add_adapters(pruned(pico(family), plan), recipe(), plan).eval()
+    adapted = adapter_modules.add_adapters(pruned(pico(family), plan), recipe(), plan).eval()
     return randomise_lora_b(adapted)
 
 
@@ -151,7 +151,7 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 
 def opened(*overrides: str) -> Run:
-    return open_run(experiment.build_experiment(composed(*UNHEALED, *SHORT, "heal=boundary", *overrides)))
+    return open_run(build.build_experiment(composed(*UNHEALED, *SHORT, "heal=boundary", *overrides)))
 
 
 def healed(here: Run, plan: Plan) -> dict[str, torch.Tensor]:
@@ -159,7 +159,7 @@ def healed(here: Run, plan: Plan) -> dict[str, torch.Tensor]:
     plan = here.decide(plan)
     with runlog.quiet_libraries():
         here.experiment.heal(here.experiment.replace(here.dense.load(plan), plan, here), plan, here)
-    return load_file(here.folder / "adapter" / adapters.ADAPTER_FILE)
+    return load_file(here.folder / "adapter" / adapter_modules.ADAPTER_FILE)
 
 
 def losses(here: Run) -> list[float]:
@@ -226,7 +226,7 @@ def test_healing_below_the_cut_excludes_shared_healed_passes(corpus, tmp_path):
     """The curve launcher's shared healed pass is for adapters above the cut."""
     assert not curve.heals_above_cut(opened(*corpus, f"outputs={tmp_path}"))
     lora = composed(*UNHEALED, *corpus, f"outputs={tmp_path}", "heal=lora", "heal.layers=after_cut")
-    assert curve.heals_above_cut(open_run(experiment.build_experiment(lora)))
+    assert curve.heals_above_cut(open_run(build.build_experiment(lora)))
 
 
 def test_layers_above_the_cut_are_refused(corpus):
@@ -236,7 +236,7 @@ def test_layers_above_the_cut_are_refused(corpus):
 
 def test_digest_covers_only_settings_that_change_numbers():
     def name(*more: str) -> str:
-        x: Any = experiment.build_experiment(composed("model=pico", "heal=boundary", *more))
+        x: Any = build.build_experiment(composed("model=pico", "heal=boundary", *more))
         return store.content_digest(method_fields(x.heal))
 
     assert name() == name("heal.teacher=live") == name("heal.micro_batch=1")

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime.errors import UserError
 from pico import pico
@@ -118,7 +119,7 @@ KINDS = ("t5", "vit", "clip", "nobody", "", None, 3, ["llama"])
 BROKEN: dict[str, tuple[Do, str | None]] = {
     **{f"layers {value!r}": (config(num_hidden_layers=value), "num_hidden_layers") for value in (*COUNTS, None, 9)},
     **{f"{key} {value!r}": (config(**{key: value}), key) for key in SIZES for value in (0, -4, "8", 8.5, True, 10**12)},
-    **{f"{key} of another size": (config(**{key: 300}), "its config wants") for key in SIZES[2:5]},
+    **{f"{key} of another size": (config(**{key: 300}), "its config requires") for key in SIZES[2:5]},
     **{f"kind {kind!r}": (config(model_type=kind), str(kind)) for kind in KINDS[:4]},
     **{f"kind {kind!r}": (config(model_type=kind), "model_type") for kind in KINDS[4:]},
     "no kind": (config(model_type=...), "model_type"),
@@ -129,9 +130,9 @@ BROKEN: dict[str, tuple[Do, str | None]] = {
     "rope scaling text": (config(rope_scaling="yarn"), "rope_scaling"),
     "text part a list": (config(text_config=[1]), "text_config"),
     "text part text": (config(text_config="x"), "text_config"),
-    "quantisation text": (config(quantization_config="fp8"), "quantised already"),
+    "quantisation text": (config(quantization_config="fp8"), "already quantised"),
     "quantised": (config(quantization_config={"quant_method": "gptq"}), "gptq"),
-    "compressed": (config(compression_config={"format": "pack"}), "quantised already"),
+    "compressed": (config(compression_config={"format": "pack"}), "already quantised"),
     "pad outside": (config(pad_token_id=999), "pad_token_id"),
     "pad text": (config(pad_token_id="x"), "pad_token_id"),
     "norm text": (config(rms_norm_eps="x"), "rms_norm_eps"),
@@ -144,7 +145,7 @@ BROKEN: dict[str, tuple[Do, str | None]] = {
     "config nested": (text(CONFIG, NESTED), "nested too deeply"),
     "config nested less": (config(deep=DEEP), "nested more than 50"),
     "config empty": (text(CONFIG, ""), CONFIG),
-    "config a list": (text(CONFIG, "[]"), "no JSON object"),
+    "config a list": (text(CONFIG, "[]"), "not a JSON object"),
     "config no UTF-8": (text(CONFIG, b'{"a": "\xff"}'), CONFIG),
     "config missing": (gone(CONFIG), CONFIG),
     "config a folder": (both(gone(CONFIG), lambda folder: (folder / CONFIG).mkdir()), CONFIG),
@@ -157,7 +158,7 @@ BROKEN: dict[str, tuple[Do, str | None]] = {
     "kernel of the hub, internal": (config(_attn_implementation_internal="owner/repo"), None),
     "experts of the hub": (config(_experts_implementation="owner/repo"), None),
     "code beside": (config(auto_map={"AutoConfig": "own.Own"}), None),
-    "code alone": (config(auto_map={"AutoConfig": "own.Own"}, model_type="own"), "code of its own"),
+    "code alone": (config(auto_map={"AutoConfig": "own.Own"}, model_type="own"), "remote code"),
     "several prediction layers": (config(num_nextn_predict_layers=1), None),
     "architectures a number": (config(architectures=3), "architectures"),
     "dtype unknown": (config(dtype="float3"), "dtype"),
@@ -188,7 +189,7 @@ BROKEN: dict[str, tuple[Do, str | None]] = {
     "stranger": (adding("model.stranger.weight", 3), None),
     "stranger without end": (adding("model.layers.99999999999999999999.weight", 3), None),
     **{
-        f"{kind} stored": (stored(kind), "quantised already")
+        f"{kind} stored": (stored(kind), "already quantised")
         for kind in (torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2, torch.bool)
     },
     "half precision stored": (stored(torch.float16), None),

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut.plan import Plan
 from depthcut.study import card, export
 from depthcut.study.run import open_run
@@ -19,7 +19,7 @@ APACHE = "Apache License\n  Version 2.0, January 2004\n"
 @pytest.fixture(scope="module")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("card")
-    return experiment.build_experiment(composed("model=pico")).model.open(cache).files.folder
+    return build.build_experiment(composed("model=pico")).model.open(cache).files.folder
 
 
 def carded(pico: Path, tmp_path: Path, files: dict[str, str], base: str = "") -> tuple[dict, str]:
@@ -35,7 +35,7 @@ def carded(pico: Path, tmp_path: Path, files: dict[str, str], base: str = "") ->
     for name, text in files.items():
         (folder / name).write_text(text)
     words = ("model=local", f"model.path={folder}", f"outputs={tmp_path}/o", "prune=plan", "prune.drop=[2-3]")
-    here = open_run(experiment.build_experiment(composed(*words, "data/train=hub", "data.train.dataset=owner/texts")))
+    here = open_run(build.build_experiment(composed(*words, "data/train=hub", "data.train.dataset=owner/texts")))
     here.numbers = {
         "pruned/validation/loss": 4.25,
         "pruned/validation/loss_stderr": 0.125,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from depthcut.record import state
-from depthcut.runtime import store
+from depthcut.runtime import verified
 from running import PICO, run, start, text_files
 
 KILLS = int(os.environ.get("DEPTHCUT_KILLS", "20"))
@@ -99,7 +99,7 @@ def sound(path: Path) -> bool:
     """Tell whether the point of a record is still done after the damage."""
     return (
         state.read_record(path.parent) is not None
-        and store.size_fault(path.parent / "adapter", path.parent.name) is None
+        and verified.size_fault(path.parent / "adapter", path.parent.name) is None
     )
 
 

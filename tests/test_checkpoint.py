@@ -20,10 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.decoder import layers, quantisation
 from depthcut.model.pico import byte_tokenizer
-from depthcut.runtime import store
+from depthcut.runtime import store, verified
 from depthcut.runtime.errors import UserError
 from pico import FAMILIES, SIZES, pico
 
@@ -305,20 +306,20 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "index cut": (change(INDEX, lambda old: old[:200]), INDEX),
     "index empty": (change(INDEX, lambda _: b"{}"), INDEX),
     "index without a tensor": (edit_json(INDEX, weight_map={"model.norm.weight": SHARD}), "of two versions"),
-    "index out of the folder": (rehome("../other/model.safetensors"), "no plain name"),
+    "index out of the folder": (rehome("../other/model.safetensors"), "not a plain safetensors file name"),
     "index to the wrong shard": (rehome(SHARD), "model.norm.weight"),
     "config missing": (lambda folder: (folder / "config.json").unlink(), "config.json"),
     "config cut": (change("config.json", lambda old: old[:50]), "config.json"),
     "config a list": (change("config.json", lambda _: b"[]"), "config.json"),
-    "config of another shape": (edit_json("config.json", intermediate_size=112), "wants model.layers.0.mlp"),
-    "config of another depth": (edit_json("config.json", num_hidden_layers=9), "all of the 9 layers"),
+    "config of another shape": (edit_json("config.json", intermediate_size=112), "requires model.layers.0.mlp"),
+    "config of another depth": (edit_json("config.json", num_hidden_layers=9), "all 9 layers"),
     "config of an unknown model": (edit_json("config.json", model_type="nobody"), "nobody"),
     "config with code": (
         edit_json("config.json", model_type="own", auto_map={"AutoConfig": "own.Own"}),
-        "code of its own, which is never run",
+        "it requires remote code, which is never run",
     ),
     "config of two stacks": (edit_json("config.json", model_type="t5"), "an encoder-decoder"),
-    "quantised already": (edit_json("config.json", quantization_config={"quant_method": "gptq"}), "gptq"),
+    "already quantised": (edit_json("config.json", quantization_config={"quant_method": "gptq"}), "gptq"),
     "head missing": (
         change(INDEX, lambda old: json.dumps({"weight_map": without(old, "lm_head.weight")}).encode()),
         "lm_head.weight",
@@ -349,15 +350,15 @@ def test_damaged_folder_fails_in_one_line_unmodified(fault: str, copy: Path) -> 
 
 def test_opening_detects_damage_in_shards_not_read(copy: Path) -> None:
     change(SHARD, lambda old: old[:-10])(copy)
-    with pytest.raises(ValueError, match=f"{SHARD} is cut short or damaged .*; delete .*{SHARD} and fetch it again"):
+    with pytest.raises(ValueError, match=f"{SHARD} is truncated or damaged .*; delete .*{SHARD} and download it again"):
         opened(copy)
 
 
 def test_flipped_bit_is_detected_with_a_manifest(copy: Path) -> None:
-    store.write_manifest(copy, copy.name)
+    verified.write_manifest(copy, copy.name)
     opened(copy).load(None, **PLAIN)
     flip(copy / SHARD)
-    with pytest.raises(ValueError, match=f"{SHARD} is cut short or damaged .its bytes are not those"):
+    with pytest.raises(ValueError, match=f"{SHARD} is truncated or damaged .its checksum differs"):
         opened(copy).load(None, **PLAIN)
 
 
@@ -365,7 +366,7 @@ def test_file_truncated_during_reading_is_reported(copy: Path) -> None:
     tensors = opened(copy).tensors(None)
     for file in copy.glob("*.safetensors"):
         change(file.name, lambda old: old[: len(old) // 2])(copy)
-    with pytest.raises(ValueError, match="cut short while it was read"):
+    with pytest.raises(ValueError, match="was truncated while it was read"):
         [tensor[...] for tensor in tensors.values()]
 
 
@@ -414,7 +415,8 @@ import psutil, torch, bitsandbytes
 from transformers import LlamaForCausalLM
 from depthcut.model.decoder import layers
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.cut.plan import Plan
 from depthcut.runtime.errors import UserError
 torch.set_num_threads(1)

@@ -4,7 +4,7 @@ import pytest
 
 from composing import ROOT, composed
 from depthcut import algorithm
-from depthcut.config import experiment
+from depthcut.config import build, experiment
 from depthcut.model.surgery.sizes import ModelSize
 from depthcut.report import methods
 from depthcut.runtime.errors import UserError
@@ -56,7 +56,7 @@ def test_model_alone_means_the_papers_setup(model):
     assert list(x.eval.harness.tasks) == ["mmlu@5", "boolq"] and x.eval.harness.limit is None
     assert x.eval.loss._target_ == "depthcut.eval.loss.Loss"
     assert (x.prune.frac, x.prune.keep_last, x.metric._target_) == (0.5, 1, "depthcut.metric.angular.Angular")
-    assert experiment.build_experiment(x).heal.warmup == 100
+    assert build.build_experiment(x).heal.warmup == 100
 
 
 @pytest.mark.parametrize("model", ["llama2_7b", "llama2_70b"])
@@ -66,7 +66,7 @@ def test_healing_tokens_match_the_paper(model):
 
 
 def test_default_config_is_the_demo():
-    x = experiment.build_experiment(composed())
+    x = build.build_experiment(composed())
     assert type(x.model).__name__ == "SmolLM2" and x.model.separator == "<|endoftext|>"
     assert x.prune.count(ModelSize(30)) == 8
     assert (x.stages, x.export) == (["dense", "pruned", "healed"], "merged")
@@ -108,7 +108,7 @@ def test_every_config_choice_builds_an_experiment(choice):
         "prune=greedy": ["metric=kl"],
         "prune=evolution": ["metric=kl"],
     }.get(choice, [])
-    assert isinstance(experiment.build_experiment(composed("model=pico", choice, *extra)), experiment.Experiment)
+    assert isinstance(build.build_experiment(composed("model=pico", choice, *extra)), experiment.Experiment)
 
 
 @pytest.mark.parametrize("group", ["metric", "prune", "replace", "heal"])
@@ -128,7 +128,7 @@ EXPERIMENTS = {  # metric, pruner, replacement, layers dropped of 30 and of 32
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("model", ["smollm2_135m", "llama2_7b"])
 def test_experiment_preset_matches_its_paper(name, model):
-    x = experiment.build_experiment(composed(f"experiment={name}", f"model={model}"))
+    x = build.build_experiment(composed(f"experiment={name}", f"model={model}"))
     found = tuple(type(each).__name__ for each in (x.metric, x.prune, x.replace))
     metric, prune, replace, of_30, of_32 = EXPERIMENTS[name]
     assert found == (metric, prune, replace)
@@ -147,25 +147,27 @@ def test_experiment_preset_matches_its_paper(name, model):
     ],
 )
 def test_training_text_length_equals_healing_length(overrides, length):
-    x = experiment.build_experiment(composed("model=pico", *overrides))
+    x = build.build_experiment(composed("model=pico", *overrides))
     assert x.data.train.length == length == getattr(x.heal, "length", length)
 
 
 def test_mismatched_training_text_length_is_refused():
-    said = r"data.train.length must be heal.length \(64\), got 512; set heal.length alone, which the text follows"
+    said = (
+        r"data.train.length must be heal.length \(64\), got 512; set only heal.length, which data.train.length follows"
+    )
     with pytest.raises(UserError, match=said):
-        experiment.build_experiment(composed("model=pico", "data.train.length=512"))
+        build.build_experiment(composed("model=pico", "data.train.length=512"))
 
 
 def test_shortened_llama_preset_matches_the_paper():
     for model in ("smollm2_135m", "llama2_7b"):
-        x = experiment.build_experiment(composed("experiment=shortened_llama", f"model={model}"))
+        x = build.build_experiment(composed("experiment=shortened_llama", f"model={model}"))
         assert (x.data.calibration.sequences, x.data.calibration.length) == (10, 128)
         assert (x.prune.keep_first, x.prune.keep_last, x.model.quantise) == (4, 2, "none")
         assert (x.heal.rank, x.heal.alpha, x.heal.lr, x.heal.dropout, x.heal.length) == (8, 16, 1e-4, 0.05, 256)
         assert x.eval.keys() == {"loss", "harness", "perplexity", "speed"}
         assert [*x.eval["perplexity"].named] == ["demo"]
-        cpt = experiment.build_experiment(composed("experiment=shortened_llama_cpt", f"model={model}"))
+        cpt = build.build_experiment(composed("experiment=shortened_llama_cpt", f"model={model}"))
         assert (type(cpt.heal).__name__, cpt.heal.lr, cpt.heal.betas, cpt.heal.weight_decay) == (
             "Full",
             1e-4,
@@ -181,12 +183,12 @@ def test_shortened_llama_preset_matches_the_paper():
 
 
 def test_shortened_llama_preset_accepts_overrides():
-    other = experiment.build_experiment(composed("experiment=shortened_llama", "metric=perplexity", "prune.frac=0.35"))
+    other = build.build_experiment(composed("experiment=shortened_llama", "metric=perplexity", "prune.frac=0.35"))
     assert type(other.metric).__name__ == "Perplexity" and other.prune.count(ModelSize(32)) == 11
 
 
 def test_evaluation_defaults_match_the_paper():
-    x = experiment.build_experiment(composed("eval=[loss,harness,perplexity,speed]"))
+    x = build.build_experiment(composed("eval=[loss,harness,perplexity,speed]"))
     texts = x.eval["perplexity"].named
     assert (x.eval["perplexity"].window, x.eval["perplexity"].bos, x.eval["perplexity"].batch) == (128, "first", 4)
     assert [(name, given["dataset"], given["split"]) for name, given in texts.items()] == [
@@ -198,12 +200,10 @@ def test_evaluation_defaults_match_the_paper():
 
 
 def test_flexigpt_ablation_drops_the_layers():
-    x = experiment.build_experiment(composed("experiment=flexigpt", "replace=none"))
+    x = build.build_experiment(composed("experiment=flexigpt", "replace=none"))
     assert type(x.replace).__name__ == "NoReplacement" and x.prune.count(ModelSize(30)) == 8
     assert (
-        experiment.build_experiment(
-            composed("experiment=flexigpt", "model=llama2_7b", "model.heal.rank=256")
-        ).replace.rank
+        build.build_experiment(composed("experiment=flexigpt", "model=llama2_7b", "model.heal.rank=256")).replace.rank
         == 256
     )
 
@@ -239,7 +239,7 @@ def test_experiment_runs_from_scoring_to_export(name, tmp_path):
     words = (f"outputs={tmp_path}/outputs", f"experiment={name}", *SMALL, *text_files(tmp_path), *LITTLE[name])
     if name == "shortened_llama":  # a text of the test's own, which is part of neither other
         words += (f"+eval.perplexity.texts.demo.paths=[{tmp_path}/corpus.jsonl]",)
-    x = experiment.build_experiment(composed(*words))
+    x = build.build_experiment(composed(*words))
     here = open_run(x)
     algorithm.run_experiment(x, here)
     assert here.plan and len(here.plan.drop) == x.prune.count(ModelSize(8))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.report import table
 from depthcut.runtime.errors import UserError
 from running import PICO, run, text_files
@@ -29,9 +29,9 @@ def test_control_is_a_shared_point(tmp_path: Path) -> None:
         assert record[f"control/{name}"] == control[f"healed/{name}"]
     assert "the dense model with the same healing: " in done.stdout and "control" in done.stdout
     alone = run(*words, "prune=plan", "prune.drop=[]", "stages=[healed]")
-    assert "done already" in alone.stderr
+    assert "already done" in alone.stderr
     again = run(*words, "stages=[pruned,healed]", "heal.control=true")
-    assert "done already" in again.stderr
+    assert "already done" in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ def test_control_is_a_shared_point(tmp_path: Path) -> None:
     [("heal.layers=after_cut",), ("heal.init_from=x",), ("heal=boundary",), ("heal=loraprune",)],
 )
 def test_control_needs_a_cut_and_a_healing_recipe(words: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match=r"^heal\.control=true heals a model without a cut, which heal"):
-        experiment.build_experiment(composed("model=pico", *words, "heal.control=true"))
+    with pytest.raises(UserError, match=r"^heal\.control=true heals the uncut model, which is incompatible with heal"):
+        build.build_experiment(composed("model=pico", *words, "heal.control=true"))
 
 
 DEMO = {"_target_": "depthcut.data.demo.Demo"}
@@ -52,9 +52,9 @@ DEMO = {"_target_": "depthcut.data.demo.Demo"}
         (
             (3.0, 6.0, 3.75),
             DEMO,
-            "of the loss that the cut had opened: 6.000 to 3.750 (in-domain text)",
+            "of the loss gap: 6.000 to 3.750 (in-domain text)",
         ),
-        ((3.0, 6.0, 3.75), {"_target_": "x"}, "healing closed 75% of the loss that the cut had opened: 6.000 to 3.750"),
+        ((3.0, 6.0, 3.75), {"_target_": "x"}, "healing closed 75% of the loss gap: 6.000 to 3.750"),
         ((3.0, 6.0, 2.5), DEMO, "6.000 to 2.500, below the dense model's 3.000 (in-domain text)"),
         ((3.0, 6.0, 6.5), DEMO, "healing raised the loss: 6.000 to 6.500 (in-domain text)"),
     ],

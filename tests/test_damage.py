@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from composing import composed
 from depthcut.cli.point import run_point
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.record import document, state
 from depthcut.report import study
 from depthcut.runtime import failures
@@ -42,7 +42,7 @@ class Study:
         self.outputs = folder / "outputs"
         shutil.copytree(whole[0] / "outputs", self.outputs)
         self.config = composed(f"outputs={self.outputs}", *COMMAND, *whole[1], "seed=0")
-        self.point = open_run(experiment.build_experiment(self.config)).folder
+        self.point = open_run(build.build_experiment(self.config)).folder
         (self.other,) = (path.parent for path in self.outputs.glob("main/*/record.json") if path.parent != self.point)
         self.wanted = numbers(self.point)
 
@@ -268,7 +268,7 @@ def test_deleted_export_is_written_again(damaged, loss):
     POINT(damaged.config)
     assert (damaged.point / "model/model.safetensors").read_bytes() == before
     (damaged.point / "model/model.safetensors").write_bytes(before[:-100])
-    assert recording.finished_record(open_run(experiment.build_experiment(damaged.config))) is None
+    assert recording.finished_record(open_run(build.build_experiment(damaged.config))) is None
 
 
 def test_one_failing_point_does_not_stop_others(whole, tmp_path):
@@ -292,7 +292,7 @@ def test_one_failing_point_does_not_stop_others(whole, tmp_path):
     done = run(*words, *texts, *spans, paths, "prune.layers=1")
     assert done.returncode == 1
     assert "pan/tokenizer.json: the library that reads it failed (" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: 1 of 2 points are done, 1 failed, 0 are left"), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: 1 of 2 points done, 1 failed, 0 remaining"), done.stderr
     (good,) = (path.parent for path in tmp_path.glob("out/main/*/record.json"))
     (pan,) = (path.parent for path in tmp_path.glob("out/main/*/failure.json"))
     (good / "record.json").unlink()
@@ -300,8 +300,8 @@ def test_one_failing_point_does_not_stop_others(whole, tmp_path):
     (pan.with_name(f".{pan.name}.lock")).unlink(missing_ok=True)
     (pan.with_name(f".{pan.name}.lock")).mkdir()
     studies = run(*words, *texts, *spans, paths, "prune.layers=1,2")
-    assert f".{pan.name}.lock must be a lock file, and is a folder: delete it" in studies.stderr
-    assert studies.stderr.splitlines()[-1].startswith("error: 1 of 4 points are done, 3 failed"), studies.stderr
+    assert f".{pan.name}.lock must be a lock file, but it is a folder: delete it" in studies.stderr
+    assert studies.stderr.splitlines()[-1].startswith("error: 1 of 4 points done, 3 failed"), studies.stderr
     assert f"{good}/record.json is damaged (a folder)" in studies.stderr
     assert "Traceback" not in studies.stderr and pan.exists()
 

@@ -19,7 +19,7 @@ from depthcut.data import text_fingerprint
 from depthcut.data.demo import Demo, read_articles, read_speeches, split_sections
 from depthcut.data.files import Files
 from depthcut.data.hub import Hub
-from depthcut.data.text import documents, limits
+from depthcut.data.text import characters, limits
 from depthcut.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -134,7 +134,7 @@ BOM = "\ufeff".encode()
 )
 @pytest.mark.parametrize("chunk", [7, 1 << 20])
 def test_text_encodings_give_the_same_documents(tmp_path, name, content, chunk, monkeypatch, caplog):
-    monkeypatch.setattr(documents, "CHUNK", chunk)
+    monkeypatch.setattr(characters, "CHUNK", chunk)
     (tmp_path / name).write_bytes(content)
     with caplog.at_level("INFO"):
         assert list(files([tmp_path / name], divider="\n====\n").documents(tmp_path)) == TEXTS
@@ -170,11 +170,11 @@ def test_non_regular_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     for name in ("pipe.jsonl", "zero.txt"):
-        with pytest.raises(UserError, match=rf"{name} is no regular file"):
+        with pytest.raises(UserError, match=rf"{name} is a device, pipe or socket"):
             files([tmp_path / name]).identity(tmp_path)
         (tmp_path / "set").mkdir(exist_ok=True)
         (tmp_path / name).rename(tmp_path / "set" / name)
-        with pytest.raises(UserError, match=rf"{name} is no regular file"):
+        with pytest.raises(UserError, match=rf"{name} is not a regular file"):
             hub(tmp_path / "set").identity(tmp_path)
         (tmp_path / "set" / name).unlink()
 
@@ -184,7 +184,7 @@ def test_endless_document_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("word " * 300_000)
     (tmp_path / "a.jsonl").write_text('{"text": "short"}\n{"text": "' + "x" * 1_100_000 + '"}')
     for name, where in (("a.txt", r"a\.txt"), ("a.jsonl", r"a\.jsonl, line 2")):
-        with pytest.raises(UserError, match=rf"{where} holds a document of more than 1 million characters"):
+        with pytest.raises(UserError, match=rf"{where} contains a document of more than 1 million characters"):
             list(files([tmp_path / name], divider="\n\n").documents(tmp_path))
 
 
@@ -225,7 +225,7 @@ def test_single_document_corpus_is_reported(tmp_path):
         except UserError as error:
             told.append(str(error))
     assert len(told) == 1
-    assert "is one document" in told[0] and "set divider to what stands between its documents" in told[0]
+    assert "is one document" in told[0] and "set divider to the text between its documents" in told[0]
 
 
 def test_span_without_documents_is_reported(tmp_path):
@@ -272,23 +272,27 @@ def test_identity_is_by_content(tmp_path):
     [
         ("a.txt", b"caf\xc3\xa9 caf\xe9", r"a\.txt is not UTF-8: byte 9 is 0xe9"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', r"a\.jsonl is not UTF-8: byte 24 is 0xff"),
-        ("a.txt", b"\n\n", r"a\.txt holds no text"),
-        ("a.jsonl", b"", r"a\.jsonl holds no text"),
-        ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', r"a\.jsonl, line 3 is no JSON: Expecting value"),
-        ("a.jsonl", b'["x"]\n', r"a\.jsonl, line 1 is no JSON object"),
-        ("a.jsonl", b'{"body": "x", "id": 1}\n', r"line 1 has no text in a field `text`; there are: body, id"),
-        ("a.jsonl", b'{"text": null}\n', r"a\.jsonl holds no text"),
-        ("a.jsonl", b'{"text": 7}\n', r"a\.jsonl, line 1: field `text` holds int, not text"),
-        ("a.jsonl", b'{"text": ' + b"7" * 6000 + b"}", r"a\.jsonl, line 1 cannot be read as JSON: .*has 6000 digits$"),
-        ("a.jsonl", b'{"text": ' + b"[" * 100_000, r"a\.jsonl, line 1 cannot be read as JSON: .*recursion"),
-        ("a.json", b'[{"text": "x"}]', r"a\.json, line 1 is no JSON object but a list; write one object a line"),
-        ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz is cut short or damaged"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n', mtime=0)[:-9], r"a\.jsonl\.gz is cut short or damaged"),
-        ("a.jsonl.zst", b"no zstandard", r"a\.jsonl\.zst is cut short or damaged"),
-        ("a.parquet.gz", b"x", r"no way to read \.gz"),
-        ("a.parquet", b"no parquet", r"a\.parquet is no parquet file"),
-        ("a.csv", b"text\nx", r"a\.csv: no way to read \.csv; \.txt, \.jsonl or \.parquet"),
-        ("a", b"x", r"no way to read a file without suffix"),
+        ("a.txt", b"\n\n", r"a\.txt contains no text"),
+        ("a.jsonl", b"", r"a\.jsonl contains no text"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', r"a\.jsonl, line 3 is not JSON: Expecting value"),
+        ("a.jsonl", b'["x"]\n', r"a\.jsonl, line 1 is a list, not a JSON object"),
+        ("a.jsonl", b'{"body": "x", "id": 1}\n', r"line 1 has no field `text`; its fields: body, id"),
+        ("a.jsonl", b'{"text": null}\n', r"a\.jsonl contains no text"),
+        ("a.jsonl", b'{"text": 7}\n', r"a\.jsonl, line 1: field `text` is int, not text"),
+        (
+            "a.jsonl",
+            b'{"text": ' + b"7" * 6000 + b"}",
+            r"a\.jsonl, line 1 cannot be parsed as JSON: .*has 6000 digits$",
+        ),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, r"a\.jsonl, line 1 cannot be parsed as JSON: .*recursion"),
+        ("a.json", b'[{"text": "x"}]', r"a\.json, line 1 is a list, not a JSON object; write one object per line"),
+        ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz is truncated or damaged"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n', mtime=0)[:-9], r"a\.jsonl\.gz is truncated or damaged"),
+        ("a.jsonl.zst", b"no zstandard", r"a\.jsonl\.zst is truncated or damaged"),
+        ("a.parquet.gz", b"x", r"cannot read \.gz"),
+        ("a.parquet", b"no parquet", r"a\.parquet is not a parquet file"),
+        ("a.csv", b"text\nx", r"a\.csv: cannot read \.csv, only \.txt, \.jsonl or \.parquet"),
+        ("a", b"x", r"cannot read a file without suffix"),
     ],
 )
 def test_bad_file_fails_in_one_line(tmp_path, name, content, message):
@@ -303,9 +307,9 @@ def test_missing_files_columns_and_folders(tmp_path):
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table({"body": ["x"], "text": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"has no column `words`; there are: body, text"):
+    with pytest.raises(ValueError, match=r"has no column `words`; its columns: body, text"):
         list(files([tmp_path / "a.parquet"], field="words").documents(tmp_path))
-    with pytest.raises(ValueError, match="column `text` holds int64, not text"):
+    with pytest.raises(ValueError, match="column `text` is int64, not text"):
         list(files([tmp_path / "a.parquet"]).documents(tmp_path))
     with pytest.raises(ValueError, match=r"no file at .*\*\.jsonl"):
         files([tmp_path / "*.jsonl"]).identity(tmp_path)
@@ -341,7 +345,7 @@ def test_missing_data_set_split_or_field_is_reported(tmp_path):
     write_jsonl(folder / "train.jsonl", TEXTS[:30])
     with pytest.raises(ValueError, match=r"could not read .*set tset \(.*tset.*\)"):
         list(hub(folder, split="tset").documents(tmp_path))
-    with pytest.raises(ValueError, match=r"train has no text in a field `words`; there are: id, text"):
+    with pytest.raises(ValueError, match=r"train has no field `words`; its fields: id, text"):
         list(hub(folder, field="words").documents(tmp_path))
 
 

@@ -8,16 +8,16 @@ import pytest
 from depthcut.runtime import disk, failures
 
 SAYS = {
-    errno.ENOSPC: "the disk is full (F): free some space and give the same command again",
+    errno.ENOSPC: "the disk is full (F): free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up (F): free some space",
     errno.EFBIG: "a file is too large for its disk or for `ulimit -f` (F): raise the limit",
-    errno.EIO: "the disk failed (input/output error) (F): check it, and give the same command again",
+    errno.EIO: "the disk failed (input/output error) (F): check it, and run the same command again",
     errno.ESTALE: "the network file system lost a file (F): wait until it answers",
     errno.EMFILE: "too many open files (F): raise `ulimit -n`",
     errno.ENAMETOOLONG: "a path is too long (F): choose a shorter outputs= or name=",
-    errno.ELOOP: "a link leads back to itself (F): delete it",
-    errno.EISDIR: "a folder is in the place of a file (F): move it away",
-    errno.EEXIST: "a file is in the place of a folder (F): move it away",
+    errno.ELOOP: "a link points to itself (F): delete it",
+    errno.EISDIR: "expected a file, found a folder (F): move it away",
+    errno.EEXIST: "expected a folder, found a file (F): move it away",
     errno.EACCES: "cannot write (F): Permission denied. Choose another folder with outputs=...",
     errno.EROFS: "cannot write (F): Read-only file system. Choose another folder with outputs=...",
     errno.ENOTDIR: "cannot write (F): Not a directory. Choose another folder with outputs=...",

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch.distributions import Categorical, kl_divergence
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import adapters, distill, objective, teacher
+from depthcut.heal.training import adapter_modules, distill, objective, teacher, topk_teacher
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.fit import applied_layout
 from depthcut.heal.training.memory_plan import Layout
@@ -32,7 +32,7 @@ CUT = Plan(8, (4, 5))
 def student(family: str = "llama", seed: int = 0) -> Any:
     """Return a pruned model with random adapters."""
     torch.manual_seed(seed)
-    adapted = adapters.add_adapters(
+    adapted = adapter_modules.add_adapters(
         pico(family, layers=3, seed=7), distill_recipe(rank=4, alpha=4.0), Plan(4, (2,))
     ).eval()
     return randomise_lora_b(adapted)
@@ -98,13 +98,13 @@ def test_identical_teacher_gives_zero_loss_and_gradient():
     z_NV = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)).requires_grad_()
     log_p_NV = z_NV.detach().log_softmax(-1)
     log_p_NK, ids_NK = log_p_NV.topk(9)
-    log_p_NC = torch.cat([log_p_NK, distill.remaining_log_prob(log_p_NV, ids_NK)], -1)
+    log_p_NC = torch.cat([log_p_NK, topk_teacher.remaining_log_prob(log_p_NV, ids_NK)], -1)
     loss = distill.topk_divergence(z_NV, ids_NK, log_p_NC).sum()
     assert abs(loss.item()) < 1e-5
     assert torch.autograd.grad(loss, z_NV)[0].abs().max() < 1e-6
     model = student()
     whole = distill.distill_objective(
-        distill.live_topk_teacher(model, distill_recipe(mix=1.0)), distill_recipe(mix=1.0)
+        topk_teacher.live_topk_teacher(model, distill_recipe(mix=1.0)), distill_recipe(mix=1.0)
     )(model, batch())
     text = objective.next_token_loss(model, batch())
     assert abs(whole.item()) < 1e-5
@@ -120,7 +120,7 @@ def test_loss_equals_the_formula_on_all_logits(family, mix, temperature):
         student(family),
         batch(),
     )
-    got = distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)(model, some).item()
+    got = distill.distill_objective(topk_teacher.live_topk_teacher(dense, heal), heal)(model, some).item()
     with torch.no_grad():
         z, t = (each(some.ids_BT).logits[:, :-1].double().flatten(0, 1).numpy() for each in (model, dense))
     p, q = softmax(t / temperature), softmax(z / temperature)
@@ -134,19 +134,19 @@ def test_loss_equals_the_formula_on_all_logits(family, mix, temperature):
 
 def test_gradient_equals_finite_differences():
     heal, model, some = distill_recipe(mix=0.5, temperature=2.0), student(), batch()
-    loss = distill.distill_objective(distill.live_topk_teacher(pico("llama", layers=4), heal), heal)
+    loss = distill.distill_objective(topk_teacher.live_topk_teacher(pico("llama", layers=4), heal), heal)
     towards = gradient(loss(model, some), model)
     assert slope(lambda: loss(model, some), model, towards) == pytest.approx(towards.norm().item(), rel=1e-2)
 
 
 def test_chunked_logits_give_the_same_gradient(monkeypatch):
     heal, dense, model, some = distill_recipe(mix=0.5), pico("llama", layers=4), student(), batch()
-    wanted = gradient(distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)(model, some), model)
+    wanted = gradient(distill.distill_objective(topk_teacher.live_topk_teacher(dense, heal), heal)(model, some), model)
     made: list[int] = []
     for each in (dense, objective.base_model(model)):
         each.lm_head.register_forward_hook(lambda _, __, logits: made.append(logits.shape[-2]))
     monkeypatch.setattr(objective, "CHUNK_BYTES", 5 * 4 * 128)
-    got = gradient(distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)(model, some), model)
+    got = gradient(distill.distill_objective(topk_teacher.live_topk_teacher(dense, heal), heal)(model, some), model)
     assert sorted(made) == [3, 3, *[5] * 12]  # 33 positions, of the student and of the teacher
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
 
@@ -154,7 +154,7 @@ def test_chunked_logits_give_the_same_gradient(monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recomputed_layers_give_the_same_gradient(family):
     heal, dense, some = distill_recipe(), pico(family, layers=4), batch()
-    loss = distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)
+    loss = distill.distill_objective(topk_teacher.live_topk_teacher(dense, heal), heal)
     model = student(family)
     wanted = gradient(loss(model, some), model)
     with applied_layout(model, Layout(3, 2, False)):
@@ -167,7 +167,7 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 
 def opened(*overrides: str) -> Run:
-    return open_run(experiment.build_experiment(composed(*UNHEALED, *SHORT, *overrides)))
+    return open_run(build.build_experiment(composed(*UNHEALED, *SHORT, *overrides)))
 
 
 def healed(here: Run, plan: Plan = CUT) -> dict[str, torch.Tensor]:
@@ -175,7 +175,7 @@ def healed(here: Run, plan: Plan = CUT) -> dict[str, torch.Tensor]:
     plan = here.decide(plan)
     with runlog.quiet_libraries():
         here.experiment.heal(here.dense.load(plan), plan, here)
-    return load_file(here.folder / "adapter" / adapters.ADAPTER_FILE)
+    return load_file(here.folder / "adapter" / adapter_modules.ADAPTER_FILE)
 
 
 def losses(here: Run) -> list[float]:
@@ -217,7 +217,7 @@ def test_teacher_cache_is_by_content(tmp_path, corpus):
 
     def blocks(*more: str) -> set[str]:
         here = opened(*corpus, "heal=distill", f"outputs={tmp_path}", "heal.batch=16", *more)
-        distill.cached_topk_teacher(here, here.experiment.heal)  # pyright: ignore
+        topk_teacher.cached_topk_teacher(here, here.experiment.heal)  # pyright: ignore
         return {path.parent.name for path in tmp_path.glob("cache/teacher/*/*.safetensors")}
 
     first = blocks("heal.steps=4")
@@ -230,7 +230,7 @@ def test_teacher_cache_is_by_content(tmp_path, corpus):
 def test_cached_rows_match_the_teacher_and_predicted_size(tmp_path, corpus):
     here = opened(*corpus, "heal=distill", f"outputs={tmp_path}", "heal.steps=10", "heal.top_k=9")
     heal: Any = here.experiment.heal
-    teach, dense = distill.cached_topk_teacher(here, heal), here.dense.whole()
+    teach, dense = topk_teacher.cached_topk_teacher(here, heal), here.dense.whole()
     text = here.texts.train()
     rows_B = torch.tensor([38, 3, 33])
     ids_BT = torch.from_numpy(text.ids[rows_B.numpy()].astype(np.int64))
@@ -278,7 +278,7 @@ def test_full_disk_is_refused_before_loading_the_teacher(tmp_path, corpus):
     def ready() -> Any:
         raise AssertionError
 
-    with pytest.raises(ValueError, match=r"heal\.teacher=cached needs \d+\.\d GiB .* free: take heal\.teacher=live"):
+    with pytest.raises(ValueError, match=r"heal\.teacher=cached needs \d+\.\d GiB .* free: use heal\.teacher=live"):
         teacher.cache_teacher_outputs(here, {"asked": "x"}, 2**60, "crossed", ready)
 
 
@@ -289,7 +289,7 @@ def test_teacher_loads_only_the_needed_layers(tmp_path, corpus):
 
 def test_teacher_that_does_not_fit_is_refused():
     with pytest.raises(
-        ValueError, match=r"the teacher takes \d+\.\d GiB beside the pruned model, .* free on cpu: take"
+        ValueError, match=r"the teacher needs \d+\.\d GiB in addition to the pruned model, .* free on cpu: use"
     ):
         teacher.check_teacher_memory(2**60, "cpu")
 
@@ -305,7 +305,7 @@ def test_teacher_that_does_not_fit_is_refused():
 )
 def test_invalid_option_is_one_line(more, line):
     with pytest.raises(ValueError, match=line) as told:
-        experiment.build_experiment(composed("model=pico", "heal=distill", more))
+        build.build_experiment(composed("model=pico", "heal=distill", more))
     assert "\n" not in str(told.value)
 
 
@@ -317,7 +317,7 @@ def test_top_k_above_the_vocabulary_is_refused(tmp_path, corpus):
 
 def test_digest_covers_only_settings_that_change_numbers():
     def name(*more: str) -> str:
-        x: Any = experiment.build_experiment(composed("model=pico", "heal=distill", *more))
+        x: Any = build.build_experiment(composed("model=pico", "heal=distill", *more))
         return store.content_digest(method_fields(x.heal))
 
     assert name() == name("heal.teacher=live") == name("heal.micro_batch=1")
@@ -347,4 +347,4 @@ def test_killed_run_ends_with_the_same_better_model(tmp_path, corpus):
 
 
 def weights_of(outputs: Path) -> bytes:
-    return next(outputs.glob(f"main/*/adapter/{adapters.ADAPTER_FILE}")).read_bytes()
+    return next(outputs.glob(f"main/*/adapter/{adapter_modules.ADAPTER_FILE}")).read_bytes()

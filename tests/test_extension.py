@@ -13,9 +13,9 @@ from adapting import train_briefly
 from comparing import assert_near
 from composing import composed
 from depthcut import algorithm
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import adapters
+from depthcut.heal.training import adapter_modules
 from depthcut.model.checkpoint import exported
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.surgery import gaps, shared
@@ -183,7 +183,7 @@ def test_adapters_begin_as_an_svd_of_zero(llama):
 def test_all_adapters_and_norms_train_nothing_else(llama, gain):
     _, long = extended(*llama, gain=gain)
     torch.manual_seed(0)
-    healed = adapters.add_adapters(long, RECIPE, WHOLE)
+    healed = adapter_modules.add_adapters(long, RECIPE, WHOLE)
     assert isinstance(healed, PeftModel)
     trained = {name: p for name, p in healed.named_parameters() if p.requires_grad}
     own = {name for name in trained if ".own_delta." in name or ".own_norm." in name}
@@ -199,9 +199,9 @@ def test_all_adapters_and_norms_train_nothing_else(llama, gain):
 @pytest.mark.parametrize(
     ("knobs", "words"),
     [
-        (["prune.layers=2"], "replace=extend adds layers to a whole model, and 2 are cut; take prune.layers=0"),
-        (["prune.layers=0", "replace.start=4"], "replace.start=4 replace.stop=-3 is no span of layers 0-5"),
-        (["prune.layers=0", "replace.stop=7"], "replace.start=3 replace.stop=7 is no span of layers 0-5"),
+        (["prune.layers=2"], "replace=extend adds layers to the whole model, but 2 are cut; use prune.layers=0"),
+        (["prune.layers=0", "replace.start=4"], "replace.start=4 replace.stop=-3 is not a span of layers 0-5"),
+        (["prune.layers=0", "replace.stop=7"], "replace.start=3 replace.stop=7 is not a span of layers 0-5"),
     ],
 )
 def test_invalid_extension_is_refused_before_reading_weights(knobs, words, llama):
@@ -212,8 +212,8 @@ def test_invalid_extension_is_refused_before_reading_weights(knobs, words, llama
 @pytest.mark.parametrize(
     ("family", "knobs", "words"),
     [
-        ("gemma2", {}, "norms what its halves give before it adds it; take replace.gain=null"),
-        ("qwen3_moe", {"gain": "null"}, r"Qwen3MoeDecoderLayer has mlp\.\S+; take another replace"),
+        ("gemma2", {}, "normalises its sublayers' outputs before adding them; use replace.gain=null"),
+        ("qwen3_moe", {"gain": "null"}, r"Qwen3MoeDecoderLayer has mlp\.\S+; use another replacement"),
     ],
 )
 def test_models_that_cannot_share_layers_are_refused(family, knobs, words, tmp_path):
@@ -235,7 +235,7 @@ SMALL = (*PICO, *EXPERIMENT, "data=files", "replace.order=sequence", "data.valid
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of workers, of its own dependencies
 def test_experiment_exports_and_counts_repeated_layers(tmp_path):
-    x = experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path)))
+    x = build.build_experiment(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path)))
     run = open_run(x)
     algorithm.run_experiment(x, run)
     kept = recording.write_record(run)
@@ -256,7 +256,7 @@ def test_experiment_exports_and_counts_repeated_layers(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_uncut_model_has_nothing_around_the_cut(tmp_path):
     for words in (("heal=boundary",), ("heal.layers=after_cut",), ("heal.layers=around_cut",)):
-        x = experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path), *words))
+        x = build.build_experiment(composed(f"outputs={tmp_path}/outputs", *SMALL, *text_files(tmp_path), *words))
         run = open_run(x)
         plan = Plan(8, ())
         long = x.replace(run.dense.load(plan), plan, run)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from adapting import adapted, adapted_nf4, gradient_of, workspace
 from comparing import relative_error
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import adapters, fit, lean_lora, memory_plan, objective
+from depthcut.heal.training import adapter_modules, fit, lean_lora, memory_plan, model_memory, objective
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.memory_plan import Layout, MemoryPlan
 from depthcut.heal.training.objective import next_token_loss
@@ -30,7 +30,7 @@ GIB = 2**30
 
 def healed(folder, recipe=AUTO, asked=next_token_loss) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    model = adapters.add_adapters(pico("llama", layers=2), recipe, Plan(2, ()))
+    model = adapter_modules.add_adapters(pico("llama", layers=2), recipe, Plan(2, ()))
     fit.fit_model(model, recipe, workspace(folder), asked)
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
@@ -164,8 +164,8 @@ def test_out_of_memory_retries_with_the_same_batches(save_every, tmp_path, caplo
     with caplog.at_level("INFO", "depthcut"):
         less = healed(tmp_path / "less", recipe, Sparse(1, 6))  # in the first step, and later on
     assert max(tensor_gap(whole, less).values()) < 1e-3  # 6e-5; without restarting step 1: 3e-2
-    told = [record.message for record in caplog.records if " a pass, " in record.message]
-    assert len(set(told)) == 3 and told[0].startswith("healing: 4 x 8 tokens a pass, 1 pass a step")
+    told = [record.message for record in caplog.records if " per pass, " in record.message]
+    assert len(set(told)) == 3 and told[0].startswith("healing: 4 x 8 tokens per pass, 1 pass per step")
     assert [record.levelname for record in caplog.records].count("WARNING") == 2
 
 
@@ -175,7 +175,9 @@ def test_curve_counts_the_tokens_read(tmp_path):
     rows = list(csv.DictReader((folder / "heal.csv").open()))
     assert [int(row["tokens"]) for row in rows] == [4 * 32, 8 * 32]
     said = (folder / "run.log").read_text()
-    assert "data.train: 8 sequences of 32 tokens" in said and "healing: 2 x 32 tokens a pass, 2 passes a step" in said
+    assert (
+        "data.train: 8 sequences of 32 tokens" in said and "healing: 2 x 32 tokens per pass, 2 passes per step" in said
+    )
 
 
 def tensor_gap(one, other) -> dict[str, float]:
@@ -184,7 +186,7 @@ def tensor_gap(one, other) -> dict[str, float]:
 
 
 def test_explicit_layout_is_not_changed(tmp_path):
-    with pytest.raises(ValueError, match=r"ran out of memory on cpu: take a heal\.micro_batch below 4"):
+    with pytest.raises(ValueError, match=r"ran out of memory on cpu: use a heal\.micro_batch below 4"):
         healed(tmp_path, dataclasses.replace(AUTO, micro_batch=4, recompute="none"), Sparse(2))
 
 
@@ -195,7 +197,7 @@ def test_non_finite_loss_keeps_last_finite_checkpoint(tmp_path):
         return next_token_loss(model, given) * (math.nan if next(calls) >= 3 else 1.0)
 
     recipe = dataclasses.replace(AUTO, steps=20, micro_batch=4, save_every=1)
-    with pytest.raises(ValueError, match=r"diverged: the loss is not finite from step 4 on; take a lower heal\.lr"):
+    with pytest.raises(ValueError, match=r"diverged: the loss is not finite since step 4; use a lower heal\.lr"):
         healed(tmp_path, recipe, falls)
     kept = torch.load(tmp_path / "heal" / "last.ckpt", weights_only=False)
     assert kept["global_step"] == 3
@@ -238,10 +240,10 @@ def test_layout_uses_the_available_memory(sizes, layers, weights, card, wanted):
 
 
 def test_layers_without_a_gradient_take_no_memory():
-    model = adapters.add_adapters(
+    model = adapter_modules.add_adapters(
         pico("llama", layers=6), dataclasses.replace(RECIPE, layers="after_cut"), Plan(8, (3, 4))
     )
-    assert memory_plan.gradient_layers(model) == list(decoder_layers.layer_list(model))[3:]
+    assert model_memory.gradient_layers(model) == list(decoder_layers.layer_list(model))[3:]
 
 
 @pytest.mark.slow
@@ -253,7 +255,10 @@ def test_compiled_layer_computes_the_same():
 
 
 def compile_a_layer() -> None:
-    model, ids = adapters.add_adapters(pico("llama", layers=3), RECIPE, Plan(3, ())), torch.randint(3, 128, (2, 16))
+    model, ids = (
+        adapter_modules.add_adapters(pico("llama", layers=3), RECIPE, Plan(3, ())),
+        torch.randint(3, 128, (2, 16)),
+    )
     wanted = gradient_of(model, ids)
     with fit.applied_layout(model, Layout(2, 1, True)):
         got = gradient_of(model, ids)

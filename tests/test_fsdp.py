@@ -19,13 +19,14 @@ from torch.testing import assert_close
 
 from adapting import workspace
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut.plan import Plan
 from depthcut.heal.full import Full
-from depthcut.heal.training import adapters, fit, fsdp
+from depthcut.heal.training import adapter_modules, fit, shadow_layers
 from depthcut.model.checkpoint import sharded as checkpoint_sharded
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.checkpoint.tensors import TensorFiles
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder.quantisation import LoadConfig
@@ -64,7 +65,7 @@ def healed(folder: Path, what: str, stop: int | None = None) -> dict[str, torch.
     torch.manual_seed(0)
     base = pico("llama", layers=3)
     recipe = LORA if what == "lora" else FULL
-    model = adapters.add_adapters(base.bfloat16(), LORA, Plan(3, ())) if what == "lora" else base
+    model = adapter_modules.add_adapters(base.bfloat16(), LORA, Plan(3, ())) if what == "lora" else base
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     fit.fit_model(model, recipe, workspace(folder), callbacks=[Watch(stop)])
     values = {name: each.detach().contiguous() for name, each in trained.items()}
@@ -89,7 +90,7 @@ def read_and_healed(folder: Path) -> dict[str, torch.Tensor]:
         layer.mlp.register_forward_hook(lambda *_: look(adapted))
     torch.manual_seed(0)
     recipe = dataclasses.replace(LORA, steps=3, recompute="all", save_every=9, modules="attention", rank=1)
-    adapted = adapters.add_adapters(model, recipe, DEEP)
+    adapted = adapter_modules.add_adapters(model, recipe, DEEP)
     fit.fit_model(adapted, recipe, workspace(folder), callbacks=[Watch(None)])
     values = {name: each.detach().contiguous() for name, each in adapted.named_parameters() if each.requires_grad}
 
@@ -161,7 +162,7 @@ def test_model_read_in_shards_equals_whole_model(spread_out):
 
 
 def test_sharded_layer_needs_all_processes():
-    with pytest.raises(ValueError, match="the model is in shares, which the processes put together"):
+    with pytest.raises(ValueError, match="the model is sharded across processes"):
         checkpoint_sharded.ShardedLayers([nn.Linear(2, 2)]).run_layer(0, torch.ones(1, 2))
 
 
@@ -174,7 +175,7 @@ def test_rows_are_sharded_as_in_torch(monkeypatch, tmp_path, rows, processes):
     for rank in range(processes):
         monkeypatch.setattr(ranks, "world_size", lambda: processes)
         monkeypatch.setattr(ranks, "global_rank", lambda number=rank: number)
-        assert_close(shards.lazy_tensors(["x"])["x"].rows(*checkpoint_sharded.own_rows(rows))[:], chunks[rank])
+        assert_close(shards.lazy_tensors(["x"])["x"].rows(*shards.own_rows(rows))[:], chunks[rank])
     assert shards.bytes_read == processes * whole.nbytes
 
 
@@ -186,7 +187,7 @@ def test_sharding_follows_gpu_memory_and_settings(monkeypatch, tmp_path, card, k
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     monkeypatch.setattr(devices, "total_memory", lambda _: card)
     given = ("model=pico", "prune=deepest", "heal=lora", "heal.batch=2", "heal.micro_batch=1", f"outputs={tmp_path}")
-    x = experiment.build_experiment(composed(*given, *knobs, "heal.strategy=fsdp", "eval=[loss,speed]"))
+    x = build.build_experiment(composed(*given, *knobs, "heal.strategy=fsdp", "eval=[loss,speed]"))
     here = open_run(x)
     assert here.dense.is_sharded(None) == shared
     if not shared:
@@ -196,34 +197,34 @@ def test_sharding_follows_gpu_memory_and_settings(monkeypatch, tmp_path, card, k
     with pytest.raises(ValueError, match="the metric needs the whole dense model on one GPU"):
         here.dense.whole()
     if card == 10**5:
-        with pytest.raises(ValueError, match="2 processes have 0\\.0 GiB each: take more"):
+        with pytest.raises(ValueError, match="2 processes have 0\\.0 GiB each: use more"):
             here.dense.load(Plan(8, (5,)))
 
 
 @pytest.mark.parametrize(
     ("knobs", "told"),
     [
-        (("heal=qlora", "model.quantise=nf4"), "fsdp corrupts quantised weights; take heal.strategy=ddp, got model"),
-        (("heal=distill", "model.quantise=int8"), "fsdp corrupts quantised weights; take heal.strategy=ddp, got model"),
+        (("heal=qlora", "model.quantise=nf4"), "fsdp corrupts quantised weights: use heal.strategy=ddp, got model"),
+        (("heal=distill", "model.quantise=int8"), "fsdp corrupts quantised weights: use heal.strategy=ddp, got model"),
         (("heal=lora", "heal.optimiser=paged_adamw_8bit"), "heal.strategy=fsdp needs heal.optimiser=adamw, got paged"),
-        (("heal=lora", "replace=shared"), "shares out plain layers; take replace=none, got replace=shared"),
+        (("heal=lora", "replace=shared"), "shards plain layers: it needs replace=none, got replace=shared"),
         (("heal=loraprune",), "heal.strategy must be one of ddp, got 'fsdp'"),
     ],
 )
 def test_invalid_sharding_is_refused_before_loading(knobs, told):
     with pytest.raises(ValueError, match=re.escape(told)):
-        experiment.build_experiment(composed("model=pico", *knobs, "heal.strategy=fsdp"))
+        build.build_experiment(composed("model=pico", *knobs, "heal.strategy=fsdp"))
 
 
 def test_layers_with_shared_weights_are_refused():
     layers = decoder_layers.layer_list(pico("llama", layers=3))
-    fsdp.check_shardable(layers)
+    shadow_layers.check_shardable(layers)
     layers[2].mlp = layers[0].mlp
-    with pytest.raises(ValueError, match="layer 2 trains weights of another layer too; take ddp"):
-        fsdp.check_shardable(layers)
+    with pytest.raises(ValueError, match=r"layer 2 shares trained weights with another layer; use heal.strategy=ddp"):
+        shadow_layers.check_shardable(layers)
     layers[1].mlp.bfloat16()
-    with pytest.raises(ValueError, match="layer 1 trains bfloat16 and float32 weights; take ddp"):
-        fsdp.check_shardable(layers)
+    with pytest.raises(ValueError, match=r"layer 1 trains bfloat16 and float32 weights; use heal.strategy=ddp"):
+        shadow_layers.check_shardable(layers)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut.plan import Plan
 from depthcut.runtime.errors import UserError
 from depthcut.study import digests
@@ -24,7 +24,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def entered(home: Path, *words: str) -> Run:
     text = f"data.train.paths=[{home}/corpus.jsonl]"
     options = ("model=pico", "data=files", text, "eval=[loss]", "heal=none", f"outputs={home}/outputs", "prune=plan")
-    return open_run(experiment.build_experiment(composed(*options, *words)))
+    return open_run(build.build_experiment(composed(*options, *words)))
 
 
 def named(here: Run) -> tuple[str, str]:
@@ -69,11 +69,11 @@ MISTAKES = [
 @pytest.mark.parametrize(("words", "says"), MISTAKES)
 def test_invalid_drop_list_is_a_config_error(words: tuple[str, ...], says: str) -> None:
     with pytest.raises(UserError, match=f"^{says}"):
-        experiment.build_experiment(composed("model=pico", "prune=plan", *words))
+        build.build_experiment(composed("model=pico", "prune=plan", *words))
 
 
 def test_layer_beyond_the_model_is_refused(home: Path) -> None:
-    with pytest.raises(UserError, match=r"^prune\.drop: span 6-8 leaves the model, which has layers 0-7$"):
+    with pytest.raises(UserError, match=r"^prune\.drop: span 6-8 is out of range: the model has layers 0-7$"):
         entered(home, "prune.drop=[6-8]")
 
 

@@ -9,7 +9,7 @@ from bitsandbytes.nn import Linear4bit
 from adapting import adapted, adapted_nf4, gradient_of, workspace
 from comparing import relative_error
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import adapters, fit
+from depthcut.heal.training import adapter_modules, fit
 from depthcut.heal.training.memory_plan import Layout
 from pico import pico
 from recipes import AUTO
@@ -56,7 +56,7 @@ def test_gpu_numbers_match_the_cpu(tmp_path):
 def test_healed_model_stays_on_the_gpu(tmp_path, compiled):
     """Lightning would move it to the host, and evaluation there would be thirty times as slow."""
     recipe = dataclasses.replace(AUTO, compile=compiled)
-    model = adapters.add_adapters(pico("llama", layers=2).to("cuda"), recipe, Plan(2, ()))
+    model = adapter_modules.add_adapters(pico("llama", layers=2).to("cuda"), recipe, Plan(2, ()))
     fit.fit_model(model, recipe, workspace(tmp_path, "cuda:0"))
     assert all(parameter.is_cuda for parameter in model.parameters())
 

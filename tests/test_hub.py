@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.pico import byte_tokenizer
 from pico import pico
 from standins import hub as hub_standin
@@ -117,10 +118,10 @@ def test_hub_errors_are_one_line_with_the_fix(folder: Path, tmp_path: Path) -> N
     login = "log in with `hf auth login` (or set HF_TOKEN)"
     assert said == [
         [f"error: someone/gated is gated: accept its licence at {hub.url}/someone/gated and {login}"],
-        [f"error: no model someone/absent at {hub.url}: check the name; if it is private, {login}"],
+        [f"error: no model someone/absent at {hub.url}: check the name, or, if it is private, {login}"],
         [f"error: someone/pico has no revision 'v9'; see {hub.url}/someone/pico/tree/main"],
-        ["error: someone/text has no config.json: it is no whole model that transformers saved"],
-        ["error: 'no repository' is no repository of the hub; one is called OWNER/NAME"],
+        ["error: someone/text has no config.json: it is not a complete transformers model"],
+        ["error: 'no repository' is not a repository on the hub; write OWNER/NAME"],
     ]
 
 
@@ -128,8 +129,8 @@ def test_no_network_fails_in_one_line(folder: Path, tmp_path: Path) -> None:
     machine = Machine(tmp_path, UNREACHABLE)
     (refused,) = machine.run("open()")
     (offline,) = machine.run("open()", HF_HUB_OFFLINE="1")
-    assert refused.startswith(f"error: someone/pico is not on this machine and {UNREACHABLE} did not deliver (")
-    assert offline.endswith("did not deliver (HF_HUB_OFFLINE is set); connect, or name a local folder")
+    assert refused.startswith(f"error: someone/pico is not on this machine and {UNREACHABLE} did not respond (")
+    assert offline.endswith("did not respond (HF_HUB_OFFLINE is set); connect, or name a local folder")
     with hub_standin.serve(Hub({REPO: folder})) as hub:
         machine.run("open().digest", url=hub.url)
     (shard,) = machine.run("read()", url=hub.url)

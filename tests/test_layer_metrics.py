@@ -11,7 +11,8 @@ from depthcut.metric.random import Random
 from depthcut.metric.spectral import Spectral
 from depthcut.metric.taylor import Taylor
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.pico import Pico
 from depthcut.study.standalone import Standalone

@@ -139,9 +139,9 @@ def twofold() -> nn.Module:
     [
         (lambda: layers.layer_list(T5ForConditionalGeneration(T5Config(**T5))), "t5 is an encoder-decoder"),
         (lambda: layers.meta_model(T5Config(**T5)), "t5 is an encoder-decoder"),
-        (lambda: layers.meta_model(PreTrainedConfig.from_dict(QWEN1)), "qwen is no .*Qwen-1"),
-        (lambda: layers.layer_list(Qwen1(PreTrainedConfig.from_dict(QWEN1))), "qwen is no .*Qwen-1"),
-        (lambda: layers.trimmed_config(ViTConfig(), (1,)), "vit is no language model"),
+        (lambda: layers.meta_model(PreTrainedConfig.from_dict(QWEN1)), "qwen is not a .*Qwen-1"),
+        (lambda: layers.layer_list(Qwen1(PreTrainedConfig.from_dict(QWEN1))), "qwen is not a .*Qwen-1"),
+        (lambda: layers.trimmed_config(ViTConfig(), (1,)), "vit is not a language model"),
         (
             lambda: layers.trimmed_config(config_of("gemma4_text", **SHARED), (1,)),
             r"gemma4_text \(num_kv_shared_layers=2\)",
@@ -150,13 +150,13 @@ def twofold() -> nn.Module:
             lambda: layers.trimmed_config(config_of("gemma3n_text", num_kv_shared_layers=0), (1,)),
             r"gemma3n_text \(altup_num_inputs=4\)",
         ),
-        (lambda: layers.layer_list(nn.Linear(2, 2)), "Linear is no model of transformers"),
+        (lambda: layers.layer_list(nn.Linear(2, 2)), "Linear is not a transformers model"),
         (lambda: layers.layer_list(listless()), "no list of 3 layers"),
         (lambda: layers.layer_list(twofold()), r"several lists of 3 layers \(model.layers, model.norms\)"),
     ],
 )
 def test_unsupported_model_error_lists_the_supported_ones(make: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=f"{words}.*; depthcut cuts Llama, Mistral") as error:
+    with pytest.raises(ValueError, match=f"{words}.*; depthcut supports Llama, Mistral") as error:
         make()
     assert "\n" not in str(error.value)
 

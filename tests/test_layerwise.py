@@ -97,7 +97,7 @@ def test_layers_whose_tuple_the_model_unpacks():
 
 def test_layers_that_pass_on_state_are_refused():
     model = pico("rwkv", attention_hidden_size=64, context_length=64)
-    with pytest.raises(UserError, match=r"RwkvForCausalLM: its layers pass on more .* take prune=deepest"):
+    with pytest.raises(UserError, match=r"RwkvForCausalLM: its layers pass on more .* use prune=deepest"):
         layerwise.start_forward(model, {"input_ids": texts(4), "use_cache": False})
 
 
@@ -112,5 +112,5 @@ def test_model_is_restored_after_an_error():
 
 
 def test_non_model_is_reported_as_such():
-    with pytest.raises(UserError, match="Linear is no model of transformers"):
+    with pytest.raises(UserError, match="Linear is not a transformers model"):
         layerwise.start_forward(nn.Linear(2, 2), {})

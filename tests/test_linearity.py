@@ -8,7 +8,8 @@ import torch
 from builders import subject
 from depthcut.cut.scores import bootstrap_weights
 from depthcut.data.text.tokens import Tokens
-from depthcut.metric.linearity import Linearity, unexplained_shares
+from depthcut.metric.linearity import Linearity
+from depthcut.metric.passes.linear_fit import unexplained_shares
 from depthcut.model.decoder import layers as decoder_layers
 from pico import pico
 
@@ -166,7 +167,7 @@ def test_removed_layers_are_absent():
 def test_too_few_tokens_fail_before_and_after_scoring():
     model = pico("llama")
     for text, most, got in ((tokens((30, 35)), 4096, 65), (tokens(), 50, 50)):
-        words = rf"least_squares needs 66 usable tokens or more, got {got}: .*data\.calibration.*metric\.tokens"
+        words = rf"least_squares needs at least 66 usable tokens, got {got}: .*data\.calibration.*metric\.tokens"
         with pytest.raises(ValueError, match=words):
             score(model, text, "least_squares", most)
     assert score(model, tokens((30, 35)), "procrustes").block(0, 6) > 0
@@ -177,5 +178,5 @@ def test_no_usable_token_is_refused():
     with torch.no_grad():
         model.get_input_embeddings().weight[:] = float("nan")
     for kind in KINDS:
-        with pytest.raises(ValueError, match=r"usable tokens or more, got 0"):
+        with pytest.raises(ValueError, match=r"usable tokens, got 0"):
             score(model, tokens(), kind)

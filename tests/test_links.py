@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.record import links as record_links
 from depthcut.report import study as studies
 from depthcut.study import links
@@ -28,11 +28,11 @@ def point(study: Path, digest: str) -> Path:
     ],
 )
 def test_link_name_describes_the_point(words: tuple[str, ...], label: str) -> None:
-    assert links.point_label(experiment.build_experiment(composed("model=pico", *words))) == label
+    assert links.point_label(build.build_experiment(composed("model=pico", *words))) == label
 
 
 def test_points_with_equal_names_both_get_links(tmp_path: Path) -> None:
-    x = experiment.build_experiment(composed("model=pico", "prune=deepest", "prune.frac=0.25"))
+    x = build.build_experiment(composed("model=pico", "prune=deepest", "prune.frac=0.25"))
     study = tmp_path / "main"
     one, two = point(study, "0123456789abcdef"), point(study, "0123456fedcba987")
     for each in (one, two, one, two):

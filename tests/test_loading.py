@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import adapters
-from depthcut.model.checkpoint import loading, prefetch, quantised_cache
+from depthcut.heal.training import adapter_modules
+from depthcut.model.checkpoint import loading, prefetch, prefetched_tensors, quantised_cache
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.decoder import quantisation
 from depthcut.study.run import open_run
 from pico import pico
@@ -58,7 +59,7 @@ def kept_bytes(checkpoint: Checkpoint, plan: Plan = CUT) -> int:
     return sum(each.nbytes for part in parts for each in part.values())
 
 
-class RecordingPrefetcher(prefetch.Prefetcher):
+class RecordingPrefetcher(prefetched_tensors.Prefetcher):
     """A prefetcher that records the requested tensors, and the bytes in flight at each request."""
 
     def __init__(self, *how: Any) -> None:
@@ -83,7 +84,7 @@ def test_transformers_requests_tensors_in_the_predicted_order(
     family: str, quantise: Any, tmp_path: Path, monkeypatch
 ) -> None:
     """If transformers changes its order, loading slows down and nothing else fails."""
-    monkeypatch.setattr(prefetch, "Prefetcher", RecordingPrefetcher)
+    monkeypatch.setattr(prefetched_tensors, "Prefetcher", RecordingPrefetcher)
     checkpoint = opened(saved(tmp_path / family, family))
     checkpoint.load(CUT, **(NF4 | {"quantise": quantise}))
     (one,) = recorded
@@ -95,7 +96,7 @@ def test_transformers_requests_tensors_in_the_predicted_order(
 
 
 def test_prefetch_holds_one_layer_at_most(llama: Path, monkeypatch) -> None:
-    monkeypatch.setattr(prefetch, "Prefetcher", RecordingPrefetcher)
+    monkeypatch.setattr(prefetched_tensors, "Prefetcher", RecordingPrefetcher)
     checkpoint = opened(llama)
     checkpoint.load(CUT, **NF4)
     (one,) = recorded
@@ -119,7 +120,7 @@ def test_tensors_outside_the_model_are_not_read(llama: Path, tmp_path: Path, cap
     checkpoint = opened(folder)
     checkpoint.load(CUT, **NF4)
     assert checkpoint.bytes_read == kept_bytes(checkpoint) - 32
-    assert "1 tensors have no place in the model" in caplog.text
+    assert "1 tensors do not belong to the model" in caplog.text
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -127,7 +128,7 @@ def test_large_tensors_arrive_whole(device: str, llama: Path, monkeypatch) -> No
     """In pieces, each of which a thread may read."""
     monkeypatch.setattr(prefetch, "READ_BYTES", 1000)
     tensors = opened(llama).tensors(4)
-    with prefetch.prefetched_tensors(tensors, tensors, 1 << 14, device) as lazy:
+    with prefetched_tensors.prefetched_tensors(tensors, tensors, 1 << 14, device) as lazy:
         for name, tensor in tensors.items():
             assert lazy[name].get_shape() == tensor.get_shape()
             assert torch.equal(lazy[name][...].cpu(), tensor[...])
@@ -149,8 +150,8 @@ def test_file_truncated_during_prefetch_is_reported(llama: Path, tmp_path: Path)
     for file in folder.glob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:2000])
     with (
-        pytest.raises(ValueError, match=r"cut short while it was read|has changed since"),
-        prefetch.prefetched_tensors(tensors, tensors, 1 << 20, "cpu") as lazy,
+        pytest.raises(ValueError, match=r"was truncated while it was read|has changed since"),
+        prefetched_tensors.prefetched_tensors(tensors, tensors, 1 << 20, "cpu") as lazy,
     ):
         [one[...] for one in lazy.values()]
 
@@ -200,7 +201,7 @@ def test_healing_on_cached_weights_has_the_same_gradients(small: Path, tmp_path:
     gradients = []
     for load in ({}, {"cache": cache}, {"cache": cache}):
         torch.manual_seed(0)
-        model = adapters.add_adapters(opened(small).load(SHORT, **NF4, **load), RECIPE, SHORT)
+        model = adapter_modules.add_adapters(opened(small).load(SHORT, **NF4, **load), RECIPE, SHORT)
         model(IDS, labels=IDS).loss.backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert sum(grad.abs().sum() for grad in gradients[0]) > 0
@@ -220,8 +221,8 @@ def test_damaged_cached_weights_are_recomputed_with_a_warning(fault: str, small:
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if fault == "flipped" else content[:-9])
     with caplog.at_level(logging.INFO, "depthcut"):
         model = opened(small).load(SHORT, **NF4, cache=cache)
-    why = "is not whole (No such file or directory)" if fault == "gone" else f"is damaged ({file.name})"
-    assert [record.getMessage() for record in caplog.records] == [f"{file.parent} {why}: it is made again"]
+    why = "is incomplete (No such file or directory)" if fault == "gone" else f"is damaged ({file.name})"
+    assert [record.getMessage() for record in caplog.records] == [f"{file.parent} {why}: rebuilding it"]
     assert_same(model, wanted)
     assert file.read_bytes() == content
     assert opened(small).load(SHORT, **NF4, cache=cache) is not None
@@ -231,7 +232,7 @@ def test_full_disk_only_skips_caching(small: Path, tmp_path: Path, caplog, monke
     monkeypatch.setattr(quantised_cache, "SPARE_BYTES", 1 << 60)
     model = opened(small).load(SHORT, **NF4, cache=tmp_path / "cache")
     assert model(IDS).logits.isfinite().all()
-    assert "the quantised weights are not kept: they take 0.0 GB, and" in caplog.text
+    assert "the quantised weights are not cached: they need 0.0 GB," in caplog.text
     assert not list(tmp_path.glob("cache/[!.]*/*"))
 
 
@@ -268,7 +269,7 @@ def test_cache_key_covers_everything_weights_depend_on() -> None:
 def test_run_caches_weights_only_if_asked(tmp_path: Path) -> None:
     words = ("model=pico", "model.quantise=nf4", "model.hidden=64", "heal=none", f"outputs={tmp_path}", "device=cpu")
     plain, keeping = (
-        open_run(experiment.build_experiment(composed(*words, f"keep_weights={keep}"))) for keep in ("false", "true")
+        open_run(build.build_experiment(composed(*words, f"keep_weights={keep}"))) for keep in ("false", "true")
     )
     assert plain.digest == keeping.digest
     plain.dense.load(Plan(8, (3,)))
@@ -276,7 +277,7 @@ def test_run_caches_weights_only_if_asked(tmp_path: Path) -> None:
     assert not (tmp_path / "cache" / "weights").exists()
     keeping.dense.load(Plan(8, (3,)))
     assert keeping.numbers["bytes/read"] > 0
-    again = open_run(experiment.build_experiment(composed(*words, "keep_weights=true")))
+    again = open_run(build.build_experiment(composed(*words, "keep_weights=true")))
     again.dense.load(Plan(8, (3,)))
     assert again.numbers["bytes/read"] == 0
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.log import wandb as log
 from depthcut.study.run import open_run
 from running import PICO, run, text_files
@@ -36,7 +36,7 @@ def kept(tmp_path_factory) -> Logged:
     command = (f"outputs={home}/outputs", *PICO, *text_files(home), "log=wandb", "export=none")
     done = run(*command, "prune.frac=0.25", **client(home))
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("wandb: ") <= 5 and "W&B run: offline; wandb sync" in done.stderr
+    assert done.stderr.count("wandb: ") <= 5 and "W&B run: offline; upload it with wandb sync" in done.stderr
     (path,) = home.glob("outputs/main/*/record.json")
     first = newest(path.parent)
     again = begun(path.parent, "0.25", *command, **client(home))
@@ -117,13 +117,13 @@ def test_sync_uploads_once(kept):
 def test_repeated_run_without_agent_logs_nothing(kept):
     before = sorted(kept.folder.rglob("*"))
     done = run(*kept.command, "prune.frac=0.25", **client(kept.home))
-    assert done.returncode == 0 and "done already" in done.stderr
+    assert done.returncode == 0 and "already done" in done.stderr
     assert sorted(kept.folder.rglob("*")) == before
 
 
 def test_unused_metric_is_logged_as_none():
     def knobs(*overrides: str) -> dict[str, Any]:
-        x = experiment.build_experiment(composed("model=pico", *overrides))
+        x = build.build_experiment(composed("model=pico", *overrides))
         return log.run_config(open_run(x))
 
     assert knobs("prune=block")["metric"] == "angular" and knobs("prune=block")["metric.token"] == "last"

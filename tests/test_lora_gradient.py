@@ -148,7 +148,7 @@ def test_unscored_weights_are_reported_before_loading(caplog):
     with pytest.raises(UserError, match=r"metric.rank must be at most 64, .* got 65"):
         check_rank(layers, "layer", 65)
     check_rank(layers, "layer", 64)
-    assert "scores 11% of the weights; it does not see mlp.experts.gate_up_proj, mlp.experts.down_proj\n" in caplog.text
+    assert "scores 11% of the weights; not scored: mlp.experts.gate_up_proj, mlp.experts.down_proj\n" in caplog.text
     caplog.clear()
     check_rank(layers, "attention", 4)
     check_rank(list(decoder_layers.layer_list(pico("gpt2"))), "layer", 4)

@@ -16,7 +16,7 @@ import torch
 
 import depthcut
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import adapters
+from depthcut.heal.training import adapter_modules
 from depthcut.heal.training.fit import fit_model
 from depthcut.heal.width import criterion, matched, schedule, selection
 from depthcut.heal.width.pruning import Pruning
@@ -71,7 +71,7 @@ def trained(here: Run, *callbacks: L.Callback) -> tuple[Any, Pruning]:
     """Heal and prune; return the model at full width, and its masks."""
     recipe: Any = here.experiment.heal
     L.seed_everything(0, verbose=False)
-    model = adapters.add_adapters(here.dense.load(), recipe, Plan(DEPTH, ()))
+    model = adapter_modules.add_adapters(here.dense.load(), recipe, Plan(DEPTH, ()))
     pruning = Pruning(model, recipe)
     fit_model(model, recipe, here, callbacks=[pruning, *callbacks])
     return model, pruning
@@ -88,7 +88,7 @@ def test_zero_ratio_equals_lora(folder):
     plain = narrowing_run(folder, "heal.ratio=0", "name=plain")
     L.seed_everything(0, verbose=False)
     recipe: Any = plain.experiment.heal
-    healed = adapters.add_adapters(plain.dense.load(), recipe, Plan(DEPTH, ()))
+    healed = adapter_modules.add_adapters(plain.dense.load(), recipe, Plan(DEPTH, ()))
     fit_model(healed, recipe, plain)
     for name, half in adapter_factors(model).items():
         assert torch.equal(half, adapter_factors(healed)[name]), name
@@ -111,7 +111,7 @@ def test_selection_follows_from_gradients_of_each_step(folder, ratio, how):
 
     recipe: Any = here.experiment.heal
     L.seed_everything(0, verbose=False)
-    model = adapters.add_adapters(here.dense.load(), recipe, Plan(DEPTH, ()))
+    model = adapter_modules.add_adapters(here.dense.load(), recipe, Plan(DEPTH, ()))
     watched = Pruning(model, recipe)
     assert {number for number, _ in watched.free} == {1, 2, 3, 4}  # the first fifth of six layers, and the last
     fit_model(model, recipe, here, callbacks=[watched, Look()])
@@ -205,40 +205,44 @@ def test_non_finite_gradients_are_reported(folder, caplog):
     """The loss may be finite all the same. Steps before them count; without any there is no selection."""
     here = narrowing_run(folder)
     recipe: Any = here.experiment.heal
-    model = adapters.add_adapters(here.dense.load(), recipe, Plan(DEPTH, ()))
+    model = adapter_modules.add_adapters(here.dense.load(), recipe, Plan(DEPTH, ()))
     pruning = Pruning(model, recipe)
     for value, step in ((float("nan"), 1), (0.1, 2), (float("inf"), 3)):
         for half in model.parameters():
             half.grad = torch.full_like(half, value) if half.requires_grad else None
         pruning.step(step)
     pruning.step(18)
-    assert "the gradients of 3 steps are no numbers" in caplog.text and pruning.widths().narrowed_groups()
+    assert "the gradients of 3 steps are not finite" in caplog.text and pruning.widths().narrowed_groups()
     with pytest.raises(ValueError, match="no step had finite gradients"):
         Pruning(model, recipe).step(18)
 
 
 def test_no_layer_left_to_narrow_is_refused(folder):
     here = narrowing_run(folder, "heal.keep_last=6")
-    with pytest.raises(ValueError, match=r"of 6 layers none is left to narrow; lower heal.keep_first"):
+    with pytest.raises(ValueError, match=r"none of 6 layers may be narrowed; lower heal.keep_first"):
         preflight.prepare_run(here)
 
 
 def test_excessive_frac_is_refused_before_healing(folder):
     narrow = narrowing_run(folder, "heal.frac=0.9")
-    with pytest.raises(ValueError, match=r"heal.frac=0.9: 5 of 6 layers less are \d+ parameters, and \d+ are left"):
+    with pytest.raises(
+        ValueError, match=r"heal.frac=0.9: without 5 of 6 layers \d+ parameters remain, but at least \d+ remain"
+    ):
         preflight.prepare_run(narrow)
 
 
 def test_replacements_are_refused(folder):
     filled = ("replace=mean", "prune.frac=0.34", "data.calibration.sequences=8")
-    with pytest.raises(ValueError, match="heal=loraprune narrows plain layers; take replace=none, got replace=mean"):
+    with pytest.raises(
+        ValueError, match="heal=loraprune narrows plain layers: it needs replace=none, got replace=mean"
+    ):
         _ = opened(folder, model_of("llama"), *KNOBS, *filled).digest
 
 
 def test_only_adapted_modules_of_free_layers_are_narrowed(folder):
     only = narrowing_run(folder, "heal.modules=ffn")
     recipe: Any = only.experiment.heal
-    pruning = Pruning(adapters.add_adapters(only.dense.load(), recipe, Plan(DEPTH, ())), recipe)
+    pruning = Pruning(adapter_modules.add_adapters(only.dense.load(), recipe, Plan(DEPTH, ())), recipe)
     assert {kind for _, kind in pruning.free} == {"channels"}
     assert dataclasses.replace(recipe, keep_first=0.5).free(30) == range(15, 29)
 
@@ -264,7 +268,7 @@ def test_width_by_frac_removes_equivalent_parameters(folder, family, frac, plan,
     )
 
     def sliced(ratio: float) -> int:
-        pruning = Pruning(adapters.add_adapters(here.dense.load(plan), asked, plan), asked)
+        pruning = Pruning(adapter_modules.add_adapters(here.dense.load(plan), asked, plan), asked)
         worth = {place: torch.arange(float(each.count)) for place, each in pruning.free.items()}
         pruning.masks.keep(selection.select_groups(worth, ratio, asked.selection))
         slicing.narrow_model(model := here.dense.load(plan), pruning.widths())
@@ -276,7 +280,9 @@ def test_width_by_frac_removes_equivalent_parameters(folder, family, frac, plan,
 
 def test_excessive_frac_is_refused_during_healing(folder):
     here = narrowing_run(folder, "heal.frac=0.9")
-    with pytest.raises(ValueError, match=r"^heal.frac=0.9: 5 of 6 layers less are \d+ parameters, and \d+ are left at"):
+    with pytest.raises(
+        ValueError, match=r"^heal.frac=0.9: without 5 of 6 layers \d+ parameters remain, but at least \d+ remain at"
+    ):
         here.experiment.heal(here.dense.load(), Plan(DEPTH, ()), here)
 
 

@@ -24,7 +24,7 @@ def test_smaller_sample_is_kept_beside_a_larger_one():
         assert (numbers["capitals[limit=20]/acc"], numbers["capitals[limit=20]/items"]) == (0.4, 20)
     assert measured.named_numbers({"a": large, "b": capitals(None, 0.6)})["capitals/acc"] == 0.6
     assert measured.describe_kept({"a": large, "b": small}, ["b"]) == [
-        "capitals was measured on 100 items before; kept. capitals[limit=20], on 20 items, stands beside it"
+        "capitals keeps its value on 100 items. capitals[limit=20], on 20 items, is shown too"
     ]
     assert measured.describe_kept({"a": large, "b": small}, ["a"]) == []
 
@@ -112,14 +112,14 @@ def test_smaller_sample_changes_no_number_of_finished_point(tmp_path):
     assert whole["pruned/capitals/items"] == whole["pruned/topics/items"] == 8 and whole["status"] == "done"
     done = run(*base, "eval.tasks=[capitals]", "eval.limit=4")
     assert done.returncode == 0, done.stderr
-    assert "capitals was measured on 8 items before; kept. capitals[limit=4], on 4 items" in done.stdout
+    assert "capitals keeps its value on 8 items. capitals[limit=4], on 4 items" in done.stdout
     assert "capitals/acc (8 items)" in done.stdout
     record = json.loads((whole["folder"] / "record.json").read_text())
     assert acc(record) == {**acc(whole), "pruned/capitals[limit=4]/acc": record["pruned/capitals[limit=4]/acc"]}
     assert record["pruned/capitals[limit=4]/items"] == 4
     card = (whole["folder"] / "model/README.md").read_text()
     assert "capitals/acc (8 items)" in card and "topics/acc (8 items)" in card
-    assert "done already" in run(*base, "eval.tasks=[capitals,topics]", "eval.limit=8").stderr
+    assert "already done" in run(*base, "eval.tasks=[capitals,topics]", "eval.limit=8").stderr
     assert labels.samples(record) == {"harness.limit": "8"}
     rows = tidy.tidy_table([record])
     assert set(rows.loc[rows["name"] == "topics/acc", "items"]) == {8}
@@ -137,7 +137,7 @@ def test_sweep_over_evaluation_option_keeps_all_numbers(tmp_path):
     )
     done = run(*study)
     assert done.returncode == 0, done.stderr
-    assert "4 of 4 points are done" in done.stderr + done.stdout
+    assert "4 of 4 points done" in done.stderr + done.stdout
     (path,) = Path(tmp_path).glob("outputs/main/*/record.json")
     record = json.loads(path.read_text())
     losses = {name for name in record if name.startswith("pruned/") and name.endswith("/loss")}
@@ -148,7 +148,7 @@ def test_sweep_over_evaluation_option_keeps_all_numbers(tmp_path):
     assert record["config"]["eval"]["perplexity"]["bos"] == "first"  # the plain names are those of the config
     assert record["config"]["data"]["validation"]["length"] == 64
     again = run(*study)
-    assert again.returncode == 0 and "4 of 4 points are done already" in again.stderr, again.stderr
+    assert again.returncode == 0 and "4 of 4 points already done" in again.stderr, again.stderr
     assert json.loads(path.read_text()) == record
 
 

@@ -10,9 +10,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from composing import composed
 from counting import peak
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import adapters, boundary, distill, fit, full_finetune, memory_plan, objective
+from depthcut.heal.training import (
+    adapter_modules,
+    boundary,
+    distill,
+    fit,
+    full_finetune,
+    memory_plan,
+    model_memory,
+    objective,
+)
 from depthcut.heal.training.batches import MicroBatch
 from depthcut.heal.training.memory_plan import Layout, MemoryPlan
 from depthcut.heal.training.objective import MixedPrecision, Objective, next_token_loss
@@ -30,13 +39,13 @@ def llama(layers: int, dtype: torch.dtype) -> Any:
 
 
 def recipe(heal: str, *more: str) -> Any:
-    return experiment.build_experiment(composed(*KNOBS, f"heal={heal}", *more)).heal
+    return build.build_experiment(composed(*KNOBS, f"heal={heal}", *more)).heal
 
 
 def lora(heal: str, layers: int = 4, below: int | None = None) -> tuple[nn.Module, Any]:
     asked = recipe(heal)
     drop = () if below is None else (below,)
-    return adapters.add_adapters(llama(layers, torch.bfloat16), asked, Plan(layers + len(drop), drop)), asked
+    return adapter_modules.add_adapters(llama(layers, torch.bfloat16), asked, Plan(layers + len(drop), drop)), asked
 
 
 def whole(heal: str, last: int | None = None) -> tuple[nn.Module, Any]:
@@ -101,7 +110,7 @@ def test_predicted_memory_matches_measured_memory(case, again, most, monkeypatch
 
 def test_skipped_layers_take_no_memory():
     model, asked = lora("boundary", 8, 3)
-    assert memory_plan.gradient_layers(model, asked.runs_all) == list(decoder_layers.layer_list(model))[:3]
-    assert not memory_plan.frozen_prefix_layers(model) and len(memory_plan.gradient_layers(model)) == 8
+    assert model_memory.gradient_layers(model, asked.runs_all) == list(decoder_layers.layer_list(model))[:3]
+    assert not model_memory.frozen_prefix_layers(model) and len(model_memory.gradient_layers(model)) == 8
     model, asked = lora("lora", 8, 3)
-    assert len(memory_plan.gradient_layers(model, asked.runs_all)) == 8
+    assert len(model_memory.gradient_layers(model, asked.runs_all)) == 8

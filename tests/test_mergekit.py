@@ -59,7 +59,7 @@ def test_any_model_name_survives_yaml(model: str) -> None:
 
 
 def test_sublayer_plan_is_refused() -> None:
-    with pytest.raises(ValueError, match="this plan drops the mlp of layers; a mergekit slice is made of whole layers"):
+    with pytest.raises(ValueError, match="this plan drops the mlp of layers; mergekit slices contain whole layers"):
         mergekit.slice_yaml(Plan(4, (1,), "mlp"), "x")
 
 

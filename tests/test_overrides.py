@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from depthcut.cli import main
 from depthcut.cli.composition import Loader
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.config.values import walk_values
 from depthcut.runtime import failures
 
 LOADER = Loader()
 BASE = ("model=pico", "eval=[loss,harness,perplexity,speed]")
-START = experiment.build_experiment(main.compose_config(LOADER, BASE)).composed
+START = build.build_experiment(main.compose_config(LOADER, BASE)).composed
 PATHS = [path for path, _ in walk_values("", START) if "[" not in path]
 GROUPS = ["model", "metric", "prune", "replace", "heal", "eval", "log", "experiment", "data", "data/train"]
 FOREIGN = ["hydra", "hydra/launcher", "hydra.callbacks.x._target_", "hydra.searchpath", "hydra.job.env_set.PATH"]
@@ -60,7 +60,7 @@ def test_override_takes_effect_or_fails_in_one_line(word):
     """The line names the key."""
     key = word.lstrip("+~").partition("=")[0]
     try:
-        x = experiment.build_experiment(main.compose_config(LOADER, [*BASE, word]))
+        x = build.build_experiment(main.compose_config(LOADER, [*BASE, word]))
     except Exception as error:
         line = failures.user_error_line(error)
         assert line is not None, (word, repr(error))
@@ -92,4 +92,4 @@ def is_read(x, key: str) -> bool:
 
 
 def test_earlier_compositions_leave_no_trace():
-    assert experiment.build_experiment(main.compose_config(LOADER, BASE)).composed == START
+    assert build.build_experiment(main.compose_config(LOADER, BASE)).composed == START

@@ -79,8 +79,8 @@ def test_other_tasks_keep_their_digest(task, monkeypatch):
     ("file", "content", "message"),
     [
         ("gone.yaml", None, r"no file at .*gone\.yaml"),
-        ("a.yaml", "- 1", r"a\.yaml is no task of lm-eval"),
-        ("a.yaml", "task: [", r"a\.yaml is no YAML"),
+        ("a.yaml", "- 1", r"a\.yaml is not an lm-eval task"),
+        ("a.yaml", "task: [", r"a\.yaml is not YAML"),
         ("a.yaml", "include: none.yaml", r"no file at .*none\.yaml"),
     ],
 )
@@ -100,7 +100,7 @@ def test_task_paths_come_only_from_command_line():
     named = ["eval.tasks=[/x/mine.yaml@5,capitals]", "eval.include_path=/x/tasks"]
     task_files.require_command_line(["/x/mine.yaml@5", "capitals"], "/x/tasks", named)
     for overrides, key in (([], "tasks"), (named[:1], "include_path"), (["experiment=/x/mine.yaml"], "tasks")):
-        with pytest.raises(UserError, match=rf"eval\.{key}: /x/.* stands in a config file\. A task's yaml"):
+        with pytest.raises(UserError, match=rf"eval\.{key}: /x/.* comes from a config file\. A task's yaml"):
             task_files.require_command_line(["/x/mine.yaml@5"], "/x/tasks", overrides)
 
 

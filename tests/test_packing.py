@@ -14,14 +14,15 @@ import torch.nn.functional as F
 
 from adapting import adapted
 from composing import composed
-from depthcut.config import experiment as config_experiment
+from depthcut.config import build
 from depthcut.data.text.parts import GivenText
 from depthcut.data.text.tokens import Tokens
-from depthcut.heal.training import boundary, distill, document_mask, fit
+from depthcut.heal.training import boundary, distill, document_mask, fit, topk_teacher
 from depthcut.heal.training.batches import MicroBatch, MicroBatchLoader
 from depthcut.heal.training.memory_plan import Layout
 from depthcut.heal.training.objective import next_token_loss
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.study import digests
 from depthcut.study.standalone import Standalone
 from pico import FAMILIES, pico
@@ -163,7 +164,7 @@ def test_teacher_reads_documents_apart():
     """Summed over the documents, each by itself, and divided by the number of predictions."""
     model, dense, (batch,) = pico("llama", layers=2), pico("llama", layers=3, seed=1), packed()
     heal = distill_recipe(mix=0.5)
-    goal = distill.distill_objective(distill.live_topk_teacher(dense, heal), heal)
+    goal = distill.distill_objective(topk_teacher.live_topk_teacher(dense, heal), heal)
     alone = [MicroBatch(ids, torch.zeros(1)) for ids in documents(batch) if ids.shape[1] > 1]
     total = sum(goal(model, each).item() * (each.ids_BT.shape[1] - 1) for each in alone)
     assert goal(model, batch).item() == pytest.approx(total / batch.targets, rel=1e-4)
@@ -196,7 +197,7 @@ def workspace_of(described: dict[str, Any], folder: Path) -> Standalone:
 
 def test_packing_is_in_the_digest_where_used(tmp_path):
     def knobs(*more: str) -> Any:
-        return config_experiment.build_experiment(composed("model=pico", "heal=full", *more)).heal
+        return build.build_experiment(composed("model=pico", "heal=full", *more)).heal
 
     here = workspace_of({"model_type": "llama"}, tmp_path)
     crossed, separate = knobs(), knobs("heal.packing=separate")
@@ -214,11 +215,11 @@ def test_packing_is_in_the_digest_where_used(tmp_path):
 )
 def test_recurrent_layers_are_refused_from_the_config(described, tmp_path):
     here = workspace_of(described, tmp_path)
-    with pytest.raises(ValueError, match=f"separate: {described['model_type']} has layers that carry a state"):
+    with pytest.raises(ValueError, match=f"separate: {described['model_type']} has layers that carry state"):
         SEPARATE.content(here)
 
 
 def test_model_without_document_masks_is_refused():
     bloom = pico("bloom", layers=2, n_head=4)
-    with pytest.raises(ValueError, match="layer 0 of bloom does not tell documents apart; take heal"):
+    with pytest.raises(ValueError, match="layer 0 of bloom cannot separate documents; use heal"):
         document_mask.check_document_masking(bloom)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import quote_paths
 from running import run, text_files
@@ -38,7 +38,7 @@ def test_every_path_option_expands_the_home_folder(monkeypatch: pytest.MonkeyPat
     paths = ["data.calibration", "data.train", "data.validation", "eval.perplexity.texts.wikitext2"]
     words = ["model.path='~/x'", "prune.path='~/x'", "outputs='~/x'", "heal.init_from='~/x'"]
     words += [f"{key}.paths=['~/x']" for key in paths]
-    x = experiment.build_experiment(composed("model=local", "data=files", "prune=plan", "eval=[perplexity]", *words))
+    x = build.build_experiment(composed("model=local", "data=files", "prune=plan", "eval=[perplexity]", *words))
     texts = [x.data.calibration, x.data.train, x.data.validation, x.eval["perplexity"].source("wikitext2")]
     found = [x.outputs, x.model.path, x.prune.path, x.heal.init_from, *(each.paths[0] for each in texts)]
     assert found == ["/home/me/x"] * 8
@@ -63,4 +63,4 @@ def test_unparsable_override_suggests_quoting() -> None:
 
 def test_empty_path_is_refused() -> None:
     with pytest.raises(UserError, match=r"^prune\.path"):
-        experiment.build_experiment(composed("prune=plan", "prune.path=''"))
+        build.build_experiment(composed("prune=plan", "prune.path=''"))

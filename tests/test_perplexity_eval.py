@@ -13,7 +13,7 @@ import torch
 
 from composing import composed
 from depthcut import algorithm
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut import subnetworks
 from depthcut.data.named import texts as named
 from depthcut.data.text.parts import Texts
@@ -127,7 +127,7 @@ def test_fewer_windows_are_a_prefix_read_lazily(file: Path, tmp_path: Path) -> N
 
 def test_text_with_fewer_windows_is_reported(file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = evaluation(file, windows=1000).windowed("a", bare(tmp_path))
-    assert f"a: the text gives {len(found)} windows, 1000 were asked for" in caplog.text
+    assert f"a: the text has only {len(found)} windows, 1000 were requested" in caplog.text
 
 
 def test_tokenizer_without_bos_adds_none(file: Path, tmp_path: Path) -> None:
@@ -211,12 +211,15 @@ def test_oversized_text_is_refused(file: Path, tmp_path: Path, monkeypatch: pyte
 
 
 WRONG = {
-    "no text": ({}, r"eval\.perplexity\.texts names no text; give one"),
-    "no source": ({"a": {}}, r"texts\.a: name its paths, its dataset, or a span of the demo corpus"),
+    "no text": ({}, r"eval\.perplexity\.texts is empty; add a text"),
+    "no source": ({"a": {}}, r"texts\.a: set its paths, its dataset, or a span of the demo corpus"),
     "unknown key": ({"a": {"path": ["x"]}}, r"eval\.perplexity\.texts\.a\.path: no such key\. Did you mean paths"),
     "wrong kind": ({"a": {"paths": "x"}}, r"eval\.perplexity\.texts\.a\.paths must be a list, got 'x'"),
     "wrong span": ({"a": {"paths": ["x"], "span": [1, 0]}}, r"texts\.a\.span must be two numbers with 0 <= start"),
-    "a name that is taken": ({"validation": {"paths": ["x"]}}, r"texts\.validation: other numbers are called so"),
+    "a name that is taken": (
+        {"validation": {"paths": ["x"]}},
+        r"texts\.validation: this name is used for other numbers",
+    ),
 }
 
 
@@ -232,16 +235,18 @@ def test_unreadable_text_is_named(file: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^eval\.perplexity\.texts\.a: no file at no/such\.txt"):
         evaluation(Path("no/such.txt")).reads(bare(tmp_path))
     hub = Perplexity(texts={"a": {"dataset": str(tmp_path / "none"), "revision": "0" * 40}}, **KNOBS)
-    with pytest.raises(ValueError, match=r"texts\.a: could not read .*; connect, or give its files: eval\.perplexity"):
+    with pytest.raises(ValueError, match=r"texts\.a: could not read .*; connect, or set its files: eval\.perplexity"):
         hub.prepare(bare(tmp_path))
-    with pytest.raises(ValueError, match=r"^eval\.perplexity\.texts\.a: the text gives \d+ tokens; a window has 9999"):
+    with pytest.raises(
+        ValueError, match=r"^eval\.perplexity\.texts\.a: the text has \d+ tokens, fewer than one window of 9999"
+    ):
         evaluation(file, window=9999).prepare(bare(tmp_path))
 
 
 def opened(folder: Path, corpus: tuple[str, ...], *knobs: str) -> Run:
     shape = ("data.calibration.sequences=8", "data.validation.sequences=8", "eval.perplexity.texts.ptb=null")
     return open_run(
-        experiment.build_experiment(
+        build.build_experiment(
             composed(f"outputs={folder}/outputs", "model=pico", "data=files", *corpus, *shape, *knobs)
         )
     )

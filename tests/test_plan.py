@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from depthcut.cut.plan import Plan, layer_spans
+from depthcut.cut.plan import Plan
+from depthcut.cut.spans import layer_spans
 from depthcut.runtime.errors import UserError
 
 
@@ -38,7 +39,7 @@ def test_written_plan_reads_back(tmp_path):
         ((0, 1, 2), "keeps 0 of 3 layers"),
         ((3,), "drops layer 3, but this model has layers 0-2"),
         ((-1,), "drops layer -1"),
-        ((1, 1), "names a layer twice"),
+        ((1, 1), "contains a layer twice"),
     ],
 )
 def test_invalid_cut_is_refused(drop, says):
@@ -66,17 +67,17 @@ def written(tmp_path, **changes):
         ([[2, 5], [4, 6]], "spans [2, 5) and [4, 6) overlap"),
         ([[8, 9], [2, 5], [2, 5]], "spans [2, 5) and [2, 5) overlap"),
         ([[9, 12], [0, 20]], "spans [0, 20) and [9, 12) overlap"),
-        ([[5, 3]], "span [5, 3) is reversed; the model has layers 0-31, and stop itself stays"),
+        ([[5, 3]], "span [5, 3) is reversed; the model has layers 0-31, and stop is exclusive"),
         ([[3, 3]], "span [3, 3) is empty; the model has layers 0-31"),
-        ([[30, 33]], "span [30, 33) leaves the model, which has layers 0-31"),
-        ([[0, 10**15]], "span [0, 1000000000000000) leaves the model, which has layers 0-31"),
-        ([[-1, 2]], "span [-1, 2) leaves the model"),
-        ([[1.0, 2]], "span [1.0, 2] must be [start, stop), two whole numbers"),
+        ([[30, 33]], "span [30, 33) is out of range: the model has layers 0-31"),
+        ([[0, 10**15]], "span [0, 1000000000000000) is out of range: the model has layers 0-31"),
+        ([[-1, 2]], "span [-1, 2) is out of range"),
+        ([[1.0, 2]], "span [1.0, 2] must be [start, stop) in whole numbers"),
         ([[True, 2]], "span [true, 2] must be [start, stop)"),
         ([["1", "2"]], 'span ["1", "2"] must be'),
         ([[1, 2, 3]], "span [1, 2, 3] must be"),
-        ([32], "layer 32 leaves the model, which has layers 0-31"),
-        (["9-40"], "span 9-40 leaves the model"),
+        ([32], "layer 32 is out of range: the model has layers 0-31"),
+        (["9-40"], "span 9-40 is out of range"),
         (["9-4"], "span 9-4 is reversed"),
         (["nine"], 'span "nine" must be'),
         ([None], "span null must be"),
@@ -106,8 +107,8 @@ def test_invalid_depth_is_refused(tmp_path, depth):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"unit": "half"}, "drops units called 'half'; there are: layer, attention, mlp"),
-        ({"unit": ["mlp"]}, "drops units called ['mlp']"),
+        ({"unit": "half"}, "unit must be one of layer, attention, mlp, got 'half'"),
+        ({"unit": ["mlp"]}, "unit must be one of layer, attention, mlp, got ['mlp']"),
         ({"model": 7}, "model must be a digest, or empty for any model of this depth, got 7"),
         ({"format": "2"}, "this plan has format '2'; this version reads format 2"),
     ],
@@ -120,7 +121,7 @@ def test_other_fields_of_wrong_type_are_refused(tmp_path, changes, says):
 
 
 def test_folder_is_no_plan(tmp_path):
-    with pytest.raises(ValueError, match=r"is not a plan in JSON \(a folder\)"):
+    with pytest.raises(ValueError, match=r"is not a JSON plan \(a folder\)"):
         Plan.read(tmp_path)
 
 
@@ -129,14 +130,14 @@ def test_folder_is_no_plan(tmp_path):
     [
         ("[" * 100_000, "nested too deeply"),
         ('{"notes": ' + "[" * 100 + "]" * 100 + "}", "nested more than 64 levels deep"),
-        ('{"notes": NaN}', "NaN is no number"),
+        ('{"notes": NaN}', "NaN is not a finite number"),
         ('{"notes": "\\ud800"}', "half a surrogate pair in a text"),
         ("[]", "expected an object, got list"),
     ],
 )
 def test_non_plan_file_is_named_in_one_line(tmp_path, text, says):
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(UserError, match=re.escape(f"plan.json is not a plan in JSON ({says})")):
+    with pytest.raises(UserError, match=re.escape(f"plan.json is not a JSON plan ({says})")):
         Plan.read(tmp_path / "plan.json")
 
 
@@ -185,17 +186,17 @@ def test_handwritten_plan_needs_only_the_drop_list(tmp_path, content, drop):
 
 
 BROKEN = [
-    ('{"depth": 8}', 'the key "drop" is missing. A plan by hand: {"drop": '),
-    ('{"drop": [1], "dpeth": 8}', "dpeth: no such key. Did you mean depth? There are: depth, drop, format, "),
+    ('{"depth": 8}', 'the key "drop" is missing. For example, {"drop": '),
+    ('{"drop": [1], "dpeth": 8}', "dpeth: no such key. Did you mean depth? Available: depth, drop, format, "),
     ('{"drop": [1], "units": "mlp"}', "units: no such key. Did you mean unit?"),
-    ('{"drop": [1], "' + "x" * 5000 + '": 1}', "(5,000 characters): no such key. There are: depth, drop"),
-    ('{"drop": [1], "notes": {"score": 1e999}}', "is not a plan in JSON (1e999 is beyond the range of numbers)"),
+    ('{"drop": [1], "' + "x" * 5000 + '": 1}', "(5,000 characters): no such key. Available: depth, drop"),
+    ('{"drop": [1], "notes": {"score": 1e999}}', "is not a JSON plan (1e999 is beyond the range of numbers)"),
     ('{"drop": [1], "notes": []}', "notes must be a JSON object, got []"),
     ('{"drop": [1], "notes": {"wins": "11"}}', "notes.wins must map layers to shares, got '11'"),
-    ('{"drop": [1], "notes": {"score": NaN}}', "is not a plan in JSON (NaN is no number)"),
-    ('{"drop": [1], "depth": 1' + "0" * 5000 + "}", "is not a plan in JSON (a number of thousands of digits)"),
-    ("[" * 100_000, "is not a plan in JSON"),
-    ('{"drop": [1],}', "is not a plan in JSON"),
+    ('{"drop": [1], "notes": {"score": NaN}}', "is not a JSON plan (NaN is not a finite number)"),
+    ('{"drop": [1], "depth": 1' + "0" * 5000 + "}", "is not a JSON plan (a number of thousands of digits)"),
+    ("[" * 100_000, "is not a JSON plan"),
+    ('{"drop": [1],}', "is not a JSON plan"),
 ]
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 from transformers import AutoProcessor, Gemma3ImageProcessorPil, Gemma3Processor, PreTrainedTokenizerFast
 
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.model.checkpoint import loading
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.pico import byte_tokenizer
 from depthcut.runtime.errors import UserError
 from depthcut.study import export, preflight
@@ -45,7 +46,7 @@ def saved(folder: Path, family: str, added: str = "", **changes: Any) -> None:
 def prepared(folder: Path, corpus: tuple[str, ...], *words: str) -> None:
     """Prepare a run of the model in ``folder``; no weight is read."""
     model = ("model=local", f"model.path={folder / 'model'}", "data=files", "eval=[loss]", "device=cpu")
-    entered = open_run(experiment.build_experiment(composed(*model, f"outputs={folder}", *corpus, "heal=none", *words)))
+    entered = open_run(build.build_experiment(composed(*model, f"outputs={folder}", *corpus, "heal=none", *words)))
     preflight.prepare_run(entered)
     assert entered.checkpoint.bytes_read == 0
 
@@ -62,7 +63,7 @@ def test_texts_longer_than_the_positions_are_refused(
     family: str, changes: Any, corpus: tuple[str, ...], tmp_path: Path
 ) -> None:
     saved(tmp_path, family, **changes)
-    with pytest.raises(UserError, match=r"validation\.length=256, but the model has 48 positions; take at most 48"):
+    with pytest.raises(UserError, match=r"validation\.length=256, but the model has 48 positions; use at most 48"):
         prepared(tmp_path, corpus)
     prepared(tmp_path, corpus, *SHORT[:2])
 
@@ -72,16 +73,16 @@ def test_texts_longer_than_the_positions_are_refused(
     [
         (
             ("eval=[documentation]",),
-            r"^eval\.documentation\.length=256, but the model has 48 positions; take at most 48$",
+            r"^eval\.documentation\.length=256, but the model has 48 positions; use at most 48$",
         ),
         (
             ("eval=[speed]", "eval.speed.prompt=abcdefgh", "eval.speed.prefill_batch=null"),
-            r"^eval\.speed\.tokens=128, but the model has 48 positions, 7 of which are taken; take at most 41$",
+            r"^eval\.speed\.tokens=128, but the model has 48 positions, 7 of which are reserved; use at most 41$",
         ),
         (("eval=[speed]",), r"^eval\.speed\.prefill_length=512, but"),
         (
             ("eval=[perplexity]", "eval.perplexity.window=48", "eval.perplexity.bos=all"),
-            r"^eval\.perplexity\.window=48, but .*, 1 of which are taken; take at most 47$",
+            r"^eval\.perplexity\.window=48, but .*, 1 of which are reserved; use at most 47$",
         ),
         (("replace=mean", "prune=deepest", "data.calibration.length=256"), r"^data\.calibration\.length=256, but"),
         (("replace=linear", "prune=deepest", "data.calibration.length=256"), r"^data\.calibration\.length=256, but"),
@@ -143,7 +144,7 @@ def test_unquantised_remainder_is_reported_or_refused(
 def test_broken_generation_config_is_reported_early(corpus: tuple[str, ...], tmp_path: Path) -> None:
     saved(tmp_path, "llama", **BYTES)
     (tmp_path / "model" / "generation_config.json").write_text("[]")
-    with pytest.raises(UserError, match=r"generation_config\.json is cut short or damaged"):
+    with pytest.raises(UserError, match=r"generation_config\.json is truncated or damaged"):
         prepared(tmp_path, corpus)
 
 
@@ -189,7 +190,7 @@ def test_adapter_folder_error_names_its_base(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "me/base"}))
     with pytest.raises(
-        UserError, match=r"^\S+ holds no model, only an adapter \(\S+\) of me/base; give the base, or merge"
+        UserError, match=r"^\S+ is only an adapter \(\S+\) of me/base, not a model; use the base model, or merge"
     ):
         prepared(tmp_path, text_files(tmp_path))
 
@@ -198,5 +199,5 @@ def test_hub_cache_folder_error_names_its_snapshot(tmp_path: Path) -> None:
     snapshot = tmp_path / "model" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=f"a repository in the hub's cache, not a model; give {snapshot}"):
+    with pytest.raises(UserError, match=f"a repository in the hub's cache, not a model; use {snapshot}"):
         prepared(tmp_path, text_files(tmp_path))

@@ -217,18 +217,16 @@ def test_budget_already_met_drops_nothing():
 def test_unreachable_budget_reports_the_minimum():
     shape = weighing(10, 20, 10, 30, outside=5)
     says = (
-        r"^prune.parameters=12 cannot be met: 75 in all, and 45 still without 2 of 4 layers; "
+        r"^prune.parameters=12 cannot be met: 75 in total, 45 without 2 of 4 layers; "
         r"the first and the last layer must stay. "
-        r"Set at least 45, or let more layers go \(prune.keep_first, prune.keep_last\)$"
+        r"Set at least 45, or lower prune.keep_first or prune.keep_last$"
     )
     with pytest.raises(ValueError, match=says):
         sized(Lowest, parameters=12.0, keep_first=1).count(shape)
-    with pytest.raises(
-        ValueError, match=r"=12 .* 35 still without 3 of 4 layers; at least one must stay. Set at least 35$"
-    ):
+    with pytest.raises(ValueError, match=r"=12 .* 35 without 3 of 4 layers; at least one must stay. Set at least 35$"):
         sized(Lowest, parameters=12.0, keep_last=0).count(shape)
     assert sized(Lowest, parameters=45.0, keep_first=1).count(shape) == 2
-    with pytest.raises(ValueError, match="8 in all, and 8 still without 3 of 4 MLPs"):
+    with pytest.raises(ValueError, match="8 in total, 8 without 3 of 4 MLPs"):
         mlps = ModelSize(4, cache_bytes=(0, 0, 0, 0), total={"cache_bytes": 8})
         sized(Lowest, cache_bytes=7.0, unit="mlp").count(mlps)
 
@@ -251,10 +249,10 @@ def test_only_budgets_need_weights(tmp_path):
 @pytest.mark.parametrize(
     ("knobs", "says"),
     [
-        ({"layers": 3, "parameters": 1e9}, "prune.layers and prune.parameters are both set; give one size of the cut"),
+        ({"layers": 3, "parameters": 1e9}, "prune.layers and prune.parameters are both set; set only one"),
         ({"cache_bytes": 9, "weight_bytes": 1e9}, "prune.weight_bytes and prune.cache_bytes are both set"),
         ({"layers": -1}, "prune.layers must be at least 0, got -1"),
-        ({"layers": 2.5}, "prune.layers must be a whole number at least 0, got 2.5"),
+        ({"layers": 2.5}, "prune.layers must be a whole number of at least 0, got 2.5"),
         ({"parameters": 0}, "prune.parameters must be above 0, got 0"),
         ({"parameters": "1B"}, "prune.parameters must be a number above 0, got '1B'"),
         ({"unit": "head"}, "prune.unit must be one of layer, attention or mlp, got 'head'"),

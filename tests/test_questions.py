@@ -94,7 +94,7 @@ def test_identities_differ():
 
 
 def test_unknown_set_names_the_choices():
-    with pytest.raises(ValueError, match=r"hellaswag: no such question set\. There are: capitals, topics, "):
+    with pytest.raises(ValueError, match=r"hellaswag: no such question set\. Available: capitals, topics, "):
         questions.load_questions("hellaswag", CACHE)
 
 

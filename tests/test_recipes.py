@@ -16,17 +16,17 @@ from transformers import AutoModelForCausalLM
 
 from adapting import adapted_layers, pruned, pruned_and_adapted
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut.plan import Plan
 from depthcut.heal.full import Full
 from depthcut.heal.partial import Partial
-from depthcut.heal.training import adapters, full_finetune
+from depthcut.heal.training import adapter_modules, full_finetune
 from depthcut.heal.training.lightning_module import Healing
 from depthcut.heal.training.objective import MixedPrecision, next_token_loss
 from depthcut.heal.training.warm_start import WarmStart
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.record import links
-from depthcut.runtime import store
+from depthcut.runtime import verified
 from depthcut.study import curve
 from depthcut.study.run import Run, open_run
 from pico import FAMILIES, pico, texts
@@ -45,7 +45,7 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 
 
 def entered(*words: str) -> Run:
-    return open_run(experiment.build_experiment(composed(*words)))
+    return open_run(build.build_experiment(composed(*words)))
 
 
 # --- all weights, and the last of them
@@ -229,7 +229,7 @@ def test_full_heals_and_exports_what_it_keeps(full):
 
 
 def test_finished_point_loads_nothing(full, corpus):
-    assert "done already" in light(f"outputs={full['folder'].parents[1]}", *PICO, *corpus, "heal=full", *SOON).stderr
+    assert "already done" in light(f"outputs={full['folder'].parents[1]}", *PICO, *corpus, "heal=full", *SOON).stderr
 
 
 @pytest.mark.slow
@@ -282,13 +282,13 @@ def test_two_processes_full_finetune_like_one(tmp_path, corpus):
 @pytest.mark.parametrize("heal", WAY)
 def test_full_finetune_refuses_adapter_export_and_quantised_base(heal):
     with pytest.raises(
-        ValueError, match=f"^export=adapter needs a heal that trains adapters; heal={heal} leaves none$"
+        ValueError, match=f"^export=adapter needs a recipe that trains adapters; heal={heal} trains none$"
     ):
-        experiment.build_experiment(composed("model=pico", f"heal={heal}", "export=adapter"))
+        build.build_experiment(composed("model=pico", f"heal={heal}", "export=adapter"))
     with pytest.raises(ValueError, match=f"^heal={heal} needs model.quantise=none, got nf4$"):
-        experiment.build_experiment(composed("model=pico", f"heal={heal}", "model.quantise=nf4"))
+        build.build_experiment(composed("model=pico", f"heal={heal}", "model.quantise=nf4"))
     with pytest.raises(ValueError, match=r"^heal.betas must be two numbers in \[0, 1\), got \[0.9, 1.0\]$"):
-        experiment.build_experiment(composed("model=pico", f"heal={heal}", "heal.betas=[0.9,1.0]"))
+        build.build_experiment(composed("model=pico", f"heal={heal}", "heal.betas=[0.9,1.0]"))
 
 
 # --- around the gaps
@@ -349,13 +349,11 @@ def test_around_cut_by_example():
 
 def test_points_healed_below_the_cut_are_not_shared(tmp_path):
     for layers, may in (("after_cut", True), ("around_cut", False), ("all", False)):
-        here = open_run(
-            experiment.build_experiment(composed("model=pico", f"outputs={tmp_path}", f"heal.layers={layers}"))
-        )
+        here = open_run(build.build_experiment(composed("model=pico", f"outputs={tmp_path}", f"heal.layers={layers}")))
         assert curve.heals_above_cut(here) == may
     for heal in WAY:
         assert not curve.heals_above_cut(
-            open_run(experiment.build_experiment(composed("model=pico", f"outputs={tmp_path}", f"heal={heal}")))
+            open_run(build.build_experiment(composed("model=pico", f"outputs={tmp_path}", f"heal={heal}")))
         )
 
 
@@ -375,9 +373,9 @@ def test_shared_layers_start_from_the_smaller_cuts_adapters(tmp_path):
     model = pico("llama", layers=8)
     smaller = pruned_and_adapted(model, small, 0)
     smaller.save_pretrained(str(tmp_path), save_embedding_layers=False)
-    larger = adapters.add_adapters(pruned(model, large), RECIPE, large)
+    larger = adapter_modules.add_adapters(pruned(model, large), RECIPE, large)
     fresh = copy.deepcopy(larger.state_dict())
-    adapters.copy_adapters(larger, WarmStart(tmp_path, small), large)
+    adapter_modules.copy_adapters(larger, WarmStart(tmp_path, small), large)
     there, seen = smaller.state_dict(), []
     for name, tensor in larger.state_dict().items():
         if "lora_" not in name:
@@ -392,8 +390,8 @@ def test_shared_layers_start_from_the_smaller_cuts_adapters(tmp_path):
     assert set(seen) == {6, 7}
     with pytest.raises(ValueError, match="no layer has adapters both in"):
         nothing = Plan(8, (5, 6, 7))
-        adapters.copy_adapters(
-            adapters.add_adapters(pruned(model, nothing), RECIPE, nothing), WarmStart(tmp_path, small), nothing
+        adapter_modules.copy_adapters(
+            adapter_modules.add_adapters(pruned(model, nothing), RECIPE, nothing), WarmStart(tmp_path, small), nothing
         )
 
 
@@ -442,23 +440,23 @@ def test_digest_covers_init_from_by_content(smaller, corpus, tmp_path):
     assert entered(*chained(smaller, corpus, f"heal.init_from={other}")).digest == by_digest
     file = other / "adapter/adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\1\2\3\4")
-    store.write_manifest(other / "adapter", folder.name)
+    verified.write_manifest(other / "adapter", folder.name)
     assert entered(*chained(smaller, corpus, f"heal.init_from={other}")).digest not in (by_digest, fresh)
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(ValueError, match=f"^heal.init_from={other}: there are no whole adapters in {other}/adapter"):
+    with pytest.raises(ValueError, match=f"^heal.init_from={other}: no complete adapters in {other}/adapter"):
         assert entered(*chained(smaller, corpus, f"heal.init_from={other}")).digest
 
 
 MISTAKES = [
     (
         ("heal.init_from=nowhere",),
-        r"no such point; give the folder of one, or at least 4 digits of the digest of one in ",
+        r"no such point; give a point's folder, or at least 4 digits of its digest in ",
     ),
-    (("model.heal.rank=8",), r"its adapters have heal.rank=4, these heal.rank=8; they must agree$"),
-    (("heal.alpha=8",), r"its adapters have heal.alpha=4, these heal.alpha=8; they must agree$"),
-    (("heal.modules=ffn",), r"its adapters have heal.modules=all, these heal.modules=ffn; they must agree$"),
+    (("model.heal.rank=8",), r"its adapters have heal.rank=4, this point has heal.rank=8; they must agree$"),
+    (("heal.alpha=8",), r"its adapters have heal.alpha=4, this point has heal.alpha=8; they must agree$"),
+    (("heal.modules=ffn",), r"its adapters have heal.modules=all, this point has heal.modules=ffn; they must agree$"),
     (("model.seed=1",), r"its adapters are for model [0-9a-f]{8}, this is [0-9a-f]{8}$"),
-    (("replace=mean",), r"that goes with replace=none in both points, got replace=mean$"),
+    (("replace=mean",), r"both points must have replace=none, got replace=mean$"),
 ]
 
 
@@ -472,5 +470,5 @@ def test_unsuitable_init_from_fails_in_one_line(smaller, corpus, words, says):
 def test_unsuitable_init_from_fails_before_heavy_imports(smaller, corpus, full):
     done = light(*chained(smaller, corpus, "heal.init_from=nowhere"))
     assert done.returncode and done.stderr.strip().splitlines()[-1].startswith("error: heal.init_from=nowhere: no such")
-    with pytest.raises(ValueError, match=r"there are no whole adapters in .*/adapter; heal that point with adapters"):
+    with pytest.raises(ValueError, match=r"no complete adapters in .*/adapter; first heal that point with adapters"):
         assert entered(*chained(smaller, corpus, f"heal.init_from={full['folder']}")).digest

@@ -15,7 +15,7 @@ import running
 from comparing import assert_near
 from composing import composed
 from depthcut import algorithm
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import exported
 from depthcut.model.decoder import layers, layerwise
@@ -264,7 +264,7 @@ def test_training_lowers_the_error(llama, caplog):
 
 def test_diverged_training_writes_no_layer(llama):
     words = "layer replace.steps=20 replace.batch=2 replace.lr=1e15 replace.save_every=1"
-    with pytest.raises(ValueError, match=r"^diverged: replace=layer is no number at step \d+; take a lower"):
+    with pytest.raises(ValueError, match=r"^diverged: replace=layer has a non-finite loss at step \d+; use a lower"):
         replaced(*llama, words)
     here = opened(*llama, *f"replace={words}".split())
     assert not (here.cache / "replacements" / digests.pruned_digest(here, PLAN)).exists()
@@ -287,10 +287,10 @@ def test_killed_training_resumes_bit_identically(tmp_path, caplog):
     caplog.set_level("INFO", "depthcut")
     made = []
     for name in ("killed", "undisturbed"):
-        here = open_run(experiment.build_experiment(composed(f"outputs={tmp_path}/{name}", *words)))
+        here = open_run(build.build_experiment(composed(f"outputs={tmp_path}/{name}", *words)))
         algorithm.run_experiment(here.experiment, here)
         made.append((here.cache / "replacements" / found[0].stem / "replacement.safetensors").read_bytes())
-    (line,) = [line for line in caplog.messages if "goes on from step" in line]
+    (line,) = [line for line in caplog.messages if "resumes at step" in line]
     assert 0 < int(line.partition("step ")[2].partition(":")[0]) < 60
     assert made[0] == made[1] and not found[0].exists()
     known = [line for line in caplog.messages if line.startswith("the layers in the gaps")]
@@ -396,10 +396,10 @@ def test_on_a_four_bit_base(words, llama):
 
 def test_unsuitable_cuts_are_refused_before_loading(llama):
     for words, knobs, message in (
-        ("linear", ["prune.unit=attention"], r"replace=linear stands in for whole layers, got prune.unit=attention"),
+        ("linear", ["prune.unit=attention"], r"replace=linear replaces whole layers, got prune.unit=attention"),
         ("merge", ["prune.frac=0"], r"replace=merge has no gap to fill: nothing is cut"),
-        ("layer", ["prune.layers=1"], r"replace=layer puts one layer in place of several, and one is cut"),
-        ("linear", ["replace.rank=3"], r"replace.map=full has no rank: take replace.rank=null"),
+        ("layer", ["prune.layers=1"], r"replace=layer replaces several layers by one, but one is cut"),
+        ("linear", ["replace.rank=3"], r"replace.map=full has no rank: use replace.rank=null"),
         ("linear", ["replace.map=low_rank"], r"replace.map=low_rank needs replace.rank"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -409,11 +409,11 @@ def test_unsuitable_cuts_are_refused_before_loading(llama):
 @pytest.mark.parametrize(
     ("words", "drop", "message"),
     [
-        ("merge", (0, 1), "none before layer 0: take prune.keep_first=1"),
-        ("linear replace.fuse=true", (0,), "none before layer 0: take prune.keep_first=1 or replace.fuse=false"),
+        ("merge", (0, 1), "layer 0 has none: use prune.keep_first=1"),
+        ("linear replace.fuse=true", (0,), "layer 0 has none: use prune.keep_first=1 or replace.fuse=false"),
         ("layer", (1, 3, 4), "layer 1 is cut alone"),
         ("linear replace.map=low_rank replace.rank=65", (1,), "replace.rank must be at most 64"),
-        ("linear data.calibration.sequences=1", (1,), "needs 64 tokens or more"),
+        ("linear data.calibration.sequences=1", (1,), "needs at least 64 tokens"),
     ],
 )
 def test_unfillable_gaps_are_refused(words, drop, message, llama):
@@ -425,13 +425,13 @@ def test_unfillable_gaps_are_refused(words, drop, message, llama):
 def test_non_finite_states_give_no_map(words, tmp_path):
     model = model_of("llama")
     layers.layer_list(model)[2].mlp.down_proj.weight.data.fill_(float("inf"))
-    with pytest.raises(ValueError, match="none of the calibration tokens gave finite hidden states"):
+    with pytest.raises(ValueError, match="none of the calibration tokens produced finite hidden states"):
         replaced(tmp_path, model, words)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 def test_map_before_an_output_norm_is_refused(family, tmp_path):
-    with pytest.raises(ValueError, match=r"norms what its MLP gives before it adds it; take fuse=false"):
+    with pytest.raises(ValueError, match=r"normalises its MLP's output before adding it; use replace.fuse=false"):
         replaced(tmp_path, model_of(family), "linear replace.fuse=true")
 
 
@@ -450,7 +450,7 @@ def test_unknown_format_or_damaged_replacement_is_refused(llama, tmp_path):
     exported.write_exported(filled, PLAN, tmp_path)
     described = json.loads((tmp_path / "replacement.json").read_text())
     (tmp_path / "replacement.json").write_text(json.dumps({**described, "format": 99}))
-    with pytest.raises(ValueError, match="wanted format 1, got 99"):
+    with pytest.raises(ValueError, match="expected format 1, got 99"):
         depthcut.load(tmp_path)
     (tmp_path / "replacement.safetensors").write_bytes(b"cut short")
     with pytest.raises(ValueError, match=r"the replacement in .* is damaged"):

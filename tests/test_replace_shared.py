@@ -13,7 +13,7 @@ import depthcut
 from adapting import train_briefly
 from comparing import assert_near
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import adapters
+from depthcut.heal.training import adapter_modules
 from depthcut.model.checkpoint import exported
 from depthcut.model.decoder import layers
 from depthcut.model.decoder.quantisation import LoadConfig
@@ -224,7 +224,7 @@ def test_healing_trains_adapters_and_own_weights_only(llama, quantise, tmp_path)
     after = logits(healed)
     healed.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
     again = adapted(filled(*llama, *knobs)[1])
-    adapters.load_adapters(again, tmp_path / "adapter")
+    adapter_modules.load_adapters(again, tmp_path / "adapter")
     assert torch.equal(logits(again), after)
     merged = PeftModel.from_pretrained(export.dequantise_model(filled(*llama, *knobs)[1]), str(tmp_path / "adapter"))
     merged = merged.merge_and_unload()
@@ -249,12 +249,14 @@ def test_four_bit_sharing_uses_the_quantised_base(llama):
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 def test_gain_before_a_models_own_norm_is_refused(family, tmp_path):
     model = model_of(family)
-    with pytest.raises(ValueError, match=r"norms what its halves give before it adds it; take replace.gain=null"):
+    with pytest.raises(
+        ValueError, match=r"normalises its sublayers' outputs before adding them; use replace.gain=null"
+    ):
         filled(tmp_path, model)
     _, whole = filled(tmp_path, model, "replace.gain=null", "replace.rank=128")
     assert_near(logits(whole), logits(model))
 
 
 def test_layers_with_other_than_linear_weights_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"Qwen3MoeDecoderLayer has mlp\.\S+; take another replace"):
+    with pytest.raises(ValueError, match=r"Qwen3MoeDecoderLayer has mlp\.\S+; use another replacement"):
         filled(tmp_path, model_of("qwen3_moe"), "replace.gain=null")

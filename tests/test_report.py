@@ -29,7 +29,7 @@ from depthcut.report import (
     transition_fit,
     transitions,
 )
-from depthcut.report.transition_fit import CurveData, Interval, Transition
+from depthcut.report.transition_data import CurveData, Interval, Transition
 from depthcut.runtime.errors import UserError
 from depthcut.study.recording import FORMAT
 from running import ENVIRONMENT, ROOT
@@ -233,7 +233,7 @@ def test_missing_or_empty_study_fails_in_one_line(tmp_path):
     missing = report(tmp_path / "none")
     assert missing.returncode == 2 and missing.stderr.startswith("error: no study at ")
     empty = report(tmp_path)
-    assert empty.returncode == 2 and "no points in there" in empty.stderr and empty.stderr.count("\n") == 1
+    assert empty.returncode == 2 and "no points found" in empty.stderr and empty.stderr.count("\n") == 1
 
 
 def test_csv_table_has_all_numbers_and_no_formulas(made):

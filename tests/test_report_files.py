@@ -158,7 +158,7 @@ def test_files_go_to_the_study_by_default(outputs, tmp_path):
         (("-o", "x.xlsx"), "-o x.xlsx: the name must end in .html, .csv or .md"),
         (("-o", "figs"), "-o figs: the name must end in .html, .csv or .md"),
         (("-o", "x.png"), "-o x.png: the name must end in .html, .csv or .md; for figures: --format png -o FOLDER"),
-        (("-o", "x.md", "--format", "csv"), "-o x.md --format csv: the name says another format"),
+        (("-o", "x.md", "--format", "csv"), "-o x.md --format csv: the extension and --format differ"),
     ],
 )
 def test_unknown_format_is_refused(words, says):
@@ -192,7 +192,7 @@ def test_figure_lines_start_at_the_dense_model(points):
 
 def test_forest_omits_curves_without_a_transition(points):
     from depthcut.report.figures import forest
-    from depthcut.report.transition_fit import Transition
+    from depthcut.report.transition_data import Transition
 
     rows = tidy.tidy_table([point.record for point in points])
     found = transitions.curve_transitions(curves.curve_lines(rows), curves.dense_numbers(rows))
@@ -203,7 +203,7 @@ def test_forest_omits_curves_without_a_transition(points):
     both, only = forest.forest_figure([one, none]), forest.forest_figure([one])
     assert both is not None and only is not None
     assert len(both.axes[0].lines) == len(only.axes[0].lines)
-    assert [text.get_text() for text in both.axes[0].texts] == ["no transition seen: no fall beyond what noise makes"]
+    assert [text.get_text() for text in both.axes[0].texts] == ["no transition seen: no fall beyond noise"]
     assert forest.forest_figure([none]) is None
 
 

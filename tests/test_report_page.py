@@ -360,7 +360,7 @@ def test_config_on_a_run_page_reproduces_it(opened, outputs, tmp_path):
         opened.click("#config")
     download.value.save_as(tmp_path / "config.yaml")
     again = run("--config", str(tmp_path / "config.yaml"))
-    assert again.returncode == 0 and "done already" in again.stderr, again.stderr
+    assert again.returncode == 0 and "already done" in again.stderr, again.stderr
 
 
 def test_link_to_a_missing_run_says_so(watched, report):

@@ -38,7 +38,7 @@ def test_damaged_checkpoint_is_named_and_restarted(tmp_path, damage, caplog):
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     assert not resume.is_resumable(path, "mine") and not path.exists()
     (said,) = caplog.messages
-    assert said.startswith(f"{path} cannot be used (") and said.endswith("): training begins anew")
+    assert said.startswith(f"{path} cannot be used (") and said.endswith("): restarting the training")
 
 
 def test_another_points_checkpoint_is_not_resumed(tmp_path, caplog):
@@ -46,14 +46,16 @@ def test_another_points_checkpoint_is_not_resumed(tmp_path, caplog):
     assert "it belongs to other" in caplog.text
     torch.save({"step": 3}, tmp_path / "last.ckpt")
     assert not resume.is_resumable(tmp_path / "last.ckpt", "mine")
-    assert "it does not say whose it is" in caplog.text
+    assert "it does not name its point" in caplog.text
 
 
 def test_checkpoint_of_other_code_is_refused_and_kept(tmp_path):
     path = saved(tmp_path / "last.ckpt", code="0" * 16)
-    with pytest.raises(UserError, match=r"last.ckpt was written under other code of depthcut\. Restore that to resume"):
+    with pytest.raises(
+        UserError, match=r"last.ckpt was written with another version of depthcut's code\. Restore that to resume"
+    ):
         resume.is_resumable(path, "mine")
     saved(path, versions={**resume.checkpoint_identity("")["versions"], "torch": "1.0"})
-    with pytest.raises(UserError, match=rf"was written under torch 1\.0 \(now {torch.__version__.partition('+')[0]}"):
+    with pytest.raises(UserError, match=rf"was written with torch 1\.0 \(now {torch.__version__.partition('+')[0]}"):
         resume.is_resumable(path, "mine")
     assert path.exists()

@@ -68,7 +68,7 @@ def test_curve_has_one_row_per_step(finished):
 def test_second_run_is_done_already(finished, corpus):
     outputs = finished["folder"].parents[1]
     again = light(f"outputs={outputs}", *PICO, *corpus)
-    assert again.returncode == 0 and "done already" in again.stderr
+    assert again.returncode == 0 and "already done" in again.stderr
     assert "validation/loss" in again.stdout
 
 
@@ -277,7 +277,7 @@ def test_interrupt_keeps_checkpoint_and_finishes_nothing(tmp_path, corpus, signa
     if signalled == signal.SIGINT:
         assert process.returncode == 130 and "Traceback" not in err, err
     if signalled == signal.SIGINT and times == 1:
-        assert err.splitlines()[-1] == "stopped: give the same command again to resume"
+        assert err.splitlines()[-1] == "stopped: run the same command again to resume"
     assert list(tmp_path.glob("main/*/heal/last.ckpt"))
     assert not list(tmp_path.glob("main/*/adapter")) and not list(tmp_path.glob("main/*/record.json"))
 
@@ -323,6 +323,6 @@ def test_one_of_sixteen_processes_computes_the_point(tmp_path):
     for process in processes:
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
-        said.append("done already" in err)
+        said.append("already done" in err)
     assert sorted(said) == [False] + [True] * 15
     assert len(list(tmp_path.glob("outputs/main/*/record.json"))) == 1

@@ -16,7 +16,7 @@ from composing import composed
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
 from depthcut.eval.likelihood import tree_attention
-from depthcut.heal.training import adapters, fit
+from depthcut.heal.training import adapter_modules, fit
 from depthcut.heal.training.memory_plan import Layout
 from depthcut.heal.training.objective import next_token_loss
 from depthcut.model.decoder import adapters as decoder_adapters
@@ -122,7 +122,7 @@ def test_adapters_of_cuts_fit_quantised_layers(tmp_path):
     apart = {}
     for seed, (name, plan) in enumerate(plans.items()):
         torch.manual_seed(seed)
-        apart[name] = adapters.add_adapters(source.load(plan, **settings), ABOVE, plan).eval()
+        apart[name] = adapter_modules.add_adapters(source.load(plan, **settings), ABOVE, plan).eval()
         with torch.no_grad():
             for key, parameter in apart[name].named_parameters():
                 if "lora_B" in key:
@@ -217,9 +217,9 @@ def test_unhealable_point_fails_once_others_continue(tmp_path):
     sweep = ("-m", f"outputs={tmp_path}/outputs", *sweep, "prune.layers=2,4", "heal.modules=attention,ffn")
     done = run(*sweep, "hydra/launcher=curve")
     assert done.returncode == 1
-    assert "2 of 4 points are done, 2 failed, 0 are left" in done.stderr.splitlines()[-1], done.stderr
+    assert "2 of 4 points done, 2 failed, 0 remaining" in done.stderr.splitlines()[-1], done.stderr
     logs = [path.read_text() for path in tmp_path.glob("outputs/main/*/run.log")]
-    assert sorted(text.count("stopped here") for text in logs) == [0, 0, 1, 1]
+    assert sorted(text.count("stopped by an error") for text in logs) == [0, 0, 1, 1]
     assert len(stable_records(tmp_path / "outputs")) == 2
 
 

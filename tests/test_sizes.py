@@ -12,12 +12,14 @@ from transformers import DynamicCache, LlamaConfig
 from depthcut.cut.plan import Plan
 from depthcut.model import HealDefaults
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.decoder import layers
 from depthcut.model.pico import Pico
 from depthcut.model.surgery import sizes as surgery_sizes
-from depthcut.model.surgery.sizes import ModelSize, nf4_bytes
-from depthcut.study import recording
+from depthcut.model.surgery.costs import nf4_bytes
+from depthcut.model.surgery.sizes import ModelSize
+from depthcut.study import recorded_sizes
 from gaps import model_of, opened
 from pico import CACHE, FAMILIES, pico, texts
 
@@ -127,7 +129,7 @@ def test_layer_without_attention_caches_nothing() -> None:
 
 
 def test_model_without_separate_sublayers_is_refused() -> None:
-    with pytest.raises(ValueError, match="OPTDecoderLayer keeps no mlp of its own"):
+    with pytest.raises(ValueError, match="OPTDecoderLayer has no separate mlp"):
         ModelSize.from_config(pico("opt").config, "mlp", "none", "float32")
 
 
@@ -260,9 +262,9 @@ def test_replacement_is_counted_as_loaded(words: str, tmp_path: Path) -> None:
         tmp_path, model_of("llama"), *f"replace={words}".split(), "prune=deepest", "prune.layers=2", "device=cpu"
     )
     here.plan = here.decide(Plan(6, (2, 3)))
-    assert recording.filled_model_sizes(here, here.plan) is None
+    assert recorded_sizes.filled_model_sizes(here, here.plan) is None
     model = here.experiment.replace(here.dense.load(here.plan), here.plan, here)
-    recording.record_sizes(here)
+    recorded_sizes.record_sizes(here)
     sizes = {key.rpartition("/")[2]: n for key, n in here.numbers.items() if key.startswith("pruned/size/")}
     assert sizes["parameters"] == sum(p.numel() for p in model.parameters())
     assert sizes["weight_bytes"] == sum(p.nbytes for p in model.parameters())
@@ -291,6 +293,6 @@ def test_quantised_replacement_is_weighed_as_stored(tmp_path: Path) -> None:
     here = opened(tmp_path, model_of("llama"), *knobs)
     here.plan = here.decide(Plan(6, (2, 3)))
     model = here.experiment.replace(here.dense.load(here.plan), here.plan, here)
-    recording.record_sizes(here)
+    recorded_sizes.record_sizes(here)
     assert here.numbers["pruned/size/weight_bytes"] == held(model)
     assert "healed/size/parameters" not in here.numbers

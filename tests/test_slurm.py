@@ -18,11 +18,11 @@ from omegaconf import OmegaConf
 
 from composing import ROOT, composed
 from depthcut.cli.point import run_point
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.config.methods import construct_validated
 from depthcut.record import state
 from depthcut.study.run import open_run
-from depthcut.study.slurm import queue
+from depthcut.study.slurm import queue, squeue
 from depthcut.study.slurm.job import JobRequest, PointTask
 from running import PICO, UNHEALED, light, run, start, text_files
 
@@ -90,7 +90,7 @@ def until(what: Callable[[], object], *processes: subprocess.Popen[str]) -> None
 
 def folder(outputs: Path, *arguments: str) -> Path:
     """Return the future folder of a point."""
-    return open_run(experiment.build_experiment(composed(f"outputs={outputs}", *arguments))).folder
+    return open_run(build.build_experiment(composed(f"outputs={outputs}", *arguments))).folder
 
 
 def job(folder: Path) -> str:
@@ -126,8 +126,8 @@ def test_yaml_has_every_field_of_the_request():
     ("said", "line"),
     [
         ("hydra.launcher.timeout_min=0", "hydra.launcher.timeout_min must be in [1, 1000000], got 0"),
-        ("hydra.launcher.timeout=5", "hydra.launcher.timeout: no such key. Did you mean timeout_min? There are: "),
-        ("+hydra.launcher.timeout=5", "hydra.launcher.timeout: no such key. Did you mean timeout_min? There are: "),
+        ("hydra.launcher.timeout=5", "hydra.launcher.timeout: no such key. Did you mean timeout_min? Available: "),
+        ("+hydra.launcher.timeout=5", "hydra.launcher.timeout: no such key. Did you mean timeout_min? Available: "),
         ("hydra.launcher.mem_gb=64G", "hydra.launcher.mem_gb must be a number in [0.001, 100000], got '64G'"),
         ("hydra.launcher.signal_delay_s=1800", "hydra.launcher.signal_delay_s must be below the time limit of 1800 s"),
         ("+hydra.launcher.additional_parameters.job_name=x", "hydra.launcher.additional_parameters.job-name: the laun"),
@@ -157,12 +157,12 @@ def test_job_that_cannot_start_records_the_reason(tmp_path):
 
 def test_queue_is_parsed_from_squeue():
     lines = ["26_3|RUNNING|main-1f|None", "27|PENDING|other-2a|Nodes required | are DOWN", "28_[5-7%2]|PENDING|x-1|a"]
-    found = queue.parse_queue(lines)
+    found = squeue.parse_queue(lines)
     assert found == {
-        ("main-1f", 3): queue.QueueEntry("26_3", "RUNNING", "None"),
-        ("other-2a", 0): queue.QueueEntry("27", "PENDING", "Nodes required | are DOWN"),
+        ("main-1f", 3): squeue.QueueEntry("26_3", "RUNNING", "None"),
+        ("other-2a", 0): squeue.QueueEntry("27", "PENDING", "Nodes required | are DOWN"),
     }
-    assert not queue.QueueEntry("1", "OUT_OF_MEMORY", "").alive and queue.QueueEntry("1", "REQUEUE_HOLD", "").alive
+    assert not squeue.QueueEntry("1", "OUT_OF_MEMORY", "").alive and squeue.QueueEntry("1", "REQUEUE_HOLD", "").alive
 
 
 @pytest.mark.slow
@@ -173,12 +173,12 @@ def test_six_points_end_with_six_records(tmp_path, corpus, launch):
     assert not list(tmp_path.glob("main/*/job.json")) and not arrays(tmp_path)
     status, said = end(launch(tmp_path, *sweep))
     assert status == 0, said
-    assert "slurm: 6 submitted as job " in said and "6 of 6 points are done, 0 failed, 0 are left" in said
+    assert "slurm: 6 submitted as job " in said and "6 of 6 points done, 0 failed, 0 remaining" in said
     records = [json.loads(path.read_text()) for path in tmp_path.glob("main/*/record.json")]
     assert sorted(each["plan"]["drop"][0][0] for each in records) == [1, 2, 3, 4, 5, 6]
     assert len({job(path.parent) for path in tmp_path.glob("main/*/record.json")}) == 6
     status, said = end(launch(tmp_path, *sweep))
-    assert status == 0 and "6 of 6 points are done already" in said
+    assert status == 0 and "6 of 6 points already done" in said
     assert len(arrays(tmp_path)) == 1
 
 
@@ -202,14 +202,13 @@ def test_failed_killed_preempted_or_requeued_point_is_isolated(tmp_path, corpus,
     assert undisturbed.returncode == 0, undisturbed.stderr
     status, said = end(launcher)
     assert status == 1 and "Traceback" not in said
-    assert "error: 2 of 4 points are done, 2 failed, 0 are left" in said.splitlines()[-1], said
-    lost = (
-        rf"SLURM job {job(killed)} ended as [A-Z]+ and left no record; its log is {outputs}/main/.slurm/\S+_0_log.out"
-    )
+    assert "error: 2 of 4 points done, 2 failed, 0 remaining" in said.splitlines()[-1], said
+    logs = rf"{outputs}/main/.slurm/\S+_0_log.out"
+    lost = rf"SLURM job {job(killed)} ended with state [A-Z]+ without a record; its log: {logs}"
     assert re.fullmatch(lost, reason(killed)) and reason(killed) in said
     assert reason(wrong).startswith(f"{in_the_way} is damaged (a folder)")
     assert "DamagedError" in log(outputs, job(wrong))
-    assert f"that was job {job(wrong)}, which logs to {outputs}/main/.slurm" in said
+    assert f"that was job {job(wrong)}; its log: {outputs}/main/.slurm" in said
     for point in (preempted, requeued):
         assert "healing resumes at step" in log(outputs, job(point))
         adapters = [
@@ -234,12 +233,12 @@ def test_timed_out_point_is_requeued_or_failed(tmp_path, corpus, launch):
         launcher = launch(tmp_path, *limit)
         until(lambda: "Requeued job" in log(tmp_path, job(waiting)), launcher)
     status, said = end(failing)
-    assert status == 1 and "0 of 1 points are done, 1 failed, 0 are left" in said, said
+    assert status == 1 and "0 of 1 points done, 1 failed, 0 remaining" in said, said
     (failed,) = (path.parent for path in tmp_path.glob("endless/*/failure.json"))
     assert reason(failed) == "UncompletedJobError: Job not requeued because: timed-out too many times."
     assert "Requeued job" not in log(tmp_path, job(failed)) and (failed / "heal/last.ckpt").exists()
     status, said = end(launcher)
-    assert status == 0 and "1 of 1 points are done, 0 failed, 0 are left" in said, said
+    assert status == 0 and "1 of 1 points done, 0 failed, 0 remaining" in said, said
 
 
 @pytest.mark.slow
@@ -256,18 +255,18 @@ def test_several_dying_launchers_and_silent_slurm(tmp_path, corpus, launch):
         assert not others
         first.kill()
         again = launch(tmp_path, *sweep)
-        assert again.stderr.readline() == f"slurm: 3 in the queue already, as job {array}\n"
+        assert again.stderr.readline() == f"slurm: 3 already in the queue, as job {array}\n"
         more = launch(tmp_path, *sweep[:-1], "prune.layers=1", "stages=[dense,pruned]")
-        assert "1 in the queue already" in more.stderr.readline()
+        assert "1 already in the queue" in more.stderr.readline()
         os.kill(int(Path(CONF).with_name("slurmctld.pid").read_text()), signal.SIGTERM)
         said = iter(again.stderr.readline, "")
-        assert any("squeue does not answer, " in line for line in said)
+        assert any("squeue failed, " in line for line in said)
         subprocess.run([ROOT / "tests/slurm_up.sh"], check=True)
         second.send_signal(signal.SIGINT)
         status, said = end(second)
-        assert status == 130 and f"the jobs go on by themselves; to cancel them: scancel {array}" in said
+        assert status == 130 and f"the jobs continue; to cancel them: scancel {array}" in said
     status, said = end(again)
-    assert status == 0 and "3 of 3 points are done" in said, said
+    assert status == 0 and "3 of 3 points done" in said, said
     status, said = end(more)
     assert status == 0 and "slurm: 1 submitted" in said, said
     assert len(arrays(tmp_path)) == 2
@@ -278,9 +277,9 @@ def test_tasks_of_a_job_share_one_point(tmp_path, corpus, launch):
     """The launcher need not wait for it."""
     sweep = (*POINTS, *corpus, "prune.layers=2", "hydra.launcher.tasks_per_node=2", "hydra.launcher.gpus_per_node=2")
     status, said = end(launch(tmp_path, *sweep, "hydra.launcher.wait=false"))
-    assert status == 0 and "the jobs go on by themselves; the same command looks after them" in said
+    assert status == 0 and "the jobs continue; run the same command again to follow them" in said
     status, said = end(launch(tmp_path, *sweep))
-    assert status == 0 and "1 of 1 points are done" in said, said
+    assert status == 0 and "1 of 1 points done" in said, said
     (point,) = (path.parent for path in tmp_path.glob("main/*/record.json"))
     assert [f"local_rank={task}(2)" in log(tmp_path, job(point), task) for task in (0, 1)] == [True, True]
     assert [log(tmp_path, job(point), task).count("record: ") for task in (0, 1)] == [1, 0]

@@ -9,7 +9,8 @@ import builders
 from depthcut.metric.spectral import Spectral, gram_eigenvalues, hill_exponent
 from depthcut.model.checkpoint import loading
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.decoder import layers
 from depthcut.model.pico import Pico
 from depthcut.study.standalone import Standalone

@@ -13,7 +13,7 @@ import depthcut
 from adapting import adapted_everywhere
 from composing import composed
 from depthcut import algorithm
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
 from depthcut.eval.speculative import Speculative
@@ -115,7 +115,7 @@ def test_quantised_weights_are_shared_as_they_are(quantise, tmp_path):
 
 
 def test_model_without_shared_layers_has_no_draft():
-    with pytest.raises(ValueError, match="no layer of this model is shared"):
+    with pytest.raises(ValueError, match="this model has no shared layers"):
         depthcut.draft(model_of("llama"))
 
 
@@ -214,13 +214,15 @@ def test_healed_model_is_measured_as_exported_and_unchanged(tmp_path):
 @pytest.mark.parametrize("replace", ["none", "mean"])
 def test_run_without_shared_layers_is_refused_before_loading(replace, tmp_path):
     words = ("model=pico", "eval=[speculative]", f"replace={replace}", *text_files(tmp_path))
-    said = f"eval=speculative drafts with .*: take replace=shared or replace=extend, got replace={replace}"
+    said = f"eval=speculative drafts with .*: it needs replace=shared or replace=extend, got replace={replace}"
     with pytest.raises(UserError, match=said):
-        experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", "data=files", *words))
+        build.build_experiment(composed(f"outputs={tmp_path}/outputs", "data=files", *words))
 
 
 def test_too_little_text_is_reported(llama):
-    with pytest.raises(ValueError, match=r"continues 2 prompts of 4000 tokens; data.validation gives 0. Ask for fewer"):
+    with pytest.raises(
+        ValueError, match=r"needs 2 prompts of 4000 tokens; data.validation has 0. Lower eval.speculative.prompts"
+    ):
         Speculative(**KNOBS | {"length": 4000}).prepare(llama[0])
 
 
@@ -229,7 +231,7 @@ def test_run_records_acceptance_where_layers_are_shared(tmp_path):
     small = ("model=pico", "data=files", "heal.steps=2", "heal.warmup=1", "heal.batch=2", "model.heal.length=32")
     knobs = [f"eval.speculative.{key}={value}" for key, value in KNOBS.items()]
     words = ("replace=shared", "prune=deepest", "replace.rank=2", "eval=[speculative]", "export=none", *knobs)
-    x = experiment.build_experiment(composed(f"outputs={tmp_path}/outputs", *small, *words, *text_files(tmp_path)))
+    x = build.build_experiment(composed(f"outputs={tmp_path}/outputs", *small, *words, *text_files(tmp_path)))
     here = open_run(x)
     algorithm.run_experiment(x, here)
     found = {name.partition("/")[0] for name in here.numbers if "/speculative/acceptance" in name}

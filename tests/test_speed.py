@@ -16,7 +16,7 @@ from torch import nn
 
 from adapting import adapted_everywhere
 from composing import composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut import subnetworks
 from depthcut.cut.plan import Plan
 from depthcut.eval.speed import Speed, machine_name
@@ -128,7 +128,7 @@ def test_out_of_memory_batch_has_no_key(caplog: pytest.LogCaptureFixture) -> Non
     shapes = seen(model)
     (got,) = speed(batches=[10**10, 1], prefill_batch=None)(model, bare())
     assert set(got) == {f"speed/{name}@1{end}" for name in ("latency_s", "throughput") for end in ("", "_stderr")}
-    assert "speed of writing at batch 10000000000: it does not fit in memory, and is not measured" in caplog.text
+    assert "speed of generation at batch 10000000000: not measured, because it does not fit in memory" in caplog.text
     assert {shape[0] for shape in shapes} == {1}
 
 
@@ -155,8 +155,8 @@ def test_each_batch_size_is_a_separate_part() -> None:
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        ({"batches": [1, 0]}, r"eval\.speed\.batches must be numbers of sequences from 1, each once, got \[1, 0\]"),
-        ({"batches": [2, 2]}, "each once"),
+        ({"batches": [1, 0]}, r"eval\.speed\.batches must be distinct batch sizes of at least 1, got \[1, 0\]"),
+        ({"batches": [2, 2]}, "distinct batch sizes"),
         ({"batches": [], "prefill_batch": None}, "measures nothing"),
         ({"runs": 1}, "greater than 1"),
     ],
@@ -214,7 +214,7 @@ def test_cuts_are_timed_by_their_own_points(tmp_path: Path) -> None:
     small = [f"eval.speed.{key}={value}" for key, value in {**KNOBS, "batches": "[1]"}.items() if key != "prompt"]
     sizes = ("data.validation.sequences=4", f"outputs={tmp_path}/outputs")
     points = [composed(*corpus, *knobs, *small, *sizes, f"prune.layers={n}") for n in (1, 2)]
-    labs = [open_run(experiment.build_experiment(each)) for each in points]
+    labs = [open_run(build.build_experiment(each)) for each in points]
     assert curve.share_passes(points) == set()
     kept = [path for path in (tmp_path / "outputs/cache/evaluations").iterdir() if path.is_dir()]
     assert len(kept) == 3  # three losses in a pass: the whole, and two cuts

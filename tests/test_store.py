@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from depthcut.runtime import store
+from depthcut.runtime import store, verified
 from depthcut.runtime.errors import UserError
 
 
@@ -42,15 +42,15 @@ def test_cached_entry_is_rebuilt_only_if_damaged(tmp_path):
         (folder / "sub" / "x").write_text("whole")
 
     entry = tmp_path / "entry"
-    store.cached_folder(entry, make)
-    store.cached_folder(entry, make)
+    verified.cached_folder(entry, make)
+    verified.cached_folder(entry, make)
     assert len(calls) == 1
     (entry / "sub" / "x").write_text("WHOLE!")
-    store.cached_folder(entry, make)
+    verified.cached_folder(entry, make)
     assert len(calls) == 2
     assert (entry / "sub" / "x").read_text() == "whole"
     (entry / store.MANIFEST).unlink()
-    store.cached_folder(entry, make)
+    verified.cached_folder(entry, make)
     assert len(calls) == 3
 
 
@@ -60,7 +60,7 @@ def test_failing_builder_leaves_nothing(tmp_path):
         raise OSError("disk on fire")
 
     with pytest.raises(OSError, match="fire"):
-        store.cached_folder(tmp_path / "entry", make)
+        verified.cached_folder(tmp_path / "entry", make)
     assert not (tmp_path / "entry").exists()
     assert leftovers(tmp_path) == []
 
@@ -78,20 +78,22 @@ def count(folder: Path) -> None:
 
 
 def test_killed_builder_is_replaced(tmp_path):
-    process = multiprocessing.get_context("spawn").Process(target=store.cached_folder, args=(tmp_path / "entry", slow))
+    process = multiprocessing.get_context("spawn").Process(
+        target=verified.cached_folder, args=(tmp_path / "entry", slow)
+    )
     process.start()
     while not list(tmp_path.glob(".entry.tmp/x")):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    store.cached_folder(tmp_path / "entry", count)
+    verified.cached_folder(tmp_path / "entry", count)
     assert (tmp_path / "entry" / "x").read_text() == "whole"
     assert leftovers(tmp_path) == []
 
 
 def test_one_of_many_processes_builds(tmp_path):
     context = multiprocessing.get_context("spawn")
-    crowd = [context.Process(target=store.cached_folder, args=(tmp_path / "entry", count)) for _ in range(6)]
+    crowd = [context.Process(target=verified.cached_folder, args=(tmp_path / "entry", count)) for _ in range(6)]
     for process in crowd:
         process.start()
     for process in crowd:
@@ -101,25 +103,25 @@ def test_one_of_many_processes_builds(tmp_path):
 
 
 def entry(folder: Path, content: str = "whole") -> Path:
-    return store.cached_folder(folder, lambda new: store.write_text(new / "x", content))
+    return verified.cached_folder(folder, lambda new: store.write_text(new / "x", content))
 
 
 def test_entry_names_its_owner(tmp_path, caplog):
     one, other = entry(tmp_path / "one", "1"), entry(tmp_path / "other", "2")
     one.rename(tmp_path / "aside")
     other.rename(tmp_path / "one")
-    assert store.entry_fault(tmp_path / "one") == store.size_fault(tmp_path / "one") == "belongs to other"
+    assert verified.entry_fault(tmp_path / "one") == verified.size_fault(tmp_path / "one") == "belongs to other"
     assert (entry(tmp_path / "one", "1") / "x").read_text() == "1"
-    assert f"{tmp_path / 'one'} belongs to other: it is made again" in caplog.messages
-    assert store.is_verified(tmp_path / "aside", "one") and not store.is_verified(tmp_path / "aside", "two")
+    assert f"{tmp_path / 'one'} belongs to other: rebuilding it" in caplog.messages
+    assert verified.is_verified(tmp_path / "aside", "one") and not verified.is_verified(tmp_path / "aside", "two")
 
 
 def test_older_manifests_count_by_content(tmp_path):
     path = entry(tmp_path / "one") / store.MANIFEST
     store.write_json(path, {name: value for name, value in json.loads(path.read_text()).items() if name})
-    assert store.is_verified(path.parent) and store.size_fault(path.parent) is None
+    assert verified.is_verified(path.parent) and verified.size_fault(path.parent) is None
     (path.parent / "x").write_text("other")
-    assert store.entry_fault(path.parent) == "is damaged (x)"
+    assert verified.entry_fault(path.parent) == "is damaged (x)"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_damaged_manifest_is_no_error(tmp_path, damage):
             os.mkfifo(path)
         case _:
             path.write_text(damage)
-    assert store.entry_fault(path.parent) and store.size_fault(path.parent)
+    assert verified.entry_fault(path.parent) and verified.size_fault(path.parent)
     assert (entry(tmp_path / "one") / "x").read_text() == "whole"
 
 
@@ -159,7 +161,7 @@ def test_obstacles_at_an_entrys_path_are_replaced(tmp_path):
         (tmp_path / name).symlink_to(there)
     for name in ("file", "link", "free"):
         assert (entry(tmp_path / name) / "x").read_text() == "whole"
-    assert store.is_verified(there) and not (tmp_path / "link").is_symlink()
+    assert verified.is_verified(there) and not (tmp_path / "link").is_symlink()
     (tmp_path / ".locked.lock").mkdir()
-    with pytest.raises(UserError, match=r"locked.lock must be a lock file, and is a folder: delete it"):
+    with pytest.raises(UserError, match=r"locked.lock must be a lock file, but it is a folder: delete it"):
         entry(tmp_path / "locked")

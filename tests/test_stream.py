@@ -15,7 +15,8 @@ from depthcut.metric.kl import Kl
 from depthcut.metric.passes.hidden_states import HiddenStates
 from depthcut.metric.perplexity import Perplexity
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.decoder import layers
 from depthcut.model.pico import Pico
 from depthcut.study.standalone import Standalone

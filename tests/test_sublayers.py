@@ -18,7 +18,8 @@ from depthcut.metric.passes.hidden_states import HiddenStates
 from depthcut.metric.taylor import Taylor
 from depthcut.model.checkpoint import exported
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.decoder import layers, layerwise, sublayers
 from depthcut.model.pico import Pico
 from depthcut.study.standalone import Standalone
@@ -71,7 +72,7 @@ def test_cache_without_attention_only_counts_positions():
 
 
 def test_opt_has_no_mlp_module():
-    with pytest.raises(ValueError, match=r"OPTDecoderLayer keeps no mlp of its own .*; take prune.unit=layer"):
+    with pytest.raises(ValueError, match=r"OPTDecoderLayer has no separate mlp .*; use prune.unit=layer"):
         sublayers.remove_sublayers(pico("opt"), Plan(6, (1,), "mlp"))
 
 
@@ -109,7 +110,7 @@ def test_saved_and_loaded_again(checkpoint, unit, tmp_path):
     assert again.state_dict().keys() == model.state_dict().keys()
     with pytest.raises(ValueError, match="depthcut"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is no plain model any more: depthcut cut it; cut the model"):
+    with pytest.raises(ValueError, match="was already cut by depthcut; cut the model"):
         Checkpoint(ModelFolder(tmp_path, HashCache(tmp_path / "h.json")), separator=None)
 
 
@@ -124,7 +125,7 @@ def test_plain_model_loads_with_depthcut_and_transformers(checkpoint, tmp_path):
 
 
 def test_loading_a_missing_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no model: there is no config"):
+    with pytest.raises(ValueError, match="is not a model: it has no config"):
         depthcut.load(tmp_path / "none")
 
 

@@ -8,7 +8,7 @@ from builders import sized, subject, tokens
 from depthcut.data.text.tokens import Tokens
 from depthcut.metric.kl import Kl
 from depthcut.metric.perplexity import Perplexity
-from depthcut.model.decoder import layers, shared_prefix
+from depthcut.model.decoder import layers, measurement, shared_prefix
 from depthcut.model.surgery.sizes import ModelSize
 from depthcut.prune.greedy import Greedy
 from pico import FAMILIES, pico
@@ -99,7 +99,7 @@ def test_stderr_is_that_of_a_ratio_estimator():
     metric = Perplexity(batch=2)
     here = subject(model, text)
     sums, counts = shared_prefix.measure_subnetworks(here.dense, [(1,)], "layer", metric.reading(here, None))
-    _, stderr = shared_prefix.mean_and_stderr(sums, counts, torch.ones(4))
+    _, stderr = measurement.mean_and_stderr(sums, counts, torch.ones(4))
     rows = []
     for ids in text.ids:
         with layers.bypass_layers(model, [1]):

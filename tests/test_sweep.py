@@ -34,7 +34,7 @@ def test_failed_point_is_explained_and_sweep_resumes(tmp_path, corpus):
     in_the_way.mkdir(parents=True)
     done = run(*sweep, f"outputs={outputs}")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: 2 of 3 points are done, 1 failed, 0 are left"), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: 2 of 3 points done, 1 failed, 0 remaining"), done.stderr
     assert states(outputs) == ["done", "done", "failed"]
     failure = json.loads((outputs / "main" / digest / "failure.json").read_text())
     assert failure["reason"].startswith(f"{in_the_way} is damaged (a folder)") and "Traceback" in failure["traceback"]
@@ -43,8 +43,8 @@ def test_failed_point_is_explained_and_sweep_resumes(tmp_path, corpus):
     in_the_way.rmdir()
     again = run(*sweep, f"outputs={outputs}")
     assert again.returncode == 0, again.stderr
-    assert "2 of 3 points are done already" in again.stderr
-    assert "3 of 3 points are done, 0 failed, 0 are left" in again.stderr
+    assert "2 of 3 points already done" in again.stderr
+    assert "3 of 3 points done, 0 failed, 0 remaining" in again.stderr
     assert not list(outputs.glob("main/*/failure.json"))
 
 
@@ -53,7 +53,7 @@ def test_invalid_point_stops_the_sweep_before_running(tmp_path, corpus):
     lines = done.stderr.splitlines()
     assert done.returncode == 1
     assert lines[0].startswith("error: prune.layers=8: plan keeps 0 of 8 layers")
-    assert lines[-1] == "error: 2 of 3 points are done, 1 failed, 0 are left; correct what is named above"
+    assert lines[-1] == "error: 2 of 3 points done, 1 failed, 0 remaining. Correct the errors above"
     assert states(tmp_path) == ["done", "done"]
 
 
@@ -61,7 +61,7 @@ def test_option_of_some_choices_is_ignored_for_others(tmp_path, corpus):
     words = ("model=pico", "eval=[loss]", "data=files", "export=none", "prune=deepest", "prune.layers=2", *corpus)
     done = run("-m", f"outputs={tmp_path}", *words, "heal=none,lora", "heal.steps=2", "heal.batch=2")
     assert done.returncode == 0, done.stderr
-    assert "heal.steps is no option of heal=none, and is left out there" in done.stderr
+    assert "heal.steps is not an option of heal=none and is ignored there" in done.stderr
     found = [
         json.loads(path.read_text())["config"]["heal"].get("steps") for path in tmp_path.glob("main/*/record.json")
     ]
@@ -72,9 +72,9 @@ def test_finished_sweep_loads_nothing(tmp_path, corpus):
     sweep = ("-m", f"outputs={tmp_path}", *POINTS, *corpus, "prune.layers=1,2")
     assert run(*sweep).returncode == 0
     done = light(*sweep)
-    assert done.returncode == 0 and "2 of 2 points are done already" in done.stderr
+    assert done.returncode == 0 and "2 of 2 points already done" in done.stderr
     twice = run("-m", f"outputs={tmp_path}", *POINTS, *corpus, "prune.frac=0.25,0.26")
-    assert "1 of 1 points are done already" in twice.stderr  # both are two layers of eight
+    assert "1 of 1 points already done" in twice.stderr  # both are two layers of eight
 
 
 def test_all_points_are_listed_during_the_first(tmp_path, corpus):
@@ -92,7 +92,7 @@ def test_all_points_are_listed_during_the_first(tmp_path, corpus):
         process.kill()
     assert process.returncode == 130
     assert err.splitlines()[-1] == (
-        "stopped: 0 of 3 points are done, 0 failed, 3 are left; give the same command again to resume"
+        "stopped: 0 of 3 points done, 0 failed, 3 remaining. Run the same command again to continue"
     )
     assert "Traceback" not in next(tmp_path.glob("main/*/run.log")).read_text()
     assert "failed" not in states(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from composing import ROOT, composed
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.config.experiment import Experiment
 from depthcut.model.surgery.sizes import ModelSize
 from depthcut.report import table
@@ -85,7 +85,7 @@ def grid(sweep: Any) -> list[tuple[str, ...]]:
 @cache
 def points(name: str) -> list[Experiment]:
     """Compose every point of the grid as run.py does."""
-    return [experiment.build_experiment(composed(*fixed(sweep(name)), *point)) for point in grid(sweep(name))]
+    return [build.build_experiment(composed(*fixed(sweep(name)), *point)) for point in grid(sweep(name))]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -185,7 +185,7 @@ def test_invalid_sweeps_are_detected():
             jsonschema.validate(wrong, SCHEMA)
     for wrong in ("prune.fraction=0.1", "model=lama", "prune.frac=1.5"):
         with pytest.raises(Exception, match=r"prune|lama"):
-            experiment.build_experiment(composed(*fixed(good), wrong))
+            build.build_experiment(composed(*fixed(good), wrong))
 
 
 def test_docs_page_names_every_sweep():

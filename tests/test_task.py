@@ -14,7 +14,7 @@ from depthcut.metric.task import Task, question_batches
 from depthcut.model.decoder import layers
 from depthcut.model.pico import Pico, byte_tokenizer
 from depthcut.runtime.errors import UserError
-from depthcut.study import preflight
+from depthcut.study import tokenizer_checks
 from pico import pico
 
 SIZE: Any = {"tasks": ["capitals"], "items": 12, "batch": 5}
@@ -95,15 +95,15 @@ def test_choosing_and_measuring_questions_are_disjoint(here):
     there = len(questions.load_questions("capitals", here.cache))
     metric = Task(tasks=["capitals"], items=48, by="accuracy", batch=5)
     apart = Harness(tasks=["topics", "capitals"], limit=there - 48, include_path=None, batch=1)
-    preflight.check_questions(metric, [apart], here.cache)
+    tokenizer_checks.check_questions(metric, [apart], here.cache)
     for limit in (there - 47, None):
         both = Harness(tasks=["capitals"], limit=limit, include_path=None, batch=1)
         with pytest.raises(UserError, match=f"set eval.harness.limit to {there - 48} or less, or metric.tasks"):
-            preflight.check_questions(metric, [both], here.cache)
+            tokenizer_checks.check_questions(metric, [both], here.cache)
 
 
 def test_invalid_questions_are_refused(here):
-    with pytest.raises(ValueError, match=r"metric\.tasks: no local set 'mmlu'; there are: capitals, topics"):
+    with pytest.raises(ValueError, match=r"metric\.tasks: no local set 'mmlu'; available: capitals, topics"):
         Task(tasks=["mmlu"], items=4, by="accuracy", batch=5)
-    with pytest.raises(ValueError, match=r"metric\.items: wanted 999 of capitals, which has 197"):
+    with pytest.raises(ValueError, match=r"metric\.items must be at most 197 for capitals, got 999"):
         Task(tasks=["capitals"], items=999, by="accuracy", batch=5).prepare(here, "layer")

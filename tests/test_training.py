@@ -8,11 +8,12 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import adapters, full_finetune, lean_lora
+from depthcut.heal.training import adapter_modules, adapters, full_finetune, lean_lora
 from depthcut.heal.training.lightning_module import Healing
 from depthcut.heal.training.objective import next_token_loss
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder import merging
 from depthcut.model.pico import Pico
@@ -48,7 +49,7 @@ def test_evaluation_keeps_gradients_of_a_quantised_base(checkpoint):
             with torch.inference_mode():
                 model(IDS)
         torch.manual_seed(0)
-        adapted = adapters.add_adapters(model, RECIPE, Plan(4, ()))
+        adapted = adapter_modules.add_adapters(model, RECIPE, Plan(4, ()))
         next_token_loss(adapted, batch(IDS)).backward()
         gradients.append({name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 20
@@ -60,7 +61,7 @@ def test_evaluation_keeps_gradients_of_a_quantised_base(checkpoint):
 
 def test_adapter_gradient_equals_finite_differences():
     torch.manual_seed(0)
-    adapted = adapters.add_adapters(pico("llama", layers=2), RECIPE, WHOLE)
+    adapted = adapter_modules.add_adapters(pico("llama", layers=2), RECIPE, WHOLE)
     trained = [p for p in adapted.parameters() if p.requires_grad]
     ids = IDS % 128
     next_token_loss(adapted, batch(ids)).backward()
@@ -81,7 +82,7 @@ def test_adapter_gradient_equals_finite_differences():
 
 
 def test_only_adapters_are_trained_and_saved():
-    adapted = adapters.add_adapters(pico("llama", layers=2), RECIPE, WHOLE)
+    adapted = adapter_modules.add_adapters(pico("llama", layers=2), RECIPE, WHOLE)
     module = Healing(adapted, RECIPE, next_token_loss)
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
@@ -89,7 +90,9 @@ def test_only_adapters_are_trained_and_saved():
 
 
 def test_dropout_is_active_during_training():
-    adapted = adapters.add_adapters(pico("llama", layers=2), dataclasses.replace(RECIPE, dropout=0.5), WHOLE).eval()
+    adapted = adapter_modules.add_adapters(
+        pico("llama", layers=2), dataclasses.replace(RECIPE, dropout=0.5), WHOLE
+    ).eval()
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
@@ -104,9 +107,12 @@ def test_dropout_is_active_during_training():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ffn_and_attention_are_recognised_by_structure(family):
     layers = list(decoder_layers.layer_list(pico(family, layers=2)))
-    ffn, attention = adapters.adapted_linears(layers, "ffn"), adapters.adapted_linears(layers, "attention")
+    ffn, attention = (
+        adapter_modules.adapted_linears(layers, "ffn"),
+        adapter_modules.adapted_linears(layers, "attention"),
+    )
     assert ffn and attention and not set(ffn) & set(attention)
-    assert {*ffn, *attention} == {*adapters.adapted_linears(layers, "all")}
+    assert {*ffn, *attention} == {*adapter_modules.adapted_linears(layers, "all")}
     assert 2 <= len(ffn) <= 3 and all("attn" not in name for name in ffn)
 
 
@@ -115,7 +121,7 @@ def test_merged_export_equals_the_trained_model(checkpoint, tmp_path):
     transformers_logging.disable_progress_bar()
     plan = Plan(4, (1,))
     torch.manual_seed(0)
-    adapted = randomise_lora_b(adapters.add_adapters(nf4(checkpoint, plan), RECIPE, plan).eval())
+    adapted = randomise_lora_b(adapter_modules.add_adapters(nf4(checkpoint, plan), RECIPE, plan).eval())
     with torch.no_grad():
         wanted = adapted(IDS).logits
         base = nf4(checkpoint, plan)(IDS).logits
@@ -150,7 +156,7 @@ EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_head
 def test_unadapted_weights_are_reported_before_loading(caplog):
     mixture = workspace(pico("mixtral", layers=2, **EXPERTS).config)
     adapters.check_adapters(mixture, RECIPE)
-    expected = "heal.modules=all: adapters reach 11% of the layers' weights; none sit on mlp.experts.gate_up_proj, "
+    expected = "heal.modules=all: adapters cover 11% of the layers' weights; not covered: mlp.experts.gate_up_proj, "
     assert [record.getMessage() for record in caplog.records] == [expected + "mlp.experts.down_proj"]
     caplog.clear()
     adapters.check_adapters(mixture, dataclasses.replace(RECIPE, modules="attention"))
@@ -162,8 +168,8 @@ def test_unadapted_weights_are_reported_before_loading(caplog):
 @pytest.mark.parametrize(
     ("family", "changes", "said"),
     [
-        ("mixtral", {"modules": "ffn"}, "heal.modules=ffn: no such linear layer in this model; there are: self_attn"),
-        ("mamba", {}, "heal.modules=all does not go with this model .*out_proj.*; take other heal.modules, heal=par"),
+        ("mixtral", {"modules": "ffn"}, "heal.modules=ffn: no such linear layer in this model; available: self_attn"),
+        ("mamba", {}, "heal.modules=all does not work with this model .*out_proj.*; use other heal.modules, heal=par"),
         ("llama", {"rank": 65}, "heal.rank must be at most 64, the width of the layers it adapts, got 65"),
     ],
 )
@@ -175,7 +181,7 @@ def test_impossible_adapters_are_refused_before_loading(family, changes, said):
 
 
 def test_multimodal_adapters_sit_on_the_language_model():
-    adapted = adapters.add_adapters(picture_model(2), RECIPE, WHOLE)
+    adapted = adapter_modules.add_adapters(picture_model(2), RECIPE, WHOLE)
     homes = {name.partition(".lora_")[0] for name, each in adapted.named_parameters() if each.requires_grad}
     assert len(homes) == 2 * 7 and all(".language_model.layers." in name for name in homes)
     next_token_loss(adapted, batch(IDS % 128)).backward()
@@ -193,7 +199,7 @@ def test_multimodal_training_covers_only_the_language_model():
 def test_gpt_2_adapters_merge_exactly():
     """Its linear layers keep their weights transposed."""
     torch.manual_seed(0)
-    adapted = randomise_lora_b(adapters.add_adapters(pico("gpt2", layers=2), RECIPE, WHOLE).eval())
+    adapted = randomise_lora_b(adapter_modules.add_adapters(pico("gpt2", layers=2), RECIPE, WHOLE).eval())
     with torch.no_grad():
         wanted = adapted(IDS % 128).logits
         with adapted.disable_adapter():
@@ -220,7 +226,7 @@ def test_quantised_gpt_2_export_keeps_transformers_layout(quantise, tmp_path):
         return checkpoint.load(plan, quantise=quantise, dtype="float32", device="cpu")
 
     torch.manual_seed(0)
-    adapted = randomise_lora_b(adapters.add_adapters(load(plan), RECIPE, plan).eval())
+    adapted = randomise_lora_b(adapter_modules.add_adapters(load(plan), RECIPE, plan).eval())
     adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
     export.merge_saved_adapters(load(plan), tmp_path / "adapter").save_pretrained(tmp_path / "model")
     with torch.no_grad():

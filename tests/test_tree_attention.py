@@ -3,7 +3,7 @@
 import pytest
 
 from depthcut.cut import subnetworks
-from depthcut.eval.likelihood import tree_attention
+from depthcut.eval.likelihood import packed_requests, tree_attention
 from depthcut.model.decoder import layers, sublayers
 from likelihoods import CONTEXTS, FOLLOWS, REQUESTS, alone
 from pico import FAMILIES, pico
@@ -35,7 +35,7 @@ def test_sublayer_cuts(unit):
 @pytest.mark.parametrize(("family", "tree"), [("llama", True), ("gpt_neox", True), ("mistral", False)])
 def test_shared_context_is_read_once_if_supported(family, tree):
     """Mistral's window of 6 is shorter than the rows."""
-    sheets = list(tree_attention.pack_requests(pico(family), REQUESTS, 8))
+    sheets = list(packed_requests.pack_requests(pico(family), REQUESTS, 8))
     rows = sum(len(sheet.given["input_ids"]) for sheet in sheets)
     assert rows == (3 if tree else len(REQUESTS))
 
@@ -65,18 +65,18 @@ def test_rows_longer_than_the_positions(family, changes):
 
 
 def test_single_token_answers_need_no_tree():
-    (sheet,) = tree_attention.pack_requests(pico("mistral"), [(CONTEXTS[1], follow) for follow in FOLLOWS[1]], 8)
+    (sheet,) = packed_requests.pack_requests(pico("mistral"), [(CONTEXTS[1], follow) for follow in FOLLOWS[1]], 8)
     assert sheet.row_BP.shape == (1, 1) and len(sheet.token_S) == 3
     assert sheet.given["attention_mask"] is None and "position_ids" not in sheet.given
 
 
 def test_models_without_tree_attention_are_detected():
     model = pico("llama")
-    assert tree_attention.supports_tree_attention(model, 20)
+    assert packed_requests.supports_tree_attention(model, 20)
     own = model.forward
 
     def deaf(*args, **more):  # computes positions itself
         return own(*args, **{key: value for key, value in more.items() if key != "position_ids"})
 
     model.forward = deaf
-    assert not tree_attention.supports_tree_attention(model, 20)
+    assert not packed_requests.supports_tree_attention(model, 20)

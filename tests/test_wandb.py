@@ -135,7 +135,7 @@ def test_run_continues_offline_without_a_server(name, key, status, point, server
     server.status = 200
     assert done.returncode == 0, done.stderr
     (said,) = (line for line in done.stderr.splitlines() if line.startswith("W&B: "))
-    assert said.endswith(f"this run stays offline, wandb sync {point.folder}/wandb sends it")
+    assert said.endswith(f"this run stays offline, upload it with wandb sync {point.folder}/wandb")
     assert name not in server.runs
     tool(server.url, point.home, "sync", f"{point.folder}/wandb")
     assert server.runs[name].summary["healed/validation/loss"] == point.record["healed/validation/loss"]
@@ -151,7 +151,7 @@ def test_server_lost_during_a_run_loses_nothing(point, server):
     assert "healed/validation/loss" not in server.runs["later"].summary
     (online,) = point.folder.glob("wandb/run-*-later")
     (said,) = (line for line in err.splitlines() if line.startswith("W&B: "))
-    assert said.endswith(f"wandb sync --include-online {online} sends it")
+    assert said.endswith(f"wandb sync --include-online {online}")
     tool(server.url, point.home, "sync", "--include-online", str(online))
     assert server.runs["later"].summary["healed/validation/loss"] == point.record["healed/validation/loss"]
 
@@ -176,7 +176,7 @@ def test_undrawable_figures_stop_no_finished_point(point, server):
     environment = drawn("bare", point, server.url, MPLBACKEND="none of any")
     _, err = begun(point.folder, "0.25", *point.command, **environment).communicate("end\n", timeout=60)
     (said,) = (line for line in err.splitlines() if line.startswith("W&B: "))
-    assert said.startswith("W&B: the report's figures are not sent: ") and "none of any" in said
+    assert said.startswith("W&B: the report's figures were not uploaded: ") and "none of any" in said
     assert server.runs["bare"].exit_code == 0 and pictures(server.runs["bare"]) == {}
     assert server.runs["bare"].summary["healed/validation/loss"] == point.record["healed/validation/loss"]
 

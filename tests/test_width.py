@@ -80,9 +80,9 @@ def test_query_heads_go_with_their_keys_and_values(heads):
 @pytest.mark.parametrize(
     ("family", "why"),
     [
-        ("gpt_neox", "GPTNeoXLayer keeps its weights in other matrices than q_proj"),
-        ("phi3", "keeps its weights in other matrices"),
-        ("olmo2", "Olmo2Attention.q_norm.weight goes across its heads"),
+        ("gpt_neox", "GPTNeoXLayer stores its weights in other matrices than q_proj"),
+        ("phi3", "stores its weights in other matrices"),
+        ("olmo2", "Olmo2Attention.q_norm.weight spans its heads"),
     ],
 )
 def test_unprunable_layers_are_refused(family, why):
@@ -442,9 +442,9 @@ def test_files_that_mismatch_the_widths_are_refused(tmp_path):
     slicing.narrow_model(model, widths)
     exported.write_exported(model, Plan(6, ()), tmp_path, widths)
     cut(pico("llama"), 1, 51, range(1, 5)).write(tmp_path / WIDTHS_FILE)
-    with pytest.raises(ValueError, match=r"hold no model.layers.1.mlp.down_proj.weight of the width"):
+    with pytest.raises(ValueError, match=r"contain model.layers.1.mlp.down_proj.weight of the width"):
         depthcut.load(tmp_path)
     for text in ('{"format": 2}', "half a fi", '{"format": 1, "layers": [{"heads": {"of": 2, "keep": [2]}}]}'):
         (tmp_path / WIDTHS_FILE).write_text(text)
-        with pytest.raises(ValueError, match=r"width.json holds no widths .*; export the model again"):
+        with pytest.raises(ValueError, match=r"width.json is not a description of widths .*; export the model again"):
             depthcut.load(tmp_path)

@@ -14,7 +14,7 @@ import pytest
 
 from depthcut.cli import help_text, main
 from depthcut.cli.composition import Loader
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.runtime.errors import UserError
 from depthcut.study import runlog
 from running import ENVIRONMENT, PICO, ROOT, light, run, start, succeed, text_files
@@ -51,17 +51,17 @@ def line_of(done) -> str:
 
 
 CONFIG = [
-    ("model=lama2_7b", "model=lama2_7b: no such model. Did you mean llama2_7b? There are: gemma3_270m, "),
-    ("metric=angle", "metric=angle: no such metric. Did you mean angular? There are: angular"),
-    ("eval=[loss,los]", "eval=los: no such eval. Did you mean loss? There are: documentation, harness, loss"),
+    ("model=lama2_7b", "model=lama2_7b: no such model. Did you mean llama2_7b? Available: gemma3_270m, "),
+    ("metric=angle", "metric=angle: no such metric. Did you mean angular? Available: angular"),
+    ("eval=[loss,los]", "eval=los: no such eval. Did you mean loss? Available: documentation, harness, loss"),
     (
         "prune.fraq=0.3",
-        "prune.fraq: no such key. Did you mean frac? There are: "
+        "prune.fraq: no such key. Did you mean frac? Available: "
         "cache_bytes, frac, keep_first, keep_last, layers, parameters, unit, weight_bytes",
     ),
     (
         "+prune.extra=1",
-        "prune.extra: no such key. There are: "
+        "prune.extra: no such key. Available: "
         "cache_bytes, frac, keep_first, keep_last, layers, parameters, unit, weight_bytes",
     ),
     ("prune.frac=1.5", "prune.frac must be in [0, 1), got 1.5"),
@@ -73,10 +73,10 @@ CONFIG = [
     ("prune.frac=[1", "prune.frac=[1: no viable alternative"),
     ("seed=-1", "seed must be at least 0, got -1"),
     ("name=../../etc", "name must be letters, digits, '.', '_' and '-', at most 80, got '../../etc'"),
-    ("name=cache", "name must not be cache: OUTPUTS/cache holds what all studies share"),
+    ("name=cache", "name must not be cache: OUTPUTS/cache is the cache of all studies"),
     ("metric._target_=os.system", "metric._target_ must name a class of depthcut.metric, got 'os.system'"),
     ("heal=qlora", "heal=qlora needs model.quantise=nf4 or int8, got none"),
-    ("prune.layers=2.5", "prune.layers must be a whole number at least 0, got 2.5"),
+    ("prune.layers=2.5", "prune.layers must be a whole number of at least 0, got 2.5"),
     ("prune.unit=half", "prune.unit must be one of layer, attention or mlp, got 'half'"),
     ("stream=often", "stream must be one of auto, always or never, got 'often'"),
     ("eval.limit=0", "eval.harness.limit must be above 0, got 0"),
@@ -85,19 +85,19 @@ CONFIG = [
     ("heal.micro_batch=some", "heal.micro_batch must be a whole number or auto, got 'some'"),
     ("heal.recompute=-1", "heal.recompute must be at least 0 or auto, none or all, got -1"),
     ("heal.compile=later", "heal.compile must be true or false or auto, got 'later'"),
-    ("data=files", "data.calibration.paths must be given: data.calibration.paths=..."),
-    ("model=local", "model.path must be given: model.path=..."),
-    ("hydra/launcher=basic", "hydra/launcher=basic has an effect with -m only"),
+    ("data=files", "data.calibration.paths is required: data.calibration.paths=..."),
+    ("model=local", "model.path is required: model.path=..."),
+    ("hydra/launcher=basic", "hydra/launcher=basic only has an effect with -m"),
     ("data.validation.length=1", "data.validation.length must be in [2, 1048576], got 1"),
-    ("eval.tasks=[]", "eval.tasks names no task; name one, or leave harness out of eval"),
-    ("eval.tasks=[capitals@5]", "eval.tasks: capitals has no examples to show as shots; write capitals"),
+    ("eval.tasks=[]", "eval.tasks is empty; name a task, or remove harness from eval"),
+    ("eval.tasks=[capitals@5]", "eval.tasks: capitals has no examples for few-shot prompts; write capitals"),
 ]
 
 
 @pytest.mark.parametrize(("override", "says"), CONFIG, ids=[override for override, _ in CONFIG])
 def test_invalid_option_is_refused_immediately(override, says, tmp_path):
     with pytest.raises(UserError) as error:
-        experiment.build_experiment(main.compose_config(LOADER, [f"outputs={tmp_path}", override]))
+        build.build_experiment(main.compose_config(LOADER, [f"outputs={tmp_path}", override]))
     assert str(error.value).startswith(says)
 
 
@@ -113,7 +113,7 @@ def test_invalid_option_is_refused_immediately(override, says, tmp_path):
 )
 def test_errors_name_the_expected_value(override, says, tmp_path):
     with pytest.raises(UserError) as error:
-        experiment.build_experiment(
+        build.build_experiment(
             main.compose_config(LOADER, [f"outputs={tmp_path}", "model=pico", "eval=[perplexity]", override])
         )
     assert str(error.value) == says
@@ -122,22 +122,18 @@ def test_errors_name_the_expected_value(override, says, tmp_path):
 @pytest.mark.parametrize("words", [("~eval.loss",), ("eval=[]",), ("stages=[]",), ("stages=[healed]",)])
 def test_run_that_would_leave_nothing_is_refused(words, tmp_path):
     read = (f"outputs={tmp_path}", "model=pico", *words, "prune=deepest", "heal=none", "export=none")
-    with pytest.raises(
-        UserError, match=r"^nothing would be left of the run: set export, or have eval measure a stage$"
-    ):
-        experiment.build_experiment(main.compose_config(LOADER, read))
+    with pytest.raises(UserError, match=r"^the run would produce no result: set export, or have eval measure a stage$"):
+        build.build_experiment(main.compose_config(LOADER, read))
     for more in ("export=merged", "prune=block"):  # block: the scores are left
-        experiment.build_experiment(main.compose_config(LOADER, [*read, more]))
+        build.build_experiment(main.compose_config(LOADER, [*read, more]))
 
 
 @pytest.mark.parametrize("word", ["eval=[]", "stages=[]", "stages=[dense,pruned]"])
 def test_healing_that_would_leave_nothing_is_refused(word, tmp_path):
     with pytest.raises(
-        UserError, match=r"^nothing would be left of the healing: set export, or have eval measure stages="
+        UserError, match=r"^the healing would produce no result: set export, or have eval measure stages="
     ):
-        experiment.build_experiment(
-            main.compose_config(LOADER, [f"outputs={tmp_path}", "heal=lora", word, "export=none"])
-        )
+        build.build_experiment(main.compose_config(LOADER, [f"outputs={tmp_path}", "heal=lora", word, "export=none"]))
 
 
 @pytest.mark.parametrize(
@@ -153,36 +149,36 @@ def test_user_errors_exit_2_before_heavy_imports(words, tmp_path):
     [
         (
             ("metric=taylor", "model.quantise=nf4", "heal=none"),
-            "metric=taylor needs gradients, which model.quantise=nf4",
+            "metric=taylor needs model.quantise=none, got nf4",
         ),
         (
             ("metric=taylor", "prune=greedy"),
-            "prune=greedy scores the remaining layers again, which metric=taylor cannot; choose another metric, such",
+            "prune=greedy rescores the remaining layers, which metric=taylor cannot; choose another metric, such as kl",
         ),
         (("prune=plan", "prune.path=no/plan.json"), "no plan at no/plan.json"),
         (
             ("prune=evolution",),
-            "prune=evolution needs a metric that values any cut, such as kl; metric=angular",
+            "prune=evolution needs a metric that can score any cut, such as kl; metric=angular",
         ),
         (("heal=loraprune", "heal.frac=2"), "heal.frac must be in [0, 1), got 2"),
         (
             ("heal.steps=3", "heal.warmup=3"),
-            "heal.warmup must be below heal.steps (3), or a share of them such as 0.05, got 3",
+            "heal.warmup must be below heal.steps (3), or a fraction of them such as 0.05, got 3",
         ),
-        (("metric=linearity", "prune.unit=mlp"), "metric=linearity scores no prune.unit=mlp; it scores: layer"),
+        (("metric=linearity", "prune.unit=mlp"), "metric=linearity cannot score prune.unit=mlp; it can score: layer"),
         (("metric=taylor", "stream=always"), "stream=always: metric=taylor needs the whole model in memory"),
         (
             ("metric.until=0.9", "prune=lowest"),
-            "metric.until stops when one block is sure; that needs prune=block",
+            "metric.until stops once one block is certain: it needs prune=block",
         ),
-        (("prune.layers=2", "prune.parameters=1e6"), "prune.layers and prune.parameters are both set; give one size"),
+        (("prune.layers=2", "prune.parameters=1e6"), "prune.layers and prune.parameters are both set; set only one"),
         (
             ("prune.layers=8",),
             "plan keeps 0 of 8 layers; the last layer must stay. Lower prune.layers (now 8; at",
         ),
         (("prune.parameters=10",), "prune.parameters=10 cannot be met: "),
         (("prune.cache_bytes=1",), "prune.cache_bytes=1 cannot be met: "),
-        (("metric=task", "metric.tasks=[mmlu]"), "metric.tasks: no local set 'mmlu'; there are: capitals, topics"),
+        (("metric=task", "metric.tasks=[mmlu]"), "metric.tasks: no local set 'mmlu'; available: capitals, topics"),
     ],
 )
 def test_incompatible_choices_are_refused(overrides, says, tmp_path):
@@ -207,7 +203,7 @@ def test_invalid_spans_are_refused(drop, says, tmp_path):
 def test_deleted_current_folder_is_reported():
     script = f'cd "$(mktemp -d)" && rmdir "$PWD" && exec {sys.executable} {ROOT}/run.py model=pico'
     done = subprocess.run(["bash", "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    assert line_of(done) == "the current folder was deleted; change to one that exists"
+    assert line_of(done) == "the current folder was deleted; change to an existing one"
 
 
 def test_version_and_help_on_a_choice():
@@ -237,7 +233,7 @@ def test_plan_that_keeps_no_layer_is_refused(study):
 
 TEXTS = {
     "missing.txt": (None, "no file at "),
-    "empty.txt": (b"", "holds no text"),
+    "empty.txt": (b"", "contains no text"),
     "latin.txt": ("caf\xe9".encode("latin-1"), "is not UTF-8: byte 3 is 0xe9"),
     "short.txt": (b"Hello.", "too short"),
 }
@@ -279,7 +275,7 @@ def test_truncated_shard_is_reported(study, tmp_path):
 def test_missing_gpu_is_reported(study):
     folder, corpus, _ = study
     line = complain(f"outputs={folder}/outputs", *PICO, *corpus, "device=cuda", "prune.frac=0.5")
-    assert line.startswith("device=cuda: torch sees no GPU here")
+    assert line.startswith("device=cuda: torch finds no GPU.")
 
 
 def test_missing_network_is_reported(tmp_path):
@@ -384,7 +380,7 @@ def test_finished_files_are_intact(study):
     (point / "failure.json").unlink(missing_ok=True)
     before = snapshot(point)
     again = run(f"outputs={folder}/outputs", *PICO, *corpus)
-    assert again.returncode == 0 and "done already" in again.stderr
+    assert again.returncode == 0 and "already done" in again.stderr
     assert snapshot(point) == before
 
 
@@ -393,7 +389,7 @@ def test_missing_sublayers_are_refused_before_reading_weights(tmp_path):
 
     pico("opt").save_pretrained(tmp_path / "opt")
     line = complain(f"outputs={tmp_path}/outputs", "model=local", f"model.path={tmp_path}/opt", "prune.unit=mlp")
-    assert line.startswith("OPTDecoderLayer keeps no mlp of its own (self_attn, ")
+    assert line.startswith("OPTDecoderLayer has no separate mlp (self_attn, ")
     assert not (tmp_path / "outputs/main").exists()
 
 
@@ -401,13 +397,13 @@ def test_missing_sublayers_are_refused_before_reading_weights(tmp_path):
     ("content", "more", "says"),
     [
         (None, [], "--config: no file at "),
-        ("[1]", [], "point.yaml holds no config (expected an object, got list); correct the file"),
-        ("a: [", [], "point.yaml holds no config (while parsing a flow"),
+        ("[1]", [], "point.yaml is not a config (expected an object, got list); correct the file"),
+        ("a: [", [], "point.yaml is not a config (while parsing a flow"),
         ("hydra: {x: 1}", [], "hydra: no such key"),
         ("hydra: 3", [], "hydra: no such key"),
         ("hydra: {launcher: {x: 1}}", [], "hydra: no such key"),
         ("hydra: {x: '${oc.env:HOME}'}", [], "hydra.x must not call a resolver"),
-        ("{name: main}", ["seed=1"], "--config FILE takes no overrides"),
+        ("{name: main}", ["seed=1"], "--config FILE accepts no overrides"),
         ("{nme: main}", [], "nme"),
     ],
 )

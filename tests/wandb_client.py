@@ -38,11 +38,12 @@ from pathlib import Path
 sys.path.insert(0, "tests")
 from composing import composed
 from depthcut.record import state
+from depthcut.config import build
 from depthcut.config import experiment
 from depthcut.study import recording
 from depthcut.study.run import open_run
 configs = [composed(*sys.argv[3:], f"prune.frac={frac}") for frac in sys.argv[2].split(",")]
-points = [open_run(experiment.build_experiment(config)) for config in configs]
+points = [open_run(build.build_experiment(config)) for config in configs]
 for point in points:
     point.folder.mkdir(parents=True, exist_ok=True)
     point.experiment.log.start(point)

@@ -1,9 +1,9 @@
-"""Make a virtual environment for this checkout, or write constraints.txt.
+"""Create a virtual environment for this checkout, or write constraints.txt.
 
     python tools/environment.py .venv                     exactly the versions of constraints.txt
-    python tools/environment.py .venv-newest --newest     the newest versions that pyproject.toml admits
+    python tools/environment.py .venv-newest --newest     the newest versions that pyproject.toml allows
     python tools/environment.py .venv-oldest --oldest     the oldest ones
-    python tools/environment.py .venv --lock              resolve anew with its pip, write constraints.txt
+    python tools/environment.py .venv --lock              resolve again with its pip, write constraints.txt
 
 Needs only the standard library. Interrupted, it resumes: pip keeps what it has downloaded.
 """
@@ -34,11 +34,11 @@ REASONS = {
 
 
 class SetupError(Exception):
-    """Ends the set-up in one line."""
+    """Error that ends the set-up with one line."""
 
 
 def main() -> int:
-    """Run the command; its exit status."""
+    """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     which = parser.add_mutually_exclusive_group()
@@ -69,12 +69,12 @@ def check_python() -> None:
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         version = sys.version.split()[0]
         raise SetupError(
-            f"depthcut needs Python 3.11 to 3.13, this is {version}. Name another one: make PYTHON=python3.12 ..."
+            f"depthcut needs Python 3.11 to 3.13, this is {version}. Use another one: make PYTHON=python3.12 ..."
         )
 
 
 def create(folder: Path) -> None:
-    """Create the environment if there is none."""
+    """Create the environment if it does not exist."""
     if python(folder).exists():
         return
     try:
@@ -89,17 +89,17 @@ def create(folder: Path) -> None:
 
 
 def python(folder: Path) -> Path:
-    """The environment's interpreter."""
+    """Return the environment's interpreter."""
     return folder / "bin" / "python"
 
 
 def install(folder: Path, constraints: "Path | None") -> None:
-    """Install the checkout and all it needs, editable."""
+    """Install the checkout in editable mode, with its dependencies."""
     known = len(versions(CONSTRAINTS)) if CONSTRAINTS.exists() else 150
     free = shutil.disk_usage(folder).free / 1e9
-    begun_before = any(folder.glob("lib/python*/site-packages/torch"))  # most of the space is taken
+    begun_before = any(folder.glob("lib/python*/site-packages/torch"))  # most of the space is already used
     if free < SPACE and not begun_before:
-        raise SetupError(f"{folder} needs about {SPACE} GB of disk, {free:.1f} GB are free")
+        raise SetupError(f"{folder} needs about {SPACE} GB of disk, {free:.1f} GB free")
     print(f"setting up {folder}: {known} packages, 2 to 10 minutes (log: {folder}/setup.log)", flush=True)
     begun = time.monotonic()
     words = ["install", "--upgrade", "--upgrade-strategy", "only-if-needed" if constraints else "eager"]
@@ -110,7 +110,7 @@ def install(folder: Path, constraints: "Path | None") -> None:
 def pip(folder: Path, words: "list[str]", constraints: "Path | None", known: int = 0) -> None:
     """Run pip, with its output in the environment's setup.log and a counter on a terminal."""
     environment = dict(os.environ)
-    if constraints:  # in the environment, and not as an option, so that packages that are built obey as well
+    if constraints:  # in the environment variable instead of an option, to apply to package builds, too
         environment.update(PIP_CONSTRAINT=str(constraints), PIP_BUILD_CONSTRAINT=str(constraints))
     call = [str(python(folder)), "-m", "pip", *words, "--disable-pip-version-check", "--progress-bar", "off"]
     collected = 0
@@ -132,14 +132,14 @@ def pip(folder: Path, words: "list[str]", constraints: "Path | None", known: int
 
 
 def reason(log: Path) -> str:
-    """Why pip failed, in one line, and what to do."""
+    """Return the reason why pip failed and a remedy, in one line."""
     text = log.read_text(encoding="utf-8")
     again = "then run the same command again; it continues where it stopped"
     for pattern, words in REASONS.items():
         if re.search(pattern, text):
             return f"{words}; {again} (log: {log})"
     if conflict := re.search(r"The conflict is caused by:\n((?: +.+\n)+)", text):
-        return f"versions exclude one another:{'; '.join(conflict[1].rstrip().splitlines())} (log: {log})"
+        return f"conflicting versions: {'; '.join(conflict[1].rstrip().splitlines())} (log: {log})"
     errors = re.findall(r"^ERROR: (.+)", text, flags=re.MULTILINE)
     return f"pip failed: {errors[-1] if errors else text.strip().splitlines()[-1:]} (log: {log})"
 
@@ -152,7 +152,7 @@ def lock(folder: Path) -> None:
 
 
 def resolved(folder: Path) -> "dict[str, str]":
-    """The newest versions that fit together, by package; nothing is installed."""
+    """Return the newest compatible versions, by package, without installing them."""
     report = folder / "report.json"
     pip(folder, ["install", "--dry-run", "--ignore-installed", "--report", str(report), "-e", f"{ROOT}[dev]"], None)
     found = {
@@ -164,7 +164,7 @@ def resolved(folder: Path) -> "dict[str, str]":
 
 
 def oldest(folder: Path) -> Path:
-    """Constraints that allow only the lowest version that pyproject.toml admits of each direct dependency."""
+    """Return constraints that allow only the lowest version of each direct dependency in pyproject.toml."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     bounds = re.findall(r'^\s+"([A-Za-z0-9_-]+)>=([0-9.]+)[^"]*",', text, flags=re.MULTILINE)
     path = folder / "oldest.txt"
@@ -173,7 +173,7 @@ def oldest(folder: Path) -> Path:
 
 
 def versions(path: Path) -> "dict[str, str]":
-    """The versions that a constraints file names."""
+    """Return the versions in a constraints file."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return dict(line.split("==", 1) for line in lines if "==" in line and not line.startswith("#"))
 

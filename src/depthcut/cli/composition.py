@@ -20,28 +20,16 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from hydra.version import setbase
-from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf import DictConfig, flag_override
 
+from depthcut.cli.refusals import UnknownKeyError, refuse_foreign_launcher, refuse_hydra_setting, refuse_idle
 from depthcut.config import errors, values
-from depthcut.config.values import CONF, stored_evaluations
+from depthcut.config.values import CONF
 from depthcut.runtime import validation
 from depthcut.runtime.errors import UserError
 
-LAUNCHERS = ("local", "curve", "slurm")
 OURS = re.compile(r"config|hydra/.*")
 """Files that may set the ``hydra`` section."""
-
-
-class UnknownKeyError(UserError):
-    """An override of a key that the composed config does not have.
-
-    Attributes:
-        key: the key, such as ``heal.steps``.
-    """
-
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(message)
-        self.key = key
 
 
 class Loader(ConfigLoaderImpl):
@@ -151,7 +139,7 @@ class Loader(ConfigLoaderImpl):
         ours = OURS.fullmatch(default.config_path) and loaded.provider != "command-line"
         if "hydra" in loaded.config and not ours:
             raise UserError(
-                f"{default.config_path}.yaml must not set hydra.*: give the launcher's options on the command line, "
+                f"{default.config_path}.yaml must not set hydra.*: set the launcher's options on the command line "
                 "or in conf/hydra/launcher"
             )
         return replace(loaded, config=copy.deepcopy(loaded.config))  # which overrides change; the file is read once
@@ -162,60 +150,3 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
     with flag_override(cfg, ["readonly", "struct"], False):
         del cfg["hydra"]
     return cfg
-
-
-def refuse_hydra_setting(override: Override) -> None:
-    """Hydra acts on its own section: logging, callbacks and environment variables would run code or change the process.
-
-    Raises:
-        UserError: for any of its settings but the launcher's.
-    """
-    key = override.key_or_group
-    if re.split("[./]", override.package or key)[0] != "hydra":
-        return
-    launcher = key == "hydra/launcher" or re.fullmatch(r"hydra\.launcher\.[A-Za-z][\w.-]*", key)
-    if not launcher or "_target_" in key or override.package or override.is_delete():
-        raise UserError(f"{key}: of Hydra's settings only hydra/launcher and hydra.launcher.* may be set")
-
-
-def refuse_foreign_launcher(launcher: DictConfig) -> None:
-    """Hydra instantiates the launcher.
-
-    Raises:
-        UserError: unless it is one of depthcut's, with plain options.
-    """
-    node: Any = OmegaConf.to_container(launcher, resolve=False)
-    target = node.pop("_target_", None)
-    words = [word for word in LAUNCHERS if target == f"hydra_plugins.depthcut_launchers.{word}.{word.title()}Launcher"]
-    if not words:
-        raise UserError(f"hydra/launcher must be one of {', '.join(LAUNCHERS)}, got {validation.format_value(target)}")
-    node.pop("_convert_", None)
-    for key, value in node.items():
-        if words != ["slurm"]:
-            raise UserError(f"hydra.launcher.{key}: hydra/launcher={words[0]} has no options")
-        values.refuse_targets(f"hydra.launcher.{key}", value)
-
-
-def refuse_idle(overrides: Iterable[Override], cfg: DictConfig) -> None:
-    """An option of an evaluation that is not chosen changes nothing.
-
-    Raises:
-        UnknownKeyError: for an override of one.
-    """
-    composed: Any = OmegaConf.to_container(cfg, resolve=False)
-    node = composed.get("eval")
-    if not isinstance(node, dict):
-        return
-    chosen = {word: value for word, value in node.items() if isinstance(value, dict) and "_target_" in value}
-    read = set(re.findall(r"\$\{eval\.(\w+)", str(chosen)))
-    stored = stored_evaluations()
-    for each in overrides:
-        group, _, word = each.key_or_group.partition(".")
-        word = word.partition(".")[0]
-        if group == "eval" and word in node.keys() & stored.keys() and word not in {*chosen, *read}:
-            choice = ",".join([*chosen, word])
-            raise UnknownKeyError(
-                each.key_or_group,
-                f"{each.key_or_group} has no effect: no chosen evaluation reads eval.{word}. Choose what is "
-                f"measured with eval=[{choice}]",
-            )

@@ -9,7 +9,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override, RangeSweep
 from omegaconf import DictConfig
 
-from depthcut.cli.composition import Loader, UnknownKeyError
+from depthcut.cli.composition import Loader
+from depthcut.cli.refusals import UnknownKeyError
 from depthcut.runtime.errors import UserError
 
 MOST_POINTS = 100_000
@@ -88,7 +89,7 @@ def explain_omissions(jobs: Sequence[SweepPoint]) -> list[str]:
         without = [job for job in jobs if key in job.lacking]
         if len(without) == len(jobs):
             raise max((job.lacking[key] for job in jobs), key=lambda error: len(str(error)))
-        lines.append(f"{key} is no option of {describe_omission(key, without, jobs)}, and is left out there")
+        lines.append(f"{key} is not an option of {describe_omission(key, without, jobs)} and is ignored there")
     return lines
 
 
@@ -119,7 +120,7 @@ def count_points(overrides: Iterable[Override]) -> int:
             points *= count_values(each)
     if points > MOST_POINTS:
         raise UserError(
-            f"this sweep has {points:,} points; the most is {MOST_POINTS:,}. Narrow a range, or split the study"
+            f"this sweep has {points:,} points, at most {MOST_POINTS:,} are allowed. Narrow a range, or split the study"
         )
     return points
 
@@ -134,12 +135,12 @@ def count_values(override: Override) -> int:
     if isinstance(value, RangeSweep):
         start, stop, step = (Decimal(str(each)) for each in (value.start, value.stop, value.step))
         if not all(each.is_finite() for each in (start, stop, step)) or not step:
-            raise UserError(f"{override.input_line}: a range needs finite numbers, and a step that is not 0")
+            raise UserError(f"{override.input_line}: a range needs finite numbers and a nonzero step")
         count = max(0, math.ceil((stop - start) / step))
     elif override.is_discrete_sweep():
         count = sum(1 for _ in override.sweep_iterator())
     else:
-        raise UserError(f"{override.input_line}: a sweep needs choices: a,b,c or range(start,stop,step)")
+        raise UserError(f"{override.input_line}: expected values to sweep over: a,b,c or range(start,stop,step)")
     if not count:
-        raise UserError(f"{override.input_line}: no value in it")
+        raise UserError(f"{override.input_line}: expected at least one value, got none")
     return count

@@ -14,14 +14,14 @@ from depthcut.runtime import validation
 from depthcut.runtime.errors import UserError
 
 USAGE = """\
-depthcut cuts layers out of a language model, heals it, and measures what is left.
+depthcut removes layers from a language model, heals it, and measures the result.
 
   python run.py KEY=VALUE ...              run one point: python run.py model=pico prune.frac=0.5
   python run.py -m KEY=VALUE,VALUE ...     run a sweep: python run.py -m prune.frac=0,0.25,0.5
   python run.py --help heal                list the choices of a group
   python run.py --help heal=lora           list the options of a choice, with their comments
   python run.py --config FILE              run the config.yaml of a point
-  python run.py --config-dir FOLDER ...    find choices of your own in FOLDER, such as FOLDER/experiment/mine.yaml
+  python run.py --config-dir FOLDER ...    also find choices in FOLDER, such as FOLDER/experiment/mine.yaml
   python run.py --cfg job KEY=VALUE ...    print the composed config
   python run.py --version                  print the version
   python -m depthcut.report outputs/main   print the table of a study
@@ -46,7 +46,7 @@ def render_overview() -> str:
         lines += textwrap.wrap(f"{group}: {', '.join(marked)}", 120, subsequent_indent="    ")
     text = (CONF / "config.yaml").read_text(encoding="utf-8")
     options = text[text.index("\nname:") + 1 : text.index("\nhydra:")]
-    return "\n".join([USAGE, *lines, "", "== Options of no group ==", options])
+    return "\n".join([USAGE, *lines, "", "== Top-level options ==", options])
 
 
 def render_topic(word: str) -> str:

@@ -88,22 +88,22 @@ def read_point_config(path: Path, asked: argparse.Namespace) -> DictConfig:
         UserError: if the file cannot be read, or something else is said beside it.
     """
     if asked.overrides or asked.multirun:
-        raise UserError("--config FILE takes no overrides: it holds the whole config of a point")
+        raise UserError("--config FILE accepts no overrides: it contains the whole config of a point")
     try:
         found: Any = OmegaConf.create(documents.read_yaml(path))
     except FileNotFoundError:
         raise UserError(f"--config: no file at {path}") from None
     except DamagedError as error:
-        raise UserError(f"--config: {path} holds no config ({error.why}); correct the file") from None
+        raise UserError(f"--config: {path} is not a config ({error.why}); correct the file") from None
     require_own_tasks(found, [])
     return found
 
 
 def require_own_tasks(composed: DictConfig, overrides: Sequence[str]) -> None:
     """Check the whole config, and that only the command line names files of lm-eval tasks."""
-    from depthcut.config import experiment
+    from depthcut.config import build
 
-    experiment.require_tasks_of_command_line(experiment.build_experiment(composed), overrides)
+    build.require_tasks_of_command_line(build.build_experiment(composed), overrides)
 
 
 def refuse_deleted_folder() -> None:
@@ -115,7 +115,7 @@ def refuse_deleted_folder() -> None:
     try:
         os.getcwd()  # noqa: PTH109  Path.cwd() is the same
     except FileNotFoundError as error:
-        raise UserError("the current folder was deleted; change to one that exists") from error
+        raise UserError("the current folder was deleted; change to an existing one") from error
 
 
 def compose_config(loader: Loader, overrides: Sequence[str]) -> DictConfig:
@@ -126,7 +126,7 @@ def compose_config(loader: Loader, overrides: Sequence[str]) -> DictConfig:
     """
     for each in loader.parse(overrides):
         if is_launcher_option(each):
-            raise UserError(f"{each.input_line} has an effect with -m only")
+            raise UserError(f"{each.input_line} only has an effect with -m")
     return without_hydra(loader.load_configuration("config", list(overrides), RunMode.RUN))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.record import state
 from depthcut.runtime import progress, ranks
 from depthcut.study import links, recording, runlog
@@ -12,7 +12,7 @@ from depthcut.study.run import Run, open_run
 
 def run_point(cfg: Mapping[Any, Any]) -> None:
     """Run one point of a study, given its composed config, and print its record."""
-    x = experiment.build_experiment(cfg)
+    x = build.build_experiment(cfg)
     run = open_run(x)
     if ranks.global_rank():
         return assist(run)
@@ -22,7 +22,7 @@ def run_point(cfg: Mapping[Any, Any]) -> None:
             kept = compute(run)
         else:
             state.forget_failure(run.folder)
-            progress.print_line("done already: this config's record is on file, nothing was computed")
+            progress.print_line("already done: this config has a record on disk, nothing was computed")
             x.log.again(run, kept)
         links.link_point(run.folder, x)
     return runlog.print_record(kept, run.folder, run.remarks)

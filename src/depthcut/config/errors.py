@@ -19,21 +19,21 @@ def describe_omegaconf_error(error: OmegaConfBaseException) -> str:
     )
     if missing:
         key = max(key, *(name for name in missing.groups() if name), key=len)
-        return f"{key} must be given: {key}=..."
+        return f"{key} is required: {key}=..."
     return f"{key}: {str(error).splitlines()[0]}"
 
 
 def describe_override_error(word: str, error: Exception) -> str:
     """Name a word of the command line that is no override, and what to type in the shell instead."""
     if not isinstance(error, OverrideParseException):
-        return f"{clip_text(word)}: cannot be read ({type(error).__name__}). Write key=value with a plain value"
+        return f"{clip_text(word)}: cannot be parsed ({type(error).__name__}). Write key=value with a plain value"
     lines = (line for line in str(error).splitlines() if not line.startswith("Error parsing override"))
     why = f"{clip_text(word)}: {clip_text(next(lines, 'cannot be read'))}"
     key, equals, value = word.partition("=")
     if not equals:
         return f"{why}. Write key=value"
     typed = shlex.quote(f'{key}="{value}"')
-    return f"{why}. A list is [a,b]. To give it as text, type the quotes too: {clip_text(typed)}"
+    return f"{why}. A list is [a,b]. For text, type the quotes too: {clip_text(typed)}"
 
 
 def describe_composition_error(error: Exception, word: str) -> str:

@@ -1,27 +1,17 @@
 """From the composed config to one frozen Experiment: every mistake is found here, before anything heavy is loaded."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, StringConstraints
 
-from depthcut.config import errors
-from depthcut.config import values as config_values
-from depthcut.config.methods import GROUPS, build_method, construct_validated
 from depthcut.data import Source
 from depthcut.eval import Eval
-from depthcut.eval.harness import Harness
-from depthcut.eval.likelihood import task_files
 from depthcut.heal import Heal
 from depthcut.log import Log
 from depthcut.metric import Metric
 from depthcut.model import Model
 from depthcut.prune import Prune
 from depthcut.replace import Replace
-from depthcut.runtime import validation
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
 from depthcut.runtime.strict import strict
@@ -81,13 +71,13 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.name == "cache":
-            raise UserError("name must not be cache: OUTPUTS/cache holds what all studies share")
+            raise UserError("name must not be cache: OUTPUTS/cache is the cache of all studies")
         if not self.model.quantise_is_auto:
             self._check_base()
         if self.prune.rescores and not self.metric.rescores:
             prune, metric = self.prune.word, self.metric.word
             raise UserError(
-                f"prune={prune} scores the remaining layers again, which metric={metric} cannot; "
+                f"prune={prune} rescores the remaining layers, which metric={metric} cannot; "
                 "choose another metric, such as kl"
             )
         self._check_scores()
@@ -97,7 +87,7 @@ class Experiment:
             self._check_shares()
         self._check_results()
         if self.export == "adapter" and self.heal.leaves != "adapter":
-            raise UserError(f"export=adapter needs a heal that trains adapters; heal={self.heal.word} leaves none")
+            raise UserError(f"export=adapter needs a recipe that trains adapters; heal={self.heal.word} trains none")
 
     def _check_results(self) -> None:
         """Refuse a run that would leave no number, no scores and no model."""
@@ -105,35 +95,35 @@ class Experiment:
         left = "healed" in stages if trains else stages - {"healed"} or self.prune.reads_scores
         if not left and self.export == "none":
             what, stage = ("healing", "stages=[healed]") if trains else ("run", "a stage")
-            raise UserError(f"nothing would be left of the {what}: set export, or have eval measure {stage}")
+            raise UserError(f"the {what} would produce no result: set export, or have eval measure {stage}")
 
     def _check_replacement(self) -> None:
         """Refuse a replacement that a recipe or an evaluation cannot work with."""
         word = self.replace.word
         if self.heal.needs_plain_layers and word != "none":
-            raise UserError(f"heal=loraprune narrows plain layers; take replace=none, got replace={word}")
+            raise UserError(f"heal=loraprune narrows plain layers: it needs replace=none, got replace={word}")
         for name, evaluation in self.eval.items():
             if evaluation.needs_shared_layers and not self.replace.shares_layers:
                 raise UserError(
-                    f"eval={name} drafts with the model less its shared layers: "
-                    f"take replace=shared or replace=extend, got replace={word}"
+                    f"eval={name} drafts with the model without its shared layers: "
+                    f"it needs replace=shared or replace=extend, got replace={word}"
                 )
 
     def _check_length(self) -> None:
         """Refuse rows of text of another length than healing counts with."""
         length = self.heal.text_length
         if length not in (None, self.data.train.length):
-            mend = "set heal.length alone, which the text follows"
+            mend = "set only heal.length, which data.train.length follows"
             raise UserError(f"data.train.length must be heal.length ({length}), got {self.data.train.length}; {mend}")
 
     def _check_shares(self) -> None:
         """Refuse what goes wrong, without a word, with weights of which each process holds a share."""
         if self.model.quantise != "none":
             got = f"got model.quantise={self.model.quantise}"
-            raise UserError(f"heal.strategy=fsdp corrupts quantised weights; take heal.strategy=ddp, {got}")
+            raise UserError(f"heal.strategy=fsdp corrupts quantised weights: use heal.strategy=ddp, {got}")
         self.heal.check_shards()
         if (word := self.replace.word) != "none":
-            raise UserError(f"heal.strategy=fsdp shares out plain layers; take replace=none, got replace={word}")
+            raise UserError(f"heal.strategy=fsdp shards plain layers: it needs replace=none, got replace={word}")
 
     def _check_base(self) -> None:
         """Refuse a base that the recipe cannot train on, or the metric cannot score."""
@@ -141,10 +131,8 @@ class Experiment:
             wanted = " or ".join(self.heal.bases)
             raise UserError(f"heal={self.heal.word} needs model.quantise={wanted}, got {self.model.quantise}")
         if self.prune.reads_scores and self.model.quantise not in self.metric.bases:
-            raise UserError(
-                f"metric={self.metric.word} needs gradients, which model.quantise={self.model.quantise} cannot give; "
-                "none can"
-            )
+            wanted = " or ".join(self.metric.bases)
+            raise UserError(f"metric={self.metric.word} needs model.quantise={wanted}, got {self.model.quantise}")
 
     def _check_scores(self) -> None:
         """Refuse what the metric and the pruner cannot do together."""
@@ -152,88 +140,11 @@ class Experiment:
             return
         prune, metric = self.prune.word, self.metric.word
         if self.prune.searches and not self.metric.searches:
-            raise UserError(f"prune={prune} needs a metric that values any cut, such as kl; metric={metric} does not")
+            raise UserError(f"prune={prune} needs a metric that can score any cut, such as kl; metric={metric} cannot")
         if self.prune.unit not in self.metric.units:
             there = ", ".join(self.metric.units)
-            raise UserError(f"metric={metric} scores no prune.unit={self.prune.unit}; it scores: {there}")
+            raise UserError(f"metric={metric} cannot score prune.unit={self.prune.unit}; it can score: {there}")
         if self.stream == "always" and not self.metric.streams:
-            raise UserError(f"stream=always: metric={metric} needs the whole model in memory; take stream=never")
+            raise UserError(f"stream=always: metric={metric} needs the whole model in memory; use stream=never")
         if self.metric.stops_early and prune != "block":
-            raise UserError(f"metric.until stops when one block is sure; that needs prune=block, got {prune}")
-
-
-def build_experiment(cfg: Mapping[Any, Any]) -> Experiment:
-    """Check a composed config and build its methods.
-
-    Raises:
-        UserError: one line that names the key, what was wanted and what was got.
-    """
-    node = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
-    config_values.check_config_values(node)
-    composed = resolve_config(node)
-    fields = get_type_hints(Experiment).keys() - {"composed"}
-    for key in composed:
-        if key not in fields:
-            raise UserError(validation.describe_missing_key(str(key), fields))
-    values = {"eval": {}, **composed}  # Hydra leaves a group out of which nothing is chosen
-    for group in (each for each in GROUPS if each in composed):
-        read_group = {"data": build_sources, "eval": build_evaluations}.get(group, partial(build_method, group))
-        values[group] = read_group(composed[group])
-    return construct_validated("", Experiment, {**values, "composed": composed})
-
-
-def require_tasks_of_command_line(x: Experiment, overrides: Sequence[str]) -> None:
-    """Check that only the command line names files of lm-eval tasks: they can run code.
-
-    Raises:
-        UserError: naming a path that stands in a config file.
-    """
-    for each in x.eval.values():
-        if isinstance(each, Harness):
-            task_files.require_command_line(each.tasks, each.include_path, overrides)
-
-
-def resolve_config(cfg: DictConfig) -> dict[str, Any]:
-    """Return the config as plain values, with every reference followed.
-
-    Raises:
-        UserError: for a value that is missing, or a reference that leads nowhere or to itself.
-    """
-    try:
-        composed: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError(errors.describe_omegaconf_error(error)) from error
-    except RecursionError as error:
-        raise UserError("config: a value refers to itself through ${...}; give it a plain value") from error
-    return composed
-
-
-def build_sources(node: Any) -> Data:
-    """Build the three texts.
-
-    Raises:
-        UserError: as :func:`build_method`.
-    """
-    if not isinstance(node, dict):
-        raise UserError(f"data must be calibration, train and validation, got {validation.format_value(node)}")
-    parts = {str(part): build_method(f"data.{part}", value) if part in PARTS else value for part, value in node.items()}
-    return construct_validated("data", Data, parts)
-
-
-def build_evaluations(node: Any) -> dict[str, Eval]:
-    """Build the evaluations.
-
-    A model's or an experiment's file may hold options of evaluations that are not chosen; they must exist.
-
-    Raises:
-        UserError: for an unknown key, a plain value instead of an evaluation, and as :func:`build_method`.
-    """
-    if not isinstance(node, dict):
-        raise UserError(
-            f"eval must be a list of evaluations, as in eval=[loss,harness], got {validation.format_value(node)}"
-        )
-    chosen = {key: value for key, value in node.items() if isinstance(value, dict) and "_target_" in value}
-    left = {str(key): value for key, value in node.items() if key not in chosen}
-    if left:
-        config_values.refuse_unknown_options(left)
-    return {key: build_method(f"eval.{key}", value) for key, value in chosen.items()}
+            raise UserError(f"metric.until stops once one block is certain: it needs prune=block, got {prune}")

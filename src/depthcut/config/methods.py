@@ -42,7 +42,9 @@ def build_method(path: str, node: Any) -> Any:
     """
     choices = f"choose one of conf/{path.replace('.', '/')}"
     if not isinstance(node, dict):
-        raise UserError(f"{path} must be the options of a method, got {validation.format_value(node)}; {choices}")
+        raise UserError(
+            f"{path} must be a mapping of a method's options, got {validation.format_value(node)}; {choices}"
+        )
     if "_target_" not in node:
         raise UserError(f"{path}._target_ is missing; {choices}")
     options = {str(key): value for key, value in node.items() if key != "_target_"}

@@ -15,7 +15,7 @@ from depthcut.runtime.validation import describe_missing_key, format_value
 CONF = Path(__file__).parents[3] / "conf"
 PLAIN = re.compile(r"\$\{\s*(oc\.select:\s*[\w.]+\s*(,\s*[\w.-]*)?|[\w.\[\]-]*)\s*\}")
 """A reference to another key, such as ``${model.heal.rank}``; ``${oc.select:KEY,DEFAULT}`` is one too."""
-RESOLVER = "{} must not call a resolver; a config refers to its own keys only, as in ${{prune.frac}}"
+RESOLVER = "{} must not call a resolver; a config can only refer to its own keys, as in ${{prune.frac}}"
 SECRET = re.compile(
     r"(?i)(^|[_.-])(secret|password|passwd|credentials?|key)$|(access|api|auth|bearer|hf|hub|login|user)[_-]?token$|apikey"
 )
@@ -37,7 +37,9 @@ def check_config_values(cfg: DictConfig) -> None:
             pass
     for path, value in walk_values("", composed):
         if SECRET.search(path):
-            raise UserError(f"{path} looks like a secret, which records would keep in clear. Set it in the environment")
+            raise UserError(
+                f"{path} looks like a secret, which records would store in plain text. Set it in the environment"
+            )
         if not is_writable(path) or (isinstance(value, str) and not is_writable(value)):
             raise UserError(f"{format_value(path)} must be UTF-8 text without null characters")
         if isinstance(value, str) and calls_resolver(value):
@@ -104,8 +106,8 @@ def refuse_unknown_options(left: dict[str, Any]) -> None:
             continue
         if not isinstance(value, dict):
             raise UserError(
-                f"eval.{key} must be the options of an evaluation, got {format_value(value)}; "
-                "to leave one out, list the others: eval=[...]"
+                f"eval.{key} must be a mapping of an evaluation's options, got {format_value(value)}; "
+                "to omit an evaluation, list the others: eval=[...]"
             )
         for option in value.keys() - stored[key].keys():
             raise UserError(describe_missing_key(f"eval.{key}.{option}", stored[key]))

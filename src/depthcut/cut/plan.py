@@ -1,14 +1,12 @@
 """Pruning plans: the 0-based layers that are dropped and kept, in words and as JSON."""
 
 import json
-import re
 import reprlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from depthcut.cut.spans import layer_spans, parse_spans
 from depthcut.runtime import documents, store, validation
 from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
@@ -17,7 +15,7 @@ FORMAT = 2
 OLDER_FORMAT = 1  # has no unit; drops whole layers
 KEYS = ("format", "depth", "unit", "drop", "words", "model", "notes")
 DEEPEST = 10_000  # layers; a larger depth is a mistake and would exhaust memory
-EXAMPLE = 'A plan by hand: {"drop": [3, 4, [6, 9], "11-18"]} drops layers 3-4, 6-8 and 11-18'
+EXAMPLE = 'For example, {"drop": [3, 4, [6, 9], "11-18"]} drops layers 3-4, 6-8 and 11-18'
 
 Unit = Literal["layer", "attention", "mlp"]
 UNIT_NOUNS: dict[Unit, str] = {"layer": "layers", "attention": "attentions", "mlp": "MLPs"}
@@ -50,7 +48,7 @@ class Plan:
         if wrong:
             raise UserError(f"plan drops layer {wrong[0]}, but this model has layers 0-{self.depth - 1}")
         if len(set(self.drop)) != len(self.drop):
-            raise UserError(f"plan names a layer twice: {list(self.drop)}")
+            raise UserError(f"plan contains a layer twice: {list(self.drop)}")
         if len(self.drop) >= self.depth:
             raise UserError(f"plan keeps 0 of {self.depth} layers; at least one must stay")
         object.__setattr__(self, "drop", tuple(sorted(self.drop)))
@@ -116,7 +114,7 @@ class Plan:
         except FileNotFoundError:
             raise UserError(f"no plan at {path}") from None
         except DamagedError as error:
-            raise UserError(f"{path} is not a plan in JSON ({error.why}). {EXAMPLE}") from None
+            raise UserError(f"{path} is not a JSON plan ({error.why}). {EXAMPLE}") from None
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
 
@@ -136,7 +134,7 @@ class Plan:
             raise UserError(f'the key "drop" is missing. {EXAMPLE}')
         unit, depth, model, notes = fields["unit"], fields["depth"], fields["model"], fields["notes"]
         if unit not in get_args(Unit):
-            raise UserError(f"this plan drops units called {unit!r}; there are: {', '.join(get_args(Unit))}")
+            raise UserError(f"unit must be one of {', '.join(get_args(Unit))}, got {unit!r}")
         if "depth" not in data and depth is None:
             raise UserError('the key "depth", the model\'s number of layers, is missing: add it, such as "depth": 32')
         if type(depth) is not int or not 1 <= depth <= DEEPEST:
@@ -151,7 +149,7 @@ class Plan:
 def _check_keys(data: Any) -> None:
     """Refuse anything but a JSON object, and unknown keys, which would be ignored."""
     if not isinstance(data, dict):
-        raise UserError(f"a depthcut plan is a JSON object, got {json.dumps(data)[:40]}. {EXAMPLE}")
+        raise UserError(f"expected a plan as a JSON object, got {json.dumps(data)[:40]}. {EXAMPLE}")
     if unknown := data.keys() - KEYS:
         raise UserError(validation.describe_missing_key(validation.clip_text(min(unknown)), KEYS))
 
@@ -159,56 +157,7 @@ def _check_keys(data: Any) -> None:
 def _check_notes(notes: Any) -> None:
     """Refuse notes that could not be displayed or written back."""
     if not isinstance(notes, dict):
-        raise UserError(f"notes must be a JSON object, got {reprlib.repr(notes)}; delete the key, nothing needs it")
+        raise UserError(f"notes must be a JSON object, got {reprlib.repr(notes)}; delete the key, it is optional")
     wins = notes.get("wins", {})
     if not isinstance(wins, dict) or not all(type(share) in (int, float) for share in wins.values()):
         raise UserError(f"notes.wins must map layers to shares, got {reprlib.repr(wins)}; delete the key")
-
-
-def parse_spans(drop: Any, depth: int) -> tuple[int, ...]:
-    """Return the layers named by a list of layers, half-open spans and inclusive ``"first-last"`` spans, in any order.
-
-    Raises:
-        UserError: if an entry has another type, is reversed or empty, leaves a model of ``depth`` layers, or overlaps
-            another.
-    """
-    if not isinstance(drop, list):
-        raise UserError(f"drop must be a list of spans [start, stop), got {drop!r}")
-    checked = sorted(_parse_span(each, depth) for each in drop)
-    for (a, b), (c, d) in pairwise(checked):
-        if c < b:
-            raise UserError(f"spans [{a}, {b}) and [{c}, {d}) overlap")
-    return tuple(layer for start, stop in checked for layer in range(start, stop))
-
-
-def _parse_span(entry: Any, depth: int) -> tuple[int, int]:
-    """Check a single entry and return it as a half-open span."""
-    words = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", entry) if isinstance(entry, str) else None
-    if words:
-        entry = [int(words[1]), int(words[2] or words[1]) + 1]
-        name = f"span {words[0].strip()}"
-    elif type(entry) is int:
-        entry, name = [entry, entry + 1], f"layer {entry}"
-    elif isinstance(entry, list) and [type(end) for end in entry] == [int, int]:
-        name = f"span [{entry[0]}, {entry[1]})"
-    else:
-        got = reprlib.repr(entry) if isinstance(entry, dict) else json.dumps(entry)[:80]
-        raise UserError(f'span {got} must be [start, stop), two whole numbers, or "first-last", or a layer')
-    start, stop = entry
-    if start >= stop:
-        kind = "empty" if start == stop else "reversed"
-        raise UserError(f"{name} is {kind}; the model has layers 0-{depth - 1}, and stop itself stays")
-    if start < 0 or stop > depth:
-        raise UserError(f"{name} leaves the model, which has layers 0-{depth - 1}")
-    return start, stop
-
-
-def layer_spans(layers: Iterable[int]) -> list[tuple[int, int]]:
-    """Join sorted layer numbers into half-open spans: (3, 4, 5, 9) becomes [(3, 6), (9, 10)]."""
-    joined: list[tuple[int, int]] = []
-    for layer in layers:
-        if joined and joined[-1][1] == layer:
-            joined[-1] = (joined[-1][0], layer + 1)
-        else:
-            joined.append((layer, layer + 1))
-    return joined

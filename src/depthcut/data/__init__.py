@@ -76,7 +76,7 @@ class Source(Method, ABC):
         now = self.content(cache)
         changed = [name for name in content | now if content.get(name) != now.get(name)]
         if changed:
-            raise UserError(f"{', '.join(changed)} changed during the run; give the same command again")
+            raise UserError(f"{', '.join(changed)} changed during the run; run the same command again")
 
     def covers(self, text: str) -> bool:
         """Return whether a document is inside the span."""

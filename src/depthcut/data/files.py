@@ -8,7 +8,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from depthcut.data import Source
-from depthcut.data.text import documents
+from depthcut.data.text import characters, documents
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
@@ -43,7 +43,7 @@ class Files(Source):
                     inside += 1
                     yield text
             if seen == before:
-                raise UserError(f"{file} holds no text")
+                raise UserError(f"{file} contains no text")
         if not inside:
             raise UserError(self.outside(seen))
 
@@ -52,7 +52,7 @@ class Files(Source):
         if count > 1:
             return f"none of the {count} documents of {', '.join(self.paths)} is in the span {list(self.span)}"
         remedy = (
-            f"set divider to what stands between its documents (now {self.divider!r}), or give this part other files"
+            f"set divider to the text between its documents (now {self.divider!r}), or use other files for this part"
         )
         return f"{self.paths[0]} is one document, which is not in the span {list(self.span)}: {remedy}"
 
@@ -69,7 +69,7 @@ class Files(Source):
 
 def packing(file: Path) -> str:
     """Return the suffixes of a compressed file, because its bytes can be read in several ways."""
-    return "".join(file.suffixes[-2:]) if file.suffix in documents.COMPRESSED else ""
+    return "".join(file.suffixes[-2:]) if file.suffix in characters.COMPRESSED else ""
 
 
 def matching_files(paths: list[str]) -> list[Path]:
@@ -83,7 +83,7 @@ def matching_files(paths: list[str]) -> list[Path]:
     for path in paths:
         names = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207
         if not names:
-            raise UserError(f"no file at {path} (seen from {Path.cwd()})")
+            raise UserError(f"no file at {path} (relative to {Path.cwd()})")
         found += names
     files = [Path(name) for name in dict.fromkeys(found)]
     if not files:
@@ -92,5 +92,5 @@ def matching_files(paths: list[str]) -> list[Path]:
         if file.is_dir():
             raise UserError(f"{file} is a folder; name its files, e.g. {file}/*.jsonl")
         if not stat.S_ISREG(file.stat().st_mode):
-            raise UserError(f"{file} is no regular file but a device, pipe or socket; copy its text into a file")
+            raise UserError(f"{file} is a device, pipe or socket, not a regular file; copy its text into a file")
     return files

@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import override
 
 from depthcut.data import Source
-from depthcut.data.text.documents import replace_surrogates
+from depthcut.data.text.characters import replace_surrogates
 from depthcut.data.text.limits import log_skipped_nulls
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
@@ -53,7 +53,7 @@ class Hub(Source):
                 nulls += 1
                 continue
             if not isinstance(row.get(self.field), str):
-                raise UserError(f"{self.name} has no text in a field `{self.field}`; there are: {', '.join(row)}")
+                raise UserError(f"{self.name} has no field `{self.field}`; its fields: {', '.join(row)}")
             text = replace_surrogates(row[self.field])
             if text.strip() and self.covers(text):
                 yield text
@@ -112,5 +112,5 @@ def list_regular_files(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.rglob("*") if not path.is_dir())
     for path in files:
         if not path.is_file():
-            raise UserError(f"{path} is no regular file; remove it from the data set")
+            raise UserError(f"{path} is not a regular file; remove it from the data set")
     return files

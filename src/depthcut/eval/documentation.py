@@ -74,9 +74,9 @@ class Documentation(Eval):
 
     def tokens(self, bench: "Bench") -> "Tokens":
         """Return the text, tokenised once and cached by content."""
-        from depthcut.data.text import tokens as text_tokens
+        from depthcut.data.text import tokenize
 
-        return text_tokens.tokenize_source(
+        return tokenize.tokenize_source(
             self.source, bench.tokenizer, bench.separator, bench.cache, part="documentation"
         )
 

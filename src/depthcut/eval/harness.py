@@ -44,13 +44,13 @@ class Harness(Eval):
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise UserError("eval.tasks names no task; name one, or leave harness out of eval")
+            raise UserError("eval.tasks is empty; name a task, or remove harness from eval")
         for task in self.tasks:
             name, shots = task_files.split_shots(task)
             if not name or ("@" in name and not task_files.is_task_path(task)):
-                raise UserError(f"eval.tasks: {task!r} is no task; write a name, or name@shots such as mmlu@5")
+                raise UserError(f"eval.tasks: {task!r} is not a task; write a name, or name@shots such as mmlu@5")
             if name in questions.SET_NAMES and shots:
-                raise UserError(f"eval.tasks: {name} has no examples to show as shots; write {name}")
+                raise UserError(f"eval.tasks: {name} has no examples for few-shot prompts; write {name}")
 
     def parts(self) -> tuple[Eval, ...]:
         """Return one part per task."""
@@ -106,7 +106,7 @@ class Harness(Eval):
                 before = self.content(task, bench)
                 lm_eval.load_task(task, bench.cache, self.include_path)
                 if before and before != task_files.task_content(task, self.include_path):
-                    raise UserError(f"eval.tasks: a file of {task} changed during the run; give the same command again")
+                    raise UserError(f"eval.tasks: a file of {task} changed during the run; run the same command again")
 
     def __call__(
         self, model: "nn.Module", bench: "Bench", cuts: Subnetworks = FULL_ONLY

@@ -63,19 +63,19 @@ def measure_loss(
     """
     import torch
 
-    from depthcut.model.decoder import inputs, shared_prefix
+    from depthcut.model.decoder import inputs, measurement, shared_prefix
     from depthcut.runtime.progress import track
 
-    batches = list(shared_prefix.SequenceBatch.from_tokens(text, batch))
-    reading = shared_prefix.Measurement(
-        f"{name} loss", shared_prefix.loss_measure, False, batches, shared_prefix.mean_and_stderr
+    batches = list(measurement.SequenceBatch.from_tokens(text, batch))
+    reading = measurement.Measurement(
+        f"{name} loss", measurement.loss_measure, False, batches, measurement.mean_and_stderr
     )
     rows: list[Tensor] = []
     with torch.inference_mode():
         for some in track(batches, f"{name} loss", len(batches)):
             given = inputs.model_inputs(model, some.ids_BT, some.mask_BT)
             forward, ends = shared_prefix.run_subnetworks(model, given, cuts)
-            rows.append(shared_prefix.sequence_sums(forward, ends, cuts, reading, some.targets_BT))
+            rows.append(measurement.sequence_sums(forward, ends, cuts, reading, some.targets_BT))
     sums_KN = torch.cat(rows, dim=1)
     count_N = torch.cat([(some.targets_BT != inputs.NO_TARGET).sum(1) for some in batches])
     return [

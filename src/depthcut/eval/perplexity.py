@@ -66,15 +66,17 @@ class Perplexity(Eval):
         if self.stride is not None and self.stride > self.window:
             raise UserError(
                 f"eval.perplexity.stride must be at most eval.perplexity.window={self.window}, got {self.stride}: "
-                "tokens between the windows would be left out"
+                "tokens between the windows would be skipped"
             )
         if not self.named:
             raise UserError(
-                f"{named_texts.CONFIG_PATH} names no text; give one: +{named_texts.CONFIG_PATH}.mine.paths=[corpus.txt]"
+                f"{named_texts.CONFIG_PATH} is empty; add a text: +{named_texts.CONFIG_PATH}.mine.paths=[corpus.txt]"
             )
         for name in self.named:
             if name in RESERVED_NAMES:
-                raise UserError(f"{named_texts.CONFIG_PATH}.{name}: other numbers are called so; take another name")
+                raise UserError(
+                    f"{named_texts.CONFIG_PATH}.{name}: this name is used for other numbers; use another name"
+                )
             self.source(name)
 
     @property
@@ -128,7 +130,7 @@ class Perplexity(Eval):
                 except UserError:
                     raise UserError(
                         f"{named_texts.CONFIG_PATH}.{name} shares documents with data.{part}; "
-                        "give one of them another text or span"
+                        "use another text or span for one of them"
                     ) from None
 
     def windowed(self, name: str, bench: "Bench") -> "Tokens":
@@ -139,13 +141,14 @@ class Perplexity(Eval):
         Raises:
             UserError: as :meth:`prepare`, and if a BOS is wanted before each window but the tokenizer has none.
         """
+        from depthcut.data.text import tokenize
         from depthcut.data.text import tokens as text_tokens
-        from depthcut.runtime import store
+        from depthcut.runtime import store, verified
 
         tokenizer: Any = bench.tokenizer
         source = self.source(name)
         if self.bos == "all" and tokenizer.bos_token_id is None:
-            raise UserError("eval.perplexity.bos=all: this tokenizer has no BOS; take eval.perplexity.bos=first")
+            raise UserError("eval.perplexity.bos=all: this tokenizer has no BOS token; use eval.perplexity.bos=first")
         content = self.content(name, bench)
         asked = [source.named(content), text_tokens.tokenizer_digest(tokenizer), self.window, self.windows, self.bos]
         asked += [] if self.stride is None else [self.stride]
@@ -155,16 +158,16 @@ class Perplexity(Eval):
             source.require(content, bench.cache)
 
         with named_texts.prefix_errors(name):
-            folder = store.cached_folder(
+            folder = verified.cached_folder(
                 bench.cache / "tokens" / store.content_digest(["windows", FORMAT, *asked]), make
             )
-        found = text_tokens.read_tokens(folder, self.window + (self.bos == "all"))
+        found = tokenize.read_tokens(folder, self.window + (self.bos == "all"))
         if self.windows is not None and len(found) < self.windows:
-            log.warning("%s: the text gives %d windows, %d were asked for", name, len(found), self.windows)
+            log.warning("%s: the text has only %d windows, %d were requested", name, len(found), self.windows)
         return found
 
     def fill(self, into: Path, documents: Iterable[str], tokenizer: Any) -> None:
-        """Write the windows in the format of :func:`depthcut.data.text.tokens.read_tokens`.
+        """Write the windows in the format of :func:`depthcut.data.text.tokenize.read_tokens`.
 
         Raises:
             UserError: if the text is shorter than one window.
@@ -181,7 +184,7 @@ class Perplexity(Eval):
         if self.bos == "first":
             ids = bos + ids
         if len(ids) < self.window:
-            raise UserError(f"the text gives {len(ids)} tokens; a window has {self.window}")
+            raise UserError(f"the text has {len(ids)} tokens, fewer than one window of {self.window}")
         starts = window_starts(len(ids), self.window, self.stride)[: self.windows]
         rows = [ids[start : start + self.window] for start in starts]
         lengths = np.asarray([len(row) for row in rows], dtype=np.int32)

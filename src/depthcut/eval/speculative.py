@@ -88,7 +88,9 @@ class Speculative(Eval):
         rows = np.flatnonzero(np.asarray(text.lengths) >= self.length)[: self.prompts]
         if len(rows) < self.prompts:
             wanted = f"{self.prompts} prompts of {self.length} tokens"
-            raise UserError(f"eval.speculative continues {wanted}; data.validation gives {len(rows)}. Ask for fewer")
+            raise UserError(
+                f"eval.speculative needs {wanted}; data.validation has {len(rows)}. Lower eval.speculative.prompts"
+            )
         return [torch.from_numpy(np.asarray(text.ids[row, : self.length], dtype=np.int64))[None] for row in rows]
 
     def __call__(

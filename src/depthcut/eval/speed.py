@@ -62,9 +62,9 @@ class Speed(Eval):
 
     def __post_init__(self) -> None:
         if any(batch < 1 for batch in self.batches) or len(set(self.batches)) < len(self.batches):
-            raise UserError(f"eval.speed.batches must be numbers of sequences from 1, each once, got {self.batches}")
+            raise UserError(f"eval.speed.batches must be distinct batch sizes of at least 1, got {self.batches}")
         if not self.batches and self.prefill_batch is None:
-            raise UserError("eval.speed measures nothing: give batches, or a prefill_batch")
+            raise UserError("eval.speed measures nothing: set batches or prefill_batch")
 
     def parts(self) -> tuple[Eval, ...]:
         """Return one part for prefill, and one per batch size."""
@@ -120,7 +120,7 @@ class Speed(Eval):
         from depthcut.eval.loss import vocabulary_size
 
         ids_BT = torch.randint(vocabulary_size(model), (batch, self.prefill_length)).to(bench.device)
-        what = f"reading {batch} x {self.prefill_length} tokens"
+        what = f"prefill of {batch} x {self.prefill_length} tokens"
         seconds = self.timed(bench, what, lambda: model(input_ids=ids_BT, use_cache=False))
         return clock.tokens_per_second("speed/tokens_per_second", ids_BT.numel(), seconds) if seconds else {}
 
@@ -142,7 +142,7 @@ class Speed(Eval):
             assert written.shape == (batch, length)
 
         reset_peak_memory(bench)
-        seconds = self.timed(bench, f"writing at batch {batch}", write, caching=batch * length)
+        seconds = self.timed(bench, f"generation at batch {batch}", write, caching=batch * length)
         if not seconds:
             return {}
         latency, error = clock.sample_mean_and_stderr(seconds)
@@ -172,7 +172,7 @@ class Speed(Eval):
             with clock.suppress_out_of_memory():
                 seconds = [clock.time_run(run, bench.device) for _ in track(times, f"speed of {what}", len(times))]
         if not seconds:
-            log.warning("speed of %s: it does not fit in memory, and is not measured", what)
+            log.warning("speed of %s: not measured, because it does not fit in memory", what)
         return seconds[self.warm_up :]
 
 

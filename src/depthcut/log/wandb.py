@@ -75,9 +75,8 @@ class Wandb(Log):
         try:
             run = wandb.init(**about, mode=wandb_mode())
         except Exception as error:
-            log.warning(
-                "W&B: %s; this run stays offline, wandb sync %s/wandb sends it", one_line_error(error), point.folder
-            )
+            how = f"upload it with wandb sync {point.folder}/wandb"
+            log.warning("W&B: %s; this run stays offline, %s", one_line_error(error), how)
             wandb.teardown()  # otherwise its service considers the run in use
             run = wandb.init(**about, mode="offline")
         run.define_metric("heal/*", step_metric="heal/step")
@@ -182,7 +181,7 @@ def log_figures(run: Any, folder: Path) -> None:
         made = figures.draw_figures(study.read_studies([folder]).points)
         run.log({f"report/{name}": wandb_image(figure) for name, figure in made.items()})
     except Exception as error:
-        log.warning("W&B: the report's figures are not sent: %s", one_line_error(error))
+        log.warning("W&B: the report's figures were not uploaded: %s", one_line_error(error))
 
 
 def wandb_image(figure: "Figure") -> Any:
@@ -198,12 +197,12 @@ def wandb_image(figure: "Figure") -> Any:
 def finish_run(run: Any, status: int) -> None:
     """Finish a run; files that W&B does not upload in time stay on disk."""
 
-    where = f"offline; wandb sync {Path(run.dir).parent} sends it" if run.offline else run.url
+    where = f"offline; upload it with wandb sync {Path(run.dir).parent}" if run.offline else run.url
     try:
         run.finish(exit_code=status)
         progress.print_line(f"W&B run: {where}")
     except TimeoutError:
-        log.warning("W&B: not all was sent in time; wandb sync --include-online %s sends it", Path(run.dir).parent)
+        log.warning("W&B: the upload timed out; finish it with wandb sync --include-online %s", Path(run.dir).parent)
 
 
 def mark_superseded(run: Any, folder: Path) -> None:

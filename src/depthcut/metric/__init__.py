@@ -14,7 +14,7 @@ from depthcut.runtime.strict import Method, strict
 if TYPE_CHECKING:
     from depthcut.data.text.tokens import Tokens
     from depthcut.model.decoder.dense import Dense
-    from depthcut.model.decoder.shared_prefix import Measurement
+    from depthcut.model.decoder.measurement import Measurement
 
 DropSets = Sequence[tuple[int, ...]]
 WinShare = Annotated[float | None, Field(gt=0.5, lt=1)]
@@ -67,7 +67,7 @@ class Metric(Method, ABC):
         reads_text: whether it reads the calibration text.
         bases: the values of ``model.quantise`` that it supports.
         units: the values of ``prune.unit`` that it supports; ``("layer",)`` if it ignores ``unit``.
-        rescores: whether it runs the model and can therefore score the remaining units after a removal.
+        rescores: whether it can score the remaining units after a removal.
         searches: whether it gives the value of any sub-network, as a search needs: :class:`RemovalMetric`.
         streams: whether it reads a model that does not fit, from ``dense.stream()``, while ``dense.streaming``.
     """

@@ -39,9 +39,9 @@ class Angular(Metric):
 
     def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score all blocks in one pass."""
-        from depthcut.metric.passes import hidden_states
+        from depthcut.metric.passes import block_scores, hidden_states
 
-        return hidden_states.score_blocks(
+        return block_scores.score_blocks(
             hidden_states.HiddenStates(
                 subject=subject,
                 name="angular",
@@ -51,5 +51,5 @@ class Angular(Metric):
                 unit=unit,
                 until=self.until,
             ),
-            lambda states_NED: hidden_states.pairwise_cosines(states_NED).arccos() / math.pi,
+            lambda states_NED: block_scores.pairwise_cosines(states_NED).arccos() / math.pi,
         )

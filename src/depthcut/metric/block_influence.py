@@ -35,10 +35,10 @@ class BlockInfluence(Metric):
 
     def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score all blocks in one pass."""
-        from depthcut.metric.passes import hidden_states
+        from depthcut.metric.passes import block_scores, hidden_states
 
         def influence(states_NED: "hidden_states.Tensor") -> "hidden_states.Tensor":
-            return 1 - hidden_states.pairwise_cosines(states_NED)
+            return 1 - block_scores.pairwise_cosines(states_NED)
 
         over = hidden_states.HiddenStates(
             subject=subject,
@@ -49,4 +49,4 @@ class BlockInfluence(Metric):
             unit=unit,
             until=self.until,
         )
-        return hidden_states.score_blocks(over, influence)
+        return block_scores.score_blocks(over, influence)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from depthcut.metric import Subject
-    from depthcut.model.decoder.shared_prefix import Measurement
+    from depthcut.model.decoder.measurement import Measurement
 
 
 @strict
@@ -18,10 +18,10 @@ class Kl(RemovalMetric):
 
     def reading(self, subject: "Subject", samples: int | None) -> "Measurement":
         """Return the measurement on all tokens of the calibration text."""
-        from depthcut.model.decoder import shared_prefix
+        from depthcut.model.decoder import measurement
 
-        batches = list(shared_prefix.SequenceBatch.from_tokens(subject.texts.calibration().first(samples), self.batch))
-        return shared_prefix.Measurement("kl", self.divergence, True, batches, shared_prefix.mean_and_stderr)
+        batches = list(measurement.SequenceBatch.from_tokens(subject.texts.calibration().first(samples), self.batch))
+        return measurement.Measurement("kl", self.divergence, True, batches, measurement.mean_and_stderr)
 
     def divergence(self, logits_BTV: "Tensor", dense_BTV: "Tensor | None", targets_BT: "Tensor") -> "Tensor":
         """Return the divergence at each position; 0 where there is no target."""

@@ -95,7 +95,7 @@ def check_rank(layers: "list[nn.Module]", unit: Unit, rank: int) -> None:
     share, names = linear.uncovered_share(map(linear.weight_matrices, units), covered)
     if names:
         left = ", ".join(names)
-        log.warning("metric=lora_gradient scores %.0f%% of the weights; it does not see %s", 100 - 100 * share, left)
+        log.warning("metric=lora_gradient scores %.0f%% of the weights; not scored: %s", 100 - 100 * share, left)
 
 
 @contextmanager

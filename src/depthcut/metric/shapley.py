@@ -69,11 +69,11 @@ class Shapley(Metric):
         """Return the mean loss per token without each of ``drops``."""
         import torch
 
-        from depthcut.model.decoder import shared_prefix
+        from depthcut.model.decoder import measurement, shared_prefix
 
-        batches = list(shared_prefix.SequenceBatch.from_tokens(subject.texts.calibration(), self.batch))
-        reading = shared_prefix.Measurement(
-            "shapley", shared_prefix.loss_measure, False, batches, shared_prefix.mean_and_stderr
+        batches = list(measurement.SequenceBatch.from_tokens(subject.texts.calibration(), self.batch))
+        reading = measurement.Measurement(
+            "shapley", measurement.loss_measure, False, batches, measurement.mean_and_stderr
         )
         sums_KN, count_N = shared_prefix.measure_subnetworks(subject.dense, drops, unit, reading)
-        return shared_prefix.mean_and_stderr(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()
+        return measurement.mean_and_stderr(sums_KN, count_N, torch.ones(len(count_N)))[0].tolist()

@@ -53,7 +53,7 @@ class Spectral(Metric):
         if not found:
             what = f"layer {index}" if unit == "layer" else f"the {unit} of layer {index}"
             raise UserError(
-                f"metric=spectral needs a matrix of rank 2 or more, and {what} has none; take another metric"
+                f"metric=spectral needs a matrix of rank at least 2, and {what} has none; use another metric"
             )
         return fmean(found)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from depthcut.metric import Subject
-    from depthcut.model.decoder.shared_prefix import Measurement, SequenceBatch
+    from depthcut.model.decoder.measurement import Measurement, SequenceBatch
 
 
 @strict
@@ -39,7 +39,7 @@ class Task(RemovalMetric):
 
     def __post_init__(self) -> None:
         if strangers := [task for task in self.tasks if task not in questions.SET_NAMES]:
-            raise UserError(f"metric.tasks: no local set {strangers[0]!r}; there are: {', '.join(questions.SET_NAMES)}")
+            raise UserError(f"metric.tasks: no local set {strangers[0]!r}; available: {', '.join(questions.SET_NAMES)}")
 
     def reads(self, subject: "Subject") -> Any:
         """Return the digests of the question sets."""
@@ -56,11 +56,11 @@ class Task(RemovalMetric):
         for task in self.tasks:
             there = len(questions.load_questions(task, subject.cache))
             if there < self.items:
-                raise UserError(f"metric.items: wanted {self.items} of {task}, which has {there}")
+                raise UserError(f"metric.items must be at most {there} for {task}, got {self.items}")
 
     def reading(self, subject: "Subject", samples: int | None) -> "Measurement":
         """Return the measurement with one sequence per choice of a question; targets are the tokens of the choice."""
-        from depthcut.model.decoder import inputs, layers, shared_prefix
+        from depthcut.model.decoder import inputs, layers, measurement
 
         asked = [item for task in self.tasks for item in questions.load_questions(task, subject.cache)[-self.items :]][
             :samples
@@ -75,7 +75,7 @@ class Task(RemovalMetric):
 
         longest = inputs.position_count(layers.meta_model(subject.dense.config))
         rows = list(question_batches(subject.tokenizer, pairs, self.batch, longest))
-        return shared_prefix.Measurement("task", shared_prefix.loss_measure, False, rows, value)
+        return measurement.Measurement("task", measurement.loss_measure, False, rows, value)
 
     def value(
         self, sums_KN: "Tensor", weight_N: "Tensor", sizes_Q: list[int], right_Q: list[int]
@@ -110,7 +110,7 @@ def question_batches(
     """
     import torch
 
-    from depthcut.model.decoder import inputs, shared_prefix
+    from depthcut.model.decoder import inputs, measurement
 
     for first in range(0, len(pairs), size):
         some = pairs[first : first + size]
@@ -125,4 +125,4 @@ def question_batches(
         mask_BT = (places_T < lengths_B[:, None]).long()
         answer_BT = (places_T >= begins[:, None]) & mask_BT.bool()
         targets_BT = ids_BT[:, 1:].masked_fill(~answer_BT[:, 1:], inputs.NO_TARGET)
-        yield shared_prefix.SequenceBatch(first, ids_BT, mask_BT, targets_BT)
+        yield measurement.SequenceBatch(first, ids_BT, mask_BT, targets_BT)

@@ -41,12 +41,12 @@ class Update(Metric):
 
     def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
         """Score all blocks in one pass."""
-        from depthcut.metric.passes import hidden_states
+        from depthcut.metric.passes import block_scores, hidden_states
 
         over = hidden_states.HiddenStates(
             subject=subject, name="update", batch=self.batch, token="all", removed=removed, unit=unit, until=self.until
         )
-        return hidden_states.score_blocks(over, self.size)
+        return block_scores.score_blocks(over, self.size)
 
     def size(self, states_NED: "Tensor") -> "Tensor":
         """Return the norm of the difference between each pair of edges; entry (i, j) is relative to edge i."""

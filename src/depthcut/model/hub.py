@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from depthcut.model import Model
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.checkpoint.repository import HubRepository
 from depthcut.runtime.strict import strict
 

@@ -9,7 +9,8 @@ from typing_extensions import override
 from depthcut.model import Model
 from depthcut.model.checkpoint import files
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import strict

@@ -15,7 +15,8 @@ from typing_extensions import override
 from depthcut.model import Model
 from depthcut.model.checkpoint import files, gguf
 from depthcut.model.checkpoint.checkpoint import Checkpoint
-from depthcut.model.checkpoint.files import HashCache, ModelFiles, ModelFolder
+from depthcut.model.checkpoint.files import ModelFiles, ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.model.checkpoint.repository import HubRepository
 from depthcut.runtime import store, wheels
 from depthcut.runtime.errors import UserError
@@ -47,7 +48,7 @@ class SmolLM2(Model):
             try:
                 return HubRepository(REPO, None, cache, hashes)
             except UserError as also:
-                raise UserError(f"{missing}. The hub does not serve in its place: {also}") from None
+                raise UserError(f"{missing}. The hub does not have it either: {also}") from None
 
 
 def unpack_demo_model(cache: Path, folder: Path) -> None:

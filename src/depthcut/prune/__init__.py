@@ -116,7 +116,7 @@ class SizedPrune(Prune):
     def __post_init__(self) -> None:
         given = [name for name in ("layers", *get_args(Quantity)) if getattr(self, name) is not None]
         if len(given) > 1:
-            raise UserError(f"prune.{given[0]} and prune.{given[1]} are both set; give one size of the cut")
+            raise UserError(f"prune.{given[0]} and prune.{given[1]} are both set; set only one")
 
     @property
     def budget(self) -> Quantity | None:
@@ -167,11 +167,9 @@ class SizedPrune(Prune):
             if whole - sum(lightest[:n]) <= wanted:
                 return n
         least = whole - sum(lightest)
-        mend = (
-            ", or let more layers go (prune.keep_first, prune.keep_last)" if self.keep_first or self.keep_last else ""
-        )
+        mend = ", or lower prune.keep_first or prune.keep_last" if self.keep_first or self.keep_last else ""
         raise UserError(
-            f"prune.{quantity}={wanted:.15g} cannot be met: {whole} in all, and {least} still without "
+            f"prune.{quantity}={wanted:.15g} cannot be met: {whole} in total, {least} without "
             f"{len(lightest)} of {shape.depth} {UNIT_NOUNS[self.unit]}; {self._must}. Set at least {least}{mend}"
         )
 

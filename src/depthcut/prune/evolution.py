@@ -52,10 +52,10 @@ class Evolution(SizedPrune):
             both = f"got {self.survivors} and {self.samples}"
             raise UserError(f"prune.survivors and prune.samples must have one entry for each selection step, {both}")
         if self.survivors[-1:] != [1] or any(b > a for a, b in pairwise([self.offspring, *self.survivors])):
-            wanted = f"numbers that fall from at most prune.offspring={self.offspring} to 1"
+            wanted = f"decreasing numbers from at most prune.offspring={self.offspring} to 1"
             raise UserError(f"prune.survivors must be {wanted}, got {self.survivors}")
         if any(b <= a for a, b in pairwise([0, *self.samples])):
-            raise UserError(f"prune.samples must be numbers that increase from step to step, got {self.samples}")
+            raise UserError(f"prune.samples must increase from step to step, got {self.samples}")
 
     def __call__(self, score: ScoreFunction, shape: ModelSize) -> Plan:
         """Search for the cut with the lowest value."""

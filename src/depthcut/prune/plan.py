@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import field_validator
 from typing_extensions import override
 
-from depthcut.cut.plan import DEEPEST, Plan, Unit, parse_spans
+from depthcut.cut.plan import DEEPEST, Plan, Unit
+from depthcut.cut.spans import parse_spans
 from depthcut.model.surgery.sizes import ModelSize
 from depthcut.prune import Prune, ScoreFunction
 from depthcut.runtime.errors import UserError

@@ -33,7 +33,7 @@ def load_record(folder: Path) -> dict[str, Any]:
     if why := record_fault(record):
         raise DamagedError(path, why)
     if record["digest"] != folder.name:
-        raise DamagedError(path, f"the record of point {record['digest']}")
+        raise DamagedError(path, f"it is the record of point {record['digest']}")
     return record
 
 
@@ -51,13 +51,13 @@ def record_fault(record: dict[str, Any]) -> str | None:
         right = all({key: type(value) for key, value in each.items()} == MEASURED for each in entries)
         right = right and all(isinstance(each, list) for each in lists) and all(isinstance(text, str) for text in texts)
         right = right and isinstance(record["plan"]["notes"], dict)
-        return None if right and all(math.isfinite(number) for number in numbers) else "no record"
+        return None if right and all(math.isfinite(number) for number in numbers) else "not a record"
     except KeyError as error:
         return f"no key {error.args[0]!r}"
     except UserError as error:  # from the plan
         return str(error)
     except (IndexError, TypeError, AttributeError, ValueError, OverflowError):
-        return "no record"
+        return "not a record"
 
 
 def inspect_point(folder: Path) -> None:
@@ -74,4 +74,4 @@ def inspect_point(folder: Path) -> None:
     except FileNotFoundError:
         return
     except DamagedError as error:
-        log.warning("%s cannot be used (%s): the point is run again", error.path, error.why)
+        log.warning("%s cannot be used (%s): running the point again", error.path, error.why)

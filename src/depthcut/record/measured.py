@@ -127,8 +127,8 @@ def describe_kept(found: Stage, asked: Iterable[str]) -> list[str]:
             owner = found[plain_owner(found, name)]
             if owner is not found[digest]:
                 mark = found[digest].differences(owner)
-                now = f"{subject(name)}{mark}, on {count_items(found[digest].size(name))}, stands beside it"
-                said[f"{subject(name)} was measured on {count_items(owner.size(name))} before; kept. {now}"] = None
+                now = f"{subject(name)}{mark}, on {count_items(found[digest].size(name))}, is shown too"
+                said[f"{subject(name)} keeps its value on {count_items(owner.size(name))}. {now}"] = None
     return list(said)
 
 

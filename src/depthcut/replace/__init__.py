@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from depthcut.cut.plan import Plan, Unit
 from depthcut.model.checkpoint.on_disk import ModelRun
-from depthcut.runtime import store
+from depthcut.runtime import verified
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.strict import Method, strict
 
@@ -84,11 +84,9 @@ class GapFilling(Replace):
     def check(self, unit: Unit, count: int) -> None:
         """Refuse sublayers and an empty cut."""
         if unit != "layer":
-            raise UserError(f"replace={self.word} stands in for whole layers, got prune.unit={unit}; take replace=none")
+            raise UserError(f"replace={self.word} replaces whole layers, got prune.unit={unit}; use replace=none")
         if count == 0:
-            raise UserError(
-                f"replace={self.word} has no gap to fill: nothing is cut. Cut a layer, or take replace=none"
-            )
+            raise UserError(f"replace={self.word} has no gap to fill: nothing is cut. Cut a layer, or use replace=none")
 
     @abstractmethod
     def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
@@ -109,7 +107,7 @@ class GapFilling(Replace):
             with site.numbers.timed("replace"):
                 self.made(model, plan, site).write(folder)
 
-        fill = Filling.read(store.cached_folder(site.cache / "replacements" / site.key(plan), make))
+        fill = Filling.read(verified.cached_folder(site.cache / "replacements" / site.key(plan), make))
         filled = gaps.insert_filling(model, fill, plan, site.dense.load_config)
         site.numbers["bytes/weights"] = sum(weight.nbytes for weight in filled.parameters())
         return filled

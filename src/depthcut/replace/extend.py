@@ -51,7 +51,7 @@ class Extend(GapFilling):
         """Refuse any cut."""
         del unit
         if count:
-            raise UserError(f"replace=extend adds layers to a whole model, and {count} are cut; take prune.layers=0")
+            raise UserError(f"replace=extend adds layers to the whole model, but {count} are cut; use prune.layers=0")
 
     def reads(self, site: "Site") -> Any:
         """Return the order of the layers; raises as :meth:`stack`."""
@@ -66,7 +66,9 @@ class Extend(GapFilling):
         span = range(depth)[self.start : self.stop]
         if not span or not -depth < self.stop <= depth:
             given = f"replace.start={self.start} replace.stop={self.stop}"
-            raise UserError(f"{given} is no span of layers 0-{depth - 1}; give its first one, and the one behind it")
+            raise UserError(
+                f"{given} is not a span of layers 0-{depth - 1}; set its first layer, and stop after its last"
+            )
         if self.order == "block":
             again = [number for number in span for _ in range(self.times)]
         else:
@@ -81,16 +83,16 @@ class Extend(GapFilling):
                 break.
         """
         from depthcut.model.decoder import layers
-        from depthcut.model.surgery import inserted, shared
+        from depthcut.model.surgery import inserted, output_norms
         from depthcut.model.surgery.filling import Filling, flatten_tensors
 
         if self.gain is not None:
-            shared.check_norms(model)
+            output_norms.check_norms(model)
         stack = self.stack(plan.depth)
-        done = f"layers {self.start} and on are there {self.times} times"
-        config = layers.rearranged_config(site.dense.config, stack, done, "take another span")
+        done = f"layers from {self.start} on appear {self.times} times"
+        config = layers.rearranged_config(site.dense.config, stack, done, "use another span")
         bases = {at: stack.index(number) for at, number in enumerate(stack) if stack.index(number) != at}
-        log.info("layers: %d, %d of them on the weights of others", len(stack), len(bases))
+        log.info("layers: %d, of which %d share the weights of others", len(stack), len(bases))
         empty = layers.layer_list(layers.meta_model(config))
         own = {at: self.own(empty[at], at) for at in bases}
         more = {"bases": {str(at): base for at, base in bases.items()}, **inserted.dense_config_entry(config)}

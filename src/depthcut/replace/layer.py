@@ -54,7 +54,7 @@ class Layer(GapFilling):
         """Also refuse a cut of one layer, which would be replaced by itself."""
         super().check(unit, count)
         if count == 1:
-            raise UserError("replace=layer puts one layer in place of several, and one is cut: cut two, or more")
+            raise UserError("replace=layer replaces several layers by one, but one is cut: cut at least two")
 
     def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
         """Train the layers of all gaps together.
@@ -68,8 +68,8 @@ class Layer(GapFilling):
 
         if alone := [start for start, stop in inserted.gap_spans(plan) if stop == start + 1]:
             raise UserError(
-                f"replace=layer puts one layer in place of several, and layer {alone[0]} is cut alone: "
-                "cut blocks of two or more, or take another replace"
+                f"replace=layer replaces several layers by one, but layer {alone[0]} is cut alone: "
+                "cut blocks of at least two, or use another replacement"
             )
         trained = layer_distillation.train_layers(model, plan, site, self)
         return Filling("layers", flatten_tensors(trained), inserted.dense_config_entry(site.dense.config))

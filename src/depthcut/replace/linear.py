@@ -44,7 +44,7 @@ class Linear(GapFilling):
 
     def __post_init__(self) -> None:
         if (self.rank is None) == (self.map == "low_rank"):
-            wanted = "needs replace.rank" if self.rank is None else "has no rank: take replace.rank=null"
+            wanted = "needs replace.rank" if self.rank is None else "has no rank: use replace.rank=null"
             raise UserError(f"replace.map={self.map} {wanted}")
 
     @override
@@ -57,8 +57,8 @@ class Linear(GapFilling):
         tokens = int(site.texts.calibration().lengths.sum())
         if self.map != "diagonal" and tokens < width:
             raise UserError(
-                f"replace.map={self.map} needs {width} tokens or more, as many as the model is wide, got {tokens}: "
-                "raise data.calibration.sequences, or take replace.map=diagonal"
+                f"replace.map={self.map} needs at least {width} tokens, the width of the model, got {tokens}: "
+                "raise data.calibration.sequences, or use replace.map=diagonal"
             )
 
     def made(self, model: "nn.Module", plan: Plan, site: "Site") -> "Filling":
@@ -87,5 +87,5 @@ class Linear(GapFilling):
 
         parts = least_squares.fit_map(sums, self.map, self.ridge, self.rank)
         share = 1 - sums.unexplained(least_squares.map_matrix(parts))
-        log.info("the map over the gap at layer %d gives %.1f %% of what the layers added", start, 100 * share)
+        log.info("the map over the gap at layer %d explains %.1f %% of the layers' update", start, 100 * share)
         return parts

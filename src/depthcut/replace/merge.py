@@ -46,8 +46,8 @@ class Merge(GapFilling):
         del model
         if plan.drop[0] == 0:
             raise UserError(
-                "replace=merge puts dropped layers into the one before them, and there is none before layer 0: "
-                "take prune.keep_first=1"
+                "replace=merge merges dropped layers into the one before them, but layer 0 has none: "
+                "use prune.keep_first=1"
             )
         merged = {start - 1: self.merged(start - 1, stop, site) for start, stop in inserted.gap_spans(plan)}
         return Filling("weights", flatten_tensors(merged), inserted.dense_config_entry(site.dense.config))

@@ -40,12 +40,12 @@ class Shared(GapFilling):
         Raises:
             UserError: if the model's layers cannot share weights, or its norms undo the gain.
         """
-        from depthcut.model.surgery import inserted, shared
+        from depthcut.model.surgery import inserted, output_norms
         from depthcut.model.surgery.filling import Filling, flatten_tensors
         from depthcut.replace.fitting import layer_weights, weight_distance
 
         if self.gain is not None:
-            shared.check_norms(model)
+            output_norms.check_norms(model)
         bases = weight_distance.nearest_layers(plan, weight_distance.layer_distances(site, self.rank))
         log.info("layers that share: %s", ", ".join(f"{i} with {j}" for i, j in bases.items()))
         own = {

@@ -47,11 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("study", type=Path, nargs="+", help="folder of a study, such as outputs/main, or of several: outputs")
-    where = "file of the page or table, or folder of the figures; by default in the study's folder"
+    add("study", type=Path, nargs="+", help="folder of a study (outputs/main) or of several studies (outputs)")
+    where = "file for the page or table, or folder for the figures (default: in the study's folder)"
     add("-o", "--output", type=Path, help=where)
-    add("--format", choices=FORMATS, help="what to write; by default what the name of OUTPUT ends in")
-    add("--title", default="", help="heading of the page; the names of the studies where there is none")
+    add("--format", choices=FORMATS, help="output format (default: the extension of OUTPUT)")
+    add("--title", default="", help="heading of the page (default: the names of the studies)")
     return parser
 
 
@@ -70,7 +70,7 @@ def check_output(options: argparse.Namespace) -> None:
         figures = f"; for figures: --format {suffix[1:]} -o FOLDER" if suffix[1:] in FORMATS else ""
         raise UserError(f"-o {options.output}: the name must end in .html, .csv or .md{figures}")
     if options.format is not None and suffix[1:] != options.format and suffix[1:] in FORMATS:
-        raise UserError(f"-o {options.output} --format {options.format}: the name says another format")
+        raise UserError(f"-o {options.output} --format {options.format}: the extension and --format differ")
 
 
 def home(studies: list[Path]) -> Path:
@@ -82,13 +82,15 @@ def show_studies(found: study.Studies, studies: list[Path]) -> None:
     """Print the progress and a table of the finished points; for one study, also write ``NAME/table.csv``."""
     out = Console()
     if not found.states and not found.points:
-        raise UserError(f"{', '.join(map(str, studies))}: no points in there; `python run.py -m name=...` makes some")
+        raise UserError(
+            f"{', '.join(map(str, studies))}: no points found; create some with `python run.py -m name=...`"
+        )
     for line in state.state_lines(found):
         out.print(line, highlight=False)
     if not found.points:
         return
     left = sum(found.states.values()) - found.states["done"]
-    title = f"{', '.join(map(str, studies))}: {len(found.points)} finished, {left} not"
+    title = f"{', '.join(map(str, studies))}: {len(found.points)} finished, {left} unfinished"
     out.print(title, highlight=False, markup=False, soft_wrap=True)
     out.print(table.study_table(found.records))
     if len(studies) == 1:
@@ -114,8 +116,10 @@ def serve_studies(arguments: list[str]) -> None:
     from depthcut.report import serve
 
     parser = argparse.ArgumentParser(prog="python -m depthcut.report serve", description=serve.__doc__)
-    parser.add_argument("study", type=Path, nargs="+", help="folder of a study, or of several, such as outputs")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
+    parser.add_argument(
+        "study", type=Path, nargs="+", help="folder of a study (outputs/main) or of several studies (outputs)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port; 0 picks a free one (default: 8000)")
     options = parser.parse_args(arguments)
     serve.serve_page(options.study, options.port)
 

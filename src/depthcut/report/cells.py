@@ -8,7 +8,7 @@ from depthcut.runtime import store
 if TYPE_CHECKING:
     import pandas as pd
 
-    from depthcut.report.transition_fit import Interval
+    from depthcut.report.transition_data import Interval
 
 ERRORS = "backslashreplace"  # for folder names that are not UTF-8
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")

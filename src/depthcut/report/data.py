@@ -18,7 +18,7 @@ from depthcut.report import (
     live,
     score_maps,
     table,
-    transition_fit,
+    transition_data,
     transitions,
 )
 from depthcut.report.study import FinishedPoint, Studies
@@ -49,7 +49,7 @@ def page_data(found: Studies, title: str) -> dict[str, Any]:
             "quantities": [name for name in names if name.startswith(curves.QUANTITIES)],
             "dense": [{"model": key[0], "evaluation": key[1], "y": numbers} for key, numbers in dense.items()],
             "lines": [line_json(line, levels) for line in lines],
-            "reasons": transition_fit.REASONS,
+            "reasons": transition_data.REASONS,
             "transitions": [
                 transition_json(each, place[id(each.line)]) for each in transitions.curve_transitions(lines, dense)
             ],

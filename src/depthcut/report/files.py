@@ -74,7 +74,7 @@ def transition_table(found: Studies) -> "pd.DataFrame":
     """Return one row per curve and number: its transition in percent of the layers, or why none is reported."""
     import pandas as pd
 
-    from depthcut.report import curves, transition_fit
+    from depthcut.report import curves, transition_data
     from depthcut.report import transitions as report_transitions
     from depthcut.report.tidy import tidy_table
 
@@ -87,7 +87,7 @@ def transition_table(found: Studies) -> "pd.DataFrame":
                 cells.format_interval(each)
                 for each in (fall.found.midpoint, fall.found.onset, fall.found.width, fall.moved)
             ),
-            transition_fit.REASONS[fall.found.why],
+            transition_data.REASONS[fall.found.why],
         )
         for fall in report_transitions.curve_transitions(curves.curve_lines(table), curves.dense_numbers(table))
     ]

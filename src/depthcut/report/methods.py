@@ -13,7 +13,7 @@ START, END = "<!-- methods: made by `python -m depthcut.report.methods` -->\n", 
 
 def methods_table() -> str:
     """Return one row per method: its name on the command line, and the first line of its module docstring."""
-    rows = ["| choice | what it is |", "|---|---|"]
+    rows = ["| choice | description |", "|---|---|"]
     for group in GROUPS:
         for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
             rows.append(f"| `{group}={path.stem}` | {module_summary(group, path)} |")
@@ -41,6 +41,7 @@ if __name__ == "__main__":
     text = path.read_text(encoding="utf-8")
     if "--check" in sys.argv:
         sys.exit(
-            update_readme(text) != text and "README.md: the table of methods is old: python -m depthcut.report.methods"
+            update_readme(text) != text
+            and "README.md: the table of methods is out of date: run python -m depthcut.report.methods"
         )
     path.write_text(update_readme(text), encoding="utf-8")

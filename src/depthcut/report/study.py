@@ -16,8 +16,8 @@ from depthcut.runtime.errors import UserError
 DIGEST = re.compile("[0-9a-f]{16}")
 OTHER_VERSION = "of another version"
 UNREADABLE = "unreadable"
-DUPLICATE = "that another study has too"
-FOREIGN = "no points"
+DUPLICATE = "also in another study"
+FOREIGN = "without points"
 BESIDE = frozenset({"figures", links.FOLDER})  # folders of a study that are not points
 
 
@@ -109,7 +109,7 @@ def study_folders(path: Path) -> Iterator[Path]:
         UserError: if it is not a folder.
     """
     if not path.is_dir():
-        raise UserError(f"no study at {path}; `python run.py name=...` makes one under outputs/")
+        raise UserError(f"no study at {path}; create one under outputs/ with `python run.py name=...`")
     children = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
     if any(is_point_folder(each) for each in children):
         yield path
@@ -152,7 +152,7 @@ def read_point(folder: Path, found: Studies) -> FinishedPoint | None:
     found.unfinished.append(folder)
     found.states[state] += 1
     if state == "failed":
-        found.failures[folder] = str((point_files.read_failure(folder) or {}).get("reason", "no reason was written"))
+        found.failures[folder] = str((point_files.read_failure(folder) or {}).get("reason", "no reason was recorded"))
     elif state == "running":
         found.running.append(folder)
     return None
@@ -172,7 +172,7 @@ def checked(folder: Path) -> dict[str, Any]:
     if why := document.record_fault(record):
         raise DamagedError(path, why)
     if DIGEST.fullmatch(folder.name) and record["digest"] != folder.name:
-        raise DamagedError(path, f"the record of point {record['digest']}")
+        raise DamagedError(path, f"it is the record of point {record['digest']}")
     return record
 
 

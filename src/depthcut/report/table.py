@@ -115,10 +115,10 @@ def closed(dense: float, pruned: float, healed: float) -> str:
     """Return in words how much of the loss increase healing recovered."""
     change = f"{pruned:.3f} to {healed:.3f}"
     if healed < dense:
-        return f"healing closed all of the loss that the cut had opened: {change}, below the dense model's {dense:.3f}"
+        return f"healing closed the whole loss gap: {change}, below the dense model's {dense:.3f}"
     if healed > pruned:
         return f"healing raised the loss: {change}"
-    return f"healing closed {(pruned - healed) / (pruned - dense):.0%} of the loss that the cut had opened: {change}"
+    return f"healing closed {(pruned - healed) / (pruned - dense):.0%} of the loss gap: {change}"
 
 
 def in_domain(record: dict[str, Any]) -> bool:

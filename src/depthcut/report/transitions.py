@@ -8,7 +8,7 @@ import numpy as np
 
 from depthcut.report import chance, transition_fit
 from depthcut.report.curves import Line
-from depthcut.report.transition_fit import CurveData, Interval, Transition
+from depthcut.report.transition_data import CurveData, Interval, Transition
 
 DenseNumbers = dict[tuple[str, str], dict[str, tuple[float, float]]]
 

@@ -21,7 +21,7 @@ def choose_device(asked: str) -> str:
 
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
-        raise UserError("device=cuda: torch sees no GPU here. Take device=cpu, or a machine and torch with CUDA")
+        raise UserError("device=cuda: torch finds no GPU. Use device=cpu, or a machine with a GPU and torch with CUDA")
     return ranks.select_gpu() if available and asked != "cpu" else "cpu"
 
 
@@ -29,7 +29,7 @@ def fits_in_free_memory(weights: int, device: str) -> bool:
     """Return whether a model of so many bytes fits in free memory with a tenth to spare; log it if not."""
     there = free_memory(device)
     if weights > 0.9 * there:
-        log.info("the model has %.1f GiB, %.1f are free: it is scored layer by layer", weights / GIB, there / GIB)
+        log.info("the model needs %.1f GiB, %.1f GiB free: scoring layer by layer", weights / GIB, there / GIB)
     return weights <= 0.9 * there
 
 
@@ -47,9 +47,9 @@ def check_shards_fit(weights: int, device: str) -> None:
     there, processes = total_memory(device), ranks.world_size()
     if weights > 0.9 * there * processes:
         room = f"{processes} processes have {there / GIB:.1f} GiB each"
-        raise UserError(f"the model has {weights / GIB:.1f} GiB, {room}: take more of them, or a larger cut")
+        raise UserError(f"the model needs {weights / GIB:.1f} GiB, {room}: use more processes or a larger cut")
     log.info(
-        "the model has %.1f GiB, a card %.1f: each of %d processes holds a share of each layer",
+        "the model needs %.1f GiB, a GPU has %.1f GiB: each of %d processes holds a shard of each layer",
         weights / GIB,
         there / GIB,
         processes,

@@ -9,7 +9,7 @@ from pathlib import Path
 FULL = re.compile(r"No space left|StorageFull|PytorchStreamWriter failed")
 NUMBER = re.compile(r"\((?:os error|errno) (\d+)\)|\[[Ee]rrno (\d+)\]")  # formats of Rust, Arrow and Python
 OWN = (".tmp", ".lock", ".log")  # files that this package writes in place
-AGAIN = "and give the same command again; what was finished is kept"
+AGAIN = "and run the same command again; finished work is kept"
 WORDS = {
     errno.ENOSPC: f"the disk is full{{where}}: free some space {AGAIN}",
     errno.EDQUOT: f"the disk quota is used up{{where}}: free some space {AGAIN}",
@@ -19,9 +19,9 @@ WORDS = {
     errno.EMFILE: f"too many open files{{where}}: raise `ulimit -n` {AGAIN}",
     errno.ENFILE: f"this machine has too many open files{{where}}: wait, {AGAIN}",
     errno.ENAMETOOLONG: "a path is too long{where}: choose a shorter outputs= or name=",
-    errno.ELOOP: "a link leads back to itself{where}: delete it",
-    errno.EISDIR: "a folder is in the place of a file{where}: move it away",
-    errno.EEXIST: "a file is in the place of a folder{where}: move it away",
+    errno.ELOOP: "a link points to itself{where}: delete it",
+    errno.EISDIR: "expected a file, found a folder{where}: move it away",
+    errno.EEXIST: "expected a folder, found a file{where}: move it away",
 }
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
@@ -34,7 +34,7 @@ def explain_disk_error(error: BaseException) -> str | None:
         if number in WORDS:
             return WORDS[number].format(where=where)
         if number == errno.ENOENT and path and path.is_symlink():
-            return f"a link leads nowhere{where}: delete it"
+            return f"a link is broken{where}: delete it"
         if number in REFUSED:
             if path and number != errno.EROFS and is_unreadable(path):
                 return f"cannot read{where}: {os.strerror(number)}. Change its permissions, or choose another file"

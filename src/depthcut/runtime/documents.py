@@ -28,7 +28,7 @@ class DamagedError(UserError):
 
     def __init__(self, path: Path, why: str) -> None:
         self.path, self.why = path, why
-        super().__init__(f"{path} is damaged ({why}); delete it, and the same command makes it again")
+        super().__init__(f"{path} is damaged ({why}); delete it and run the same command again to recreate it")
 
 
 def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
@@ -76,9 +76,9 @@ def read_bounded_text(path: Path, limit: int) -> str:
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
-            raise DamagedError(path, "a folder" if stat.S_ISDIR(about.st_mode) else "no regular file")
+            raise DamagedError(path, "a folder" if stat.S_ISDIR(about.st_mode) else "not a regular file")
         if about.st_size > limit:
-            raise DamagedError(path, f"{about.st_size} bytes, at most {limit} were expected")
+            raise DamagedError(path, f"{about.st_size} bytes, expected at most {limit}")
         return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(path) from None
@@ -119,7 +119,7 @@ def is_nested(value: Any) -> bool:
 
 def refuse_constant(name: str) -> NoReturn:
     """Refuse NaN and infinities: they are not JSON, and :func:`depthcut.runtime.store.write_json` writes none."""
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a finite number")
 
 
 def finite(text: str) -> float:

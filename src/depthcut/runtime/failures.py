@@ -27,7 +27,7 @@ def suppress_errors() -> Generator[None]:
     except STOPS:
         raise
     except BaseException:
-        log.debug("passed over; the point meets it again", exc_info=True)
+        log.debug("ignored here; the point's own run reports it", exc_info=True)
 
 
 def run_guarded(main: Callable[[], Any]) -> int:
@@ -36,7 +36,7 @@ def run_guarded(main: Callable[[], Any]) -> int:
         main()
     except KeyboardInterrupt as stop:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # a second Ctrl-C: no traceback from the cleanup
-        print(f"stopped: {str(stop) or 'give the same command again to resume'}", file=sys.stderr)
+        print(f"stopped: {str(stop) or 'run the same command again to resume'}", file=sys.stderr)
         return 130
     except STOPS:
         raise

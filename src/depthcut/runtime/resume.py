@@ -35,13 +35,13 @@ def is_resumable(path: Path, digest: str) -> bool:
     if found and found.get("digest") != digest:
         why = f"it belongs to {found.get('digest')}"
     if not found or why:
-        log.warning("%s cannot be used (%s): training begins anew", path, why)
+        log.warning("%s cannot be used (%s): restarting the training", path, why)
         if not ranks.global_rank():
             store.remove(path)
         return False
     if changed := identity_differences(found, checkpoint_identity(digest)):
         raise UserError(
-            f"{path} was written under {', '.join(changed)}. Restore that to resume, or delete the file to begin anew"
+            f"{path} was written with {', '.join(changed)}. Restore that to resume, or delete the file to start over"
         )
     return True
 
@@ -51,7 +51,7 @@ def identity_differences(found: dict[str, Any], here: dict[str, Any]) -> list[st
     there: dict[str, str] = found.get("versions") or {}
     now: dict[str, str] = here["versions"]
     names = sorted(name for name in there.keys() | now.keys() if there.get(name) != now.get(name))
-    own = [] if found.get("code") == here["code"] else ["other code of depthcut"]
+    own = [] if found.get("code") == here["code"] else ["another version of depthcut's code"]
     return own + [f"{name} {there.get(name, 'absent')} (now {now.get(name, 'absent')})" for name in names]
 
 
@@ -70,7 +70,7 @@ def _read_identity(path: Path, mark: tuple[int, ...]) -> tuple[dict[str, Any] | 
     del mark
     with zipfile.ZipFile(path) as file:
         if damaged := file.testzip():
-            return None, f"{damaged} in it is damaged"
+            return None, f"its entry {damaged} is damaged"
     found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     says = found.get(KEY) if isinstance(found, dict) else None
-    return (says, "") if isinstance(says, dict) else (None, "it does not say whose it is")
+    return (says, "") if isinstance(says, dict) else (None, "it does not name its point")

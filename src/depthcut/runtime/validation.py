@@ -62,9 +62,10 @@ def describe_field_error(path: str, cls: type[Any], first: ErrorDetails) -> str:
     if kind == "unexpected_keyword_argument":
         return describe_missing_key(key, fields, f"{cls.__module__}.{cls.__name__}")
     if kind == "missing":
-        return f"{key} must be given"
+        return f"{key} is required"
     if kind in NUMBER_TYPES:
-        wanted = f"{NUMBER_TYPES[kind]}{describe_interval(fields[name].metadata)}".strip() or expected_form(first)
+        wanted = f"{NUMBER_TYPES[kind]}{describe_interval(fields[name].metadata)}".strip().removeprefix("of ")
+        wanted = wanted or expected_form(first)
         return f"{key} must be {wanted}, got {format_value(first['input'])}"
     if kind == "string_pattern_mismatch":
         shown = clip_text(key).removesuffix(".[key]")
@@ -109,7 +110,7 @@ def describe_interval(metadata: Iterable[Any]) -> str:
         case 0, _:
             return ""
         case 1, True:
-            return f" at least {bounds['ge']}"
+            return f" of at least {bounds['ge']}"
         case 1, _:
             return f" above {bounds['gt']}"
         case _:
@@ -120,7 +121,7 @@ def suggest_choices(wrong: str, right: Iterable[str]) -> str:
     """Return ``Did you mean x? There are: x, y, z``."""
     names = sorted(str(name) for name in right if name != "_target_")
     close = get_close_matches(wrong, names, n=1)
-    return (f"Did you mean {close[0]}? " if close else "") + f"There are: {', '.join(names) or 'none'}"
+    return (f"Did you mean {close[0]}? " if close else "") + f"Available: {', '.join(names) or 'none'}"
 
 
 def describe_missing_key(path: str, keys: Iterable[Any], target: Any = None) -> str:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthcut.runtime import store
+from depthcut.runtime import store, verified
 from depthcut.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -59,25 +59,25 @@ def fetch_wheel(requirement: str, cache: Path) -> Path:
     """
     assert requirement in PINNED_WHEELS, f"pin the sha256 of {requirement} in fetch.PINS"
     name = requirement.replace("==", "-")
-    folder = store.cached_folder(cache / "wheels" / name, lambda into: download_wheel(requirement, into))
+    folder = verified.cached_folder(cache / "wheels" / name, lambda into: download_wheel(requirement, into))
     return next(folder.glob("*.whl"))
 
 
 def download_wheel(requirement: str, into: Path) -> None:
     """Download the wheel into the empty folder ``into`` with pip, silently."""
     command = [*pip_command(), "download", *PIP_OPTIONS, f"--dest={into}", requirement]
-    logger.info("fetching %s from the package index", requirement)
+    logger.info("downloading %s from the package index", requirement)
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
-        logger.debug("pip said: %s", done.stderr.strip())
+        logger.debug("pip: %s", done.stderr.strip())
         raise UserError(
-            f"could not fetch {requirement} from the package index (no network?); "
-            f"connect once, or choose {PINNED_WHEELS[requirement].instead}"
+            f"could not download {requirement} from the package index (no network?); "
+            f"connect once, or use {PINNED_WHEELS[requirement].instead}"
         )
     got = store.file_sha256(next(into.glob("*.whl")))
     if got != PINNED_WHEELS[requirement].sha256:
         raise UserError(
-            f"the package index gave another file for {requirement} than the known one: "
+            f"the package index returned an unexpected file for {requirement}: "
             f"sha256 {got[:16]}, expected {PINNED_WHEELS[requirement].sha256[:16]}"
         )
 
@@ -99,4 +99,6 @@ def bundled_pip_command() -> list[str]:
         for file in importlib.resources.files("ensurepip").joinpath("_bundled").iterdir():
             if file.name.startswith("pip-"):
                 return [sys.executable, f"{file}/pip"]
-    raise UserError(f"{sys.executable} has no pip, which fetches the demo's files; add it (uv: `uv pip install pip`)")
+    raise UserError(
+        f"{sys.executable} has no pip, which downloads the demo's files; install it (uv: `uv pip install pip`)"
+    )

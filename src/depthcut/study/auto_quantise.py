@@ -8,16 +8,14 @@ estimate, which is cached; a finished point then needs no torch.
 import dataclasses
 import os
 import subprocess
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depthcut.heal.lora import Lora
 from depthcut.heal.qlora import QLora
-from depthcut.model.surgery.sizes import ModelSize
-from depthcut.runtime import ranks, store
-from depthcut.runtime.devices import GIB
+from depthcut.runtime import ranks, store, verified
+from depthcut.study.memory_estimate import compare_bases, needs_dense_model, pruner_sizes
 
 if TYPE_CHECKING:
     from depthcut.config.experiment import Experiment
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CHOICES: "tuple[Quantise, ...]" = ("none", "nf4")
-CUDA_CONTEXT_BYTES = GIB  # of the GPU's memory, for CUDA itself and the libraries
 
 
 def resolve_quantise(x: "Experiment", checkpoint: "Checkpoint", cache: Path) -> "tuple[Experiment, str]":
@@ -36,7 +33,7 @@ def resolve_quantise(x: "Experiment", checkpoint: "Checkpoint", cache: Path) -> 
         return x, ""
     found = choose_base(x, checkpoint, cache, gpu_memory(x.device))
     base: Any = found["quantise"]
-    return with_quantise(x, base), f"model.quantise=auto: {base} here; {found['why']}"
+    return with_quantise(x, base), f"model.quantise=auto: {base}; {found['why']}"
 
 
 def with_quantise(x: "Experiment", base: "Quantise") -> "Experiment":
@@ -68,9 +65,9 @@ def choose_base(x: "Experiment", checkpoint: "Checkpoint", cache: Path, memory: 
     """Return the base and the reason, for a GPU with so many bytes of memory; None: no GPU."""
     bases = possible_bases(x)
     if len(bases) == 1:
-        return {"quantise": bases[0], "why": "the recipe or the metric takes no other"}
+        return {"quantise": bases[0], "why": "the recipe or the metric supports no other"}
     if memory is None:
-        return {"quantise": "none", "why": "it runs on no GPU"}
+        return {"quantise": "none", "why": "no GPU is used"}
     choices: dict[Quantise, Experiment] = {base: with_quantise(x, base) for base in bases}
     asked = {
         "format": FORMAT,
@@ -84,91 +81,7 @@ def choose_base(x: "Experiment", checkpoint: "Checkpoint", cache: Path, memory: 
         "processes": ranks.world_size(),
     }
     key = store.content_digest(asked)
-    return store.cached_value(cache / "bases" / key, lambda: compare_bases(choices, checkpoint, memory))
-
-
-def pruner_sizes(x: "Experiment", checkpoint: "Checkpoint") -> ModelSize:
-    """Return the model's sizes for the pruner, computed only if it needs them."""
-    return unit_sizes(x, checkpoint) if x.prune.needs_weights else ModelSize(checkpoint.depth)
-
-
-def unit_sizes(x: "Experiment", checkpoint: "Checkpoint") -> ModelSize:
-    """Return the sizes of the dense model and of its units."""
-    return ModelSize.from_config(checkpoint.config, x.prune.unit, x.model.quantise, x.model.dtype)
-
-
-def compare_bases(choices: "dict[Quantise, Experiment]", checkpoint: "Checkpoint", memory: int) -> dict[str, str]:
-    """Choose by the memory that each base needs, and the speed of healing on it."""
-    plain, packed = (MemoryEstimate.of(each, checkpoint, memory - CUDA_CONTEXT_BYTES) for each in choices.values())
-    need, there = f"{(plain.need + CUDA_CONTEXT_BYTES) / GIB:.1f} GiB", f"{memory / GIB:.1f}"
-    dtype = choices["none"].model.dtype
-    if not plain.fits:
-        why = f"in {dtype} it needs about {need}, and the GPU has {there}"
-        return {"quantise": "nf4", "why": why}
-    if packed.fits and packed.cost < plain.cost:
-        why = f"{dtype} leaves less room for activations: about {plain.cost / packed.cost - 1:.0%} slower"
-        return {"quantise": "nf4", "why": why}
-    return {"quantise": "none", "why": f"{dtype} fits, with about {need} of {there}, and is quicker than 4 bits"}
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Memory and time of a run on a base.
-
-    Attributes:
-        need: peak memory in bytes.
-        fits: whether it fits.
-        cost: time per token, as :meth:`depthcut.heal.training.memory_plan.MemoryPlan.cost`; 0 without training.
-    """
-
-    need: int
-    fits: bool
-    cost: float
-
-    @classmethod
-    def of(cls, x: "Experiment", checkpoint: "Checkpoint", memory: int) -> "MemoryEstimate":
-        """Estimate memory and time of an experiment."""
-        from depthcut.heal.training import memory_plan
-
-        shape, n = unit_sizes(x, checkpoint), x.prune.count(pruner_sizes(x, checkpoint))
-        whole = shape.total["weight_bytes"]
-        left = whole - sum(sorted(shape.weight_bytes)[:n])
-        if needs_dense_model(x) and whole > (1 - memory_plan.RESERVED_FRACTION) * memory:
-            return cls(whole, False, 0)
-        if not x.heal.trains:
-            return cls(left, left <= (1 - memory_plan.RESERVED_FRACTION) * memory, 0)
-        held = left + (whole if x.heal.keeps_dense else 0)
-        space = plan_heal_memory(x, checkpoint, n, memory - held)
-        recipe: Any = x.heal
-        layout = memory_plan.choose_layouts(space, recipe, compiled=recipe.compile is not False)[0]
-        return cls(held + space.needs(layout), space.free > 0 and space.fits(layout), space.cost(layout))
-
-
-def plan_heal_memory(x: "Experiment", checkpoint: "Checkpoint", n: int, free: int) -> Any:
-    """Return the memory plan for healing the model without ``n`` units, with adapters on all linear layers at most."""
-    import torch
-
-    from depthcut.heal.training.memory_plan import MemoryPlan
-    from depthcut.model.decoder import layers as decoder_layers
-    from depthcut.model.decoder import linear
-
-    recipe: Any = x.heal
-    bare: Any = decoder_layers.meta_model(checkpoint.config).to(getattr(torch, x.model.dtype)).requires_grad_(False)
-    bare.is_loaded_in_4bit = x.model.quantise == "nf4"
-    space = MemoryPlan.of(bare, recipe, "cpu")
-    layers = space.layers - (n if x.prune.unit == "layer" else 0)
-    widths = [
-        sum(linear.linear_features(each)) for each in linear.linear_layers(decoder_layers.layer_list(bare)[0]).values()
-    ]
-    adapters = layers * recipe.rank * sum(widths)
-    state = 2 + 4 + (2 if recipe.optimiser != "adamw" else 8)  # bytes per number, with its gradient
-    return dataclasses.replace(space, layers=max(layers, 1), fixed=space.fixed + state * adapters, free=max(free, 0))
-
-
-def needs_dense_model(x: "Experiment") -> bool:
-    """Return whether the whole model must fit in memory at some point."""
-    scored = x.prune.reads_scores and (x.stream == "never" or not x.metric.streams)
-    return "dense" in x.stages or scored
+    return verified.cached_value(cache / "bases" / key, lambda: compare_bases(choices, checkpoint, memory))
 
 
 @cache

@@ -88,7 +88,7 @@ def render_card(run: "RunView", plan: Plan, about: dict[str, Any], usage: list[s
         f"# {base_name(run)}, {plan.words}",
         "",
         f"Made by depthcut from `{base_name(run)}`: "
-        f"{plan.fraction:.0%} of the {UNIT_NOUNS[plan.unit]} are cut (`plan.json`).",
+        f"{plan.fraction:.0%} of the {UNIT_NOUNS[plan.unit]} are removed (`plan.json`).",
         f"In the gaps: `{replace}`.",
         f"Healing: `{heal}` on a base with quantise={x.model.quantise}; the weights here are plain {x.model.dtype}.",
         *unknown,

@@ -10,12 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.cut import subnetworks
 from depthcut.eval import Eval
 from depthcut.heal.training.low_rank_recipe import LowRankRecipe
 from depthcut.replace.none import NoReplacement
-from depthcut.runtime import failures, progress, store
+from depthcut.runtime import failures, progress, store, verified
 from depthcut.study import digests, preflight, recording, runlog
 from depthcut.study.run import Run, Stage, open_run
 from depthcut.study.scoring import Scoring
@@ -35,7 +35,7 @@ def share_passes(configs: Iterable[Mapping[Any, Any]]) -> set[Path]:
     bases: dict[str, list[Run]] = {}
     for each in configs:
         with suppress(ValueError):
-            here = open_run(experiment.build_experiment(each))
+            here = open_run(build.build_experiment(each))
             if recording.finished_record(here) is None and isinstance(here.experiment.replace, NoReplacement):
                 bases.setdefault(digests.base_digest(here), []).append(here)
     failed: set[Path] = set()
@@ -45,7 +45,7 @@ def share_passes(configs: Iterable[Mapping[Any, Any]]) -> set[Path]:
         except failures.STOPS:
             raise
         except BaseException as error:
-            progress.print_line(f"no shared pass, each point goes by itself: {failures.error_line(error)}")
+            progress.print_line(f"no shared pass, running each point separately: {failures.error_line(error)}")
     return failed
 
 
@@ -93,7 +93,7 @@ def heal_point(here: Run) -> bool:
     ):
         assert here.plan is not None
         plan = here.decide(here.plan)
-        if adapter_name(here) and not store.is_verified(here.folder / "adapter", here.digest):
+        if adapter_name(here) and not verified.is_verified(here.folder / "adapter", here.digest):
             here.experiment.heal(here.dense.load(plan), plan, here)
         return True
     return False
@@ -119,7 +119,7 @@ def pending_evaluations(runs: Iterable[Run], stages: Sequence[Stage]) -> dict[st
             name = digests.evaluation_digest(part, here)
             for stage in filter(here.experiment.stages.__contains__, stages):
                 key = store.content_digest({"subject": here.subject(stage), "evaluation": name})
-                if not store.is_verified(here.cache / "evaluations" / key):
+                if not verified.is_verified(here.cache / "evaluations" / key):
                     found.setdefault(name, (part, here, {}))[2][key] = stage_subnetwork(here, stage)
     return found
 
@@ -145,7 +145,7 @@ def measure_shared_stages(runs: Sequence[Run], stages: Sequence[Stage]) -> None:
             progress.print_line(f"{type(part).__name__.lower()}: {' and '.join(stages)}, {len(asked)} in one pass")
             values = part(model, asker, list(asked.values()))
             for key, numbers in zip(asked, values or (), strict=bool(values)):
-                store.cached_value(first.cache / "evaluations" / key, lambda numbers=numbers: numbers)
+                verified.cached_value(first.cache / "evaluations" / key, lambda numbers=numbers: numbers)
     first.dense.release()
 
 

@@ -14,7 +14,7 @@ from depthcut.data.text import tokens
 from depthcut.model.checkpoint import exported
 from depthcut.model.checkpoint.files import ModelFiles
 from depthcut.model.surgery.width.widths import Widths
-from depthcut.runtime import store
+from depthcut.runtime import store, verified
 from depthcut.study import card
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def export_model(what: ExportKind, plan: Plan, run: "Run", healed: "Callable[[],
     if what == "none":
         return
     if what == "adapter":
-        if not store.is_verified(run.folder / "adapter", run.digest):
+        if not verified.is_verified(run.folder / "adapter", run.digest):
             healed()
         log.info("adapter and plan: %s", run.folder / "adapter")
         return
@@ -60,7 +60,7 @@ def export_model(what: ExportKind, plan: Plan, run: "Run", healed: "Callable[[],
 
     folder = run.folder / "model"
     with run.numbers.timed("export"):
-        run.run_sharded(plan, healed, lambda model: store.cached_folder(folder, partial(make, model), run.digest))
+        run.run_sharded(plan, healed, lambda model: verified.cached_folder(folder, partial(make, model), run.digest))
     alone = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] != exported.MODEL_TYPE
     store.write_text(folder / "README.md", card.model_card(run, plan, alone))
     log.info("model: %s", folder)

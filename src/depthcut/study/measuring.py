@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from depthcut.record import measured, state
 from depthcut.report import table
-from depthcut.runtime import store
+from depthcut.runtime import store, verified
 from depthcut.runtime.errors import UserError
 from depthcut.study import digests
 
@@ -58,10 +58,10 @@ def evaluated(
         subject = model()
         with run.numbers.timed(f"{name}_eval"):
             found = part(subject, run)
-        assert found is not None, "a model that is not cut can be measured"
+        assert found is not None, "an uncut model can be measured"
         return found[0]
 
-    return store.cached_value(run.cache / "evaluations" / key, make)
+    return verified.cached_value(run.cache / "evaluations" / key, make)
 
 
 def check_finite(name: "Stage", key: str, values: dict[str, float], run: "Run") -> None:
@@ -70,12 +70,12 @@ def check_finite(name: "Stage", key: str, values: dict[str, float], run: "Run") 
     if broken and name == "dense":
         dtype = run.experiment.model.dtype
         raise UserError(
-            f"eval.{key}: the dense model's {broken[0]} is not finite. Its weights hold NaN or infinity, or overflow "
-            f"in model.dtype={dtype}: take another dtype, or mend the weights"
+            f"eval.{key}: the dense model's {broken[0]} is not finite. Its weights have NaN or infinity, or overflow "
+            f"in model.dtype={dtype}: use another dtype, or correct the weights"
         )
     run.remarks += [f"warning: the {name} model's {number} is not finite" for number in broken]
     if key != "speculative" and all(table.is_note(number) for number in values):
-        run.remarks.append(f"warning: eval.{key} gives no number of the {name} model")
+        run.remarks.append(f"warning: eval.{key} returned no number for the {name} model")
 
 
 def measurement(key: str, part: "Eval", values: dict[str, float], run: "Run") -> measured.Measured:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from typing_extensions import override
 
-from depthcut.cut.plan import Plan, layer_spans
+from depthcut.cut.plan import Plan
+from depthcut.cut.spans import layer_spans
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 
@@ -32,7 +33,7 @@ def slice_yaml(plan: Plan, model: str, dtype: "Dtype" = "bfloat16") -> str:
         UserError: for a plan of sublayers.
     """
     if plan.unit != "layer":
-        raise UserError(f"this plan drops the {plan.unit} of layers; a mergekit slice is made of whole layers")
+        raise UserError(f"this plan drops the {plan.unit} of layers; mergekit slices contain whole layers")
     import yaml
 
     runs = [{"sources": [{"model": model, "layer_range": list(run)}]} for run in layer_spans(plan.keep)]
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("plan", type=Path, metavar="PLAN.json", help="of a point of a study, or written by hand")
     parser.add_argument("--model", required=True, metavar="NAME", help="a folder, or OWNER/NAME on the hub")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights to be written")
-    parser.add_argument("-o", type=Path, metavar="FILE", dest="file", help="write it there instead of printing it")
+    parser.add_argument("-o", type=Path, metavar="FILE", dest="file", help="write to this file instead of printing")
     given = parser.parse_args()
     text = slice_yaml(Plan.read(given.plan), given.model, given.dtype)
     if given.file is None:

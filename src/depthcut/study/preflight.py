@@ -1,18 +1,16 @@
 """Checks of a run against its model before any weight is loaded: from config, headers and tokenizer alone."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from depthcut.data.text.tokens import Tokens, check_disjoint, separator_id
+from depthcut.data.text.tokens import check_disjoint
 from depthcut.runtime.errors import UserError
+from depthcut.study.tokenizer_checks import check_questions, check_separator, check_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from depthcut.eval import Eval
-    from depthcut.metric import Metric
     from depthcut.study.run import Run
 
 MOST_UNQUANTISED = 0.5
@@ -80,8 +78,8 @@ def check_quantised(run: "Run", model: "PreTrainedModel") -> None:
         return
     stays = f"{share:.0%} of the layers' weights in {described.dtype} ({', '.join(names)})"
     if share > MOST_UNQUANTISED:
-        why = "bitsandbytes quantises linear layers, and fused experts are none"
-        raise UserError(f"model.quantise={described.quantise} would leave {stays}: {why}; take model.quantise=none")
+        why = "bitsandbytes only quantises linear layers, not fused experts"
+        raise UserError(f"model.quantise={described.quantise} would leave {stays}: {why}; use model.quantise=none")
     log.warning("model.quantise=%s leaves %s", described.quantise, stays)
 
 
@@ -98,8 +96,8 @@ def check_lengths(run: "Run", model: "PreTrainedModel") -> None:
         return
     for key, length, more in requested_lengths(run):
         if length + more > most:
-            beside = f", {more} of which are taken" if more else ""
-            raise UserError(f"{key}={length}, but the model has {most} positions{beside}; take at most {most - more}")
+            beside = f", {more} of which are reserved" if more else ""
+            raise UserError(f"{key}={length}, but the model has {most} positions{beside}; use at most {most - more}")
 
 
 def requested_lengths(run: "Run") -> Iterator[tuple[str, int, int]]:
@@ -115,63 +113,3 @@ def requested_lengths(run: "Run") -> Iterator[tuple[str, int, int]]:
     for name, evaluation in x.eval.items():
         for key, more in evaluation.lengths(run).items():
             yield f"eval.{name}.{key}", getattr(evaluation, key), more
-
-
-def check_questions(metric: "Metric", evaluations: "Iterable[Eval]", cache: Path) -> None:
-    """Refuse to evaluate questions that also choose the layers.
-
-    Raises:
-        UserError: naming the option that separates them.
-    """
-    from depthcut.data import questions
-    from depthcut.eval.harness import Harness
-    from depthcut.metric.task import Task
-
-    if not isinstance(metric, Task):
-        return
-    for task in metric.tasks:
-        there = len(questions.load_questions(task, cache))
-        for each in evaluations:
-            if (
-                isinstance(each, Harness)
-                and task in each.tasks
-                and min(each.limit or there, there) > there - metric.items
-            ):
-                both = f"eval would measure questions of {task} that metric=task chooses the layers by"
-                raise UserError(f"{both}: set eval.harness.limit to {there - metric.items} or less, or metric.tasks")
-
-
-def check_separator(run: "Run", model: "PreTrainedModel") -> None:
-    """Refuse a separator, or a token that the tokenizer puts before a text, that has no row in the embedding.
-
-    Raises:
-        UserError: naming the token.
-    """
-    tokenizer, separator = run.tokenizer, run.separator
-    rows = embedding_rows(model)
-    for number in (separator_id(tokenizer, separator), *tokenizer("")["input_ids"]):
-        if number >= rows:
-            word = tokenizer.convert_ids_to_tokens(number)
-            mend = "name another with model.separator, or resize the embedding"
-            raise UserError(f"token {number} ({word}) has no row in an embedding of {rows}; {mend}")
-
-
-def check_tokens(run: "Run", parts: Mapping[str, Tokens]) -> None:
-    """Refuse texts with tokens that have no row in the embedding; texts are read only if the tokenizer has such tokens.
-
-    Raises:
-        UserError: naming the text and the token.
-    """
-    tokenizer, rows = run.tokenizer, embedding_rows(run.checkpoint.bare)
-    if len(tokenizer) <= rows:
-        return
-    for part, text in parts.items():
-        if (number := int(text.ids.max())) >= rows:
-            word = tokenizer.convert_ids_to_tokens(number)
-            where = f"data.{part}: token {number} ({word})"
-            raise UserError(f"{where} has no row in an embedding of {rows}; resize the embedding to {len(tokenizer)}")
-
-
-def embedding_rows(model: "PreTrainedModel") -> int:
-    """Return the number of rows of the input embedding."""
-    return model.get_input_embeddings().get_parameter("weight").shape[0]

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock
 
-from depthcut.cut.plan import Plan
 from depthcut.record import document, measured, state
 from depthcut.record.document import FAILURE, FORMAT
-from depthcut.runtime import documents, failures, private_folders, provenance, store
+from depthcut.runtime import documents, failures, private_folders, provenance, store, verified
 from depthcut.study import digests
+from depthcut.study.recorded_sizes import record_sizes
 
 if TYPE_CHECKING:
-    from depthcut.model.surgery.sizes import SizeName
     from depthcut.study.run import Run
 
 
@@ -81,44 +80,6 @@ def record_healing_time(run: "Run", before: float) -> None:
             run.numbers["seconds/heal"] = max(seconds, run.numbers.get("seconds/heal", 0.0), before)
 
 
-def record_sizes(run: "Run") -> None:
-    """Record the sizes of the dense, cut and healed models, including replacements."""
-    from depthcut.replace.none import NoReplacement
-
-    x = run.experiment
-    assert run.plan is not None
-    dense = run.dense.sizes(run.plan.unit)
-    left = (
-        dense.totals_without(run.plan.drop)
-        if isinstance(x.replace, NoReplacement)
-        else filled_model_sizes(run, run.plan)
-    )
-    stages = {"dense": dense.total, "pruned": left}
-    if x.heal.trains:
-        stages["healed"] = x.heal.healed_sizes(run, run.plan, left)
-    run.numbers |= {f"{stage}/size/{size}": n for stage, sizes in stages.items() for size, n in (sizes or {}).items()}
-
-
-def filled_model_sizes(run: "Run", plan: Plan) -> "dict[SizeName, int] | None":
-    """Return the four sizes of the pruned model with its replacement; None if the replacement is not on disk.
-
-    Adapters are not counted, because they can be merged.
-    """
-    import torch
-
-    from depthcut.model.decoder import layers
-    from depthcut.model.decoder.quantisation import LoadConfig
-    from depthcut.model.surgery import gaps, sizes
-    from depthcut.model.surgery.filling import Filling
-
-    folder, dense = run.cache / "replacements" / run.key(plan), run.dense
-    if not store.is_verified(folder):
-        return None
-    model = sizes.typed_meta_model(layers.trimmed_config(dense.config, plan.drop), dense.dtype)
-    gaps.insert_filling(model, Filling.read(folder), plan, LoadConfig("none", getattr(torch, dense.dtype), "cpu"))
-    return sizes.model_sizes(model, dense.quantise, dense.dtype)
-
-
 def register_point(run: "Run") -> None:
     """Create the point's folder with its config; reports of the study then count the point."""
     private_folders.make_private_folder(run.study)
@@ -167,7 +128,7 @@ def export_missing(export: str, run: "Run", record: dict[str, Any]) -> bool:
     """Return whether an export in the record is missing or truncated; one that was not needed is not missing."""
     if export == "none" or (export == "adapter" and "seconds/heal" not in record):  # a cut with nothing to heal
         return False
-    return store.size_fault(run.folder / {"merged": "model"}.get(export, export), run.digest) is not None
+    return verified.size_fault(run.folder / {"merged": "model"}.get(export, export), run.digest) is not None
 
 
 PointRequirements = tuple[Path, str, frozenset[str], frozenset[str]]

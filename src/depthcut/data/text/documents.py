@@ -1,22 +1,16 @@
 """Documents of text, JSON lines and parquet files, read in pieces, because a file may not fit in memory."""
 
-import codecs
-import gzip
-import itertools
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
 from depthcut.data.text import limits
+from depthcut.data.text.characters import COMPRESSED, read_characters, replace_surrogates
 from depthcut.runtime.errors import UserError
 
 TEXT = frozenset({".txt", ".raw", ".tokens"})
 JSON = frozenset({".jsonl", ".json"})
-COMPRESSED = frozenset({".gz", ".zst"})
 READABLE = ".txt, .jsonl or .parquet; .txt and .jsonl also as .gz or .zst"
-CHUNK = 1 << 20
 
 
 def text_format(file: Path) -> str:
@@ -29,7 +23,7 @@ def text_format(file: Path) -> str:
     suffix = Path(file.stem).suffix if packed else file.suffix
     if suffix in TEXT | JSON or (suffix == ".parquet" and not packed):
         return suffix
-    raise UserError(f"{file}: no way to read {file.suffix or 'a file without suffix'}; {READABLE}")
+    raise UserError(f"{file}: cannot read {file.suffix or 'a file without suffix'}, only {READABLE}")
 
 
 def read_documents(file: Path, field: str, divider: str | None) -> Iterator[str]:
@@ -55,59 +49,6 @@ def read_documents(file: Path, field: str, divider: str | None) -> Iterator[str]
     return (text for text in found if text.strip())
 
 
-def read_characters(file: Path) -> Iterator[str]:
-    """Yield the text of a UTF-8 file in pieces, without a byte order mark, with line ends as ``\\n``.
-
-    A lone carriage return ends a line only if the first piece that has any contains no ``\\n`` (old Macs).
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, kept, mac = 0, "", None
-    for data in itertools.chain(read_chunks(file), [b""]):
-        waiting = decoder.getstate()[0]
-        try:
-            text = kept + decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
-            where = offset - len(waiting) + error.start
-            byte = error.object[error.start]
-            raise UserError(f"{file} is not UTF-8: byte {where} is 0x{byte:02x}; convert it first") from None
-        text = text if offset else text.removeprefix("\ufeff")
-        offset += len(data)
-        kept = "\r" if data and text.endswith("\r") else ""
-        text = text.removesuffix(kept)
-        if mac is None and ("\r" in text or "\n" in text):
-            mac = "\n" not in text
-        yield text.replace("\r\n", "\n").replace("\r", "\n" if mac else "\r")
-
-
-def read_chunks(file: Path) -> Iterator[bytes]:
-    """Yield the bytes of a file, decompressed.
-
-    Raises:
-        UserError: if a compressed file is damaged.
-    """
-    try:
-        with open_decompressed(file) as source:
-            while data := source.read(CHUNK):
-                yield data
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{file} is cut short or damaged ({error}); make or fetch it again") from None
-    except OSError as error:
-        if file.suffix not in COMPRESSED or error.errno is not None:
-            raise
-        raise UserError(f"{file} is cut short or damaged ({error}); make or fetch it again") from None
-
-
-def open_decompressed(file: Path) -> IO[bytes]:
-    """Open a file for reading; ``.gz`` and ``.zst`` files are decompressed."""
-    if file.suffix == ".gz":
-        return gzip.open(file)  # pyright: ignore[reportReturnType]
-    if file.suffix == ".zst":
-        import pyarrow
-
-        return pyarrow.input_stream(str(file), compression="zstd")  # pyright: ignore[reportReturnType]
-    return file.open("rb")
-
-
 def split_documents(pieces: Iterable[str], divider: str | None, file: Path) -> Iterator[str]:
     """Split text that arrives in pieces at ``divider``, as :meth:`str.split` would split the whole text.
 
@@ -121,7 +62,7 @@ def split_documents(pieces: Iterable[str], divider: str | None, file: Path) -> I
             *whole, rest = rest.split(divider)
             yield from whole
         if len(rest) > limits.LONGEST:
-            raise limits.too_long_error(file, f"set divider to what stands between its documents (now {divider!r})")
+            raise limits.too_long_error(file, f"set divider to the text between its documents (now {divider!r})")
     yield rest
 
 
@@ -151,7 +92,7 @@ def read_lines(file: Path) -> Iterator[str]:
         yield from whole
         number += len(whole)
         if len(rest) > limits.LONGEST:
-            raise limits.too_long_error(f"{file}, line {number}", "write one document a line")
+            raise limits.too_long_error(f"{file}, line {number}", "write one document per line")
     yield rest
 
 
@@ -160,26 +101,17 @@ def parse_jsonl_line(line: str, field: str, where: str) -> str | None:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where} is no JSON: {error.msg} at character {error.pos}") from None
+        raise UserError(f"{where} is not JSON: {error.msg} at character {error.pos}") from None
     except (ValueError, RecursionError) as error:  # integers of thousands of digits; deep nesting
-        raise UserError(f"{where} cannot be read as JSON: {str(error).partition(';')[0]}") from None
+        raise UserError(f"{where} cannot be parsed as JSON: {str(error).partition(';')[0]}") from None
     if isinstance(row, list):
-        raise UserError(f'{where} is no JSON object but a list; write one object a line, such as {{"{field}": ...}}')
+        raise UserError(f'{where} is a list, not a JSON object; write one object per line, such as {{"{field}": ...}}')
     if not isinstance(row, dict):
-        raise UserError(f"{where} is no JSON object")
+        raise UserError(f"{where} is not a JSON object")
     if field in row and row[field] is None:
         return None
     if field in row and not isinstance(row[field], str):
-        raise UserError(f"{where}: field `{field}` holds {type(row[field]).__name__}, not text")
+        raise UserError(f"{where}: field `{field}` is {type(row[field]).__name__}, not text")
     if field not in row:
-        raise UserError(f"{where} has no text in a field `{field}`; there are: {', '.join(row) or 'none'}")
+        raise UserError(f"{where} has no field `{field}`; its fields: {', '.join(row) or 'none'}")
     return row[field]
-
-
-def replace_surrogates(text: str) -> str:
-    """Replace each lone surrogate, which no tokenizer accepts, by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text

@@ -11,7 +11,7 @@ log = logging.getLogger("depthcut")
 
 def too_long_error(where: object, remedy: str) -> UserError:
     """Return the error for a document that does not fit in memory."""
-    return UserError(f"{where} holds a document of more than {LONGEST >> 20} million characters; {remedy}")
+    return UserError(f"{where} contains a document of more than {LONGEST >> 20} million characters; {remedy}")
 
 
 def require_bounded(text: str, where: str) -> str:

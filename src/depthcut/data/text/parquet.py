@@ -40,7 +40,7 @@ def read_column(file: Path, column: str) -> Iterator[str]:
         if getattr(error, "errno", None) is not None:
             raise
         reason = next(iter(str(error).splitlines()), "")
-        raise UserError(f"{file} is no parquet file, or a damaged one: {reason}") from None
+        raise UserError(f"{file} is not a parquet file, or is damaged: {reason}") from None
     finally:
         limits.log_skipped_nulls(file, column, nulls)
 
@@ -53,10 +53,10 @@ def batch_rows(table: "ParquetFile", column: str, file: Path) -> int:
     """
     schema = table.schema_arrow
     if column not in schema.names:
-        raise UserError(f"{file} has no column `{column}`; there are: {', '.join(schema.names)}")
+        raise UserError(f"{file} has no column `{column}`; its columns: {', '.join(schema.names)}")
     kind = schema.field(column).type
     if not is_text_type(kind):
-        raise UserError(f"{file}: column `{column}` holds {kind}, not text")
+        raise UserError(f"{file}: column `{column}` is {kind}, not text")
     about = table.metadata
     groups = [about.row_group(index) for index in range(about.num_row_groups)]
     average = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from depthcut.data import Contents, Source, first_content
-from depthcut.data.text.tokens import Tokens, tokenize_source
+from depthcut.data.text.tokenize import tokenize_source
+from depthcut.data.text.tokens import Tokens
 
 Part = Literal["calibration", "train", "validation"]
 

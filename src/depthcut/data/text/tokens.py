@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depthcut.data import Source, text_fingerprint
-from depthcut.runtime import panics, store
+from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
-from depthcut.runtime.progress import Meter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,122 +66,6 @@ class Tokens:
             yield ids_BT, (torch.arange(longest) < lengths_B[:, None]).long()
 
 
-def tokenize_source(
-    source: Source, tokenizer: Any, separator: str | None, cache: Path, sequences: int | None = None, part: str = "text"
-) -> Tokens:
-    """Tokenise the documents of ``source`` up to the requested number of sequences.
-
-    Special tokens that the tokenizer adds by default (a BOS) precede each document. In packed sequences the separator
-    ends
-    each document; a sequence of one document has none, so its last token belongs to the text.
-
-    Args:
-        source: the text and its shape.
-        tokenizer: of transformers, fast or slow.
-        separator: token between packed documents; None: the tokenizer's end-of-text token.
-        cache: cache folder.
-        sequences: number of sequences; may be None if ``source.sequences`` is set.
-        part: name for messages: calibration, train or validation.
-
-    Returns:
-        As many sequences as requested, or as the text yields: at least one.
-
-    Raises:
-        UserError: if the text yields no sequence, no number is set, the separator is not a token, or the text changes
-            during the run.
-    """
-    asked = [n for n in (source.sequences, sequences) if n is not None]
-    if not asked:
-        raise UserError(f"data.{part}.sequences: a number is needed here, got null")
-    end = separator_id(tokenizer, separator)
-
-    def make(into: Path) -> None:
-        logger.info("tokenising data.%s: %d sequences of %d tokens", part, min(asked), source.length)
-        write_tokens(into, encode_documents(source.documents(cache), tokenizer), source, min(asked), end)
-        source.require(content, cache)
-
-    try:
-        content = source.content(cache)
-        shape = [source.length, source.pack, min(asked)]
-        digest = store.content_digest([FORMAT, source.named(content), tokenizer_digest(tokenizer), end, shape])
-        found = read_tokens(store.cached_folder(cache / "tokens" / digest, make), source.length)
-    except UserError as error:
-        raise UserError(f"data.{part}: {error}") from error
-    if source.sequences is not None and len(found) < min(asked):
-        logger.warning("data.%s: the text gives %d sequences, %d were asked for", part, len(found), min(asked))
-    return replace(found, end=end)
-
-
-def write_tokens(
-    into: Path, documents: Iterable[tuple[str, list[int]]], source: Source, sequences: int, end: int
-) -> None:
-    """Write the entry of :func:`tokenize_source`: ids.bin, lengths.npy, documents.npy.
-
-    Raises:
-        UserError: if the documents give not one sequence.
-    """
-    length, written = source.length, 0
-    starts: list[int] = []
-    lengths: list[int] = []
-    prints: list[int] = []
-    with (into / "ids.bin").open("wb") as file, Meter("tokenising: sequences", sequences) as meter:
-        for text, ids in documents:
-            if source.pack:
-                row = ids if ids[-1] == end else [*ids, end]
-            else:
-                row = ids[:length] + [end] * (length - len(ids))
-            file.write(np.asarray(row, dtype="<i4").tobytes())
-            starts.append(written)
-            lengths.append(min(len(ids), length))
-            prints.append(text_fingerprint(text))
-            written += len(row)
-            meter.reach(min(written // length, sequences))
-            if written >= sequences * length:
-                break
-        whole = min(written // length, sequences)
-        file.truncate(whole * length * 4)
-    if not whole:
-        raise UserError(
-            f"text too short: its span {list(source.span)} gives {written} tokens, at least {length} are needed"
-        )
-    if not source.pack and max(lengths) < 2:
-        raise UserError("no document has two tokens, of which a loss predicts the second; join them with pack=true")
-    used = [print_ for print_, start in zip(prints, starts, strict=True) if start < whole * length]
-    np.save(into / "documents.npy", np.asarray(used, dtype=np.uint64))
-    np.save(into / "lengths.npy", np.asarray([length] * whole if source.pack else lengths, dtype=np.int32))
-
-
-def read_tokens(folder: Path, length: int) -> Tokens:
-    """Open an entry written by :func:`write_tokens`."""
-    ids = np.memmap(folder / "ids.bin", dtype="<i4", mode="r").reshape(-1, length)
-    lengths, documents = np.load(folder / "lengths.npy"), np.load(folder / "documents.npy")
-    context = np.load(folder / "context.npy") if (folder / "context.npy").exists() else None
-    return Tokens(ids, lengths, documents, folder.name, context=context)
-
-
-def encode_documents(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
-    """Tokenise in batches, which a fast tokenizer distributes over the cores."""
-    for texts in batch_documents(documents):
-        # verbose=False: a document may exceed the model's context here.
-        with panics.explain_panics(f"{tokenizer.name_or_path}/tokenizer.json"):
-            ids = tokenizer(texts, add_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
-        yield from ((text, row) for text, row in zip(texts, ids, strict=True) if row)
-
-
-def batch_documents(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Group documents into batches of about 250,000 characters."""
-    batch: list[str] = []
-    size = 0
-    for text in documents:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def separator_id(tokenizer: Any, separator: str | None) -> int:
     """Return the id of the token that ends a document.
 
@@ -192,10 +74,10 @@ def separator_id(tokenizer: Any, separator: str | None) -> int:
     """
     token = tokenizer.eos_token if separator is None else separator
     if token is None:
-        raise UserError("model.separator: the tokenizer names no end-of-text token, so name one of its tokens")
+        raise UserError("model.separator: the tokenizer has no end-of-text token; set one of its tokens")
     number = tokenizer.get_vocab().get(token)
     if number is None:
-        raise UserError(f"model.separator: {token!r} is no token of this tokenizer")
+        raise UserError(f"model.separator: {token!r} is not a token of this tokenizer")
     return number
 
 
@@ -225,6 +107,6 @@ def check_disjoint(parts: dict[str, Tokens]) -> None:
         if shared:
             noun = "document" if shared == 1 else "documents"
             raise UserError(
-                f"data.{one} and data.{other} share {shared} {noun}; give them other files, "
-                "or spans that do not meet, e.g. data.train.span=[0,0.9] data.validation.span=[0.9,1]"
+                f"data.{one} and data.{other} share {shared} {noun}; use other files, "
+                "or spans that do not overlap, e.g. data.train.span=[0,0.9] data.validation.span=[0.9,1]"
             )

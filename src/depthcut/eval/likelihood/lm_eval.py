@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from depthcut.cut.subnetworks import FULL, Subnetwork
 from depthcut.data import questions
-from depthcut.eval.likelihood import task_files, tree_attention
+from depthcut.eval.likelihood import packed_requests, task_files, tree_attention
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class SubnetworkLM(HFLM):
 
     cuts: Sequence[Subnetwork]
     now: int = 0
-    known: dict[tree_attention.Request, list[tree_attention.Answer]]
+    known: dict[packed_requests.Request, list[tree_attention.Answer]]
     encoded: dict[tuple[str, str], Any]
 
     def _loglikelihood_tokens(self, requests: Any, *_: Any, **__: Any) -> Any:
@@ -76,8 +76,8 @@ class SubnetworkLM(HFLM):
 
 
 def crop_request(
-    context: tree_attention.TokenIds, follow: tree_attention.TokenIds, longest: int
-) -> tree_attention.Request:
+    context: packed_requests.TokenIds, follow: packed_requests.TokenIds, longest: int
+) -> packed_requests.Request:
     """Crop a request that is too long for the model from the left, as lm-eval does."""
     return context[-max(1, longest + 1 - len(follow)) :], follow
 
@@ -222,7 +222,7 @@ def load_builtin_task(name: str, include_path: str | None) -> Any:
     except Exception as error:  # the error of a dead network depends on the versions of three libraries
         raise UserError(
             f"eval.tasks: could not get the data of {name!r} from the hub ({type(error).__name__}). "
-            f"Connect once, or take a local set: {', '.join(questions.SET_NAMES)}"
+            f"Connect once, or use a local set: {', '.join(questions.SET_NAMES)}"
         ) from error
 
 

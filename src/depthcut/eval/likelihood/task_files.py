@@ -55,10 +55,10 @@ def list_task_files(include_path: str) -> list[Path]:
     """
     folder = task_path(include_path)
     if not folder.is_dir():
-        raise UserError(f"eval.include_path: no folder at {folder}; give one that holds the yaml files of tasks")
+        raise UserError(f"eval.include_path: no folder at {folder}; set a folder of task yaml files")
     files = sorted(each for each in folder.rglob("*") if each.suffix in (".yaml", ".yml", ".py") and each.is_file())
     if len(files) > MOST:
-        raise UserError(f"eval.include_path: {folder} holds {len(files)} yaml and py files, at most {MOST} are read")
+        raise UserError(f"eval.include_path: {folder} has {len(files)} yaml and py files, at most {MOST} are allowed")
     return files
 
 
@@ -67,7 +67,7 @@ def follow_includes(path: Path, found: dict[Path, None]) -> None:
     if path in found:
         return
     if not path.is_file():
-        raise UserError(f"eval.tasks: no file at {path} (seen from {Path.cwd()})")
+        raise UserError(f"eval.tasks: no file at {path} (relative to {Path.cwd()})")
     found[path] = None
     functions: list[str] = []
     task = parse_task(path, functions)
@@ -106,9 +106,9 @@ def parse_task(path: Path, functions: list[str]) -> dict[str, Any]:
     try:
         task = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"eval.tasks: {path} is no YAML: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"eval.tasks: {path} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(task, dict):
-        raise UserError(f"eval.tasks: {path} is no task of lm-eval: it holds no keys such as task and dataset_path")
+        raise UserError(f"eval.tasks: {path} is not an lm-eval task: it has no keys such as task and dataset_path")
     return task
 
 
@@ -133,6 +133,6 @@ def require_command_line(tasks: Iterable[str], include_path: str | None, overrid
     ]:
         if path is not None and not any(path in override for override in said):
             raise UserError(
-                f"eval.{key}: {path} stands in a config file. A task's yaml can run code, so give its path on the "
+                f"eval.{key}: {path} comes from a config file. A task's yaml can run code, so set its path on the "
                 f"command line: eval.{key}=..."
             )

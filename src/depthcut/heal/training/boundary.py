@@ -18,7 +18,7 @@ from depthcut.heal.training.low_rank_recipe import LowRankRecipe
 from depthcut.heal.training.objective import Objective, next_token_loss
 from depthcut.model.decoder import layers
 from depthcut.model.decoder.layerwise import DryRunDone
-from depthcut.runtime import store
+from depthcut.runtime import verified
 
 if TYPE_CHECKING:
     from depthcut.heal import Workspace
@@ -43,9 +43,9 @@ def train_boundary(
     """
     below = recipe.reached(plan, len(layers.layer_list(model)))
     if not below:
-        log.info("heal=boundary: no layer is left below the cut, so there is nothing to heal")
+        log.info("heal=boundary: the pruned model has no layer below the cut, so nothing is healed")
         return model
-    if store.is_verified(workspace.folder / "adapter", workspace.digest):
+    if verified.is_verified(workspace.folder / "adapter", workspace.digest):
         return adapters.train_adapters(model, plan, workspace, recipe, next_token_loss)  # attaches them
     above = max(plan.drop) + 1
     teach = (

@@ -18,7 +18,7 @@ from depthcut.runtime.progress import Meter
 
 PATIENCE = 5  # consecutive steps without a finite loss
 FETCH_SECONDS = 2.0  # seconds; reading a loss makes the host wait for the GPU
-DIVERGENCE_ADVICE = "take a lower heal.lr, a longer heal.warmup or a smaller heal.clip"
+DIVERGENCE_ADVICE = "use a lower heal.lr, a longer heal.warmup or a smaller heal.clip"
 log = logging.getLogger("depthcut")
 COLUMNS = ("step", "tokens", "seconds", "loss", "lr", "grad_norm", "tokens_per_second")
 
@@ -116,7 +116,7 @@ class Curve(L.Callback):
         if len(self.rows) >= PATIENCE and not any(math.isfinite(row[3]) for row in self.rows[-PATIENCE:]):
             self.write()
             first = next(row[0] for row in self.rows if not math.isfinite(row[3]))
-            raise UserError(f"diverged: the loss is not finite from step {first:.0f} on; {DIVERGENCE_ADVICE}")
+            raise UserError(f"diverged: the loss is not finite since step {first:.0f}; {DIVERGENCE_ADVICE}")
 
     @property
     def sound(self) -> bool:
@@ -130,7 +130,7 @@ class Curve(L.Callback):
         self.write()
         log.info("healed: %s", self.summary())
         if not self.sound:
-            raise UserError("diverged: the last step's loss is not finite; take a lower heal.lr or a smaller heal.clip")
+            raise UserError("diverged: the last step's loss is not finite; use a lower heal.lr or a smaller heal.clip")
 
     def summary(self) -> str:
         """Return the totals of the healing, for example ``64 steps, 65,536 tokens, 2 min 04 s, loss 3.521, ...``."""

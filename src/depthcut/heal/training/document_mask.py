@@ -29,7 +29,7 @@ def position_finder(packing: Packing, text: "Tokens") -> PositionFinder:
     """Return the function that finds documents in rows of ``text``."""
     if packing == "crossed":
         return lambda _: None
-    assert text.end is not None, "a text that knows no end of a document"
+    assert text.end is not None, "a text without document boundaries"
     end = text.end
     return lambda ids_BT: document_positions(ids_BT, end)
 
@@ -76,8 +76,8 @@ def check_document_masking(model: nn.Module) -> None:
         masks = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and each.shape[-2:] == (4, 4)]
         if len(masks) != 1 or not separates_documents(masks[0]):
             kind = layers.text_config(layers.decoder_stack(model).config).model_type
-            why = f"layer {index} of {kind} does not tell documents apart"
-            raise UserError(f"heal.packing=separate: {why}; take heal.packing=crossed")
+            why = f"layer {index} of {kind} cannot separate documents"
+            raise UserError(f"heal.packing=separate: {why}; use heal.packing=crossed")
 
 
 def separates_documents(mask_BHTT: Tensor) -> bool:

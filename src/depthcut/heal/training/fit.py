@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from depthcut.heal.training import document_mask, fsdp, lean_lora, memory_plan
+from depthcut.heal.training import document_mask, lean_lora, memory_plan, model_memory, shadow_layers
 from depthcut.heal.training.batches import HealingData, MicroBatchLoader
 from depthcut.heal.training.checkpoints import AtomicCheckpointIO, Curve
 from depthcut.heal.training.fsdp import FsdpStrategy
@@ -47,7 +47,7 @@ def fit_model(
     Raises:
         UserError: if even the layout that needs least does not fit.
     """
-    with fsdp.shadowed_layers(model, workspace.device) if recipe.sharded else nullcontext():
+    with shadow_layers.shadowed_layers(model, workspace.device) if recipe.sharded else nullcontext():
         fit_with_retries(model, recipe, workspace, objective, callbacks)
 
 
@@ -78,7 +78,7 @@ def fit_with_retries(
                 raise UserError(
                     f"healing ran out of memory on {workspace.device}: {oom_advice(layout, recipe)}"
                 ) from None
-            log.warning("healing ran out of memory; it goes on with less at a time")
+            log.warning("healing ran out of memory; retrying with a smaller micro-batch or more checkpointing")
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         if begin_again and not last.exists():
@@ -104,10 +104,10 @@ def make_rollback(model: nn.Module) -> Callable[[], None]:
 def oom_advice(layout: Layout, recipe: TrainingRecipe) -> str:
     """Return further advice against running out of memory."""
     if layout.micro_batch > 1:
-        return f"take a heal.micro_batch below {layout.micro_batch}"
+        return f"use a heal.micro_batch below {layout.micro_batch}"
     if recipe.recompute not in ("auto", "all"):
-        return "take heal.recompute=all"
-    return "take model.quantise=nf4, a shorter heal.length, a larger cut or more memory"
+        return "use heal.recompute=all"
+    return "use model.quantise=nf4, a shorter heal.length, a larger cut or more memory"
 
 
 def run_trainer(
@@ -170,7 +170,7 @@ def should_compile(recipe: TrainingRecipe, device: str) -> bool:
 def applied_layout(model: nn.Module, layout: Layout, runs_all: bool = True) -> Generator[None]:
     """Compile and checkpoint layers as in ``layout`` inside the ``with``, with lean products of frozen weights."""
     base_model(model).config.use_cache = False
-    stack, below = memory_plan.gradient_layers(model, runs_all), memory_plan.frozen_prefix_layers(model)
+    stack, below = model_memory.gradient_layers(model, runs_all), model_memory.frozen_prefix_layers(model)
     again = {index * len(stack) // layout.recompute for index in range(layout.recompute)} if layout.recompute else set()
     with ExitStack() as changes:
         changes.enter_context(lean_lora.lean_layers(model))

@@ -23,13 +23,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import fsdp
+from depthcut.heal.training import fsdp, shadow_layers
 from depthcut.heal.training.fit import fit_model
 from depthcut.heal.training.objective import MixedPrecision, Objective, base_model, head_parameters, next_token_loss
 from depthcut.heal.training.recipe import TrainingRecipe
 from depthcut.model.decoder import layers
 from depthcut.model.decoder.adapters import require_same_weights
-from depthcut.runtime import ranks, store
+from depthcut.runtime import ranks, verified
 
 if TYPE_CHECKING:
     from depthcut.heal import Workspace
@@ -65,13 +65,13 @@ def train_weights(
         plan.write(folder / "plan.json")
 
     folder = workspace.folder / "weights"
-    if ranks.global_rank() and not store.is_verified(folder, workspace.digest):
+    if ranks.global_rank() and not verified.is_verified(folder, workspace.digest):
         with master_weights(model, trained):
             # Contributes to each step; the first process stores the result.
             fit_model(model, recipe, workspace, step)
             for _ in gather_parameters(trained):
                 pass
-    store.cached_folder(folder, train, workspace.digest)
+    verified.cached_folder(folder, train, workspace.digest)
     load_weights(trained, folder)
     return model.eval()
 
@@ -96,13 +96,13 @@ def master_weights(model: nn.Module, trained: NamedParameters) -> Generator[dict
     types = {name: each.dtype for name, each in trained.items()}
     model.requires_grad_(False)
     for each in trained.values():
-        fsdp.cast_parameter(each, torch.float32)
+        shadow_layers.cast_parameter(each, torch.float32)
         each.requires_grad_(True)
     yield types
     for name, each in trained.items():
         each.grad = None
         each.requires_grad_(False)
-        fsdp.cast_parameter(each, types[name])
+        shadow_layers.cast_parameter(each, types[name])
 
 
 def gather_parameters(trained: NamedParameters) -> Iterator[tuple[str, Tensor]]:

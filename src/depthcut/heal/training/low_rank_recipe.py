@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from depthcut.cut.plan import Plan, layer_spans
+from depthcut.cut.plan import Plan
+from depthcut.cut.spans import layer_spans
 from depthcut.heal.training.recipe import Positive, Share, TrainingRecipe
 from depthcut.heal.training.warm_start import WarmStart
 from depthcut.runtime.paths import PathText

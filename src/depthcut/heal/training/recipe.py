@@ -89,7 +89,7 @@ class TrainingRecipe:
     def reaches_the_peak(cls, warmup: int, others: ValidationInfo) -> int:
         """Refuse a warm-up as long as the run: the learning rate would not reach its peak, or not decrease again."""
         if warmup and warmup >= (steps := others.data.get("steps", warmup + 1)):
-            raise UserError(f"must be below heal.steps ({steps}), or a share of them such as 0.05, got {warmup}")
+            raise UserError(f"must be below heal.steps ({steps}), or a fraction of them such as 0.05, got {warmup}")
         return warmup
 
     @property
@@ -113,8 +113,8 @@ class TrainingRecipe:
         described = workspace.dense.checkpoint.files.read_json("config.json")
         if carrying := find_stateful_layers(described.get("text_config") or described):
             raise UserError(
-                f"heal.packing=separate: {described.get('model_type')} has layers that carry a state from one document "
-                f"of a row to the next ({carrying}); take heal.packing=crossed"
+                f"heal.packing=separate: {described.get('model_type')} has layers that carry state from one document "
+                f"of a row to the next ({carrying}); use heal.packing=crossed"
             )
         return {"packing": self.packing}
 
@@ -150,7 +150,9 @@ class TrainingRecipe:
             UserError: if it cannot.
         """
         if self.optimiser != "adamw":
-            raise UserError(f"heal.strategy=fsdp needs heal.optimiser=adamw, got {self.optimiser}: it knows no shards")
+            raise UserError(
+                f"heal.strategy=fsdp needs heal.optimiser=adamw, got {self.optimiser}, which cannot be sharded"
+            )
 
     def cut_options(self) -> dict[str, Any]:
         """Return the options whose values presuppose a cut, by name."""
@@ -168,9 +170,9 @@ class TrainingRecipe:
     def _check_control(self) -> None:
         """Refuse a control if the recipe needs a cut, narrows the model, or starts from another cut."""
         for key, got in self.cut_options().items():
-            raise UserError(f"heal.control=true heals a model without a cut, which heal.{key}={got} does not fit")
+            raise UserError(f"heal.control=true heals the uncut model, which is incompatible with heal.{key}={got}")
         if ranks.world_size() > 1:
-            raise UserError("heal.control=true runs in one process; heal prune=plan prune.drop=[] as a point instead")
+            raise UserError("heal.control=true runs in one process; run a point with prune=plan prune.drop=[] instead")
 
 
 def find_stateful_layers(described: dict[str, Any]) -> str | None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import document_mask
-from depthcut.runtime import devices, ranks, store
+from depthcut.runtime import devices, ranks, store, verified
 from depthcut.runtime.devices import GIB
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import track
@@ -65,8 +65,8 @@ def check_teacher_memory(wanted: int, device: str) -> None:
     free = devices.free_memory(device)
     if wanted > free:
         raise UserError(
-            f"the teacher takes {wanted / GIB:.1f} GiB beside the pruned model, {free / GIB:.1f} are "
-            f"free on {device}: take model.quantise=nf4, or a larger device"
+            f"the teacher needs {wanted / GIB:.1f} GiB in addition to the pruned model, {free / GIB:.1f} GiB are "
+            f"free on {device}: use model.quantise=nf4 or a larger device"
         )
 
 
@@ -119,15 +119,15 @@ def cache_teacher_outputs(
     folders = [
         workspace.cache / "teacher" / store.content_digest({**about, "ids": token_fingerprint(part)}) for part in parts
     ]
-    missing = [number for number, folder in enumerate(folders) if not store.is_verified(folder)]
+    missing = [number for number, folder in enumerate(folders) if not verified.is_verified(folder)]
     if missing:
         rows = sum(len(parts[number]) for number in missing)
         check_disk_space(workspace.cache, row_bytes * rows)
-        log.info("the teacher reads %d of %d rows: %.2f GiB on the disk", rows, len(ids_NT), row_bytes * rows / GIB)
+        log.info("the teacher processes %d of %d rows: %.2f GiB on disk", rows, len(ids_NT), row_bytes * rows / GIB)
         with workspace.numbers.timed("teacher"):
             teach = ready()
             for number in track(own_blocks_first(missing), "teacher: blocks of rows", len(missing)):
-                store.cached_folder(folders[number], partial(write_block_outputs, teach, parts[number]))
+                verified.cached_folder(folders[number], partial(write_block_outputs, teach, parts[number]))
     return CachedOutputs(folders)
 
 
@@ -155,8 +155,8 @@ def check_disk_space(folder: Path, wanted: int) -> None:
     free = shutil.disk_usage(folder).free
     if wanted > free:
         raise UserError(
-            f"heal.teacher=cached needs {wanted / GIB:.1f} GiB for what the teacher says, {folder} has "
-            f"{free / GIB:.1f} free: take heal.teacher=live, fewer tokens, or outputs= on a larger disk"
+            f"heal.teacher=cached needs {wanted / GIB:.1f} GiB for the teacher's outputs, {folder} has "
+            f"{free / GIB:.1f} GiB free: use heal.teacher=live, fewer tokens, or outputs= on a larger disk"
         )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from depthcut.cut.plan import Plan
 from depthcut.record import links
-from depthcut.runtime import documents, store
+from depthcut.runtime import documents, store, verified
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,18 +44,18 @@ class WarmStart:
         prefix = f"heal.init_from={name}"
         points = links.find_points(name, workspace.study)
         if not points:
-            wanted = "give the folder of one, or at least 4 digits of the digest of one"
+            wanted = "give a point's folder, or at least 4 digits of its digest"
             raise UserError(f"{prefix}: no such point; {wanted} in {workspace.study.parent}")
         if len(points) > 1:
             there = ", ".join(sorted(each.name for each in points))
-            raise UserError(f"{prefix}: {len(points)} points begin so: {there}; give more digits")
+            raise UserError(f"{prefix}: {len(points)} points match: {there}; give more digits")
         point = points[0]
         folder = point / "adapter"
         named = point.resolve().name
-        if (key := store.entry_key(folder)) and DIGEST.fullmatch(named) and key != named:
+        if (key := verified.entry_key(folder)) and DIGEST.fullmatch(named) and key != named:
             raise UserError(f"{prefix}: the adapters in {folder} belong to point {key}; name that one")
-        if not store.is_verified(folder, key or ""):
-            raise UserError(f"{prefix}: there are no whole adapters in {folder}; heal that point with adapters first")
+        if not verified.is_verified(folder, key or ""):
+            raise UserError(f"{prefix}: no complete adapters in {folder}; first heal that point with adapters")
         check_warm_start(prefix, documents.read_yaml(point / "config.yaml"), workspace)
         plan = Plan.read(folder / "plan.json")
         if plan.model != workspace.dense.checkpoint.digest:
@@ -91,10 +91,12 @@ def check_warm_start(prefix: str, there: dict[str, Any], workspace: "Workspace")
         theirs = [there["heal"].get(key) for key in MATCHING_KNOBS]
         kinds = [config["replace"]["_target_"].split(".")[-2] for config in (there, here)]
     except (KeyError, TypeError, AttributeError, IndexError):
-        raise UserError(f"{prefix}: its config.yaml is no composed config; name another point") from None
+        raise UserError(f"{prefix}: its config.yaml is not a composed config; name another point") from None
     for key, one in zip(MATCHING_KNOBS, theirs, strict=True):
         if one != (other := here["heal"][key]):
-            raise UserError(f"{prefix}: its adapters have heal.{key}={one}, these heal.{key}={other}; they must agree")
+            raise UserError(
+                f"{prefix}: its adapters have heal.{key}={one}, this point has heal.{key}={other}; they must agree"
+            )
     for kind in kinds:
         if kind != "none":
-            raise UserError(f"{prefix}: that goes with replace=none in both points, got replace={kind}")
+            raise UserError(f"{prefix}: both points must have replace=none, got replace={kind}")

@@ -8,7 +8,7 @@ import lightning as L
 from torch import nn
 
 from depthcut.cut.plan import Plan
-from depthcut.heal.training import adapters
+from depthcut.heal.training import adapter_modules
 from depthcut.heal.training.fit import fit_model
 from depthcut.heal.width import matched
 from depthcut.heal.width.pruning import Pruning
@@ -16,7 +16,7 @@ from depthcut.heal.width.recipe import WidthRecipe
 from depthcut.model.surgery import sizes as surgery_sizes
 from depthcut.model.surgery.width import masks, slicing
 from depthcut.model.surgery.width.widths import WIDTHS_FILE, Widths
-from depthcut.runtime import ranks, store
+from depthcut.runtime import ranks, verified
 
 if TYPE_CHECKING:
     from depthcut.heal import Workspace
@@ -34,7 +34,7 @@ def train_pruned(model: nn.Module, plan: Plan, workspace: "Workspace", recipe: W
     """
     recipe = matched.resolve_ratio(recipe, plan, workspace)
     L.seed_everything(workspace.seed, verbose=False)
-    adapted = adapters.add_adapters(model, recipe, plan)
+    adapted = adapter_modules.add_adapters(model, recipe, plan)
     pruning = Pruning(adapted, recipe)
 
     def train(folder: Path) -> None:
@@ -46,10 +46,10 @@ def train_pruned(model: nn.Module, plan: Plan, workspace: "Workspace", recipe: W
         pruning.widths().write(folder / WIDTHS_FILE)
 
     folder = workspace.folder / "adapter"
-    if ranks.global_rank() and not store.is_verified(folder, workspace.digest):
+    if ranks.global_rank() and not verified.is_verified(folder, workspace.digest):
         fit_model(adapted, recipe, workspace, callbacks=[pruning])  # contributes to each step
-    store.cached_folder(folder, train, workspace.digest)
-    adapters.load_adapters(adapted, folder)
+    verified.cached_folder(folder, train, workspace.digest)
+    adapter_modules.load_adapters(adapted, folder)
     pruning.masks.remove()
     widths = Widths.read(folder / WIDTHS_FILE)
     if workspace.dense.quantise == "none":

@@ -38,7 +38,9 @@ def check_narrowable(asked: WidthRecipe, workspace: "Workspace") -> None:
     n = workspace.dense.depth
     model = pruned_skeleton(workspace, Plan(n, tuple(range(n - workspace.layers_cut, n))))
     if not list(group_pools(asked, layers.layer_list(model))):
-        raise UserError(f"heal=loraprune: heal.modules={asked.modules} adapts nothing that can be narrowed; take all")
+        raise UserError(
+            f"heal=loraprune: heal.modules={asked.modules} adapts nothing that can be narrowed; use heal.modules=all"
+        )
     if asked.frac is not None:
         matching_ratio(asked, model)
 
@@ -55,7 +57,7 @@ def resolve_ratio(asked: WidthRecipe, plan: Plan, workspace: "Workspace") -> Wid
     if asked.frac is None:
         return asked
     ratio, about, wanted = matching_ratio(asked, pruned_skeleton(workspace, plan))
-    log.info("width: heal.ratio=%g leaves %.0f parameters, the cut %.0f", ratio, about, wanted)
+    log.info("width: heal.ratio=%g keeps %.0f parameters, the depth cut %.0f", ratio, about, wanted)
     return dataclasses.replace(asked, ratio=ratio)
 
 
@@ -76,8 +78,8 @@ def matching_ratio(asked: WidthRecipe, model: nn.Module) -> tuple[float, float, 
     if at == RATIO_STEPS:
         least = whole - removed_parameters(parts, 1.0)
         raise UserError(
-            f"heal.frac={asked.frac:g}: {cut} of {len(stack)} layers less are {wanted:.0f} parameters, and {least:.0f} "
-            "are left at the narrowest; lower it, or heal.keep_first or heal.keep_last"
+            f"heal.frac={asked.frac:g}: without {cut} of {len(stack)} layers {wanted:.0f} parameters remain, but at "
+            f"least {least:.0f} remain at the smallest width; lower it, heal.keep_first or heal.keep_last"
         )
     return at / RATIO_STEPS, whole - removed_parameters(parts, at / RATIO_STEPS), wanted
 

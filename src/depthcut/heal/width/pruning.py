@@ -41,7 +41,7 @@ class Pruning(L.Callback):
         self.groups = [layer_groups(layer) for layer in self.stack]
         self.free = self.adapted(recipe.free(len(self.stack)))
         if not self.free:
-            raise UserError("heal=loraprune: nothing that can be narrowed has adapters; take heal.modules=all")
+            raise UserError("heal=loraprune: no module that can be narrowed has adapters; use heal.modules=all")
         self.masks = Masks(self.stack, self.free)
         self.averages = criterion.MovingAverage(recipe.smoothing)
 
@@ -88,10 +88,10 @@ class Pruning(L.Callback):
             UserError: if no step had finite gradients.
         """
         if not self.averages.values:
-            raise UserError("heal=loraprune: no step had finite gradients; lower heal.lr, or take bfloat16")
+            raise UserError("heal=loraprune: no step had finite gradients; lower heal.lr, or use bfloat16")
         log.info("width: %s", self.widths().summary)
         if self.averages.skipped:
-            log.warning("width: the gradients of %d steps are no numbers, and were left out", self.averages.skipped)
+            log.warning("width: the gradients of %d steps are not finite and were skipped", self.averages.skipped)
 
     def widths(self) -> Widths:
         """Return the widths that the masks leave."""

@@ -49,7 +49,7 @@ class WidthRecipe(CheckedAdapters, LowRankRecipe):
         found = range(int(self.keep_first * left), left - self.keep_last)
         if not found:
             raise UserError(
-                f"heal=loraprune: of {left} layers none is left to narrow; lower heal.keep_first "
+                f"heal=loraprune: none of {left} layers may be narrowed; lower heal.keep_first "
                 f"({self.keep_first:g} of the layers) or heal.keep_last ({self.keep_last})"
             )
         return found

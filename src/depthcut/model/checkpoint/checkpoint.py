@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depthcut.cut.plan import Plan, Unit
-from depthcut.model.checkpoint import exported, model_config, quantised, tokenizer_files
+from depthcut.model.checkpoint import config_values, exported, model_config, quantised, tokenizer_files
 from depthcut.model.checkpoint.files import ModelFiles
-from depthcut.model.checkpoint.tensors import LazyTensor, TensorFiles, absent, layer_lists
+from depthcut.model.checkpoint.lazy_tensor import LazyTensor
+from depthcut.model.checkpoint.tensors import TensorFiles, absent, layer_lists
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 
@@ -38,12 +39,12 @@ class Checkpoint:
     def __init__(self, files: ModelFiles, *, separator: str | None) -> None:
         self.files = files
         self.separator = separator
-        files.pin(model_config.FILE, *tokenizer_files.NAMES)
+        files.pin(config_values.FILE, *tokenizer_files.NAMES)
         quantised.check_config(files.title, self._config_dict)
         if self._config_dict.get("model_type") == exported.MODEL_TYPE:
             mend = "cut the model that it was made from"
-            raise UserError(f"{files.title} is no plain model any more: depthcut cut it; {mend}")
-        model_config.check_values(files.title, self._config_dict)
+            raise UserError(f"{files.title} was already cut by depthcut; {mend}")
+        config_values.check_values(files.title, self._config_dict)
         if "auto_map" in self._config_dict:
             _ = self._read_config  # raises if transformers lacks the model and only the shipped code has it
         self._check_headers()
@@ -77,7 +78,7 @@ class Checkpoint:
             {
                 "format": FORMAT,
                 "weights": sorted(map(self.files.sha256, self._tensor_files.names)),
-                "config": model_config.portable_value(config),
+                "config": config_values.portable_value(config),
                 "tokenizer": {name: self.files.sha256(name) for name in tokenizer},
             }
         )
@@ -95,7 +96,7 @@ class Checkpoint:
     def _depth_entry(self) -> tuple[str, int] | None:
         """The config key for the number of layers, and its value; None if the family's default applies."""
         text = self._config_dict.get("text_config") or self._config_dict
-        return next(((key, text[key]) for key in model_config.DEPTH_KEYS if key in text), None)
+        return next(((key, text[key]) for key in config_values.DEPTH_KEYS if key in text), None)
 
     @cached_property
     def _read_config(self) -> "PreTrainedConfig":
@@ -142,9 +143,9 @@ class Checkpoint:
         fits = [prefix for prefix, length in lists.items() if length >= self.depth]
         if not fits:
             key = self._depth_entry[0] if self._depth_entry else "num_hidden_layers"
-            wanted = f"all of the {self.depth} layers that its config has ({model_config.FILE}: {key})"
-            there = f"the longest list of layers in them has {max(lists.values(), default=0)}"
-            raise UserError(f"{self.files.title}: its files do not hold {wanted}; {there}")
+            wanted = f"all {self.depth} layers of its config ({config_values.FILE}: {key})"
+            there = f"the longest list of layers has {max(lists.values(), default=0)}"
+            raise UserError(f"{self.files.title}: its files do not contain {wanted}; {there}")
         if len(fits) > 1:  # for example an image encoder of the same depth
             from depthcut.model.decoder import layers
 

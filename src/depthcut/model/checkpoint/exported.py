@@ -63,7 +63,8 @@ def load_exported(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str 
     import torch
 
     from depthcut.model.checkpoint import loading, narrow
-    from depthcut.model.checkpoint.files import HashCache, ModelFolder
+    from depthcut.model.checkpoint.files import ModelFolder
+    from depthcut.model.checkpoint.hash_cache import HashCache
     from depthcut.model.checkpoint.tensors import TensorFiles
     from depthcut.model.decoder import quantisation
     from depthcut.model.surgery import gaps
@@ -72,7 +73,7 @@ def load_exported(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str 
 
     folder = Path(path)
     if not (folder / "config.json").exists():
-        raise UserError(f"{folder} holds no model: there is no config.json")
+        raise UserError(f"{folder} is not a model: it has no config.json")
     files = ModelFolder(folder, HashCache(folder / ".hashes.json"))
     described: dict[str, Any] = files.read_json("config.json")
     config, plan = read_config(files, described)

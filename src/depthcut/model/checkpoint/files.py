@@ -10,11 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from typing_extensions import override
 
-from depthcut.runtime import documents, store
+from depthcut.model.checkpoint.hash_cache import HashCache, Stamp
+from depthcut.runtime import documents, store, verified
 from depthcut.runtime.errors import UserError
 
 SMALL = 1 << 20  # bytes; files up to this size are hashed as soon as they are pinned
@@ -22,61 +23,14 @@ ADAPTER = "adapter_config.json"
 log = logging.getLogger("depthcut")
 
 
-class HashCache:
-    """SHA-256 of files, cached in the file ``path`` by their path and :func:`store.stat_mark`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self, path: Path) -> str:
-        """Return the SHA-256 of the file's bytes, as 64 hex digits."""
-        stat = path.stat()
-        key, mark = str(path.resolve()), [*store.stat_mark(stat)]
-        known = self._load().get(key)
-        if isinstance(known, list) and known[:-1] == mark and isinstance(known[-1], str):
-            return known[-1]
-        if stat.st_size > 1 << 30:
-            log.info("reading %s once, for its checksum", path)
-        content = store.file_sha256(path)
-        self._update({key: [*mark, content]})
-        return content
-
-    def remember(self, known: dict[Path, str]) -> None:
-        """Store the SHA-256 of files in their present state."""
-        self._update({str(path.resolve()): [*store.stat_mark(path.stat()), known[path]] for path in known})
-
-    def _update(self, known: dict[str, list[int | str]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with store.lock(self.path.with_name(f".{self.path.name}.lock")):
-            store.write_json(self.path, self._load() | known)
-
-    def _load(self) -> dict[str, Any]:
-        return documents.read_json_if_present(self.path) or {}
-
-
 def cached_model_folder(folder: Path, make: Callable[[Path], None], hashes: HashCache) -> Path:
-    """Return a folder as :func:`store.cached_folder` does, without rereading files unchanged since verification."""
+    """Return a folder as :func:`verified.cached_folder` does, without rereading files unchanged since verification."""
     with suppress(OSError, documents.DamagedError):
-        manifest = store.Manifest.read(folder)
+        manifest = verified.Manifest.read(folder)
         known = {name: hashes(folder / name) for name in manifest.hashes}
         if manifest.key in (None, folder.name) and known == manifest.hashes:
             return folder
-    return store.cached_folder(folder, make)
-
-
-class Stamp(NamedTuple):
-    """State of a file on disk. Equal stamps mean equal bytes, because only a write sets ``ctime_ns``."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: Path) -> "Stamp":
-        """Return the current state of the file at ``path``."""
-        stat = path.stat()
-        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    return verified.cached_folder(folder, make)
 
 
 class ModelFiles(ABC):
@@ -149,7 +103,7 @@ class ModelFiles(ABC):
                     continue
             except OSError:
                 pass
-            mend = "put the old file back, or start again with the new one"
+            mend = "restore the old file, or run again with the new one"
             raise UserError(f"{path or name} has changed since this run first read it; {mend}")
 
     @cached_property
@@ -166,10 +120,10 @@ class ModelFiles(ABC):
         if name in self.names:
             return
         if name == "config.json" and ADAPTER in self.names:
-            base = self.read_json(ADAPTER).get("base_model_name_or_path") or "a model that it does not name"
-            mend = "give the base, or merge the adapter into it first"
-            raise UserError(f"{self.title} holds no model, only an adapter ({ADAPTER}) of {base}; {mend}")
-        raise UserError(f"{self.title} has no {name}: it is no whole model that transformers saved; fetch it again")
+            base = self.read_json(ADAPTER).get("base_model_name_or_path") or "an unnamed base model"
+            mend = "use the base model, or merge the adapter into it first"
+            raise UserError(f"{self.title} is only an adapter ({ADAPTER}) of {base}, not a model; {mend}")
+        raise UserError(f"{self.title} has no {name}: it is not a complete transformers model; download it again")
 
     def verified_path(self, name: str) -> Path:
         """Return the local path of a file, checked against the hash that its source states.
@@ -179,7 +133,7 @@ class ModelFiles(ABC):
         """
         path, vouched = self.path(name), self.expected_sha256(name)
         if vouched and self.hashes(path) != vouched:
-            raise self.damaged_error(name, "its bytes are not those that its source vouches for")
+            raise self.damaged_error(name, "its checksum differs from its source's")
         return path
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -196,13 +150,13 @@ class ModelFiles(ABC):
         except ValueError as error:  # not JSON, not UTF-8, or a number with thousands of digits
             raise self.damaged_error(name, str(error).partition(";")[0][:200]) from None
         if not isinstance(content, dict):
-            raise self.damaged_error(name, "no JSON object")
+            raise self.damaged_error(name, "not a JSON object")
         return content
 
     def damaged_error(self, name: str, why: str) -> UserError:
         """Return the error for a damaged file, with the remedy."""
         place = self.local_path(name) or name
-        return UserError(f"{self.title}: {name} is cut short or damaged ({why}); delete {place} and fetch it again")
+        return UserError(f"{self.title}: {name} is truncated or damaged ({why}); delete {place} and download it again")
 
 
 class ModelFolder(ModelFiles):

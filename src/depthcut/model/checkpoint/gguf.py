@@ -7,7 +7,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from depthcut.model.checkpoint import files
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
 from depthcut.runtime import store
 from depthcut.runtime.errors import UserError
 
@@ -46,7 +47,7 @@ def unpack_gguf(path: Path, folder: Path) -> None:
             )
     except Exception as error:  # the reader raises errors of many types
         why = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is damaged or holds no model that transformers can unpack ({why})") from None
+        raise UserError(f"{path} is damaged, or transformers cannot unpack its model ({why})") from None
     for role in ("bos", "eos", "pad"):  # some versions of transformers mix them up; the file's IDs are right
         if isinstance(number := getattr(model.config, f"{role}_token_id", None), int):
             setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(number))

@@ -35,7 +35,7 @@ def read_header(files: ModelFiles, name: str, path: Path) -> dict[str, TensorEnt
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
             if size > HEADER_LIMIT:
-                raise files.damaged_error(name, f"its header claims {size} bytes; at most {HEADER_LIMIT} are read")
+                raise files.damaged_error(name, f"its header claims {size} bytes, at most {HEADER_LIMIT} are allowed")
             with safe_open(path, framework="numpy"):
                 described: dict[str, Any] = json.loads(file.read(size))
             described.pop("__metadata__", None)

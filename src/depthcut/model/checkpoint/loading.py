@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from depthcut.cut.plan import Plan
-from depthcut.model.checkpoint import prefetch, quantised
+from depthcut.model.checkpoint import prefetch, prefetched_tensors, quantised
 from depthcut.model.checkpoint.files import ModelFiles
-from depthcut.model.checkpoint.tensors import LazyTensor
+from depthcut.model.checkpoint.lazy_tensor import LazyTensor
 from depthcut.model.decoder import layers
 from depthcut.model.decoder.quantisation import LoadConfig, bitsandbytes_config, keep_differentiable
 from depthcut.runtime.errors import UserError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 GENERATION = "generation_config.json"
 LARGE = 4 << 30  # bytes; smaller models load in seconds
-REFETCH_HINT = "fetch the whole model again"
+REFETCH_HINT = "download the whole model again"
 log = logging.getLogger("depthcut")
 
 
@@ -62,7 +62,9 @@ def build_model(
     with (
         quiet_transformers(),
         counted(tensors) as claimed,
-        prefetch.prefetched_tensors(tensors, order, largest_layer_bytes(tensors), load_config.device, claimed) as lazy,
+        prefetched_tensors.prefetched_tensors(
+            tensors, order, largest_layer_bytes(tensors), load_config.device, claimed
+        ) as lazy,
     ):
         try:
             model, report = (without_sublayers(kind, plan) if drops_sublayers else kind).from_pretrained(
@@ -80,19 +82,17 @@ def build_model(
         except RuntimeError as error:
             if "conversion of the weights" not in str(error):
                 raise
-            raise UserError(
-                f"{title}: its tensors do not fit together as its config wants them; {REFETCH_HINT}"
-            ) from None
+            raise UserError(f"{title}: its tensors do not match its config; {REFETCH_HINT}") from None
     if report["missing_keys"]:
-        raise UserError(f"{title}: its files hold no {min(report['missing_keys'])}; {REFETCH_HINT}")
+        raise UserError(f"{title}: its files do not contain {min(report['missing_keys'])}; {REFETCH_HINT}")
     if report["mismatched_keys"]:
         name, held, wanted = min(report["mismatched_keys"])
-        shapes = f"of shape {list(wanted)}, its files have {list(held)}"
-        raise UserError(f"{title}: its config wants {name} {shapes}; {REFETCH_HINT}")
+        shapes = f"of shape {list(wanted)}, its files contain {list(held)}"
+        raise UserError(f"{title}: its config requires {name} {shapes}; {REFETCH_HINT}")
     if report["unexpected_keys"]:
         strangers = report["unexpected_keys"]
         quantised.check_strangers(title, strangers, tensors)
-        log.warning("%s: %d tensors have no place in the model, e.g. %s", title, len(strangers), min(strangers))
+        log.warning("%s: %d tensors do not belong to the model, e.g. %s", title, len(strangers), min(strangers))
     model.__class__ = kind
     keep_differentiable(model)
     return cast("PreTrainedModel", model).eval()
@@ -109,14 +109,16 @@ def check_shapes(title: str, bare: "PreTrainedModel", tensors: Mapping[str, Lazy
         own = next((wanted[key] for key in (name, start + name, name.removeprefix(start)) if key in wanted), None)
         shape = tensor.get_shape()
         if own is not None and own.numel() != math.prod(shape):
-            has = f"of shape {list(own.shape)}, its files have {shape}"
-            raise UserError(f"{title}: its config wants {name} {has}; {REFETCH_HINT}")
+            has = f"of shape {list(own.shape)}, its files contain {shape}"
+            raise UserError(f"{title}: its config requires {name} {has}; {REFETCH_HINT}")
         if own is not None and own.is_floating_point() and tensor.get_dtype() not in quantised.FLOATS:
-            raise UserError(f"{title} is quantised already: {name} is stored as {tensor.get_dtype()}; {quantised.MEND}")
+            raise UserError(f"{title} is already quantised: {name} is stored as {tensor.get_dtype()}; {quantised.MEND}")
     weights = sum(parameter.numel() for parameter in bare.parameters())
     held = sum(math.prod(tensor.get_shape()) for tensor in tensors.values())
     if weights > 2 * held + (1 << 24):
-        raise UserError(f"{title}: its config describes {weights:,} weights, its files hold {held:,}; {REFETCH_HINT}")
+        raise UserError(
+            f"{title}: its config describes {weights:,} weights, its files contain {held:,}; {REFETCH_HINT}"
+        )
 
 
 @contextmanager
@@ -176,7 +178,7 @@ def read_generation_config(files: ModelFiles) -> "GenerationConfig | None":
         return GenerationConfig.from_dict(described)
     except Exception as error:  # the type depends on the value
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        mend = "mend or delete the file"
+        mend = "correct or delete the file"
         raise UserError(f"{files.title}: transformers refuses {GENERATION} ({why}); {mend}") from None
 
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import loading
+from depthcut.model.checkpoint.lazy_tensor import LazyTensor
 from depthcut.model.checkpoint.loading import REFETCH_HINT
-from depthcut.model.checkpoint.tensors import LazyTensor
 from depthcut.model.decoder import layers, sublayers
 from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.model.surgery.width import slicing
@@ -54,6 +54,6 @@ def build_narrow_model(
             output_loading_info=True,
         )
     if wrong := sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]):
-        raise UserError(f"{title}: its files hold no {wrong[0]} of the width that {WIDTHS_FILE} says; {REFETCH_HINT}")
+        raise UserError(f"{title}: its files do not contain {wrong[0]} of the width in {WIDTHS_FILE}; {REFETCH_HINT}")
     model.__class__ = kind
     return cast("PreTrainedModel", model).eval()

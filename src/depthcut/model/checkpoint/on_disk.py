@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from depthcut.data.text.parts import Texts
     from depthcut.model.checkpoint.checkpoint import Checkpoint
+    from depthcut.model.checkpoint.lazy_tensor import LazyTensor
     from depthcut.model.checkpoint.streaming import LayerStream
-    from depthcut.model.checkpoint.tensors import LazyTensor
     from depthcut.model.decoder.prefix_cache import PrefixCache
     from depthcut.model.decoder.quantisation import Dtype, LoadConfig, Quantise
 

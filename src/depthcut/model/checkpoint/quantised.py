@@ -15,7 +15,7 @@ QUANTISERS = re.compile(
 )
 # Tensors that a quantiser adds to the weight ``X.weight`` or ``X``, as ``X.scales`` or ``X_scale``.
 COMPANIONS = re.compile(r"[._](?:\w+_)?(?:scales?|scale_inv|zeros|zero_points?|qmin|qmax)$")
-MEND = "give the model that it was made from"
+MEND = "use the original model"
 
 
 def check_config(title: str, described: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ def check_config(title: str, described: Mapping[str, Any]) -> None:
         for key in ("quantization_config", "compression_config"):
             if isinstance(part, dict) and (method := part.get(key)):
                 named = method.get("quant_method", "") if isinstance(method, dict) else method
-                raise UserError(f"{title} is quantised already ({str(named)[:80]}); {MEND}")
+                raise UserError(f"{title} is already quantised ({str(named)[:80]}); {MEND}")
 
 
 def check_entries(title: str, entries: Mapping[str, TensorEntry]) -> None:
@@ -39,9 +39,9 @@ def check_entries(title: str, entries: Mapping[str, TensorEntry]) -> None:
     """
     for name, entry in entries.items():
         if QUANTISERS.search(name):
-            raise UserError(f"{title} is quantised already: it holds {name}; {MEND}")
+            raise UserError(f"{title} is already quantised: it contains {name}; {MEND}")
         if name.endswith(".weight") and entry.dtype not in FLOATS:
-            raise UserError(f"{title} is quantised already: {name} is stored as {entry.dtype}; {MEND}")
+            raise UserError(f"{title} is already quantised: {name} is stored as {entry.dtype}; {MEND}")
 
 
 def check_strangers(title: str, strangers: Collection[str], held: Collection[str]) -> None:
@@ -53,4 +53,4 @@ def check_strangers(title: str, strangers: Collection[str], held: Collection[str
     for name in sorted(strangers):
         owner = COMPANIONS.sub("", name)
         if owner != name and (owner in held or f"{owner}.weight" in held):
-            raise UserError(f"{title} is quantised already: {name} scales its weights; {MEND}")
+            raise UserError(f"{title} is already quantised: {name} scales its weights; {MEND}")

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from depthcut.cut.plan import Plan
 from depthcut.model.checkpoint import files
-from depthcut.model.checkpoint.files import HashCache, ModelFolder
-from depthcut.model.checkpoint.tensors import INDEX_FILE, LazyTensor, TensorFiles
+from depthcut.model.checkpoint.files import ModelFolder
+from depthcut.model.checkpoint.hash_cache import HashCache
+from depthcut.model.checkpoint.lazy_tensor import LazyTensor
+from depthcut.model.checkpoint.tensors import INDEX_FILE, TensorFiles
 from depthcut.model.decoder import quantisation
 from depthcut.model.decoder.quantisation import LoadConfig
-from depthcut.runtime import store
+from depthcut.runtime import store, verified
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,12 +85,12 @@ def load_quantised(
     except OSError as error:
         if not built:
             raise
-        log.warning("the quantised weights are not kept: %s", error)
+        log.warning("the quantised weights are not cached: %s", error)
         return built[0]
     if not built:
         shards = TensorFiles(ModelFolder(folder, hashes))
         return build(quantised_config(config, load_config), shards.lazy_tensors(shards.weight_map))
-    hashes.remember({folder / name: content for name, content in store.Manifest.read(folder).hashes.items()})
+    hashes.remember({folder / name: content for name, content in verified.Manifest.read(folder).hashes.items()})
     return built[0]
 
 
@@ -111,7 +113,7 @@ def write_quantised(model: "PreTrainedModel", folder: Path) -> None:
     state = unique_tensors(model.state_dict())
     size, free = sum(tensor.nbytes for tensor in state.values()), shutil.disk_usage(folder).free
     if size + SPARE_BYTES > free:
-        raise OSError(f"they take {size / 1e9:.1f} GB, and {folder.parent} has {free / 1e9:.1f} GB left")
+        raise OSError(f"they need {size / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} GB free")
     weight_map: dict[str, str] = {}
     with ThreadPoolExecutor() as hashing:
         for number, names in enumerate(split_shards(state)):

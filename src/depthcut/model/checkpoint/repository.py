@@ -4,16 +4,15 @@ A commit never changes, so its listing is cached, and the second opening works w
 no shard that holds only dropped layers.
 """
 
-import errno
 import re
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from typing_extensions import override
 
-from depthcut.model.checkpoint.files import HashCache, ModelFiles
+from depthcut.model.checkpoint.files import ModelFiles
+from depthcut.model.checkpoint.hash_cache import HashCache
+from depthcut.model.checkpoint.hub_errors import HubUnreachableError, translate_hub_errors
 from depthcut.runtime import documents, store
 from depthcut.runtime.errors import UserError
 
@@ -56,7 +55,7 @@ class HubRepository(ModelFiles):
             with translate_hub_errors(self.repo, name):
                 return Path(hf_hub_download(self.repo, name, revision=self.listing.commit))
         except HubUnreachableError as why:
-            mend = f"connect and run again, or `hf download {self.repo}` where there is a network"
+            mend = f"connect and run again, or run `hf download {self.repo}` where a network is available"
             raise UserError(f"{name} of {self.repo} is not on this machine and {why}; {mend}") from None
 
     @override
@@ -148,51 +147,3 @@ def cached_listing(repo: str, revision: str) -> RepositoryListing | None:
     return RepositoryListing(
         snapshot.name, {name: blob if re.fullmatch("[0-9a-f]{64}", blob) else None for name, blob in blobs.items()}
     )
-
-
-class HubUnreachableError(Exception):
-    """The hub did not answer; the message gives the reason."""
-
-
-@contextmanager
-def translate_hub_errors(repo: str, wanted: str) -> Generator[None]:
-    """Turn errors of the hub's client into one line that names the remedy.
-
-    Raises:
-        HubUnreachableError: if the hub did not answer.
-        UserError: if the hub refused, or its answer does not fit on disk.
-    """
-    from huggingface_hub import constants, errors
-
-    try:
-        yield
-    except Exception as error:  # the exception for a dead network depends on the client's version
-        if no := describe_hub_error(error, repo, wanted):
-            raise UserError(no) from None
-        cause = error.__cause__ or error
-        offline = isinstance(cause, errors.OfflineModeIsEnabled)
-        why = "HF_HUB_OFFLINE is set" if offline else " ".join(str(cause).split())[:200]
-        raise HubUnreachableError(f"{constants.ENDPOINT} did not deliver ({why})") from None
-
-
-def describe_hub_error(error: Exception, repo: str, wanted: str) -> str | None:
-    """Return the user message for an error of the hub's client; None if it concerns the network."""
-    from huggingface_hub import constants, errors
-
-    hub = constants.ENDPOINT
-    login = "log in with `hf auth login` (or set HF_TOKEN)"
-    answers: dict[type[Exception], str] = {
-        errors.GatedRepoError: f"{repo} is gated: accept its licence at {hub}/{repo} and {login}",
-        errors.RepositoryNotFoundError: f"no model {repo} at {hub}: check the name; if it is private, {login}",
-        errors.RevisionNotFoundError: f"{repo} has no revision {wanted!r}; see {hub}/{repo}/tree/main",
-        errors.RemoteEntryNotFoundError: f"{repo} has no {wanted}: it is no whole model that transformers saved",
-        errors.HFValidationError: f"{repo!r} is no repository of the hub; one is called OWNER/NAME",
-    }
-    for kind, answer in answers.items():
-        if isinstance(error, kind):
-            return answer
-    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
-        return f"{hub} refused {repo} ({error.response.status_code}): {login}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-        return f"could not keep {wanted} of {repo} ({error}); HF_HOME names another place"
-    return None

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from depthcut.cut.plan import Plan
+from depthcut.model.checkpoint.lazy_tensor import LazyTensor
 from depthcut.model.checkpoint.prefetch import PendingTensor, ReaderPool
-from depthcut.model.checkpoint.tensors import LazyTensor
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder import quantisation, sublayers
 from depthcut.runtime import devices
@@ -79,7 +79,9 @@ class Scaffold:
         wanted = dict(self.meta_layers[number].named_parameters()).keys()
         if missing := sorted(wanted - available.keys()):
             title = self.checkpoint.files.title
-            raise UserError(f"{title} cannot be streamed: its files do not hold layer {old}'s {missing[0]} as such")
+            raise UserError(
+                f"{title} cannot be streamed: its files do not contain layer {old}'s {missing[0]} under that name"
+            )
         return {name: available[name] for name in sorted(wanted)}
 
     def materialise_layer(self, number: int, put: Callable[[str, nn.Parameter], nn.Parameter]) -> nn.Module:

@@ -3,113 +3,22 @@
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import replace
+from collections.abc import Collection, Iterable
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from depthcut.model.checkpoint.files import ModelFiles
 from depthcut.model.checkpoint.headers import TensorEntry, read_header
+from depthcut.model.checkpoint.lazy_tensor import TORCH_DTYPES, LazyTensor
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-# Type names in the format and in torch.
-TORCH_DTYPES = {
-    "BF16": "bfloat16",
-    "F16": "float16",
-    "F32": "float32",
-    "F64": "float64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "I8": "int8",
-    "I16": "int16",
-    "I32": "int32",
-    "I64": "int64",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
-
-
-class LazyTensor:
-    """A tensor on disk that is read when it is indexed.
-
-    Args:
-        path: the file.
-        entry: its position in the file.
-        count: called with the number of bytes before they are read.
-        check: called after they are read; raises if the file has changed since it was opened.
-    """
-
-    def __init__(
-        self, path: Path, entry: TensorEntry, count: Callable[[int], None], check: Callable[[], None] = lambda: None
-    ) -> None:
-        self._path = path
-        self._entry = entry
-        self._count = count
-        self._check = check
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the tensor in the file, in bytes."""
-        return self._entry.nbytes
-
-    def get_shape(self) -> list[int]:
-        """Return the shape."""
-        return list(self._entry.shape)
-
-    def get_dtype(self) -> str:
-        """Return the type as named in the file, for example ``BF16``."""
-        return self._entry.dtype
-
-    def __getitem__(self, index: Any) -> "torch.Tensor":
-        """Read the tensor into its own memory; safetensors would hold it twice, or map the file and keep its pages.
-
-        Raises:
-            UserError: if the file has changed since it was opened.
-        """
-        import torch
-
-        bytes_N = torch.empty(self.nbytes, dtype=torch.uint8)
-        self.read_into(0, bytes_N)
-        return self.view_bytes(bytes_N)[index]
-
-    def read_into(self, start: int, buffer_N: "torch.Tensor") -> None:
-        """Fill ``buffer_N`` (uint8, on the host) with the tensor's bytes from offset ``start``.
-
-        Raises:
-            UserError: if the file has changed since it was opened.
-        """
-        self._count(len(buffer_N))
-        with self._path.open("rb", buffering=0) as file:
-            file.seek(self._entry.start + start)
-            rest = buffer_N.numpy().data
-            while rest:
-                count = file.readinto(rest)
-                if not count:
-                    raise UserError(f"{self._path} has been cut short while it was read")
-                rest = rest[count:]
-        self._check()
-
-    def rows(self, start: int, stop: int) -> "LazyTensor":
-        """Return rows ``start`` to ``stop``, unread; count all bytes, because other processes read the rest."""
-        count, *inner = self._entry.shape
-        size = self.nbytes // max(count, 1)
-        self._count(self.nbytes)
-        shape = (stop - start, *inner)
-        entry = replace(self._entry, shape=shape, start=self._entry.start + start * size, nbytes=shape[0] * size)
-        return LazyTensor(self._path, entry, lambda _: None, self._check)
-
-    def view_bytes(self, bytes_N: "torch.Tensor") -> "torch.Tensor":
-        """View raw bytes as a tensor of this type and shape."""
-        import torch
-
-        return bytes_N.view(getattr(torch, TORCH_DTYPES[self._entry.dtype])).reshape(self._entry.shape)
 
 
 class TensorFiles:
@@ -180,7 +89,7 @@ class TensorFiles:
             raise UserError(absent(self.files, name, file))
         if entries[name].dtype not in TORCH_DTYPES:
             raise UserError(
-                f"{self.files.title}: {name} is of type {entries[name].dtype}; read are {', '.join(TORCH_DTYPES)}"
+                f"{self.files.title}: {name} has type {entries[name].dtype}; supported: {', '.join(TORCH_DTYPES)}"
             )
         check = partial(self.files.check_unchanged, file)
         return LazyTensor(self._verified[file], entries[name], self._count, check)
@@ -201,7 +110,7 @@ def indexed(files: ModelFiles) -> dict[str, str]:
         raise files.damaged_error(INDEX_FILE, "no weight_map")
     for name in sorted(set(map(str, places.values()))):
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise files.damaged_error(INDEX_FILE, f"{name!r} is no plain name of a safetensors file")
+            raise files.damaged_error(INDEX_FILE, f"{name!r} is not a plain safetensors file name")
         files.require(name)
     return places
 
@@ -217,8 +126,8 @@ def layer_lists(names: Iterable[str]) -> dict[str, int]:
 
 def absent(files: ModelFiles, name: str, file: str) -> str:
     """Return the message for a tensor that the index names and its file lacks."""
-    mend = "the index and its files are of two versions: fetch them together, or take the line out of the index"
-    return f"{files.title}: {INDEX_FILE} names {name} in {file}, which does not hold it; {mend}"
+    mend = "the index and its files are of two versions: download both again, or remove the line from the index"
+    return f"{files.title}: {INDEX_FILE} maps {name} to {file}, which does not contain it; {mend}"
 
 
 def missing_weights_message(files: ModelFiles) -> str:
@@ -226,8 +135,8 @@ def missing_weights_message(files: ModelFiles) -> str:
     pickles = sorted(name for name in files.names if name.endswith((".bin", ".pt", ".pth")))
     packed = sorted(name for name in files.names if name.endswith(".gguf"))
     if packed:
-        return f"{files.title} has no {SINGLE_FILE}, but {packed[0]}: give that file itself as the model's path"
+        return f"{files.title} has no {SINGLE_FILE}, but {packed[0]}: set that file itself as the model's path"
     if pickles:
-        mend = "take a copy in safetensors; on the hub many have one at model.revision=refs/pr/N"
+        mend = "use a copy in safetensors; many models on the hub have one at model.revision=refs/pr/N"
         return f"{files.title} has only pickled weights ({pickles[0]}), which can run code and are never opened; {mend}"
-    return f"{files.title} has no weights: wanted {SINGLE_FILE}, or {INDEX_FILE} and its shards"
+    return f"{files.title} has no weights: expected {SINGLE_FILE}, or {INDEX_FILE} and its shards"

@@ -38,7 +38,7 @@ def read_tokenizer(files: ModelFiles, config: "PreTrainedConfig") -> "PreTrained
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
             raise
         why = " ".join(str(error).split())[:200]
-        given = f"there is {', '.join(available) or 'no file of one'}"
+        given = f"its tokenizer files: {', '.join(available) or 'none'}"
         raise UserError(f"{files.title} has no tokenizer that transformers can read ({why}); {given}") from None
     files.check_unchanged(*available)
     return tokenizer

@@ -87,6 +87,6 @@ def require_same_weights(folder: Path, found: Set[str], wanted: Set[str]) -> Non
     """
     if odd := sorted(wanted ^ found):
         raise UserError(
-            f"{folder} holds weights of another cut or recipe: {len(wanted - found)} are missing and "
-            f"{len(found - wanted)} too many, such as {odd[0]}. Delete the folder to heal the point again"
+            f"{folder} contains weights of another cut or recipe: {len(wanted - found)} are missing and "
+            f"{len(found - wanted)} unexpected, such as {odd[0]}. Delete the folder to heal the point again"
         )

@@ -22,7 +22,7 @@ from depthcut.model.decoder.config_lists import rearrange_lists
 from depthcut.runtime.errors import UserError
 
 SUPPORTED_MODELS = (
-    "depthcut cuts Llama, Mistral, Qwen2, Qwen3, Phi, Phi-3, Gemma2, Gemma3, OPT, GPT-NeoX and their like"
+    "depthcut supports Llama, Mistral, Qwen2, Qwen3, Phi, Phi-3, Gemma2, Gemma3, OPT, GPT-NeoX and similar"
 )
 # Attribute names in transformers for a layer's index, which addresses the KV cache.
 LAYER_INDEX_KEYS = ("layer_idx", "layer_id", "layer_num", "layer_number")
@@ -50,12 +50,12 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{kind} is an encoder-decoder, which has two stacks of layers; {SUPPORTED_MODELS}")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        why = "no language model of transformers' own (one that brings its own code, as Qwen-1 does, is out)"
+        why = "not a language model in transformers (models with remote code, such as Qwen-1, are not supported)"
         raise UserError(f"{kind} is {why}; {SUPPORTED_MODELS}")
     text = config.get_text_config(decoder=True)
     for key, (most, why) in UNSUPPORTED.items():
         if (value := getattr(text, key, most)) is not None and value > most:
-            raise UserError(f"{kind} ({key}={value}): {why}, which depthcut does not support yet; {SUPPORTED_MODELS}")
+            raise UserError(f"{kind} ({key}={value}): {why}, which is not supported yet; {SUPPORTED_MODELS}")
     return text
 
 
@@ -93,7 +93,7 @@ def layer_prefix(model: nn.Module) -> str:
 def _transformers_config(model: nn.Module) -> PreTrainedConfig:
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
-        raise UserError(f"{type(model).__name__} is no model of transformers: it has no config; {SUPPORTED_MODELS}")
+        raise UserError(f"{type(model).__name__} is not a transformers model: it has no config; {SUPPORTED_MODELS}")
     return config
 
 
@@ -118,7 +118,7 @@ def unit_name(layer: nn.Module, unit: Unit) -> str:
     names = [name for name, part in layer.named_children() if SUBLAYER_PATTERNS[unit].search(type(part).__name__)]
     if len(names) != 1:
         there = ", ".join(name for name, _ in layer.named_children())
-        raise UserError(f"{type(layer).__name__} keeps no {unit} of its own ({there}); take prune.unit=layer")
+        raise UserError(f"{type(layer).__name__} has no separate {unit} ({there}); use prune.unit=layer")
     return names[0]
 
 
@@ -208,7 +208,7 @@ def rearranged_config(config: PreTrainedConfig, order: Sequence[int], done: str,
         mismatch = _config_mismatch(config, new, order)
         if not mismatch:
             return new
-    raise UserError(f"{config.model_type}: no config tells what stays if {done} ({mismatch}); {mend}")
+    raise UserError(f"{config.model_type}: no config can describe the model if {done} ({mismatch}); {mend}")
 
 
 def _config_mismatch(config: PreTrainedConfig, new: PreTrainedConfig, keep: Iterable[int]) -> str:

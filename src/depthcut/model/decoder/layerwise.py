@@ -17,7 +17,7 @@ from depthcut.cut.plan import Unit
 from depthcut.model.decoder import layers, sublayers
 from depthcut.runtime.errors import UserError
 
-MEND = "take prune=deepest or prune=plan, which score nothing"
+MEND = "use prune=deepest or prune=plan, which need no scores"
 
 
 class DryRunDone(Exception):  # noqa: N818  not an error

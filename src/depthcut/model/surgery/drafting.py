@@ -34,9 +34,7 @@ def draft_model(model: "nn.Module", tokens: int = 5) -> "PreTrainedModel":
     assert isinstance(whole, PreTrainedModel)
     shared_layers = shared.shared_layer_bases(whole)
     if not shared_layers:
-        raise UserError(
-            "no layer of this model is shared, so there is none to draft without; take one of replace=shared"
-        )
+        raise UserError("this model has no shared layers to draft without; use one made with replace=shared")
     draft = copy.deepcopy(whole, deepcopy_memo(whole))
     layers.cut_layers(draft, shared_layers)
     settings = draft.generation_config

@@ -60,9 +60,9 @@ class Filling:
         except (OSError, SafetensorError, DamagedError) as error:
             raise UserError(f"the replacement in {folder} is damaged ({error}); export the model again") from None
         if described.get("format") != FORMAT:
-            raise UserError(f"{folder / DESCRIPTION_FILE}: wanted format {FORMAT}, got {described.get('format')}")
+            raise UserError(f"{folder / DESCRIPTION_FILE}: expected format {FORMAT}, got {described.get('format')}")
         if described.get("kind") not in get_args(FillingKind) or not isinstance(described.get("more"), dict):
-            raise UserError(f"{folder / DESCRIPTION_FILE} holds no replacement; export the model again")
+            raise UserError(f"{folder / DESCRIPTION_FILE} is not a replacement; export the model again")
         return cls(described["kind"], tensors, described["more"])
 
 

@@ -7,7 +7,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from depthcut.cut.plan import Plan, layer_spans
+from depthcut.cut.plan import Plan
+from depthcut.cut.spans import layer_spans
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.model.decoder import quantisation
 from depthcut.model.decoder.quantisation import LoadConfig

@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 from transformers import PreTrainedModel
 
-from depthcut.model.decoder import inputs, layerwise, quantisation
 from depthcut.model.decoder import layers as decoder_layers
+from depthcut.model.decoder import quantisation
 from depthcut.model.decoder.linear import linear_layers
 from depthcut.model.decoder.quantisation import LoadConfig
-from depthcut.model.surgery import writers
 from depthcut.model.surgery.filling import Filling, flatten_tensors
 from depthcut.model.surgery.inserted import dense_config_entry, filling_config, install_layers_like
-from depthcut.runtime.errors import UserError
 
 OWN_MODULES = ("own_delta", "own_norm")  # trained in full
 EPSILON = 1e-6
@@ -146,16 +144,3 @@ def shared_lora_kwargs(model: nn.Module) -> dict[str, Any]:
     """Return ``LoraConfig`` arguments: borrowed layers get no adapter, because they have their own, trained in full."""
     names = [name for name, part in model.named_modules() if isinstance(part, BorrowedLinear)]
     return {"exclude_modules": names, "modules_to_save": [*OWN_MODULES]} if names else {}
-
-
-def check_norms(model: nn.Module) -> None:
-    """Check that a small gain has an effect: no norm follows the output projections of shared layers.
-
-    Raises:
-        UserError: if one does, as in Gemma 2.
-    """
-    ids_BT = torch.ones(1, 4, dtype=torch.long)
-    forward = layerwise.start_forward(model, inputs.model_inputs(model, ids_BT, ids_BT))
-    if not all(writers.adds_to_stream(forward, 0, name) for name in writers.writer_names(forward.stack[0])):
-        kind = type(forward.stack[0]).__name__
-        raise UserError(f"replace.gain: {kind} norms what its halves give before it adds it; take replace.gain=null")

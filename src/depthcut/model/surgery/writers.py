@@ -38,7 +38,9 @@ def writer_names(layer: nn.Module) -> tuple[str, str]:
     inside = [name for name in names if name.startswith(f"{attention}.")]
     outside = [name for name in names if name not in inside]
     if not inside or not outside:
-        raise UserError(f"{type(layer).__name__} has no linear layers that write to the stream; take another replace")
+        raise UserError(
+            f"{type(layer).__name__} has no linear layers that write to the residual stream; use another replacement"
+        )
     return inside[-1], outside[-1]
 
 

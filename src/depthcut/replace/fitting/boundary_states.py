@@ -85,7 +85,9 @@ def gap_samples(model: nn.Module, plan: Plan, site: "Site", batch: int, fused: b
     if streaming:
         site.dense.release()
     if not seen:
-        raise UserError("replace: none of the calibration tokens gave finite hidden states, so nothing can be fitted")
+        raise UserError(
+            "replace: none of the calibration tokens produced finite hidden states, so nothing can be fitted"
+        )
 
 
 def needs_streaming(plan: Plan, site: "Site") -> bool:

@@ -24,8 +24,8 @@ def check_fusable(model: nn.Module, plan: Plan, site: "Site") -> None:
     """
     if plan.drop[0] == 0:
         raise UserError(
-            "replace.fuse=true puts the map into the layer before the gap, and there is none before layer 0: "
-            "take prune.keep_first=1 or replace.fuse=false"
+            "replace.fuse=true merges the map into the layer before the gap, but layer 0 has none: "
+            "use prune.keep_first=1 or replace.fuse=false"
         )
     ids_BT, mask_BT = next(site.texts.calibration().batches(1))
     with torch.inference_mode():
@@ -33,7 +33,9 @@ def check_fusable(model: nn.Module, plan: Plan, site: "Site") -> None:
         before = plan.keep.index(plan.drop[0] - 1)
         if not writers.adds_to_stream(way, before, writers.writer_names(way.stack[before])[1]):
             kind = type(way.stack[before]).__name__
-            raise UserError(f"replace.fuse=true: {kind} norms what its MLP gives before it adds it; take fuse=false")
+            raise UserError(
+                f"replace.fuse=true: {kind} normalises its MLP's output before adding it; use replace.fuse=false"
+            )
 
 
 def fuse_maps(fitted: dict[int, dict[str, Tensor]], site: "Site") -> Filling:

@@ -28,7 +28,7 @@ def read_layer_weights(dense: "OnDisk", number: int, only: str = "") -> dict[str
     wanted = [only] if only else list(dict(meta_layers(dense)[number].named_parameters()))
     if missing := sorted(set(wanted) - found.keys()):
         title = dense.checkpoint.files.title
-        raise UserError(f"{title}: its files do not hold layer {number}'s {missing[0]} as such")
+        raise UserError(f"{title}: its files do not contain layer {number}'s {missing[0]} under that name")
     return {name: found[name][...].to(dense.device, torch.float32) for name in wanted}
 
 

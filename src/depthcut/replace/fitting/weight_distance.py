@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from depthcut.cut.plan import Plan
 from depthcut.model.decoder import linear
 from depthcut.replace.fitting import layer_weights, low_rank
-from depthcut.runtime import store
+from depthcut.runtime import store, verified
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import track
 
@@ -28,7 +28,7 @@ def shareable_linears(empty: nn.Module) -> dict[str, nn.Module]:
     others = [n for n, p in empty.named_parameters() if p.ndim > 1 and n.removesuffix(".weight") not in found]
     if others:
         kind = type(empty).__name__
-        raise UserError(f"only linear layers can be shared, and {kind} has {others[0]}; take another replace")
+        raise UserError(f"only linear layers can be shared, and {kind} has {others[0]}; use another replacement")
     return found
 
 
@@ -44,7 +44,7 @@ def layer_distances(site: "Site", rank: int) -> list[list[float]]:
         UserError: as :func:`shareable_linears`, or if the layers' matrices differ in shape.
     """
     key = store.content_digest({"format": FORMAT, "content": site.dense.checkpoint.digest, "rank": rank})
-    return store.cached_value(site.cache / "distances" / key, lambda: {"distances": compute_distances(site, rank)})[
+    return verified.cached_value(site.cache / "distances" / key, lambda: {"distances": compute_distances(site, rank)})[
         "distances"
     ]
 
@@ -78,6 +78,6 @@ def squared_distances(matrices: Iterator[Tensor], rank: int) -> Iterator[tuple[t
         pairs.append(low_rank.truncated_svd(matrix_mn, rank))
         shapes = [tuple(part.shape) for part in (*pairs[0], *pairs[-1])]
         if shapes[:2] != shapes[2:]:
-            raise UserError("replace=shared needs layers of one shape, got several; take another replace")
+            raise UserError("replace=shared needs layers of one shape, got several; use another replacement")
         for j in range(len(pairs) - 1):
             yield (j, len(pairs) - 1), low_rank.truncation_error(pairs[j], pairs[-1], rank)

@@ -23,7 +23,9 @@ def agreement_figure(found: Sequence[Agreement]) -> "Figure | None":
         axis.set_xticks(places, names, rotation=40, ha="right", fontsize=7)
         axis.set_yticks(places, names, fontsize=7)
         axis.set_title(
-            style.escape_mathtext(f"{each.model}: share of dropped layers in common (by luck)"), fontsize=8, loc="left"
+            style.escape_mathtext(f"{each.model}: share of dropped layers in common (by chance)"),
+            fontsize=8,
+            loc="left",
         )
         for i in places:
             for j in places:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from depthcut.report import transition_fit
+from depthcut.report import transition_data
 from depthcut.report.figures import lines, style
 from depthcut.report.transitions import CurveTransition
 
@@ -27,7 +27,7 @@ def forest_figure(falls: Sequence[CurveTransition]) -> "Figure | None":
             middle, onset, colour = fall.found.midpoint, fall.found.onset, look.of(fall.line)["color"]
             if middle is None or onset is None:
                 axis.annotate(
-                    transition_fit.REASONS[fall.found.why], (0.005, row), fontsize=6.5, va="center", color=style.MUTED
+                    transition_data.REASONS[fall.found.why], (0.005, row), fontsize=6.5, va="center", color=style.MUTED
                 )
                 continue
             axis.plot([onset.low, onset.high], [row - 0.22] * 2, color=colour, linewidth=0.7)
@@ -39,6 +39,6 @@ def forest_figure(falls: Sequence[CurveTransition]) -> "Figure | None":
         axis.set_ylim(-0.7, len(group) - 0.3)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes[-1].set_xlabel(
-        "share of layers cut\nhalf (dot) and a tenth (triangle) of the lead over chance is lost", fontsize=8
+        "share of layers cut\nwhere half (dot) and a tenth (triangle) of the lead over chance is lost", fontsize=8
     )
     return drawn

@@ -77,7 +77,7 @@ def draw_panel(axis: "Axes", lines: Sequence[Line], name: str, look: style.LineS
             axis, [value for line in lines if name in line.names for value in line.names[name].value if value > 0]
         )
     axis.set_xlabel("share of layers cut", fontsize=8)
-    axis.set_ylabel("loss (nats a token)" if chance.is_loss(name) else "accuracy", fontsize=8)
+    axis.set_ylabel("loss (nats per token)" if chance.is_loss(name) else "accuracy", fontsize=8)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 

@@ -29,6 +29,6 @@ def healing_loss_figure(curves: Sequence[HealingCurve], recipes: Sequence[str]) 
                 label=style.escape_mathtext(recipe),
             )
         axis.set_xlabel(name, fontsize=8)
-        axis.set_ylabel("training loss (nats a token)", fontsize=8)
+        axis.set_ylabel("training loss (nats per token)", fontsize=8)
     style.shared_legend(drawn, axes)
     return drawn

@@ -68,7 +68,7 @@ class JobRequest:
             )
         taken = sorted(LAUNCHER_OPTIONS & {key.replace("_", "-") for key in self.additional_parameters})
         if taken:
-            raise UserError(f"hydra.launcher.additional_parameters.{taken[0]}: the launcher sets that itself")
+            raise UserError(f"hydra.launcher.additional_parameters.{taken[0]}: the launcher sets this itself")
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def require_slurm() -> None:
     missing = [command for command in ("sbatch", "squeue", "srun") if shutil.which(command) is None]
     if missing:
         raise UserError(
-            f"hydra/launcher=slurm: there is no {missing[0]} on the PATH. Give the command where jobs can be "
-            "submitted, or take hydra/launcher=local"
+            f"hydra/launcher=slurm: {missing[0]} is not on the PATH. Run the command where jobs can be "
+            "submitted, or use hydra/launcher=local"
         )
 
 

@@ -3,10 +3,8 @@
 Their states come from ``squeue``. submitit would ask ``sacct``; without accounting, a killed job would then never end.
 """
 
-import os
-import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +13,8 @@ from filelock import FileLock
 
 from depthcut.record import state
 from depthcut.runtime import documents, private_folders, progress, store
-from depthcut.runtime.errors import UserError
 from depthcut.study import recording
+from depthcut.study.slurm.squeue import Queue, QueueEntry, QueueUnavailableError, read_queue
 
 if TYPE_CHECKING:
     from depthcut.study.sweep import Sweep, SweepPoint
@@ -24,9 +22,6 @@ if TYPE_CHECKING:
 JOB_FILE = "job.json"
 GRACE_SECONDS = 10.0
 """Seconds that a shared file system may need to show a job's last writes."""
-ENDED_STATES = frozenset(
-    ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
-)
 
 
 @dataclass(frozen=True)
@@ -56,57 +51,6 @@ class JobRecord:
         """Write the job to the point's folder, atomically."""
         store.write_json(folder / JOB_FILE, asdict(self))
         return self
-
-
-@dataclass(frozen=True)
-class QueueEntry:
-    """A job in the output of ``squeue``: its id, its state and, if it waits, the reason."""
-
-    job: str
-    state: str
-    reason: str
-
-    @property
-    def alive(self) -> bool:
-        """True if it waits, runs, or is between the two; an unknown state counts as alive while the job is listed."""
-        return self.state not in ENDED_STATES
-
-
-class QueueUnavailableError(UserError):
-    """``squeue`` did not answer; the jobs may still run."""
-
-
-Queue = dict[tuple[str, int], QueueEntry]
-
-
-def read_queue() -> Queue:
-    """Return this user's jobs, including recently ended ones, by the name and index of their records.
-
-    Raises:
-        QueueUnavailableError: if the cluster does not answer.
-    """
-    call = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%j|%r"]
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
-    try:
-        done = subprocess.run(call, check=True, capture_output=True, text=True, timeout=120, env=plain)
-    except subprocess.CalledProcessError as error:
-        raise QueueUnavailableError(
-            f"squeue does not answer, which says nothing about the jobs: {error.stderr}"
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise QueueUnavailableError("squeue does not answer within 2 minutes") from error
-    return parse_queue(done.stdout.splitlines())
-
-
-def parse_queue(lines: Iterable[str]) -> Queue:
-    """Parse lines such as ``26_3|RUNNING|main-1f0a9c3e|None``; a job outside of an array has index 0."""
-    found: Queue = {}
-    for line in lines:
-        job, state, name, reason = line.split("|", 3)
-        index = job.partition("_")[2] or "0"
-        if index.isdigit():
-            found[name, int(index)] = QueueEntry(job, state, reason)
-    return found
 
 
 @dataclass
@@ -194,9 +138,9 @@ def job_settled(each: WatchedJob, queue: Queue, sweep: "Sweep", again: "list[Swe
         if each.adopted and state.read_record(each.folder):
             again += left
             return True
-        record_lost_job(each, f"ended as {entry.state}" if entry else "is gone from the queue")
+        record_lost_job(each, f"ended with state {entry.state}" if entry else "disappeared from the queue")
     if any(sweep.failed(point) for point in left) and failed:
-        print_slurm_line(f"that was job {each.ticket.job}, which logs to {each.log}")
+        print_slurm_line(f"that was job {each.ticket.job}; its log: {each.log}")
     return True
 
 
@@ -204,7 +148,7 @@ def record_lost_job(each: WatchedJob, how: str) -> None:
     """Record that a job ended without a result, unless the point has another job by now."""
     with submit_lock(each.folder.parent):
         if JobRecord.read(each.folder) == each.ticket:
-            reason = f"SLURM job {each.ticket.job} {how} and left no record; its log is {each.log}"
+            reason = f"SLURM job {each.ticket.job} {how} without a record; its log: {each.log}"
             state.write_failure(each.folder, reason)
 
 

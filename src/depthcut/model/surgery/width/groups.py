@@ -72,7 +72,7 @@ def layer_groups(layer: nn.Module) -> dict[GroupKind, WidthGroups]:
             check_independent_groups(layer, found[kind])
     if not found:
         known = " or ".join(" + ".join((*inner, outers[0])) for inner, (_, outers) in GROUPED_LINEARS.items())
-        raise UserError(f"{type(layer).__name__} keeps its weights in other matrices than {known}")
+        raise UserError(f"{type(layer).__name__} stores its weights in other matrices than {known}")
     return found
 
 
@@ -88,7 +88,7 @@ def check_independent_groups(layer: nn.Module, groups: WidthGroups) -> None:
     width = vars(owner).get("head_dim")
     for name, weight in owner.named_parameters():
         if name.partition(".")[0] not in (*groups.input_linears, groups.output_linear) and weight.numel() != width:
-            raise UserError(f"{type(owner).__name__}.{name} goes across its heads or channels; none can be taken out")
+            raise UserError(f"{type(owner).__name__}.{name} spans its heads or channels; none can be removed")
 
 
 def count_groups(kind: GroupKind, part: nn.Module, inner: tuple[str, ...]) -> int:

@@ -75,10 +75,10 @@ class Widths:
         try:
             described = documents.read_json(path)
             if described["format"] != FORMAT:
-                raise UserError(f"wanted format {FORMAT}, got {described['format']!r}")
+                raise UserError(f"expected format {FORMAT}, got {described['format']!r}")
             return cls.from_json(described["layers"])
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-            raise UserError(f"{path} holds no widths ({error!r}); export the model again") from None
+            raise UserError(f"{path} is not a description of widths ({error!r}); export the model again") from None
 
     @classmethod
     def read_if_present(cls, folder: Path) -> "Widths | None":
