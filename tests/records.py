@@ -24,7 +24,7 @@ UNHEALED = ("heal=none",)
 VOLATILE = ("seconds/", "bytes/")
 LEFT_OUT = {"versions", "commit", "finished", "device", "config"}
 
-METRICS = {path.stem: () for path in (ROOT / "conf/metric").glob("*.yaml")} | {
+METRICS = {path.stem: () for path in sorted((ROOT / "conf/metric").glob("*.yaml"))} | {
     "angular_all_tokens": ("metric=angular", "metric.token=all"),
     "task": ("metric=task", "metric.items=8"),
 }
