@@ -93,11 +93,11 @@ def test_doubling_layer_has_its_known_score():
     assert pairwise_cosines(states_NED)[:, 0, 1].allclose(torch.ones(7, dtype=torch.float64))
     assert (
         Update(norm=2, relative=True, batch=1, until=None)
-        .size(states_NED)[:, 0, 1]
+        .compare(states_NED)[:, 0, 1]
         .allclose(torch.ones(7, dtype=torch.float64))
     )
     wanted = x[:, 0].abs().sum(-1)
-    assert Update(norm=1, relative=False, batch=1, until=None).size(states_NED)[:, 0, 1].allclose(wanted)
+    assert Update(norm=1, relative=False, batch=1, until=None).compare(states_NED)[:, 0, 1].allclose(wanted)
 
 
 def test_last_boundary_precedes_the_final_norm():

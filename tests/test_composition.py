@@ -98,6 +98,7 @@ def test_experiment_must_not_set_hydra_targets(tmp_path):
     ("words", "says"),
     [
         (["+composed=1"], "composed: no such key"),
+        (["nosuch=1"], "nosuch: no such key. Available: data, device, eval, export, heal, keep_weights, log, metric"),
         (["+eval.limt=5"], "eval.limt: no such key. Did you mean limit?"),
         (["eval.loss=off"], "eval.loss"),
         (["~eval.harness._target_"], "eval.harness"),

@@ -62,12 +62,12 @@ def test_example_is_linted(path):
     ("written", "instead", "fault"),
     [
         ("class Growth", "class Growths", "has no class Growth$"),
-        ("(Metric)", "", "does not subclass Metric"),
+        ("(BlockMetric)", "", "does not subclass Metric"),
         ("@strict\n", "", "is not decorated with @strict"),
-        ("def __call__", "def call", "is abstract: it does not define __call__"),
+        ("def compare", "def compares", "is abstract: it does not define compare"),
         (
-            "@strict\nclass Growth(Metric)",
-            "from depthcut.metric.kl import Kl as Growth\nclass G(Metric)",
+            "@strict\nclass Growth(BlockMetric)",
+            "from depthcut.metric.kl import Kl as Growth\nclass G(BlockMetric)",
             "is defined in",
         ),
     ],

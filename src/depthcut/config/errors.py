@@ -76,4 +76,6 @@ def describe_unknown_key(path: str, cause: BaseException | None) -> str:
     parent = getattr(cause, "parent_node", None)
     if not isinstance(parent, DictConfig):
         return f"{path}: no such key"
-    return describe_missing_key(path, parent, dict(parent.items_ex(resolve=False)).get("_target_"))
+    keys = dict(parent.items_ex(resolve=False))
+    offered = keys.keys() - {"hydra"} if "." not in path else keys.keys()  # the hydra section cannot be set
+    return describe_missing_key(path, sorted(map(str, offered)), keys.get("_target_"))

@@ -12,6 +12,8 @@ from depthcut.cut.scores import Scores
 from depthcut.runtime.strict import Method, strict
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from depthcut.data.text.tokens import Tokens
     from depthcut.model.decoder.dense import Dense
     from depthcut.model.decoder.measurement import Measurement
@@ -101,6 +103,51 @@ class Metric(Method, ABC):
             removed: units already removed; the remaining ones are numbered from 0. Empty unless ``rescores``.
             unit: the unit to score: whole layers, or only their attentions or MLPs.
         """
+
+
+@strict
+class BlockMetric(Metric):
+    """A metric that compares the hidden states on both sides of each block, token by token.
+
+    Attributes:
+        batch: sequences per forward pass.
+        until: stop reading when the block of ``prune=block`` wins this share of bootstrap draws; None reads all text.
+    """
+
+    batch: Annotated[int, Field(gt=0)]
+    until: WinShare
+    rescores: ClassVar[bool] = True
+    incidental: ClassVar[frozenset[str]] = frozenset({"batch"})
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether it stops reading once the block to drop is certain."""
+        return self.until is not None
+
+    @property
+    def compared_tokens(self) -> Literal["last", "all"]:
+        """Which tokens of each sample are compared."""
+        return "all"
+
+    @abstractmethod
+    def compare(self, states_NED: "Tensor") -> "Tensor":
+        """Return a value for each pair of edges, N x E x E, given the states of N tokens at E edges, in float64."""
+
+    def __call__(self, subject: "Subject", removed: tuple[int, ...] = (), unit: Unit = "layer") -> Scores:
+        """Score all blocks in one pass."""
+        from depthcut.metric.passes import block_scores
+        from depthcut.metric.passes.hidden_states import HiddenStates
+
+        states = HiddenStates(
+            subject=subject,
+            name=self.word,
+            batch=self.batch,
+            token=self.compared_tokens,
+            removed=removed,
+            unit=unit,
+            until=self.until,
+        )
+        return block_scores.score_blocks(states, self.compare)
 
 
 @strict
