@@ -75,7 +75,7 @@ def test_setup_refuses_a_full_disk_before_downloading(tmp_path):
     finally:
         subprocess.run(["umount", str(folder)], check=True)
     assert done.returncode == 2
-    assert re.fullmatch(r"error: \S+ needs about 3.5 GB of disk, 0.\d GB are free\n", done.stderr)
+    assert re.fullmatch(r"error: \S+ needs about 3.5 GB of disk, 0.\d GB free\n", done.stderr)
     assert done.stdout == ""
 
 

@@ -24,6 +24,7 @@ from depthcut.cut.plan import Plan
 from depthcut.heal.full import Full
 from depthcut.heal.training import adapter_modules, fit, shadow_layers
 from depthcut.model.checkpoint import sharded as checkpoint_sharded
+from depthcut.model.checkpoint import shards
 from depthcut.model.checkpoint.checkpoint import Checkpoint
 from depthcut.model.checkpoint.files import ModelFolder
 from depthcut.model.checkpoint.hash_cache import HashCache
@@ -170,13 +171,13 @@ def test_sharded_layer_needs_all_processes():
 def test_rows_are_sharded_as_in_torch(monkeypatch, tmp_path, rows, processes):
     whole = torch.arange(3.0 * rows).reshape(rows, 3).bfloat16()
     save_file({"x": whole}, tmp_path / "model.safetensors")
-    shards = TensorFiles(ModelFolder(tmp_path, HashCache(tmp_path / "hashes.json")))
+    files = TensorFiles(ModelFolder(tmp_path, HashCache(tmp_path / "hashes.json")))
     chunks = [*whole.chunk(processes), *[whole[:0]] * processes]
     for rank in range(processes):
         monkeypatch.setattr(ranks, "world_size", lambda: processes)
         monkeypatch.setattr(ranks, "global_rank", lambda number=rank: number)
-        assert_close(shards.lazy_tensors(["x"])["x"].rows(*shards.own_rows(rows))[:], chunks[rank])
-    assert shards.bytes_read == processes * whole.nbytes
+        assert_close(files.lazy_tensors(["x"])["x"].rows(*shards.own_rows(rows))[:], chunks[rank])
+    assert files.bytes_read == processes * whole.nbytes
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,8 @@ def numbers(outputs: Path) -> dict[str, float]:
 )
 def test_two_processes_heal_like_one_with_one_record(tmp_path, corpus, alone, how):
     said = run_torchrun(f"outputs={tmp_path}", *POINT, *STEPS, *corpus, "heal.micro_batch=1", *how)
-    assert said.count("record: ") == 1 and said.count(" tokens a pass") == 1 and said.count("healing:") <= 2
-    assert said.count("each of 2 processes holds a share") == 2 * ("stream=always" in how)  # dense, pruned
+    assert said.count("record: ") == 1 and said.count(" tokens per pass") == 1 and said.count("healing:") <= 2
+    assert said.count("each of 2 processes holds a shard") == 2 * ("stream=always" in how)  # dense, pruned
     assert losses(tmp_path) == pytest.approx(losses(alone), abs=2e-4)
     assert_close(weights(tmp_path), weights(alone), atol=2e-3, rtol=0)
     assert [each.parent.name for each in tmp_path.glob("main/*/record.json")] == [

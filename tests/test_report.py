@@ -168,7 +168,7 @@ def test_unusable_entries_are_counted_without_an_error(made):
     assert len(found.points) == 280 - 6
     assert set(found.damaged) == {each.parent for each in (b, c, d, e, f)}
     assert found.damaged[e.parent] == "a folder" and found.damaged[f.parent] == "nested too deeply"
-    assert "skipped: 1 folder no points, 1 folder of another version" in found.words
+    assert "1 folder of another version, 5 folders unreadable, 1 folder without points" in found.words
     assert report(made).returncode == 0
 
 

@@ -143,7 +143,7 @@ def test_invalid_request_fails_in_one_line_before_loading(tmp_path, said, line):
 def test_missing_sbatch_is_reported_in_one_line(tmp_path):
     done = run("-m", f"outputs={tmp_path}", *LAUNCHER, "prune.layers=1,2", PATH=str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr.startswith("error: hydra/launcher=slurm: there is no sbatch on the PATH")
+    assert done.stderr.startswith("error: hydra/launcher=slurm: sbatch is not on the PATH")
     assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
