@@ -84,6 +84,12 @@ def test_missing_module_inside_a_method_keeps_its_traceback(install):
         methods.build_method("metric", yaml.safe_load(EXAMPLE[YAML]))
 
 
+def test_option_with_a_default_is_refused(install):
+    install(EXAMPLE[CODE].replace('all tokens."""\n', 'all tokens."""\n\n    scale: float = 1.0\n'))
+    with pytest.raises(TypeError, match=r"Growth\.scale has a default; write the value into the yaml"):
+        methods.build_method("metric", yaml.safe_load(EXAMPLE[YAML]))
+
+
 @strict
 class OneLayerShort(Random):
     """Gives no score for the last layer."""

@@ -12,17 +12,6 @@ Length = Annotated[int, Field(gt=0, le=10_000_000)]
 """Tokens per sequence."""
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True)
-def strict(cls: type[T]) -> type[T]:
-    """Make ``cls`` a dataclass whose fields are its options: frozen, keyword-only, validated, without coercion.
-
-    Raises (on construction):
-        pydantic.ValidationError: for an unknown key, a missing key, a wrong type (``False`` is not 0.0) or range.
-    """
-    rules = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    return dataclass(cls, frozen=True, kw_only=True, config=rules)  # pyright: ignore[reportReturnType]
-
-
 class Method:
     """Base of all methods."""
 
@@ -30,6 +19,24 @@ class Method:
     def word(self) -> str:
         """The word that selects the method on the command line: the name of its module."""
         return type(self).__module__.rpartition(".")[2]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def strict(cls: type[T]) -> type[T]:
+    """Make ``cls`` a dataclass whose fields are its options: frozen, keyword-only, validated, without coercion.
+
+    Raises:
+        TypeError: if a field of a method has a default. All values are in the yaml, so a digest covers each of them.
+
+    Raises (on construction):
+        pydantic.ValidationError: for an unknown key, a missing key, a wrong type (``False`` is not 0.0) or range.
+    """
+    rules = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    made: Any = dataclass(cls, frozen=True, kw_only=True, config=rules)
+    for each in dataclasses.fields(made) if issubclass(cls, Method) else ():
+        if (each.default, each.default_factory) != (dataclasses.MISSING, dataclasses.MISSING):
+            raise TypeError(f"{cls.__name__}.{each.name} has a default; write the value into the yaml instead")
+    return made
 
 
 def method_fields(method: Any) -> dict[str, Any]:
