@@ -181,7 +181,7 @@ def test_axes_and_scores_follow_their_controls(opened):
     opened.select_option("#y", "share")
     text = drawn(opened, "curves").locator(".plot").inner_text()
     assert "bytes of weights" in text and "share of dense above chance" in text and "loss / log V" in text
-    for axis, words in (("size/flops_per_token", "FLOPs a token"), ("speed/tokens_per_second", "tokens/s")):
+    for axis, words in (("size/flops_per_token", "FLOPs per token"), ("speed/tokens_per_second", "tokens/s")):
         opened.select_option("#x", axis)
         opened.select_option("#cost", axis)
         for name in ("curves", "pareto"):
@@ -425,7 +425,7 @@ def test_accessibility_tree_has_names_and_no_pictures(opened):
     for words in ("banner", 'navigation "Sections"', 'complementary "Filters"', "main", "contentinfo"):
         assert re.search(rf"^ *- {words}:?", said, re.M), words
     assert said.count("- figure ") == len(FIGURES) and "20%" not in said  # what plotly writes beside its axes
-    names = ("Transitions: a row a curve and task", "Runs: a row a record", "Numbers of the figure: Transitions with")
+    names = ("Transitions: one row per curve and task", "Runs: one row per record", "Numbers of the figure: Transitions with")
     for name in names:
         table = opened.get_by_role("table", name=name)
         assert table.count() == 1 and opened.get_by_role("region", name=name).count() == 1
@@ -576,7 +576,7 @@ def test_lost_server_is_reported(watched, sweep):
     opened = watched.open(sweep.url)
     sweep.server.shutdown()
     sweep.server.server_close()
-    opened.locator("#said", has_text="does not answer").wait_for()
+    opened.locator("#said", has_text="does not respond").wait_for()
     opened.goto("about:blank")
     assert all("net::ERR_CONNECTION" in complaint for complaint in watched.complaints)
     watched.complaints.clear()

@@ -84,7 +84,7 @@ test("midpoints lie half way from the dense model to chance, for a loss to log V
 test("titles of the vertical axis", () => {
   assert.equal(scoreTitle(accuracy, "raw"), "accuracy");
   assert.equal(scoreTitle(accuracy, "share"), "share of dense above chance");
-  assert.equal(scoreTitle(loss, "raw"), "loss (nats a token)");
+  assert.equal(scoreTitle(loss, "raw"), "loss (nats per token)");
   assert.equal(scoreTitle(loss, "share"), "loss / log V");
   assert.equal(scoreTitle({ name: "validation/perplexity", kind: "other" }, "raw"), "perplexity");
 });

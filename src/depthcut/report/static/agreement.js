@@ -10,8 +10,8 @@ import { shareColorscale } from "./theme.js";
 
 const MOST_WITH_NUMBERS = 14;
 const OVERLAP_NOTE =
-  "Mean share of the dropped layers that two ways have in common, over the sizes that both cut; " +
-  "in brackets what two random choices would have.";
+  "Mean share of dropped layers that two methods share, over the cut sizes that both have; " +
+  "in brackets, the share expected by chance.";
 const RANK_NOTE = "Spearman's correlation of the scores of single layers; lower scores go first.";
 
 const named = (entries) => entries.map((entry) => ({ ...entry, name: withUnit(entry.model, entry.unit) }));

@@ -5,8 +5,8 @@ export const CUT_AXES = { fraction: "share of layers cut", dropped: "layers cut"
 const QUANTITIES = {
   "size/parameters": "parameters",
   "size/weight_bytes": "bytes of weights",
-  "size/cache_bytes": "bytes of KV cache a token",
-  "size/flops_per_token": "FLOPs a token",
+  "size/cache_bytes": "bytes of KV cache per token",
+  "size/flops_per_token": "FLOPs per token",
   "speed/tokens_per_second": "tokens/s",
 };
 

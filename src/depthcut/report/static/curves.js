@@ -11,7 +11,7 @@ import { escapeForPlotly, unique } from "./text.js";
 
 export const curvesFigure = {
   name: "curves",
-  description: "Scores against the share of layers cut, one line a way of choosing and healing",
+  description: "Scores against the share of layers cut, one line per method and healing recipe",
   build(firstRowOnly) {
     const lines = shownLines();
     const panels = curvePanels(lines).filter(({ curves }) => curves.length);

@@ -18,7 +18,7 @@ export function followServer() {
 async function poll() {
   const answer = await askServer();
   if (serverLost === Boolean(answer)) {
-    announce(answer ? "" : "The server does not answer; this is what it last said.");
+    announce(answer ? "" : "The server does not respond. This is the last state it sent.");
   }
   serverLost = !answer;
   if (answer && answer.version !== data.version && !isTyping()) {

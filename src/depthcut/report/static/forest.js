@@ -20,14 +20,14 @@ export const chosenTransitionTask = () => (tasks.names.includes(state.fall) ? st
 
 export const forestFigure = {
   name: "forest",
-  description: "Transitions with their 95 % intervals, one row a curve",
+  description: "Transitions with their 95 % intervals, one row per curve",
   build() {
     const task = chosenTransitionTask();
     const curves = shownLines().map((line) => ({ line, transition: transitionOf(line, task) }));
     const sorted = sortByMidpoint(curves.filter(({ transition }) => transition));
     if (!sorted.length) {
       return {
-        note: task ? "No curve that is shown has this number." : "No accuracy and no loss was measured along a curve.",
+        note: task ? "No visible curve has this number." : "No curve has an accuracy or a loss.",
       };
     }
     const drawn = sorted.slice(0, MOST_ROWS).map((curve, i, { length }) => ({ ...curve, y: length - 1 - i }));

@@ -24,7 +24,7 @@ export const healingFigure = {
     const notes = [
       curves.length > MOST_CURVES &&
         `${MOST_CURVES} of ${curves.length} healing curves are drawn; filter to see others.`,
-      running.length && "The thick lines are of points that run now.",
+      running.length && "Thick lines: points that are running.",
     ];
     return {
       traces: [...styledTraces(curves.slice(0, MOST_CURVES)), ...running.map(runningTrace)],
@@ -32,7 +32,7 @@ export const healingFigure = {
         height: 420,
         uirevision: state.pace + state.logx,
         xaxis: plotAxis({ title: { text: state.pace }, type: state.logx ? "log" : "linear" }),
-        yaxis: plotAxis({ title: { text: "training loss (nats a token)" } }),
+        yaxis: plotAxis({ title: { text: "training loss (nats per token)" } }),
       },
       rows: [...curves.flatMap(finishedRows), ...running.flatMap(runningRows)],
       head: ["run", "model", "healing", "share cut", "tokens", "seconds", "loss"],

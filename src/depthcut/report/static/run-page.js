@@ -83,7 +83,7 @@ function commandAndConfig(run) {
   const config = yamlText(runConfig(run, data.parts));
   const button = (id, onclick, text) => element("button", { type: "button", id, onclick }, text);
   const hint =
-    "In a checkout at the same commit; where the folder is not at hand, save the config and name its folder instead.";
+    "Run this in a checkout at the same commit. If the folder is not available, save the config and pass its path instead.";
   return [
     element("h3", {}, "Run it again"),
     element("p", { class: "quiet" }, hint),

@@ -26,7 +26,7 @@ export function drawRunTable() {
   const scores = names.flatMap((name) => [name, "healed"]).map((head) => ({ head, number: true }));
   fillSortableTable({
     id: "runs-table",
-    caption: "Runs: a row a record",
+    caption: "Runs: one row per record",
     columns: [...COLUMNS, ...scores],
     rows: runRows(names),
     sortKey: "sort-runs",

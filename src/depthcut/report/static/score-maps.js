@@ -13,7 +13,7 @@ export const mapsFigure = {
   build() {
     const map = chosenEntry(mapEntries, "map");
     if (!map) {
-      return { note: "No record leads to scores that lie in the cache beside its study (outputs/cache/scores)." };
+      return { note: "No record's scores are in the cache next to its study (outputs/cache/scores)." };
     }
     return {
       traces: [scoreTrace(map), ...chosenBlockTraces(map)],

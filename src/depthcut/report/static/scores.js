@@ -43,7 +43,7 @@ export function midpointScore(score, measure, scale, dense) {
 export function scoreTitle(measure, scale) {
   const isLoss = measure.kind === "loss";
   if (scale === "share") return isLoss ? "loss / log V" : "share of dense above chance";
-  if (isLoss) return "loss (nats a token)";
+  if (isLoss) return "loss (nats per token)";
   return measure.kind === "accuracy" ? "accuracy" : measure.name.split("/").pop();
 }
 

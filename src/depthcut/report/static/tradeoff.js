@@ -1,4 +1,4 @@
-// Score against memory or speed, and the points that no other beats.
+// Score against memory or speed, and the points that no other point beats.
 import { axisName, axisTickFormat } from "./axes.js";
 import { data, denseOf, findMeasure } from "./data.js";
 import { moreIsBetter, paretoFront } from "./fronts.js";
@@ -23,12 +23,12 @@ export const chosenGain = () => (findMeasure(state.gain) ? state.gain : initialM
 
 export const tradeoffFigure = {
   name: "pareto",
-  description: "Score against memory or speed, and the points that no other beats",
+  description: "Score against memory or speed, and the points that no other point beats",
   build() {
     const [gain, cost] = [chosenGain(), chosenCost()];
     if (!gain) return { note: "Nothing was measured." };
     const cuts = shownLines().flatMap((line) => cutPoints(line, gain, cost));
-    if (!cuts.length) return { note: `No point that is shown has both ${gain} and ${axisName(cost)}.` };
+    if (!cuts.length) return { note: `No visible point has both ${gain} and ${axisName(cost)}.` };
     const points = [...cuts, ...densePoints(gain, cost)];
     const moreGain = findMeasure(gain).kind === "accuracy";
     const front = paretoFront(points, moreIsBetter(cost) ? 1 : -1, moreGain ? 1 : -1);

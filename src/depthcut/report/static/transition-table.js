@@ -19,7 +19,7 @@ const COLUMNS = [
 export function drawTransitionTable() {
   fillSortableTable({
     id: "falls-table",
-    caption: "Transitions: a row a curve and task",
+    caption: "Transitions: one row per curve and task",
     columns: COLUMNS,
     rows: transitionRows(),
     sortKey: "sort-falls",
