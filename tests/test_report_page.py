@@ -425,7 +425,11 @@ def test_accessibility_tree_has_names_and_no_pictures(opened):
     for words in ("banner", 'navigation "Sections"', 'complementary "Filters"', "main", "contentinfo"):
         assert re.search(rf"^ *- {words}:?", said, re.M), words
     assert said.count("- figure ") == len(FIGURES) and "20%" not in said  # what plotly writes beside its axes
-    names = ("Transitions: one row per curve and task", "Runs: one row per record", "Numbers of the figure: Transitions with")
+    names = (
+        "Transitions: one row per curve and task",
+        "Runs: one row per record",
+        "Numbers of the figure: Transitions with",
+    )
     for name in names:
         table = opened.get_by_role("table", name=name)
         assert table.count() == 1 and opened.get_by_role("region", name=name).count() == 1

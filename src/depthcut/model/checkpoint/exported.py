@@ -79,27 +79,16 @@ def load_exported(path: str | Path, *, dtype: "Dtype" = "bfloat16", device: str 
     config, plan = read_config(files, described)
     whole = Plan(config.get_text_config().num_hidden_layers, ())
     tensor_files = TensorFiles(files)
+    tensors = tensor_files.lazy_tensors(tensor_files.weight_map)
     load_config = quantisation.LoadConfig("none", getattr(torch, dtype), device)
+    replaced = described.get("replaced", False)
     if described.get("narrowed", False):
-        model = narrow.build_narrow_model(
-            files.title,
-            config,
-            tensor_files.lazy_tensors(tensor_files.weight_map),
-            plan,
-            Widths.read(folder / WIDTHS_FILE),
-            load_config,
-        )
+        widths = Widths.read(folder / WIDTHS_FILE)
+        model = narrow.build_narrow_model(files.title, config, tensors, plan, widths, load_config)
     else:
-        replaced = described.get("replaced", False)
-        model = loading.build_model(
-            files.title,
-            config,
-            tensor_files.lazy_tensors(tensor_files.weight_map),
-            whole if replaced else plan,
-            load_config,
-        )
-        if replaced:
-            gaps.insert_filling(model, Filling.read(folder), plan, load_config)
+        model = loading.build_model(files.title, config, tensors, whole if replaced else plan, load_config)
+    if replaced:
+        gaps.insert_filling(model, Filling.read(folder), plan, load_config)
     if (generation := loading.read_generation_config(files)) is not None:
         model.generation_config = generation
     return model

@@ -83,6 +83,18 @@ def build_model(
             if "conversion of the weights" not in str(error):
                 raise
             raise UserError(f"{title}: its tensors do not match its config; {REFETCH_HINT}") from None
+    check_loading_report(title, report, tensors)
+    model.__class__ = kind
+    keep_differentiable(model)
+    return cast("PreTrainedModel", model).eval()
+
+
+def check_loading_report(title: str, report: dict[str, Any], tensors: Mapping[str, LazyTensor]) -> None:
+    """Check that each weight of the model was loaded; log the tensors that do not belong to it.
+
+    Raises:
+        UserError: if a weight is missing or has another shape.
+    """
     if report["missing_keys"]:
         raise UserError(f"{title}: its files do not contain {min(report['missing_keys'])}; {REFETCH_HINT}")
     if report["mismatched_keys"]:
@@ -93,9 +105,6 @@ def build_model(
         strangers = report["unexpected_keys"]
         quantised.check_strangers(title, strangers, tensors)
         log.warning("%s: %d tensors do not belong to the model, e.g. %s", title, len(strangers), min(strangers))
-    model.__class__ = kind
-    keep_differentiable(model)
-    return cast("PreTrainedModel", model).eval()
 
 
 def check_shapes(title: str, bare: "PreTrainedModel", tensors: Mapping[str, LazyTensor]) -> None:

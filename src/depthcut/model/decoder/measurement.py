@@ -1,4 +1,4 @@
-"""What a metric measures of each sub-network: batches, a value per token, an average."""
+"""Measurement of sub-networks: batches, a value per token, an average."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
