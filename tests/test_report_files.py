@@ -235,7 +235,7 @@ def test_nothing_to_show_fails_in_one_line(tmp_path):
 
 def test_help_names_the_page():
     shown = report("--help").stdout
-    assert "python -m depthcut.report serve outputs" in shown and "figures/*.pdf for a paper" in shown
+    assert "depthcut report --live outputs" in shown and "figures/*.pdf for a paper" in shown
     assert "127.0.0.1" in report("serve", "--help").stdout or "localhost" in report("serve", "--help").stdout
 
 

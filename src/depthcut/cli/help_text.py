@@ -1,5 +1,6 @@
 """The text of ``--help``: the groups with their defaults, the choices of a group, the commented options of a choice."""
 
+import ast
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -9,22 +10,26 @@ from typing import Any
 import yaml
 
 from depthcut.config.values import CONF
-from depthcut.report import methods
 from depthcut.runtime import validation
 from depthcut.runtime.errors import UserError
 
+METHOD_GROUPS = ("metric", "prune", "replace", "heal", "eval", "log")
+PACKAGES = Path(__file__).parents[2]
 USAGE = """\
 depthcut removes layers from a language model, heals it, and measures the result.
 
-  python run.py KEY=VALUE ...              run one point: python run.py model=pico prune.frac=0.5
-  python run.py -m KEY=VALUE,VALUE ...     run a sweep: python run.py -m prune.frac=0,0.25,0.5
-  python run.py --help heal                list the choices of a group
-  python run.py --help heal=lora           list the options of a choice, with their comments
-  python run.py --config FILE              run the config.yaml of a point
-  python run.py --config-dir FOLDER ...    also find choices in FOLDER, such as FOLDER/experiment/mine.yaml
-  python run.py --cfg job KEY=VALUE ...    print the composed config
-  python run.py --version                  print the version
-  python -m depthcut.report outputs/main   print the table of a study
+  depthcut KEY=VALUE ...              run one point: depthcut model=pico prune.frac=0.5
+  depthcut -m KEY=VALUE,VALUE ...     run a sweep: depthcut -m prune.frac=0,0.25,0.5
+  depthcut --help heal                list the choices of a group
+  depthcut --help heal=lora           list the options of a choice, with their comments
+  depthcut --config FILE              run the config.yaml of a point
+  depthcut --config-dir FOLDER ...    also find choices in FOLDER, such as FOLDER/experiment/mine.yaml
+  depthcut --cfg job KEY=VALUE ...    print the composed config
+  depthcut --version                  print the version
+  depthcut report outputs/main        print the table of a study; depthcut report --help: page, figures, tables
+  depthcut mergekit outputs/main/POINT    write the cut as a mergekit config
+
+Results are written to outputs/ in the current folder. In a checkout, `python run.py` is the same as `depthcut`.
 """
 
 
@@ -93,10 +98,20 @@ def default_choices() -> dict[str, list[str]]:
     return {key: value if isinstance(value, list) else [str(value)] for key, value in pairs}
 
 
+def module_summary(group: str, path: Path) -> str:
+    """Return the first docstring line of the module that a yaml names."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    target: str = (config if "_target_" in config else config[path.stem])["_target_"]
+    module = PACKAGES.joinpath(*target.split(".")[:-1]).with_suffix(".py")
+    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8")))
+    assert docstring, f"{module} has no first line ({group}={path.stem})"
+    return docstring.splitlines()[0]
+
+
 def choice_summary(group: str, name: str) -> str:
     """Return what a choice is, in a line: of its module, or of its yaml's first comment."""
     path: Path = CONF / group / f"{name}.yaml"
-    if group in methods.GROUPS:
-        return methods.module_summary(group, path)
+    if group in METHOD_GROUPS:
+        return module_summary(group, path)
     comments: Iterable[str] = (line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
     return next((line[2:] for line in comments if not line.startswith("# @")), "")

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +26,8 @@ from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import quote_paths
 
 Task = Callable[[DictConfig], Any]
+COMMANDS = {"report": "depthcut.report.__main__", "mergekit": "depthcut.study.mergekit"}
+"""Subcommands: the module whose ``main`` runs each."""
 # Where this package is installed, bitsandbytes and transformers fetch code from the hub and run it.
 sys.modules.setdefault("kernels", None)  # pyright: ignore[reportArgumentType, reportCallIssue]
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # which says that it is not there
@@ -169,4 +172,8 @@ def run_sweep(loader: Loader, task: Task, overrides: Sequence[str]) -> None:
 def main() -> int:
     """Run the command line of this process; return its exit status."""
     gc.set_threshold(700, 10, 1000)  # imports leave no garbage; to look for it among all that there is took 2 s of 9
-    return failures.run_guarded(partial(run_command, point.run_point, sys.argv[1:]))
+    words = sys.argv[1:]
+    if words and words[0] in COMMANDS:
+        command = import_module(COMMANDS[words[0]])
+        return failures.run_guarded(partial(command.main, words[1:]))
+    return failures.run_guarded(partial(run_command, point.run_point, words))

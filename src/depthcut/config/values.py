@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.validation import describe_missing_key, format_value
 
-CONF = Path(__file__).parents[3] / "conf"
+PACKAGED_CONF = Path(__file__).parents[1] / "conf"
+CONF = PACKAGED_CONF if PACKAGED_CONF.is_dir() else Path(__file__).parents[3] / "conf"  # in a checkout, at the top
 PLAIN = re.compile(r"\$\{\s*(oc\.select:\s*[\w.]+\s*(,\s*[\w.-]*)?|[\w.\[\]-]*)\s*\}")
 """A reference to another key, such as ``${model.heal.rank}``; ``${oc.select:KEY,DEFAULT}`` is one too."""
 RESOLVER = "{} must not call a resolver; a config can only refer to its own keys, as in ${{prune.frac}}"

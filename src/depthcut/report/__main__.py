@@ -1,15 +1,19 @@
 """Show studies in the terminal, as one HTML file, as figures and tables, or on localhost.
 
-python -m depthcut.report outputs/A                      progress, and a table of the finished points
-python -m depthcut.report outputs/A outputs/B -o r.html  one self-contained page, to send or for an appendix
-python -m depthcut.report outputs/A --format pdf         outputs/A/figures/*.pdf for a paper (png, svg; csv, md: tables)
-python -m depthcut.report serve outputs                  the page on localhost, which follows running sweeps
+depthcut report outputs/A                      progress, and a table of the finished points
+depthcut report outputs/A outputs/B -o r.html  one self-contained page, to send or for an appendix
+depthcut report outputs/A --format pdf         outputs/A/figures/*.pdf for a paper (png, svg; csv, md: tables)
+depthcut report --live outputs                 the page on localhost, which follows running sweeps
+
+`python -m depthcut.report` is the same, and `serve` the same as `--live`.
 """
 
 import argparse
 import io
 import os
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -21,15 +25,15 @@ from depthcut.runtime.errors import UserError
 FORMATS = ("html", "png", "svg", "pdf", "csv", "md")
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Show the studies named on the command line."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # in many small fits, threads only wait for each other
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=cells.ERRORS)
-    if sys.argv[1:2] == ["serve"]:
-        return serve_studies(sys.argv[2:])
-    options = build_parser().parse_args()
+    if words[:1] == ["serve"] or "--live" in words:
+        return serve_studies([word for word in words if word not in ("serve", "--live")])
+    options = build_parser().parse_args(words)
     check_output(options)
     found = study.read_studies(options.study)
     if options.format or options.output:
@@ -41,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line, except for ``serve``."""
     head, _, usage = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="python -m depthcut.report",
+        prog="depthcut report",
         description=head,
         epilog=usage,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -51,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     where = "file for the page or table, or folder for the figures (default: in the study's folder)"
     add("-o", "--output", type=Path, help=where)
     add("--format", choices=FORMATS, help="output format (default: the extension of OUTPUT)")
+    add("--live", action="store_true", help="serve the page on localhost (--port N) and follow running sweeps")
     add("--title", default="", help="heading of the page (default: the names of the studies)")
     return parser
 
@@ -82,9 +87,7 @@ def show_studies(found: study.Studies, studies: list[Path]) -> None:
     """Print the progress and a table of the finished points; for one study, also write ``NAME/table.csv``."""
     out = Console()
     if not found.states and not found.points:
-        raise UserError(
-            f"{', '.join(map(str, studies))}: no points found; create some with `python run.py -m name=...`"
-        )
+        raise UserError(f"{', '.join(map(str, studies))}: no points found; create some with `depthcut -m name=...`")
     for line in state.state_lines(found):
         out.print(line, highlight=False)
     if not found.points:
@@ -111,11 +114,11 @@ def write_report(found: study.Studies, options: argparse.Namespace) -> None:
         Console().print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
-def serve_studies(arguments: list[str]) -> None:
+def serve_studies(arguments: Sequence[str]) -> None:
     """Serve the page of the given studies until Ctrl-C."""
     from depthcut.report import serve
 
-    parser = argparse.ArgumentParser(prog="python -m depthcut.report serve", description=serve.__doc__)
+    parser = argparse.ArgumentParser(prog="depthcut report --live", description=serve.__doc__)
     parser.add_argument(
         "study", type=Path, nargs="+", help="folder of a study (outputs/main) or of several studies (outputs)"
     )
@@ -125,4 +128,4 @@ def serve_studies(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(failures.run_guarded(main))
+    sys.exit(failures.run_guarded(partial(main, sys.argv[1:])))

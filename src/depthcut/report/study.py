@@ -109,7 +109,7 @@ def study_folders(path: Path) -> Iterator[Path]:
         UserError: if it is not a folder.
     """
     if not path.is_dir():
-        raise UserError(f"no study at {path}; create one under outputs/ with `python run.py name=...`")
+        raise UserError(f"no study at {path}; create one under outputs/ with `depthcut name=...`")
     children = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
     if any(is_point_folder(each) for each in children):
         yield path

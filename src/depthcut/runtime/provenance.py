@@ -33,8 +33,13 @@ def code_identity() -> str:
 
 
 def source_commit() -> str | None:
-    """Return the commit of this package's checkout, with ``+changes`` if it was edited; None without git."""
+    """Return the commit of this package's checkout, with ``+changes`` if it was edited; None without git.
+
+    An installed package that lies inside another project's repository has no commit.
+    """
     try:
+        if Path(git_output(SOURCE, "rev-parse", "--show-toplevel")) != SOURCE.parents[1]:
+            return None
         head = git_output(SOURCE, "rev-parse", "HEAD")
         return head + ("+changes" if git_output(SOURCE, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):

@@ -1,7 +1,8 @@
-"""`python -m depthcut.mergekit PLAN.json --model NAME`: converts a plan to a slice file for mergekit."""
+"""`depthcut mergekit PLAN.json --model NAME`: converts a plan to a slice file for mergekit."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -50,14 +51,14 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.format_usage().strip()}")
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Print or write the slice file of a plan."""
-    parser = OneLineParser(prog="python -m depthcut.mergekit", description=__doc__)
+    parser = OneLineParser(prog="depthcut mergekit", description=__doc__)
     parser.add_argument("plan", type=Path, metavar="PLAN.json", help="of a point of a study, or written by hand")
     parser.add_argument("--model", required=True, metavar="NAME", help="a folder, or OWNER/NAME on the hub")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights to be written")
     parser.add_argument("-o", type=Path, metavar="FILE", dest="file", help="write to this file instead of printing")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     text = slice_yaml(Plan.read(given.plan), given.model, given.dtype)
     if given.file is None:
         sys.stdout.write(text)
