@@ -75,7 +75,7 @@ def test_card_lists_results_plan_usage_and_citation(pico: Path, tmp_path: Path) 
     assert "pruned" in front["tags"]
     assert "# my_model, drops layers 2-3 of 0-7, keeps 6" in made
     assert "| validation/loss | 4.250 ± 0.125 | 4.000 |" in made
-    assert "AutoModelForCausalLM.from_pretrained(path)" in made and "python run.py" in made
+    assert "AutoModelForCausalLM.from_pretrained(path)" in made and "depthcut model=" in made
     assert "Versions: python" in made and "depthcut" in made and "@article{gromov2024" in made
     config_block = made.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(config_block)["prune"]["drop"] == ["2-3"]

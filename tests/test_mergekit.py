@@ -78,7 +78,7 @@ def test_command_prints_or_writes(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["none.json", "--model", "x"], "error: no plan at none.json"),
-        (["{folder}/plan.json"], "error: the following arguments are required: --model; usage: python -m depthcut"),
+        (["{folder}/plan.json"], "error: the following arguments are required: --model; usage: depthcut mergekit"),
         (["{folder}/plan.json", "--model", "x", "--dtype", "int"], "error: argument --dtype: invalid choice: 'int'"),
         (["{folder}/plan.json", "--model", "x", "-o", "{folder}"], "error: cannot write"),
         (["{folder}/halves.json", "--model", "x"], "error: this plan drops the attention of layers"),

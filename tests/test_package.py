@@ -22,7 +22,8 @@ def wheel(tmp_path_factory) -> Path:
     """Build the source distribution, and the wheel from its content."""
     folder = tmp_path_factory.mktemp("build")
     pip = [sys.executable, "-m", "pip", "install", "-q", "--target", folder / "tool", "hatchling>=1.27"]
-    subprocess.run(pip, check=True)
+    if subprocess.run(pip, check=False).returncode:
+        pytest.skip("hatchling cannot be downloaded")
     build = [sys.executable, "-m", "hatchling", "build", "-d", folder / "dist"]
     subprocess.run(build, check=True, cwd=ROOT, env={"PYTHONPATH": str(folder / "tool"), "PATH": "/usr/bin:/bin"})
     assert len([*folder.glob("dist/depthcut-*.tar.gz")]) == 1

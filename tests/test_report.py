@@ -221,7 +221,7 @@ def test_later_record_of_a_point_wins(made):
 
 def test_terminal_report_imports_nothing_heavy(made):
     code = (
-        "import sys; sys.argv = ['report', sys.argv[1]]; from depthcut.report.__main__ import main; main();"
+        "import sys; sys.argv = ['report', sys.argv[1]]; from depthcut.report.__main__ import main; main(sys.argv[1:]);"
         "print({'torch', 'plotly', 'pandas', 'scipy', 'matplotlib', 'transformers'} & set(sys.modules))"
     )
     call = [sys.executable, "-c", code, str(made / "made_phi_2")]

@@ -169,10 +169,12 @@ def read_base_file(run: "RunView", file: str) -> str:
 
 def command_line(run: "RunView") -> str:
     """Return the command line of this process; for a job without one, the words that choose its methods."""
-    command = {"run.py": ["python", "run.py"], "depthcut": ["depthcut"], "__main__.py": ["python", "-m", "depthcut"]}
-    if words := command.get(Path(sys.argv[0]).name):
-        return shlex.join([*words, *sys.argv[1:]])
+    script = Path(sys.argv[0])
+    if script.name == "run.py":
+        return shlex.join(["python", "run.py", *sys.argv[1:]])
+    if script.name == "depthcut" or script.parts[-2:] == ("depthcut", "__main__.py"):
+        return shlex.join(["depthcut", *sys.argv[1:]])
     composed = run.config
     groups = ("model", "metric", "prune", "replace", "heal")
     words = [f"{group}={table.method_name({'config': composed}, group)}" for group in groups]
-    return f"python run.py {' '.join(words)}  # with the config below"
+    return f"depthcut {' '.join(words)}  # with the config below"
