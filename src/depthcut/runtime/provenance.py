@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("depthcut", "torch", "transformers", "peft", "bitsandbytes", "lightning", "lm_eval", "datasets")
-SOURCE = Path(__file__).parents[1]
+SOURCE = Path(__file__).resolve().parents[1]
 
 
 def package_versions() -> dict[str, str]:
