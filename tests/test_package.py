@@ -16,6 +16,9 @@ from running import text_files
 pytestmark = pytest.mark.slow
 POINT = ("model=pico", "data=files", "eval=[loss]", "heal=lora", "heal.steps=2", "heal.warmup=0", "heal.batch=2")
 
+CLEAN = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+"""The environment without a checkout's modules."""
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
@@ -33,12 +36,19 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """Install the wheel outside the checkout, next to this environment's dependencies; return the commands' folder."""
-    folder = tmp_path_factory.mktemp("empty")
+    """Install the wheel inside another project's repository, next to this environment's dependencies.
+
+    Returns:
+        The folder of the commands.
+    """
+    folder = tmp_path_factory.mktemp("project")
+    git = ["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel]
-    subprocess.run(pip, check=True)
+    subprocess.run(pip, check=True, env=CLEAN)
     (own,) = (folder / "venv").glob("lib/python*/site-packages")
     (own / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # not its editable installs
     return python.parent
@@ -46,8 +56,7 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 def call(*words, folder: Path) -> str:
     """Run a command outside the checkout; return its output."""
-    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, cwd=folder, env=clean, check=False)
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, cwd=folder, env=CLEAN, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -72,7 +81,7 @@ def test_command_runs_a_point_and_reports_outside_the_checkout(installed, tmp_pa
     (path,) = tmp_path.glob("outputs/main/*/record.json")
     record = json.loads(path.read_text())
     assert {"dense/validation/loss", "healed/validation/loss"} <= record.keys()
-    assert record.get("commit") is None
+    assert record["commit"] is None  # not that of the repository that the package is installed in
     assert "1 finished, 0 unfinished" in call(depthcut, "report", "outputs/main", folder=tmp_path)
     call(installed / "python", "-m", "depthcut", "report", "outputs/main", "-o", "page.html", folder=tmp_path)
     assert "<html" in (tmp_path / "page.html").read_text()

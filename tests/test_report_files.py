@@ -233,6 +233,13 @@ def test_nothing_to_show_fails_in_one_line(tmp_path):
     assert not (tmp_path / "r.html").exists()
 
 
+@pytest.mark.parametrize("arguments", [(), ("--live",), ("serve",), ("x", "--format", "gif")])
+def test_wrong_arguments_fail_in_one_line(arguments):
+    done = report(*arguments)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "usage: depthcut report" in done.stderr
+
+
 def test_help_names_the_page():
     shown = report("--help").stdout
     assert "depthcut report --live outputs" in shown and "figures/*.pdf for a paper" in shown

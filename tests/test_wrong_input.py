@@ -50,6 +50,14 @@ def line_of(done) -> str:
     return lines[0].removeprefix("error: ")
 
 
+@pytest.mark.parametrize(("word", "says"), [("reprot", "Did you mean report? "), ("metric", "")])
+def test_unknown_command_is_named_with_the_choices(word, says):
+    with pytest.raises(UserError) as error:
+        main.dispatch([word, "outputs/main"])
+    expected = f"{word}: no such command, and not an override, which is KEY=VALUE. {says}Available: mergekit, report"
+    assert str(error.value) == expected
+
+
 CONFIG = [
     ("model=lama2_7b", "model=lama2_7b: no such model. Did you mean llama2_7b? Available: gemma3_270m, "),
     ("metric=angle", "metric=angle: no such metric. Did you mean angular? Available: angular"),

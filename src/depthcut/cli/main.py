@@ -3,14 +3,14 @@
 import argparse
 import gc
 import logging
-import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.override_parser.types import Override
@@ -19,8 +19,10 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from depthcut.cli import help_text, point
+from depthcut.cli.arguments import parse_arguments
 from depthcut.cli.composition import Loader, without_hydra
-from depthcut.runtime import documents, failures, progress
+from depthcut.cli.refusals import refuse_deleted_folder
+from depthcut.runtime import documents, failures, progress, validation
 from depthcut.runtime.documents import DamagedError
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import quote_paths
@@ -57,33 +59,6 @@ def run_command(task: Task, words: Sequence[str]) -> None:
         (run_sweep if asked.multirun else run_point)(loader, task, asked.overrides)
 
 
-def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Read the flags of the command line; what is left are overrides.
-
-    Raises:
-        UserError: for a flag that does not exist.
-    """
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-m", "--multirun", action="store_true")
-    parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("-c", "--cfg", choices=["job"])
-    parser.add_argument("--config-dir", "-cd")
-    parser.add_argument("--config")
-    for flag in ("--resolve", "--version"):
-        parser.add_argument(flag, action="store_true")
-    parser.add_argument("overrides", nargs="*")
-    return parser.parse_intermixed_args(words)
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """A parser whose complaint is an exception."""
-
-    def error(self, message: str) -> NoReturn:
-        """Refuse a flag, or its value."""
-        flags = "-m, --help, --version, --cfg job, --resolve, --config FILE and --config-dir FOLDER"
-        raise UserError(f"{message}. The flags are {flags}")
-
-
 def read_point_config(path: Path, asked: argparse.Namespace) -> DictConfig:
     """Read the config of a point, as its config.yaml holds it.
 
@@ -107,18 +82,6 @@ def require_own_tasks(composed: DictConfig, overrides: Sequence[str]) -> None:
     from depthcut.config import build
 
     build.require_tasks_of_command_line(build.build_experiment(composed), overrides)
-
-
-def refuse_deleted_folder() -> None:
-    """Hydra, and every relative path, needs the current folder.
-
-    Raises:
-        UserError: if it is gone.
-    """
-    try:
-        os.getcwd()  # noqa: PTH109  Path.cwd() is the same
-    except FileNotFoundError as error:
-        raise UserError("the current folder was deleted; change to an existing one") from error
 
 
 def compose_config(loader: Loader, overrides: Sequence[str]) -> DictConfig:
@@ -172,8 +135,22 @@ def run_sweep(loader: Loader, task: Task, overrides: Sequence[str]) -> None:
 def main() -> int:
     """Run the command line of this process; return its exit status."""
     gc.set_threshold(700, 10, 1000)  # imports leave no garbage; to look for it among all that there is took 2 s of 9
-    words = sys.argv[1:]
-    if words and words[0] in COMMANDS:
-        command = import_module(COMMANDS[words[0]])
-        return failures.run_guarded(partial(command.main, words[1:]))
-    return failures.run_guarded(partial(run_command, point.run_point, words))
+    return failures.run_guarded(partial(dispatch, sys.argv[1:]))
+
+
+def dispatch(words: Sequence[str]) -> None:
+    """Run a subcommand, or else what the overrides ask for.
+
+    Raises:
+        UserError: for a mistake in the command line.
+    """
+    first = words[0] if words else ""
+    if first in COMMANDS:
+        import_module(COMMANDS[first]).main(words[1:])
+    elif re.fullmatch(r"[a-z]+", first):
+        raise UserError(
+            f"{first}: no such command, and not an override, which is KEY=VALUE. "
+            f"{validation.suggest_choices(first, [*COMMANDS])}"
+        )
+    else:
+        run_command(point.run_point, words)

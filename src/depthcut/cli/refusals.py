@@ -1,5 +1,6 @@
-"""Overrides that are refused before Hydra acts on them."""
+"""Overrides, and a deleted folder, that are refused before Hydra acts on them."""
 
+import os
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -82,3 +83,15 @@ def refuse_idle(overrides: Iterable[Override], cfg: DictConfig) -> None:
                 f"{each.key_or_group} has no effect: no chosen evaluation reads eval.{word}. Choose the evaluations "
                 f"with eval=[{choice}]",
             )
+
+
+def refuse_deleted_folder() -> None:
+    """Hydra, and every relative path, needs the current folder.
+
+    Raises:
+        UserError: if it is gone.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109  Path.cwd() is the same
+    except FileNotFoundError as error:
+        raise UserError("the current folder was deleted; change to an existing one") from error

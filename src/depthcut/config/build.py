@@ -9,13 +9,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from depthcut.config import errors
 from depthcut.config import values as config_values
-from depthcut.config.experiment import PARTS, Data, Experiment
+from depthcut.config.experiment import Data, Experiment
 from depthcut.config.methods import GROUPS, build_method, construct_validated
 from depthcut.eval import Eval
 from depthcut.eval.harness import Harness
 from depthcut.eval.likelihood import task_files
 from depthcut.runtime import validation
 from depthcut.runtime.errors import UserError
+
+PARTS = ("calibration", "train", "validation")
 
 
 def build_experiment(cfg: Mapping[Any, Any]) -> Experiment:

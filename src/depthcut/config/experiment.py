@@ -1,4 +1,4 @@
-"""From the composed config to one frozen Experiment: every mistake is found here, before anything heavy is loaded."""
+"""One frozen Experiment, which checks that its methods work together before anything heavy is loaded."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,6 @@ from depthcut.runtime.errors import UserError
 from depthcut.runtime.paths import PathText
 from depthcut.runtime.strict import strict
 
-PARTS = ("calibration", "train", "validation")
 StudyName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}$")]
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from depthcut.report import cells, state, study, table
 from depthcut.runtime import failures
+from depthcut.runtime.arguments import OneLineParser
 from depthcut.runtime.errors import UserError
 
 FORMATS = ("html", "png", "svg", "pdf", "csv", "md")
@@ -31,8 +32,10 @@ def main(words: Sequence[str]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=cells.ERRORS)
-    if words[:1] == ["serve"] or "--live" in words:
-        return serve_studies([word for word in words if word not in ("serve", "--live")])
+    if words[:1] == ["serve"]:
+        return serve_studies(words[1:])
+    if "--live" in words:
+        return serve_studies([word for word in words if word != "--live"])
     options = build_parser().parse_args(words)
     check_output(options)
     found = study.read_studies(options.study)
@@ -44,7 +47,7 @@ def main(words: Sequence[str]) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line, except for ``serve``."""
     head, _, usage = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="depthcut report",
         description=head,
         epilog=usage,
@@ -118,7 +121,7 @@ def serve_studies(arguments: Sequence[str]) -> None:
     """Serve the page of the given studies until Ctrl-C."""
     from depthcut.report import serve
 
-    parser = argparse.ArgumentParser(prog="depthcut report --live", description=serve.__doc__)
+    parser = OneLineParser(prog="depthcut report --live", description=serve.__doc__)
     parser.add_argument(
         "study", type=Path, nargs="+", help="folder of a study (outputs/main) or of several studies (outputs)"
     )

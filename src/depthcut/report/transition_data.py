@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-
 Reason = Literal["", "few", "unknown", "dense", "flat", "unfinished"]
-
 
 REASONS: dict[Reason, str] = {
     "": "",

@@ -1,4 +1,4 @@
-"""Durable files: written atomically, cached by content, verified before use.
+"""Durable files: digests, atomic writes, locks.
 
 Every file is written under a temporary name in its own folder, flushed to disk and renamed. A rename across file
 systems would be a copy, which a kill can cut short.

@@ -1,4 +1,4 @@
-"""Folders whose content is verified: a manifest holds each file's size and hash."""
+"""Folders cached by content and verified before use: a manifest holds each file's size and hash."""
 
 import logging
 import os

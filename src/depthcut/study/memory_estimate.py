@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from depthcut.model.checkpoint.checkpoint import Checkpoint
     from depthcut.model.decoder.quantisation import Quantise
 
-
 CUDA_CONTEXT_BYTES = GIB  # of the GPU's memory, for CUDA itself and the libraries
 
 

@@ -1,16 +1,14 @@
 """`depthcut mergekit PLAN.json --model NAME`: converts a plan to a slice file for mergekit."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-from typing_extensions import override
+from typing import TYPE_CHECKING, Any
 
 from depthcut.cut.plan import Plan
 from depthcut.cut.spans import layer_spans
 from depthcut.runtime import store
+from depthcut.runtime.arguments import OneLineParser
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,15 +38,6 @@ def slice_yaml(plan: Plan, model: str, dtype: "Dtype" = "bfloat16") -> str:
     runs = [{"sources": [{"model": model, "layer_range": list(run)}]} for run in layer_spans(plan.keep)]
     content: dict[str, Any] = {"slices": runs, "merge_method": "passthrough", "dtype": dtype}
     return f"# depthcut {plan.words}.\n" + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=1000)
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser that reports errors in one line, as the rest of depthcut does."""
-
-    @override
-    def error(self, message: str) -> NoReturn:
-        """Raise the error as a UserError."""
-        raise UserError(f"{message}; {self.format_usage().strip()}")
 
 
 def main(words: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Tokenisation of a source, written to disk once."""
+"""Tokenisation of a source: packed once, cached by content, shared by all runs."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from depthcut.data import Source, text_fingerprint
-from depthcut.data.text.tokens import BATCH_CHARACTERS, FORMAT, Tokens, logger, separator_id, tokenizer_digest
+from depthcut.data.text.tokens import FORMAT, Tokens, logger, separator_id, tokenizer_digest
 from depthcut.runtime import panics, store, verified
 from depthcut.runtime.errors import UserError
 from depthcut.runtime.progress import Meter
 
 if TYPE_CHECKING:
     pass
+
+BATCH_CHARACTERS = 250_000
 
 
 def tokenize_source(

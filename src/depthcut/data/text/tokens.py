@@ -1,4 +1,4 @@
-"""Tokenised texts: packed once, cached by content, shared by all runs; and the check for overlap."""
+"""Tokenised texts in memory, their batches, and the check that parts do not overlap."""
 
 import hashlib
 import json
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
-BATCH_CHARACTERS = 250_000
 logger = logging.getLogger(__name__)
 
 

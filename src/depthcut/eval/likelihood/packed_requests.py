@@ -1,4 +1,7 @@
-"""Requests packed into rows as trees of contexts."""
+"""Requests packed into rows as trees of contexts.
+
+Legend: B rows, T tokens, V vocabulary, P scored positions per row, S scored tokens.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +14,6 @@ from transformers import PreTrainedModel
 from depthcut.model.decoder import layers
 
 TokenIds = tuple[int, ...]
-
 
 Request = tuple[TokenIds, TokenIds]
 """The tokens of a context and of one continuation."""

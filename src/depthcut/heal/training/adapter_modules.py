@@ -23,9 +23,7 @@ from depthcut.runtime.errors import UserError
 if TYPE_CHECKING:
     pass
 
-
 log = logging.getLogger("depthcut")
-
 
 ADAPTER_FILE = "adapter_model.safetensors"
 

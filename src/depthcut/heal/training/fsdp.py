@@ -23,8 +23,6 @@ from depthcut.runtime import ranks
 
 SHARDS_ATTRIBUTE = "depthcut_shares"
 """Attribute of a twin with the shards that its empty parameters will hold, by name."""
-MEMORY_FRACTION = 0.9
-"""Fraction of the free memory that a model may take when it returns from the host."""
 
 
 class FsdpStrategy(ModelParallelStrategy):

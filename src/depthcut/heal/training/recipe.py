@@ -1,4 +1,4 @@
-"""Options that healing methods share: the training, and the place of the adapters."""
+"""Options that all trained healing methods share."""
 
 import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal

@@ -1,4 +1,4 @@
-"""Whole layers built from shards for the training: FSDP2 wraps them, the model keeps its own."""
+"""Twins of a model's layers, which FSDP2 shards and trains in their place (:mod:`depthcut.heal.training.fsdp`)."""
 
 import copy
 from collections.abc import Generator, Sequence
@@ -10,11 +10,14 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
-from depthcut.heal.training.fsdp import MEMORY_FRACTION, SHARDS_ATTRIBUTE, gather_tensor, local_shard
+from depthcut.heal.training.fsdp import SHARDS_ATTRIBUTE, gather_tensor, local_shard
 from depthcut.model.checkpoint.sharded import ShardedLayers
 from depthcut.model.decoder import layers as decoder_layers
 from depthcut.runtime import devices
 from depthcut.runtime.errors import UserError
+
+MEMORY_FRACTION = 0.9
+"""Fraction of the free memory that a model may take when it returns from the host."""
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""The teacher's most likely tokens, computed live or read from disk."""
+"""The teacher's most likely tokens, computed live or read from disk.
+
+Legend: B sequences, T tokens, N positions, D width, K the teacher's most likely tokens.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -21,14 +24,11 @@ from depthcut.model.decoder import layers
 if TYPE_CHECKING:
     from depthcut.heal import Workspace
 
-
 TopKLogProbs = tuple[Tensor, Tensor]
 """The K most likely tokens at N positions; their log-probabilities and that of all other tokens together."""
 
-
 TopKTeacher = Callable[[MicroBatch], Callable[[Tensor], TopKLogProbs]]
 """Maps a batch to a function from position numbers, of all but each row's last, to their log-probabilities."""
-
 
 LOG_PROB_FLOOR = -100.0
 """Log-probability that stands for a probability of 0."""

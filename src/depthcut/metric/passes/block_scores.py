@@ -1,6 +1,10 @@
-"""Scores of all blocks from hidden states, with bootstrap intervals."""
+"""Scores of all blocks from hidden states, with bootstrap intervals.
+
+Legend: N tokens of one sample, E edges, D width, S samples, R bootstrap draws.
+"""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,11 +12,16 @@ from torch import Tensor
 
 from depthcut.cut.plan import Unit
 from depthcut.cut.scores import Scores, bootstrap_weights
-from depthcut.metric.passes.hidden_states import STOP_CHECKS, EdgeComparison, HiddenStates
+from depthcut.metric.passes.hidden_states import HiddenStates
 from depthcut.runtime.errors import UserError
 
 if TYPE_CHECKING:
     pass
+
+STOP_CHECKS = frozenset(2**k for k in range(4, 30))  # numbers of samples at which to check whether they suffice
+
+EdgeComparison = Callable[[Tensor], Tensor]
+"""Maps the states of tokens at all edges, float64 N x E x D, to a value for each pair of edges, N x E x E."""
 
 
 def score_blocks(over: HiddenStates, compare: EdgeComparison) -> Scores:

@@ -3,7 +3,7 @@
 Legend: N tokens of one sample, E edges, D width, B batch, T tokens, S samples.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from depthcut.metric import Subject
 
 TokenSelection = Literal["last", "all"]
-EdgeComparison = Callable[[Tensor], Tensor]
-"""Maps the states of tokens at all edges, float64 N x E x D, to a value for each pair of edges, N x E x E."""
-STOP_CHECKS = frozenset(2**k for k in range(4, 30))  # numbers of samples at which to check whether they suffice
 
 
 @dataclass(frozen=True, kw_only=True)

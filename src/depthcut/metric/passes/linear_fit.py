@@ -1,4 +1,7 @@
-"""Least-squares fits between hidden states on both sides of a block."""
+"""Least-squares fits between hidden states on both sides of a block.
+
+Legend: N tokens, E edges, D width, T tokens of one sample, S samples, R bootstrap draws, or rank in ``basis_NR``.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
@@ -13,17 +16,13 @@ if TYPE_CHECKING:
 
     from depthcut.metric.passes.hidden_states import HiddenStates
 
-
 MapKind = Literal["least_squares", "procrustes"]
-
 
 FittedMap = Callable[["Tensor"], "Tensor"]
 """Maps the states Y after a block, N x D, to their prediction from the states X before it."""
 
-
 # A column of X adds no rank if the others explain all but this fraction of its length: states are float32 at best.
 RANK_TOLERANCE = 1e-6
-
 
 # Nor does one this much shorter than the longest: it is constant, and its remainder is rounding error.
 LENGTH_TOLERANCE = 1e-12

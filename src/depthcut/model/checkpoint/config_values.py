@@ -10,13 +10,10 @@ from depthcut.runtime.errors import UserError
 if TYPE_CHECKING:
     pass
 
-
 FILE = "config.json"
-
 
 # Config keys for the number of layers.
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-
 
 # Sizes: positive integers, or lists with one per layer.
 SIZES = frozenset(
@@ -27,13 +24,10 @@ SIZES = frozenset(
     }
 )
 
-
 OBJECTS = frozenset({"text_config", "vision_config", "audio_config", "rope_scaling", "rope_parameters"})
-
 
 # Far above real models; a larger value is a mistake that would take hours or all of the memory.
 DEEPEST, LARGEST, NESTED = 1000, 2**31 - 1, 50
-
 
 # Keys that select code, kernels or the form of the output, and do not affect the weights.
 CHOICES = re.compile(

@@ -1,7 +1,4 @@
-"""The files of a model, local or remote, each identified by its SHA-256.
-
-Hashes are cached between processes by path, size, times and inode: a model of 100 GB is hashed once.
-"""
+"""The files of a model, local or remote, each identified by its SHA-256."""
 
 import json
 import logging

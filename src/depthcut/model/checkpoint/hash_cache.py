@@ -1,4 +1,7 @@
-"""Cached SHA-256 digests of a model's files."""
+"""Cached SHA-256 digests of a model's files.
+
+They are cached between processes by path, size, times and inode: a model of 100 GB is hashed once.
+"""
 
 import logging
 from pathlib import Path

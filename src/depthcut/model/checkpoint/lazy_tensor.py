@@ -11,7 +11,6 @@ from depthcut.runtime.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-
 # Type names in the format and in torch.
 TORCH_DTYPES = {
     "BF16": "bfloat16",

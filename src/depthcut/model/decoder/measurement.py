@@ -1,4 +1,7 @@
-"""Measurement of sub-networks: batches, a value per token, an average."""
+"""Measurement of sub-networks: batches, a value per token, an average.
+
+Legend: B batch, T tokens, V vocabulary, K sub-networks, N sequences.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +15,6 @@ from depthcut.model.decoder import inputs, layerwise
 
 if TYPE_CHECKING:
     from depthcut.data.text.tokens import Tokens
-
 
 TokenMeasure = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """Maps a sub-network's logits (B x T x V, float32), the dense model's and the targets (-100 for none) to one value per

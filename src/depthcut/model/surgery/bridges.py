@@ -9,7 +9,6 @@ Legend: B batch, T tokens, D width.
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from depthcut.cut.plan import Plan
@@ -104,9 +103,3 @@ def remove_bridges(model: nn.Module) -> None:
                 if hasattr(layer, side):
                     delattr(layer, side)
             layer.__class__ = vars(type(layer))["plain"]
-
-
-@torch.inference_mode()
-def apply_bridge(parts: dict[str, Tensor], x_ND: Tensor) -> Tensor:
-    """Apply a bridge with these parts to hidden states."""
-    return Bridge(parts)(x_ND)

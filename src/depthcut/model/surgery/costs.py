@@ -10,10 +10,8 @@ if TYPE_CHECKING:
 
     from depthcut.model.decoder.quantisation import Dtype, Quantise
 
-
 # bitsandbytes' NF4 with double quantisation: weights per scale of one byte, and such scales per float32 scale.
 NF4_BLOCK, NF4_SCALES = 64, 256
-
 
 # Per matrix: two tables, of 16 and 256 float32, and the mean that was subtracted from the scales.
 NF4_TABLE_BYTES = 4 * (16 + 256 + 1)

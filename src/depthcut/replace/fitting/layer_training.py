@@ -14,9 +14,7 @@ from depthcut.runtime.errors import UserError
 if TYPE_CHECKING:
     pass
 
-
 log = logging.getLogger("depthcut")
-
 
 BETAS = (0.9, 0.95)
 

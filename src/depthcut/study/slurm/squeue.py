@@ -11,7 +11,6 @@ from depthcut.runtime.errors import UserError
 if TYPE_CHECKING:
     pass
 
-
 ENDED_STATES = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
 )
