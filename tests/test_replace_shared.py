@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import depthcut
 from adapting import train_briefly
 from comparing import assert_near
+from depthcut import algorithm
 from depthcut.cut.plan import Plan
 from depthcut.heal.training import adapter_modules
 from depthcut.model.checkpoint import exported
 from depthcut.model.decoder import layers
+from depthcut.model.decoder.inputs import token_losses
 from depthcut.model.decoder.quantisation import LoadConfig
 from depthcut.model.surgery import gaps, inserted, shared
 from depthcut.model.surgery.filling import Filling
@@ -231,6 +233,22 @@ def test_healing_trains_adapters_and_own_weights_only(llama, quantise, tmp_path)
     torch.testing.assert_close(logits(merged), after, rtol=0.02, atol=0.05 if quantise == "nf4" else 1e-3)
     exported.write_exported(merged, PLAN, tmp_path / "out")
     assert torch.equal(logits(depthcut.load(tmp_path / "out", dtype="float32")), logits(merged))
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning warns of SLURM, of workers, of its own dependencies
+@pytest.mark.parametrize("words", ["shared replace.rank=4 replace.gain=null", "linear replace.fuse=true"])
+def test_exported_gpt2_has_the_recorded_loss(words, tmp_path):
+    """GPT-2 stores its linear layers transposed."""
+    steps = ("heal=lora", "heal.steps=3", "heal.warmup=0", "heal.batch=2", "model.heal.lr=1e-2", "prune.layers=2")
+    here = opened(tmp_path, model_of("gpt2"), *f"replace={words}".split(), *steps)
+    algorithm.run_experiment(here.experiment, here)
+    model = depthcut.load(here.folder / "model", dtype="float32")
+    ids_BT, mask_BT = next(here.texts.part("validation").batches(8))
+    with torch.no_grad():
+        losses_BT = token_losses(model(ids_BT, attention_mask=mask_BT).logits[:, :-1], ids_BT[:, 1:])
+    found = (losses_BT * mask_BT[:, 1:]).sum() / mask_BT[:, 1:].sum()
+    assert found.item() == pytest.approx(here.numbers["healed/validation/loss"], abs=1e-4)
+    assert abs(here.numbers["healed/validation/loss"] - here.numbers["pruned/validation/loss"]) > 0.01
 
 
 def test_four_bit_sharing_uses_the_quantised_base(llama):
